@@ -1,0 +1,144 @@
+"""The language model behind a gateway: what it is asked, what it answers, how it fails.
+
+A `Model` takes an OpenAI chat-completions request body (a plain dict, as parsed from JSON) and gives either
+one complete `Answer` or a stream of `Chunk`s. Both are already OpenAI-shaped: the gateway copies the dicts
+into its responses and adds what is the gateway's own (ids, prices, proofs).
+
+It does not know payments, sessions, HTTP responses or SSE framing, and it never sees a wallet.
+
+Shapes, all JSON-ready:
+
+`Answer.message`
+    `{"role": "assistant", "content": str | None, "tool_calls"?: [ToolCall], "reasoning_content"?: str}`
+    `content` is None exactly when there are tool calls and no text.
+ToolCall
+    `{"id": str, "type": "function", "function": {"name": str, "arguments": str}}`, arguments being JSON text.
+`Answer.finish_reason`
+    `"stop"`, `"length"`, `"tool_calls"` or `"content_filter"`.
+`Answer.usage`, `Chunk.usage`
+    `{"prompt_tokens": int, "completion_tokens": int, "total_tokens": int,
+    "prompt_tokens_details"?: {"cached_tokens": int, "audio_tokens": int},
+    "completion_tokens_details"?: {"reasoning_tokens": int, "audio_tokens": int}}`
+`Chunk.delta`
+    any subset of `{"role": "assistant", "content": str, "reasoning_content": str, "tool_calls": [part]}`; a
+    part is `{"index": int | None, "id"?: str, "type"?: "function", "function": {"name"?, "arguments"?}}`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Protocol
+
+
+class ToolCallStyle(StrEnum):
+    """The ways in which real gateways have been seen to stream tool calls; clients must read them all."""
+
+    FRAGMENTS = "fragments"
+    """id and name first, then the arguments in pieces: what OpenAI does."""
+    WHOLE = "whole"
+    """every call complete in one chunk of its own."""
+    NULL_INDEX = "null_index"
+    """as fragments, but `index` is null; only the first piece of a call names its id."""
+    REPEATED_IDS = "repeated_ids"
+    """as fragments, but every piece repeats id, type and name."""
+    INTERLEAVED = "interleaved"
+    """as fragments, but the pieces of several calls take turns."""
+    WITH_TEXT = "with_text"
+    """every call complete, in one chunk that carries text as well."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """How an answer is cut up and timed. Only `broken_arguments` changes what is said."""
+
+    pace_s: float = 0.0
+    """seconds to wait before each chunk after the first, the terminal one included."""
+    tool_calls: ToolCallStyle = ToolCallStyle.FRAGMENTS
+    broken_arguments: bool = False
+    """cut the JSON of tool arguments short, as models do now and then; complete answers are cut too."""
+    as_message: bool = False
+    """put `message` where `delta` belongs, as some gateways do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """One complete answer: `choices[0]` of a chat completion, and its usage."""
+
+    message: dict[str, Any]
+    finish_reason: str
+    usage: dict[str, Any]
+    model: str
+    """the model that answered, under the name that the response should carry."""
+
+    def choice(self) -> dict[str, Any]:
+        """`choices[0]` of a `chat.completion`."""
+        return {"index": 0, "message": self.message, "finish_reason": self.finish_reason}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """One piece of a streamed answer: `choices[0]` of a `chat.completion.chunk`.
+
+    A stream is any number of chunks whose `finish_reason` is None, then exactly one terminal chunk: empty
+    delta, `finish_reason` set, `usage` set. A stream without a terminal chunk is a fault of the model.
+    """
+
+    delta: dict[str, Any]
+    model: str
+    finish_reason: str | None = None
+    usage: dict[str, Any] | None = None
+    as_message: bool = False
+
+    @property
+    def is_terminal(self) -> bool:
+        """True for the last chunk of a stream, which carries finish_reason and usage."""
+        return self.finish_reason is not None
+
+    def choice(self) -> dict[str, Any]:
+        """`choices[0]` of a `chat.completion.chunk`, under `delta` or, when so delivered, under `message`."""
+        return {
+            "index": 0,
+            "message" if self.as_message else "delta": self.delta,
+            "finish_reason": self.finish_reason,
+        }
+
+
+class ModelError(Exception):
+    """The model, or the server behind it, did not answer. `status` is the HTTP status to pass on.
+
+    400 and 404: the request cannot be served as it is (body, model name). 429: the provider is busy.
+    502: the provider's answer is unusable, or it cannot be reached. 503: it is down. 504: it took too long.
+    """
+
+    def __init__(
+        self, status: int, message: str, *, provider_status: int | None = None, is_retryable: bool = False
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.provider_status = provider_status
+        """what the provider itself answered, when it did answer."""
+        self.is_retryable = is_retryable
+
+
+class Model(Protocol):
+    """Something that answers chat-completions requests. One instance serves any number of calls at once."""
+
+    async def complete(self, request: Mapping[str, Any], *, delivery: Delivery = ...) -> Answer:
+        """Answer `request` in one piece. Raises ModelError."""
+        ...
+
+    def stream(self, request: Mapping[str, Any], *, delivery: Delivery = ...) -> AsyncGenerator[Chunk, None]:
+        """Answer `request` piece by piece, each yielded as soon as it exists; see `Chunk` for the order.
+
+        A plain call that returns an async generator (no await): iterate it with `async for`, and `aclose()`
+        it when the reader goes away, which also ends the work upstream. Raises ModelError from the first or
+        any later iteration.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Release connections. Call it on the loop that used the model."""
+        ...
