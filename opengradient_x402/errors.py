@@ -1,0 +1,217 @@
+"""Every exception that the package raises on purpose. Each one says what happened to the money.
+
+    OpenGradientError
+    ├── NotPaid                        no signature left this process; nothing can be charged
+    │   ├── ConfigurationError         (also a ValueError)
+    │   │   ├── InvalidPrivateKey
+    │   │   ├── UnknownNetwork
+    │   │   ├── UnknownModel
+    │   │   └── InsecureEndpoint
+    │   ├── ChallengeInvalid           the gateway's 402 does not follow the protocol
+    │   ├── PolicyRefused              the gateway's terms are not acceptable to the SpendPolicy
+    │   │   └── BudgetExceeded
+    │   ├── InsufficientFunds
+    │   ├── AllowanceMissing
+    │   ├── GatewayUnreachable
+    │   ├── PaymentRejected            the gateway refused the signature; the chain was not touched
+    │   ├── ChainUnavailable           an RPC node did not answer a question
+    │   └── LedgerUnavailable
+    ├── PaymentOutcomeUnknown          a signature left; only the chain can say whether it was used
+    └── PaidButFailed                  the call will be charged (up to the authorized amount)
+        ├── GatewayError
+        ├── StreamInterrupted
+        ├── ResponseInvalid
+        └── ProofRejected
+
+Does not know where errors come from. A message never holds a key, a signature or a session id: exceptions
+end up in logs, traces and pickles.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from opengradient_x402.receipts import SettlementReceipt
+
+ErrorKind = Literal[
+    "authentication",
+    "chain",
+    "configuration",
+    "connection",
+    "content_filter",
+    "context_length",
+    "invalid_request",
+    "ledger",
+    "model_not_found",
+    "payment",
+    "policy",
+    "proof",
+    "provider",
+    "rate_limit",
+    "timeout",
+]
+
+
+class MoneyOutcome(StrEnum):
+    """What an error means for the money."""
+
+    NOT_PAID = "not_paid"
+    UNKNOWN = "unknown"
+    PAID = "paid"
+
+
+class OpenGradientError(Exception):
+    """The root: carries the outcome for the money, and the receipt as soon as there is one.
+
+    `is_retryable` says that calling again is safe for the money *and* could help. After a signature has
+    left it is False, whatever the cause was.
+    """
+
+    money: MoneyOutcome = MoneyOutcome.UNKNOWN
+    kind: ErrorKind = "provider"
+    is_retryable: bool = False
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        receipt: SettlementReceipt | None = None,
+        call_id: str | None = None,
+        status_code: int | None = None,
+        kind: ErrorKind | None = None,
+        is_retryable: bool | None = None,
+    ) -> None:
+        # Exactly one positional argument: pickle and copy rebuild with `cls(*args)` and then restore __dict__.
+        super().__init__(message)
+        self.receipt = receipt
+        self.call_id = call_id
+        self.status_code = status_code
+        if kind is not None:
+            self.kind = kind
+        if is_retryable is not None:
+            self.is_retryable = is_retryable
+
+    @property
+    def message(self) -> str:
+        """What happened, what it means for the money, what to do."""
+        return str(self.args[0])
+
+
+class NotPaid(OpenGradientError):
+    """No signature left this process: nothing can be charged."""
+
+    money = MoneyOutcome.NOT_PAID
+
+
+class ConfigurationError(NotPaid, ValueError):
+    """A value given by the user, or by the environment, cannot be used."""
+
+    kind: ErrorKind = "configuration"
+
+
+class InvalidPrivateKey(ConfigurationError):
+    """The private key is missing or is not a secp256k1 key. The message never shows it."""
+
+    kind: ErrorKind = "authentication"
+
+
+class UnknownNetwork(ConfigurationError):
+    """No network of that name, or its description cannot be read."""
+
+
+class UnknownModel(ConfigurationError):
+    """No model of that name."""
+
+    kind: ErrorKind = "model_not_found"
+
+
+class InsecureEndpoint(ConfigurationError):
+    """An endpoint that money must not be sent to: plain http off loopback, or an unexpected address."""
+
+
+class ChallengeInvalid(NotPaid):
+    """A PAYMENT-REQUIRED header that does not follow x402 v2, or asks for something unsafe by design."""
+
+    kind: ErrorKind = "payment"
+
+
+class PolicyRefused(NotPaid):
+    """The terms are well-formed, and the SpendPolicy does not accept them."""
+
+    kind: ErrorKind = "policy"
+
+
+class BudgetExceeded(PolicyRefused):
+    """The authorization would take spending above a budget."""
+
+
+class InsufficientFunds(NotPaid):
+    """The payer's balance (of the token, or of the gas coin) is too small."""
+
+    kind: ErrorKind = "payment"
+
+
+class AllowanceMissing(NotPaid):
+    """The payer has not allowed Permit2 to move enough of the token."""
+
+    kind: ErrorKind = "payment"
+
+
+class GatewayUnreachable(NotPaid):
+    """No connection to the gateway was made before anything was signed."""
+
+    kind: ErrorKind = "connection"
+    is_retryable = True
+
+
+class PaymentRejected(NotPaid):
+    """The gateway looked at the payment and refused it."""
+
+    kind: ErrorKind = "payment"
+
+
+class ChainUnavailable(NotPaid):
+    """An RPC node did not answer, or answered with an error."""
+
+    kind: ErrorKind = "chain"
+    is_retryable = True
+
+
+class LedgerUnavailable(NotPaid):
+    """The ledger cannot be written; without it nothing is signed."""
+
+    kind: ErrorKind = "ledger"
+
+
+class PaymentOutcomeUnknown(OpenGradientError):
+    """A signature left and no answer told what became of it. Reconcile before you call again."""
+
+    kind: ErrorKind = "connection"
+
+
+class PaidButFailed(OpenGradientError):
+    """The payment was accepted, and the call did not give what was paid for."""
+
+    money = MoneyOutcome.PAID
+
+
+class GatewayError(PaidButFailed):
+    """The gateway, or the provider behind it, answered with an error after the payment was accepted."""
+
+
+class StreamInterrupted(PaidButFailed):
+    """The stream ended before its end marker: the text so far is incomplete."""
+
+    kind: ErrorKind = "connection"
+
+
+class ResponseInvalid(PaidButFailed):
+    """The response cannot be read as a chat completion."""
+
+
+class ProofRejected(PaidButFailed):
+    """The enclave's signature, or a settlement proof, does not hold."""
+
+    kind: ErrorKind = "proof"
