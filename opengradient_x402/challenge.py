@@ -1,0 +1,296 @@
+"""PAYMENT-REQUIRED bytes -> a validated `Challenge`. Pure and strict (x402 v2, HTTP transport §4).
+
+Everything here comes from a stranger who wants money: sizes, depths, types and ranges are checked before a
+value is used, and nothing is repaired. Does not know what is acceptable to the payer; that is `policy`.
+A 402 without the header is not for this module either.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import isfinite
+from typing import Any, Final, Literal
+
+from opengradient_x402.addresses import checksum_address
+from opengradient_x402.errors import ChallengeInvalid
+from opengradient_x402.money import MAX_UINT256
+
+MAX_HEADER_CHARS: Final = 64 * 1024
+MAX_DEPTH: Final = 32
+MAX_ITEMS: Final = 4096
+MAX_TERMS: Final = 16
+MAX_TEXT_CHARS: Final = 4096
+MAX_TIMEOUT_S: Final = 2**32
+"""Longer than any policy allows; a bound so that `now + timeout` stays a sane uint256."""
+
+Scheme = Literal["upto", "exact"]
+TransferMethod = Literal["permit2", "eip3009"]
+
+_ASCII_DECIMAL = re.compile(r"0|[1-9][0-9]{0,77}", re.ASCII)
+_CAIP2_EVM = re.compile(r"eip155:([1-9][0-9]{0,18})", re.ASCII)
+_ESCROW_WORDS: Final = frozenset({"upfront", "escrow", "deposit", "prepaid", "prepay"})
+"""Flows that take the money before the service (threat 30): refused wherever a term names one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PaymentTerms:
+    """One way to pay that a gateway accepts: an entry of `accepts`, validated. Addresses are EIP-55."""
+
+    scheme: Scheme
+    network: str
+    chain_id: int
+    asset: str
+    amount_atomic: int
+    pay_to: str
+    max_timeout_s: int
+    transfer_method: TransferMethod
+    facilitator: str | None
+    asset_name: str | None
+    asset_version: str | None
+    raw: dict[str, Any] = field(repr=False)
+    """The entry verbatim: a payment must give it back unchanged. Never edit it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SkippedTerms:
+    """An entry of `accepts` that this client cannot use, and why."""
+
+    index: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Challenge:
+    """What a gateway asks for: at least one usable set of terms, the resource, and the verbatim rest."""
+
+    terms: tuple[PaymentTerms, ...]
+    skipped: tuple[SkippedTerms, ...] = ()
+    resource_url: str
+    resource: dict[str, Any] = field(repr=False)
+    error: str | None
+    extensions: dict[str, Any] = field(repr=False)
+
+
+def parse_challenge(header: str) -> Challenge:
+    """Read the value of a PAYMENT-REQUIRED header.
+
+    Raises ChallengeInvalid, with the reason, for everything that is not a safe x402 v2 challenge with at
+    least one usable entry.
+    """
+    document = _decoded(header)
+    _check_version(document)
+    resource = _object(document.get("resource"), "resource")
+    resource_url = _text(resource.get("url"), "resource.url")
+    extensions = _object(document.get("extensions") or {}, "extensions")
+    error = document.get("error")
+    terms, skipped = _usable(document.get("accepts"))
+    return Challenge(
+        terms=terms,
+        skipped=skipped,
+        resource_url=resource_url,
+        resource=resource,
+        error=error[:MAX_TEXT_CHARS] if isinstance(error, str) else None,
+        extensions=extensions,
+    )
+
+
+def _decoded(header: str) -> dict[str, Any]:
+    if len(header) > MAX_HEADER_CHARS:
+        raise _invalid(f"the PAYMENT-REQUIRED header has {len(header)} characters (limit {MAX_HEADER_CHARS})")
+    try:
+        content = base64.b64decode(header.encode("ascii"), validate=True)
+    except (UnicodeEncodeError, binascii.Error) as exc:
+        raise _invalid("the PAYMENT-REQUIRED header is not base64") from exc
+    try:
+        document = json.loads(
+            content.decode("utf-8"),
+            object_pairs_hook=_unique_keys,
+            parse_constant=_no_constant,
+            parse_float=_finite,
+        )
+    except (ValueError, RecursionError) as exc:
+        raise _invalid("the PAYMENT-REQUIRED header does not hold valid JSON") from exc
+    _check_shape(document)
+    return _object(document, "the challenge")
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # Two values under one key: we would check one of them, and somebody else would use the other.
+    document = dict(pairs)
+    if len(document) != len(pairs):
+        raise ValueError("a key occurs twice")
+    return document
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if not isfinite(number):  # 1e999 would come back as Infinity, which is not JSON
+        raise ValueError("a number is out of range")
+    return number
+
+
+def _check_shape(document: Any) -> None:
+    """Bound nesting and the number of values, iteratively: deep input must not use our stack."""
+    seen = 0
+    pending: list[tuple[Any, int]] = [(document, 1)]
+    while pending:
+        value, depth = pending.pop()
+        seen += 1
+        if depth > MAX_DEPTH:
+            raise _invalid(f"the challenge is nested deeper than {MAX_DEPTH} levels")
+        if seen > MAX_ITEMS:
+            raise _invalid(f"the challenge holds more than {MAX_ITEMS} values")
+        if isinstance(value, dict):
+            pending.extend((item, depth + 1) for item in value.values())
+        elif isinstance(value, list):
+            pending.extend((item, depth + 1) for item in value)
+
+
+def _check_version(document: Mapping[str, Any]) -> None:
+    version = document.get("x402Version")
+    if isinstance(version, bool) or version != 2 or not isinstance(version, int):
+        reason = (
+            "it speaks x402 version 1, which cannot bind the facilitator"
+            if version == 1 and not isinstance(version, bool)
+            else f"its x402Version is {_shown(version)}"
+        )
+        raise _invalid(f"{reason}; only version 2 is accepted")
+
+
+def _usable(accepts: Any) -> tuple[tuple[PaymentTerms, ...], tuple[SkippedTerms, ...]]:
+    if not isinstance(accepts, list) or not accepts:
+        raise _invalid("`accepts` is not a list with at least one entry")
+    if len(accepts) > MAX_TERMS:
+        raise _invalid(f"`accepts` has {len(accepts)} entries (limit {MAX_TERMS})")
+    terms: list[PaymentTerms] = []
+    skipped: list[SkippedTerms] = []
+    for index, entry in enumerate(accepts):
+        raw = _object(entry, f"accepts[{index}]")
+        scheme = raw.get("scheme")
+        network = raw.get("network")
+        if scheme not in ("upto", "exact"):
+            skipped.append(SkippedTerms(index=index, reason=f"scheme {_shown(scheme)} is not supported"))
+        elif isinstance(network, str) and not network.startswith("eip155:"):
+            skipped.append(SkippedTerms(index=index, reason=f"network {_shown(network)} is not an EVM chain"))
+        else:
+            terms.append(_terms(raw, scheme, f"accepts[{index}]"))
+    if not terms:
+        reasons = "; ".join(f"accepts[{skip.index}]: {skip.reason}" for skip in skipped)
+        raise _invalid(f"none of its entries can be used ({reasons})")
+    return tuple(terms), tuple(skipped)
+
+
+def _terms(raw: dict[str, Any], scheme: Scheme, where: str) -> PaymentTerms:
+    extra = _object({} if raw.get("extra") is None else raw["extra"], f"{where}.extra")
+    _refuse_escrow(raw, extra, where)
+    network = raw.get("network")
+    match = _CAIP2_EVM.fullmatch(network) if isinstance(network, str) else None
+    if not isinstance(network, str) or match is None:
+        raise _invalid(f"{where}.network is {_shown(network)}, not a CAIP-2 chain such as eip155:8453")
+    facilitator = extra.get("facilitatorAddress")
+    if facilitator is None and scheme == "upto":
+        raise _invalid(f"{where} is an upto payment without facilitatorAddress: anybody could settle it")
+    return PaymentTerms(
+        scheme=scheme,
+        network=network,
+        chain_id=int(match[1]),
+        asset=_address(raw.get("asset"), f"{where}.asset"),
+        amount_atomic=_amount(raw.get("amount"), f"{where}.amount"),
+        pay_to=_address(raw.get("payTo"), f"{where}.payTo"),
+        max_timeout_s=_timeout(raw.get("maxTimeoutSeconds"), f"{where}.maxTimeoutSeconds"),
+        transfer_method=_transfer_method(extra.get("assetTransferMethod"), scheme, where),
+        facilitator=None if facilitator is None else _address(facilitator, f"{where}.facilitatorAddress"),
+        asset_name=_optional_text(extra.get("name"), f"{where}.extra.name"),
+        asset_version=_optional_text(extra.get("version"), f"{where}.extra.version"),
+        raw=raw,
+    )
+
+
+def _refuse_escrow(raw: Mapping[str, Any], extra: Mapping[str, Any], where: str) -> None:
+    for key in ("flow", "paymentFlow", "mode", "settlement"):
+        for holder in (raw, extra):
+            value = holder.get(key)
+            if isinstance(value, str) and value.lower() in _ESCROW_WORDS:
+                raise _invalid(f"{where} asks for the {value.lower()} flow: the money would go before the answer")
+    named = sorted(_ESCROW_WORDS.intersection(str(key).lower() for key in (*raw, *extra)))
+    if named:
+        raise _invalid(f"{where} asks for the {named[0]} flow: the money would go before the answer")
+
+
+def _transfer_method(method: Any, scheme: Scheme, where: str) -> TransferMethod:
+    if method is None:
+        return "permit2" if scheme == "upto" else "eip3009"
+    if method == "permit2":
+        return "permit2"
+    if method == "eip3009" and scheme == "exact":
+        return "eip3009"
+    raise _invalid(f"{where} wants assetTransferMethod {_shown(method)}, which {scheme} does not have")
+
+
+def _amount(value: Any, where: str) -> int:
+    if not isinstance(value, str) or _ASCII_DECIMAL.fullmatch(value) is None:
+        raise _invalid(f"{where} is {_shown(value)}, not a decimal string of atomic units")
+    amount = int(value)
+    if amount > MAX_UINT256:
+        raise _invalid(f"{where} is above 2^256 - 1")
+    return amount
+
+
+def _timeout(value: Any, where: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= MAX_TIMEOUT_S:
+        raise _invalid(f"{where} is {_shown(value)}, not a positive number of seconds")
+    return value
+
+
+def _address(value: Any, where: str) -> str:
+    if not isinstance(value, str):
+        raise _invalid(f"{where} is {_shown(value)}, not an address")
+    try:
+        return checksum_address(value)
+    except ValueError as exc:
+        raise _invalid(f"{where}: {exc}") from exc
+
+
+def _object(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise _invalid(f"{where} is {_shown(value)}, not an object")
+    return value
+
+
+def _text(value: Any, where: str) -> str:
+    if not isinstance(value, str) or not 0 < len(value) <= MAX_TEXT_CHARS or _has_surrogates(value):
+        raise _invalid(f"{where} is {_shown(value)}, not a short text")
+    return value
+
+
+def _has_surrogates(value: str) -> bool:
+    return any("\ud800" <= character <= "\udfff" for character in value)  # JSON allows them, UTF-8 does not
+
+
+def _optional_text(value: Any, where: str) -> str | None:
+    return None if value is None else _text(value, where)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict | list):
+        return f"a {type(value).__name__}"
+    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 256:
+        return "a huge number"  # str() of it would raise beyond 4300 digits
+    text = ascii(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _invalid(reason: str) -> ChallengeInvalid:
+    return ChallengeInvalid(
+        f"The gateway's payment challenge was refused: {reason}. Nothing was signed and nothing was paid. "
+        "If you trust this gateway, report it there; otherwise use another one."
+    )

@@ -1,0 +1,145 @@
+"""EIP-712 digests of the three authorizations that pay: Permit2 for upto, Permit2 for exact, EIP-3009.
+
+Pure functions from field values to 32 bytes. Knows no keys, no JSON and no policy. Type hashes and domain
+separators are computed once and kept: a digest is then four or five hashes.
+"""
+
+from __future__ import annotations
+
+from functools import cache, lru_cache
+from typing import Final
+
+from opengradient_x402.addresses import address_word
+from opengradient_x402.keccak import keccak256
+
+_TOKEN_PERMISSIONS: Final = "TokenPermissions(address token,uint256 amount)"  # Permit2, PermitHash.sol
+_UPTO_WITNESS: Final = "Witness(address to,address facilitator,uint256 validAfter)"  # x402 upto proxy
+_EXACT_WITNESS: Final = "Witness(address to,uint256 validAfter)"  # x402 exact proxy
+_PERMIT_WITNESS: Final = (  # Permit2, PermitHash.sol: referenced struct types follow in alphabetical order
+    "PermitWitnessTransferFrom(TokenPermissions permitted,address spender,uint256 nonce,uint256 deadline,"
+    "Witness witness)" + _TOKEN_PERMISSIONS
+)
+_TRANSFER_WITH_AUTHORIZATION: Final = (  # EIP-3009
+    "TransferWithAuthorization(address from,address to,uint256 value,uint256 validAfter,uint256 validBefore,"
+    "bytes32 nonce)"
+)
+_PERMIT2_DOMAIN: Final = "EIP712Domain(string name,uint256 chainId,address verifyingContract)"  # no version
+_TOKEN_DOMAIN: Final = "EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)"
+
+
+def upto_permit_digest(
+    *,
+    chain_id: int,
+    permit2: str,
+    token: str,
+    amount_atomic: int,
+    spender: str,
+    nonce: int,
+    deadline_s: int,
+    pay_to: str,
+    facilitator: str,
+    valid_after_s: int = 0,
+) -> bytes:
+    """The Permit2 digest of an upto payment: the witness binds payee and facilitator (x402 upto, EVM)."""
+    witness = keccak256(
+        _type_hash(_UPTO_WITNESS) + address_word(pay_to) + address_word(facilitator) + _word(valid_after_s)
+    )
+    permit = keccak256(
+        _type_hash(_PERMIT_WITNESS + _UPTO_WITNESS)
+        + _token_permissions(token, amount_atomic)
+        + address_word(spender)
+        + _word(nonce)
+        + _word(deadline_s)
+        + witness
+    )
+    return _digest(_permit2_domain(chain_id, permit2), permit)
+
+
+def exact_permit_digest(
+    *,
+    chain_id: int,
+    permit2: str,
+    token: str,
+    amount_atomic: int,
+    spender: str,
+    nonce: int,
+    deadline_s: int,
+    pay_to: str,
+    valid_after_s: int = 0,
+) -> bytes:
+    """The Permit2 digest of an exact payment: the witness binds the payee (x402 exact, EVM)."""
+    witness = keccak256(_type_hash(_EXACT_WITNESS) + address_word(pay_to) + _word(valid_after_s))
+    permit = keccak256(
+        _type_hash(_PERMIT_WITNESS + _EXACT_WITNESS)
+        + _token_permissions(token, amount_atomic)
+        + address_word(spender)
+        + _word(nonce)
+        + _word(deadline_s)
+        + witness
+    )
+    return _digest(_permit2_domain(chain_id, permit2), permit)
+
+
+def transfer_authorization_digest(
+    *,
+    chain_id: int,
+    token: str,
+    token_name: str,
+    token_version: str,
+    payer: str,
+    pay_to: str,
+    amount_atomic: int,
+    nonce: int,
+    valid_before_s: int,
+    valid_after_s: int = 0,
+) -> bytes:
+    """The digest of an EIP-3009 `transferWithAuthorization`, in the token's own domain."""
+    transfer = keccak256(
+        _type_hash(_TRANSFER_WITH_AUTHORIZATION)
+        + address_word(payer)
+        + address_word(pay_to)
+        + _word(amount_atomic)
+        + _word(valid_after_s)
+        + _word(valid_before_s)
+        + _word(nonce)
+    )
+    return _digest(_token_domain(chain_id, token, token_name, token_version), transfer)
+
+
+def _digest(domain: bytes, struct: bytes) -> bytes:
+    return keccak256(b"\x19\x01" + domain + struct)
+
+
+def _token_permissions(token: str, amount_atomic: int) -> bytes:
+    return keccak256(_type_hash(_TOKEN_PERMISSIONS) + address_word(token) + _word(amount_atomic))
+
+
+@lru_cache(maxsize=64)
+def _permit2_domain(chain_id: int, permit2: str) -> bytes:
+    return keccak256(
+        _type_hash(_PERMIT2_DOMAIN) + _text_hash("Permit2") + _word(chain_id) + address_word(permit2)
+    )
+
+
+@lru_cache(maxsize=64)
+def _token_domain(chain_id: int, token: str, name: str, version: str) -> bytes:
+    return keccak256(
+        _type_hash(_TOKEN_DOMAIN)
+        + _text_hash(name)
+        + _text_hash(version)
+        + _word(chain_id)
+        + address_word(token)
+    )
+
+
+@cache
+def _type_hash(encoded_type: str) -> bytes:
+    return keccak256(encoded_type.encode("ascii"))
+
+
+def _text_hash(text: str) -> bytes:
+    return keccak256(text.encode("utf-8"))
+
+
+def _word(value: int) -> bytes:
+    return value.to_bytes(32, "big")

@@ -1,0 +1,297 @@
+"""Where money moves: the chain, the token, the contracts and the allow-listed counterparties of a network.
+
+Two presets, and files or URLs that describe other networks (a devnet writes one). Does not know the
+environment, keys, or what is happening on the chain.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from opengradient_x402.addresses import checksum_address
+from opengradient_x402.errors import InsecureEndpoint, UnknownNetwork
+from opengradient_x402.money import Asset
+
+PERMIT2: Final = "0x000000000022D473030F116dDEE9F6B43aC78BA3"
+"""Uniswap Permit2, one address on every chain (github.com/Uniswap/permit2)."""
+UPTO_PROXY: Final = "0x4020A4f3b7b90ccA423B9fabCc0CE57C6C240002"
+"""The spender of the x402 `upto` scheme on EVM (x402 v2, scheme_upto_evm)."""
+EXACT_PROXY: Final = "0x402085c248EeA27D92E8b30b2C58ed07f9E20001"
+"""The spender of the x402 `exact` scheme with Permit2 (x402 v2, scheme_exact_evm)."""
+GATEWAY_PAYEE: Final = "0x9deEBB5D1b22e4a6e027977CeAd13893A7E4cC1a"
+"""The default payTo of the OpenGradient gateways (design/wire.md)."""
+GATEWAY_URL: Final = "https://llm.opengradient.ai"
+"""The public gateway (OpenGradient SDK default; later SDKs ask the registry instead)."""
+
+_MAX_DESCRIPTION_BYTES: Final = 256 * 1024
+_FETCH_TIMEOUT_S: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChainContract:
+    """A contract on a chain other than the one that payments are made on."""
+
+    address: str
+    rpc_url: str
+    chain_id: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Network:
+    """Everything a client must know to pay on one chain. Addresses are EIP-55.
+
+    `payees` and `facilitators` are allow-lists. Empty `facilitators` means that none is published: the first
+    one seen is pinned, and a different one later is refused.
+    """
+
+    name: str
+    chain_id: int
+    rpc_url: str
+    gateway_url: str
+    asset: Asset
+    permit2: str = PERMIT2
+    upto_proxy: str = UPTO_PROXY
+    exact_proxy: str = EXACT_PROXY
+    payees: frozenset[str] = frozenset()
+    facilitators: frozenset[str] = frozenset()
+    registry: ChainContract | None = None
+    relay: ChainContract | None = None
+    blob_url: str | None = None
+    explorer_url: str | None = None
+    faucet_url: str | None = None
+    accounts_url: str | None = None
+    https_gateway_url: str | None = None
+    session_idle_s: float = 60
+
+    @property
+    def caip2(self) -> str:
+        """The chain in CAIP-2 form, as x402 writes it: `eip155:8453`."""
+        return f"eip155:{self.chain_id}"
+
+
+_REGISTRY: Final = ChainContract(
+    address="0x703cB174AEadB35D611858369B4b1111dC9Abda6",  # TEE registry (design/wire.md)
+    rpc_url="https://ogevmdevnet.opengradient.ai",  # OpenGradient EVM (design/wire.md)
+    chain_id=10740,
+)
+
+PRESETS: Final[Mapping[str, Network]] = {
+    "base": Network(
+        name="base",
+        chain_id=8453,
+        rpc_url="https://mainnet.base.org",  # docs.base.org, public endpoint
+        gateway_url=GATEWAY_URL,
+        asset=Asset(
+            address="0xFbC2051AE2265686a469421b2C5A2D5462FbF5eB",  # OPG, live since 2026-04-15
+            symbol="OPG",
+            decimals=18,
+            name="OpenGradient",
+            version="1",
+        ),
+        payees=frozenset({GATEWAY_PAYEE}),
+        registry=_REGISTRY,
+        explorer_url="https://basescan.org",
+    ),
+    "base-sepolia": Network(
+        name="base-sepolia",
+        chain_id=84532,
+        rpc_url="https://sepolia.base.org",  # docs.base.org, public endpoint
+        gateway_url=GATEWAY_URL,
+        asset=Asset(
+            address="0x240b09731D96979f50B2C649C9CE10FcF9C7987F",  # OPG before mainnet
+            symbol="OPG",
+            decimals=18,
+            name="OPG",
+            version="2",
+        ),
+        payees=frozenset({GATEWAY_PAYEE}),
+        registry=_REGISTRY,
+        explorer_url="https://sepolia.basescan.org",
+        faucet_url="https://faucet.opengradient.ai/",
+    ),
+}
+
+
+def load_network(source: str | Path | Network, *, devnet_file: Path | None = None) -> Network:
+    """A Network from a preset's name, a path or URL of a network file, or a Network itself.
+
+    `"devnet"` reads `devnet_file`, which `Settings` places in the state directory of the user.
+    Raises UnknownNetwork, or InsecureEndpoint for a plain-http URL off loopback.
+    """
+    if isinstance(source, Network):
+        return source
+    if isinstance(source, str):
+        if (preset := PRESETS.get(source)) is not None:
+            return preset
+        if source == "devnet":
+            return _read_file(devnet_file or default_devnet_file(), is_devnet=True)
+        if "://" in source:
+            return _parse(_fetch(source), origin=source)
+        if not _looks_like_path(source):
+            raise UnknownNetwork(
+                f"Unknown network {source!r}. Nothing was paid. Known: {', '.join(PRESETS)}, devnet; or give "
+                "the path or URL of a network file. A local network starts with `opengradient-devnet`."
+            )
+    return _read_file(Path(source), is_devnet=False)
+
+
+def default_devnet_file() -> Path:
+    """Where `opengradient-devnet` writes its network file for this user."""
+    from opengradient_x402.settings import state_directory
+
+    return state_directory() / "devnet.json"
+
+
+def is_loopback(host: str | None) -> bool:
+    """Whether a URL's host is this machine. Names other than `localhost` are not resolved."""
+    if host is None:
+        return False
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    from ipaddress import ip_address
+
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _looks_like_path(source: str) -> bool:
+    return source.endswith(".json") or "/" in source or "\\" in source or Path(source).is_file()
+
+
+def _read_file(path: Path, *, is_devnet: bool) -> Network:
+    try:
+        with path.expanduser().open("rb") as file:
+            content = file.read(_MAX_DESCRIPTION_BYTES + 1)
+    except OSError as exc:
+        hint = (
+            "Start a devnet with `opengradient-devnet` (it writes this file), or choose another network."
+            if is_devnet
+            else f"Give the path of an existing network file, or one of {', '.join(PRESETS)}, devnet."
+        )
+        raise UnknownNetwork(
+            f"The network file {path} cannot be read ({exc.strerror or exc}). Nothing was paid. {hint}"
+        ) from exc
+    return _parse(content, origin=str(path))
+
+
+def _fetch(url: str) -> bytes:
+    import httpx
+
+    parts = urlsplit(url)
+    if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(parts.hostname)):
+        raise InsecureEndpoint(
+            f"The network description at {parts.scheme}://{parts.hostname} was not read: whoever sits on the "
+            "line could name other payees. Nothing was paid. Use https (plain http is fine on loopback)."
+        )
+    try:
+        with httpx.stream("GET", url, timeout=_FETCH_TIMEOUT_S, follow_redirects=False) as response:
+            if response.status_code != httpx.codes.OK:
+                raise UnknownNetwork(
+                    f"{url} answered {response.status_code} instead of a network description. "
+                    "Nothing was paid. Check the URL."
+                )
+            content = bytearray()
+            for chunk in response.iter_bytes():
+                content += chunk
+                if len(content) > _MAX_DESCRIPTION_BYTES:
+                    break
+    except httpx.HTTPError as exc:
+        raise UnknownNetwork(
+            f"No network description could be read from {url} ({type(exc).__name__}). Nothing was paid. "
+            "Is the devnet running?"
+        ) from exc
+    return bytes(content)
+
+
+def _parse(content: bytes, *, origin: str) -> Network:
+    try:
+        if len(content) > _MAX_DESCRIPTION_BYTES:
+            raise ValueError(f"more than {_MAX_DESCRIPTION_BYTES} bytes")
+        document = json.loads(content)
+        if not isinstance(document, dict):
+            raise TypeError("not a JSON object")
+        return _network(document)
+    except KeyError as exc:
+        problem = f"the key {exc.args[0]!r} is missing"
+        raise _unreadable(origin, problem) from exc
+    except (ValueError, TypeError, RecursionError) as exc:
+        raise _unreadable(origin, str(exc)) from exc
+
+
+def _unreadable(origin: str, problem: str) -> UnknownNetwork:
+    return UnknownNetwork(
+        f"{origin} is not a network description: {problem}. Nothing was paid. "
+        "Write it again with `opengradient-devnet --network-file`."
+    )
+
+
+def _network(document: Mapping[str, Any]) -> Network:
+    chain_id = _integer(document, "chain_id")
+    if document.get("network", f"eip155:{chain_id}") != f"eip155:{chain_id}":
+        raise ValueError(f"network {document['network']!r} is not chain id {chain_id}")
+    asset = document["asset"]
+    return Network(
+        name=_text(document, "name"),
+        chain_id=chain_id,
+        rpc_url=_text(document, "rpc_url"),
+        gateway_url=_text(document, "gateway_url"),
+        asset=Asset(
+            address=checksum_address(_text(asset, "address")),
+            symbol=_text(asset, "symbol"),
+            decimals=_integer(asset, "decimals"),
+            name=_text(asset, "name"),
+            version=_text(asset, "version"),
+        ),
+        permit2=checksum_address(document.get("permit2", PERMIT2)),
+        upto_proxy=checksum_address(document.get("upto_proxy", UPTO_PROXY)),
+        exact_proxy=checksum_address(document.get("exact_proxy", EXACT_PROXY)),
+        payees=_addresses(document["payees"]),
+        facilitators=_addresses(document.get("facilitators", ())),
+        registry=_contract(document.get("registry")),
+        relay=_contract(document.get("relay")),
+        blob_url=_optional_text(document, "blob_url"),
+        explorer_url=_optional_text(document, "explorer_url"),
+        faucet_url=_optional_text(document, "faucet_url"),
+        accounts_url=_optional_text(document, "accounts_url"),
+        https_gateway_url=_optional_text(document, "https_gateway_url"),
+        session_idle_s=float(document.get("session_idle_s", 60)),
+    )
+
+
+def _text(document: Mapping[str, Any], key: str) -> str:
+    value = document[key]
+    if not isinstance(value, str) or not value:
+        raise TypeError(f"{key} must be text, not {value!r}")
+    return value
+
+
+def _optional_text(document: Mapping[str, Any], key: str) -> str | None:
+    return _text(document, key) if document.get(key) is not None else None
+
+
+def _integer(document: Mapping[str, Any], key: str) -> int:
+    value = document[key]
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise TypeError(f"{key} must be a non-negative integer, not {value!r}")
+    return value
+
+
+def _addresses(addresses: Iterable[str]) -> frozenset[str]:
+    return frozenset(checksum_address(address) for address in addresses)
+
+
+def _contract(document: Mapping[str, Any] | None) -> ChainContract | None:
+    if document is None:
+        return None
+    return ChainContract(
+        address=checksum_address(_text(document, "address")),
+        rpc_url=_text(document, "rpc_url"),
+        chain_id=_integer(document, "chain_id"),
+    )

@@ -1,0 +1,293 @@
+"""What may be paid, to whom, on which chain, how much, for how long: the payer's side of a challenge.
+
+Pure decisions over validated terms. Knows no budget history (the ledger adds up what was spent), signs
+nothing and asks nobody.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Final
+from urllib.parse import urlsplit
+
+from opengradient_x402.addresses import checksum_address
+from opengradient_x402.challenge import Challenge, PaymentTerms
+from opengradient_x402.errors import ConfigurationError, InsecureEndpoint, PolicyRefused
+from opengradient_x402.money import Asset, parse_amount
+from opengradient_x402.networks import Network, is_loopback
+
+logger = logging.getLogger(__name__)
+
+Limit = str | int
+"""Text is an amount in whole tokens (`"0.5"` OPG); an int counts atomic units."""
+
+_CLOCK_ADVICE: Final = "Set this machine's clock (NTP), or raise `max_clock_skew_s`."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpendPolicy:
+    """Limits on payments; the defaults are safe for a developer's machine.
+
+    `payees` and `facilitators` extend the network's own allow-lists. `max_price_increase_percent` bounds how
+    far an asked amount may rise above the last accepted one of the same gateway. Raises ConfigurationError
+    for limits that cannot be meant (floats, negative, unreadable).
+    """
+
+    max_per_authorization: Limit = "5"
+    max_per_day: Limit = "20"
+    max_per_call: Limit | None = None
+    max_deadline_s: int = 600
+    max_price_increase_percent: int = 100
+    max_clock_skew_s: int = 60
+    payees: Collection[str] = frozenset()
+    facilitators: Collection[str] = frozenset()
+    allow_private_endpoints: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("max_per_authorization", "max_per_day", "max_per_call"):
+            limit = getattr(self, name)
+            if limit is not None or name != "max_per_call":
+                _check_limit(name, limit)
+        for name in ("max_deadline_s", "max_price_increase_percent", "max_clock_skew_s"):
+            _check_count(name, getattr(self, name))
+        for name in ("payees", "facilitators"):
+            object.__setattr__(self, name, _allow_list(name, getattr(self, name)))
+
+    def per_authorization_atomic(self, asset: Asset) -> int:
+        """The most that one signature may authorize."""
+        return _atomic(self.max_per_authorization, asset)
+
+    def per_day_atomic(self, asset: Asset) -> int:
+        """The most that may be spent or outstanding within 24 hours."""
+        return _atomic(self.max_per_day, asset)
+
+    def per_call_atomic(self, asset: Asset) -> int | None:
+        """The most that one call may cost in the worst case; None when only the other limits hold."""
+        return None if self.max_per_call is None else _atomic(self.max_per_call, asset)
+
+    def choose(
+        self,
+        challenge: Challenge,
+        *,
+        network: Network,
+        origin: str,
+        pinned_facilitator: str | None = None,
+        last_amount_atomic: int | None = None,
+    ) -> PaymentTerms:
+        """The terms to accept: `upto` before `exact`, then the smallest cap.
+
+        `last_amount_atomic` is what this origin asked for last time (None: nothing to compare with).
+        Raises PolicyRefused with every refused entry and why.
+        """
+        _note_foreign_resource(challenge, origin)
+        refused = [f"accepts[{skip.index}]: {skip.reason}" for skip in challenge.skipped]
+        for terms in sorted(challenge.terms, key=_preference):
+            problem = self._problem(terms, network, pinned_facilitator, last_amount_atomic)
+            if problem is None:
+                return terms
+            refused.append(f"{terms.scheme} on {terms.network}: {problem}")
+        raise PolicyRefused(f"No terms of {origin} are acceptable; nothing was signed. " + " | ".join(refused))
+
+    def check_call(self, worst_case_atomic: int, *, asset: Asset, model: str) -> None:
+        """Refuse a call whose worst case is above `max_per_call`.
+
+        When no price is known, the worst case of a call is all that its session is authorized for.
+        Raises PolicyRefused.
+        """
+        limit = self.per_call_atomic(asset)
+        if limit is not None and worst_case_atomic > limit:
+            raise PolicyRefused(
+                f"A call to {model} could cost {asset.format(worst_case_atomic)}; the limit is "
+                f"{asset.format(limit)}. Nothing was signed for it. "
+                "Raise `max_per_call`, lower `max_tokens`, or pick a cheaper model."
+            )
+
+    def check_endpoint(self, url: str, network: Network) -> None:
+        """Refuse to pay over a line, or at an address, that somebody else may own.
+
+        https, or plain http on loopback; no private or link-local address unless it is loopback or
+        `allow_private_endpoints`. Names are not resolved. Raises InsecureEndpoint.
+        """
+        parts = urlsplit(url)
+        host = parts.hostname
+        shown = f"{parts.scheme}://{host}"  # without the user part of the URL: it may hold a password
+        if not host or parts.scheme not in ("http", "https"):
+            raise InsecureEndpoint(
+                f"{shown!r} is not an http(s) URL. Nothing was paid. "
+                f"Give the gateway as https://host, for example {network.gateway_url}."
+            )
+        if is_loopback(host):
+            return
+        if parts.scheme != "https":
+            raise InsecureEndpoint(
+                f"{shown} is plain http: anybody on the way could read and redirect payments. Nothing was paid. "
+                "Use https (plain http is accepted on loopback only)."
+            )
+        if not self.allow_private_endpoints and _is_private(host):
+            raise InsecureEndpoint(
+                f"{shown} is a private, link-local or reserved address. Nothing was paid. "
+                "If this gateway is yours, set `allow_private_endpoints=True`."
+            )
+
+    def check_clock(self, *, now_s: int, server_now_s: int) -> None:
+        """Refuse to sign with a clock that disagrees with the gateway's: deadlines would lie.
+
+        Raises PolicyRefused.
+        """
+        skew_s = now_s - server_now_s
+        if abs(skew_s) > self.max_clock_skew_s:
+            ahead = "ahead of" if skew_s > 0 else "behind"
+            raise PolicyRefused(
+                f"This clock is {abs(skew_s)} s {ahead} the gateway's (limit {self.max_clock_skew_s} s), so a "
+                f"signature would live too long or be expired. Nothing was signed. {_CLOCK_ADVICE}"
+            )
+
+    def _problem(
+        self,
+        terms: PaymentTerms,
+        network: Network,
+        pinned_facilitator: str | None,
+        last_amount_atomic: int | None,
+    ) -> str | None:
+        return (
+            _wrong_place(terms, network)
+            or self._wrong_counterparty(terms, network, pinned_facilitator)
+            or self._too_much(terms, network.asset, last_amount_atomic)
+        )
+
+    def _wrong_counterparty(
+        self, terms: PaymentTerms, network: Network, pinned_facilitator: str | None
+    ) -> str | None:
+        if not _listed(terms.pay_to, network.payees, self.payees):
+            return (
+                f"it pays {terms.pay_to}, which is not an allowed payee of {network.name}. "
+                "If you trust it, add it to the policy's `payees`"
+            )
+        # Who settles matters only where the signature binds it and lets it choose the amount.
+        if terms.scheme == "exact" or terms.facilitator is None:
+            return None
+        if network.facilitators or self.facilitators:
+            if not _listed(terms.facilitator, network.facilitators, self.facilitators):
+                return (
+                    f"its facilitator {terms.facilitator} is not allowed on {network.name}. "
+                    "If you trust it, add it to the policy's `facilitators`"
+                )
+        elif pinned_facilitator is not None and terms.facilitator.lower() != pinned_facilitator.lower():
+            return (
+                f"its facilitator changed from {pinned_facilitator} (pinned at first use) to "
+                f"{terms.facilitator}. If that is intended, add the new one to the policy's `facilitators`"
+            )
+        return None
+
+    def _too_much(self, terms: PaymentTerms, asset: Asset, last_amount_atomic: int | None) -> str | None:
+        amount = terms.amount_atomic
+        if amount == 0:
+            return "its amount is 0, which no settlement accepts"
+        if terms.max_timeout_s > self.max_deadline_s:
+            return (
+                f"its signature would live {terms.max_timeout_s} s; the limit is {self.max_deadline_s} s. "
+                "Raise `max_deadline_s` only if you trust the gateway with a signature for so long"
+            )
+        for name, limit in (
+            ("max_per_authorization", self.per_authorization_atomic(asset)),
+            ("max_per_day", self.per_day_atomic(asset)),
+        ):
+            if amount > limit:
+                return (
+                    f"Call would authorize {asset.format(amount)}; the limit is {asset.format(limit)}. "
+                    f"Raise `{name}`, or use a gateway that asks for less"
+                )
+        if terms.scheme == "exact" and (limit_or_none := self.per_call_atomic(asset)) is not None:
+            if amount > limit_or_none:
+                return (
+                    f"Call would cost {asset.format(amount)}; the limit is {asset.format(limit_or_none)}. "
+                    "Raise `max_per_call`, or pick a cheaper model"
+                )
+        return self._drifted(amount, asset, last_amount_atomic)
+
+    def _drifted(self, amount: int, asset: Asset, last_amount_atomic: int | None) -> str | None:
+        if last_amount_atomic is None:
+            return None
+        if amount * 100 <= last_amount_atomic * (100 + self.max_price_increase_percent):
+            return None
+        return (
+            f"it asks for {asset.format(amount)}, after {asset.format(last_amount_atomic)} last time; the limit "
+            f"is an increase of {self.max_price_increase_percent} %. If the new price is right, raise "
+            "`max_price_increase_percent`"
+        )
+
+
+def _wrong_place(terms: PaymentTerms, network: Network) -> str | None:
+    if terms.chain_id != network.chain_id:
+        return f"the client pays on {network.caip2} ({network.name}) only"
+    if terms.asset.lower() != network.asset.address.lower():
+        return f"it wants token {terms.asset}, the client pays in {network.asset.symbol} {network.asset.address}"
+    if terms.transfer_method == "eip3009" and (terms.asset_name, terms.asset_version) != (
+        network.asset.name,
+        network.asset.version,
+    ):
+        return (
+            f"it names the token {terms.asset_name!r} version {terms.asset_version!r}, which is "
+            f"{network.asset.name!r} version {network.asset.version!r}: the signature would be invalid"
+        )
+    return None
+
+
+def _preference(terms: PaymentTerms) -> tuple[bool, int]:
+    return terms.scheme != "upto", terms.amount_atomic
+
+
+def _listed(address: str, *allow_lists: Collection[str]) -> bool:
+    wanted = address.lower()
+    return any(wanted == allowed.lower() for allow_list in allow_lists for allowed in allow_list)
+
+
+def _note_foreign_resource(challenge: Challenge, origin: str) -> None:
+    # Gateways behind a proxy name an inner URL here, so a difference is worth a line and no refusal.
+    asked, named = urlsplit(origin).hostname, urlsplit(challenge.resource_url).hostname
+    if asked != named:
+        logger.info("The challenge of %s names a resource at another host (%s).", asked, named)
+
+
+def _is_private(host: str) -> bool:
+    try:
+        return not ip_address(host).is_global
+    except ValueError:
+        return False
+
+
+def _atomic(limit: Limit, asset: Asset) -> int:
+    return limit if isinstance(limit, int) else parse_amount(limit, decimals=asset.decimals)
+
+
+def _check_limit(name: str, limit: object) -> None:
+    if isinstance(limit, int) and not isinstance(limit, bool):
+        if limit >= 0:
+            return
+        raise ConfigurationError(f"`{name}` is {limit}; a limit cannot be negative. Nothing was paid.")
+    if not isinstance(limit, str):
+        raise ConfigurationError(
+            f"`{name}` is {limit!r}. Nothing was paid. Give a limit as text in whole tokens "
+            '("0.5" is half an OPG), or as an int in atomic units; a float cannot hold money exactly.'
+        )
+    try:
+        parse_amount(limit, decimals=78)  # the token's own decimals are checked where it is known
+    except ValueError as exc:
+        raise ConfigurationError(f"`{name}`: {exc} Nothing was paid.") from exc
+
+
+def _check_count(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ConfigurationError(f"`{name}` is {value!r}; it must be a whole number. Nothing was paid.")
+
+
+def _allow_list(name: str, addresses: Collection[str]) -> frozenset[str]:
+    if isinstance(addresses, str):
+        addresses = (addresses,)
+    try:
+        return frozenset(checksum_address(address) for address in addresses)
+    except ValueError as exc:
+        raise ConfigurationError(f"`{name}`: {exc} Nothing was paid.") from exc
