@@ -220,10 +220,14 @@ def _refuse_escrow(raw: Mapping[str, Any], extra: Mapping[str, Any], where: str)
         for holder in (raw, extra):
             value = holder.get(key)
             if isinstance(value, str) and value.lower() in _ESCROW_WORDS:
-                raise _invalid(f"{where} asks for the {value.lower()} flow: the money would go before the answer")
-    named = sorted(_ESCROW_WORDS.intersection(str(key).lower() for key in (*raw, *extra)))
-    if named:
-        raise _invalid(f"{where} asks for the {named[0]} flow: the money would go before the answer")
+                raise _pays_first(where, value.lower())
+    for key in (*raw, *extra):
+        if key.lower() in _ESCROW_WORDS:
+            raise _pays_first(where, key.lower())
+
+
+def _pays_first(where: str, flow: str) -> ChallengeInvalid:
+    return _invalid(f"{where} asks for the {flow} flow: the money would go before the answer")
 
 
 def _transfer_method(method: Any, scheme: Scheme, where: str) -> TransferMethod:

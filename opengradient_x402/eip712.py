@@ -12,19 +12,19 @@ from typing import Final
 from opengradient_x402.addresses import address_word
 from opengradient_x402.keccak import keccak256
 
-_TOKEN_PERMISSIONS: Final = "TokenPermissions(address token,uint256 amount)"  # Permit2, PermitHash.sol
+_PERMISSIONS: Final = "TokenPermissions(address token,uint256 amount)"  # Permit2, PermitHash.sol
 _UPTO_WITNESS: Final = "Witness(address to,address facilitator,uint256 validAfter)"  # x402 upto proxy
 _EXACT_WITNESS: Final = "Witness(address to,uint256 validAfter)"  # x402 exact proxy
 _PERMIT_WITNESS: Final = (  # Permit2, PermitHash.sol: referenced struct types follow in alphabetical order
     "PermitWitnessTransferFrom(TokenPermissions permitted,address spender,uint256 nonce,uint256 deadline,"
-    "Witness witness)" + _TOKEN_PERMISSIONS
+    "Witness witness)" + _PERMISSIONS
 )
 _TRANSFER_WITH_AUTHORIZATION: Final = (  # EIP-3009
     "TransferWithAuthorization(address from,address to,uint256 value,uint256 validAfter,uint256 validBefore,"
     "bytes32 nonce)"
 )
 _PERMIT2_DOMAIN: Final = "EIP712Domain(string name,uint256 chainId,address verifyingContract)"  # no version
-_TOKEN_DOMAIN: Final = "EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)"
+_ASSET_DOMAIN: Final = "EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)"
 
 
 def upto_permit_digest(
@@ -111,7 +111,7 @@ def _digest(domain: bytes, struct: bytes) -> bytes:
 
 
 def _token_permissions(token: str, amount_atomic: int) -> bytes:
-    return keccak256(_type_hash(_TOKEN_PERMISSIONS) + address_word(token) + _word(amount_atomic))
+    return keccak256(_type_hash(_PERMISSIONS) + address_word(token) + _word(amount_atomic))
 
 
 @lru_cache(maxsize=64)
@@ -124,7 +124,7 @@ def _permit2_domain(chain_id: int, permit2: str) -> bytes:
 @lru_cache(maxsize=64)
 def _token_domain(chain_id: int, token: str, name: str, version: str) -> bytes:
     return keccak256(
-        _type_hash(_TOKEN_DOMAIN)
+        _type_hash(_ASSET_DOMAIN)
         + _text_hash(name)
         + _text_hash(version)
         + _word(chain_id)

@@ -1,7 +1,8 @@
+# ruff: noqa: N818 - names say what happened to the money, which is more than "Error"
 """Every exception that the package raises on purpose. Each one says what happened to the money.
 
     OpenGradientError
-    ├── NotPaid                        no signature left this process; nothing can be charged
+    ├── NotPaid                        nothing was charged by this call
     │   ├── ConfigurationError         (also a ValueError)
     │   │   ├── InvalidPrivateKey
     │   │   ├── UnknownNetwork
@@ -83,7 +84,7 @@ class OpenGradientError(Exception):
         kind: ErrorKind | None = None,
         is_retryable: bool | None = None,
     ) -> None:
-        # Exactly one positional argument: pickle and copy rebuild with `cls(*args)` and then restore __dict__.
+        # One positional argument: pickle and copy call `cls(*args)` and then restore __dict__.
         super().__init__(message)
         self.receipt = receipt
         self.call_id = call_id
@@ -100,7 +101,7 @@ class OpenGradientError(Exception):
 
 
 class NotPaid(OpenGradientError):
-    """No signature left this process: nothing can be charged."""
+    """This call was not charged: no signature left the process, or (PaymentRejected) it was turned down."""
 
     money = MoneyOutcome.NOT_PAID
 
@@ -167,7 +168,10 @@ class GatewayUnreachable(NotPaid):
 
 
 class PaymentRejected(NotPaid):
-    """The gateway looked at the payment and refused it."""
+    """The gateway looked at the payment and refused it.
+
+    The signature is out nevertheless: the ledger keeps it reserved until its deadline has passed unused.
+    """
 
     kind: ErrorKind = "payment"
 

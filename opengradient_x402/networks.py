@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from opengradient_x402.addresses import checksum_address
 from opengradient_x402.errors import InsecureEndpoint, UnknownNetwork
 from opengradient_x402.money import Asset
+from opengradient_x402.settings import state_directory
 
 PERMIT2: Final = "0x000000000022D473030F116dDEE9F6B43aC78BA3"
 """Uniswap Permit2, one address on every chain (github.com/Uniswap/permit2)."""
@@ -142,8 +143,6 @@ def load_network(source: str | Path | Network, *, devnet_file: Path | None = Non
 
 def default_devnet_file() -> Path:
     """Where `opengradient-devnet` writes its network file for this user."""
-    from opengradient_x402.settings import state_directory
-
     return state_directory() / "devnet.json"
 
 
@@ -212,17 +211,21 @@ def _fetch(url: str) -> bytes:
 
 def _parse(content: bytes, *, origin: str) -> Network:
     try:
-        if len(content) > _MAX_DESCRIPTION_BYTES:
-            raise ValueError(f"more than {_MAX_DESCRIPTION_BYTES} bytes")
-        document = json.loads(content)
-        if not isinstance(document, dict):
-            raise TypeError("not a JSON object")
-        return _network(document)
+        return _network(_document(content))
     except KeyError as exc:
         problem = f"the key {exc.args[0]!r} is missing"
         raise _unreadable(origin, problem) from exc
     except (ValueError, TypeError, RecursionError) as exc:
         raise _unreadable(origin, str(exc)) from exc
+
+
+def _document(content: bytes) -> dict[str, Any]:
+    if len(content) > _MAX_DESCRIPTION_BYTES:
+        raise ValueError(f"more than {_MAX_DESCRIPTION_BYTES} bytes")
+    document = json.loads(content)
+    if not isinstance(document, dict):
+        raise TypeError("not a JSON object")
+    return document
 
 
 def _unreadable(origin: str, problem: str) -> UnknownNetwork:

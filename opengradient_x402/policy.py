@@ -89,7 +89,8 @@ class SpendPolicy:
             if problem is None:
                 return terms
             refused.append(f"{terms.scheme} on {terms.network}: {problem}")
-        raise PolicyRefused(f"No terms of {origin} are acceptable; nothing was signed. " + " | ".join(refused))
+        reasons = " | ".join(refused)
+        raise PolicyRefused(f"No terms of {origin} are acceptable; nothing was signed. {reasons}")
 
     def check_call(self, worst_case_atomic: int, *, asset: Asset, model: str) -> None:
         """Refuse a call whose worst case is above `max_per_call`.
@@ -123,7 +124,7 @@ class SpendPolicy:
             return
         if parts.scheme != "https":
             raise InsecureEndpoint(
-                f"{shown} is plain http: anybody on the way could read and redirect payments. Nothing was paid. "
+                f"{shown} is plain http: anybody on the way could redirect payments. Nothing was paid. "
                 "Use https (plain http is accepted on loopback only)."
             )
         if not self.allow_private_endpoints and _is_private(host):
@@ -141,7 +142,7 @@ class SpendPolicy:
         if abs(skew_s) > self.max_clock_skew_s:
             ahead = "ahead of" if skew_s > 0 else "behind"
             raise PolicyRefused(
-                f"This clock is {abs(skew_s)} s {ahead} the gateway's (limit {self.max_clock_skew_s} s), so a "
+                f"This clock is {abs(skew_s)} s {ahead} the gateway's (limit {self.max_clock_skew_s} s): a "
                 f"signature would live too long or be expired. Nothing was signed. {_CLOCK_ADVICE}"
             )
 
@@ -200,12 +201,12 @@ class SpendPolicy:
                     f"Call would authorize {asset.format(amount)}; the limit is {asset.format(limit)}. "
                     f"Raise `{name}`, or use a gateway that asks for less"
                 )
-        if terms.scheme == "exact" and (limit_or_none := self.per_call_atomic(asset)) is not None:
-            if amount > limit_or_none:
-                return (
-                    f"Call would cost {asset.format(amount)}; the limit is {asset.format(limit_or_none)}. "
-                    "Raise `max_per_call`, or pick a cheaper model"
-                )
+        per_call = self.per_call_atomic(asset)
+        if terms.scheme == "exact" and per_call is not None and amount > per_call:
+            return (
+                f"Call would cost {asset.format(amount)}; the limit is {asset.format(per_call)}. "
+                "Raise `max_per_call`, or pick a cheaper model"
+            )
         return self._drifted(amount, asset, last_amount_atomic)
 
     def _drifted(self, amount: int, asset: Asset, last_amount_atomic: int | None) -> str | None:
@@ -214,8 +215,8 @@ class SpendPolicy:
         if amount * 100 <= last_amount_atomic * (100 + self.max_price_increase_percent):
             return None
         return (
-            f"it asks for {asset.format(amount)}, after {asset.format(last_amount_atomic)} last time; the limit "
-            f"is an increase of {self.max_price_increase_percent} %. If the new price is right, raise "
+            f"it asks for {asset.format(amount)}, after {asset.format(last_amount_atomic)} last time; the "
+            f"limit is an increase of {self.max_price_increase_percent} %. If the new price is right, raise "
             "`max_price_increase_percent`"
         )
 
@@ -224,7 +225,8 @@ def _wrong_place(terms: PaymentTerms, network: Network) -> str | None:
     if terms.chain_id != network.chain_id:
         return f"the client pays on {network.caip2} ({network.name}) only"
     if terms.asset.lower() != network.asset.address.lower():
-        return f"it wants token {terms.asset}, the client pays in {network.asset.symbol} {network.asset.address}"
+        paid_in = f"{network.asset.symbol} {network.asset.address}"
+        return f"it wants token {terms.asset}, the client pays in {paid_in}"
     if terms.transfer_method == "eip3009" and (terms.asset_name, terms.asset_version) != (
         network.asset.name,
         network.asset.version,

@@ -25,11 +25,11 @@ class SettlementMode(StrEnum):
     INDIVIDUAL = "individual"
     """The full record of this one call."""
 
-    SETTLE = "private"  # noqa: PIE796 - an alias on purpose: the SDK's name before 0.6
-    BATCH_HASHED = "batch"  # noqa: PIE796 - an alias on purpose
-    SETTLE_BATCH = "batch"  # noqa: PIE796 - an alias on purpose
-    INDIVIDUAL_FULL = "individual"  # noqa: PIE796 - an alias on purpose
-    SETTLE_METADATA = "individual"  # noqa: PIE796 - an alias on purpose
+    SETTLE = "private"
+    BATCH_HASHED = "batch"
+    SETTLE_BATCH = "batch"
+    INDIVIDUAL_FULL = "individual"
+    SETTLE_METADATA = "individual"
 
     @classmethod
     def parse(cls, mode: object) -> SettlementMode:

@@ -92,7 +92,7 @@ class LocalSigner:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Authorization:
-    """A signed promise to pay up to `amount_atomic` until `deadline_s` (Unix time). Money can move with it."""
+    """A signed promise to pay up to `amount_atomic` until `deadline_s` (Unix time). It can move money."""
 
     payer: str
     nonce: int
@@ -255,8 +255,8 @@ def _secret_bytes(private_key: str | SecretStr) -> bytes:
 
 def _bad_key(reason: str) -> InvalidPrivateKey:
     return InvalidPrivateKey(
-        f"The private key cannot be used: {reason}. Nothing was paid. Give 64 hex digits, with or without 0x, "
-        "as `private_key` or in OG_PRIVATE_KEY."
+        f"The private key cannot be used: {reason}. Nothing was paid. Give 64 hex digits, with or without "
+        "0x, as `private_key` or in OG_PRIVATE_KEY."
     )
 
 
@@ -286,7 +286,7 @@ def _fast_key(secret: bytes) -> tuple[Callable[[bytes], bytes], bytes] | None:
 
 def _pure_key(secret: bytes) -> tuple[Callable[[bytes], bytes], bytes]:
     """eth-keys' pure Python (a few ms a signature): everywhere, and the same bytes."""
-    from eth_keys.backends import NativeECCBackend
+    from eth_keys.backends.native.main import NativeECCBackend
     from eth_keys.datatypes import PrivateKey
 
     key = PrivateKey(secret, backend=NativeECCBackend())
