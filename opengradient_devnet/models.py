@@ -51,10 +51,15 @@ class ToolCallStyle(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:
-    """How an answer is cut up and timed. Only `broken_arguments` changes what is said."""
+    """How an answer is cut up and timed.
+
+    Complete answers follow it where it changes what is said: `broken_arguments`, and `WITH_TEXT`'s text.
+    """
 
     pace_s: float = 0.0
     """seconds to wait before each chunk after the first, the terminal one included."""
+    tokens_per_chunk: int = 2
+    """the most tokens in one chunk; the answer comes in at least three chunks if it has three tokens."""
     tool_calls: ToolCallStyle = ToolCallStyle.FRAGMENTS
     broken_arguments: bool = False
     """cut the JSON of tool arguments short, as models do now and then; complete answers are cut too."""

@@ -1,0 +1,12 @@
+"""The rule model: a deterministic stand-in for a language model, for tests and demonstrations.
+
+`reply` decides what to answer, by general rules over the request's structure; `model` delivers it. Around them,
+one noun each: `conversation`, `media`, `text`, `clauses`, `evidence`, `schema`, `toolbox`, `plan`, `layout`,
+`retrieval`, `selection`, `react`, `programs`, `prose`, `tokens`, `chunks`.
+
+It does not know payments or HTTP, and it never recognises who asks.
+"""
+
+from opengradient_devnet.rules.model import RulesModel
+
+__all__ = ["RulesModel"]

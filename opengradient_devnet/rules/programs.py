@@ -1,0 +1,64 @@
+"""Prompts that print a JSON schema, or ask for a JSON object, and want the filled-in form as text.
+
+It does not know which framework wrote the prompt: a schema is a JSON object that has properties.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from opengradient_devnet.rules.evidence import Evidence
+from opengradient_devnet.rules.layout import json_values
+from opengradient_devnet.rules.schema import fill
+from opengradient_devnet.rules.text import sentences
+
+_SPEAKS_OF_FORMAT = re.compile(r"\bschema\b|\bJSON\b|\bformat(?:ted)?\b|\bkeys?\b", re.IGNORECASE)
+_KEYS = re.compile(r"\bkeys?\b(?P<keys>[^.\n]*)", re.IGNORECASE)
+_KEY = re.compile(r"['\"`](\w+)['\"`]")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrintedSchema:
+    """A JSON schema that a prompt prints, and the prompt without the talk about it."""
+
+    schema: Mapping[str, Any]
+    text: str
+
+    def filled(self, *, background: str = "", known: Mapping[str, Any] | None = None) -> str:
+        """The form, filled in, as JSON text."""
+        evidence = Evidence(self.text, background=background, known=known)
+        return json.dumps(fill(self.schema, evidence), ensure_ascii=False)
+
+
+def read_printed_schema(asked: str) -> PrintedSchema | None:
+    """The last JSON schema that `asked` prints, if it speaks of a schema at all."""
+    if "schema" not in asked.lower():
+        return None
+    found = [(value, start, end) for value, start, end in json_values(asked) if _is_schema(value)]
+    if not found:
+        return None
+    text = asked
+    for _, start, end in reversed(list(json_values(asked))):
+        text = f"{text[:start]} {text[end:]}"
+    return PrintedSchema(schema=found[-1][0], text=without_format_talk(text.replace("```", "")))
+
+
+def json_object(asked: str, *, known: Mapping[str, Any] | None = None) -> str:
+    """A JSON object with the keys that `asked` names; with the one key "answer" when it names none."""
+    keys = [key for match in _KEYS.finditer(asked) for key in _KEY.findall(match["keys"])] or ["answer"]
+    schema = {"type": "object", "properties": {key: {"type": "string"} for key in keys}, "required": keys}
+    evidence = Evidence(without_format_talk(asked) or asked, known=known)
+    return json.dumps(fill(schema, evidence), ensure_ascii=False)
+
+
+def without_format_talk(text: str) -> str:
+    """`text` without the sentences that say how to answer rather than what."""
+    return " ".join(sentence for sentence in sentences(text) if not _SPEAKS_OF_FORMAT.search(sentence))
+
+
+def _is_schema(value: object) -> bool:
+    return isinstance(value, dict) and (isinstance(value.get("properties"), dict) or "$defs" in value)
