@@ -1,20 +1,42 @@
-"""signatures only, the body follows"""
+"""The embedded chain: an `Evm` behind a lock, with the contracts in its genesis.
+
+It puts the parts together and serializes access. How transactions run is `evm`'s matter, and what the methods
+mean that of `methods`.
+"""
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
-from opengradient_devnet.chain import KeyHolder
+from opengradient_devnet.chain import FAUCET_WEI, PRIVATE_CHAIN_ID, Chain, new_faucet_key
+from opengradient_devnet.contracts import ADDRESSES, contract
+from opengradient_devnet.evm import Evm
+from opengradient_devnet.methods import answer
 
 
-class PyEvmChain:
-    def __init__(self, *, chain_id: int = 31402, clock: Callable[[], float] = time.time) -> None: ...
-    def rpc(self, method: str, params: list[Any]) -> Any: ...
-    def send(self, account: KeyHolder, *, to: str | None, data: bytes = b"", value: int = 0) -> dict[str, Any]: ...
-    def call(self, *, to: str, data: bytes, sender: str | None = None) -> bytes: ...
-    def fund(self, address: str, *, opg_atomic: int = 0, native_wei: int = 0) -> None: ...
-    def token_balance(self, address: str) -> int: ...
-    def now_s(self) -> int: ...
-    def close(self) -> None: ...
+class PyEvmChain(Chain):
+    """A chain inside this process. `clock` is the time in seconds; it must not be monotonic time."""
+
+    def __init__(self, *, chain_id: int = PRIVATE_CHAIN_ID, clock: Callable[[], float] = time.time) -> None:
+        super().__init__(chain_id=chain_id, faucet=new_faucet_key())
+        self._lock = threading.RLock()
+        genesis: dict[str, dict[str, Any]] = {
+            address: {"balance": 0, "nonce": 1, "code": contract(name).runtime, "storage": {}}
+            for name, address in ADDRESSES.items()
+        }
+        genesis[self.faucet.address] = {"balance": FAUCET_WEI, "nonce": 0, "code": b"", "storage": {}}
+        self._evm = Evm(chain_id=chain_id, genesis=genesis, clock=clock)
+
+    def rpc(self, method: str, params: list[Any]) -> Any:
+        with self._lock:
+            return answer(self._evm, method, params)
+
+    def now_s(self) -> int:
+        with self._lock:
+            return self._evm.next_timestamp
+
+    def close(self) -> None:
+        """Nothing runs between requests, so there is nothing to stop."""
