@@ -262,7 +262,12 @@ def _is_private(host: str) -> bool:
 
 
 def _atomic(limit: Limit, asset: Asset) -> int:
-    return limit if isinstance(limit, int) else parse_amount(limit, decimals=asset.decimals)
+    if isinstance(limit, int):
+        return limit
+    try:
+        return parse_amount(limit, decimals=asset.decimals)
+    except ValueError as exc:
+        raise ConfigurationError(f"A limit cannot be kept in {asset.symbol}: {exc} Nothing was paid.") from exc
 
 
 def _check_limit(name: str, limit: object) -> None:
@@ -276,7 +281,8 @@ def _check_limit(name: str, limit: object) -> None:
             '("0.5" is half an OPG), or as an int in atomic units; a float cannot hold money exactly.'
         )
     try:
-        parse_amount(limit, decimals=78)  # the token's own decimals are checked where it is known
+        # The asset is not known here: whether it has so many decimals is checked where it is.
+        parse_amount(limit, decimals=len(limit.partition(".")[2]))
     except ValueError as exc:
         raise ConfigurationError(f"`{name}`: {exc} Nothing was paid.") from exc
 

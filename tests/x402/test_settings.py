@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from opengradient_x402.errors import ConfigurationError
+from opengradient_x402.settings import Settings, find_dotenv, state_directory
+from opengradient_x402.settlement import SettlementMode
+
+KEY = "0x" + "ab" * 32
+
+
+def test_an_empty_environment_gives_safe_defaults():
+    settings = Settings.load({}, dotenv=False)
+    assert settings.private_key is None
+    assert settings.network == "base"
+    assert settings.gateway_url is None
+    assert settings.settlement_mode is SettlementMode.BATCH
+    assert settings.ledger_url == f"sqlite:///{Path.home() / '.local/state/opengradient/ledger.sqlite'}"
+
+
+def test_every_variable_is_read():
+    settings = Settings.load(
+        {
+            "OG_PRIVATE_KEY": KEY,
+            "OG_NETWORK": "devnet",
+            "OG_GATEWAY_URL": "https://gateway.example",
+            "OG_LEDGER_URL": "postgresql://ledger",
+            "OG_SETTLEMENT_MODE": "settle-metadata",
+            "XDG_STATE_HOME": "/state",
+        },
+        dotenv=False,
+    )
+    assert settings.private_key is not None
+    assert settings.private_key.get_secret_value() == KEY
+    assert settings.network == "devnet"
+    assert settings.gateway_url == "https://gateway.example"
+    assert settings.ledger_url == "postgresql://ledger"
+    assert settings.settlement_mode is SettlementMode.INDIVIDUAL
+    assert settings.state_directory == Path("/state/opengradient")
+
+
+def test_the_key_is_not_in_the_repr():
+    settings = Settings.load({"OG_PRIVATE_KEY": KEY}, dotenv=False)
+    assert "ab" * 8 not in repr(settings) + str(settings)
+
+
+def test_a_dotenv_of_a_parent_directory_is_read_and_the_environment_is_left_alone(tmp_path, monkeypatch):
+    (tmp_path / ".env").write_text(
+        f"OG_PRIVATE_KEY={KEY}\nexport OG_NETWORK='base-sepolia'\n# comment\nEMPTY=\n"
+    )
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "deep" / "er")
+    before = dict(os.environ)
+    settings = Settings.load({})
+    assert settings.private_key is not None
+    assert settings.private_key.get_secret_value() == KEY
+    assert settings.network == "base-sepolia"
+    assert dict(os.environ) == before
+
+
+def test_the_environment_wins_over_the_file_unless_it_is_empty(tmp_path):
+    file = tmp_path / ".env"
+    file.write_text("OG_NETWORK=from-file\nOG_GATEWAY_URL=https://from-file\n")
+    settings = Settings.load({"OG_NETWORK": "from-environment", "OG_GATEWAY_URL": ""}, dotenv_path=file)
+    assert (settings.network, settings.gateway_url) == ("from-environment", "https://from-file")
+
+
+def test_the_file_can_be_left_out(tmp_path, monkeypatch):
+    (tmp_path / ".env").write_text("OG_NETWORK=from-file\n")
+    monkeypatch.chdir(tmp_path)
+    assert Settings.load({}, dotenv=False).network == "base"
+    assert find_dotenv() == tmp_path / ".env"
+
+
+def test_a_dollar_in_the_file_is_a_dollar(tmp_path):
+    (tmp_path / ".env").write_text("OG_LEDGER_URL=postgresql://u:pa${HOME}ss@host/db\n")
+    assert Settings.load({}, dotenv_path=tmp_path / ".env").ledger_url == "postgresql://u:pa${HOME}ss@host/db"
+
+
+def test_a_file_that_is_not_text_is_an_error_that_says_so(tmp_path):
+    (tmp_path / ".env").write_bytes(b"\xff\xfe\x00OG=1")
+    with pytest.raises(ConfigurationError, match=r"\.env cannot be read"):
+        Settings.load({}, dotenv_path=tmp_path / ".env")
+
+
+def test_an_unknown_settlement_mode_is_an_error():
+    with pytest.raises(ConfigurationError, match="settlement mode"):
+        Settings.load({"OG_SETTLEMENT_MODE": "public"}, dotenv=False)
+
+
+def test_a_relative_state_directory_is_ignored_as_xdg_says():
+    assert state_directory({"XDG_STATE_HOME": "relative"}) == Path.home() / ".local/state/opengradient"
