@@ -13,7 +13,7 @@ from typing import Final
 
 from pydantic import SecretStr
 
-from opengradient_x402.errors import ConfigurationError
+from opengradient_x402.errors import ConfigurationError, InvalidPrivateKey
 from opengradient_x402.settlement import SettlementMode
 
 DEFAULT_NETWORK: Final = "base"
@@ -63,6 +63,15 @@ class Settings:
             settlement_mode=SettlementMode.parse(values.get("OG_SETTLEMENT_MODE") or SettlementMode.BATCH),
             state_directory=state,
         )
+
+    def require_private_key(self) -> SecretStr:
+        """The key, for those who cannot do without. Raises InvalidPrivateKey when none is set."""
+        if self.private_key is None:
+            raise InvalidPrivateKey(
+                "There is no private key to pay with. Nothing was paid. Set OG_PRIVATE_KEY (in the environment "
+                "or in .env), or pass `private_key`. A devnet hands out funded keys: `opengradient-devnet`."
+            )
+        return self.private_key
 
 
 def state_directory(environ: Mapping[str, str] | None = None) -> Path:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from opengradient_x402.errors import ConfigurationError
+from opengradient_x402.errors import ConfigurationError, InvalidPrivateKey
 from opengradient_x402.settings import Settings, find_dotenv, state_directory
 from opengradient_x402.settlement import SettlementMode
 
@@ -47,10 +47,15 @@ def test_the_key_is_not_in_the_repr():
     assert "ab" * 8 not in repr(settings) + str(settings)
 
 
+def test_a_missing_key_is_an_error_that_names_the_variable():
+    with pytest.raises(InvalidPrivateKey, match="Set OG_PRIVATE_KEY"):
+        Settings.load({}, dotenv=False).require_private_key()
+    key = Settings.load({"OG_PRIVATE_KEY": KEY}, dotenv=False).require_private_key()
+    assert key.get_secret_value() == KEY
+
+
 def test_a_dotenv_of_a_parent_directory_is_read_and_the_environment_is_left_alone(tmp_path, monkeypatch):
-    (tmp_path / ".env").write_text(
-        f"OG_PRIVATE_KEY={KEY}\nexport OG_NETWORK='base-sepolia'\n# comment\nEMPTY=\n"
-    )
+    (tmp_path / ".env").write_text(f"OG_PRIVATE_KEY={KEY}\nexport OG_NETWORK='base-sepolia'\n# comment\nEMPTY=\n")
     (tmp_path / "deep" / "er").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "deep" / "er")
     before = dict(os.environ)
