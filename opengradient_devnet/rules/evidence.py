@@ -34,7 +34,7 @@ _NUMBER_WORDS = {
 _PLACE_FIELDS = frozenset("city location place country town destination region address where area".split())  # noqa: SIM905
 _PROSE_FIELDS = frozenset(
     """query question input text message content prompt reason description request task summary thought body
-    explanation topic answer instruction instructions""".split()
+    explanation topic answer instruction instructions report draft essay article note notes""".split()
 )
 _NEAR_WORDS = 3
 
@@ -138,9 +138,7 @@ class Evidence:
 
     def denies(self, field: str) -> bool:
         """Whether the text says no to `field`: "without sugar", "not urgent", "urgent: false"."""
-        names = "|".join(re.escape(word) for word in raw_words(field) if word not in STOPWORDS) or re.escape(
-            field
-        )
+        names = "|".join(re.escape(word) for word in raw_words(field) if word not in STOPWORDS) or re.escape(field)
         before = rf"\b(?:no|not|without|never|disable|isn't|don't)\s+(?:\w+\s+){{0,2}}?(?:{names})"
         after = rf"\b(?:{names})\w*\s*(?:is|=|:|to)?\s*(?:no|off|false|disabled)\b"
         return re.search(f"{before}|{after}", self.text, re.IGNORECASE) is not None
@@ -159,9 +157,7 @@ class Evidence:
         names = [re.escape(word) for word in raw_words(field) if word not in STOPWORDS]
         if not names:
             return None
-        said = re.compile(
-            rf"\b(?:{'|'.join(names)})\s*(?:is|=|:|named|called|to|of)\s+[\"'“‘`]?\Z", re.IGNORECASE
-        )
+        said = re.compile(rf"\b(?:{'|'.join(names)})\s*(?:is|=|:|named|called|to|of)\s+[\"'“‘`]?\Z", re.IGNORECASE)
         for fact in [*self._quotes, *self._names]:
             if said.search(self.text[: fact.start]):
                 return fact
@@ -208,10 +204,7 @@ def _blank(text: str, facts: Iterable[Fact]) -> str:
 
 def _number_words(text: str) -> list[Fact]:
     words = re.finditer(r"\b(?:" + "|".join(_NUMBER_WORDS) + r")\b", text, re.IGNORECASE)
-    return [
-        Fact(value=str(_NUMBER_WORDS[match[0].lower()]), start=match.start(), end=match.end())
-        for match in words
-    ]
+    return [Fact(value=str(_NUMBER_WORDS[match[0].lower()]), start=match.start(), end=match.end()) for match in words]
 
 
 def _names(text: str) -> list[Fact]:

@@ -12,9 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 _RULE = re.compile(r"^[ \t]*[-=]{5,}[ \t]*$", re.MULTILINE)
-_NUMBERED = re.compile(
-    r"^\s*(?:\((\d+)\)|(?:Document|Choice|Summary)\s+(\d+)\s*:|(\d+)[.)])\s*", re.MULTILINE
-)
+_NUMBERED = re.compile(r"^\s*(?:\((\d+)\)|(?:Document|Choice|Summary)\s+(\d+)\s*:|(\d+)[.)])\s*", re.MULTILINE)
 _DECODER = json.JSONDecoder()
 
 

@@ -18,7 +18,7 @@ from opengradient_devnet.rules.conversation import Call
 from opengradient_devnet.rules.evidence import Evidence
 from opengradient_devnet.rules.schema import fill, needs
 from opengradient_devnet.rules.text import STOPWORDS, raw_words
-from opengradient_devnet.rules.toolbox import FITTING, Tool, ToolChoice
+from opengradient_devnet.rules.toolbox import FITTING, Tool, ToolChoice, fit
 
 _REFERS_BACK = re.compile(r"\b(?:result|the answer|the sum|the product|that|it)\b", re.IGNORECASE)
 
@@ -47,9 +47,7 @@ class Situation:
     known: Mapping[str, Any] | None = None
 
 
-def next_calls(
-    tools: Sequence[Tool], choice: ToolChoice, situation: Situation, *, parallel: bool = True
-) -> list[Call]:
+def next_calls(tools: Sequence[Tool], choice: ToolChoice, situation: Situation, *, parallel: bool = True) -> list[Call]:
     """The calls to make now; none when the question needs no (more) tools and none is required."""
     if not tools or not choice.allowed:
         return []
@@ -135,10 +133,16 @@ def _ready(steps: Sequence[Step], done: Sequence[Call]) -> list[Step]:
     for step in steps:
         if struck[step.key]:
             struck[step.key] -= 1
-        else:
+        elif not _done_elsewhere(step, done):
             left.append(step)
     waiting = next((index for index, step in enumerate(left) if index and step.waits), len(left))
     return left[:waiting]
+
+
+def _done_elsewhere(step: Step, done: Sequence[Call]) -> bool:
+    """Whether passing a task on is needless, because a tool of the agent it would go to has done it already."""
+    others = [call.name for call in done if call.name != step.tool.name]
+    return bool(step.tool.destinations) and any(fit(name, "", step.text) >= FITTING for name in others)
 
 
 def _done_keys(steps: Sequence[Step], done: Sequence[Call]) -> list[str]:
@@ -177,9 +181,7 @@ def _call(step: Step, situation: Situation) -> Call:
     refers_back = bool(results) and (step.tool.is_form or _REFERS_BACK.search(step.text))
     text, background = step.text, situation.asked
     if refers_back:
-        text, background = (
-            (f"{results}\n{text}", "") if step.tool.is_form else (text, f"{results}\n{background}")
-        )
+        text, background = (f"{results}\n{text}", "") if step.tool.is_form else (text, f"{results}\n{background}")
     evidence = Evidence(text, background=background if background != text else "", known=known)
     arguments = fill(step.tool.parameters, evidence)
     return Call(name=step.tool.name, arguments=arguments if isinstance(arguments, dict) else {})

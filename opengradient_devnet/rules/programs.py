@@ -17,7 +17,7 @@ from opengradient_devnet.rules.schema import fill
 from opengradient_devnet.rules.text import sentences
 
 _SPEAKS_OF_FORMAT = re.compile(r"\bschema\b|\bJSON\b|\bformat(?:ted)?\b|\bkeys?\b", re.IGNORECASE)
-_KEYS = re.compile(r"\bkeys?\b(?P<keys>[^.\n]*)", re.IGNORECASE)
+_KEYS = re.compile(r"\b(?:keys?|fields?|JSON)\b", re.IGNORECASE)
 _KEY = re.compile(r"['\"`](\w+)['\"`]")
 
 
@@ -38,18 +38,19 @@ def read_printed_schema(asked: str) -> PrintedSchema | None:
     """The last JSON schema that `asked` prints, if it speaks of a schema at all."""
     if "schema" not in asked.lower():
         return None
-    found = [(value, start, end) for value, start, end in json_values(asked) if _is_schema(value)]
-    if not found:
-        return None
-    text = asked
-    for _, start, end in reversed(list(json_values(asked))):
-        text = f"{text[:start]} {text[end:]}"
-    return PrintedSchema(schema=found[-1][0], text=without_format_talk(text.replace("```", "")))
+    # Templates that were escaped once too often print every brace twice.
+    for text in (asked, asked.replace("{{", "{").replace("}}", "}")):
+        found = list(json_values(text))
+        if schemas := [value for value, _, _ in found if _is_schema(value)]:
+            for _, start, end in reversed(found):
+                text = f"{text[:start]} {text[end:]}"  # noqa: PLW2901 - cut from the end, so offsets stay true
+            return PrintedSchema(schema=schemas[-1], text=without_format_talk(text.replace("```", "")))
+    return None
 
 
 def json_object(asked: str, *, known: Mapping[str, Any] | None = None) -> str:
     """A JSON object with the keys that `asked` names; with the one key "answer" when it names none."""
-    keys = [key for match in _KEYS.finditer(asked) for key in _KEY.findall(match["keys"])] or ["answer"]
+    keys = [key for said in sentences(asked) if _KEYS.search(said) for key in _KEY.findall(said)] or ["answer"]
     schema = {"type": "object", "properties": {key: {"type": "string"} for key in keys}, "required": keys}
     evidence = Evidence(without_format_talk(asked) or asked, known=known)
     return json.dumps(fill(schema, evidence), ensure_ascii=False)

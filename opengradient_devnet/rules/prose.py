@@ -15,9 +15,7 @@ from opengradient_devnet.rules.retrieval import recalled
 from opengradient_devnet.rules.text import one_line
 
 _COUNT = re.compile(r"\bcount\s+(?:up\s+)?(?:from\s+(?P<first>\d+)\s+)?to\s+(?P<last>\d+)", re.IGNORECASE)
-_LENGTH = re.compile(
-    r"\b(?P<number>\d+)[\s-]+(?P<unit>words?|sentences?|lines?|paragraphs?)\b", re.IGNORECASE
-)
+_LENGTH = re.compile(r"\b(?P<number>\d+)[\s-]+(?P<unit>words?|sentences?|lines?|paragraphs?)\b", re.IGNORECASE)
 _FILLER = "The devnet answers by rule, and every call is paid for, so a long answer is only a long answer."
 _LONGEST_WORDS = 20_000
 

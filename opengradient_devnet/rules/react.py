@@ -14,15 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from opengradient_devnet.rules.conversation import Call, Conversation
-from opengradient_devnet.rules.layout import section
+from opengradient_devnet.rules.layout import json_values, section
 from opengradient_devnet.rules.plan import Situation, next_calls
-from opengradient_devnet.rules.toolbox import Tool, ToolChoice
+from opengradient_devnet.rules.toolbox import Tool, ToolChoice, make_tool
 
 _FORMAT = re.compile(r"^\s*Action:.*^\s*Action Input:", re.MULTILINE | re.DOTALL)
-_TOOL = re.compile(
-    r"^> Tool Name: (?P<name>[^\n]+)\nTool Description: (?P<purpose>.*?)\nTool Args: (?P<schema>\{.*\})\s*$",
-    re.MULTILINE | re.DOTALL,
-)
+_TOOL = re.compile(r"^> Tool Name: (?P<name>[^\n]+)\nTool Description: ", re.MULTILINE)
+_TOOL_ARGUMENTS = "\nTool Args: "
 _TOOL_LINE = re.compile(
     r"^(?P<name>\w+)(?:\([^\n]*?\))?(?:\s*->\s*\S+)?\s*(?::|-)\s+(?P<purpose>[^\n]+)$", re.MULTILINE
 )
@@ -66,8 +64,7 @@ class ReActPrompt:
             else " ".join(str(value) for value in call.arguments.values())
         )
         return (
-            f"Thought: I need to use a tool to help me answer the question.\n"
-            f"Action: {call.name}\nAction Input: {given}"
+            f"Thought: I need to use a tool to help me answer the question.\nAction: {call.name}\nAction Input: {given}"
         )
 
 
@@ -107,24 +104,18 @@ def _tools(head: str) -> Iterator[Tool]:
     if printed:
         yield from printed
         return
-    names = {
-        name.strip() for match in re.findall(r"one of \[?([^\])\n]+)", head) for name in match.split(",")
-    }
+    names = {name.strip() for match in re.findall(r"one of \[?([^\])\n]+)", head) for name in match.split(",")}
     for match in _TOOL_LINE.finditer(head):
         if match["name"] in names:
-            yield Tool(name=match["name"], description=match["purpose"], parameters=_BARE_INPUT)
+            yield make_tool(name=match["name"], description=match["purpose"], parameters=_BARE_INPUT)
 
 
 def _printed_blocks(head: str) -> Iterator[Tool]:
-    for block in re.split(r"(?=^> Tool Name: )", head, flags=re.MULTILINE):
-        match = _TOOL.match(
-            re.sub(r"\n\n.*\Z", "", block, flags=re.DOTALL) if "Tool Args:" in block else block
-        )
-        if match is None:
-            continue
-        yield Tool(
-            name=match["name"].strip(), description=match["purpose"], parameters=_mapping(match["schema"])
-        )
+    """Tools printed as `> Tool Name`, `Tool Description` (any number of lines) and `Tool Args` (a schema)."""
+    for match in _TOOL.finditer(head):
+        purpose, _, rest = head[match.end() :].partition(_TOOL_ARGUMENTS)
+        schema = next((value for value, start, _ in json_values(rest) if start == 0), None)
+        yield make_tool(name=match["name"].strip(), description=purpose, parameters=schema)
 
 
 def _calls(steps: str) -> Iterator[Call]:

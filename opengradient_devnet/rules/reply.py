@@ -23,7 +23,14 @@ from opengradient_devnet.rules.plan import Situation, next_calls
 from opengradient_devnet.rules.programs import json_object, read_printed_schema, without_format_talk
 from opengradient_devnet.rules.prose import plain_answer, tool_answer
 from opengradient_devnet.rules.react import read_react
-from opengradient_devnet.rules.retrieval import Reading, read_retrieval, standalone_question, summary_of
+from opengradient_devnet.rules.retrieval import (
+    NOT_IN_CONTEXT,
+    Reading,
+    read_retrieval,
+    recalled,
+    standalone_question,
+    summary_of,
+)
 from opengradient_devnet.rules.schema import fill
 from opengradient_devnet.rules.selection import Selection, read_selection
 from opengradient_devnet.rules.toolbox import read_choice, read_tools
@@ -129,5 +136,11 @@ def _text(prompt: _Prompt) -> str:
         if answer is not None:
             return answer
     if prompt.reading is not None:
-        return prompt.reading.answer()
+        answer = prompt.reading.answer()
+        return plain_answer(conversation, model=prompt.model) if _only_remembered(prompt, answer) else answer
     return plain_answer(conversation, model=prompt.model)
+
+
+def _only_remembered(prompt: _Prompt, answer: str) -> bool:
+    """Whether the context has no answer, but an earlier turn of the conversation has."""
+    return answer == NOT_IN_CONTEXT and recalled(prompt.conversation) is not None

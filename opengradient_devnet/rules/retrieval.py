@@ -20,15 +20,15 @@ _END_OF_CONTEXT = (
     r"\s*:|</context>|^\s*Given the (?:new )?context"
 )
 _CONTEXT_LABEL = r"^[^\n]*\b(?:context|documents|passages|sources)\b[^\n]*:[ \t]*|<context>"
-_QUESTION_LABEL = (
-    r"^\s*(?:The original query is as follows|User query|Query|Question|User question)\s*:[ \t]*"
-)
+_QUESTION_LABEL = r"^\s*(?:The original query is as follows|User query|Query|Question|User question)\s*:[ \t]*"
 _END_OF_QUESTION = (
     r"^\s*(?:Answer|Helpful Answer|Original Answer|Refined Answer|New Answer|Context|AI|Assistant)\s*:"
     r"|^We have provided|^-{5,}"
 )
 _ANSWER_LABEL = r"(?:We have provided an existing answer|^\s*Existing Answer|^\s*Original Answer)\s*:\s*"
-_END_OF_ANSWER = r"^\s*(?:New Answer|Refined Answer|Instruction|Query)\s*:|^We have the opportunity|^-{5,}|^Given the new context"
+_END_OF_ANSWER = (
+    r"^\s*(?:New Answer|Refined Answer|Instruction|Query)\s*:|^We have the opportunity|^-{5,}|^Given the new context"
+)
 _FOLLOW_UP = re.compile(
     r"(?:Follow[ -]?Up (?:Input|Question)\s*:|<Follow Up Message>)\s*(?P<question>.*?)\s*"
     r"(?:<?Standalone question>?\s*:?)\s*\Z",
@@ -43,7 +43,9 @@ _SUMMARIZE_THIS = re.compile(
     r"\b(?:following|below|this|text|content)\b[^:.\n]*[:.](?:[^\n]*\n)?",
     re.IGNORECASE,
 )
-_METADATA = re.compile(r"\s*[\w ]{1,30}:\s+\S+\s*\Z")
+# Lines such as `file_name: a.txt` describe a document, and questions in a context state nothing.
+_NO_STATEMENT = re.compile(r"\s*(?:[\w ]{1,30}:\s+\S+\s*\Z|(?:sub[ -]?)?question\s*:)", re.IGNORECASE)
+_LABELLED_ANSWER = re.compile(r"\A\s*(?:\[['\"]|(?:response|answer)\s*:\s*)", re.IGNORECASE)
 _SUMMARY_SENTENCES = 3
 _ANSWER_SENTENCES = 2
 
@@ -127,7 +129,7 @@ def recalled(conversation: Conversation) -> str | None:
     wanted = stems(conversation.asked)
     best, best_score = None, 0
     for turn in conversation.before_asked:
-        for sentence in _sentences(turn.text) if turn.role in {"user", "system"} else []:
+        for sentence in _sentences(turn.text) if turn.role == "user" else []:
             score = overlap(wanted, sentence)
             if not sentence.endswith("?") and score >= best_score and 2 * score >= len(wanted) > 0:
                 best, best_score = sentence, score
@@ -148,4 +150,7 @@ def _context(text: str) -> str | None:
 
 
 def _sentences(text: str) -> list[str]:
-    return [one_line(sentence) for sentence in sentences(text) if not _METADATA.match(sentence)]
+    """The statements of a text: no metadata lines, no questions, labels of answers taken off."""
+    lines = sentences(text.replace("\\n", "\n"))
+    stated = (_LABELLED_ANSWER.sub("", line) for line in lines if not _NO_STATEMENT.match(line))
+    return [one_line(line) for line in stated if line.strip()]

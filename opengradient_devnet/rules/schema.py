@@ -46,9 +46,7 @@ def needs(schema: Schema) -> tuple[int, int]:
     form = _Form(root=schema)
     schema = form.resolve(schema)
     required = frozenset(schema.get("required") or ())
-    kinds = [
-        _kind(form.resolve(sub)) for name, sub in (schema.get("properties") or {}).items() if name in required
-    ]
+    kinds = [_kind(form.resolve(sub)) for name, sub in (schema.get("properties") or {}).items() if name in required]
     return sum(kind in {"integer", "number"} for kind in kinds), sum(kind == "string" for kind in kinds)
 
 
@@ -115,9 +113,7 @@ class _Form:
         picked = evidence.pick(options)
         return schema.get("default", options[0]) if picked is None else picked
 
-    def _one_of(
-        self, schema: Schema, options: list[Schema], evidence: Evidence, *, field: str, depth: int
-    ) -> Any:
+    def _one_of(self, schema: Schema, options: list[Schema], evidence: Evidence, *, field: str, depth: int) -> Any:
         rest = {key: value for key, value in schema.items() if key not in {"anyOf", "oneOf", "discriminator"}}
         resolved = [self.resolve({**rest, **option}) for option in options]
         solid = [option for option in resolved if _kind(option) != "null"]
@@ -186,9 +182,7 @@ class _Form:
 
     def _array(self, schema: Schema, evidence: Evidence, *, field: str, depth: int) -> list[Any]:
         if "prefixItems" in schema:
-            return [
-                self.value(item, evidence, field=field, depth=depth + 1) for item in schema["prefixItems"]
-            ]
+            return [self.value(item, evidence, field=field, depth=depth + 1) for item in schema["prefixItems"]]
         least = int(schema.get("minItems", 0))
         if depth >= _DEEPEST and not least:
             return []
@@ -303,9 +297,7 @@ def _bounded(schema: Schema, number: float) -> float:
     if step:
         number = round(number / step) * step
         number += step if number < low else -step if number > high else 0
-    return (
-        int(number) if is_integer or float(number).is_integer() and isinstance(step, int) and step else number
-    )
+    return int(number) if is_integer or float(number).is_integer() and isinstance(step, int) and step else number
 
 
 def _cut(schema: Schema, text: str) -> str:
@@ -315,9 +307,7 @@ def _cut(schema: Schema, text: str) -> str:
 
 def _formatted(form: str, evidence: Evidence, *, field: str) -> str:
     if form == "uuid":
-        return str(
-            uuid.UUID(bytes=hashlib.sha256(f"{field} {evidence.text}".encode()).digest()[:16], version=4)
-        )
+        return str(uuid.UUID(bytes=hashlib.sha256(f"{field} {evidence.text}".encode()).digest()[:16], version=4))
     if form in {"date", "date-time"} and (date := evidence.take_date()):
         return date[:10] if form == "date" else _date_time(date)
     return _FORMATS.get(form) or evidence.take_string(field) or field

@@ -11,7 +11,6 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from opengradient_devnet.rules.clauses import clauses
 from opengradient_devnet.rules.layout import json_values, numbered_items, ruled_blocks, section
 from opengradient_devnet.rules.text import STOPWORDS, one_line, overlap, raw_words, stems
 
@@ -22,6 +21,7 @@ _RANKING = re.compile(r"\bDoc:\s*\d+,\s*Relevance:\s*\d+", re.IGNORECASE)
 _KEYWORDS = re.compile(r"'KEYWORDS: <keywords>'")
 _MOST_KEYWORDS = re.compile(r"up to (\d+)\s+keywords", re.IGNORECASE)
 _HIGHEST_RELEVANCE = 10
+_JOINING = frozenset({"and", "or", "with", "versus", "vs", "vs.", "to"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,13 +82,9 @@ def _rank(asked: str) -> Selection | None:
     question = section(body, r"^\s*Question\s*:", until=r"^\s*Answer\s*:") or ""
     items = numbered_items(re.split(r"^\s*Question\s*:", body, flags=re.MULTILINE)[0])
     scores = {number: overlap(stems(question), text) for number, text in items.items()}
-    ranked = sorted(
-        (number for number in items if scores[number]), key=lambda number: (-scores[number], number)
-    )
+    ranked = sorted((number for number in items if scores[number]), key=lambda number: (-scores[number], number))
     top = max(scores.values(), default=1) or 1
-    lines = [
-        f"Doc: {number}, Relevance: {_HIGHEST_RELEVANCE * scores[number] // top or 1}" for number in ranked
-    ]
+    lines = [f"Doc: {number}, Relevance: {_HIGHEST_RELEVANCE * scores[number] // top or 1}" for number in ranked]
     return Selection(text="\n".join(lines) or "None of the documents is relevant.", known={})
 
 
@@ -101,8 +97,7 @@ def _sub_questions(asked: str) -> Selection | None:
     if not isinstance(tools, dict) or not question:
         return None
     items = [
-        {"sub_question": _narrowed(question, name, tools), "tool_name": name}
-        for name in _ranked_tools(question, tools)
+        {"sub_question": _narrowed(question, name, tools), "tool_name": name} for name in _ranked_tools(question, tools)
     ]
     text = f"```json\n{json.dumps({'items': items}, indent=4, ensure_ascii=False)}\n```"
     return Selection(text=text, known={"items": items})
@@ -117,15 +112,17 @@ def _ranked_tools(question: str, tools: dict[str, str]) -> list[str]:
 
 
 def _narrowed(question: str, name: str, tools: dict[str, str]) -> str:
-    """The question as asked of one tool: without the names that belong to the others only."""
+    """The question as asked of one tool: without the words that belong to the others only."""
     own = stems(f"{name} {tools[name]}")
     foreign = stems(" ".join(f"{other} {purpose}" for other, purpose in tools.items() if other != name)) - own
-    kept = [clause.text for clause in clauses(question) if not stems(clause.text) & foreign]
-    if kept and stems(" ".join(kept)) & own:
-        return " and ".join(kept)
-    words = [word for word in question.split() if not stems(word) & foreign]
-    words = [word for index, word in enumerate(words) if word != "and" or 0 < index < len(words) - 1]
-    return " ".join(words)
+    words = question.split()
+    dropped = [bool(stems(word) & foreign) for word in words]
+    neighbours = [any(dropped[max(0, index - 1) : index + 2]) for index in range(len(words))]
+    return " ".join(
+        word
+        for word, gone, beside in zip(words, dropped, neighbours, strict=True)
+        if not gone and not (beside and word.lower() in _JOINING)
+    )
 
 
 def _keywords(asked: str) -> Selection | None:

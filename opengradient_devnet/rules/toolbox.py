@@ -19,9 +19,8 @@ _TYPE_NAME = re.compile(r"(?:[A-Z][a-z0-9]+)+(?:_[A-Za-z0-9_]*)?\Z|_?Response\w*
 _LIST_LINE = re.compile(r"^\s*[-*]\s*['\"`]?(\w+)['\"`]?\s*:\s*(.+)$", re.MULTILINE)
 _LISTED = re.compile(r"\{(?:[^{}]|\n)*\}")
 # What follows in a docstring is about arguments and results, not about what the tool is for.
-_DETAILS = re.compile(
-    r"\n\s*(?:Args|Arguments|Parameters|Returns|Raises|Examples?)\s*:|\n\s*:param", re.IGNORECASE
-)
+_DETAILS = re.compile(r"\n\s*(?:Args|Arguments|Parameters|Returns|Raises|Examples?)\s*:|\n\s*:param", re.IGNORECASE)
+_WANTS_A_FORM = re.compile(r"\b(?:extract|parse|fill in|structured?|generate|create|produce)\b", re.IGNORECASE)
 _OPERATORS = (
     (re.compile(r"\d\s*\+\s*\d|\d\s+plus\s+\d"), "plus add sum"),
     (re.compile(r"\d\s*[*×x]\s*\d|\btimes\b"), "times multiply product"),
@@ -59,8 +58,9 @@ class Tool:
     def score(self, text: str) -> int:
         """How well `text` fits this tool; at least FITTING when it may be called unasked."""
         if self.destinations:
-            return max(_fit(name, purpose, text) for name, purpose in self.destinations.items())
-        return _fit(self.name, self.purpose, text)
+            return max(fit(name, purpose, text) for name, purpose in self.destinations.items())
+        asked_for = FITTING if self.is_form and _WANTS_A_FORM.search(text) else 0
+        return asked_for + fit(self.name, self.purpose, text)
 
     def is_named_in(self, text: str) -> bool:
         """Whether `text` calls the tool by its exact name."""
@@ -68,7 +68,7 @@ class Tool:
 
     def destination_for(self, text: str) -> str | None:
         """The listed agent that `text` fits best; None for a tool that lists none."""
-        scores = {name: _fit(name, purpose, text) for name, purpose in self.destinations.items()}
+        scores = {name: fit(name, purpose, text) for name, purpose in self.destinations.items()}
         return max(scores, key=lambda name: scores[name]) if scores else None
 
 
@@ -81,10 +81,30 @@ class ToolChoice:
     name: str | None = None
 
 
+def make_tool(*, name: str, description: str, parameters: Mapping[str, Any] | None) -> Tool:
+    """A tool from what a request or a prompt says of it."""
+    parameters = parameters or {"type": "object", "properties": {}}
+    passes_on = any("agent" in field_name.lower() for field_name in parameters.get("properties") or {})
+    return Tool(
+        name=name,
+        description=description,
+        parameters=parameters,
+        destinations=_listed(description) if passes_on else {},
+    )
+
+
 def read_tools(request: Mapping[str, Any]) -> list[Tool]:
     """The function tools of a request. Raises ModelError(400) for names that providers refuse."""
     offered = request.get("tools") or []
-    tools = [_tool(item["function"]) for item in offered if item.get("type") == "function"]
+    functions = [item["function"] for item in offered if item.get("type") == "function"]
+    tools = [
+        make_tool(
+            name=str(function.get("name")),
+            description=str(function.get("description") or ""),
+            parameters=function.get("parameters"),
+        )
+        for function in functions
+    ]
     names = [tool.name for tool in tools]
     for name in names:
         if not _NAME.match(name):
@@ -111,18 +131,6 @@ def read_choice(request: Mapping[str, Any], tools: Sequence[Tool]) -> ToolChoice
     return ToolChoice(allowed=choice != "none")
 
 
-def _tool(function: Mapping[str, Any]) -> Tool:
-    description = str(function.get("description") or "")
-    parameters = function.get("parameters") or {"type": "object", "properties": {}}
-    passes_on = any("agent" in name.lower() for name in parameters.get("properties") or {})
-    return Tool(
-        name=str(function.get("name")),
-        description=description,
-        parameters=parameters,
-        destinations=_listed(description) if passes_on else {},
-    )
-
-
 def _listed(description: str) -> dict[str, str]:
     """Names and purposes listed in a description: `- Name: purpose` lines, or a printed mapping."""
     for block in _LISTED.findall(description):
@@ -135,7 +143,8 @@ def _listed(description: str) -> dict[str, str]:
     return {match[1]: match[2] for match in _LIST_LINE.finditer(description)}
 
 
-def _fit(name: str, purpose: str, text: str) -> int:
+def fit(name: str, purpose: str, text: str) -> int:
+    """How well `text` fits something of that name and purpose."""
     if mentions(text, name):
         return _NAMED
     spoken = " ".join([text, *(words for pattern, words in _OPERATORS if pattern.search(text))])
