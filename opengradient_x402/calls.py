@@ -1,0 +1,63 @@
+"""One logical call: its id, what pays for it, how it ended.
+
+A call is what the user asked for once, however many HTTP requests that takes. It carries at most one payment.
+Plain state; the decisions are in `handshake` and `payments`.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+from opengradient_x402.ledger import AuthorizationEntry
+from opengradient_x402.receipts import SettlementReceipt
+from opengradient_x402.sessions import PaidSession
+from opengradient_x402.signer import Authorization
+
+EXTENSION = "opengradient.call"
+"""Where a request carries its call: httpx copies extensions to redirected requests, so a call stays one call."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignedPayment:
+    """An authorization with its signature, ready to be sent. It is worth money: the header is in no repr."""
+
+    entry: AuthorizationEntry
+    authorization: Authorization = field(repr=False)
+    header: str = field(repr=False)
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """State of one logical call, shared by the transport (which pays) and the client (which interprets)."""
+
+    id: str = field(default_factory=lambda: f"call_{secrets.token_hex(12)}")
+    model: str = ""
+    settlement_mode: str = ""
+    timeout_s: float | None = None
+    is_managed: bool = False
+    """Whether a client promised to finish the call; otherwise closing the response finishes it."""
+    created_at: int = field(default_factory=lambda: int(time.time()))
+
+    entry: AuthorizationEntry | None = None
+    """The authorization that pays, from the moment its signature or session id may have left."""
+    session: PaidSession | None = None
+    is_answered: bool = False
+    claims: Mapping[str, Any] = field(default_factory=dict)
+    """PAYMENT-RESPONSE, as the gateway sent it."""
+    headers: httpx.Headers = field(default_factory=httpx.Headers)
+    receipt: SettlementReceipt | None = None
+    """Set once, when the call is finished."""
+
+    @classmethod
+    def of(cls, request: httpx.Request) -> Call:
+        """The call of this request; a request that has none becomes a new, unmanaged call."""
+        call = request.extensions.get(EXTENSION)
+        if not isinstance(call, Call):
+            call = request.extensions[EXTENSION] = cls()
+        return call

@@ -1,0 +1,409 @@
+"""Chat completions as values: usage, tool calls, stream deltas, and the accumulator that both faces use.
+
+Sans-I/O. It knows the OpenAI-shaped wire and the ways in which real gateways bend it (`message` for `delta`,
+tool-call fragments without index, repeated ids, `stop` not applied, `length` never said). It does not know
+HTTP, payments, or either framework's vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from opengradient_x402 import wire_json
+
+if TYPE_CHECKING:
+    from opengradient_x402.receipts import SettlementReceipt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Token counts of one call; the detail counts are parts of `prompt_tokens` or `completion_tokens`."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    cached_tokens: int = 0
+    cache_creation_tokens: int = 0
+    reasoning_tokens: int = 0
+    audio_input_tokens: int = 0
+    audio_output_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCall:
+    """A tool call as the model made it. `arguments` is JSON text and may be malformed; `id` may be empty."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(slots=True)
+class ToolCallDelta:
+    """A piece of a tool call. `index` counts calls from 0 in order of appearance and is ours, so it is stable.
+
+    `id` and `name` are given on one delta of a call only, normally the first.
+    """
+
+    index: int
+    id: str | None
+    name: str | None
+    arguments: str
+
+
+@dataclass(slots=True)
+class Delta:
+    """What one stream event brought. Everything may be empty; the terminal one has a `finish_reason`."""
+
+    content: str = ""
+    reasoning: str = ""
+    refusal: str = ""
+    tool_calls: Sequence[ToolCallDelta] = ()
+    finish_reason: str | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing here that a reader of the stream would show."""
+        return not (self.content or self.reasoning or self.refusal or self.tool_calls)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """A whole answer. `raw` is the response (for a stream: its terminal event) as parsed JSON."""
+
+    id: str
+    model: str
+    created: int
+    content: str
+    reasoning: str = ""
+    refusal: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    finish_reason: str
+    usage: Usage | None = None
+    images: tuple[str, ...] = ()
+    raw: dict[str, Any] = field(default_factory=dict, repr=False)
+    served_text: str = field(default="", repr=False)
+    """The text as the gateway sent and signed it, before `stop` was applied on our side."""
+    receipt: SettlementReceipt | None = None
+
+
+class ErrorEvent(Exception):
+    """The gateway reported an error inside a stream or a 2xx body. `error` is what it said."""
+
+    def __init__(self, error: Mapping[str, Any]) -> None:
+        self.error = dict(error)
+        super().__init__(str(self.error.get("error")))
+
+
+class Truncated(Exception):
+    """The stream ended before it was complete."""
+
+
+def parse_usage(data: Any) -> Usage | None:
+    """Usage from the wire's `usage` object; None when it is absent or is not one."""
+    if not isinstance(data, Mapping):
+        return None
+    prompt, completion = _count(data, "prompt_tokens"), _count(data, "completion_tokens")
+    prompt_details = data.get("prompt_tokens_details") or {}
+    completion_details = data.get("completion_tokens_details") or {}
+    return Usage(
+        prompt_tokens=prompt,
+        completion_tokens=completion,
+        total_tokens=_count(data, "total_tokens") or prompt + completion,
+        cached_tokens=_count(prompt_details, "cached_tokens"),
+        cache_creation_tokens=_count(prompt_details, "cache_creation_tokens"),
+        reasoning_tokens=_count(completion_details, "reasoning_tokens"),
+        audio_input_tokens=_count(prompt_details, "audio_tokens"),
+        audio_output_tokens=_count(completion_details, "audio_tokens"),
+    )
+
+
+def _count(data: Any, key: str) -> int:
+    value = data.get(key) if isinstance(data, Mapping) else None
+    return int(value) if isinstance(value, int | float) and value > 0 else 0
+
+
+class _OpenCall:
+    """A tool call under construction."""
+
+    __slots__ = ("id", "index", "name", "pieces")
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.id = ""
+        self.name = ""
+        self.pieces: list[str] = []
+
+    def take(self, part: Mapping[str, Any]) -> ToolCallDelta:
+        """Adds one wire fragment; the delta names id and name only when they are new."""
+        function = part.get("function") or {}
+        new_id = part.get("id") if not self.id else None
+        new_name = function.get("name") if not self.name else None
+        self.id = self.id or new_id or ""
+        self.name = self.name or new_name or ""
+        arguments = _arguments_text(function.get("arguments"))
+        self.pieces.append(arguments)
+        return ToolCallDelta(self.index, new_id or None, new_name or None, arguments)
+
+    def is_complete(self) -> bool:
+        """Whether the arguments so far are a whole JSON document."""
+        try:
+            wire_json.loads("".join(self.pieces))
+        except ValueError:
+            return False
+        return True
+
+    def build(self) -> ToolCall:
+        return ToolCall(id=self.id, name=self.name, arguments="".join(self.pieces))
+
+
+def _arguments_text(arguments: Any) -> str:
+    if isinstance(arguments, str):
+        return arguments
+    return "" if arguments is None else wire_json.dumps(arguments).decode()
+
+
+class _ToolCalls:
+    """Which call a fragment belongs to: by index, then by id, then the one that is open."""
+
+    __slots__ = ("_by_id", "_by_index", "_calls")
+
+    def __init__(self) -> None:
+        self._calls: list[_OpenCall] = []
+        self._by_index: dict[int, _OpenCall] = {}
+        self._by_id: dict[str, _OpenCall] = {}
+
+    def __len__(self) -> int:
+        return len(self._calls)
+
+    def take(self, part: Mapping[str, Any]) -> ToolCallDelta:
+        index, call_id = part.get("index"), part.get("id")
+        if isinstance(index, int):
+            call = self._by_index.get(index)
+            if call is None or (call_id and call.id and call.id != call_id):
+                # some gateways send index 0 for every call: another id means another call
+                call = self._by_index[index] = self._open()
+        elif call_id:
+            call = self._by_id.get(call_id) or self._open()
+        else:
+            call = self._unlabelled(part)
+        delta = call.take(part)
+        if call.id:
+            self._by_id.setdefault(call.id, call)
+        return delta
+
+    def _unlabelled(self, part: Mapping[str, Any]) -> _OpenCall:
+        if not self._calls:
+            return self._open()
+        last = self._calls[-1]
+        starts_new = bool((part.get("function") or {}).get("name")) and bool(last.name) and last.is_complete()
+        return self._open() if starts_new else last
+
+    def _open(self) -> _OpenCall:
+        call = _OpenCall(len(self._calls))
+        self._calls.append(call)
+        return call
+
+    def build(self) -> tuple[ToolCall, ...]:
+        return tuple(call.build() for call in self._calls)
+
+
+class _StopCutter:
+    """Applies `stop` sequences to streamed text, since gateways hash them but do not apply them."""
+
+    __slots__ = ("_held", "_longest", "_sequences", "is_cut")
+
+    def __init__(self, sequences: Sequence[str]) -> None:
+        self._sequences = tuple(sequence for sequence in sequences if sequence)
+        self._longest = max((len(sequence) for sequence in self._sequences), default=0)
+        self._held = ""
+        self.is_cut = False
+
+    def pass_on(self, text: str) -> str:
+        """The part of the text so far that can be shown: what may yet become a stop sequence is held back."""
+        if self.is_cut:
+            return ""
+        text = self._held + text
+        ends = [at for sequence in self._sequences if (at := text.find(sequence)) >= 0]
+        if ends:
+            self.is_cut, self._held = True, ""
+            return text[: min(ends)]
+        keep = self._suspicious_tail(text)
+        shown, self._held = (text[:-keep], text[-keep:]) if keep else (text, "")
+        return shown
+
+    def release(self) -> str:
+        """What was held back when the text ended."""
+        held, self._held = self._held, ""
+        return held
+
+    def _suspicious_tail(self, text: str) -> int:
+        for size in range(min(self._longest - 1, len(text)), 0, -1):
+            tail = text[-size:]
+            if any(sequence.startswith(tail) for sequence in self._sequences):
+                return size
+        return 0
+
+
+def stop_sequences(stop: Any) -> tuple[str, ...]:
+    """`stop` as the wire allows it (a string, a list, or nothing) as a tuple."""
+    if not stop:
+        return ()
+    return (stop,) if isinstance(stop, str) else tuple(stop)
+
+
+class StreamAccumulator:
+    """Turns wire events into `Delta`s, and at the end into one `Completion`. One per stream."""
+
+    def __init__(self, *, stop: Sequence[str] = (), max_tokens: int | None = None, model: str = "") -> None:
+        self._text: list[str] = []
+        self._shown: list[str] = []
+        self._reasoning: list[str] = []
+        self._refusal: list[str] = []
+        self._tools = _ToolCalls()
+        self._cutter = _StopCutter(stop) if stop else None
+        self._max_tokens = max_tokens
+        self._finish_reason: str | None = None
+        self._usage: Usage | None = None
+        self._images: list[str] = []
+        self._raw: dict[str, Any] = {}
+        self._id = ""
+        self._model = model
+        self._created = 0
+
+    @property
+    def usage(self) -> Usage | None:
+        """Usage, once an event has told it."""
+        return self._usage
+
+    @property
+    def raw(self) -> dict[str, Any]:
+        """The terminal event, with its claims and proof; empty before it arrived."""
+        return self._raw
+
+    @property
+    def text(self) -> str:
+        """The text shown so far."""
+        return "".join(self._shown)
+
+    def feed(self, event: Mapping[str, Any]) -> Delta:
+        """What this event adds. Raises ErrorEvent when the event is an error."""
+        if event.get("error"):
+            raise ErrorEvent(event)
+        choices = event.get("choices")
+        delta = self._feed_choice(choices[0]) if choices else Delta()
+        if not self._id:
+            self._id = event.get("id") or ""
+            self._created = event.get("created") or 0
+        if self._finish_reason is not None or event.get("usage"):
+            self._take_terminal(event)
+            if delta.finish_reason == "stop" and self._ran_out():
+                # the gateway never says "length"; the usage that came with this event shows it
+                delta.finish_reason = self._finish_reason = "length"
+        return delta
+
+    def _feed_choice(self, choice: Mapping[str, Any]) -> Delta:
+        piece = choice.get("delta") or choice.get("message") or {}
+        delta = Delta()
+        content = piece.get("content")
+        if content:
+            delta.content = self._take_text(content if isinstance(content, str) else join_text(content))
+        reasoning = piece.get("reasoning_content") or piece.get("reasoning")
+        if reasoning and isinstance(reasoning, str):
+            self._reasoning.append(reasoning)
+            delta.reasoning = reasoning
+        if refusal := piece.get("refusal"):
+            self._refusal.append(refusal)
+            delta.refusal = refusal
+        if parts := piece.get("tool_calls"):
+            delta.tool_calls = [self._tools.take(part) for part in parts]
+        if images := piece.get("images"):
+            self._images.extend(image_urls(images))
+        reason = choice.get("finish_reason")
+        if reason and self._finish_reason is None:
+            delta.finish_reason = self._finish_reason = reason
+            self._release_held(delta)
+        return delta
+
+    def _take_text(self, text: str) -> str:
+        self._text.append(text)
+        if self._cutter is not None:
+            text = self._cutter.pass_on(text)
+        if text:
+            self._shown.append(text)
+        return text
+
+    def _release_held(self, delta: Delta) -> None:
+        if self._cutter is not None and (held := self._cutter.release()):
+            self._shown.append(held)
+            delta.content += held
+
+    def _take_terminal(self, event: Mapping[str, Any]) -> None:
+        self._raw.update(event)
+        self._model = event.get("model") or self._model
+        self._usage = parse_usage(event.get("usage")) or self._usage
+        if images := event.get("images"):
+            self._images.extend(image_urls(images))
+
+    def _ran_out(self) -> bool:
+        return bool(
+            self._max_tokens
+            and self._usage
+            and self._usage.completion_tokens >= self._max_tokens
+            and not (self._cutter is not None and self._cutter.is_cut)
+        )
+
+    def finish(self) -> Completion:
+        """The whole answer. Raises Truncated when nothing arrived at all."""
+        if self._finish_reason is None and not (self._text or len(self._tools) or self._refusal):
+            raise Truncated("The stream ended without any content.")
+        return Completion(
+            id=self._id,
+            model=self._model,
+            created=self._created,
+            content=self.text,
+            reasoning="".join(self._reasoning),
+            refusal="".join(self._refusal),
+            tool_calls=self._tools.build(),
+            finish_reason=self._finish_reason or ("tool_calls" if len(self._tools) else "stop"),
+            usage=self._usage,
+            images=tuple(dict.fromkeys(self._images)),
+            raw=self._raw,
+            served_text="".join(self._text),
+        )
+
+
+def parse_completion(body: Mapping[str, Any], *, stop: Sequence[str] = (), max_tokens: int | None = None) -> Completion:
+    """A non-streamed response as a `Completion`; the same rules as for a stream, since it is the same code.
+
+    Raises ErrorEvent when the body is an error, Truncated when it holds no answer.
+    """
+    accumulator = StreamAccumulator(stop=stop, max_tokens=max_tokens)
+    if not body.get("choices") and not body.get("error"):
+        raise Truncated("The response has no choices.")
+    accumulator.feed(body)
+    return accumulator.finish()
+
+
+def join_text(content: Any) -> str:
+    """The text of a list of content parts, as some gateways send it instead of a string."""
+    if not isinstance(content, Sequence):
+        return ""
+    return "".join(
+        part if isinstance(part, str) else part.get("text", "")
+        for part in content
+        if isinstance(part, str) or (isinstance(part, Mapping) and isinstance(part.get("text"), str))
+    )
+
+
+def image_urls(images: Any) -> list[str]:
+    """URLs (or data URLs) of generated images, from any of the shapes gateways use."""
+    urls: list[str] = []
+    for image in images if isinstance(images, Sequence) and not isinstance(images, str) else [images]:
+        inner = image.get("image_url", image) if isinstance(image, Mapping) else image
+        url = inner.get("url") if isinstance(inner, Mapping) else inner
+        if isinstance(url, str) and url:
+            urls.append(url)
+    return urls

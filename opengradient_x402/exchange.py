@@ -1,0 +1,378 @@
+"""One chat-completions request and its response, without I/O: both gateway clients drive this.
+
+It builds the HTTP request, reads what comes back into a `Completion` or `Delta`s, turns every failure into
+the error that says what happened to the money, and reports the receipt exactly once. It does not know
+whether its caller awaits.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar, cast
+
+import httpx
+
+from opengradient_x402 import wire_json
+from opengradient_x402.call_receipts import Answer
+from opengradient_x402.calls import EXTENSION, Call
+from opengradient_x402.completions import (
+    Completion,
+    Delta,
+    ErrorEvent,
+    StreamAccumulator,
+    Truncated,
+    parse_completion,
+    parse_usage,
+    stop_sequences,
+)
+from opengradient_x402.errors import (
+    GatewayError,
+    GatewayUnreachable,
+    NotPaid,
+    OpenGradientError,
+    ResponseInvalid,
+    StreamInterrupted,
+)
+from opengradient_x402.gateway_errors import describe_error, kind_of
+from opengradient_x402.payments import Payments
+from opengradient_x402.receipts import SettlementReceipt
+from opengradient_x402.settlement import SettlementMode
+from opengradient_x402.sse import DONE, EventDecoder, EventTooLarge
+
+CHAT_PATH = "/v1/chat/completions"
+DEFAULT_MAX_TOKENS = 4096
+"""What gateways take an omitted `max_tokens` for (wire facts, "What the gateway does not do")."""
+MAX_BODY_BYTES = 256 * 1024 * 1024
+
+ReceiptListener = Callable[[SettlementReceipt], None]
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What applies to every call of a client unless the call says otherwise."""
+
+    url: str
+    timeout_s: float
+    max_retries: int
+    settlement_mode: SettlementMode
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Send this through the paying transport and give back the response, body unread."""
+
+    request: httpx.Request
+
+
+@dataclass(frozen=True, slots=True)
+class Collect:
+    """Feed the body to `take`, piece by piece, then close the response."""
+
+    response: httpx.Response
+    take: Callable[[bytes], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Wait this long before the next attempt."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """Send this past the payment (it asks for public data) and give back the response, body read."""
+
+    request: httpx.Request
+
+
+T = TypeVar("T")
+Effect = Ask | Collect | Pause | Fetch
+Steps = Generator[Effect, Any, T]
+
+
+class Exchange:
+    """A single logical call. Drive `chat`; or drive `open_stream`, then feed `take_chunk`, then `finish_stream`."""
+
+    def __init__(
+        self,
+        body: Mapping[str, Any],
+        *,
+        wire_model: str,
+        is_stream: bool,
+        payments: Payments,
+        options: Options,
+        headers: Mapping[str, str] | None = None,
+        on_receipt: ReceiptListener | None = None,
+    ) -> None:
+        self._payments = payments
+        self._options = options
+        self._on_receipt = on_receipt
+        self._is_stream = is_stream
+        self.call = Call(
+            model=str(body.get("model") or wire_model),
+            settlement_mode=options.settlement_mode.value,
+            timeout_s=options.timeout_s,
+            is_managed=True,
+        )
+        self._stop = stop_sequences(body.get("stop"))
+        self._max_tokens = body.get("max_tokens") or body.get("max_completion_tokens")
+        self._content = wire_json.dumps({**body, "model": wire_model, **({"stream": True} if is_stream else {})})
+        self._headers = {
+            "content-type": "application/json",
+            "accept": "text/event-stream" if is_stream else "application/json",
+            "accept-encoding": "gzip, deflate",
+            "authorization": "Bearer x402",  # gateways demand a token and ignore its value (wire facts, "HTTP")
+            "x-settlement-type": options.settlement_mode.value,
+            "user-agent": "opengradient-integrations",
+            **(headers or {}),
+        }
+        self._deadline = 0.0
+        self._received = 0
+        self._body: list[bytes] = []
+        self._decoder = EventDecoder()
+        self._accumulator = StreamAccumulator(stop=self._stop, max_tokens=self._max_tokens, model=self.call.model)
+        self._is_done = False
+
+    @property
+    def receipt(self) -> SettlementReceipt | None:
+        """The receipt, once the call has ended (None before, and for a call that nothing was paid for)."""
+        return self.call.receipt
+
+    # -- the whole call, as steps for a driver
+
+    def chat(self) -> Steps[Completion]:
+        """One whole answer; ends the call."""
+        try:
+            response = yield from self._opening()
+            yield Collect(response, self._take_body)
+            return self._completion(response)
+        except BaseException as exc:  # noqa: BLE001  (ends the call, whatever ended it)
+            problem = self.fail(exc)
+            raise problem from problem.__cause__
+
+    def open_stream(self) -> Steps[httpx.Response]:
+        """The open response of a stream; the call goes on in `take_chunk` and `finish_stream`."""
+        try:
+            response = yield from self._opening()
+            if response.is_error:
+                yield Collect(response, self._take_body)
+                raise self._refusal(response)
+            return response
+        except BaseException as exc:  # noqa: BLE001  (ends the call, whatever ended it)
+            problem = self.fail(exc)
+            raise problem from problem.__cause__
+
+    def _opening(self) -> Steps[httpx.Response]:
+        """Only failures before any byte left are tried again."""
+        self._deadline = time.monotonic() + self._options.timeout_s
+        for attempt in range(self._options.max_retries + 1):
+            try:
+                response: httpx.Response = yield Ask(self._request())
+                return response
+            except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as exc:
+                if attempt == self._options.max_retries:
+                    raise self._unreachable(exc) from exc
+            except httpx.TransportError as exc:
+                raise self._unreachable(exc) from exc
+            yield Pause(min(0.25 * 2**attempt, 4.0))
+        raise AssertionError("the last attempt returns or raises")
+
+    def _request(self) -> httpx.Request:
+        timeout = self._options.timeout_s
+        return httpx.Request(
+            "POST",
+            self._options.url,
+            headers=self._headers,
+            content=self._content,
+            extensions={
+                EXTENSION: self.call,
+                "timeout": {"connect": min(timeout, 10.0), "read": timeout, "write": timeout, "pool": timeout},
+            },
+        )
+
+    def _unreachable(self, exc: httpx.TransportError) -> GatewayUnreachable:
+        is_timeout = isinstance(exc, httpx.TimeoutException)
+        detail = str(exc) or type(exc).__name__
+        return GatewayUnreachable(
+            f"No answer from {self._options.url} ({detail}). Nothing was signed for this call and nothing was paid. "
+            "Check the address (`base_url`, OG_GATEWAY_URL) and your connection, then call again.",
+            call_id=self.call.id,
+            kind="timeout" if is_timeout else "connection",
+        )
+
+    # -- reading
+
+    def _take_body(self, chunk: bytes) -> None:
+        """Collects a piece of a non-streamed (or failed) response."""
+        self._received += len(chunk)
+        if self._received > MAX_BODY_BYTES:
+            raise ResponseInvalid(
+                f"The gateway's answer to call {self.call.id} is larger than {MAX_BODY_BYTES} bytes and was not "
+                "read further. The call may be charged; see its receipt.",
+                call_id=self.call.id,
+            )
+        if time.monotonic() > self._deadline:
+            raise StreamInterrupted(
+                f"The answer to call {self.call.id} was not complete after {self._options.timeout_s:g} s. The call "
+                "may be charged; see its receipt. Raise `timeout` for long answers, or stream.",
+                call_id=self.call.id,
+                kind="timeout",
+            )
+        self._body.append(chunk)
+
+    def _completion(self, response: httpx.Response) -> Completion:
+        """The answer in the collected body; ends the call. Raises GatewayError, ResponseInvalid."""
+        body = self._parsed(response)
+        if response.is_error:
+            raise self._error_of(response.status_code, body)
+        try:
+            completion = parse_completion(body, stop=self._stop, max_tokens=self._max_tokens)
+        except ErrorEvent as exc:
+            raise self._error_of(None, exc.error) from exc
+        except (Truncated, TypeError, AttributeError, KeyError, ValueError) as exc:
+            raise self._unreadable(exc) from exc
+        return self._ended_well(completion)
+
+    def _refusal(self, response: httpx.Response) -> OpenGradientError:
+        """The error for a response that has an error status."""
+        try:
+            body = self._parsed(response)
+        except ResponseInvalid:
+            body = {"error": b"".join(self._body)[:500].decode("utf-8", "replace")}
+        return self._error_of(response.status_code, body)
+
+    def take_chunk(self, chunk: bytes) -> list[Delta]:
+        """What this piece of a stream adds, empty deltas left out. Raises GatewayError, ResponseInvalid."""
+        try:
+            payloads = self._decoder.feed(chunk)
+        except EventTooLarge as exc:
+            raise self._unreadable(exc) from exc
+        return self._take_events(payloads)
+
+    def _take_events(self, payloads: list[bytes]) -> list[Delta]:
+        deltas: list[Delta] = []
+        for payload in payloads:
+            if payload == DONE:
+                self._is_done = True
+                break
+            try:
+                delta = self._accumulator.feed(wire_json.loads(payload))
+            except ErrorEvent as exc:
+                raise self._error_of(None, exc.error) from exc
+            except (TypeError, AttributeError, KeyError, ValueError) as exc:
+                raise self._unreadable(exc) from exc
+            if delta.finish_reason is not None or not delta.is_empty:
+                deltas.append(delta)
+        return deltas
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the end marker of the stream arrived."""
+        return self._is_done
+
+    def finish_stream(self) -> Completion:
+        """The whole answer of a stream whose bytes have ended; ends the call. Raises StreamInterrupted."""
+        if not self._is_done:
+            self._take_events(self._decoder.flush())
+        if not self._is_done:
+            raise self.interrupted("it ended without its end marker")
+        try:
+            completion = self._accumulator.finish()
+        except Truncated as exc:
+            raise self.interrupted("it held no content") from exc
+        return self._ended_well(completion)
+
+    # -- ending
+
+    def _ended_well(self, completion: Completion) -> Completion:
+        self.end("ok", answer=self._answer(completion.raw))
+        return replace(completion, receipt=self.call.receipt, model=completion.model or self.call.model)
+
+    def _answer(self, raw: Mapping[str, Any]) -> Answer:
+        return Answer(model=self.call.model, usage=parse_usage(raw.get("usage")), raw=raw)
+
+    def end(self, outcome: str, *, error: str | None = None, answer: Answer | None = None) -> None:
+        """Ends the call, once: the receipt is recorded, and reported to who listens."""
+        if self.call.receipt is not None:
+            return
+        if answer is None:
+            answer = self._answer(self._accumulator.raw)
+        receipt = self._payments.finish(self.call, outcome=outcome, error=error, answer=answer)
+        if receipt is not None and self._on_receipt is not None:
+            try:
+                self._on_receipt(receipt)
+            except Exception:  # noqa: BLE001  the listener's boundary: money has moved, its fault must not hide the answer
+                _log.exception("A receipt listener failed for call %s", self.call.id)
+
+    def fail(self, exc: BaseException) -> BaseException:
+        """Ends the call because of `exc`, and gives back the error to raise: with the receipt, if there is one."""
+        if isinstance(exc, httpx.TransportError):
+            problem: BaseException = self.interrupted(_cause(exc), kind_timeout=isinstance(exc, httpx.TimeoutException))
+            problem.__cause__ = exc
+        else:
+            problem = exc
+        is_error = isinstance(problem, Exception)
+        self.end("failed" if is_error else "abandoned", error=type(problem).__name__)
+        if isinstance(problem, OpenGradientError):
+            problem.call_id = problem.call_id or self.call.id
+            problem.receipt = problem.receipt or self.call.receipt
+        return problem
+
+    def interrupted(self, what: str, *, kind_timeout: bool = False) -> StreamInterrupted:
+        """The error for an answer that stopped before its end."""
+        shown = len(self._accumulator.text)
+        return StreamInterrupted(
+            f"The answer to call {self.call.id} is incomplete: {what} (after {shown} characters). What was served "
+            "is charged; see the receipt. It is not sent again: call again if the rest is worth a new payment.",
+            call_id=self.call.id,
+            kind="timeout" if kind_timeout else "connection",
+        )
+
+    def _parsed(self, response: httpx.Response) -> dict[str, Any]:
+        content = b"".join(self._body)
+        try:
+            body = wire_json.loads(content)
+        except ValueError as exc:
+            if response.is_error:
+                return {"error": content[:500].decode("utf-8", "replace")}
+            raise self._unreadable(exc) from exc
+        if not isinstance(body, dict):
+            raise self._unreadable(TypeError(f"a {type(body).__name__} instead of an object"))
+        return cast("dict[str, Any]", body)
+
+    def _unreadable(self, exc: Exception) -> ResponseInvalid:
+        return ResponseInvalid(
+            f"The gateway's answer to call {self.call.id} is not a chat completion ({exc}). The call may be charged; "
+            "see its receipt. If it happens again, tell the gateway's operator the call id.",
+            call_id=self.call.id,
+        )
+
+    def _error_of(self, status: int | None, body: Mapping[str, Any]) -> OpenGradientError:
+        said = describe_error(body)
+        kind = kind_of(status, said, body)
+        shown = f" (HTTP {status})" if status is not None else ""
+        if self.call.entry is None:
+            return NotPaid(
+                f"The gateway refused call {self.call.id}{shown}: {said}. Nothing was paid.",
+                call_id=self.call.id,
+                status_code=status,
+                kind=kind,
+            )
+        return GatewayError(
+            f"The gateway failed call {self.call.id}{shown}: {said}. The payment had been accepted; what is charged "
+            "for the failure, if anything, is on the receipt once it settles. It was not tried again.",
+            call_id=self.call.id,
+            status_code=status,
+            kind=kind,
+        )
+
+
+def _cause(exc: httpx.TransportError) -> str:
+    if isinstance(exc, httpx.TimeoutException):
+        return "nothing arrived within the time limit"
+    return f"the connection broke ({str(exc) or type(exc).__name__})"

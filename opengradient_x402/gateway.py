@@ -1,0 +1,378 @@
+"""Clients for an OpenGradient gateway: `chat` and `stream`, sync and async, over one sans-I/O `Exchange`.
+
+Below them is the paying transport, without an httpx client in between: cookies, redirects and auth flows have
+no place in a paid call, and cost more than the call. Frameworks and their vocabularies are not known here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import time
+import weakref
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, Self, TypedDict, Unpack, assert_never
+
+import httpx
+
+from opengradient_x402.completions import Completion, Delta
+from opengradient_x402.driving import drive, drive_async
+from opengradient_x402.exchange import (
+    CHAT_PATH,
+    Ask,
+    Collect,
+    Effect,
+    Exchange,
+    Fetch,
+    Options,
+    Pause,
+    ReceiptListener,
+    Steps,
+)
+from opengradient_x402.model_directory import ModelDirectory
+from opengradient_x402.payments import Payments
+from opengradient_x402.receipts import SettlementReceipt
+from opengradient_x402.settlement import SettlementMode
+from opengradient_x402.transport import AsyncX402Transport, X402Transport
+
+_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=4.0)
+"""Idle connections are dropped before common servers (uvicorn: 5 s) close them under a request."""
+
+
+class CallOptions(TypedDict, total=False):
+    """What may be said per call. `on_receipt` is called once, at the end of a call that was, or may be, paid."""
+
+    settlement_mode: SettlementMode | str | None
+    on_receipt: ReceiptListener | None
+    timeout_s: float | None
+    headers: Mapping[str, str] | None
+
+
+class _Client:
+    """What both clients share: where calls go, and what applies to them."""
+
+    def __init__(
+        self,
+        payments: Payments,
+        *,
+        base_url: str | None = None,
+        timeout_s: float = 120.0,
+        max_retries: int = 2,
+        settlement_mode: SettlementMode | str = SettlementMode.BATCH,
+    ) -> None:
+        self.payments = payments
+        self.base_url = _normalized(base_url or payments.network.gateway_url)
+        payments.policy.check_endpoint(self.base_url, payments.network)
+        self._defaults = Options(
+            url=self.base_url + CHAT_PATH,
+            timeout_s=timeout_s,
+            max_retries=max_retries,
+            settlement_mode=SettlementMode.parse(settlement_mode),
+        )
+        self._models = ModelDirectory(self.base_url)
+
+    def _chat(self, body: Mapping[str, Any], **call: Unpack[CallOptions]) -> Steps[Completion]:
+        exchange = yield from self._exchange(body, is_stream=False, **call)
+        return (yield from exchange.chat())
+
+    def _open_stream(
+        self, body: Mapping[str, Any], **call: Unpack[CallOptions]
+    ) -> Steps[tuple[Exchange, httpx.Response]]:
+        exchange = yield from self._exchange(body, is_stream=True, **call)
+        return exchange, (yield from exchange.open_stream())
+
+    def _exchange(self, body: Mapping[str, Any], *, is_stream: bool, **call: Unpack[CallOptions]) -> Steps[Exchange]:
+        wire_model = yield from self._models.resolve(str(body.get("model") or ""))
+        mode, timeout_s = call.get("settlement_mode"), call.get("timeout_s")
+        options = self._defaults
+        if mode is not None:
+            options = replace(options, settlement_mode=SettlementMode.parse(mode))
+        if timeout_s is not None:
+            options = replace(options, timeout_s=timeout_s)
+        return Exchange(
+            body,
+            wire_model=wire_model,
+            is_stream=is_stream,
+            payments=self.payments,
+            options=options,
+            headers=call.get("headers"),
+            on_receipt=call.get("on_receipt"),
+        )
+
+    def _tls(self) -> ssl.SSLContext:
+        if self.base_url.startswith("http://"):
+            # Loopback only (the policy sees to it): an empty context trusts nothing and loads no files.
+            return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        return httpx.create_ssl_context()
+
+
+class GatewayClient(_Client):
+    """Paid chat completions, synchronously. Thread-safe; works inside a running event loop too."""
+
+    def __init__(
+        self, payments: Payments, *, http_transport: httpx.BaseTransport | None = None, **options: Any
+    ) -> None:
+        """`http_transport` is what the paying transport wraps; `options` are those of the class above:
+        `base_url`, `timeout_s`, `max_retries`, `settlement_mode`."""
+        super().__init__(payments, **options)
+        self._wire = http_transport or httpx.HTTPTransport(verify=self._tls(), limits=_LIMITS)
+        self._owns_wire = http_transport is None
+        self._transport = X402Transport(payments, wrapped=self._wire)
+
+    def chat(self, body: Mapping[str, Any], **call: Unpack[CallOptions]) -> Completion:
+        """One answer to an OpenAI-shaped request body (without `stream`).
+
+        Raises NotPaid, PaymentOutcomeUnknown or PaidButFailed; the latter two carry the receipt.
+        """
+        return drive(self._chat(body, **call), self._perform)
+
+    def stream(self, body: Mapping[str, Any], **call: Unpack[CallOptions]) -> CompletionStream:
+        """The answer piece by piece; the response is open when this returns. Close it, or use `with`."""
+        return CompletionStream(*drive(self._open_stream(body, **call), self._perform))
+
+    def _perform(self, effect: Effect) -> Any:
+        match effect:
+            case Ask(request):
+                return self._transport.handle_request(request)
+            case Fetch(request):
+                response = self._wire.handle_request(request)
+                response.read()
+                return response
+            case Collect(response, take):
+                try:
+                    for chunk in response.iter_bytes():
+                        take(chunk)
+                finally:
+                    response.close()
+            case Pause(seconds):
+                time.sleep(seconds)
+            case _:
+                assert_never(effect)
+        return None
+
+    def close(self) -> None:
+        """Closes connections. Payments, and a transport that was passed in, stay open: they are the caller's."""
+        if self._owns_wire:
+            self._wire.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class CompletionStream(Iterator[Delta]):
+    """Deltas as they arrive. Afterwards `completion` is the whole answer, and `receipt` is set."""
+
+    def __init__(self, exchange: Exchange, response: httpx.Response) -> None:
+        self._exchange = exchange
+        self._response = response
+        self._bytes = response.iter_bytes()
+        self._ready: deque[Delta] = deque()
+        self._is_closed = False
+        self.completion: Completion | None = None
+
+    @property
+    def receipt(self) -> SettlementReceipt | None:
+        """The receipt, once the stream has ended or was closed."""
+        return self._exchange.receipt
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Delta:
+        while not self._ready:
+            if self._is_closed:
+                raise StopIteration
+            try:
+                chunk = None if self._exchange.is_done else next(self._bytes, None)
+                if chunk is None:
+                    self.completion = self._exchange.finish_stream()
+                    self.close()
+                else:
+                    self._ready.extend(self._exchange.take_chunk(chunk))
+            except BaseException as exc:  # noqa: BLE001  (ends the call, whatever ended it)
+                problem = self._exchange.fail(exc)
+                self.close()
+                raise problem from problem.__cause__
+        return self._ready.popleft()
+
+    def close(self) -> None:
+        """Ends the response and the call; what was served so far is charged. Closing twice is harmless."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._response.close()
+            self._exchange.end("abandoned")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        # A stream that was dropped without close() must neither hold its connection nor lose its receipt.
+        if not getattr(self, "_is_closed", True):
+            self.close()
+
+
+class AsyncGatewayClient(_Client):
+    """Paid chat completions over asyncio. One instance serves any number of event loops, one after another."""
+
+    def __init__(
+        self, payments: Payments, *, http_transport: httpx.AsyncBaseTransport | None = None, **options: Any
+    ) -> None:
+        """`http_transport` is what the paying transport wraps; `options` are those of the class above:
+        `base_url`, `timeout_s`, `max_retries`, `settlement_mode`."""
+        super().__init__(payments, **options)
+        self._given = http_transport
+        self._lines: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Line] = weakref.WeakKeyDictionary()
+
+    async def chat(self, body: Mapping[str, Any], **call: Unpack[CallOptions]) -> Completion:
+        """See `GatewayClient.chat`."""
+        line = await self._line()
+        return await drive_async(self._chat(body, **call), line.perform)
+
+    async def stream(self, body: Mapping[str, Any], **call: Unpack[CallOptions]) -> AsyncCompletionStream:
+        """See `GatewayClient.stream`."""
+        line = await self._line()
+        return AsyncCompletionStream(*await drive_async(self._open_stream(body, **call), line.perform))
+
+    async def _line(self) -> _Line:
+        loop = asyncio.get_running_loop()
+        line = self._lines.get(loop)
+        if line is None:
+            wire = self._given
+            if wire is None:
+                tls = self._tls() if self.base_url.startswith("http://") else await asyncio.to_thread(self._tls)
+                wire = httpx.AsyncHTTPTransport(verify=tls, limits=_LIMITS)
+            line = self._lines.setdefault(loop, _Line(wire, AsyncX402Transport(self.payments, wrapped=wire)))
+            if self._given is None:
+                await line.close_with_loop()
+        return line
+
+    async def aclose(self) -> None:
+        """Closes this loop's connections. Payments, and a transport that was passed in, stay open."""
+        line = self._lines.pop(asyncio.get_running_loop(), None)
+        if line is not None and self._given is None:
+            await line.wire.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+class _Line:
+    """The connections of one event loop."""
+
+    def __init__(self, wire: httpx.AsyncBaseTransport, paying: AsyncX402Transport) -> None:
+        self.wire = wire
+        self.paying = paying
+        self._guard: AsyncGenerator[None, None] | None = None
+
+    async def perform(self, effect: Effect) -> Any:
+        """Performs one effect of an exchange."""
+        match effect:
+            case Ask(request):
+                return await self.paying.handle_async_request(request)
+            case Fetch(request):
+                response = await self.wire.handle_async_request(request)
+                await response.aread()
+                return response
+            case Collect(response, take):
+                try:
+                    async for chunk in response.aiter_bytes():
+                        take(chunk)
+                finally:
+                    await response.aclose()
+            case Pause(seconds):
+                await asyncio.sleep(seconds)
+            case _:
+                assert_never(effect)
+        return None
+
+    async def close_with_loop(self) -> None:
+        """Closes the connections when the loop shuts down: `asyncio.run` ends open async generators first.
+
+        Without this, idle sockets would outlive their loop, and could not be closed by anybody.
+        """
+        if self._guard is None:
+            self._guard = self._until_shutdown()
+            await anext(self._guard)
+
+    async def _until_shutdown(self) -> AsyncGenerator[None, None]:
+        try:
+            yield
+        finally:
+            await self.wire.aclose()
+
+
+class AsyncCompletionStream(AsyncIterator[Delta]):
+    """Deltas as they arrive. Afterwards `completion` is the whole answer, and `receipt` is set."""
+
+    def __init__(self, exchange: Exchange, response: httpx.Response) -> None:
+        self._exchange = exchange
+        self._response = response
+        self._bytes = response.aiter_bytes()
+        self._ready: deque[Delta] = deque()
+        self._is_closed = False
+        self.completion: Completion | None = None
+
+    @property
+    def receipt(self) -> SettlementReceipt | None:
+        """The receipt, once the stream has ended or was closed."""
+        return self._exchange.receipt
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Delta:
+        while not self._ready:
+            if self._is_closed:
+                raise StopAsyncIteration
+            try:
+                chunk = None if self._exchange.is_done else await anext(self._bytes, None)
+                if chunk is None:
+                    self.completion = self._exchange.finish_stream()
+                    await self.aclose()
+                else:
+                    self._ready.extend(self._exchange.take_chunk(chunk))
+            except BaseException as exc:  # noqa: BLE001  (ends the call, whatever ended it)
+                problem = self._exchange.fail(exc)
+                await self.aclose()
+                raise problem from problem.__cause__
+        return self._ready.popleft()
+
+    async def aclose(self) -> None:
+        """Ends the response and the call; what was served so far is charged. Closing twice is harmless."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._exchange.end("abandoned")
+            await self._response.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def __del__(self) -> None:
+        # Dropped without aclose(): the loop closes the connection when it collects the response's generator;
+        # the receipt is recorded here.
+        if not getattr(self, "_is_closed", True):
+            self._is_closed = True
+            self._exchange.end("abandoned")
+
+
+def _normalized(base_url: str) -> str:
+    return base_url.rstrip("/").removesuffix("/v1")

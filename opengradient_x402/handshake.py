@@ -1,0 +1,284 @@
+"""The 402 handshake as a generator: it decides, it never touches the network (x402 v2, HTTP transport).
+
+Order of attempts: a live session; a pre-emptive signature over known terms; an unpaid request, whose 402
+tells the terms. At most one authorization a call: a second signature, after the gateway changed its terms,
+reuses the same nonce, so the chain can settle only one of the two. After a signature or a session id has
+left, nothing is sent again unless the gateway itself said that it did not take it.
+
+The two drivers are in `transport`. Who may be paid is `policy`, what is remembered is `payments`.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Generator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, cast
+
+import httpx
+
+from opengradient_x402 import wire_json
+from opengradient_x402.calls import Call, SignedPayment
+from opengradient_x402.challenge import Challenge, parse_challenge
+from opengradient_x402.errors import (
+    BudgetExceeded,
+    ChallengeInvalid,
+    GatewayUnreachable,
+    PaidButFailed,
+    PaymentOutcomeUnknown,
+)
+from opengradient_x402.payments import Payments
+from opengradient_x402.sessions import PaidSession, SessionKey, Ticket, Waiting
+
+SESSION_HEADER = "X-Upto-Session"
+CHALLENGE_HEADER = "PAYMENT-REQUIRED"
+SIGNATURE_HEADER = "PAYMENT-SIGNATURE"
+RESPONSE_HEADER = "PAYMENT-RESPONSE"
+
+_SESSION_ID = re.compile(r"[A-Za-z0-9._~-]{8,256}", re.ASCII)
+_MAX_SEATS = 32
+_NEVER_LEFT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
+"""Failures before a single byte of the request was written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send this request and give back the response, body unread."""
+
+    request: httpx.Request
+
+
+@dataclass(frozen=True, slots=True)
+class Discard:
+    """Close this response without reading it: its body means nothing, and may be endless."""
+
+    response: httpx.Response
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Wait for the future and give back its result; TimeoutError after `timeout_s`."""
+
+    future: Future[Any]
+    timeout_s: float | None = None
+
+
+Effect = Send | Discard | Wait
+Handshake = Generator[Effect, Any, httpx.Response]
+
+
+def pay(request: httpx.Request, *, call: Call, payments: Payments, blocking: bool) -> Handshake:
+    """Obtain a response to `request`, paying for it if the gateway wants that."""
+    payments.check_endpoint(str(request.url))
+    if call.entry is not None:
+        raise PaidButFailed(
+            f"Call {call.id} is already paid, and its response led to another request ({request.url.host}). "
+            "It was not sent: one call pays once. Check the gateway's address; it must not redirect.",
+            call_id=call.id,
+        )
+    key = payments.session_key(request)
+    for _ in range(_MAX_SEATS):
+        seat = payments.sessions.enter(key, blocking=blocking)
+        if isinstance(seat, Waiting):
+            yield from _wait_for_opening(seat, call)
+        elif isinstance(seat, Ticket):
+            try:
+                return (yield from _open(request, call, payments, seat))
+            finally:
+                payments.sessions.closed(seat)
+        else:
+            response = yield from _ride(request, call, payments, seat)
+            if response is not None:
+                return response
+    raise GatewayUnreachable(
+        f"{key.origin} ended {_MAX_SEATS} paid sessions in a row without serving call {call.id}. This call was "
+        "not charged. The gateway is faulty: try again later, or use another one.",
+        call_id=call.id,
+    )
+
+
+def _wait_for_opening(seat: Waiting, call: Call) -> Generator[Effect, Any, None]:
+    try:
+        yield Wait(seat.done, call.timeout_s)
+    except TimeoutError as exc:
+        raise GatewayUnreachable(
+            f"Call {call.id} waited {call.timeout_s:g} s for another call to open the paid session, which the "
+            "gateway has not answered yet. Nothing was signed for this call. Try again, or raise `timeout`.",
+            call_id=call.id,
+            kind="timeout",
+        ) from exc
+
+
+def _ride(
+    request: httpx.Request, call: Call, payments: Payments, session: PaidSession
+) -> Generator[Effect, Any, httpx.Response | None]:
+    """Send within a live session. None: the gateway no longer knows the session, and did not serve."""
+    payments.attach_session(call, session)
+    try:
+        response: httpx.Response = yield Send(_with_header(request, SESSION_HEADER, session.id))
+    except _NEVER_LEFT:
+        payments.detach(call)
+        raise
+    except httpx.TransportError as exc:
+        raise _outcome_unknown(call, exc) from exc
+    if response.status_code != httpx.codes.PAYMENT_REQUIRED:
+        return (yield from _answered(response, call))
+    # "Session expired or exhausted", or new terms: this request was not served, so it may be paid anew.
+    if (header := response.headers.get(CHALLENGE_HEADER)) is not None:
+        payments.forget_terms(session.key)
+        yield Discard(response)
+        payments.remember_terms(session.key, parse_challenge(header))
+    else:
+        yield Discard(response)
+    payments.sessions.retire(session)
+    payments.detach(call)
+    return None
+
+
+def _open(request: httpx.Request, call: Call, payments: Payments, ticket: Ticket) -> Handshake:
+    """Pay with an authorization: one in doubt if there is one, else a new one over the known or asked terms."""
+    response: httpx.Response
+    if (doubtful := payments.take_doubtful(ticket.key)) is not None:
+        response = yield from _send_signed(request, call, payments, ticket, doubtful)
+        if response.status_code != httpx.codes.PAYMENT_REQUIRED:
+            return response
+        payments.detach(call)
+        yield from _read_challenge(response, payments, ticket.key)
+    challenge = payments.known_terms(ticket.key)
+    was_asked = challenge is None
+    if challenge is None:
+        response = yield Send(request)
+        if response.status_code != httpx.codes.PAYMENT_REQUIRED:
+            return response
+        challenge = yield from _read_challenge(response, payments, ticket.key)
+    signed = yield from _authorize(challenge, request, call, payments, ticket.key)
+    response = yield from _send_signed(request, call, payments, ticket, signed)
+    if response.status_code == httpx.codes.PAYMENT_REQUIRED and not was_asked:
+        current = yield from _read_challenge(response, payments, ticket.key)
+        if signed.authorization.terms.raw in [terms.raw for terms in current.terms]:
+            raise payments.rejected(call, current, ticket.key)
+        # The terms changed since they were cached: sign the new ones with the same nonce.
+        signed = yield from _authorize(current, request, call, payments, ticket.key)
+        response = yield from _send_signed(request, call, payments, ticket, signed)
+    if response.status_code == httpx.codes.PAYMENT_REQUIRED:
+        current = yield from _read_challenge(response, payments, ticket.key)
+        raise payments.rejected(call, current, ticket.key)
+    return response
+
+
+def _authorize(
+    challenge: Challenge, request: httpx.Request, call: Call, payments: Payments, key: SessionKey
+) -> Generator[Effect, Any, SignedPayment]:
+    """Check funds (first time only), reserve the budget durably, then sign."""
+    terms = payments.choose(challenge, key)
+    if (funds := payments.check_funds(terms)) is not None:
+        yield Wait(funds)
+    if (pin := payments.pin_facilitator(terms, key)) is not None:
+        payments.confirm_facilitator(terms, key, (yield Wait(pin)))
+    entry = payments.draft(terms, call, str(request.url))
+    try:
+        yield Wait(payments.reserve(entry))
+    except BudgetExceeded:
+        # Authorizations past their deadline may hold budget that was never spent: ask the chain first.
+        yield Wait(payments.reclaim())
+        yield Wait(payments.reserve(entry))
+    return payments.sign(terms, entry, challenge)
+
+
+def _send_signed(
+    request: httpx.Request, call: Call, payments: Payments, ticket: Ticket, signed: SignedPayment
+) -> Handshake:
+    is_first_use = signed.entry.call_id == call.id
+    call.entry = signed.entry
+    try:
+        response: httpx.Response = yield Send(_with_header(request, SIGNATURE_HEADER, signed.header))
+    except _NEVER_LEFT:
+        payments.detach(call)
+        if is_first_use:
+            yield Wait(payments.ledger.mark_unsent(signed.entry.id))
+        else:
+            payments.doubt(ticket.key, signed)
+        raise
+    except httpx.TransportError as exc:
+        payments.doubt(ticket.key, signed)
+        raise _outcome_unknown(call, exc) from exc
+    except BaseException:  # cancelled or interrupted while the signature was on its way
+        payments.doubt(ticket.key, signed)
+        raise
+    if response.status_code == httpx.codes.PAYMENT_REQUIRED:
+        return response
+    session_id = response.headers.get(SESSION_HEADER)
+    if session_id is not None and _SESSION_ID.fullmatch(session_id):
+        call.session = payments.sessions.opened(ticket, session_id=session_id, entry=signed.entry)
+    elif response.is_success:
+        call.claims = _payment_response(response)
+        payments.sessions.sessionless(ticket)
+    else:
+        payments.doubt(ticket.key, signed)
+    payments.accepted(signed, ticket.key)
+    return (yield from _answered(response, call))
+
+
+def _answered(response: httpx.Response, call: Call) -> Handshake:
+    call.is_answered = True
+    call.headers = response.headers
+    if response.has_redirect_location:
+        yield Discard(response)
+        raise PaidButFailed(
+            f"The gateway answered the paid call {call.id} with a redirect to another address. It was not "
+            "followed: a payment is never carried to another host. The call may be charged; see its receipt. "
+            "Set the gateway's final address as `base_url`.",
+            call_id=call.id,
+            status_code=response.status_code,
+        )
+    return response
+
+
+def _read_challenge(response: httpx.Response, payments: Payments, key: SessionKey) -> Generator[Effect, Any, Challenge]:
+    header = response.headers.get(CHALLENGE_HEADER)
+    yield Discard(response)
+    payments.forget_terms(key)
+    if header is None:
+        raise ChallengeInvalid(
+            f"{key.origin} answered 402 without a PAYMENT-REQUIRED header, so it cannot be paid. "
+            "Nothing was paid for this request. Check that the address is an x402 v2 gateway.",
+            status_code=402,
+        )
+    payments.check_clock(response.headers.get("date"))
+    challenge = parse_challenge(header)
+    payments.remember_terms(key, challenge)
+    return challenge
+
+
+def _with_header(request: httpx.Request, name: str, value: str) -> httpx.Request:
+    """A copy that carries the payment; the caller's request never does, so no redirect can carry it on."""
+    headers = request.headers.copy()
+    headers[name] = value
+    return httpx.Request(
+        request.method, request.url, headers=headers, stream=request.stream, extensions=request.extensions
+    )
+
+
+def _outcome_unknown(call: Call, cause: httpx.TransportError) -> PaymentOutcomeUnknown:
+    what = "timed out" if isinstance(cause, httpx.TimeoutException) else f"broke ({type(cause).__name__})"
+    return PaymentOutcomeUnknown(
+        f"The connection {what} after the payment of call {call.id} had been sent. It may be charged, up to its "
+        "authorization, and it is not sent again. `opengradient-x402 receipts reconcile` tells from the chain "
+        "what was taken.",
+        call_id=call.id,
+        kind="timeout" if isinstance(cause, httpx.TimeoutException) else "connection",
+    )
+
+
+def _payment_response(response: httpx.Response) -> dict[str, Any]:
+    header = response.headers.get(RESPONSE_HEADER)
+    if header is None:
+        return {}
+    try:
+        claims = wire_json.loads(base64.b64decode(header, validate=True))
+    except (ValueError, binascii.Error):
+        return {}
+    return cast("dict[str, Any]", claims) if isinstance(claims, dict) else {}

@@ -1,0 +1,293 @@
+"""The ledger's tables and the statements over them (SQLAlchemy Core).
+
+Amounts are kept as decimal text, since 256-bit integers fit no database integer; `reserved_gwei` is the same
+amount in billionths of a token, rounded up, so that the database can add up budgets by itself. This module
+runs inside the ledger's transaction; it does not know threads, nor when to commit.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, Engine, event
+
+from opengradient_x402.ledger import AuthorizationEntry, Budget, budget_exceeded
+from opengradient_x402.receipts import ReceiptStatus, SettlementReceipt
+from opengradient_x402.shares import split_settlement
+
+_ATOMIC_PER_GWEI = 10**9
+_metadata = sa.MetaData()
+
+authorizations = sa.Table(
+    "authorizations",
+    _metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("call_id", sa.Text, nullable=False),
+    sa.Column("network", sa.Text, nullable=False),
+    sa.Column("scheme", sa.Text, nullable=False),
+    sa.Column("transfer_method", sa.Text, nullable=False),
+    sa.Column("asset", sa.Text, nullable=False),
+    sa.Column("payer", sa.Text, nullable=False),
+    sa.Column("payee", sa.Text, nullable=False),
+    sa.Column("facilitator", sa.Text),
+    sa.Column("spender", sa.Text, nullable=False),
+    sa.Column("nonce", sa.Text, nullable=False),
+    sa.Column("amount_atomic", sa.Text, nullable=False),
+    sa.Column("signed_at", sa.BigInteger, nullable=False),
+    sa.Column("deadline", sa.BigInteger, nullable=False),
+    sa.Column("endpoint", sa.Text, nullable=False),
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("settlement_mode", sa.Text, nullable=False),
+    sa.Column("status", sa.Text, nullable=False),
+    sa.Column("settled_atomic", sa.Text),
+    sa.Column("tx_hash", sa.Text),
+    sa.Column("block_number", sa.BigInteger),
+    sa.Column("block_hash", sa.Text),
+    sa.Column("reserved_gwei", sa.BigInteger, nullable=False),
+    sa.Index("authorizations_budget", "payer", "network", "asset", "signed_at"),
+    sa.Index("authorizations_status", "status"),
+)
+
+calls = sa.Table(
+    "calls",
+    _metadata,
+    sa.Column("call_id", sa.Text, primary_key=True),
+    sa.Column("authorization_id", sa.Text, nullable=False, index=True),
+    sa.Column("created_at", sa.BigInteger, nullable=False, index=True),
+    sa.Column("receipt", sa.Text, nullable=False),
+)
+
+pins = sa.Table(
+    "pins",
+    _metadata,
+    sa.Column("key", sa.Text, primary_key=True),
+    sa.Column("value", sa.Text, nullable=False),
+)
+
+_ENTRY_COLUMNS = [column for column in authorizations.c if column.name != "reserved_gwei"]
+_STATUS = {"settled": ReceiptStatus.SETTLED, "expired": ReceiptStatus.EXPIRED, "cancelled": ReceiptStatus.CANCELLED}
+
+
+def open_engine(url: str) -> Engine:
+    """An engine for `url`; for SQLite the folder is made, and the journal is write-ahead."""
+    parsed = sa.make_url(url)
+    if parsed.get_backend_name() != "sqlite":
+        return sa.create_engine(parsed, pool_pre_ping=True)
+    if parsed.database:
+        path = Path(parsed.database)
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not path.exists():
+            path.touch(mode=0o600)
+    engine = sa.create_engine(parsed, connect_args={"timeout": 30, "check_same_thread": False})
+
+    @event.listens_for(engine, "connect")
+    def _configure(dbapi_connection: Any, _record: Any) -> None:
+        # The driver's own transaction handling is off: BEGIN IMMEDIATE below takes the write lock before the
+        # budget is read, so two processes can never both see the same free budget.
+        dbapi_connection.isolation_level = None
+        dbapi_connection.execute("PRAGMA journal_mode=WAL")
+
+    @event.listens_for(engine, "begin")
+    def _begin(conn: Connection) -> None:
+        conn.exec_driver_sql("BEGIN IMMEDIATE")
+
+    return engine
+
+
+def create(conn: Connection) -> None:
+    """Makes the tables that are missing."""
+    with conn.begin():
+        _metadata.create_all(conn)
+
+
+class Book:
+    """The statements. Stateless but for the dialect's name."""
+
+    def __init__(self, dialect: str) -> None:
+        self._is_sqlite = dialect == "sqlite"
+
+    def set_durable(self, conn: Connection, durable: bool) -> None:  # noqa: FBT001  (a pragma's two states)
+        """Whether the coming commit is flushed to disk, or may be lost in a power cut (never in a crash)."""
+        if self._is_sqlite:
+            raw = conn.connection.dbapi_connection
+            raw.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")  # type: ignore[union-attr]
+
+    def authorize(self, conn: Connection, entry: AuthorizationEntry, budget: Budget | None) -> None:
+        previous = self._entry(conn, entry.id)
+        reserved = entry.amount_atomic
+        if previous is not None:
+            reserved = max(reserved, previous.amount_atomic)
+        if budget is not None:
+            self._lock(conn)
+            since = int(time.time()) - budget.window_s
+            spent = self.spent(conn, entry.payer, entry.asset, entry.network, since, without=entry.id)
+            if spent + reserved > budget.limit_atomic:
+                raise budget_exceeded(spent_atomic=spent, entry=entry, budget=budget)
+        row = _as_row(entry) | {"reserved_gwei": _gwei(reserved)}
+        if previous is None:
+            conn.execute(authorizations.insert().values(row))
+        else:
+            conn.execute(authorizations.update().where(authorizations.c.id == entry.id).values(row))
+        self._store(conn, _receipt_of(entry, status=ReceiptStatus.AUTHORIZED))
+
+    def spent(
+        self, conn: Connection, payer: str, asset: str, network: str, since: int, *, without: str | None = None
+    ) -> int:
+        """Atomic units, rounded up to a billionth of a token per authorization."""
+        query = sa.select(sa.func.coalesce(sa.func.sum(authorizations.c.reserved_gwei), 0)).where(
+            authorizations.c.payer == payer,
+            authorizations.c.network == network,
+            authorizations.c.asset == asset,
+            authorizations.c.signed_at >= since,
+        )
+        if without is not None:
+            query = query.where(authorizations.c.id != without)
+        return int(conn.execute(query).scalar_one()) * _ATOMIC_PER_GWEI
+
+    def mark_unsent(self, conn: Connection, authorization_id: str) -> None:
+        conn.execute(
+            authorizations.update()
+            .where(authorizations.c.id == authorization_id)
+            .values(status="unsent", reserved_gwei=0)
+        )
+        # The authorization stays on record; the call has no payment, hence no receipt.
+        conn.execute(calls.delete().where(calls.c.authorization_id == authorization_id))
+
+    def record_call(self, conn: Connection, receipt: SettlementReceipt) -> None:
+        self._store(conn, receipt)
+        entry = self._entry(conn, receipt.authorization_id)
+        if entry is not None and entry.status in _STATUS:
+            # The settlement was seen before this call ended (its stream was slow to close): share anew.
+            self._share_out(conn, entry)
+
+    def record_settlement(self, conn: Connection, authorization_id: str, found: dict[str, Any]) -> None:
+        conn.execute(
+            authorizations.update()
+            .where(authorizations.c.id == authorization_id)
+            .values(reserved_gwei=_gwei(int(found["settled_atomic"] or 0)), **found)
+        )
+        entry = self._entry(conn, authorization_id)
+        if entry is not None:
+            self._share_out(conn, entry)
+
+    def _share_out(self, conn: Connection, entry: AuthorizationEntry) -> None:
+        rows = conn.execute(
+            sa.select(calls.c.receipt)
+            .where(calls.c.authorization_id == entry.id)
+            .order_by(calls.c.created_at, calls.c.call_id)
+        ).all()
+        receipts = [SettlementReceipt.from_json(json.loads(row.receipt)) for row in rows]
+        shares: Sequence[int | None] = [None] * len(receipts)
+        if entry.settled_atomic is not None:
+            shares = split_settlement(entry.settled_atomic, receipts)
+        for receipt, share in zip(receipts, shares, strict=True):
+            self._store(
+                conn,
+                replace(
+                    receipt,
+                    status=_STATUS.get(entry.status, receipt.status),
+                    settled_atomic=share,
+                    authorization_settled_atomic=entry.settled_atomic,
+                    payment_tx_hash=entry.tx_hash,
+                    block_number=entry.block_number,
+                    block_hash=entry.block_hash,
+                ),
+            )
+
+    def _store(self, conn: Connection, receipt: SettlementReceipt) -> None:
+        row = {
+            "authorization_id": receipt.authorization_id,
+            "created_at": receipt.created_at,
+            "receipt": json.dumps(receipt.to_json()),
+        }
+        changed = conn.execute(calls.update().where(calls.c.call_id == receipt.call_id).values(row))
+        if changed.rowcount == 0:
+            conn.execute(calls.insert().values(call_id=receipt.call_id, **row))
+
+    def pin(self, conn: Connection, key: str, value: str) -> str:
+        known = conn.execute(sa.select(pins.c.value).where(pins.c.key == key)).scalar_one_or_none()
+        if known is None:
+            conn.execute(pins.insert().values(key=key, value=value))
+        return known or value
+
+    def receipts(
+        self, conn: Connection, *, since: int, call_ids: list[str] | None, payer: str | None
+    ) -> list[SettlementReceipt]:
+        query = sa.select(calls.c.receipt).where(calls.c.created_at >= since)
+        if call_ids is not None:
+            query = query.where(calls.c.call_id.in_(call_ids))
+        rows = conn.execute(query.order_by(calls.c.created_at, calls.c.call_id)).all()
+        found = (SettlementReceipt.from_json(json.loads(row.receipt)) for row in rows)
+        return [receipt for receipt in found if payer is None or receipt.payer.lower() == payer.lower()]
+
+    def authorizations(
+        self, conn: Connection, *, status: str | None, payer: str | None, network: str | None
+    ) -> list[AuthorizationEntry]:
+        query = sa.select(*_ENTRY_COLUMNS).order_by(authorizations.c.signed_at, authorizations.c.id)
+        for column, value in (
+            (authorizations.c.status, status),
+            (authorizations.c.payer, payer),
+            (authorizations.c.network, network),
+        ):
+            if value is not None:
+                query = query.where(column == value)
+        return [_as_entry(row) for row in conn.execute(query).mappings()]
+
+    def _entry(self, conn: Connection, authorization_id: str) -> AuthorizationEntry | None:
+        row = (
+            conn.execute(sa.select(*_ENTRY_COLUMNS).where(authorizations.c.id == authorization_id))
+            .mappings()
+            .one_or_none()
+        )
+        return None if row is None else _as_entry(row)
+
+    def _lock(self, conn: Connection) -> None:
+        if not self._is_sqlite:  # SQLite holds the write lock since BEGIN IMMEDIATE
+            conn.execute(sa.text("SELECT pg_advisory_xact_lock(402402)"))
+
+
+def _gwei(atomic: int) -> int:
+    return -(-atomic // _ATOMIC_PER_GWEI)
+
+
+def _as_row(entry: AuthorizationEntry) -> dict[str, Any]:
+    row = asdict(entry)
+    row["amount_atomic"] = str(entry.amount_atomic)
+    row["settled_atomic"] = None if entry.settled_atomic is None else str(entry.settled_atomic)
+    return row
+
+
+def _as_entry(row: Any) -> AuthorizationEntry:
+    values = dict(row)
+    values["amount_atomic"] = int(values["amount_atomic"])
+    values["settled_atomic"] = None if values["settled_atomic"] is None else int(values["settled_atomic"])
+    return AuthorizationEntry(**values)
+
+
+def _receipt_of(entry: AuthorizationEntry, *, status: ReceiptStatus) -> SettlementReceipt:
+    """The receipt of a call of which nothing is known but its authorization."""
+    return SettlementReceipt(
+        call_id=entry.call_id,
+        status=status,
+        created_at=entry.signed_at,
+        outcome="unknown",
+        network=entry.network,
+        scheme=entry.scheme,
+        asset=entry.asset,
+        payer=entry.payer,
+        payee=entry.payee,
+        facilitator=entry.facilitator,
+        authorization_id=entry.id,
+        nonce=entry.nonce,
+        deadline=entry.deadline,
+        authorized_atomic=entry.amount_atomic,
+        endpoint=entry.endpoint,
+        model=entry.model,
+        settlement_mode=entry.settlement_mode,
+    )

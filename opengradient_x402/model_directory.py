@@ -1,0 +1,77 @@
+"""From the model name that a user wrote to the one that a gateway understands, before anything is paid.
+
+A name in the catalogue (`models`) is taken at once. Any other is looked up in the gateway's own list, once:
+gateways answer an unknown model only after they were paid. Sans-I/O; does not know prices.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import httpx
+
+from opengradient_x402 import wire_json
+from opengradient_x402.errors import UnknownModel
+from opengradient_x402.exchange import Fetch, Steps
+from opengradient_x402.models import find_model, wire_name
+
+_TIMEOUT_S = 10.0
+
+
+class UnlistedModelWarning(UserWarning):
+    """A model that neither the catalogue nor the gateway lists could not be checked before paying."""
+
+
+class ModelDirectory:
+    """Names that one gateway serves. Thread-safe: the worst race looks a name up twice."""
+
+    def __init__(self, base_url: str) -> None:
+        self._base_url = base_url
+        self._known: dict[str, str] = {}
+
+    def resolve(self, name: str) -> Steps[str]:
+        """The wire name. May yield one request for the gateway's list, and wants its (read) response.
+
+        Raises UnknownModel when the gateway lists its models and this is not one of them.
+        """
+        if (known := self._known.get(name)) is not None:
+            return known
+        if not name:
+            raise UnknownModel("No model was named. Nothing was paid. Give one, for example 'openai/gpt-5'.")
+        wire = wire_name(name)
+        if find_model(name) is None:
+            listed = yield from self._listed(name)
+            if listed and name in listed:
+                wire = name
+            elif listed and wire not in listed:
+                raise UnknownModel(
+                    f"{self._base_url} does not serve a model {name!r}. Nothing was paid. It serves: "
+                    f"{', '.join(sorted(listed))}."
+                )
+        self._known[name] = wire
+        return wire
+
+    def _listed(self, name: str) -> Steps[frozenset[str]]:
+        timeouts = dict.fromkeys(("connect", "read", "write", "pool"), _TIMEOUT_S)
+        try:
+            request = httpx.Request("GET", f"{self._base_url}/v1/models", extensions={"timeout": timeouts})
+            names = _names((yield Fetch(request)))
+        except httpx.TransportError:
+            names = frozenset()
+        if not names:
+            warnings.warn(
+                f"{self._base_url} does not list its models, so {name!r} could not be checked before paying.",
+                UnlistedModelWarning,
+                stacklevel=2,
+            )
+        return names
+
+
+def _names(response: httpx.Response) -> frozenset[str]:
+    if response.status_code != httpx.codes.OK:
+        return frozenset()
+    try:
+        entries = wire_json.loads(response.content)["data"]
+        return frozenset(entry["id"] for entry in entries)
+    except (ValueError, KeyError, TypeError):
+        return frozenset()

@@ -1,0 +1,356 @@
+"""What one payer remembers and decides: terms, funds, budget, sessions, receipts. Shared by all its clients.
+
+It stands between the handshake, which knows the order of things on the wire, and policy, signer, ledger and
+sessions, which each know one thing. Anything slow is a `Future`, so that neither colour of caller blocks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import httpx
+from pydantic import SecretStr
+
+from opengradient_x402.call_receipts import Answer, build_receipt
+from opengradient_x402.calls import Call, SignedPayment
+from opengradient_x402.errors import (
+    AllowanceMissing,
+    ChainUnavailable,
+    InsufficientFunds,
+    NotPaid,
+    PaymentRejected,
+    PolicyRefused,
+)
+from opengradient_x402.ledger import AuthorizationEntry, Budget, Ledger
+from opengradient_x402.networks import Network, load_network
+from opengradient_x402.policy import SpendPolicy
+from opengradient_x402.receipts import SettlementReceipt
+from opengradient_x402.sessions import PaidSession, SessionKey, SessionPool
+from opengradient_x402.signer import LocalSigner, Signer, authorize, payment_header
+
+if TYPE_CHECKING:
+    from opengradient_x402.challenge import Challenge, PaymentTerms
+    from opengradient_x402.settings import Settings
+
+_log = logging.getLogger(__name__)
+T = TypeVar("T")
+BREAKER_LIMIT = 3
+"""So many refused payments in a row, and an origin is left alone for `BREAKER_PAUSE_S`."""
+BREAKER_PAUSE_S = 60.0
+
+
+class Payments:
+    """The paying side of a client. Thread-safe; one instance serves any number of clients and event loops."""
+
+    def __init__(
+        self,
+        *,
+        network: Network,
+        signer: Signer,
+        policy: SpendPolicy | None = None,
+        ledger: Ledger,
+    ) -> None:
+        self.network = network
+        self.signer = signer
+        self.policy = policy if policy is not None else SpendPolicy()
+        self.ledger = ledger
+        self.sessions = SessionPool(idle_s=network.session_idle_s)
+        self._owns_ledger = False
+        self._lock = threading.Lock()
+        self._terms: dict[SessionKey, Challenge] = {}
+        self._last_amount: dict[str, int] = {}
+        self._facilitators: dict[str, str] = {}
+        self._doubtful: dict[SessionKey, list[SignedPayment]] = {}
+        self._funded_atomic = 0
+        self._refusals: dict[str, tuple[int, float]] = {}
+        self._budget = Budget(limit_atomic=self.policy.per_day_atomic(network.asset))
+
+    @classmethod
+    def open(
+        cls,
+        *,
+        network: str | Path | Network | None = None,
+        private_key: str | SecretStr | Signer | None = None,
+        policy: SpendPolicy | None = None,
+        ledger: Ledger | str | Path | None = None,
+        settings: Settings | None = None,
+    ) -> Payments:
+        """Payments from what the user gave, completed from the environment (`OG_*`) and `.env`.
+
+        Raises ConfigurationError for a missing or malformed key, or an unknown network.
+        """
+        if settings is None:
+            from opengradient_x402.settings import Settings
+
+            settings = Settings.load()
+        key = private_key if private_key is not None else settings.require_private_key()
+        own = not isinstance(ledger, Ledger)
+        payments = cls(
+            network=load_network(network if network is not None else settings.network),
+            signer=LocalSigner(key) if isinstance(key, str | SecretStr) else key,
+            policy=policy,
+            ledger=ledger if isinstance(ledger, Ledger) else Ledger(ledger or settings.ledger_url),
+        )
+        payments._owns_ledger = own
+        return payments
+
+    @property
+    def payer(self) -> str:
+        """The address whose money is spent."""
+        return self.signer.address
+
+    def close(self) -> None:
+        """Writes what the ledger still holds; closes it if it was opened here. Sessions settle on their own."""
+        if self._owns_ledger:
+            self.ledger.close()
+        else:
+            self.ledger.flush()
+
+    # -- before signing
+
+    def check_endpoint(self, url: str) -> None:
+        """Refuses endpoints that money must not go to, and origins that refused too many payments just now."""
+        self.policy.check_endpoint(url, self.network)
+        origin = _origin(httpx.URL(url))
+        count, until = self._refusals.get(origin, (0, 0.0))
+        if count >= BREAKER_LIMIT and time.monotonic() < until:
+            raise NotPaid(
+                f"{origin} refused {count} payments in a row; calls to it are stopped for "
+                f"{until - time.monotonic():.0f} s. Nothing was signed. `opengradient-x402 doctor` shows what is "
+                "wrong with wallet, network or gateway.",
+                kind="payment",
+            )
+
+    def session_key(self, request: httpx.Request) -> SessionKey:
+        """What a session for this request is bound to."""
+        return SessionKey(_origin(request.url), request.method, request.url.path, self.payer)
+
+    def known_terms(self, key: SessionKey) -> Challenge | None:
+        """The last challenge of this endpoint, for a payment without asking first."""
+        return self._terms.get(key)
+
+    def remember_terms(self, key: SessionKey, challenge: Challenge) -> None:
+        """Keeps what this endpoint asked for."""
+        self._terms[key] = challenge
+
+    def forget_terms(self, key: SessionKey) -> None:
+        """Drops what this endpoint asked for, since it asks for something else now."""
+        self._terms.pop(key, None)
+
+    def choose(self, challenge: Challenge, key: SessionKey) -> PaymentTerms:
+        """The terms that the policy accepts. Raises PolicyRefused."""
+        return self.policy.choose(
+            challenge,
+            network=self.network,
+            origin=key.origin,
+            pinned_facilitator=self._facilitators.get(key.origin),
+            last_amount_atomic=self._last_amount.get(key.origin),
+        )
+
+    def check_clock(self, date_header: str | None) -> None:
+        """Refuses to sign when the gateway's `Date` shows that one of the two clocks is wrong."""
+        if date_header is None:
+            return
+        try:
+            server_now = parsedate_to_datetime(date_header)
+        except ValueError:
+            return
+        self.policy.check_clock(now_s=int(time.time()), server_now_s=int(server_now.timestamp()))
+
+    def check_funds(self, terms: PaymentTerms) -> Future[None] | None:
+        """Balance and allowance from the chain, before the first signature; None when known to suffice.
+
+        The future raises InsufficientFunds or AllowanceMissing. An RPC node that does not answer is no reason
+        to refuse: the gateway checks too.
+        """
+        if terms.amount_atomic <= self._funded_atomic:
+            return None
+        return _in_thread(lambda: self._read_funds(terms))
+
+    def _read_funds(self, terms: PaymentTerms) -> None:
+        from opengradient_x402.wallet import require_funds
+
+        try:
+            require_funds(self.network, self.payer, terms)
+        except ChainUnavailable:
+            return
+        self._funded_atomic = terms.amount_atomic
+
+    def pin_facilitator(self, terms: PaymentTerms, key: SessionKey) -> Future[str] | None:
+        """Pins the first facilitator seen, where the network publishes none; None when there is nothing to pin."""
+        is_listed = bool(self.network.facilitators or self.policy.facilitators)
+        if terms.facilitator is None or is_listed or key.origin in self._facilitators:
+            return None
+        return self.ledger.pin(f"facilitator {self.network.caip2} {key.origin}", terms.facilitator)
+
+    def confirm_facilitator(self, terms: PaymentTerms, key: SessionKey, pinned: str) -> None:
+        """Refuses terms whose facilitator is not the one that was pinned before."""
+        self._facilitators[key.origin] = pinned
+        if terms.facilitator is not None and pinned.lower() != terms.facilitator.lower():
+            raise PolicyRefused(
+                f"{key.origin} names the facilitator {terms.facilitator}, but {pinned} was pinned at first use. "
+                "Nothing was signed. If the change is legitimate, allow it in the policy's `facilitators`."
+            )
+
+    def draft(self, terms: PaymentTerms, call: Call, endpoint: str) -> AuthorizationEntry:
+        """The ledger entry of the authorization that this call is about to sign."""
+        now_s = int(time.time())
+        nonce = self.signer.nonce_for(call.id)
+        if terms.transfer_method == "eip3009":
+            spender = terms.asset
+        else:
+            spender = self.network.upto_proxy if terms.scheme == "upto" else self.network.exact_proxy
+        return AuthorizationEntry(
+            id=_authorization_id(self.network, self.payer, nonce),
+            call_id=call.id,
+            network=self.network.caip2,
+            scheme=terms.scheme,
+            transfer_method=terms.transfer_method,
+            asset=terms.asset,
+            payer=self.payer,
+            payee=terms.pay_to,
+            facilitator=terms.facilitator,
+            spender=spender,
+            nonce=str(nonce),
+            amount_atomic=terms.amount_atomic,
+            signed_at=now_s,
+            deadline=now_s + terms.max_timeout_s,
+            endpoint=endpoint,
+            model=call.model,
+            settlement_mode=call.settlement_mode,
+        )
+
+    def reserve(self, entry: AuthorizationEntry) -> Future[None]:
+        """Writes the entry, and its amount into the day's budget, durably. Raises BudgetExceeded."""
+        return self.ledger.authorize(entry, budget=self._budget)
+
+    def reclaim(self) -> Future[None]:
+        """Asks the chain about authorizations past their deadline, and frees what was never taken."""
+        return _in_thread(self._reclaim)
+
+    def _reclaim(self) -> None:
+        from opengradient_x402.reconciler import Reconciler
+
+        try:
+            Reconciler(self.network, self.ledger).reconcile(payer=self.payer)
+        except ChainUnavailable:
+            return  # the budget error that follows says what is reserved
+
+    def sign(self, terms: PaymentTerms, entry: AuthorizationEntry, challenge: Challenge) -> SignedPayment:
+        """The signature over what the ledger already holds."""
+        authorization = authorize(
+            terms, signer=self.signer, network=self.network, nonce=int(entry.nonce), now_s=entry.signed_at
+        )
+        header = payment_header(authorization, resource=challenge.resource)
+        return SignedPayment(entry=entry, authorization=authorization, header=header)
+
+    # -- while a payment is out
+
+    def attach_session(self, call: Call, session: PaidSession) -> None:
+        """This session pays for the call."""
+        call.session = session
+        call.entry = session.entry
+
+    def detach(self, call: Call) -> None:
+        """Nothing pays for the call: what was attached was not sent, or was not taken."""
+        if call.session is not None:
+            self.sessions.leave(call.session)
+        call.session = call.entry = None
+
+    def doubt(self, key: SessionKey, signed: SignedPayment) -> None:
+        """Keeps a payment whose fate is unknown: the next call uses it before it signs anything new."""
+        with self._lock:
+            self._doubtful.setdefault(key, []).append(signed)
+
+    def take_doubtful(self, key: SessionKey) -> SignedPayment | None:
+        """A payment in doubt that is still valid for a while; it is handed out once."""
+        with self._lock:
+            waiting = self._doubtful.get(key, [])
+            while waiting:
+                signed = waiting.pop()
+                lifetime = signed.entry.deadline - signed.entry.signed_at
+                if time.time() < signed.entry.deadline - lifetime / 4:
+                    return signed
+        return None
+
+    def accepted(self, signed: SignedPayment, key: SessionKey) -> None:
+        """A payment to this origin was taken: earlier refusals no longer count, and its price is the measure."""
+        self._refusals.pop(key.origin, None)
+        self._last_amount[key.origin] = signed.entry.amount_atomic
+
+    def rejected(self, call: Call, challenge: Challenge, key: SessionKey) -> PaymentRejected | NotPaid:
+        """The error for a payment that the gateway refused, from the reason that it gave."""
+        count, _ = self._refusals.get(key.origin, (0, 0.0))
+        self._refusals[key.origin] = (count + 1, time.monotonic() + BREAKER_PAUSE_S)
+        self._funded_atomic = 0  # look at the chain again before the next signature
+        reason = challenge.error or "no reason given"
+        kind: type[NotPaid] = PaymentRejected
+        advice = "`opengradient-x402 doctor` checks wallet, clock, network and gateway."
+        if "balance" in reason or "insufficient_funds" in reason:
+            kind, advice = InsufficientFunds, f"Send {self.network.asset.symbol} to {self.payer}."
+        elif "allowance" in reason:
+            kind, advice = AllowanceMissing, "Run `opengradient-x402 approve` once for this wallet."
+        return kind(
+            f"{key.origin} refused the payment of call {call.id}: {reason}. The chain was not touched; the "
+            f"signature expires by itself, and its amount stays reserved in the budget until then. {advice}",
+            call_id=call.id,
+            status_code=402,
+        )
+
+    # -- afterwards
+
+    def finish(
+        self,
+        call: Call,
+        *,
+        outcome: str,
+        error: str | None = None,
+        answer: Answer | None = None,
+    ) -> SettlementReceipt | None:
+        """Ends the call: frees its seat, records its receipt. None when nothing was paid. Later calls return
+        the same receipt."""
+        if call.receipt is not None or call.entry is None:
+            return call.receipt
+        receipt = build_receipt(call, outcome=outcome, error=error, answer=answer)
+        call.receipt = receipt
+        if call.session is not None:
+            self.sessions.leave(call.session, cost_atomic=receipt.cost_atomic or 0)
+        self.ledger.record_call(receipt).add_done_callback(_report_lost_record)
+        return receipt
+
+
+def _origin(url: httpx.URL) -> str:
+    return f"{url.scheme}://{url.netloc.decode('ascii')}"
+
+
+def _authorization_id(network: Network, payer: str, nonce: int) -> str:
+    """One id for one nonce: whatever is signed under it, the chain settles it at most once."""
+    content = f"{network.caip2} {payer.lower()} {nonce}"
+    return "auth_" + hashlib.sha256(content.encode()).hexdigest()[:32]
+
+
+def _in_thread(work: Callable[[], T]) -> Future[T]:
+    """Runs rare, slow work (chain reads) beside the caller, in a thread of its own."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as exc:  # noqa: BLE001  (the thread's boundary: everything goes to who waits)
+            future.set_exception(exc)
+
+    threading.Thread(target=run, name="opengradient-chain", daemon=True).start()
+    return future
+
+
+def _report_lost_record(future: Future[None]) -> None:
+    if (error := future.exception()) is not None:
+        _log.error("A call's receipt could not be written to the ledger: %s", error)

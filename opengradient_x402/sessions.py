@@ -1,0 +1,175 @@
+"""Which paid session serves which endpoint: opened once, shared by all, retired before it dies.
+
+A gateway answers a payment with a session id; later calls send only that id and add to one bill (wire facts,
+"Sessions"). The pool hands out seats: a lease on a live session, a wait for one that is being opened, or a
+ticket to open it. It does not know HTTP, signatures or amounts other than the cap and what calls cost so far.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from opengradient_x402.ledger import AuthorizationEntry
+
+IDLE_SHARE = 0.75
+"""A session is used until this share of the gateway's idle time-out has passed without a call."""
+MAX_AGE_S = 540.0
+"""Gateways end a session at 600 s of age (wire facts, "Sessions")."""
+DEADLINE_MARGIN_S = 30.0
+"""Gateways settle some time before the signed deadline; new calls stop earlier still."""
+
+
+class SessionKey(NamedTuple):
+    """Sessions are bound to an origin, a method and a path, and to who pays."""
+
+    origin: str
+    method: str
+    path: str
+    payer: str
+
+
+@dataclass(slots=True, eq=False)
+class PaidSession:
+    """A live session. The id alone spends the cap, so it is in no repr."""
+
+    key: SessionKey
+    id: str = field(repr=False)
+    entry: AuthorizationEntry
+    opened_at: float
+    last_used: float
+    spent_atomic: int = 0
+    in_flight: int = 0
+    is_retired: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """The right, and the duty, to open a session for `key`; others wait for `done` unless it is not shared."""
+
+    key: SessionKey
+    thread_id: int
+    is_shared: bool = True
+    done: Future[None] = field(default_factory=Future)
+
+
+@dataclass(slots=True, frozen=True)
+class Waiting:
+    """Somebody else is opening the session: wait for `done`, then ask again."""
+
+    done: Future[None]
+
+
+class SessionPool:
+    """All sessions of one payer. Thread-safe; never waits itself."""
+
+    def __init__(
+        self,
+        *,
+        idle_s: float,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._idle_s = idle_s * IDLE_SHARE
+        self._clock = clock
+        self._wall_clock = wall_clock
+        self._lock = threading.Lock()
+        self._sessions: dict[SessionKey, list[PaidSession]] = {}
+        self._opening: dict[SessionKey, Ticket] = {}
+        self._sessionless: set[SessionKey] = set()
+        self._largest_call: dict[SessionKey, int] = {}
+
+    def enter(self, key: SessionKey, *, blocking: bool) -> PaidSession | Waiting | Ticket:
+        """A seat for one call. A leased session counts the call in `in_flight` until `leave`.
+
+        `blocking` says that the caller would wait by blocking its thread: it is never told to wait for an
+        opening in that same thread, which could then never finish (a sync call inside a running loop).
+        """
+        with self._lock:
+            for session in self._sessions.get(key, ()):
+                if self._is_usable(session):
+                    session.in_flight += 1
+                    session.last_used = self._clock()
+                    return session
+            opening = self._opening.get(key)
+            if key in self._sessionless:
+                return Ticket(key, threading.get_ident(), is_shared=False)
+            if opening is None:
+                ticket = self._opening[key] = Ticket(key, threading.get_ident())
+                return ticket
+            if blocking and opening.thread_id == threading.get_ident():
+                return Ticket(key, threading.get_ident(), is_shared=False)
+            return Waiting(opening.done)
+
+    def opened(self, ticket: Ticket, *, session_id: str, entry: AuthorizationEntry) -> PaidSession:
+        """Adds the session that this ticket opened, with the opener's call in flight, and wakes who waited."""
+        now = self._clock()
+        session = PaidSession(
+            key=ticket.key,
+            id=session_id,
+            entry=entry,
+            opened_at=now,
+            last_used=now,
+            in_flight=1,
+        )
+        with self._lock:
+            live = [known for known in self._sessions.get(ticket.key, ()) if not known.is_retired]
+            self._sessions[ticket.key] = [*live, session]
+            self._sessionless.discard(ticket.key)
+        self.closed(ticket)
+        return session
+
+    def sessionless(self, ticket: Ticket) -> None:
+        """This endpoint was paid and gave no session: every call pays for itself, and nobody waits."""
+        with self._lock:
+            self._sessionless.add(ticket.key)
+        self.closed(ticket)
+
+    def closed(self, ticket: Ticket) -> None:
+        """The ticket is used up, whatever came of it. Calling it again does nothing."""
+        with self._lock:
+            if self._opening.get(ticket.key) is ticket:
+                del self._opening[ticket.key]
+        if not ticket.done.done():
+            ticket.done.set_result(None)
+
+    def leave(self, session: PaidSession, *, cost_atomic: int = 0) -> None:
+        """A call of this session ended; `cost_atomic` is what it is believed to have cost."""
+        with self._lock:
+            session.in_flight -= 1
+            session.last_used = self._clock()
+            session.spent_atomic += cost_atomic
+            self._largest_call[session.key] = max(cost_atomic, self._largest_call.get(session.key, 0))
+
+    def retire(self, session: PaidSession) -> None:
+        """No further call enters this session (the gateway said that it is dead, or we no longer trust it)."""
+        with self._lock:
+            session.is_retired = True
+            live = [known for known in self._sessions.get(session.key, ()) if known is not session]
+            self._sessions[session.key] = live
+
+    def live(self) -> list[PaidSession]:
+        """The sessions that would serve a call now."""
+        with self._lock:
+            return [s for sessions in self._sessions.values() for s in sessions if self._is_usable(s)]
+
+    def _is_usable(self, session: PaidSession) -> bool:
+        now, wall = self._clock(), self._wall_clock()
+        entry = session.entry
+        margin = min(DEADLINE_MARGIN_S, (entry.deadline - entry.signed_at) / 4)
+        is_idle = session.in_flight == 0 and now - session.last_used > self._idle_s
+        # Beyond the cap a gateway serves unpaid and then closes the session: the loss would not be ours, so
+        # the largest call seen so far is estimate enough for those in flight.
+        typical = self._largest_call.get(session.key, 0)
+        is_full = session.spent_atomic + (session.in_flight + 1) * typical > entry.amount_atomic
+        return not (
+            session.is_retired
+            or is_idle
+            or now - session.opened_at > MAX_AGE_S
+            or wall > entry.deadline - margin
+            or (is_full and session.spent_atomic > 0)
+        )

@@ -1,0 +1,132 @@
+"""Two httpx transports that pay: thin drivers of one handshake, the only coloured code of the payment.
+
+Put one under any `httpx.Client` or `httpx.AsyncClient`. They sit below redirects on purpose, and wrap any
+other transport. They decide nothing: see `handshake`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, cast
+
+import httpx
+
+from opengradient_x402.calls import Call
+from opengradient_x402.driving import drive, drive_async
+from opengradient_x402.errors import OpenGradientError
+from opengradient_x402.handshake import Discard, Effect, Send, Wait, pay
+from opengradient_x402.payments import Payments
+
+
+class X402Transport(httpx.BaseTransport):
+    """Pays what `wrapped` is asked to pay for. Thread-safe as far as `wrapped` is."""
+
+    def __init__(self, payments: Payments, *, wrapped: httpx.BaseTransport | None = None) -> None:
+        self._payments = payments
+        self._wrapped = wrapped if wrapped is not None else httpx.HTTPTransport()
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        """Sends, and pays when asked to. Raises httpx errors while nothing was signed, ours afterwards."""
+        call = Call.of(request)
+        request.read()
+        try:
+            response = drive(pay(request, call=call, payments=self._payments, blocking=True), self._perform)
+        except BaseException as exc:
+            _end_unmanaged(self._payments, call, exc)
+            raise
+        if not call.is_managed:
+            response.stream = _Stream(cast("httpx.SyncByteStream", response.stream), self._payments, call)
+        return response
+
+    def _perform(self, effect: Effect) -> Any:
+        match effect:
+            case Send(request):
+                return self._wrapped.handle_request(request)
+            case Discard(response):
+                return response.close()
+            case Wait(future, timeout_s):
+                return future.result(timeout_s)
+
+    def close(self) -> None:
+        """Closes the wrapped transport. Open sessions settle on their own."""
+        self._wrapped.close()
+
+
+class AsyncX402Transport(httpx.AsyncBaseTransport):
+    """The same over asyncio. One per event loop; any number may share one `Payments`."""
+
+    def __init__(self, payments: Payments, *, wrapped: httpx.AsyncBaseTransport | None = None) -> None:
+        self._payments = payments
+        self._wrapped = wrapped if wrapped is not None else httpx.AsyncHTTPTransport()
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Sends, and pays when asked to. Raises httpx errors while nothing was signed, ours afterwards."""
+        call = Call.of(request)
+        await request.aread()
+        try:
+            steps = pay(request, call=call, payments=self._payments, blocking=False)
+            response = await drive_async(steps, self._perform)
+        except BaseException as exc:
+            _end_unmanaged(self._payments, call, exc)
+            raise
+        if not call.is_managed:
+            response.stream = _AsyncStream(cast("httpx.AsyncByteStream", response.stream), self._payments, call)
+        return response
+
+    async def _perform(self, effect: Effect) -> Any:
+        match effect:
+            case Send(request):
+                return await self._wrapped.handle_async_request(request)
+            case Discard(response):
+                return await response.aclose()
+            case Wait(future, timeout_s):
+                # Shielded: the future is shared with others, who must not be cancelled with this task.
+                waiting = asyncio.shield(asyncio.wrap_future(future))
+                return await asyncio.wait_for(waiting, timeout_s)
+
+    async def aclose(self) -> None:
+        """Closes the wrapped transport. Open sessions settle on their own."""
+        await self._wrapped.aclose()
+
+
+def _end_unmanaged(payments: Payments, call: Call, exc: BaseException) -> None:
+    """A call without a client ends here; a client ends its own, with more to say."""
+    if call.is_managed:
+        return
+    receipt = payments.finish(call, outcome="failed", error=type(exc).__name__)
+    if isinstance(exc, OpenGradientError) and exc.receipt is None:
+        exc.receipt = receipt
+
+
+class _Stream(httpx.SyncByteStream):
+    """The response body; closing it ends the call."""
+
+    def __init__(self, inner: httpx.SyncByteStream, payments: Payments, call: Call) -> None:
+        self._inner, self._payments, self._call = inner, payments, call
+        self._is_read = False
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield from self._inner
+        self._is_read = True
+
+    def close(self) -> None:
+        self._inner.close()
+        self._payments.finish(self._call, outcome="ok" if self._is_read else "abandoned")
+
+
+class _AsyncStream(httpx.AsyncByteStream):
+    """The response body; closing it ends the call."""
+
+    def __init__(self, inner: httpx.AsyncByteStream, payments: Payments, call: Call) -> None:
+        self._inner, self._payments, self._call = inner, payments, call
+        self._is_read = False
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for chunk in self._inner:
+            yield chunk
+        self._is_read = True
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+        self._payments.finish(self._call, outcome="ok" if self._is_read else "abandoned")
