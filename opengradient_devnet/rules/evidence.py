@@ -14,17 +14,17 @@ from typing import Any
 from opengradient_devnet.rules.text import STOPWORDS, one_line, raw_words, stem
 
 _QUOTED = re.compile(
-    r"(?<!\w)'([^'\n]+)'(?!\w)|\"([^\"\n]+)\"|“([^”\n]+)”|‘([^’\n]+)’|`([^`\n]+)`|「([^」\n]+)」|«([^»\n]+)»"
+    r"(?<!\w)'([^'\n]+)'(?!\w)|\"([^\"\n]+)\"|“([^”\n]+)”|\u2018([^\u2019\n]+)\u2019|`([^`\n]+)`|「([^」\n]+)」|«([^»\n]+)»"
 )
 _DATE = re.compile(r"\b\d{4}-\d{2}-\d{2}(?:[T ]\d{2}:\d{2}(?::\d{2})?(?:Z|[+-]\d{2}:\d{2})?)?")
 _NUMBER = re.compile(r"(?<![\w.])-?\d+(?:,\d{3})*(?:\.\d+)?(?!\d)")
 _NAME = re.compile(
-    r"\b[^\W\d_a-z][\w’'-]*(?:[ \t]+(?:(?:of|de|van|von|da|la)[ \t]+)?[^\W\d_a-z][\w’'-]*)*(?:, [A-Z]{2}\b)?"
+    r"\b[^\W\d_a-z][\w\u2019'-]*(?:[ \t]+(?:(?:of|de|van|von|da|la)[ \t]+)?[^\W\d_a-z][\w\u2019'-]*)*(?:, [A-Z]{2}\b)?"
 )
 # A capital at the start of a sentence is a name only when the word acts: "Ada is …", "Paris and Rome".
 _ACTS = re.compile(r"\s*,?\s+(?:is|was|has|had|lives|works|likes|and|born|aged|wrote|said|are|were)\b")
 _BEFORE_NAME = re.compile(r"\b(in|at|for|to|from|near|of|by|with)\s+(?:the\s+)?\Z", re.IGNORECASE)
-_PHRASE = re.compile(r".*\b(?:about|for|on|of|in|at|regarding|to)\s+(?:the\s+|an?\s+)?(.+?)[\s.?!]*\Z", re.S)
+_PHRASE = re.compile(r".*\b(?:about|for|on|of|in|at|regarding|to)\s+(?:the\s+|an?\s+)?(.+?)[\s.?!]*\Z", re.DOTALL)
 _NUMBER_WORDS = {
     word: value
     for value, word in enumerate(
@@ -34,7 +34,7 @@ _NUMBER_WORDS = {
 _PLACE_FIELDS = frozenset("city location place country town destination region address where area".split())  # noqa: SIM905
 _PROSE_FIELDS = frozenset(
     """query question input text message content prompt reason description request task summary thought body
-    explanation topic answer instruction instructions report draft essay article note notes""".split()
+    explanation topic answer instruction instructions report draft essay article note notes""".split()  # noqa: SIM905
 )
 _NEAR_WORDS = 3
 
@@ -157,7 +157,7 @@ class Evidence:
         names = [re.escape(word) for word in raw_words(field) if word not in STOPWORDS]
         if not names:
             return None
-        said = re.compile(rf"\b(?:{'|'.join(names)})\s*(?:is|=|:|named|called|to|of)\s+[\"'“‘`]?\Z", re.IGNORECASE)
+        said = re.compile(rf"\b(?:{'|'.join(names)})\s*(?:is|=|:|named|called|to|of)\s+[\"'“\u2018`]?\Z", re.IGNORECASE)
         for fact in [*self._quotes, *self._names]:
             if said.search(self.text[: fact.start]):
                 return fact
@@ -214,7 +214,7 @@ def _names(text: str) -> list[Fact]:
         first, _, rest = value.partition(" ")
         if _starts_sentence(text, start) and not _ACTS.match(text, match.end()):
             value, start = rest, start + len(first) + 1
-        if value and value.lower() not in STOPWORDS and value != "I":
+        if value and not value[0].islower() and value.lower() not in STOPWORDS:
             preposition = _BEFORE_NAME.search(text[:start])
             word = preposition[1].lower() if preposition else ""
             facts.append(Fact(value=value, start=start, end=match.end(), preposition=word))
@@ -222,7 +222,7 @@ def _names(text: str) -> list[Fact]:
 
 
 def _starts_sentence(text: str, start: int) -> bool:
-    return re.search(r"(?:\A|[.!?:]\s+)[\"'“‘(]*\Z", text[:start]) is not None
+    return re.search(r"(?:\A|[.!?:]\s+)[\"'“\u2018(]*\Z", text[:start]) is not None
 
 
 def _overlaps(fact: Fact, others: Iterable[Fact]) -> bool:
@@ -232,4 +232,4 @@ def _overlaps(fact: Fact, others: Iterable[Fact]) -> bool:
 def _names_option(text: str, option: object) -> bool:
     spoken = str(option).replace("_", " ").replace("-", " ")
     plain = text.replace("_", " ").replace("-", " ")
-    return bool(spoken.strip()) and re.search(rf"(?<!\w){re.escape(spoken)}(?!\w)", plain, re.I) is not None
+    return bool(spoken.strip()) and re.search(rf"(?<!\w){re.escape(spoken)}(?!\w)", plain, re.IGNORECASE) is not None

@@ -81,9 +81,9 @@ def _steps_for(text: str, tools: Sequence[Tool], steps: list[Step], *, waits: bo
             return [*steps[:-1], _joined(last, text)]
         again = f"{_frame(last.text)} {text}"
         return [*steps, Step(tool=last.tool, text=again)]
-    if fitting and last is not None and fitting == [last.tool] and not waits:
-        if not (_suffices(last.tool, last.text) and _suffices(last.tool, text)):
-            return [*steps[:-1], _joined(last, text)]
+    is_more = last is not None and fitting == [last.tool] and not waits
+    if last is not None and is_more and not (_suffices(last.tool, last.text) and _suffices(last.tool, text)):
+        return [*steps[:-1], _joined(last, text)]
     if not fitting:
         return None
     waits = waits or bool(steps and _REFERS_BACK.search(text) and not _suffices(fitting[0], text))

@@ -7,33 +7,22 @@ tuples, numeric bounds and multiples, lengths, the common string formats, and de
 
 from __future__ import annotations
 
-import hashlib
-import math
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from opengradient_devnet.rules.evidence import Evidence
+from opengradient_devnet.models import ModelError
 from opengradient_devnet.rules.clauses import clauses
+from opengradient_devnet.rules.evidence import Evidence
+from opengradient_devnet.rules.scalars import bounded, cut, formatted
 from opengradient_devnet.rules.text import mentions, stems
 
 Schema = Mapping[str, Any]
 
 # Recursive schemas (a tree whose nodes hold nodes) have to end somewhere; what is optional ends first.
 _DEEPEST = 6
+_BOTTOM = 4 * _DEEPEST
 _MISSING: Any = object()
-_FORMATS: dict[str, str] = {
-    "date": "2025-01-01",
-    "date-time": "2025-01-01T00:00:00Z",
-    "time": "00:00:00Z",
-    "duration": "P1D",
-    "email": "someone@example.com",
-    "uri": "https://example.com/",
-    "ipv4": "127.0.0.1",
-    "ipv6": "::1",
-    "hostname": "example.com",
-}
 
 
 def fill(schema: Schema, evidence: Evidence) -> Any:
@@ -67,6 +56,8 @@ class _Form:
 
     def value(self, schema: Schema, evidence: Evidence, *, field: str, depth: int) -> Any:
         """A value for one (sub)schema; `field` is the name under which it will stand."""
+        if depth > _BOTTOM:
+            raise ModelError(400, f"Invalid schema: {field!r} requires itself, so nothing can satisfy it.")
         schema = self.resolve(schema)
         if "const" in schema:
             return schema["const"]
@@ -120,10 +111,10 @@ class _Form:
         nullable = len(solid) < len(resolved)
         if nullable and not (solid and depth < _DEEPEST and self._offers(solid[0], evidence, field=field)):
             return None
-        chosen = max(solid, key=lambda option: self._fit(option, evidence, field=field))
+        chosen = max(solid, key=lambda option: self._fit(option, evidence))
         return self.value(chosen, evidence, field=field, depth=depth + 1)
 
-    def _fit(self, option: Schema, evidence: Evidence, *, field: str) -> int:
+    def _fit(self, option: Schema, evidence: Evidence) -> int:
         """How well an alternative suits the evidence. Ties go to the first, as `max` keeps it."""
         words = [str(option.get("title", ""))]
         for name, sub in (option.get("properties") or {}).items():
@@ -133,7 +124,7 @@ class _Form:
             words.append(name)
         if _kind(option) in {"integer", "number"}:
             return int(evidence.has_numbers) * 2
-        return len(stems(" ".join(words)) & stems(evidence.text)) + int(_kind(option) == "string")
+        return len(stems(" ".join(words)) & stems(evidence.text)) + int(_kind(option) == "string" and "pattern" not in option)
 
     def _offers(self, schema: Schema, evidence: Evidence, *, field: str) -> bool:
         """Whether the evidence has something for an optional value: if not, it stays null."""
@@ -210,9 +201,9 @@ class _Form:
         if items.get("enum"):
             return [option for option in items["enum"] if mentions(evidence.text, str(option))]
         if kind in {"integer", "number"}:
-            return [_bounded(items, number) for number in evidence.take_numbers()]
+            return [bounded(items, number) for number in evidence.take_numbers()]
         if kind == "string":
-            return [_cut(items, text) for text in evidence.take_strings()]
+            return [cut(items, text) for text in evidence.take_strings()]
         if kind == "object":
             return self._rows(items, evidence, field=field, depth=depth)
         return []
@@ -230,9 +221,9 @@ class _Form:
     def _number(self, schema: Schema, evidence: Evidence, *, field: str, depth: int) -> float:  # noqa: ARG002
         known = evidence.known.get(field, _MISSING)
         if isinstance(known, int | float):
-            return _bounded(schema, known)
+            return bounded(schema, known)
         found = evidence.take_number(field, hint=str(schema.get("description") or ""))
-        return _bounded(schema, schema.get("default") or 0 if found is None else found)
+        return bounded(schema, schema.get("default") or 0 if found is None else found)
 
     def _boolean(self, schema: Schema, evidence: Evidence, *, field: str, depth: int) -> bool:  # noqa: ARG002
         known = evidence.known.get(field)
@@ -248,13 +239,13 @@ class _Form:
     def _string(self, schema: Schema, evidence: Evidence, *, field: str, depth: int) -> str:  # noqa: ARG002
         known = evidence.known.get(field)
         if known is not None and not isinstance(known, dict | list):
-            return _cut(schema, str(known))
+            return cut(schema, str(known))
         if form := str(schema.get("format") or ""):
-            return _formatted(form, evidence, field=field)
+            return formatted(form, evidence, field=field)
         found = evidence.take_string(field)
         if found is None:
             found = str(schema.get("default") or f"{field}: {evidence.text[:80] or 'unspecified'}")
-        return _cut(schema, found)
+        return cut(schema, found)
 
 
 def _kind(schema: Schema) -> str:
@@ -283,36 +274,4 @@ def _says(evidence: Evidence, field: str) -> bool:
 
 
 def _singular(field: str) -> str:
-    return field[:-1] if field.endswith("s") else field
-
-
-def _bounded(schema: Schema, number: float) -> float:
-    """`number` moved to the nearest value that the schema allows; an int where it asks for one."""
-    is_integer = _kind(schema) == "integer"
-    step = schema.get("multipleOf") or (1 if is_integer else 0)
-    margin = step or 1e-6
-    low = max(schema.get("minimum", -math.inf), schema.get("exclusiveMinimum", -math.inf) + margin)
-    high = min(schema.get("maximum", math.inf), schema.get("exclusiveMaximum", math.inf) - margin)
-    number = max(low, min(high, number))
-    if step:
-        number = round(number / step) * step
-        number += step if number < low else -step if number > high else 0
-    return int(number) if is_integer or float(number).is_integer() and isinstance(step, int) and step else number
-
-
-def _cut(schema: Schema, text: str) -> str:
-    text = text[: schema.get("maxLength")]
-    return text.ljust(int(schema.get("minLength", 0)), "x")
-
-
-def _formatted(form: str, evidence: Evidence, *, field: str) -> str:
-    if form == "uuid":
-        return str(uuid.UUID(bytes=hashlib.sha256(f"{field} {evidence.text}".encode()).digest()[:16], version=4))
-    if form in {"date", "date-time"} and (date := evidence.take_date()):
-        return date[:10] if form == "date" else _date_time(date)
-    return _FORMATS.get(form) or evidence.take_string(field) or field
-
-
-def _date_time(date: str) -> str:
-    date = date.replace(" ", "T") if len(date) > len("2025-01-01") else f"{date}T00:00:00"
-    return date if date.endswith("Z") or "+" in date or date.count("-") > 2 else f"{date}Z"  # noqa: PLR2004
+    return field.removesuffix("s")

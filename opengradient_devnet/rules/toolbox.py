@@ -23,9 +23,9 @@ _DETAILS = re.compile(r"\n\s*(?:Args|Arguments|Parameters|Returns|Raises|Example
 _WANTS_A_FORM = re.compile(r"\b(?:extract|parse|fill in|structured?|generate|create|produce)\b", re.IGNORECASE)
 _OPERATORS = (
     (re.compile(r"\d\s*\+\s*\d|\d\s+plus\s+\d"), "plus add sum"),
-    (re.compile(r"\d\s*[*×x]\s*\d|\btimes\b"), "times multiply product"),
+    (re.compile(r"\d\s*[*\u00d7x]\s*\d|\btimes\b"), "times multiply product"),
     (re.compile(r"\d\s*[/÷]\s*\d"), "divide quotient"),
-    (re.compile(r"\d\s+[-−]\s+\d|\bminus\b"), "minus subtract difference"),
+    (re.compile(r"\d\s+[-\u2212]\s+\d|\bminus\b"), "minus subtract difference"),
 )
 
 # Scores: a tool called by its name beats any number of words; a word of the name weighs more than one of the
