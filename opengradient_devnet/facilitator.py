@@ -1,11 +1,40 @@
-"""signatures only, the body follows"""
+"""The devnet's x402 facilitator: verifies payments, settles them on chain, anchors inference data.
+
+The checks are in `checks`, the HTTP face in `facilitator_api`. It holds the only key that can settle an upto
+payment, and it knows nothing of sessions, prices or models: it takes what it is told, up to what was signed.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
-from opengradient_devnet.chain import Chain, KeyHolder
+from opengradient_devnet.chain import Chain, ChainTimeout, KeyHolder, RpcError
+from opengradient_devnet.checks import (
+    EXACT,
+    UPTO,
+    Checker,
+    PaymentInvalid,
+    Transfer,
+    eip3009_settle_reason,
+    permit2_settle_reason,
+)
+from opengradient_devnet.contracts import contract
+from opengradient_devnet.payments import (
+    EIP2612_EXTENSION,
+    X402_VERSION,
+    Eip3009Payment,
+    Payment,
+    PaymentMalformed,
+    Requirements,
+    parse_payment,
+    parse_requirements,
+)
+
+__all__ = ["DataSettlement", "Facilitator", "PaymentMalformed", "Settlement", "Verification"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,30 +72,168 @@ class DataSettlement:
     reason: str | None = None
 
 
-class PaymentMalformed(ValueError):
-    """The payload or requirements do not have the shape of x402 v2; nothing was sent."""
+def _signed_amount_atomic(payment: Payment) -> int:
+    authorization = payment.authorization
+    return authorization.value if isinstance(authorization, Eip3009Payment) else int(authorization.amount)
 
 
 class Facilitator:
+    """Verifies and settles with one account. Safe to use from any thread; its sends are serialized."""
+
     def __init__(self, chain: Chain, *, account: KeyHolder) -> None:
-        self.address: str = account.address
-        raise NotImplementedError
+        self.address = account.address
+        self.network = f"eip155:{chain.chain_id}"
+        self._chain = chain
+        self._account = account
+        self._checker = Checker(chain, facilitator=account.address)
+        self._in_flight: set[tuple[str, str]] = set()
+        self._in_flight_lock = threading.Lock()
 
     def supported(self) -> dict[str, Any]:
-        raise NotImplementedError
+        """The answer to `GET /supported` (x402 v2 §7.3)."""
+        kind = {"x402Version": X402_VERSION, "network": self.network}
+        extra = {"facilitatorAddress": self.address}
+        return {
+            "kinds": [{**kind, "scheme": UPTO, "extra": extra}, {**kind, "scheme": EXACT}],
+            "extensions": [EIP2612_EXTENSION],
+            "signers": {"eip155:*": [self.address]},
+        }
 
-    def verify(self, payload: dict[str, Any], requirements: dict[str, Any]) -> Verification:
-        """`payload` is the whole decoded PAYMENT-SIGNATURE object ({x402Version, payload, accepted, …})."""
-        raise NotImplementedError
+    def verify(self, payload: Any, requirements: Any) -> Verification:
+        """Check a payment. `payload` is the whole decoded PAYMENT-SIGNATURE object.
 
-    def settle(
-        self, payload: dict[str, Any], requirements: dict[str, Any], amount_atomic: int | None = None
+        Raises `PaymentMalformed` when either argument does not have the protocol's shape.
+        """
+        payment, wanted = parse_payment(payload), parse_requirements(requirements)
+        payer = payment.authorization.payer
+        try:
+            self._check(payment, wanted, simulate=True)
+        except PaymentInvalid as exc:
+            return Verification(is_valid=False, payer=payer, reason=exc.reason, message=exc.message)
+        return Verification(is_valid=True, payer=payer)
+
+    def _check(self, payment: Payment, wanted: Requirements, *, simulate: bool) -> None:
+        if wanted.scheme not in (UPTO, EXACT):
+            raise PaymentInvalid("unsupported_scheme", f"{wanted.scheme!r} is neither {UPTO} nor {EXACT}")
+        self._checker.check(payment, wanted, simulate=simulate)
+
+    def settle(self, payload: Any, requirements: Any, amount_atomic: int | None = None) -> Settlement:
+        """Take a payment on chain, after checking it again.
+
+        `amount_atomic` (upto only) is what to take, at most the signed amount; None takes the amount of the
+        requirements. An authorization that was settled before, or is being settled now, is an error and moves
+        nothing. Raises `PaymentMalformed` when an argument does not have the protocol's shape.
+        """
+        payment, wanted = parse_payment(payload), parse_requirements(requirements)
+        if amount_atomic is not None:
+            wanted = replace(wanted, amount=str(amount_atomic))
+        try:
+            with self._reserved(payment):
+                return self._settle(payment, wanted)
+        except PaymentInvalid as exc:
+            return self._failed(payment, exc.reason, exc.message)
+
+    @contextmanager
+    def _reserved(self, payment: Payment) -> Iterator[None]:
+        """Hold an authorization while it is being settled: a second one would only burn gas on a revert."""
+        authorization = payment.authorization
+        nonce = authorization.nonce
+        key = (authorization.payer.lower(), nonce.hex() if isinstance(nonce, bytes) else nonce)
+        with self._in_flight_lock:
+            if key in self._in_flight:
+                message = "this authorization is being settled at this moment"
+                raise PaymentInvalid("duplicate_settlement", message)
+            self._in_flight.add(key)
+        try:
+            yield
+        finally:
+            with self._in_flight_lock:
+                self._in_flight.discard(key)
+
+    def _settle(self, payment: Payment, wanted: Requirements) -> Settlement:
+        amount_atomic = int(wanted.amount)
+        self._check(payment, self._as_signed(payment, wanted), simulate=False)
+        if wanted.scheme == UPTO:
+            if amount_atomic == 0:
+                return self._succeeded(payment, transaction="", block_number=None, amount_atomic=0)
+            if amount_atomic > _signed_amount_atomic(payment):
+                raise PaymentInvalid("invalid_upto_evm_payload_settlement_exceeds_amount")
+        transfer = self._checker.transfer(payment, wanted, amount_atomic=amount_atomic)
+        try:
+            self._checker.simulate(transfer)
+            receipt = self._chain.send(self._account, to=transfer.to, data=transfer.data)
+        except RpcError as exc:
+            return self._failed(payment, self._reason(payment, wanted, exc.message), exc.message)
+        except ChainTimeout as exc:
+            return self._failed(payment, "settlement_pending", str(exc))
+        return self._settled(payment, wanted, transfer, receipt)
+
+    def _as_signed(self, payment: Payment, wanted: Requirements) -> Requirements:
+        """In upto the seller's amount may be below the signed one, which is the one to check."""
+        if wanted.scheme != UPTO or isinstance(payment.authorization, Eip3009Payment):
+            return wanted
+        return replace(wanted, amount=payment.authorization.amount)
+
+    def _settled(
+        self, payment: Payment, wanted: Requirements, transfer: Transfer, receipt: dict[str, Any]
     ) -> Settlement:
-        """`amount_atomic` (upto only): what to take, at most the signed amount; None takes requirements["amount"]."""
-        raise NotImplementedError
+        transaction = receipt["transactionHash"]
+        block_number = int(receipt["blockNumber"], 16)
+        if receipt["status"] != "0x1":
+            reason = self._reason(payment, wanted, "")
+            return self._failed(payment, reason, "the transaction reverted", transaction, block_number)
+        if not _moved(transfer, receipt):
+            reason = "invalid_exact_evm_transfer_event_mismatch"
+            return self._failed(payment, reason, "the token logged no such transfer", transaction, block_number)
+        return self._succeeded(
+            payment,
+            transaction=transaction,
+            block_number=block_number,
+            amount_atomic=transfer.amount_atomic,
+        )
+
+    def _reason(self, payment: Payment, wanted: Requirements, message: str) -> str:
+        if isinstance(payment.authorization, Eip3009Payment):
+            return eip3009_settle_reason(message)
+        return permit2_settle_reason(wanted.scheme, message)
+
+    def _succeeded(
+        self, payment: Payment, *, transaction: str, block_number: int | None, amount_atomic: int
+    ) -> Settlement:
+        return Settlement(
+            success=True,
+            transaction=transaction,
+            block_number=block_number,
+            amount_atomic=amount_atomic,
+            payer=payment.authorization.payer,
+            network=self.network,
+        )
+
+    def _failed(
+        self,
+        payment: Payment,
+        reason: str,
+        message: str | None,
+        transaction: str = "",
+        block_number: int | None = None,
+    ) -> Settlement:
+        return Settlement(
+            success=False,
+            transaction=transaction,
+            block_number=block_number,
+            amount_atomic=None,
+            payer=payment.authorization.payer,
+            network=self.network,
+            reason=reason,
+            message=message,
+        )
+
+    # What was asked and answered, as hashes on the settlement relay.
 
     def settle_batch(self, *, merkle_root: bytes, batch_size: int, blob_id: bytes) -> DataSettlement:
-        raise NotImplementedError
+        """Anchor the Merkle root of a batch of inferences."""
+        data = contract("Relay").encode("batchSettle", merkle_root, batch_size, blob_id)
+        return self._anchor(data, settlement_type="batch")
 
     def settle_individual(
         self,
@@ -79,4 +246,41 @@ class Facilitator:
         blob_id: bytes,
         signature: bytes,
     ) -> DataSettlement:
-        raise NotImplementedError
+        """Anchor one inference with its enclave's signature."""
+        data = contract("Relay").encode(
+            "settleIndividual", tee_id, input_hash, output_hash, timestamp, payer, blob_id, signature
+        )
+        return self._anchor(data, settlement_type="individual")
+
+    def _anchor(self, data: bytes, *, settlement_type: str) -> DataSettlement:
+        try:
+            receipt = self._chain.send(self._account, to=contract("Relay").address, data=data)
+        except (RpcError, ChainTimeout) as exc:
+            return DataSettlement(
+                success=False,
+                transaction="",
+                block_number=None,
+                settlement_type=settlement_type,
+                reason=str(exc),
+            )
+        done = receipt["status"] == "0x1"
+        return DataSettlement(
+            success=done,
+            transaction=receipt["transactionHash"],
+            block_number=int(receipt["blockNumber"], 16),
+            settlement_type=settlement_type,
+            reason=None if done else "the relay reverted: a blob id has at most 256 bytes, a signature 1024",
+        )
+
+
+def _moved(transfer: Transfer, receipt: dict[str, Any]) -> bool:
+    """Whether the token's own log says that this money went from this payer to this payee."""
+    token = contract("OPG")
+    for log in receipt["logs"]:
+        if log["address"].lower() != transfer.asset.lower() or log["topics"][0] != token.topic("Transfer"):
+            continue
+        moved = token.decode_log(log)
+        parties = (moved["from"], moved["to"]) == (transfer.payer.lower(), transfer.pay_to.lower())
+        if parties and moved["value"] == transfer.amount_atomic:
+            return True
+    return False

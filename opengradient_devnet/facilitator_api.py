@@ -1,12 +1,147 @@
-"""signatures only, the body follows"""
+"""The facilitator over HTTP: `/supported`, `/verify`, `/settle`, `/settle_data`.
+
+JSON shapes are those of x402 v2 §7 (camelCase, absent when null). A payment that fails a check is an answer (200,
+with a reason code); a request that is not one is a 400. It decides nothing about payments.
+"""
 
 from __future__ import annotations
 
-from starlette.applications import Starlette
+import json
+from datetime import UTC, datetime
+from typing import Any
+from uuid import uuid4
 
-from opengradient_devnet.facilitator import Facilitator
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from opengradient_devnet.data_settlement import DataMalformed, anchor, parse_record
+from opengradient_devnet.facilitator import (
+    DataSettlement,
+    Facilitator,
+    PaymentMalformed,
+    Settlement,
+    Verification,
+)
+
+MAX_BODY_BYTES = 256 * 1024
+DATA_QUEUE = "x402-settle-data-queue"  # the name that OpenGradient's facilitator reports
+
+
+def _present(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def verification_json(verification: Verification) -> dict[str, Any]:
+    return _present(
+        {
+            "isValid": verification.is_valid,
+            "invalidReason": verification.reason,
+            "invalidMessage": verification.message,
+            "payer": verification.payer,
+        }
+    )
+
+
+def settlement_json(settlement: Settlement) -> dict[str, Any]:
+    """x402 v2 `SettlementResponse`; the same object goes into a PAYMENT-RESPONSE header."""
+    amount_atomic = settlement.amount_atomic
+    return _present(
+        {
+            "success": settlement.success,
+            "errorReason": settlement.reason,
+            "errorMessage": settlement.message,
+            "payer": settlement.payer,
+            "transaction": settlement.transaction,
+            "network": settlement.network,
+            "amount": None if amount_atomic is None else str(amount_atomic),
+        }
+    )
+
+
+def data_settlement_json(settlement: DataSettlement) -> dict[str, Any]:
+    """A finished job: this facilitator has no queue to wait in."""
+    now = datetime.now(tz=UTC).isoformat().replace("+00:00", "Z")
+    return _present(
+        {
+            "jobId": f"settlement-{uuid4()}",
+            "queue": DATA_QUEUE,
+            "status": "succeeded" if settlement.success else "failed",
+            "createdAt": now,
+            "updatedAt": now,
+            "settlementType": settlement.settlement_type,
+            "result": {"transactionHash": settlement.transaction} if settlement.transaction else None,
+            "error": settlement.reason,
+        }
+    )
+
+
+async def _read(request: Request) -> tuple[Any, Any]:
+    """The payment and the requirements in a body; raises `PaymentMalformed`."""
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BODY_BYTES:
+            raise PaymentMalformed(f"the body has more than {MAX_BODY_BYTES} bytes", reason="invalid_payload")
+    try:
+        parsed = json.loads(body)
+    except (ValueError, RecursionError) as exc:
+        raise PaymentMalformed("the body is not JSON", reason="invalid_payload") from exc
+    if not isinstance(parsed, dict):
+        raise PaymentMalformed("the body must be a JSON object", reason="invalid_payload")
+    return parsed.get("paymentPayload"), parsed.get("paymentRequirements")
+
+
+def _refused(exc: PaymentMalformed, *, settling: Facilitator | None) -> JSONResponse:
+    """A 400 that clients of either endpoint can read: the protocol's fields beside the error."""
+    fields: dict[str, Any] = {"error": str(exc)}
+    if settling is None:
+        fields |= {"isValid": False, "invalidReason": exc.reason, "invalidMessage": str(exc)}
+    else:
+        fields |= {"success": False, "errorReason": exc.reason, "errorMessage": str(exc)}
+        fields |= {"transaction": "", "network": settling.network}
+    return JSONResponse(fields, status_code=400)
 
 
 def facilitator_app(facilitator: Facilitator) -> Starlette:
-    """An app with GET /supported, POST /verify, /settle, /settle_data: mount it at /facilitator."""
-    raise NotImplementedError
+    """An app to be mounted at /facilitator (or anywhere). Chain work runs in threads."""
+
+    async def supported(_request: Request) -> JSONResponse:
+        return JSONResponse(facilitator.supported())
+
+    async def verify(request: Request) -> JSONResponse:
+        try:
+            verification = await run_in_threadpool(facilitator.verify, *await _read(request))
+        except PaymentMalformed as exc:
+            return _refused(exc, settling=None)
+        return JSONResponse(verification_json(verification))
+
+    async def settle(request: Request) -> JSONResponse:
+        try:
+            settlement = await run_in_threadpool(facilitator.settle, *await _read(request))
+        except PaymentMalformed as exc:
+            return _refused(exc, settling=facilitator)
+        return JSONResponse(settlement_json(settlement))
+
+    async def settle_data(request: Request) -> JSONResponse:
+        headers = request.headers
+        try:
+            record = parse_record(headers.get("x-settlement-type"), headers.get("x-settlement-data"))
+        except DataMalformed as exc:
+            return JSONResponse({"error": str(exc)}, status_code=400)
+        if record is None:
+            answer = {"settlementJob": None, "notes": "A private call leaves nothing on chain."}
+            return JSONResponse(answer, status_code=202)
+        settlement = await run_in_threadpool(anchor, facilitator, record)
+        return JSONResponse({"settlementJob": data_settlement_json(settlement)}, status_code=202)
+
+    return Starlette(
+        routes=[
+            Route("/supported", supported, methods=["GET"]),
+            Route("/verify", verify, methods=["POST"]),
+            Route("/settle", settle, methods=["POST"]),
+            Route("/settle_data", settle_data, methods=["POST"]),
+        ]
+    )
