@@ -1,0 +1,62 @@
+"""LangChain on OpenGradient: `ChatOpenGradient` pays for every call over x402 and keeps the receipt.
+
+Names are loaded on first use (PEP 562), so importing the package costs next to nothing. It does not know
+how a payment is made: that is `opengradient_x402`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from langchain_opengradient.callbacks import (
+        SettlementCallbackHandler,
+        SpendGuard,
+        get_settlement_callback,
+    )
+    from langchain_opengradient.chat_models import ChatOpenGradient
+    from langchain_opengradient.displays import (
+        MarkdownDisplayHandler,
+        OnTokenHandler,
+        ProgressDotsHandler,
+        TokenCounterHandler,
+    )
+    from opengradient_x402.settlement import SettlementMode
+
+__all__ = [
+    "ChatOpenGradient",
+    "MarkdownDisplayHandler",
+    "OnTokenHandler",
+    "ProgressDotsHandler",
+    "SettlementCallbackHandler",
+    "SettlementMode",
+    "SpendGuard",
+    "TokenCounterHandler",
+    "get_settlement_callback",
+]
+
+_HOME = {
+    "ChatOpenGradient": "langchain_opengradient.chat_models",
+    "MarkdownDisplayHandler": "langchain_opengradient.displays",
+    "OnTokenHandler": "langchain_opengradient.displays",
+    "ProgressDotsHandler": "langchain_opengradient.displays",
+    "SettlementCallbackHandler": "langchain_opengradient.callbacks",
+    "SettlementMode": "opengradient_x402.settlement",
+    "SpendGuard": "langchain_opengradient.callbacks",
+    "TokenCounterHandler": "langchain_opengradient.displays",
+    "get_settlement_callback": "langchain_opengradient.callbacks",
+}
+
+
+def __getattr__(name: str) -> object:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,82 @@
+"""How messages of `ChatOpenGradient` read as LangChain's standard content blocks (v1, and v3 event streams).
+
+Registered once per process under the provider name `opengradient`. Text stays a plain string in `content`;
+reasoning and generated images live in `additional_kwargs`. Stream blocks carry indexes that are stable over
+a whole stream, so that core merges text with text and each tool call with itself. It does not know the wire.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, cast
+
+from langchain_core.messages import AIMessage, AIMessageChunk
+from langchain_core.messages import content as blocks
+from langchain_core.messages.block_translators import register_translator
+
+PROVIDER: Final = "opengradient"
+
+# `lc_` is the prefix by which core recognises string indexes that it may merge on.
+_REASONING_INDEX: Final = "lc_rs_0"
+_TEXT_INDEX: Final = "lc_txt_0"
+
+
+def translate(message: AIMessage) -> list[blocks.ContentBlock]:
+    """A finished message's blocks: reasoning, text, images, tool calls."""
+    if not isinstance(message.content, str):
+        raise NotImplementedError  # core's signal to read a list with its own best effort
+    found: list[dict[str, Any]] = []
+    if reasoning := message.additional_kwargs.get("reasoning_content"):
+        found.append({"type": "reasoning", "reasoning": reasoning})
+    if message.content:
+        found.append({"type": "text", "text": message.content})
+    found.extend(image_block(url) for url in message.additional_kwargs.get("images") or ())
+    found.extend(
+        {"type": "tool_call", "name": call["name"], "args": call["args"], "id": call.get("id")}
+        for call in message.tool_calls
+    )
+    return cast("list[blocks.ContentBlock]", found)
+
+
+def translate_chunk(chunk: AIMessageChunk) -> list[blocks.ContentBlock]:
+    """A chunk's blocks; for the sum of a whole stream, the finished message's."""
+    if not isinstance(chunk.content, str):
+        raise NotImplementedError
+    if chunk.chunk_position == "last" and _is_sum(chunk):
+        return translate(chunk)
+    found: list[dict[str, Any]] = []
+    if reasoning := chunk.additional_kwargs.get("reasoning_content"):
+        found.append({"type": "reasoning", "reasoning": reasoning, "index": _REASONING_INDEX})
+    if chunk.content:
+        found.append({"type": "text", "text": chunk.content, "index": _TEXT_INDEX})
+    found.extend(
+        {**image_block(url), "index": f"lc_img_{number}"}
+        for number, url in enumerate(chunk.additional_kwargs.get("images") or ())
+    )
+    if chunk.chunk_position != "last":
+        found.extend(
+            {
+                "type": "tool_call_chunk",
+                "id": call.get("id"),
+                "name": call.get("name"),
+                "args": call.get("args"),
+                "index": f"lc_tc_{call.get('index')}",
+            }
+            for call in chunk.tool_call_chunks
+        )
+    return cast("list[blocks.ContentBlock]", found)
+
+
+def _is_sum(chunk: AIMessageChunk) -> bool:
+    """Whether this is a merged stream; the terminal chunk by itself brings neither text nor named calls."""
+    return bool(chunk.content or chunk.additional_kwargs.get("reasoning_content") or chunk.tool_calls)
+
+
+def image_block(url: str) -> dict[str, Any]:
+    """A generated image as a standard block: data URLs as base64, links as links."""
+    head, comma, data = url.partition(";base64,")
+    if comma and head.startswith("data:"):
+        return {"type": "image", "base64": data, "mime_type": head.removeprefix("data:")}
+    return {"type": "image", "url": url}
+
+
+register_translator(PROVIDER, translate, translate_chunk)

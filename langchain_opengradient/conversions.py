@@ -1,0 +1,180 @@
+"""Gateway answers -> LangChain messages: whole completions, and stream deltas one by one.
+
+The per-chunk path builds `AIMessageChunk` with the fields that core needs and nothing else; usage, finish
+reason, model name and receipt ride on the terminal chunk only, because core adds up what several chunks say.
+It does not know the wire (`opengradient_x402.completions` does), nor handlers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, Final
+
+from langchain_core.messages import AIMessage, AIMessageChunk, InvalidToolCall
+from langchain_core.messages.ai import InputTokenDetails, OutputTokenDetails, UsageMetadata
+from langchain_core.messages.tool import ToolCall as MessageToolCall
+from langchain_core.messages.tool import ToolCallChunk, invalid_tool_call, tool_call
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+
+from langchain_opengradient.blocks import PROVIDER
+from opengradient_x402.completions import Completion, Delta, ToolCall, Usage
+from opengradient_x402.receipts import SettlementReceipt
+
+RECEIPT_KEY: Final = "opengradient"
+"""Where a message carries its receipt: `message.response_metadata["opengradient"]`."""
+
+_CHUNK_METADATA: Final = {"model_provider": PROVIDER}  # copied by pydantic, so sharing it is safe
+
+
+def to_chunk(delta: Delta) -> ChatGenerationChunk:
+    """One delta as a chunk. The finish reason waits for the terminal chunk."""
+    if not (delta.tool_calls or delta.reasoning or delta.refusal):
+        message = AIMessageChunk(content=delta.content, response_metadata=_CHUNK_METADATA)
+        return ChatGenerationChunk(message=message)
+    fields: dict[str, Any] = {}
+    if delta.tool_calls:
+        fields["tool_call_chunks"] = [
+            ToolCallChunk(name=call.name, args=call.arguments, id=call.id, index=call.index, type="tool_call_chunk")
+            for call in delta.tool_calls
+        ]
+    extra = {"reasoning_content": delta.reasoning, "refusal": delta.refusal}
+    if kept := {name: text for name, text in extra.items() if text}:
+        fields["additional_kwargs"] = kept
+    message = AIMessageChunk(content=delta.content, response_metadata=_CHUNK_METADATA, **fields)
+    return ChatGenerationChunk(message=message)
+
+
+def to_terminal_chunk(
+    completion: Completion, receipt: SettlementReceipt | None, *, model_name: str, with_usage: bool
+) -> ChatGenerationChunk:
+    """The last chunk of a stream: how it ended, what it used, what it cost."""
+    message = AIMessageChunk(
+        content="",
+        additional_kwargs={"images": list(completion.images)} if completion.images else {},
+        response_metadata=_metadata(completion, receipt, model_name),
+        usage_metadata=to_usage(completion.usage) if with_usage else None,
+        tool_call_chunks=_spoilers(completion.tool_calls),
+        chunk_position="last",
+    )
+    return ChatGenerationChunk(message=message)
+
+
+def to_result(completion: Completion, *, model_name: str) -> ChatResult:
+    """A whole completion as the result of one call."""
+    calls, invalid_calls = to_tool_calls(completion.tool_calls)
+    extra: dict[str, Any] = {
+        "reasoning_content": completion.reasoning,
+        "refusal": completion.refusal,
+        "images": list(completion.images),
+    }
+    message = AIMessage(
+        content=completion.content,
+        additional_kwargs={name: value for name, value in extra.items() if value},
+        response_metadata=_metadata(completion, completion.receipt, model_name),
+        usage_metadata=to_usage(completion.usage),
+        tool_calls=calls,
+        invalid_tool_calls=invalid_calls,
+    )
+    return ChatResult(generations=[ChatGeneration(message=message)])
+
+
+def to_tool_calls(calls: Sequence[ToolCall]) -> tuple[list[MessageToolCall], list[InvalidToolCall]]:
+    """Calls whose arguments are a JSON object, and calls whose arguments are not: nothing is guessed."""
+    good: list[MessageToolCall] = []
+    bad: list[InvalidToolCall] = []
+    for call in calls:
+        arguments = _parse_arguments(call.arguments)
+        if arguments is None:
+            # No `error` text: core has none when it files a streamed call, and both must look the same.
+            bad.append(invalid_tool_call(name=call.name, args=call.arguments, id=call.id, error=None))
+        else:
+            good.append(tool_call(name=call.name, args=arguments, id=call.id))
+    return good, bad
+
+
+def _parse_arguments(text: str) -> dict[str, Any] | None:
+    if not text.strip():
+        return {}  # how some providers call a tool without parameters
+    try:
+        parsed = json.loads(text, strict=False)  # a bare newline inside a string is clear enough
+    except ValueError:
+        return None
+    return parsed if isinstance(parsed, dict) else None
+
+
+def _spoilers(calls: Sequence[ToolCall]) -> list[ToolCallChunk]:
+    """For each malformed call a last fragment that core cannot repair.
+
+    Core completes broken JSON when it merges chunks: `{"path": "/` would become `{"path": "/"}`, and an agent
+    would run the tool with it. A bracket that closes nothing makes core file the call under
+    `invalid_tool_calls`, where a whole (not streamed) answer has it.
+    """
+    return [
+        ToolCallChunk(
+            name=None,
+            args=unrepairable_end(call.arguments),
+            id=None,
+            index=index,
+            type="tool_call_chunk",
+        )
+        for index, call in enumerate(calls)
+        if _parse_arguments(call.arguments) is None
+    ]
+
+
+def unrepairable_end(text: str) -> str:
+    """The shortest text that, put after the malformed JSON `text`, closes a bracket that is not open."""
+    open_brackets, in_string, escaped = [], False, False
+    for char in text:
+        if in_string:
+            if char == '"' and not escaped:
+                in_string = False
+            escaped = char == "\\" and not escaped
+        elif char == '"':
+            in_string, escaped = True, False
+        elif char in "{[":
+            open_brackets.append(char)
+        elif char in "}]" and open_brackets:
+            open_brackets.pop()
+    closing = "]" if not open_brackets or open_brackets[-1] == "{" else "}"
+    if not in_string:
+        return closing
+    return ('\\"' if escaped else '"') + closing
+
+
+def _metadata(completion: Completion, receipt: SettlementReceipt | None, model_name: str) -> dict[str, Any]:
+    metadata: dict[str, Any] = {
+        "model_provider": PROVIDER,
+        "model_name": model_name,
+        "finish_reason": completion.finish_reason,
+    }
+    if completion.id:
+        metadata["id"] = completion.id
+    if receipt is not None:
+        metadata[RECEIPT_KEY] = receipt.to_json()
+        if (tx_hash := receipt.payment_tx_hash or receipt.claimed_payment_tx_hash) is not None:
+            metadata["payment_hash"] = tx_hash
+    return metadata
+
+
+def to_usage(usage: Usage | None) -> UsageMetadata | None:
+    """Token counts in LangChain's words; details only where there are any."""
+    if usage is None:
+        return None
+    metadata = UsageMetadata(
+        input_tokens=usage.prompt_tokens,
+        output_tokens=usage.completion_tokens,
+        total_tokens=usage.total_tokens,
+    )
+    input_details = InputTokenDetails(
+        audio=usage.audio_input_tokens,
+        cache_creation=usage.cache_creation_tokens,
+        cache_read=usage.cached_tokens,
+    )
+    output_details = OutputTokenDetails(audio=usage.audio_output_tokens, reasoning=usage.reasoning_tokens)
+    if any(input_details.values()):
+        metadata["input_token_details"] = InputTokenDetails(**{k: v for k, v in input_details.items() if v})  # type: ignore[typeddict-item] # a filtered copy of the same keys
+    if any(output_details.values()):
+        metadata["output_token_details"] = OutputTokenDetails(**{k: v for k, v in output_details.items() if v})  # type: ignore[typeddict-item] # a filtered copy of the same keys
+    return metadata

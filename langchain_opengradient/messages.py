@@ -1,0 +1,190 @@
+"""LangChain messages -> the `messages` of a chat-completions request.
+
+Keeps what `langchain_core.messages.convert_to_openai_messages` loses: malformed tool calls (a tool result
+answers them), the order of tool results before the user's next words, and it keeps reasoning and tool-call
+blocks out of the assistant's text. Pure; it does not know models, tools or HTTP.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from langchain_core.messages import (
+    AIMessage,
+    BaseMessage,
+    ChatMessage,
+    FunctionMessage,
+    HumanMessage,
+    SystemMessage,
+    ToolMessage,
+)
+
+from langchain_opengradient.content import Part, compact, to_part, to_parts
+from langchain_opengradient.errors import UnsupportedContent
+
+WireMessage = dict[str, Any]
+
+# What an assistant's content holds besides text. Reasoning is the provider's private scratch paper (and signed
+# by it), calls travel in `tool_calls`, and server tools are the provider's own affair.
+_NOT_ASSISTANT_TEXT: Final = frozenset(
+    {
+        "code_interpreter_call",
+        "file_search_call",
+        "function_call",
+        "input_json_delta",
+        "invalid_tool_call",
+        "reasoning",
+        "reasoning_content",
+        "redacted_thinking",
+        "refusal",
+        "server_tool_call",
+        "server_tool_call_chunk",
+        "server_tool_result",
+        "server_tool_use",
+        "thinking",
+        "tool_call",
+        "tool_call_chunk",
+        "tool_use",
+        "web_search_call",
+        "web_search_tool_result",
+    }
+)
+_ATTACHMENTS: Final = frozenset({"image", "image_url", "file", "audio"})
+
+
+class NotResent(UserWarning):
+    """Something of an earlier answer has no place in a request and stays out of it."""
+
+
+def to_wire(messages: Iterable[BaseMessage]) -> list[WireMessage]:
+    """The request's `messages`, in order. Raises UnsupportedContent before anything is sent."""
+    return [wire for message in messages for wire in _convert(message)]
+
+
+def _convert(message: BaseMessage) -> list[WireMessage]:
+    if isinstance(message, AIMessage):
+        return [_assistant(message)]
+    if isinstance(message, ToolMessage):
+        return [_tool_result(message.tool_call_id, message.content, name=message.name)]
+    if isinstance(message, HumanMessage):
+        return _user(message)
+    return [_named(message, {"role": _role(message), "content": compact(to_parts(message.content))})]
+
+
+def _role(message: BaseMessage) -> str:
+    if isinstance(message, SystemMessage):
+        return str(message.additional_kwargs.get("__openai_role__", "system"))
+    if isinstance(message, ChatMessage):
+        return message.role
+    if isinstance(message, FunctionMessage):
+        return "function"
+    raise UnsupportedContent(
+        f"A {type(message).__name__} is no message that a model can be sent. Nothing was sent or paid. "
+        "Use system, human, AI and tool messages."
+    )
+
+
+def _named(message: BaseMessage, wire: WireMessage) -> WireMessage:
+    if message.name:
+        wire["name"] = message.name
+    return wire
+
+
+def _user(message: HumanMessage) -> list[WireMessage]:
+    if isinstance(message.content, str):
+        return [_named(message, {"role": "user", "content": message.content})]
+    results: list[WireMessage] = []
+    rest: list[str | Mapping[str, Any]] = []
+    for block in message.content:
+        if isinstance(block, Mapping) and block.get("type") == "tool_result":  # Anthropic's form
+            results.append(_tool_result(str(block.get("tool_use_id", "")), block.get("content") or ""))
+        else:
+            rest.append(block)
+    if results and not rest:
+        return results
+    # Results answer the calls just before them; the user's own words come after.
+    return [*results, _named(message, {"role": "user", "content": compact(to_parts(rest))})]
+
+
+def _tool_result(
+    call_id: str, content: str | Sequence[str | Mapping[str, Any]], *, name: str | None = None
+) -> WireMessage:
+    wire: WireMessage = {"role": "tool", "tool_call_id": call_id, "content": compact(to_parts(content))}
+    if name:
+        wire["name"] = name
+    return wire
+
+
+def _assistant(message: AIMessage) -> WireMessage:
+    wire = _named(message, {"role": "assistant", "content": _assistant_content(message)})
+    if calls := _tool_calls(message):
+        wire["tool_calls"] = calls
+    if refusal := message.additional_kwargs.get("refusal"):
+        wire["refusal"] = refusal
+    return wire
+
+
+def _assistant_content(message: AIMessage) -> str:
+    if isinstance(message.content, str):
+        return message.content
+    parts = [part for block in message.content for part in _assistant_parts(block)]
+    return "".join(part["text"] for part in parts)
+
+
+def _assistant_parts(block: str | Mapping[str, Any]) -> list[Part]:
+    if isinstance(block, str):
+        return [{"type": "text", "text": block}]
+    kind = block.get("type")
+    if kind in _NOT_ASSISTANT_TEXT or (kind == "non_standard" and _is_provider_block(block)):
+        return []
+    if kind in _ATTACHMENTS:
+        warnings.warn(
+            f"An earlier answer holds a block of type {kind!r}. Gateways take attachments from users and tools "
+            "only, so it is not sent again; put it into a HumanMessage to show it to the model.",
+            NotResent,
+            stacklevel=2,
+        )
+        return []
+    return [to_part(block)]
+
+
+def _is_provider_block(block: Mapping[str, Any]) -> bool:
+    value = block.get("value")
+    return not isinstance(value, Mapping) or value.get("type") != "text"
+
+
+def _tool_calls(message: AIMessage) -> list[dict[str, Any]]:
+    calls = [
+        _call(call.get("id"), call["name"], json.dumps(call["args"], ensure_ascii=False)) for call in message.tool_calls
+    ]
+    # Malformed calls go back as they came: the tool result that complains about them answers their id.
+    calls += [
+        _call(call.get("id"), call.get("name") or "", call.get("args") or "") for call in message.invalid_tool_calls
+    ]
+    known = {call["id"] for call in calls}
+    return calls + [call for call in _calls_in_content(message) if call["id"] not in known]
+
+
+def _calls_in_content(message: AIMessage) -> list[dict[str, Any]]:
+    """Calls that a user wrote as content blocks only (Anthropic, OpenAI Responses, LangChain v1)."""
+    found = []
+    for block in message.content if isinstance(message.content, list) else ():
+        if not isinstance(block, Mapping):
+            continue
+        kind = block.get("type")
+        if kind == "tool_use":
+            arguments = json.dumps(block.get("input") or {}, ensure_ascii=False)
+            found.append(_call(block.get("id"), block.get("name", ""), arguments))
+        elif kind == "function_call":
+            found.append(_call(block.get("call_id"), block.get("name", ""), block.get("arguments") or ""))
+        elif kind == "tool_call":
+            arguments = json.dumps(block.get("args") or {}, ensure_ascii=False)
+            found.append(_call(block.get("id"), block.get("name", ""), arguments))
+    return found
+
+
+def _call(call_id: str | None, name: str, arguments: str) -> dict[str, Any]:
+    return {"type": "function", "id": call_id or "", "function": {"name": name, "arguments": arguments}}
