@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from operator import itemgetter
-from typing import Annotated, Any, Final, Literal, cast
+from typing import Any, Final, Literal, cast
 
 from langchain_core.exceptions import OutputParserException
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.messages import AIMessage, AIMessageChunk
-from langchain_core.output_parsers import JsonOutputParser, PydanticOutputParser
+from langchain_core.output_parsers import JsonOutputParser
 from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser, PydanticToolsParser
 from langchain_core.outputs import ChatGeneration, Generation
 from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
 from langchain_core.utils.function_calling import convert_to_openai_function
 from langchain_core.utils.pydantic import is_basemodel_subclass
-from pydantic import SkipValidation
+from pydantic import BaseModel
 
 from langchain_opengradient.conversions import RECEIPT_KEY
 from langchain_opengradient.errors import ModelRefusal
@@ -48,9 +48,8 @@ def to_response_format(schema: Schema, *, strict: bool | None = None) -> dict[st
 
 def content_parser(schema: Schema | None) -> Runnable[Any, Any]:
     """Reads the answer's text: into a pydantic class (v2 or v1), or else into a dict, piece by piece."""
-    if isinstance(schema, type) and is_basemodel_subclass(schema):
-        return _PydanticParser(pydantic_object=schema)
-    return _JsonParser()
+    is_class = isinstance(schema, type) and is_basemodel_subclass(schema)
+    return _ContentParser(target=schema if is_class else None)
 
 
 def tool_parser(schema: Schema, name: str) -> Runnable[Any, Any]:
@@ -74,18 +73,27 @@ def chain(
     )
 
 
-class _JsonParser(JsonOutputParser):
-    def parse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
-        _check_answer(result)
-        return super().parse_result(result, partial=partial)
+class _ContentParser(JsonOutputParser):
+    """Core's parser, with refusals, and with classes of both pydantic versions as `target`."""
 
-
-class _PydanticParser(PydanticOutputParser):  # type: ignore[type-arg] # any class, v1 or v2
-    pydantic_object: Annotated[Any, SkipValidation()]
+    target: Any = None
+    pydantic_object: Any = None  # core's annotation names a type variable that mypy cannot see from here
 
     def parse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
         _check_answer(result)
-        return super().parse_result(result, partial=partial)
+        parsed = super().parse_result(result, partial=partial)
+        if self.target is None:
+            return parsed
+        try:
+            if issubclass(self.target, BaseModel):
+                return self.target.model_validate(parsed)
+            return self.target.parse_obj(parsed)
+        except ValueError as exc:  # ValidationError of either version
+            if partial:
+                return None
+            raise OutputParserException(
+                f"The answer does not fit {self.target.__name__}: {exc}", llm_output=result[0].text
+            ) from exc
 
 
 class _ToolParser(PydanticToolsParser):
