@@ -9,9 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import rlp
-from eth.abc import BlockAPI, BlockHeaderAPI, ReceiptAPI, SignedTransactionAPI
-from eth.rlp.logs import Log
+import rlp  # type: ignore[import-untyped]  # rlp has no py.typed
+from eth.abc import BlockAPI, BlockHeaderAPI, LogAPI, ReceiptAPI, SignedTransactionAPI
 from eth_utils.address import to_checksum_address
 
 _ACCESS_LIST_TYPE = 1  # EIP-2930
@@ -78,13 +77,17 @@ def transaction_json(transaction: SignedTransactionAPI, *, chain_id: int) -> dic
     }
 
 
-def effective_gas_price_wei(transaction: SignedTransactionAPI, base_fee_wei: int) -> int:
+def base_fee_wei(header: BlockHeaderAPI) -> int:
+    return int(header.base_fee_per_gas or 0)
+
+
+def effective_gas_price_wei(transaction: SignedTransactionAPI, base_fee: int) -> int:
     if (getattr(transaction, "type_id", None) or 0) < _DYNAMIC_FEE_TYPE:
         return int(transaction.gas_price)
-    return min(transaction.max_fee_per_gas, base_fee_wei + transaction.max_priority_fee_per_gas)
+    return min(transaction.max_fee_per_gas, base_fee + transaction.max_priority_fee_per_gas)
 
 
-def log_json(log: Log, *, index: int, mined: MinedBlock, tx_hash: str) -> dict[str, Any]:
+def log_json(log: LogAPI, *, index: int, mined: MinedBlock, tx_hash: str) -> dict[str, Any]:
     return {
         **mined.place,
         "transactionHash": tx_hash,
@@ -113,9 +116,7 @@ def receipt_json(
         "gasUsed": hex(receipt.gas_used),
         "cumulativeGasUsed": hex(receipt.gas_used),
         "effectiveGasPrice": transaction["gasPrice"],
-        "logs": [
-            log_json(log, index=index, mined=mined, tx_hash=tx_hash) for index, log in enumerate(receipt.logs)
-        ],
+        "logs": [log_json(log, index=index, mined=mined, tx_hash=tx_hash) for index, log in enumerate(receipt.logs)],
         "logsBloom": hex_data(receipt.bloom.to_bytes(256, "big")),
     }
 
@@ -141,13 +142,13 @@ def block_json(mined: MinedBlock) -> dict[str, Any]:
         "totalDifficulty": "0x0",
         "gasLimit": hex(header.gas_limit),
         "gasUsed": hex(header.gas_used),
-        "baseFeePerGas": hex(header.base_fee_per_gas),
+        "baseFeePerGas": hex(base_fee_wei(header)),
         "size": hex(len(rlp.encode(mined.block))),
-        "withdrawalsRoot": hex_data(header.withdrawals_root),
+        "withdrawalsRoot": hex_data(header.withdrawals_root or b""),
         "withdrawals": [],
         "blobGasUsed": hex(header.blob_gas_used),
         "excessBlobGas": hex(header.excess_blob_gas),
-        "parentBeaconBlockRoot": hex_data(header.parent_beacon_block_root),
+        "parentBeaconBlockRoot": hex_data(header.parent_beacon_block_root or b""),
         "transactions": list(mined.tx_hashes),
         "uncles": [],
     }

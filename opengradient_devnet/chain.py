@@ -1,11 +1,12 @@
 """What every part of the devnet may ask of a chain, whichever engine runs it.
 
-An engine brings `rpc`, `now_s` and `close`; sending, calling and funding are written once, on top of JSON-RPC.
+An engine brings `rpc`, `now_s` and `close`; sending, calling and funding are written once, over JSON-RPC.
 It does not know py-evm, anvil or HTTP: see `pyevm.PyEvmChain`, `anvil.AnvilChain` and `rpc.rpc_app`.
 """
 
 from __future__ import annotations
 
+import secrets
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -13,7 +14,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import rlp
+import rlp  # type: ignore[import-untyped]  # rlp has no py.typed
 from eth_keys.datatypes import PrivateKey
 from eth_utils.address import to_canonical_address
 from eth_utils.crypto import keccak
@@ -63,8 +64,6 @@ class FaucetKey:
 
 def new_faucet_key() -> FaucetKey:
     # A devnet key holds nothing of value, yet a fixed one would invite reuse on a live chain.
-    import secrets
-
     key = PrivateKey(secrets.token_bytes(32))
     return FaucetKey(address=key.public_key.to_checksum_address(), private_key=key.to_hex())
 
@@ -139,7 +138,8 @@ class Chain(ABC):
             if receipt is not None:
                 return receipt
             time.sleep(0.005)
-        raise ChainTimeout(f"Transaction {tx_hash} has no receipt after {RECEIPT_TIMEOUT_S} s; look for it later.")
+        message = f"Transaction {tx_hash} has no receipt after {RECEIPT_TIMEOUT_S} s; look for it later."
+        raise ChainTimeout(message)
 
     def call(self, *, to: str, data: bytes, sender: str | None = None) -> bytes:
         """Run `eth_call` at the head with the time of now; a revert raises `RpcError` code 3."""

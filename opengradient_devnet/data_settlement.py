@@ -104,9 +104,7 @@ def _signature(fields: dict[str, Any]) -> bytes:
     if not isinstance(value, str):
         raise DataMalformed("teeSignature is missing")
     try:
-        decoded = (
-            bytes.fromhex(value[2:]) if value.startswith("0x") else base64.b64decode(value, validate=True)
-        )
+        decoded = bytes.fromhex(value[2:]) if value.startswith("0x") else base64.b64decode(value, validate=True)
     except ValueError:
         decoded = value.encode()
     if len(decoded) > _MAX_SIGNATURE_BYTES:

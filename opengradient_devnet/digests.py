@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from eth_abi.abi import encode
 from eth_keys.datatypes import Signature
-from eth_keys.exceptions import BadSignature, ValidationError
+from eth_keys.exceptions import BadSignature
 from eth_utils.crypto import keccak
+from eth_utils.exceptions import ValidationError
 
 from opengradient_devnet.contracts import PERMIT2
 
@@ -62,9 +63,7 @@ def permit2_digest(
         ["bytes32", "address", "uint256", "uint256", "bytes32"],
         [permitted, spender, nonce, deadline, witness],
     )
-    domain = _struct(
-        _PERMIT2_DOMAIN, ["bytes32", "uint256", "address"], [keccak(text="Permit2"), chain_id, PERMIT2]
-    )
+    domain = _struct(_PERMIT2_DOMAIN, ["bytes32", "uint256", "address"], [keccak(text="Permit2"), chain_id, PERMIT2])
     return _digest(domain, message)
 
 

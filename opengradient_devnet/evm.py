@@ -1,7 +1,7 @@
 """An Ethereum virtual machine on py-evm: one block for each transaction, everything at wall-clock time.
 
-It executes, mines and remembers; it is not thread-safe and does not know JSON-RPC (`methods`), HTTP (`rpc`) or
-what the contracts in its genesis are for.
+It executes, mines and remembers; it is not thread-safe and does not know JSON-RPC (`methods`), HTTP (`rpc`)
+or what the contracts in its genesis are for.
 
 Why not eth-tester: after 12 s idle its calls ran 12 s in the past, 200 quick transactions pushed its clock
 187 s into the future (a 300 s payment deadline does not survive that), and its logs are scanned, not indexed.
@@ -13,25 +13,27 @@ import secrets
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
-from eth.abc import BlockHeaderAPI, ComputationAPI, SignedTransactionAPI, StateAPI, VirtualMachineAPI
+from eth.abc import BlockAPI, BlockHeaderAPI, ComputationAPI, SignedTransactionAPI, StateAPI, VirtualMachineAPI
 from eth.chains.base import MiningChain
 from eth.constants import POST_MERGE_DIFFICULTY, POST_MERGE_MIX_HASH, POST_MERGE_NONCE, ZERO_ADDRESS
 from eth.db.atomic import AtomicDB
 from eth.exceptions import Revert
-from eth.vm.forks import CancunVM
+from eth.vm.forks.cancun import CancunVM
 from eth.vm.spoof import SpoofTransaction
 from eth_keys.exceptions import BadSignature
+from eth_typing import Address, BlockNumber
 from eth_utils.address import to_canonical_address, to_checksum_address
 from eth_utils.crypto import keccak
 from eth_utils.exceptions import ValidationError
-from rlp import encode as rlp_encode
-from rlp.exceptions import RLPException
+from rlp import encode as rlp_encode  # type: ignore[import-untyped]  # rlp has no py.typed
+from rlp.exceptions import RLPException  # type: ignore[import-untyped]  # rlp has no py.typed
 
 from opengradient_devnet.blocks import (
     BlockStore,
     MinedBlock,
+    base_fee_wei,
     effective_gas_price_wei,
     hex_data,
     receipt_json,
@@ -40,6 +42,7 @@ from opengradient_devnet.blocks import (
 from opengradient_devnet.logs import LogIndex
 
 BLOCK_GAS = 30_000_000
+BLOCK_TIME_S = 2  # Base's
 MAX_QUEUED = 64  # transactions of one account that may wait for an earlier nonce
 # In a call the sender is given this much, so that gas costs it nothing (geth does the same).
 _CALL_WEI = 2**200
@@ -94,23 +97,22 @@ class _DevnetVM(CancunVM):
     @classmethod
     def validate_header(cls, header: BlockHeaderAPI, parent_header: BlockHeaderAPI) -> None:
         # Several blocks share a second here; mainnet's rule of rising times would push the clock forward.
-        if header.block_number != parent_header.block_number + 1 or header.timestamp < parent_header.timestamp:
+        follows = header.block_number == parent_header.block_number + 1
+        if not follows or header.timestamp < parent_header.timestamp:
             raise ValidationError(f"block {header.block_number} does not follow {parent_header.block_number}")
 
 
 class Evm:
-    """Accounts, blocks and logs. `clock` is the time in seconds; `genesis` maps addresses to py-evm accounts."""
+    """Accounts, blocks and logs. `clock` tells seconds; `genesis` maps addresses to py-evm accounts."""
 
-    def __init__(
-        self, *, chain_id: int, genesis: Mapping[str, Mapping[str, Any]], clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, *, chain_id: int, genesis: Mapping[str, Mapping[str, Any]], clock: Callable[[], float]) -> None:
         self.chain_id = chain_id
         self._clock = clock
         self.blocks = BlockStore()
         self.logs = LogIndex()
         self._queued: defaultdict[bytes, dict[int, SignedTransactionAPI]] = defaultdict(dict)
         self._chain = self._from_genesis(genesis)
-        block = self._chain.get_canonical_block_by_number(0)
+        block = self._chain.get_canonical_block_by_number(BlockNumber(0))
         self.blocks.add(MinedBlock(block=block, hash=hex_data(block.hash), tx_hashes=()))
 
     def _from_genesis(self, accounts: Mapping[str, Mapping[str, Any]]) -> MiningChain:
@@ -118,16 +120,17 @@ class Evm:
 
         class DevnetChain(MiningChain):
             chain_id = evm.chain_id
-            vm_configuration = ((0, _DevnetVM),)
+            vm_configuration = ((BlockNumber(0), _DevnetVM),)
 
-            def create_header_from_parent(self, parent: BlockHeaderAPI, **fields: Any) -> BlockHeaderAPI:
-                times = {"timestamp": max(evm.now_s(), parent.timestamp)}
-                return super().create_header_from_parent(parent, **{"gas_limit": BLOCK_GAS, **times, **fields})
+            def create_header_from_parent(self, parent_header: BlockHeaderAPI, **header_params: Any) -> BlockHeaderAPI:
+                header_params.setdefault("gas_limit", BLOCK_GAS)
+                header_params.setdefault("timestamp", max(evm.now_s(), parent_header.timestamp))
+                return super().create_header_from_parent(parent_header, **header_params)
 
-            def validate_block(self, block: Any) -> None:
+            def validate_block(self, block: BlockAPI) -> None:
                 """Blocks are of our own making; checking them again would double the cost of each."""
 
-        head = {
+        head: dict[str, Any] = {
             "coinbase": ZERO_ADDRESS,
             "difficulty": POST_MERGE_DIFFICULTY,
             "extra_data": b"",
@@ -136,9 +139,8 @@ class Evm:
             "nonce": POST_MERGE_NONCE,
             "timestamp": self.now_s(),
         }
-        state = {to_canonical_address(address): account for address, account in accounts.items()}
-        chain: MiningChain = DevnetChain.from_genesis(AtomicDB(), head, state)
-        return chain
+        state: dict[Any, Any] = {to_canonical_address(who): account for who, account in accounts.items()}
+        return cast("MiningChain", DevnetChain.from_genesis(AtomicDB(), head, state))
 
     def now_s(self) -> int:
         return int(self._clock())
@@ -150,7 +152,7 @@ class Evm:
     @property
     def base_fee_wei(self) -> int:
         """The base fee of the next block."""
-        return int(self._chain.header.base_fee_per_gas)
+        return base_fee_wei(self._chain.header)
 
     def state(self, at: MinedBlock) -> StateAPI:
         """The state after a block. Every block's state is kept."""
@@ -191,13 +193,14 @@ class Evm:
     def _hold(self, sender: bytes, transaction: SignedTransactionAPI) -> None:
         self._check(transaction)
         if len(self._queued[sender]) >= MAX_QUEUED:
-            raise TransactionRefused(f"txpool is full: {MAX_QUEUED} transactions of this account wait already")
+            raise TransactionRefused(f"txpool is full: {MAX_QUEUED} transactions of this account wait")
         self._queued[sender][transaction.nonce] = transaction
 
     def _check(self, transaction: SignedTransactionAPI) -> None:
         """What must be said to the sender before its transaction waits, when it could still hear it."""
-        if (getattr(transaction, "chain_id", None) or self.chain_id) != self.chain_id:
-            raise TransactionRefused(f"invalid chain id: it is signed for {transaction.chain_id}, not {self.chain_id}")
+        signed_for = getattr(transaction, "chain_id", None)
+        if signed_for not in (None, self.chain_id):
+            raise TransactionRefused(f"invalid chain id: signed for {signed_for}, not {self.chain_id}")
         if transaction.gas > BLOCK_GAS:
             raise TransactionRefused(f"exceeds block gas limit: {transaction.gas} > {BLOCK_GAS}")
 
@@ -210,17 +213,23 @@ class Evm:
             raise TransactionRefused(_geth_words(str(exc))) from exc
         block = self._chain.mine_block(mix_hash=secrets.token_bytes(32))
         mined = MinedBlock(block=block, hash=hex_data(block.hash), tx_hashes=(hex_data(transaction.hash),))
-        price_wei = effective_gas_price_wei(transaction, mined.header.base_fee_per_gas)
+        price_wei = effective_gas_price_wei(transaction, base_fee_wei(mined.header))
         shown = transaction_json(transaction, chain_id=self.chain_id)
         shown = {**shown, **mined.place, "gasPrice": hex(price_wei)}
         created = None if transaction.to or computation.is_error else _created_address(transaction)
-        told = receipt_json(
-            receipt, mined=mined, transaction=shown, failed=bool(computation.is_error), created=created
-        )
+        told = receipt_json(receipt, mined=mined, transaction=shown, failed=bool(computation.is_error), created=created)
         self.blocks.add(mined)
         self.blocks.add_transaction(shown, told)
         for log in told["logs"]:
             self.logs.add(log, block_number=mined.number)
+
+    def keep_up(self) -> None:
+        """Mine an empty block when the head is old, as a chain that ticks would have long done.
+
+        Asked for by those who read the head: a deadline could never be seen to pass on an idle chain.
+        """
+        if self.next_timestamp - self.blocks.head.header.timestamp >= BLOCK_TIME_S:
+            self.mine_empty()
 
     def mine_empty(self) -> None:
         """A block without transactions, at the time of now."""
@@ -231,7 +240,7 @@ class Evm:
     # Calling.
 
     def execute(self, request: CallRequest, *, at: MinedBlock | None = None) -> bytes:
-        """Run a call on the state of a block (None: on the head, at the time of now); raises `ExecutionFailed`."""
+        """Run a call on the state of a block (None: the head, now); raises `ExecutionFailed`."""
         computation = self._run(request, at=at)
         if computation.is_error:
             raise _failure(computation)
@@ -258,20 +267,21 @@ class Evm:
             nonce=vm.state.get_nonce(sender),
             gas_price=vm.state.base_fee,
             gas=request.gas or BLOCK_GAS,
-            to=request.to,
+            to=Address(request.to),
             value=request.value,
             data=request.data,
         )
         if request.value > vm.state.get_balance(sender):
             raise ExecutionFailed("insufficient funds for transfer", output=None)
         vm.state.set_balance(sender, _CALL_WEI)
+        spoofed = SpoofTransaction(transaction, from_=sender)
         try:
-            return vm.state.apply_transaction(SpoofTransaction(transaction, from_=sender))
+            return vm.state.apply_transaction(cast("SignedTransactionAPI", spoofed))
         except _REFUSALS as exc:
             raise ExecutionFailed(_geth_words(str(exc)), output=None) from exc
 
     def _pending_vm(self) -> VirtualMachineAPI:
-        """A fresh machine on the head state, in a block that is mined now. Thrown away, it changes nothing."""
+        """A fresh machine on the head state, in a block of now. Thrown away, it changes nothing."""
         self._touch()
         return self._chain.get_vm()
 

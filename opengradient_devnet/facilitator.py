@@ -13,15 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from opengradient_devnet.chain import Chain, ChainTimeout, KeyHolder, RpcError
-from opengradient_devnet.checks import (
-    EXACT,
-    UPTO,
-    Checker,
-    PaymentInvalid,
-    Transfer,
-    eip3009_settle_reason,
-    permit2_settle_reason,
-)
+from opengradient_devnet.checks import Checker, Transfer, settle_reason
 from opengradient_devnet.contracts import contract
 from opengradient_devnet.payments import (
     EIP2612_EXTENSION,
@@ -33,6 +25,7 @@ from opengradient_devnet.payments import (
     parse_payment,
     parse_requirements,
 )
+from opengradient_devnet.refusals import EXACT, UPTO, PaymentInvalid
 
 __all__ = ["DataSettlement", "Facilitator", "PaymentMalformed", "Settlement", "Verification"]
 
@@ -107,15 +100,10 @@ class Facilitator:
         payment, wanted = parse_payment(payload), parse_requirements(requirements)
         payer = payment.authorization.payer
         try:
-            self._check(payment, wanted, simulate=True)
+            self._checker.check(payment, wanted, simulate=True)
         except PaymentInvalid as exc:
             return Verification(is_valid=False, payer=payer, reason=exc.reason, message=exc.message)
         return Verification(is_valid=True, payer=payer)
-
-    def _check(self, payment: Payment, wanted: Requirements, *, simulate: bool) -> None:
-        if wanted.scheme not in (UPTO, EXACT):
-            raise PaymentInvalid("unsupported_scheme", f"{wanted.scheme!r} is neither {UPTO} nor {EXACT}")
-        self._checker.check(payment, wanted, simulate=simulate)
 
     def settle(self, payload: Any, requirements: Any, amount_atomic: int | None = None) -> Settlement:
         """Take a payment on chain, after checking it again.
@@ -152,7 +140,7 @@ class Facilitator:
 
     def _settle(self, payment: Payment, wanted: Requirements) -> Settlement:
         amount_atomic = int(wanted.amount)
-        self._check(payment, self._as_signed(payment, wanted), simulate=False)
+        self._checker.check(payment, self._as_signed(payment, wanted), simulate=False)
         if wanted.scheme == UPTO:
             if amount_atomic == 0:
                 return self._succeeded(payment, transaction="", block_number=None, amount_atomic=0)
@@ -163,7 +151,7 @@ class Facilitator:
             self._checker.simulate(transfer)
             receipt = self._chain.send(self._account, to=transfer.to, data=transfer.data)
         except RpcError as exc:
-            return self._failed(payment, self._reason(payment, wanted, exc.message), exc.message)
+            return self._failed(payment, settle_reason(payment, wanted, exc.message), exc.message)
         except ChainTimeout as exc:
             return self._failed(payment, "settlement_pending", str(exc))
         return self._settled(payment, wanted, transfer, receipt)
@@ -180,7 +168,7 @@ class Facilitator:
         transaction = receipt["transactionHash"]
         block_number = int(receipt["blockNumber"], 16)
         if receipt["status"] != "0x1":
-            reason = self._reason(payment, wanted, "")
+            reason = settle_reason(payment, wanted, "")
             return self._failed(payment, reason, "the transaction reverted", transaction, block_number)
         if not _moved(transfer, receipt):
             reason = "invalid_exact_evm_transfer_event_mismatch"
@@ -191,11 +179,6 @@ class Facilitator:
             block_number=block_number,
             amount_atomic=transfer.amount_atomic,
         )
-
-    def _reason(self, payment: Payment, wanted: Requirements, message: str) -> str:
-        if isinstance(payment.authorization, Eip3009Payment):
-            return eip3009_settle_reason(message)
-        return permit2_settle_reason(wanted.scheme, message)
 
     def _succeeded(
         self, payment: Payment, *, transaction: str, block_number: int | None, amount_atomic: int

@@ -105,27 +105,30 @@ def _refused(exc: PaymentMalformed, *, settling: Facilitator | None) -> JSONResp
     return JSONResponse(fields, status_code=400)
 
 
-def facilitator_app(facilitator: Facilitator) -> Starlette:
-    """An app to be mounted at /facilitator (or anywhere). Chain work runs in threads."""
+class _Endpoints:
+    """One facilitator's endpoints. Chain work runs in threads."""
 
-    async def supported(_request: Request) -> JSONResponse:
-        return JSONResponse(facilitator.supported())
+    def __init__(self, facilitator: Facilitator) -> None:
+        self._facilitator = facilitator
 
-    async def verify(request: Request) -> JSONResponse:
+    async def supported(self, _request: Request) -> JSONResponse:
+        return JSONResponse(self._facilitator.supported())
+
+    async def verify(self, request: Request) -> JSONResponse:
         try:
-            verification = await run_in_threadpool(facilitator.verify, *await _read(request))
+            verification = await run_in_threadpool(self._facilitator.verify, *await _read(request))
         except PaymentMalformed as exc:
             return _refused(exc, settling=None)
         return JSONResponse(verification_json(verification))
 
-    async def settle(request: Request) -> JSONResponse:
+    async def settle(self, request: Request) -> JSONResponse:
         try:
-            settlement = await run_in_threadpool(facilitator.settle, *await _read(request))
+            settlement = await run_in_threadpool(self._facilitator.settle, *await _read(request))
         except PaymentMalformed as exc:
-            return _refused(exc, settling=facilitator)
+            return _refused(exc, settling=self._facilitator)
         return JSONResponse(settlement_json(settlement))
 
-    async def settle_data(request: Request) -> JSONResponse:
+    async def settle_data(self, request: Request) -> JSONResponse:
         headers = request.headers
         try:
             record = parse_record(headers.get("x-settlement-type"), headers.get("x-settlement-data"))
@@ -134,14 +137,18 @@ def facilitator_app(facilitator: Facilitator) -> Starlette:
         if record is None:
             answer = {"settlementJob": None, "notes": "A private call leaves nothing on chain."}
             return JSONResponse(answer, status_code=202)
-        settlement = await run_in_threadpool(anchor, facilitator, record)
+        settlement = await run_in_threadpool(anchor, self._facilitator, record)
         return JSONResponse({"settlementJob": data_settlement_json(settlement)}, status_code=202)
 
+
+def facilitator_app(facilitator: Facilitator) -> Starlette:
+    """An app to be mounted at /facilitator, or anywhere."""
+    endpoints = _Endpoints(facilitator)
     return Starlette(
         routes=[
-            Route("/supported", supported, methods=["GET"]),
-            Route("/verify", verify, methods=["POST"]),
-            Route("/settle", settle, methods=["POST"]),
-            Route("/settle_data", settle_data, methods=["POST"]),
+            Route("/supported", endpoints.supported, methods=["GET"]),
+            Route("/verify", endpoints.verify, methods=["POST"]),
+            Route("/settle", endpoints.settle, methods=["POST"]),
+            Route("/settle_data", endpoints.settle_data, methods=["POST"]),
         ]
     )

@@ -1,6 +1,6 @@
 """Event logs, indexed by emitting address, so that a query costs what it finds and not what there is.
 
-It knows JSON-RPC log objects and block numbers; where they come from, and how far back one may ask, it does not.
+It knows JSON-RPC log objects and block numbers, not where they come from or how far back one may ask.
 """
 
 from __future__ import annotations

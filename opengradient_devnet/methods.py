@@ -1,6 +1,6 @@
 """The JSON-RPC methods of the embedded chain: parameters in, plain JSON out.
 
-It parses and refuses (-32602) and shows; the work is done by `evm`. It does not know about HTTP, batches or ids.
+It parses and refuses (-32602) and shows; the work is done by `evm`. It knows no HTTP, batches or ids.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 from eth_utils.address import is_address, to_canonical_address
 from eth_utils.crypto import keccak
 
-from opengradient_devnet.blocks import MinedBlock, hex_data
+from opengradient_devnet.blocks import MinedBlock, base_fee_wei, hex_data
 from opengradient_devnet.chain import RpcError
 from opengradient_devnet.contracts import revert_reason
 from opengradient_devnet.evm import CallRequest, Evm, ExecutionFailed, StateOverride, TransactionRefused
@@ -101,7 +101,7 @@ def _parse_overrides(value: Any) -> dict[bytes, StateOverride]:
             balance=_optional(account.get("balance"), quantity, what="balance"),
             nonce=_optional(account.get("nonce"), quantity, what="nonce"),
             code=_optional(account.get("code"), data, what="code"),
-            slots={quantity(slot): quantity(word) for slot, word in _mapping(slots, what="stateDiff").items()},
+            slots={quantity(at): quantity(word) for at, word in _mapping(slots, what="stateDiff").items()},
         )
     return overrides
 
@@ -214,9 +214,9 @@ def _storage_at(evm: Evm, account: Any, slot: Any, tag: Any = "latest") -> str:
 def _fee_history(evm: Evm, count: Any, newest: Any, percentiles: Any = None) -> dict[str, Any]:
     head = _block(evm, newest)
     blocks = evm.blocks.last(min(quantity(count, what="blockCount"), _MAX_FEE_HISTORY), newest=head.number)
-    fees = [int(block.header.base_fee_per_gas) for block in blocks]
+    fees = [base_fee_wei(block.header) for block in blocks]
     after = evm.blocks.by_number(head.number + 1)
-    fees.append(evm.base_fee_wei if after is None else int(after.header.base_fee_per_gas))
+    fees.append(evm.base_fee_wei if after is None else base_fee_wei(after.header))
     answer: dict[str, Any] = {
         "oldestBlock": hex(blocks[0].number if blocks else head.number),
         "baseFeePerGas": [hex(fee) for fee in fees],
@@ -237,6 +237,16 @@ def _block_by_hash(evm: Evm, block_hash: Any, full: Any = False) -> dict[str, An
     return evm.blocks.shown(found, full=bool(full))
 
 
+def _block_by_number(evm: Evm, tag: Any, full: Any = False) -> dict[str, Any] | None:  # noqa: FBT002  # JSON-RPC
+    evm.keep_up()
+    return evm.blocks.shown(find_block(evm, tag), full=bool(full))
+
+
+def _block_number(evm: Evm) -> str:
+    evm.keep_up()
+    return hex(evm.blocks.head.number)
+
+
 def _mine(evm: Evm) -> str:
     evm.mine_empty()
     return "0x0"
@@ -248,7 +258,7 @@ def _hash(value: Any) -> str:
 
 METHODS: dict[str, Callable[..., Any]] = {
     "eth_accounts": lambda _evm: [],
-    "eth_blockNumber": lambda evm: hex(evm.blocks.head.number),
+    "eth_blockNumber": _block_number,
     "eth_call": _call,
     "eth_chainId": lambda evm: hex(evm.chain_id),
     "eth_estimateGas": _estimate_gas,
@@ -259,7 +269,7 @@ METHODS: dict[str, Callable[..., Any]] = {
         evm.state(_block(evm, tag)).get_balance(to_canonical_address(address(who)))
     ),
     "eth_getBlockByHash": _block_by_hash,
-    "eth_getBlockByNumber": lambda evm, tag, full=False: evm.blocks.shown(find_block(evm, tag), full=bool(full)),
+    "eth_getBlockByNumber": _block_by_number,
     "eth_getBlockReceipts": _block_receipts,
     "eth_getCode": lambda evm, who, tag="latest": hex_data(
         evm.state(_block(evm, tag)).get_code(to_canonical_address(address(who)))

@@ -64,7 +64,7 @@ def answer_body(chain: Chain, body: bytes) -> Any:
 
 
 def rpc_app(chain: Chain) -> ASGIApp:
-    """An ASGI app that answers POST on any path it is mounted at. Calls run in threads: they may take a while."""
+    """An ASGI app that answers POST on any path it is mounted at. The chain works in threads."""
 
     async def respond(request: Request) -> Response:
         if request.method == "OPTIONS":

@@ -16,6 +16,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 EVM_VERSION = "cancun"
+TRANSFER_BY_SIGNATURE = "transferWithAuthorization"
 
 _TOKEN_RENAMES = {"sender": "from", "receiver": "to", "amount": "value"}
 _RENAMES: dict[str, dict[str, dict[str, str]]] = {
@@ -81,17 +82,18 @@ def _vrs_overload(entry: dict[str, Any]) -> dict[str, Any]:
 def published_abi(name: str, abi: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The ABI under the originals' names, with overloads and custom errors."""
     renames = _RENAMES.get(name, {})
-    entries = [_named(item, renames.get(item.get("name", ""), {})) for item in abi if item["type"] != "fallback"]
+    callable_by_name = [item for item in abi if item["type"] != "fallback"]
+    entries = [_named(item, renames.get(item.get("name", ""), {})) for item in callable_by_name]
     if name == "OPG":
-        entries += [_vrs_overload(item) for item in entries if item.get("name") == "transferWithAuthorization"]
+        entries += [_vrs_overload(item) for item in entries if item.get("name") == TRANSFER_BY_SIGNATURE]
     return entries + [_error(signature) for signature in _ERRORS.get(name, ())]
 
 
 def build() -> dict[str, Any]:
     """Compile every contract whose file name starts with a capital; the others are imported modules."""
-    import vyper
-    from vyper.compiler.input_bundle import FilesystemInputBundle
-    from vyper.compiler.settings import Settings
+    import vyper  # type: ignore[import-untyped]  # a build tool, not a dependency
+    from vyper.compiler.input_bundle import FilesystemInputBundle  # type: ignore[import-untyped]  # as above
+    from vyper.compiler.settings import Settings  # type: ignore[import-untyped]  # as above
 
     contracts: dict[str, Any] = {}
     for path in sorted(HERE.glob("[A-Z]*.vy")):
