@@ -1,0 +1,309 @@
+"""`Devnet`: an OpenGradient-like network in this process, from chain to paid gateway, on loopback.
+
+Composes the parts and owns their threads. Everything that holds money or signs is new for every run: faucet,
+facilitator, payee, operator and enclave. Closing it ends connections, settles open sessions, flushes batches
+and stops every thread.
+
+It does not know how any part works.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from starlette.applications import Starlette
+from starlette.routing import Mount
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from opengradient_devnet.accounts import (
+    LIVE_CHAIN_IDS,
+    WALLET_GAS_WEI,
+    Account,
+    Wallets,
+    new_account,
+    opg_to_atomic,
+)
+from opengradient_devnet.admission import Door
+from opengradient_devnet.batches import BatchRecord, BlobStore, DataSettler
+from opengradient_devnet.certificates import make_certificate
+from opengradient_devnet.chain import PRIVATE_CHAIN_ID, Chain
+from opengradient_devnet.challenge import PaymentTerms, Scheme
+from opengradient_devnet.collector import Collector, HouseFacilitator
+from opengradient_devnet.contracts import OPG
+from opengradient_devnet.facilitator_api import facilitator_app
+from opengradient_devnet.faults import Faults
+from opengradient_devnet.gateway import Gateway
+from opengradient_devnet.housekeeper import Housekeeper
+from opengradient_devnet.models import Model
+from opengradient_devnet.network_file import describe_network, remove_network_file, write_network_file
+from opengradient_devnet.pricing import load_prices
+from opengradient_devnet.public import PublicRoutes
+from opengradient_devnet.registry import register_gateway
+from opengradient_devnet.rpc import rpc_app
+from opengradient_devnet.server import ServerThread, Site, listen
+from opengradient_devnet.sessions import SessionBook, SettlementRecord
+from opengradient_devnet.tee import CanonicalStyle, Enclave
+from opengradient_devnet.unpaid import unpaid_app
+from opengradient_devnet.upstream import open_model
+
+# Base's OPG answers so; Base Sepolia's says version "2" (EIP-712 domain of the token).
+ASSET = {"symbol": "OPG", "decimals": 18, "name": "OpenGradient", "version": "1"}
+SESSION_CAP_OPG = "0.1"
+EXACT_PRICE_OPG = "0.01"
+MAX_TIMEOUT_S = 300
+IDLE_TIMEOUT_S = 100.0
+_SLOWEST_BEAT_S = 1.0
+_FASTEST_BEAT_S = 0.02
+
+
+class LiveChainRefused(ValueError):
+    """A devnet may not use a live chain id unless it is told so explicitly."""
+
+
+class Devnet:
+    """A running network, as a context manager or between `start` and `close`.
+
+    `upstream` is "rules", "openai:URL" or a model of your own. `sessions=False` settles every call on its own.
+    `schemes` are what the gateway offers; `session_cap_opg` and `exact_price_opg` are the offers' amounts.
+    `prices` overrides the price list (path, or parsed). `fault_route=True` serves `POST /faults`;
+    `faults` can be injected in Python in any case.
+    """
+
+    def __init__(
+        self,
+        *,
+        chain_id: int = PRIVATE_CHAIN_ID,
+        engine: Literal["pyevm", "anvil"] = "pyevm",
+        upstream: str | Model = "rules",
+        idle_timeout_s: float = IDLE_TIMEOUT_S,
+        network_file: str | Path | None = None,
+        port: int = 0,
+        sessions: bool = True,
+        unsafe_live_chain_id: bool = False,
+        prices: str | Path | Mapping[str, Any] | None = None,
+        faults: Faults | None = None,
+        fault_route: bool = False,
+        schemes: Sequence[Scheme] = (Scheme.UPTO,),
+        session_cap_opg: str = SESSION_CAP_OPG,
+        exact_price_opg: str = EXACT_PRICE_OPG,
+        max_timeout_s: int = MAX_TIMEOUT_S,
+        pace_s: float = 0.0,
+        batch_size: int = 64,
+        batch_interval_s: float = 30.0,
+        quotes_costs: bool = True,
+        canonical_style: CanonicalStyle = CanonicalStyle.STRINGIFIED,
+    ) -> None:
+        if chain_id in LIVE_CHAIN_IDS and not unsafe_live_chain_id:
+            raise LiveChainRefused(
+                f"Chain id {chain_id} is a live network, and what is signed for it here is valid there. Leave "
+                "chain_id alone, or set unsafe_live_chain_id (--unsafe-live-chain-id): then only wallets that "
+                "this devnet made are served."
+            )
+        self._chain_id = chain_id
+        self._engine = engine
+        self._upstream = upstream
+        self._idle_timeout_s = idle_timeout_s
+        self._port = port
+        self._has_sessions = sessions
+        self._prices = load_prices(Path(prices) if isinstance(prices, str) else prices)
+        self._fault_route = fault_route
+        self._schemes = [Scheme(scheme) for scheme in schemes]
+        self._session_cap_atomic = opg_to_atomic(session_cap_opg)
+        self._exact_price_atomic = opg_to_atomic(exact_price_opg)
+        self._max_timeout_s = max_timeout_s
+        self._pace_s = pace_s
+        self._batch_size = batch_size
+        self._batch_interval_s = batch_interval_s
+        self._quotes_costs = quotes_costs
+        self._canonical_style = canonical_style
+        self._is_running = False
+        self.network_file = None if network_file is None else Path(network_file)
+        self.faults = faults if faults is not None else Faults()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Bring everything up; returns when all ports answer and the gateway is registered."""
+        with ThreadPoolExecutor(max_workers=1) as beside:
+            # Finding RSA primes takes as long as the genesis: they go side by side.
+            making_enclave = beside.submit(Enclave, style=self._canonical_style)
+            self.chain = _start_chain(self._engine, self._chain_id)
+            enclave = making_enclave.result()
+        self._compose(enclave)
+
+    def _compose(self, enclave: Enclave) -> None:
+        facilitator_account, payee, operator = new_account(), new_account(), new_account()
+        for account in (facilitator_account, operator):
+            self.chain.fund(account.address, native_wei=1000 * WALLET_GAS_WEI)
+        self._wallets = Wallets(self.chain)
+        facilitator = HouseFacilitator(self.chain, account=facilitator_account, wallets=self._wallets)
+        collector = Collector(facilitator, faults=self.faults)
+        blobs = BlobStore()
+        self._data_settler = DataSettler(
+            facilitator, blobs=blobs, batch_size=self._batch_size, batch_interval_s=self._batch_interval_s
+        )
+        self._sessions = SessionBook(
+            collector, idle_timeout_s=self._idle_timeout_s, on_work=lambda: self._housekeeper.wake()
+        )
+        self._housekeeper = Housekeeper(
+            [self._sessions.settle_due, self._data_settler.flush_due],
+            beat_s=min(_SLOWEST_BEAT_S, max(_FASTEST_BEAT_S, self._idle_timeout_s / 4)),
+        )
+        model = open_model(self._upstream) if isinstance(self._upstream, str) else self._upstream
+        certificate = make_certificate()
+        http, https, unpaid = listen(port=self._port), listen(scheme="https"), listen()
+        self.gateway_url, self.https_gateway_url = http.url, https.url
+        self.rpc_url = f"{http.url}/rpc"
+        self.unpaid_url = f"{unpaid.url}/v1"
+        self.network = describe_network(
+            chain_id=self._chain_id,
+            gateway_url=http.url,
+            https_gateway_url=https.url,
+            payees=[payee.address],
+            facilitators=[facilitator.address],
+            asset=ASSET,
+            session_idle_s=self._idle_timeout_s,
+        )
+        register_gateway(
+            self.chain,
+            operator=operator,
+            payment_address=payee.address,
+            endpoint=https.url,
+            public_key_der=enclave.public_key_der,
+            certificate_der=certificate.der,
+        )
+        gateway = Gateway(
+            door=Door(
+                collector,
+                offers=self._offers(pay_to=payee.address, facilitator_address=facilitator.address),
+                sessions=self._sessions if self._has_sessions else None,
+                records=self._sessions,
+                faults=self.faults,
+            ),
+            model=model,
+            prices=self._prices,
+            enclave=enclave,
+            data_settler=self._data_settler,
+            operator_address=operator.address,
+            faults=self.faults,
+            quotes_costs=self._quotes_costs,
+            pace_s=self._pace_s,
+            on_work=self._housekeeper.wake,
+        )
+        public = PublicRoutes(
+            chain=self.chain,
+            wallets=self._wallets,
+            blobs=blobs,
+            network=self.network,
+            faults=self.faults,
+            controls_faults=self._fault_route,
+        )
+        routes = [*gateway.routes(), *public.routes(), Mount("/facilitator", facilitator_app(facilitator))]
+        app = _with_rpc(Starlette(routes=routes), rpc_app(self.chain))
+        self._server = ServerThread(
+            [
+                Site(app=app, listener=http),
+                Site(app=app, listener=https, tls=certificate.server_context),
+                Site(app=unpaid_app(model, prices=self._prices), listener=unpaid),
+            ],
+            on_stop=model.aclose,
+        )
+        self._server.start()
+        self._housekeeper.start()
+        self._is_running = True
+        if self.network_file is not None:
+            write_network_file(self.network_file, network=self.network)
+
+    def _offers(self, *, pay_to: str, facilitator_address: str) -> list[dict[str, Any]]:
+        terms = PaymentTerms(
+            network=f"eip155:{self._chain_id}",
+            asset=OPG,
+            asset_name=str(ASSET["name"]),
+            asset_version=str(ASSET["version"]),
+            pay_to=pay_to,
+            facilitator_address=facilitator_address,
+            max_timeout_s=self._max_timeout_s,
+        )
+        amounts = {Scheme.UPTO: self._session_cap_atomic}
+        return [
+            terms.offer(scheme, amount_atomic=amounts.get(scheme, self._exact_price_atomic))
+            for scheme in self._schemes
+        ]
+
+    def close(self) -> None:
+        """End connections, settle what is open, flush what waits, stop all threads. Closing twice is fine."""
+        if not self._is_running:
+            return
+        self._is_running = False
+        if self.network_file is not None:
+            remove_network_file(self.network_file, network=self.network)
+        self._server.stop()
+        self._housekeeper.stop()
+        self._sessions.close(wait_s=0)
+        self._data_settler.flush()
+        self.chain.close()
+
+    def account(self, *, opg: str | int = "10", approved: bool = False) -> Account:
+        """A fresh wallet with gas money and `opg`; `approved` lets Permit2 move its OPG already."""
+        return self._wallets.make(opg=opg, approved=approved)
+
+    @property
+    def settlements(self) -> list[SettlementRecord]:
+        """Every settlement of a payment so far."""
+        return self._sessions.settlements
+
+    @property
+    def batches(self) -> list[BatchRecord]:
+        """Every batch of data settlements so far."""
+        return self._data_settler.batches
+
+    @property
+    def open_sessions(self) -> list[str]:
+        """The ids of the sessions that still take calls."""
+        return self._sessions.open_sessions
+
+    def close_sessions(self, *, wait_s: float = 5.0) -> list[SettlementRecord]:
+        """Settle all open sessions now, and return every settlement so far.
+
+        Waits for calls in flight, at most `wait_s`; sessions that are busy even then settle when they end.
+        """
+        self._sessions.close(wait_s=wait_s)
+        return self.settlements
+
+    def flush_batches(self) -> list[BatchRecord]:
+        """Write the batch that waits, and return every batch so far."""
+        self._data_settler.flush()
+        return self.batches
+
+
+def _start_chain(engine: str, chain_id: int) -> Chain:
+    match engine:
+        case "pyevm":
+            from opengradient_devnet.pyevm import PyEvmChain
+
+            return PyEvmChain(chain_id=chain_id)
+        case "anvil":
+            from opengradient_devnet.anvil import AnvilChain
+
+            return AnvilChain(chain_id=chain_id)
+        case _:
+            raise ValueError(f"Engine {engine!r} is unknown; there are pyevm and anvil.")
+
+
+def _with_rpc(app: ASGIApp, rpc: ASGIApp) -> ASGIApp:
+    # A Mount would answer POST /rpc with a redirect to /rpc/, which JSON-RPC clients do not follow.
+    async def routed(scope: Scope, receive: Receive, send: Send) -> None:
+        await (rpc if scope["path"].rstrip("/") == "/rpc" else app)(scope, receive, send)
+
+    return routed

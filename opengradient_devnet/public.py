@@ -1,0 +1,124 @@
+"""The devnet's side doors: accounts, faucet, blobs, a bare explorer, the network description, fault control.
+
+It does not know the paid gateway.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from eth_utils.address import is_address
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from opengradient_devnet.accounts import WalletRefused, Wallets
+from opengradient_devnet.batches import BlobStore
+from opengradient_devnet.chain import Chain
+from opengradient_devnet.faults import FAULT_KINDS, Faults, FaultUnknown, parse_fault
+
+DEFAULT_OPG = "10"
+
+
+class PublicRoutes:
+    """Routes around the gateway. Fault control exists only when `controls_faults`."""
+
+    def __init__(
+        self,
+        *,
+        chain: Chain,
+        wallets: Wallets,
+        blobs: BlobStore,
+        network: Mapping[str, Any],
+        faults: Faults,
+        controls_faults: bool,
+    ) -> None:
+        self._chain = chain
+        self._wallets = wallets
+        self._blobs = blobs
+        self._network = network
+        self._faults = faults
+        self._controls_faults = controls_faults
+
+    def routes(self) -> list[Route]:
+        """What to mount at the root of the devnet's origin."""
+        control = [Route("/faults", self._control_faults, methods=["GET", "POST", "DELETE"])]
+        return [
+            Route("/network", self._describe, methods=["GET"]),
+            Route("/accounts", self._make_account, methods=["POST"]),
+            Route("/faucet", self._fund, methods=["POST"]),
+            Route("/blobs/{blob_id}", self._blob, methods=["GET"]),
+            Route("/explorer/tx/{tx_hash}", self._transaction, methods=["GET"]),
+            *(control if self._controls_faults else []),
+        ]
+
+    async def _describe(self, _request: Request) -> Response:
+        return JSONResponse(self._network)
+
+    async def _make_account(self, request: Request) -> Response:
+        try:
+            wish = await _json_object(request)
+            account = await run_in_threadpool(
+                self._wallets.make,
+                opg=wish.get("opg", DEFAULT_OPG),
+                approved=wish.get("approved") is True,
+            )
+        except (TypeError, ValueError) as exc:
+            return _refuse(400, str(exc))
+        return JSONResponse({"address": account.address, "private_key": account.private_key})
+
+    async def _fund(self, request: Request) -> Response:
+        try:
+            wish = await _json_object(request)
+            address = wish.get("address")
+            if not isinstance(address, str) or not is_address(address):
+                return _refuse(400, f"{address!r} is not an address.")
+            await run_in_threadpool(self._wallets.fund, address, opg=wish.get("opg", DEFAULT_OPG))
+        except WalletRefused as exc:
+            return _refuse(403, str(exc))
+        except (TypeError, ValueError) as exc:
+            return _refuse(400, str(exc))
+        return JSONResponse({"address": address, "opg_atomic": str(self._chain.token_balance(address))})
+
+    async def _blob(self, request: Request) -> Response:
+        data = self._blobs.get(request.path_params["blob_id"])
+        if data is None:
+            return _refuse(404, "There is no such blob.")
+        return Response(data, media_type="application/json")
+
+    async def _transaction(self, request: Request) -> Response:
+        tx_hash = request.path_params["tx_hash"]
+        receipt = await run_in_threadpool(self._chain.rpc, "eth_getTransactionReceipt", [tx_hash])
+        if receipt is None:
+            return _refuse(404, f"Transaction {tx_hash} is not on this chain.")
+        transaction = await run_in_threadpool(self._chain.rpc, "eth_getTransactionByHash", [tx_hash])
+        return JSONResponse({"transaction": transaction, "receipt": receipt})
+
+    async def _control_faults(self, request: Request) -> Response:
+        if request.method == "GET":
+            struck = [dataclasses.asdict(fault) | {"fault": type(fault).__name__} for fault in self._faults.struck]
+            return JSONResponse({"kinds": sorted(FAULT_KINDS), "struck": struck})
+        if request.method == "DELETE":
+            self._faults.clear()
+            return JSONResponse({})
+        try:
+            wish = await _json_object(request)
+            fault = parse_fault(str(wish.get("fault")), wish.get("members") or {})
+            self._faults.inject(fault, times=wish.get("times", 1), skip=wish.get("skip", 0))
+        except (FaultUnknown, TypeError, ValueError) as exc:
+            return _refuse(400, str(exc))
+        return JSONResponse({})
+
+
+async def _json_object(request: Request) -> dict[str, Any]:
+    content = await request.json() if await request.body() else {}
+    if not isinstance(content, dict):
+        raise ValueError("The body must be a JSON object.")
+    return content
+
+
+def _refuse(status: int, message: str) -> Response:
+    return JSONResponse({"error": message}, status)
