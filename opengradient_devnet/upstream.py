@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -85,8 +85,8 @@ class UpstreamModel:
         """Pass the request on, and every delta of the answer as soon as it is here."""
         model = str(request.get("model"))
         tally = _Tally()
-        async with self._open(request, is_stream=True) as response:
-            async for event in _events(response):
+        async with self._open(request, is_stream=True) as response, aclosing(_events(response)) as events:
+            async for event in events:
                 if delta := tally.take(event):
                     yield Chunk(delta=delta, model=model, as_message=delivery.as_message)
                     await asyncio.sleep(delivery.pace_s)
@@ -166,7 +166,7 @@ class _Tally:
         return {key: value for key, value in delta.items() if value is not None}
 
 
-async def _events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
+async def _events(response: httpx.Response) -> AsyncGenerator[dict[str, Any], None]:
     """The JSON events of a server-sent event stream, up to `[DONE]` or its end."""
     async for line in response.aiter_lines():
         name, _, data = line.partition(":")

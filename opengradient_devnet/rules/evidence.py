@@ -57,7 +57,8 @@ class Evidence:
     """
 
     def __init__(self, text: str, *, background: str = "", known: Mapping[str, Any] | None = None) -> None:
-        self.text = one_line(text)
+        # Lines stay apart: a name does not go on in the next one.
+        self.text = "\n".join(one_line(line) for line in text.splitlines() if line.strip())
         self.known = dict(known or {})
         self._dates = _facts(_DATE, self.text)
         self._quotes = _facts(_QUOTED, self.text)
@@ -104,7 +105,7 @@ class Evidence:
         if self._quotes:
             return self._use(self._quotes[0])
         if kinds & _PROSE_FIELDS:
-            return self.text or None
+            return one_line(self.text) or None
         if fact := self._name_for(kinds):
             return self._use(fact)
         if self._background and self._background.has_strings:
@@ -185,7 +186,7 @@ class Evidence:
 
     def _phrase(self) -> str | None:
         match = _PHRASE.match(self.text)
-        return match[1] if match else None
+        return one_line(match[1]) if match else None
 
 
 def _facts(pattern: re.Pattern[str], text: str) -> list[Fact]:
@@ -222,7 +223,7 @@ def _names(text: str) -> list[Fact]:
 
 
 def _starts_sentence(text: str, start: int) -> bool:
-    return re.search(r"(?:\A|[.!?:]\s+)[\"'“\u2018(]*\Z", text[:start]) is not None
+    return re.search(r"(?:\A|\n|[.!?:]\s+)[\"'“\u2018(]*\Z", text[:start]) is not None
 
 
 def _overlaps(fact: Fact, others: Iterable[Fact]) -> bool:

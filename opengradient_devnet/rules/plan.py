@@ -178,7 +178,9 @@ def _call(step: Step, situation: Situation) -> Call:
         known |= {name: destination for name in properties if "agent" in name.lower()}
         known.setdefault("reason", step.text)
     results = "\n".join(reversed(situation.results))
-    refers_back = bool(results) and (step.tool.is_form or _REFERS_BACK.search(step.text))
+    refers_back = bool(results) and (
+        step.tool.is_form or _REFERS_BACK.search(step.text) or not _suffices(step.tool, step.text)
+    )
     text, background = step.text, situation.asked
     if refers_back:
         text, background = (f"{results}\n{text}", "") if step.tool.is_form else (text, f"{results}\n{background}")

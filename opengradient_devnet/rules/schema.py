@@ -15,13 +15,15 @@ from opengradient_devnet.models import ModelError
 from opengradient_devnet.rules.clauses import clauses
 from opengradient_devnet.rules.evidence import Evidence
 from opengradient_devnet.rules.scalars import bounded, cut, formatted
-from opengradient_devnet.rules.text import mentions, stems
+from opengradient_devnet.rules.text import STOPWORDS, mentions, one_line, stems
 
 Schema = Mapping[str, Any]
 
 # Recursive schemas (a tree whose nodes hold nodes) have to end somewhere; what is optional ends first.
 _DEEPEST = 6
 _BOTTOM = 4 * _DEEPEST
+# An alternative whose tag (a const or enum of it) the text names beats any number of matching words.
+_TAGGED = 100
 _MISSING: Any = object()
 
 
@@ -119,12 +121,15 @@ class _Form:
         words = [str(option.get("title", ""))]
         for name, sub in (option.get("properties") or {}).items():
             tags = [sub["const"]] if "const" in sub else sub.get("enum", [])
-            if any(mentions(evidence.text, str(tag)) for tag in tags):
-                return 100
+            if any(mentions(evidence.text, str(tag)) and str(tag) not in STOPWORDS for tag in tags):
+                return _TAGGED
             words.append(name)
         if _kind(option) in {"integer", "number"}:
-            return int(evidence.has_numbers) * 2
-        return len(stems(" ".join(words)) & stems(evidence.text)) + int(_kind(option) == "string" and "pattern" not in option)
+            return 1 + int(evidence.has_numbers)
+        if _kind(option) == "string":
+            # A string beside a number is often another spelling of it (Decimal): no reason to prefer it.
+            return int("pattern" not in option)
+        return len(stems(" ".join(words)) & stems(evidence.text))
 
     def _offers(self, schema: Schema, evidence: Evidence, *, field: str) -> bool:
         """Whether the evidence has something for an optional value: if not, it stays null."""
@@ -144,11 +149,26 @@ class _Form:
         if isinstance(known := evidence.known.get(field), dict):
             evidence = Evidence(evidence.text, known={**evidence.known, **known})
         required = frozenset(schema.get("required") or ())
-        filled = {}
+        named = self._named(properties, evidence)
+        filled: dict[str, Any] = {}
         for name, sub in properties.items():
-            if name in required or self._wants(sub, evidence, field=name, depth=depth):
+            if name in named:
+                filled[name] = named[name]
+            elif name in required or self._wants(sub, evidence, field=name, depth=depth):
                 filled[name] = self.value(sub, evidence, field=name, depth=depth + 1)
         return filled
+
+    def _named(self, properties: Mapping[str, Schema], evidence: Evidence) -> dict[str, str]:
+        """The strings that the text calls by the name of a field, before another field can take them."""
+        plain = {}
+        for name, sub in properties.items():
+            resolved = self.resolve(sub)
+            options = [resolved, *map(self.resolve, resolved.get("anyOf") or ())]
+            text = next((option for option in options if option.get("type") == "string"), None)
+            if text is not None and not text.keys() & {"enum", "const", "format", "pattern"}:
+                plain[name] = text
+        found = ((name, text, evidence.take_named(name)) for name, text in plain.items() if name not in evidence.known)
+        return {name: cut(text, value) for name, text, value in found if value is not None}
 
     def _wants(self, sub: Schema, evidence: Evidence, *, field: str, depth: int) -> bool:
         """Whether an optional property is filled in: named by the text, or without a default and at hand."""
@@ -244,7 +264,7 @@ class _Form:
             return formatted(form, evidence, field=field)
         found = evidence.take_string(field)
         if found is None:
-            found = str(schema.get("default") or f"{field}: {evidence.text[:80] or 'unspecified'}")
+            found = str(schema.get("default") or f"{field}: {one_line(evidence.text)[:80] or 'unspecified'}")
         return cut(schema, found)
 
 
