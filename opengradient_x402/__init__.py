@@ -1,0 +1,99 @@
+"""Pay for LLM calls over x402, and keep receipts that anybody can check. See README.md.
+
+Names are loaded on first use (PEP 562): importing this package imports nothing else.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from opengradient_x402.completions import Completion, Delta, ToolCall, Usage
+    from opengradient_x402.errors import (
+        NotPaid,
+        OpenGradientError,
+        PaidButFailed,
+        PaymentOutcomeUnknown,
+    )
+    from opengradient_x402.gateway import AsyncGatewayClient, GatewayClient
+    from opengradient_x402.ledger import Ledger
+    from opengradient_x402.models import TEE_LLM
+    from opengradient_x402.networks import Network, load_network
+    from opengradient_x402.payments import Payments
+    from opengradient_x402.policy import SpendPolicy
+    from opengradient_x402.receipts import ReceiptStatus, SettlementReceipt
+    from opengradient_x402.reconciler import Reconciler
+    from opengradient_x402.settlement import SettlementMode
+    from opengradient_x402.signer import LocalSigner, Signer
+    from opengradient_x402.transport import AsyncX402Transport, X402Transport
+    from opengradient_x402.wallet import Wallet
+
+_HOMES = {
+    "AsyncGatewayClient": "gateway",
+    "AsyncX402Transport": "transport",
+    "Completion": "completions",
+    "Delta": "completions",
+    "GatewayClient": "gateway",
+    "Ledger": "ledger",
+    "LocalSigner": "signer",
+    "Network": "networks",
+    "NotPaid": "errors",
+    "OpenGradientError": "errors",
+    "PaidButFailed": "errors",
+    "PaymentOutcomeUnknown": "errors",
+    "Payments": "payments",
+    "ReceiptStatus": "receipts",
+    "Reconciler": "reconciler",
+    "SettlementMode": "settlement",
+    "SettlementReceipt": "receipts",
+    "Signer": "signer",
+    "SpendPolicy": "policy",
+    "TEE_LLM": "models",
+    "ToolCall": "completions",
+    "Usage": "completions",
+    "Wallet": "wallet",
+    "X402Transport": "transport",
+    "load_network": "networks",
+}
+
+__all__ = [
+    "TEE_LLM",
+    "AsyncGatewayClient",
+    "AsyncX402Transport",
+    "Completion",
+    "Delta",
+    "GatewayClient",
+    "Ledger",
+    "LocalSigner",
+    "Network",
+    "NotPaid",
+    "OpenGradientError",
+    "PaidButFailed",
+    "PaymentOutcomeUnknown",
+    "Payments",
+    "ReceiptStatus",
+    "Reconciler",
+    "SettlementMode",
+    "SettlementReceipt",
+    "Signer",
+    "SpendPolicy",
+    "ToolCall",
+    "Usage",
+    "Wallet",
+    "X402Transport",
+    "load_network",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

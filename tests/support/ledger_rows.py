@@ -1,0 +1,49 @@
+"""Ledger rows for tests: an authorization, and a call that it paid for."""
+
+from __future__ import annotations
+
+from opengradient_x402.ledger import AuthorizationEntry
+from opengradient_x402.receipts import ReceiptStatus, SettlementReceipt
+
+OPG = 10**18
+NOW = 2_000_000_000
+
+
+def entry(number: int = 1, *, amount_atomic: int = OPG // 10, **changes) -> AuthorizationEntry:
+    values = {
+        "id": f"auth_{number}",
+        "call_id": f"call_{number}",
+        "network": "eip155:31402",
+        "scheme": "upto",
+        "transfer_method": "permit2",
+        "asset": "0xFbC2051AE2265686a469421b2C5A2D5462FbF5eB",
+        "payer": "0xd0a6588C678D94cE87619Ab6068E46A4baD36c10",
+        "payee": "0x8C2e0718822cE47cA8c74107e66cb0E4B2B3f4D5",
+        "facilitator": None,
+        "spender": "0x4020A4f3b7b90ccA423B9fabCc0CE57C6C240002",
+        "nonce": str(2**255 + number),
+        "amount_atomic": amount_atomic,
+        "signed_at": NOW + number,
+        "deadline": NOW + 300,
+        "endpoint": "http://127.0.0.1/v1/chat/completions",
+        "model": "openai/gpt-5",
+        "settlement_mode": "batch",
+    }
+    return AuthorizationEntry(**(values | changes))
+
+
+def served(source: AuthorizationEntry, call_id: str, **changes) -> SettlementReceipt:
+    values = {
+        name: getattr(source, name)
+        for name in ("network", "scheme", "asset", "payer", "payee", "nonce", "deadline", "endpoint", "model")
+    }
+    values |= {
+        "call_id": call_id,
+        "status": ReceiptStatus.SERVED,
+        "created_at": NOW,
+        "outcome": "ok",
+        "authorization_id": source.id,
+        "authorized_atomic": source.amount_atomic,
+        "settlement_mode": "batch",
+    }
+    return SettlementReceipt(**(values | changes))

@@ -1,0 +1,41 @@
+"""Server-sent events are split the same however the bytes arrive."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from opengradient_x402.sse import EventDecoder
+
+
+def decode(*pieces: bytes) -> list[bytes]:
+    decoder = EventDecoder()
+    return [event for piece in pieces for event in decoder.feed(piece)] + decoder.flush()
+
+
+STREAM = 'data: {"a": 1}\n\n: a comment\n\nevent: x\ndata: two\ndata: lines\n\ndata:tight\n\ndata: é…\n\ndata: [DONE]\n\n'
+EVENTS = [b'{"a": 1}', b"two\nlines", b"tight", "é…".encode(), b"[DONE]"]
+
+
+@given(st.lists(st.integers(0, len(STREAM.encode())), max_size=12), st.sampled_from(["\n", "\r\n", "\r"]))
+def test_events_do_not_depend_on_how_the_bytes_are_cut(cuts, line_end):
+    data = STREAM.replace("\n", line_end).encode()
+    edges = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
+    assert decode(*(data[a:b] for a, b in zip(edges, edges[1:], strict=False))) == EVENTS
+
+
+def test_a_byte_order_mark_is_ignored():
+    assert decode(b"\xef\xbb\xbfdata: x\n\n") == [b"x"]
+
+
+def test_a_last_event_without_blank_line_is_still_read():
+    assert decode(b"data: x\n\ndata: y\n") == [b"x", b"y"]
+
+
+def test_an_endless_event_is_refused(monkeypatch):
+    monkeypatch.setattr("opengradient_x402.sse.MAX_EVENT_BYTES", 1000)
+    decoder = EventDecoder()
+    with pytest.raises(ValueError, match="larger than 1000 bytes"):
+        for _ in range(100):
+            decoder.feed(b"x" * 100)
