@@ -77,12 +77,12 @@ def _steps_for(text: str, tools: Sequence[Tool], steps: list[Step], *, waits: bo
     fitting = _fitting(text, tools)
     last = steps[-1] if steps else None
     if not fitting and last is not None and not waits:
-        if not (_only_facts(text) and _suffices(last.tool, text) and _suffices(last.tool, last.text)):
+        if not (_only_facts(text) and sum(needs(last.tool.parameters)) and _stand_alone(last, text)):
             return [*steps[:-1], _joined(last, text)]
         again = f"{_frame(last.text)} {text}"
         return [*steps, Step(tool=last.tool, text=again)]
     is_more = last is not None and fitting == [last.tool] and not waits
-    if last is not None and is_more and not (_suffices(last.tool, last.text) and _suffices(last.tool, text)):
+    if last is not None and is_more and not _stand_alone(last, text):
         return [*steps[:-1], _joined(last, text)]
     if not fitting:
         return None
@@ -101,6 +101,11 @@ def _fitting(text: str, tools: Sequence[Tool]) -> list[Tool]:
 
 def _joined(step: Step, text: str) -> Step:
     return Step(tool=step.tool, text=f"{step.text} and {text}", waits=step.waits)
+
+
+def _stand_alone(step: Step, text: str) -> bool:
+    """Whether a step and a further clause each have enough for a call of their own."""
+    return _suffices(step.tool, step.text) and _suffices(step.tool, text)
 
 
 def _only_facts(text: str) -> bool:

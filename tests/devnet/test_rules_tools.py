@@ -141,6 +141,23 @@ def test_a_form_is_handed_in_after_the_actions_and_from_their_results():
     assert calls_in(second) == [("WeatherReport", {"location": "Paris", "degrees": 21})]
 
 
+def test_a_form_that_holds_a_list_is_filled_in_once_with_all_of_it():
+    person = {
+        "type": "object",
+        "properties": {"name": {"type": "string"}, "age": {"type": "integer"}},
+        "required": ["name", "age"],
+    }
+    people = tool("People", "")
+    people["function"]["parameters"] = {
+        "type": "object",
+        "properties": {"people": {"type": "array", "items": person}},
+        "required": ["people"],
+    }
+    for choice in ("auto", "required"):
+        ((_, arguments),) = calls_for("Extract: Ada is 36 years old and Bob is 25.", tools=[people], tool_choice=choice)
+        assert arguments == {"people": [{"name": "Ada", "age": 36}, {"name": "Bob", "age": 25}]}
+
+
 def test_a_new_question_starts_a_new_plan():
     messages = [user("What is the weather in Paris?")]
     first = message_for(*messages)
