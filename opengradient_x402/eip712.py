@@ -23,6 +23,7 @@ _TRANSFER_WITH_AUTHORIZATION: Final = (  # EIP-3009
     "TransferWithAuthorization(address from,address to,uint256 value,uint256 validAfter,uint256 validBefore,"
     "bytes32 nonce)"
 )
+_CANCEL_AUTHORIZATION: Final = "CancelAuthorization(address authorizer,bytes32 nonce)"  # EIP-3009
 _PERMIT2_DOMAIN: Final = "EIP712Domain(string name,uint256 chainId,address verifyingContract)"  # no version
 _ASSET_DOMAIN: Final = "EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)"
 
@@ -106,6 +107,14 @@ def transfer_authorization_digest(
     return _digest(_token_domain(chain_id, token, token_name, token_version), transfer)
 
 
+def cancel_authorization_digest(
+    *, chain_id: int, token: str, token_name: str, token_version: str, payer: str, nonce: int
+) -> bytes:
+    """The digest of an EIP-3009 `cancelAuthorization`, in the token's own domain."""
+    cancel = keccak256(_type_hash(_CANCEL_AUTHORIZATION) + address_word(payer) + _word(nonce))
+    return _digest(_token_domain(chain_id, token, token_name, token_version), cancel)
+
+
 def _digest(domain: bytes, struct: bytes) -> bytes:
     return keccak256(b"\x19\x01" + domain + struct)
 
@@ -116,19 +125,13 @@ def _token_permissions(token: str, amount_atomic: int) -> bytes:
 
 @lru_cache(maxsize=64)
 def _permit2_domain(chain_id: int, permit2: str) -> bytes:
-    return keccak256(
-        _type_hash(_PERMIT2_DOMAIN) + _text_hash("Permit2") + _word(chain_id) + address_word(permit2)
-    )
+    return keccak256(_type_hash(_PERMIT2_DOMAIN) + _text_hash("Permit2") + _word(chain_id) + address_word(permit2))
 
 
 @lru_cache(maxsize=64)
 def _token_domain(chain_id: int, token: str, name: str, version: str) -> bytes:
     return keccak256(
-        _type_hash(_ASSET_DOMAIN)
-        + _text_hash(name)
-        + _text_hash(version)
-        + _word(chain_id)
-        + address_word(token)
+        _type_hash(_ASSET_DOMAIN) + _text_hash(name) + _text_hash(version) + _word(chain_id) + address_word(token)
     )
 
 

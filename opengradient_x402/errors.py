@@ -1,4 +1,3 @@
-# ruff: noqa: N818 - names say what happened to the money, which is more than "Error"
 """Every exception that the package raises on purpose. Each one says what happened to the money.
 
     OpenGradientError
@@ -16,6 +15,7 @@
     │   ├── GatewayUnreachable
     │   ├── PaymentRejected            the gateway refused the signature; the chain was not touched
     │   ├── ChainUnavailable           an RPC node did not answer a question
+    │   │   └── RpcError               it answered with an error
     │   └── LedgerUnavailable
     ├── PaymentOutcomeUnknown          a signature left; only the chain can say whether it was used
     └── PaidButFailed                  the call will be charged (up to the authorized amount)
@@ -181,6 +181,19 @@ class ChainUnavailable(NotPaid):
 
     kind: ErrorKind = "chain"
     is_retryable = True
+
+
+class RpcError(ChainUnavailable):
+    """An RPC node answered with an error. `code` is JSON-RPC's or HTTP's, `data` holds revert bytes."""
+
+    is_retryable = False
+
+    def __init__(
+        self, message: str, *, code: int | None = None, data: str | None = None, call_id: str | None = None
+    ) -> None:
+        super().__init__(message, call_id=call_id)
+        self.code = code
+        self.data = data
 
 
 class LedgerUnavailable(NotPaid):

@@ -166,7 +166,8 @@ def usd_to_atomic(cost_usd: Decimal, *, asset_usd: Decimal, asset: Asset) -> int
     """
     if asset_usd <= 0:
         raise ValueError(f"A token price of {asset_usd} USD cannot be right.")
-    return ceil(Fraction(cost_usd) / Fraction(asset_usd) * 10**asset.decimals)
+    cost: Fraction = Fraction(cost_usd) * 10**asset.decimals / Fraction(asset_usd)
+    return ceil(cost)
 
 
 @cache

@@ -22,7 +22,8 @@ def every_error() -> list[type[OpenGradientError]]:
     "duplicate", [copy.copy, copy.deepcopy, lambda error: pickle.loads(pickle.dumps(error))]
 )
 def test_errors_survive_pickling_and_copying_with_all_they_carry(kind, duplicate):
-    error = kind("what happened", call_id="call-1", status_code=503, kind="timeout", is_retryable=True)
+    error = kind("what happened", call_id="call-1")
+    vars(error).update(status_code=503, kind="timeout", is_retryable=True)
     twin = duplicate(error)
     assert type(twin) is kind
     assert str(twin) == twin.message == "what happened"

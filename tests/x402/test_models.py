@@ -70,7 +70,7 @@ def test_unknown_names_find_nothing(name):
 
 
 def test_a_required_model_that_is_unknown_is_an_error_with_what_is_close():
-    with pytest.raises(UnknownModel, match="Did you mean .*openai/gpt-5"):
+    with pytest.raises(UnknownModel, match=r"Did you mean .*openai/gpt-5"):
         require_model("openai/gpt5")
     with pytest.raises(UnknownModel, match="models` lists the names"):
         require_model("zzz")

@@ -1,0 +1,195 @@
+"""What became of authorizations on chain: asks for what `settlements` needs to decide, in as few scans as it can.
+
+First the nonces: an unused one needs no search. Then one log scan per payer, token and method for all that
+are used, in bounded windows from the signing time to the last deadline. Does not know the ledger, and writes
+nothing.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Final, assert_never
+
+from opengradient_x402.chain import (
+    Block,
+    Log,
+    Question,
+    authorization_state,
+    block,
+    block_before,
+    chain_time,
+    logs,
+    nonce_used,
+    receipt,
+    transaction,
+)
+from opengradient_x402.networks import Network
+from opengradient_x402.settlements import (
+    AUTHORIZATION_CANCELED,
+    AUTHORIZATION_USED,
+    NONCE_INVALIDATION,
+    TRANSFER,
+    Cancelled,
+    NotSettled,
+    Outcome,
+    SettlementFound,
+    SignedTerms,
+    Unexplained,
+    address_topic,
+    invalidates,
+    nonce_topic,
+    permit_settlements,
+    transfer_settlements,
+)
+
+__all__ = [
+    "Cancelled",
+    "NotSettled",
+    "Outcome",
+    "SettlementFound",
+    "SignedTerms",
+    "Unexplained",
+    "check_transaction",
+    "find_settlement",
+    "find_settlements",
+]
+
+CLOCK_MARGIN_S: Final = 900
+"""The signing clock may be ahead of the chain's by at most this: the scan starts so much earlier."""
+EXPIRY_MARGIN_S: Final = 30
+"""An authorization counts as expired so long after its deadline: a reorganisation changes nothing then."""
+_BLOCKS_OF_SLACK: Final = 64
+"""How far `block_before` may be off."""
+_NONCES_PER_QUERY: Final = 100
+
+
+def find_settlement(terms: SignedTerms, *, network: Network) -> Question[Outcome]:
+    """What became of one authorization."""
+    outcomes = yield from find_settlements([terms], network=network)
+    return outcomes[terms]
+
+
+def find_settlements(
+    authorizations: Iterable[SignedTerms], *, network: Network
+) -> Question[dict[SignedTerms, Outcome]]:
+    """What became of many authorizations of one network.
+
+    Whoever asks sees ChainUnavailable (RpcError) when the node does not answer.
+    """
+    outcomes: dict[SignedTerms, Outcome] = {}
+    # The order matters: a nonce that is unused *after* this time was read was unused at this time.
+    now_s = yield from chain_time()
+    used: defaultdict[tuple[str, str, str], list[SignedTerms]] = defaultdict(list)
+    for terms in authorizations:
+        if (yield from _is_used(terms, network)):
+            used[terms.payer.lower(), terms.asset.lower(), terms.transfer_method].append(terms)
+        else:
+            outcomes[terms] = NotSettled(is_expired=now_s > terms.deadline_s + EXPIRY_MARGIN_S)
+    if used:
+        head = yield from block()  # read last: every use that was seen lies at or below it
+        for group in used.values():
+            outcomes.update((yield from _explained(group, head=head, network=network)))
+    return outcomes
+
+
+def check_transaction(terms: SignedTerms, tx_hash: str, *, network: Network) -> Question[SettlementFound | None]:
+    """Whether a transaction that somebody names is the settlement of an authorization; None when it is not."""
+    if not (yield from _is_used(terms, network)):
+        return None
+    head = yield from block()
+    found = (yield from _settled_in(tx_hash, [terms])).get(terms)
+    return None if found is None else _confirmed(found, head)
+
+
+def _is_used(terms: SignedTerms, network: Network) -> Question[bool]:
+    if terms.transfer_method == "permit2":
+        return (yield from nonce_used(network.permit2, terms.payer, terms.nonce))
+    if terms.transfer_method == "eip3009":
+        return (yield from authorization_state(terms.asset, terms.payer, terms.nonce))
+    assert_never(terms.transfer_method)
+
+
+def _explained(group: Sequence[SignedTerms], *, head: Block, network: Network) -> Question[dict[SignedTerms, Outcome]]:
+    """By what the used nonces of one payer, token and method were used."""
+    start, end = yield from _span(group, head)
+    find = _transfers if group[0].transfer_method == "eip3009" else _permits
+    found: dict[SignedTerms, Outcome] = {}
+    for terms, settled in (yield from find(group, start, end)).items():
+        found[terms] = _confirmed(settled, head)
+    if lost := [terms for terms in group if terms not in found]:
+        # The payer may cancel at any time, also long after the deadline.
+        burned = yield from _burned(lost, start, head.number, network)
+        found |= {terms: burned.get(terms, Unexplained()) for terms in lost}
+    return found
+
+
+def _span(group: Sequence[SignedTerms], head: Block) -> Question[tuple[int, int]]:
+    """The blocks in which the authorizations can have been settled."""
+    signed_s = min(terms.signed_at_s for terms in group)
+    closed_s = max(terms.deadline_s for terms in group) + EXPIRY_MARGIN_S
+    start = yield from block_before(signed_s - CLOCK_MARGIN_S, head=head)
+    if closed_s >= head.timestamp_s:
+        return start, head.number
+    end = yield from block_before(closed_s, head=head)
+    return start, min(head.number, end + _BLOCKS_OF_SLACK)
+
+
+def _permits(group: Sequence[SignedTerms], start: int, end: int) -> Question[dict[SignedTerms, SettlementFound]]:
+    payees = tuple(sorted({address_topic(terms.payee) for terms in group}))
+    topics = [TRANSFER, address_topic(group[0].payer), payees]
+    candidates = yield from logs(group[0].asset, topics, from_block=start, to_block=end)
+    return (yield from _settled_in_any(candidates, group))
+
+
+def _transfers(group: Sequence[SignedTerms], start: int, end: int) -> Question[dict[SignedTerms, SettlementFound]]:
+    candidates: list[Log] = []
+    for nonces in _nonce_batches(group):
+        topics = [AUTHORIZATION_USED, address_topic(group[0].payer), nonces]
+        candidates += yield from logs(group[0].asset, topics, from_block=start, to_block=end)
+    return (yield from _settled_in_any(candidates, group))
+
+
+def _settled_in_any(
+    candidates: Sequence[Log], group: Sequence[SignedTerms]
+) -> Question[dict[SignedTerms, SettlementFound]]:
+    found: dict[SignedTerms, SettlementFound] = {}
+    for tx_hash in dict.fromkeys(log.tx_hash for log in candidates):
+        waiting = [terms for terms in group if terms not in found]
+        if waiting:
+            found |= yield from _settled_in(tx_hash, waiting)
+    return found
+
+
+def _settled_in(tx_hash: str, group: Sequence[SignedTerms]) -> Question[dict[SignedTerms, SettlementFound]]:
+    done = yield from receipt(tx_hash)
+    if done is None:
+        return {}
+    if group[0].transfer_method == "eip3009":
+        return transfer_settlements(done, group)
+    mined = yield from transaction(tx_hash)
+    return {} if mined is None else permit_settlements(mined, done, group)
+
+
+def _burned(
+    group: Sequence[SignedTerms], start: int, end: int, network: Network
+) -> Question[dict[SignedTerms, Cancelled]]:
+    payer = address_topic(group[0].payer)
+    events: list[Log] = []
+    if group[0].transfer_method == "eip3009":
+        for nonces in _nonce_batches(group):
+            topics = [AUTHORIZATION_CANCELED, payer, nonces]
+            events += yield from logs(group[0].asset, topics, from_block=start, to_block=end)
+    else:
+        events = yield from logs(network.permit2, [NONCE_INVALIDATION, payer], from_block=start, to_block=end)
+    return {terms: Cancelled(tx_hash=event.tx_hash) for terms in group for event in events if invalidates(event, terms)}
+
+
+def _nonce_batches(group: Sequence[SignedTerms]) -> Iterator[tuple[str, ...]]:
+    for first in range(0, len(group), _NONCES_PER_QUERY):
+        yield tuple(nonce_topic(terms.nonce) for terms in group[first : first + _NONCES_PER_QUERY])
+
+
+def _confirmed(settled: SettlementFound, head: Block) -> SettlementFound:
+    return replace(settled, confirmations=max(1, head.number - settled.block_number + 1))
