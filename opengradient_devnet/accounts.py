@@ -48,11 +48,11 @@ def opg_to_atomic(amount: str | int) -> int:
     if isinstance(amount, bool) or not isinstance(amount, str | int):
         raise TypeError(f"OPG amounts are decimal strings or whole numbers, not {type(amount).__name__}.")
     if isinstance(amount, str) and not (amount.isascii() and amount.replace(".", "", 1).isdigit()):
-        raise ValueError(f"{amount!r} is not an amount of OPG; write it like \"0.1\".")
+        raise ValueError(f'{amount!r} is not an amount of OPG; write it like "0.1".')
     atomic = Fraction(amount) * ATOMIC_PER_OPG
     if atomic.denominator != 1 or atomic < 0:
         raise ValueError(f"{amount!r} OPG is not a whole number of wei.")
-    return atomic.numerator
+    return int(atomic)
 
 
 class Wallets:

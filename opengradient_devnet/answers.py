@@ -51,9 +51,7 @@ def provider_error_fields(failure: ModelError) -> dict[str, Any]:
     }
 
 
-def completion(
-    transcript: Transcript, *, model: str, created_s: int, extra: Mapping[str, Any]
-) -> dict[str, Any]:
+def completion(transcript: Transcript, *, model: str, created_s: int, extra: Mapping[str, Any]) -> dict[str, Any]:
     """A `chat.completion`; `extra` are the proof and the gateway's other members."""
     message: dict[str, Any] = {"role": "assistant", "content": transcript.text}
     if transcript.reasoning:
@@ -80,9 +78,7 @@ def delta_event(chunk: Chunk, *, model: str) -> bytes:
     return event({"choices": [_choice(key, delta, chunk.finish_reason)], "model": model})
 
 
-def final_event(
-    transcript: Transcript, *, model: str, extra: Mapping[str, Any], is_compact: bool
-) -> bytes:
+def final_event(transcript: Transcript, *, model: str, extra: Mapping[str, Any], is_compact: bool) -> bytes:
     """The event that ends a stream: finish_reason, then the proof, usage and other members in `extra`."""
     content = {"choices": [_choice("delta", {}, transcript.finish_reason)], "model": model, **extra}
     return event(content, separators=(",", ":") if is_compact else None)

@@ -23,7 +23,7 @@ from opengradient_devnet.facilitator import DataSettlement
 from opengradient_devnet.merkle import MerkleTree
 from opengradient_devnet.tee import Proof
 
-# (teeId, inputHash, outputHash, teeSignature, timestamp)
+# In this order: teeId, inputHash, outputHash, teeSignature, timestamp.
 LEAF_TYPES = ("bytes32", "bytes32", "bytes32", "bytes", "uint256")
 
 
@@ -129,9 +129,7 @@ class IndividualRecord:
 class DataSettler:
     """Writes data settlements; batches are flushed by size, by age, and by hand. Usable from any thread."""
 
-    def __init__(
-        self, relay: Relay, *, blobs: BlobStore, batch_size: int = 64, batch_interval_s: float = 30.0
-    ) -> None:
+    def __init__(self, relay: Relay, *, blobs: BlobStore, batch_size: int = 64, batch_interval_s: float = 30.0) -> None:
         self._relay = relay
         self._blobs = blobs
         self._batch_size = batch_size
@@ -207,9 +205,7 @@ class DataSettler:
             types=LEAF_TYPES,
         )
         blob_id = self._blobs.put(tree.dump())
-        outcome = self._relay.settle_batch(
-            merkle_root=tree.root, batch_size=len(batch), blob_id=blob_id.encode()
-        )
+        outcome = self._relay.settle_batch(merkle_root=tree.root, batch_size=len(batch), blob_id=blob_id.encode())
         written = BatchRecord(
             merkle_root=tree.root,
             size=len(batch),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -110,6 +111,8 @@ class Devnet:
         self._port = port
         self._has_sessions = sessions
         self._prices = load_prices(Path(prices) if isinstance(prices, str) else prices)
+        if isinstance(upstream, str) and upstream.startswith("openai:"):
+            self._prices = self._prices.with_anything_else()
         self._fault_route = fault_route
         self._schemes = [Scheme(scheme) for scheme in schemes]
         self._session_cap_atomic = opg_to_atomic(session_cap_opg)
@@ -120,7 +123,7 @@ class Devnet:
         self._batch_interval_s = batch_interval_s
         self._quotes_costs = quotes_costs
         self._canonical_style = canonical_style
-        self._is_running = False
+        self._cleanup = ExitStack()
         self.network_file = None if network_file is None else Path(network_file)
         self.faults = faults if faults is not None else Faults()
 
@@ -135,14 +138,15 @@ class Devnet:
 
     def start(self) -> None:
         """Bring everything up; returns when all ports answer and the gateway is registered."""
-        with ThreadPoolExecutor(max_workers=1) as beside:
+        with ExitStack() as cleanup, ThreadPoolExecutor(max_workers=1) as beside:
             # Finding RSA primes takes as long as the genesis: they go side by side.
             making_enclave = beside.submit(Enclave, style=self._canonical_style)
             self.chain = _start_chain(self._engine, self._chain_id)
-            enclave = making_enclave.result()
-        self._compose(enclave)
+            cleanup.callback(self.chain.close)
+            self._compose(making_enclave.result(), cleanup)
+            self._cleanup = cleanup.pop_all()
 
-    def _compose(self, enclave: Enclave) -> None:
+    def _compose(self, enclave: Enclave, cleanup: ExitStack) -> None:
         facilitator_account, payee, operator = new_account(), new_account(), new_account()
         for account in (facilitator_account, operator):
             self.chain.fund(account.address, native_wei=1000 * WALLET_GAS_WEI)
@@ -153,16 +157,18 @@ class Devnet:
         self._data_settler = DataSettler(
             facilitator, blobs=blobs, batch_size=self._batch_size, batch_interval_s=self._batch_interval_s
         )
-        self._sessions = SessionBook(
-            collector, idle_timeout_s=self._idle_timeout_s, on_work=lambda: self._housekeeper.wake()
-        )
-        self._housekeeper = Housekeeper(
-            [self._sessions.settle_due, self._data_settler.flush_due],
-            beat_s=min(_SLOWEST_BEAT_S, max(_FASTEST_BEAT_S, self._idle_timeout_s / 4)),
-        )
+        housekeeper = Housekeeper(beat_s=min(_SLOWEST_BEAT_S, max(_FASTEST_BEAT_S, self._idle_timeout_s / 4)))
+        self._sessions = SessionBook(collector, idle_timeout_s=self._idle_timeout_s, on_work=housekeeper.wake)
+        # What is called last is registered first: no calls, no chores, then settle, then write the rest.
+        cleanup.callback(self._data_settler.flush)
+        cleanup.callback(self._sessions.close, wait_s=0)
+        cleanup.callback(housekeeper.stop)
         model = open_model(self._upstream) if isinstance(self._upstream, str) else self._upstream
         certificate = make_certificate()
-        http, https, unpaid = listen(port=self._port), listen(scheme="https"), listen()
+        http, https, unpaid = (
+            cleanup.enter_context(listen(port=port, scheme=scheme))
+            for port, scheme in [(self._port, "http"), (0, "https"), (0, "http")]
+        )
         self.gateway_url, self.https_gateway_url = http.url, https.url
         self.rpc_url = f"{http.url}/rpc"
         self.unpaid_url = f"{unpaid.url}/v1"
@@ -199,7 +205,7 @@ class Devnet:
             faults=self.faults,
             quotes_costs=self._quotes_costs,
             pace_s=self._pace_s,
-            on_work=self._housekeeper.wake,
+            on_work=housekeeper.wake,
         )
         public = PublicRoutes(
             chain=self.chain,
@@ -211,7 +217,7 @@ class Devnet:
         )
         routes = [*gateway.routes(), *public.routes(), Mount("/facilitator", facilitator_app(facilitator))]
         app = _with_rpc(Starlette(routes=routes), rpc_app(self.chain))
-        self._server = ServerThread(
+        server = ServerThread(
             [
                 Site(app=app, listener=http),
                 Site(app=app, listener=https, tls=certificate.server_context),
@@ -219,11 +225,12 @@ class Devnet:
             ],
             on_stop=model.aclose,
         )
-        self._server.start()
-        self._housekeeper.start()
-        self._is_running = True
+        cleanup.callback(server.stop)
+        server.start()
+        housekeeper.start([self._sessions.settle_due, self._data_settler.flush_due])
         if self.network_file is not None:
             write_network_file(self.network_file, network=self.network)
+            cleanup.callback(remove_network_file, self.network_file, network=self.network)
 
     def _offers(self, *, pay_to: str, facilitator_address: str) -> list[dict[str, Any]]:
         terms = PaymentTerms(
@@ -237,22 +244,12 @@ class Devnet:
         )
         amounts = {Scheme.UPTO: self._session_cap_atomic}
         return [
-            terms.offer(scheme, amount_atomic=amounts.get(scheme, self._exact_price_atomic))
-            for scheme in self._schemes
+            terms.offer(scheme, amount_atomic=amounts.get(scheme, self._exact_price_atomic)) for scheme in self._schemes
         ]
 
     def close(self) -> None:
         """End connections, settle what is open, flush what waits, stop all threads. Closing twice is fine."""
-        if not self._is_running:
-            return
-        self._is_running = False
-        if self.network_file is not None:
-            remove_network_file(self.network_file, network=self.network)
-        self._server.stop()
-        self._housekeeper.stop()
-        self._sessions.close(wait_s=0)
-        self._data_settler.flush()
-        self.chain.close()
+        self._cleanup.close()
 
     def account(self, *, opg: str | int = "10", approved: bool = False) -> Account:
         """A fresh wallet with gas money and `opg`; `approved` lets Permit2 move its OPG already."""

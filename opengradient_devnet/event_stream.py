@@ -91,9 +91,7 @@ class EventStream(Response):
         waiting.cancel()
 
 
-async def spoiled(
-    events: AsyncGenerator[StreamEvent, None], *, faults: Faults
-) -> AsyncGenerator[StreamEvent, None]:
+async def spoiled(events: AsyncGenerator[StreamEvent, None], *, faults: Faults) -> AsyncGenerator[StreamEvent, None]:
     """`events` with the faults that are due for this stream; closing it closes `events`."""
     empty, omit_done = faults.take(EmptyStream), faults.take(OmitDone)
     raw, error = faults.take(RawEvent), faults.take(ErrorEvent)

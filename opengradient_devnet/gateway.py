@@ -11,7 +11,7 @@ Nothing of a payload is ever logged.
 from __future__ import annotations
 
 import asyncio
-import datetime
+import datetime as dt
 import json
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -155,9 +155,7 @@ class Gateway:
     async def _complete_text(self, request: Request) -> Response:
         return await self._paid(request, self._answer_text)
 
-    async def _paid(
-        self, request: Request, answer: Callable[[Request, bytes | None, Admission], Any]
-    ) -> Response:
+    async def _paid(self, request: Request, answer: Callable[[Request, bytes | None, Admission], Any]) -> Response:
         # The body is read first: a connection whose request was left unread cannot be used again.
         body = await _read_body(request)
         redirect = self._faults.take(Redirect, when="unpaid")
@@ -212,9 +210,7 @@ class Gateway:
 
     # --- checking ------------------------------------------------------------------------------------------
 
-    def _parse(
-        self, request: Request, body: bytes | None, admission: Admission, *, is_text: bool = False
-    ) -> Call:
+    def _parse(self, request: Request, body: bytes | None, admission: Admission, *, is_text: bool = False) -> Call:
         _check_bearer(request)
         content = _parse_json(request, body)
         if is_text:
@@ -245,9 +241,7 @@ class Gateway:
         status = self._faults.take(AnswerStatus)
         if status is not None:
             retry_after = [("retry-after", str(status.retry_after_s))] if status.retry_after_s else []
-            raise Declined(
-                status.status, status.body.encode(), content_type=status.content_type, headers=retry_after
-            )
+            raise Declined(status.status, status.body.encode(), content_type=status.content_type, headers=retry_after)
         redirect = self._faults.take(Redirect, when="paid")
         if redirect is not None:
             raise Declined(redirect.status, b"", headers=[("location", redirect.location)])
@@ -350,9 +344,7 @@ class Gateway:
             members |= record.fields()
         elif call.settlement_type is SettlementType.BATCH and proof is not None:
             self._batch(proof)
-        return answers.final_event(
-            transcript, model=call.request["model"], extra=members, is_compact=is_individual
-        )
+        return answers.final_event(transcript, model=call.request["model"], extra=members, is_compact=is_individual)
 
     # --- price, proof, data settlement -----------------------------------------------------------------------
 
@@ -396,9 +388,7 @@ class Gateway:
             **proof.fields(),
         }
         record = await to_thread.run_sync(
-            lambda: self._data_settler.settle_individual(
-                proof, payer=call.admission.payment.payer, record=content
-            )
+            lambda: self._data_settler.settle_individual(proof, payer=call.admission.payment.payer, record=content)
         )
         wrong = self._faults.take(WrongTransaction)
         return record if wrong is None else record.naming(wrong.transaction)
@@ -443,9 +433,7 @@ async def _read_body(request: Request) -> bytes | None:
 def _check_bearer(request: Request) -> None:
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not token.strip():
-        body = answers.problem(
-            status=401, title="Unauthorized", detail="No authorization token provided"
-        )
+        body = answers.problem(status=401, title="Unauthorized", detail="No authorization token provided")
         raise Declined(401, body, content_type="application/problem+json")
 
 
@@ -456,9 +444,7 @@ def _parse_json(request: Request, body: bytes | None) -> dict[str, Any]:
         problem = answers.problem(status=415, title="Unsupported Media Type", detail=detail)
         raise Declined(415, problem, content_type="application/problem+json")
     if body is None:
-        problem = answers.problem(
-            status=413, title="Content Too Large", detail=f"The limit is {MAX_BODY_BYTES} bytes"
-        )
+        problem = answers.problem(status=413, title="Content Too Large", detail=f"The limit is {MAX_BODY_BYTES} bytes")
         raise Declined(413, problem, content_type="application/problem+json")
     try:
         content = json.loads(body)
@@ -504,4 +490,4 @@ def _json(status: int, body: bytes, headers: HeaderList | None = None) -> Respon
 
 
 def _now_iso() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat()
+    return dt.datetime.now(dt.UTC).isoformat()

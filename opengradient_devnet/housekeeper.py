@@ -13,17 +13,18 @@ _log = logging.getLogger(__name__)
 
 
 class Housekeeper:
-    """Runs `chores` one after another until `stop`."""
+    """Runs chores one after another until `stop`."""
 
-    def __init__(self, chores: Sequence[Callable[[], object]], *, beat_s: float) -> None:
-        self._chores = list(chores)
+    def __init__(self, *, beat_s: float) -> None:
         self._beat_s = beat_s
         self._wake = threading.Event()
         self._is_stopping = False
+        self._chores: list[Callable[[], object]] = []
         self._thread = threading.Thread(target=self._run, name="opengradient-devnet-housekeeper")
 
-    def start(self) -> None:
+    def start(self, chores: Sequence[Callable[[], object]]) -> None:
         """Begin; the first round is one beat away."""
+        self._chores = list(chores)
         self._thread.start()
 
     def wake(self) -> None:

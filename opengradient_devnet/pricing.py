@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 from pathlib import Path
@@ -60,6 +60,16 @@ class ModelPrice:
         return total / TOKENS_PER_PRICE_UNIT
 
 
+_ANYTHING_ELSE = ModelPrice(
+    name="any",
+    provider="any",
+    context_tokens=128_000,
+    max_output_tokens=32_768,
+    input_usd_per_mtok=Decimal(1),
+    output_usd_per_mtok=Decimal(4),
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
     """The cost of one call: `atomic` is `ceil(usd / opg_usd * 10^18)`, the only rounding there is."""
@@ -85,6 +95,10 @@ class PriceList:
     opg_usd: Decimal
     as_of: str
     anything_else: ModelPrice | None = None
+
+    def with_anything_else(self) -> PriceList:
+        """This list, with a price for every other name: for upstream servers that have models of their own."""
+        return self if self.anything_else is not None else replace(self, anything_else=_ANYTHING_ELSE)
 
     def find(self, name: str) -> ModelPrice | None:
         """The model called `name`, with or without its provider prefix; None when it is not served."""

@@ -116,7 +116,7 @@ class PublicRoutes:
 async def _json_object(request: Request) -> dict[str, Any]:
     content = await request.json() if await request.body() else {}
     if not isinstance(content, dict):
-        raise ValueError("The body must be a JSON object.")
+        raise TypeError("The body must be a JSON object.")
     return content
 
 

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Self
 
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -34,6 +35,12 @@ class Listener:
 
     socket: socket.socket = field(repr=False)
     scheme: str
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.socket.close()
 
     @property
     def port(self) -> int:
@@ -71,14 +78,14 @@ class Site:
 class _Protocol(H11Protocol):
     """uvicorn's HTTP/1.1, plus a way for an app to drop its connection (see `event_stream.hang_up`)."""
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
         served = self.app
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
-            await served({**scope, "extensions": {HANG_UP: transport.abort}}, receive, send)  # type: ignore[arg-type]
+            await served({**scope, "extensions": {HANG_UP: transport.abort}}, receive, send)
 
-        self.app = app  # type: ignore[assignment]
+        self.app = app
 
 
 class _Server(uvicorn.Server):
@@ -129,8 +136,6 @@ class ServerThread:
             server.should_exit = True
         if self._thread.is_alive():
             self._thread.join()
-        for site in self._sites:
-            site.listener.socket.close()
 
     def _run(self) -> None:
         with asyncio.Runner() as runner:

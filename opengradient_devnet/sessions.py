@@ -221,9 +221,7 @@ class SessionBook:
             if twin is not None:
                 return twin
             now_s = self._clock()
-            session = Session(
-                id=str(uuid.uuid4()), payment=payment, route=route, opened_s=now_s, last_used_s=now_s
-            )
+            session = Session(id=str(uuid.uuid4()), payment=payment, route=route, opened_s=now_s, last_used_s=now_s)
             self._sessions[session.id] = session
             self._by_authorization[payment.authorization_id] = session
             return self._begin(session)

@@ -1,0 +1,5 @@
+"""`python -m opengradient_devnet` is `opengradient-devnet`."""
+
+from opengradient_devnet.cli import main
+
+main()

@@ -1,0 +1,140 @@
+"""`opengradient-devnet`: runs a devnet until it is told to stop, and says where it listens.
+
+SIGINT and SIGTERM end it cleanly: open sessions are settled, batches written. It does not know how a devnet
+works.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from enum import StrEnum
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Literal
+
+import typer
+
+from opengradient_devnet.accounts import LIVE_CHAIN_IDS
+from opengradient_devnet.anvil import AnvilNotFound
+from opengradient_devnet.chain import PRIVATE_CHAIN_ID
+from opengradient_devnet.challenge import Scheme
+from opengradient_devnet.devnet import IDLE_TIMEOUT_S, Devnet
+from opengradient_devnet.parent import ParentWatch
+from opengradient_devnet.server import ServerFailed
+
+_LOOK_EVERY_S = 0.2
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+class Engine(StrEnum):
+    PYEVM = "pyevm"
+    ANVIL = "anvil"
+
+
+def default_network_file() -> Path:
+    """Where clients look for `OG_NETWORK=devnet` (XDG Base Directory specification)."""
+    state = os.environ.get("XDG_STATE_HOME")  # noqa: TID251 - the command line's only look at the environment
+    return (Path(state) if state else Path.home() / ".local" / "state") / "opengradient" / "devnet.json"
+
+
+@app.command()
+def serve(
+    *,
+    port: Annotated[int, typer.Option(help="Port of the gateway on 127.0.0.1; 0 picks a free one.")] = 0,
+    chain_id: Annotated[int, typer.Option(help="Chain id of the embedded chain.")] = PRIVATE_CHAIN_ID,
+    engine: Annotated[Engine, typer.Option(help="What runs the chain.")] = Engine.PYEVM,
+    upstream: Annotated[
+        str, typer.Option(help='Who answers: "rules", or "openai:URL" of an OpenAI-compatible server.')
+    ] = "rules",
+    idle_timeout: Annotated[
+        float, typer.Option(help="Seconds without a call after which a session is settled.")
+    ] = IDLE_TIMEOUT_S,
+    network_file: Annotated[
+        Path | None, typer.Option(help="Where to write what clients need to know.", show_default="state folder")
+    ] = None,
+    sessions: Annotated[bool, typer.Option(help="Paid sessions, or settlement of every call.")] = True,
+    prices: Annotated[Path | None, typer.Option(help="A price list to use instead of the built-in one.")] = None,
+    scheme: Annotated[
+        list[Scheme] | None, typer.Option(help="A way to pay that is offered; may be given several times.")
+    ] = None,
+    pace: Annotated[float, typer.Option(help="Seconds between the chunks of a streamed answer.")] = 0.0,
+    unsafe_live_chain_id: Annotated[
+        bool,
+        typer.Option(
+            "--unsafe-live-chain-id",
+            help="Allow the chain ids of Base and Base Sepolia; serves only wallets made by this devnet.",
+        ),
+    ] = False,
+    fault_route: Annotated[
+        bool, typer.Option("--fault-route", help="Serve POST /faults, which makes the gateway misbehave.")
+    ] = False,
+    exit_with_parent: Annotated[
+        bool, typer.Option("--exit-with-parent", help="End when the starting process is gone.")
+    ] = False,
+) -> None:
+    """Run an OpenGradient-like network on this machine: chain, facilitator, paid gateway, model."""
+    stop = threading.Event()
+    _stop_on_signals(stop)
+    parent = ParentWatch() if exit_with_parent else None
+    engine_name: Literal["pyevm", "anvil"] = "anvil" if engine is Engine.ANVIL else "pyevm"
+    try:
+        with Devnet(
+            chain_id=chain_id,
+            engine=engine_name,
+            upstream=upstream,
+            idle_timeout_s=idle_timeout,
+            network_file=network_file or default_network_file(),
+            port=port,
+            sessions=sessions,
+            unsafe_live_chain_id=unsafe_live_chain_id,
+            prices=prices,
+            schemes=scheme or [Scheme.UPTO],
+            pace_s=pace,
+            fault_route=fault_route,
+        ) as net:
+            typer.echo(announcement(net, chain_id=chain_id))
+            while not stop.wait(_LOOK_EVERY_S):
+                if parent is not None and parent.is_gone():
+                    break
+    except (ValueError, AnvilNotFound, ServerFailed, OSError) as exc:
+        typer.echo(f"opengradient-devnet: {exc}", err=True)
+        raise typer.Exit(2) from exc
+    typer.echo(f"Stopped. {_summary(net)}")
+
+
+def announcement(net: Devnet, *, chain_id: int) -> str:
+    """What is printed at the start."""
+    lines = [
+        f"gateway       {net.gateway_url}",
+        f"              {net.https_gateway_url} (certificate in the TEE registry)",
+        f"chain {chain_id:<7} {net.rpc_url}",
+        f"unpaid model  {net.unpaid_url}",
+        f"network file  {net.network_file}",
+    ]
+    if chain_id in LIVE_CHAIN_IDS:
+        lines.append("LIVE CHAIN ID: only wallets from POST /accounts are served; never use a wallet of your own.")
+    return "\n".join([*lines, "Ctrl-C ends it."])
+
+
+def _summary(net: Devnet) -> str:
+    settled = [record for record in net.settlements if record.success]
+    failed = len(net.settlements) - len(settled)
+    total = sum(record.amount_atomic for record in settled)
+    return f"{len(settled)} settlements of {total} wei OPG, {failed} failed; {len(net.batches)} data batches."
+
+
+def _stop_on_signals(stop: threading.Event) -> None:
+    # Installed before the devnet starts: an interrupt in the middle of starting must not leave threads behind.
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handle)
+
+
+def main() -> None:
+    """The console script."""
+    app()
