@@ -68,7 +68,7 @@ class ChatOpenGradient(BaseChatModel):
     """Preset name ("base", "base-sepolia", "devnet"), path or URL of a network file, or a `Network`."""
     base_url: str | None = None
     """Gateway to call; by default the network's."""
-    settlement_mode: SettlementMode | None = None
+    settlement_mode: str | None = None
     """What goes on chain about the data of a call: "private", "batch" (default) or "individual"."""
     spend_policy: Any | None = Field(default=None, exclude=True, repr=False)
     """`SpendPolicy`: what may be paid, to whom. By default 5 OPG an authorization and 20 OPG a day."""
@@ -141,7 +141,7 @@ class ChatOpenGradient(BaseChatModel):
     @field_validator("settlement_mode", mode="before")
     @classmethod
     def _parsed_settlement_mode(cls, value: Any) -> Any:
-        return None if value is None else SettlementMode.parse(value)
+        return None if value is None else SettlementMode.parse(value).value
 
     @model_validator(mode="after")
     def _set_opengradient_version(self) -> Self:
@@ -164,7 +164,7 @@ class ChatOpenGradient(BaseChatModel):
             "model": self.model_name,
             "network": self.network if isinstance(self.network, str) else getattr(self.network, "name", None),
             "base_url": self.base_url,
-            "settlement_mode": None if self.settlement_mode is None else self.settlement_mode.value,
+            "settlement_mode": self.settlement_mode,
             "temperature": self.temperature,
             "max_tokens": self.max_tokens,
             "stop": self.stop,

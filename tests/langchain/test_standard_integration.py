@@ -1,0 +1,79 @@
+"""LangChain's standard integration tests over real payments on the devnet, every switch on."""
+
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from langchain_tests.conftest import base_vcr_config
+from langchain_tests.integration_tests import ChatModelIntegrationTests
+from langchain_tests.integration_tests import chat_models as suite
+from vcr import VCR
+
+from langchain_opengradient import ChatOpenGradient
+from opengradient_x402.payments import Payments
+
+from .conftest import BETA, paid_alike
+from .media import PDF, PNG, WAV
+
+pytestmark = pytest.mark.filterwarnings(BETA)
+
+
+@pytest.fixture(scope="module")
+def vcr_config(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return {
+        **base_vcr_config(),
+        "match_on": ["method", "uri", "paid"],
+        "cassette_library_dir": str(tmp_path_factory.mktemp("cassettes")),
+    }
+
+
+@pytest.fixture(scope="module")
+def vcr_cassette_dir(vcr_config: dict[str, Any], shared_payments: Payments) -> str:
+    """Records the paid stream that the suite's benchmark then plays back."""
+    recorder = VCR()
+    recorder.register_matcher("paid", paid_alike)
+    with ChatOpenGradient(model="openai/gpt-5", payments=shared_payments) as model:
+        model.invoke("Open the session, so that what is recorded is paid by it.")
+    with (
+        ChatOpenGradient(model="openai/gpt-5", payments=shared_payments) as model,
+        recorder.use_cassette("TestChatOpenGradientStandardIntegration.test_stream_time", **vcr_config),
+    ):
+        list(model.stream("Write a story about a cat."))
+    return str(vcr_config["cassette_library_dir"])
+
+
+class TestChatOpenGradientStandardIntegration(ChatModelIntegrationTests):
+    @pytest.fixture(autouse=True)
+    def _devnet(self, shared_payments: Payments, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._payments = shared_payments
+        monkeypatch.setenv("LANGCHAIN_TESTS_USER_AGENT", "opengradient-integrations")
+        media = {".png": PNG, ".pdf": PDF, ".wav": WAV}
+        monkeypatch.setattr(suite.httpx, "get", lambda url, **_: httpx.Response(200, content=media[Path(url).suffix]))
+
+    @property
+    def chat_model_class(self) -> type[ChatOpenGradient]:
+        return ChatOpenGradient
+
+    @property
+    def chat_model_params(self) -> dict[str, Any]:
+        return {"model": "openai/gpt-5", "payments": self._payments}
+
+    @property
+    def model_override_value(self) -> str:
+        return "anthropic/claude-sonnet-4-6"
+
+    has_tool_calling = True
+    has_tool_choice = True
+    has_structured_output = True
+    supports_json_mode = True
+    supports_image_inputs = True
+    supports_image_urls = True
+    supports_image_tool_message = True
+    supports_pdf_inputs = True
+    supports_pdf_tool_message = True
+    supports_audio_inputs = True
+    supports_anthropic_inputs = True
+    returns_usage_metadata = True
+    supports_model_override = True
+    enable_vcr_tests = True
