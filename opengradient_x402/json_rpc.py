@@ -67,16 +67,31 @@ _Conversation = Generator[_Post | Pause, _Outcome, T]
 class ChainReader:
     """Answers questions over one node, in threads. Reading starts by checking that it is the right chain.
 
+    As a context manager it keeps its connection; otherwise every question opens one and closes it.
     Raises ChainUnavailable (RpcError when the node answered), ConfigurationError for another chain's node.
     """
 
     def __init__(self, rpc_url: str, chain_id: int, *, timeout_s: float = 10.0) -> None:
         self._node = _Node(rpc_url, chain_id, timeout_s)
-        self._client: httpx.Client | None = None
+        self._kept: httpx.Client | None = None
+
+    def __enter__(self) -> ChainReader:
+        self._kept = self._connected()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._kept is not None:
+            self._kept.close()
+            self._kept = None
 
     def ask(self, question: Question[T]) -> T:
         """Run a question to its answer."""
-        client = self._opened()
+        if self._kept is not None:
+            return self._run(question, self._kept)
+        with self._connected() as client:
+            return self._run(question, client)
+
+    def _run(self, question: Question[T], client: httpx.Client) -> T:
         conversation = self._node.conversation(question)
         try:
             effect = next(conversation)
@@ -92,24 +107,10 @@ class ChainReader:
         finally:
             conversation.close()
 
-    def close(self) -> None:
-        """Close the connection to the node; the next question opens another one."""
-        if self._client is not None:
-            self._client.close()
-            self._client = None
+    def _connected(self) -> httpx.Client:
+        import httpx
 
-    def __enter__(self) -> ChainReader:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
-
-    def _opened(self) -> httpx.Client:
-        if self._client is None:
-            import httpx
-
-            self._client = httpx.Client(**self._node.client_options)
-        return self._client
+        return httpx.Client(**self._node.client_options)
 
     def _posted(self, client: httpx.Client, post: _Post) -> _Reply | Exception:
         import httpx

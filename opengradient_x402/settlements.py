@@ -177,10 +177,11 @@ def transfer_settlements(
     found: dict[SignedTerms, SettlementFound] = {}
     for terms in authorizations:
         used = next((log for log in done.logs if uses(log, terms)), None)
-        fitting = [log for log in transfers if is_transfer_of(log, terms) and _amount(log) == terms.amount_atomic]
+        fitting = [log for log in transfers if is_transfer_of(log, terms)]
         if used is not None and fitting:
+            exact = [log for log in fitting if _amount(log) == terms.amount_atomic]
             # Tokens emit the two events side by side, in either order.
-            transfer = min(fitting, key=lambda log: abs(log.log_index - used.log_index))
+            transfer = min(exact or fitting, key=lambda log: abs(log.log_index - used.log_index))
             transfers.remove(transfer)
             found[terms] = settlement(transfer, terms)
     return found
@@ -193,12 +194,11 @@ def uses(log: Log, terms: SignedTerms) -> bool:
 
 
 def is_transfer_of(log: Log, terms: SignedTerms) -> bool:
-    """Whether an event moves at most the authorized amount of the token from the payer to the payee."""
+    """Whether an event moves the token from the payer to the payee."""
     return (
         log.address == terms.asset.lower()
         and log.topics == (TRANSFER, address_topic(terms.payer), address_topic(terms.payee))
         and len(log.data) == _WORD
-        and _amount(log) <= terms.amount_atomic
     )
 
 

@@ -1,0 +1,65 @@
+"""A JSON-RPC node in front of a chain that can be told to misbehave, over a real socket."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from opengradient_devnet.chain import Chain, RpcError
+
+Misbehaviour = Callable[[str, list[Any], int], "tuple[int, Any] | None"]
+"""(method, params, number of the request) -> (HTTP status, body) to answer instead of the chain, or None."""
+
+
+@dataclass
+class Node:
+    url: str = ""
+    requests: list[tuple[str, list[Any]]] = field(default_factory=list)
+    misbehave: Misbehaviour = lambda method, params, number: None
+
+    def count(self, method: str) -> int:
+        return sum(asked == method for asked, _ in self.requests)
+
+
+@contextmanager
+def serving(chain: Chain) -> Iterator[Node]:
+    node = Node()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        wbufsize = -1  # one write per answer: two would wait for each other (Nagle and delayed ACK)
+
+        def do_POST(self) -> None:
+            request = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            method, params = request["method"], request["params"]
+            node.requests.append((method, params))
+            status, body = node.misbehave(method, params, len(node.requests)) or (200, None)
+            if body is None:
+                try:
+                    body = {"jsonrpc": "2.0", "id": request["id"], "result": chain.rpc(method, params)}
+                except RpcError as exc:
+                    body = {"error": {"code": exc.code, "message": exc.message, "data": exc.data}}
+            content = body if isinstance(body, bytes) else json.dumps(body).encode()
+            self.send_response(status)
+            self.send_header("content-length", str(len(content)))
+            if status == 429:
+                self.send_header("retry-after", "0")
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        node.url = f"http://127.0.0.1:{server.server_address[1]}"
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield node
+        server.shutdown()
+        thread.join()
