@@ -19,6 +19,7 @@ from typing import Any, Final, Literal
 from opengradient_x402.addresses import checksum_address
 from opengradient_x402.errors import ChallengeInvalid
 from opengradient_x402.money import MAX_UINT256
+from opengradient_x402.wire_json import check_depth
 
 MAX_HEADER_CHARS: Final = 64 * 1024
 MAX_DEPTH: Final = 32
@@ -107,13 +108,14 @@ def _decoded(header: str) -> dict[str, Any]:
     except (UnicodeEncodeError, binascii.Error) as exc:
         raise _invalid("the PAYMENT-REQUIRED header is not base64") from exc
     try:
+        check_depth(content)
         document = json.loads(
             content.decode("utf-8"),
             object_pairs_hook=_unique_keys,
             parse_constant=_no_constant,
             parse_float=_finite,
         )
-    except (ValueError, RecursionError) as exc:
+    except ValueError as exc:
         raise _invalid("the PAYMENT-REQUIRED header does not hold valid JSON") from exc
     _check_shape(document)
     return _object(document, "the challenge")

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import urlsplit
 
+from opengradient_x402 import wire_json
 from opengradient_x402.errors import ChainUnavailable, ConfigurationError, RpcError
 
 if TYPE_CHECKING:
@@ -249,8 +250,8 @@ def _document(outcome: _Outcome) -> dict[str, Any]:
     if not isinstance(outcome, _Reply):
         return {}
     try:
-        document = json.loads(outcome.content)
-    except (ValueError, RecursionError):
+        document = wire_json.loads(outcome.content)
+    except ValueError:
         return {}
     return document if isinstance(document, dict) else {}
 

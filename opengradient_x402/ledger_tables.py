@@ -27,7 +27,8 @@ _metadata = sa.MetaData()
 authorizations = sa.Table(
     "authorizations",
     _metadata,
-    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("sequence", sa.Integer, primary_key=True),
+    sa.Column("id", sa.Text, nullable=False, unique=True),
     sa.Column("call_id", sa.Text, nullable=False),
     sa.Column("network", sa.Text, nullable=False),
     sa.Column("scheme", sa.Text, nullable=False),
@@ -57,7 +58,8 @@ authorizations = sa.Table(
 calls = sa.Table(
     "calls",
     _metadata,
-    sa.Column("call_id", sa.Text, primary_key=True),
+    sa.Column("sequence", sa.Integer, primary_key=True),
+    sa.Column("call_id", sa.Text, nullable=False, unique=True),
     sa.Column("authorization_id", sa.Text, nullable=False, index=True),
     sa.Column("created_at", sa.BigInteger, nullable=False, index=True),
     sa.Column("receipt", sa.Text, nullable=False),
@@ -70,7 +72,7 @@ pins = sa.Table(
     sa.Column("value", sa.Text, nullable=False),
 )
 
-_ENTRY_COLUMNS = [column for column in authorizations.c if column.name != "reserved_gwei"]
+_ENTRY_COLUMNS = [column for column in authorizations.c if column.name not in ("reserved_gwei", "sequence")]
 _STATUS = {"settled": ReceiptStatus.SETTLED, "expired": ReceiptStatus.EXPIRED, "cancelled": ReceiptStatus.CANCELLED}
 
 
@@ -180,7 +182,7 @@ class Book:
         rows = conn.execute(
             sa.select(calls.c.receipt)
             .where(calls.c.authorization_id == entry.id)
-            .order_by(calls.c.created_at, calls.c.call_id)
+            .order_by(calls.c.sequence)
         ).all()
         receipts = [SettlementReceipt.from_json(json.loads(row.receipt)) for row in rows]
         shares: Sequence[int | None] = [None] * len(receipts)
@@ -222,14 +224,14 @@ class Book:
         query = sa.select(calls.c.receipt).where(calls.c.created_at >= since)
         if call_ids is not None:
             query = query.where(calls.c.call_id.in_(call_ids))
-        rows = conn.execute(query.order_by(calls.c.created_at, calls.c.call_id)).all()
+        rows = conn.execute(query.order_by(calls.c.sequence)).all()
         found = (SettlementReceipt.from_json(json.loads(row.receipt)) for row in rows)
         return [receipt for receipt in found if payer is None or receipt.payer.lower() == payer.lower()]
 
     def authorizations(
         self, conn: Connection, *, status: str | None, payer: str | None, network: str | None
     ) -> list[AuthorizationEntry]:
-        query = sa.select(*_ENTRY_COLUMNS).order_by(authorizations.c.signed_at, authorizations.c.id)
+        query = sa.select(*_ENTRY_COLUMNS).order_by(authorizations.c.sequence)
         for column, value in (
             (authorizations.c.status, status),
             (authorizations.c.payer, payer),

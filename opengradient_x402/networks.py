@@ -6,13 +6,13 @@ environment, keys, or what is happening on the chain.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from opengradient_x402 import wire_json
 from opengradient_x402.addresses import checksum_address
 from opengradient_x402.errors import InsecureEndpoint, UnknownNetwork
 from opengradient_x402.money import Asset
@@ -215,14 +215,14 @@ def _parse(content: bytes, *, origin: str) -> Network:
     except KeyError as exc:
         problem = f"the key {exc.args[0]!r} is missing"
         raise _unreadable(origin, problem) from exc
-    except (ValueError, TypeError, RecursionError) as exc:
+    except (ValueError, TypeError) as exc:
         raise _unreadable(origin, str(exc)) from exc
 
 
 def _document(content: bytes) -> dict[str, Any]:
     if len(content) > _MAX_DESCRIPTION_BYTES:
         raise ValueError(f"more than {_MAX_DESCRIPTION_BYTES} bytes")
-    document = json.loads(content)
+    document = wire_json.loads(content)
     if not isinstance(document, dict):
         raise TypeError("not a JSON object")
     return document

@@ -133,6 +133,7 @@ class Payer:
 
     def __init__(self, gateway_url: str, *, private_key: str, **client: Any) -> None:
         self.private_key = private_key
+        self.address = EthAccount.from_key(private_key).address
         headers = {"authorization": "Bearer anything"}
         self.http = httpx.Client(base_url=gateway_url, headers=headers, trust_env=False, timeout=30, **client)
 

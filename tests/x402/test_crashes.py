@@ -1,0 +1,44 @@
+"""A process that dies at the worst moment loses no money silently."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import textwrap
+
+from opengradient_x402.ledger import Ledger
+
+SCRIPT = textwrap.dedent("""
+    import os, signal, sys
+    from opengradient_x402 import handshake
+    from opengradient_x402.gateway import GatewayClient
+    from opengradient_x402.payments import Payments
+
+    sign = Payments.sign
+
+    def sign_and_die(self, *args):
+        sign(self, *args)                     # the signature exists ...
+        os.kill(os.getpid(), signal.SIGKILL)  # ... and was not sent
+
+    Payments.sign = sign_and_die
+    payments = Payments.open(network=sys.argv[1], private_key=sys.argv[2], ledger=sys.argv[3])
+    GatewayClient(payments).chat({"model": "openai/gpt-5", "messages": [{"role": "user", "content": "hi"}]})
+""")
+
+
+def test_kill_9_between_signing_and_sending_leaves_the_authorization_in_the_ledger(devnet, wallet, tmp_path):
+    path = tmp_path / "ledger.sqlite"
+    died = subprocess.run(
+        [sys.executable, "-c", SCRIPT, f"{devnet.gateway_url}/network", wallet.private_key, str(path)],
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert died.returncode == -signal.SIGKILL, died.stderr.decode()
+    ledger = Ledger(path)
+    (row,) = ledger.authorizations().result()
+    assert (row.status, row.payer, row.amount_atomic) == ("signed", wallet.address, 10**17)
+    (receipt,) = ledger.receipts().result()
+    assert (receipt.status, receipt.outcome) == ("authorized", "unknown")
+    ledger.close()
