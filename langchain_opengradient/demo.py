@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sized
 from pathlib import Path
 from typing import Annotated, Any
 
 import httpx
 import typer
 from langchain_core.tools import tool
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -55,7 +57,7 @@ def demo(
 
 def _tour(console: Console, ledger_path: Path) -> dict[str, Any]:
     console.print("Starting an embedded OpenGradient network (real contracts, real payments, no internet) …")
-    with DevnetProcess(f"--idle-timeout={SESSION_IDLE_S}") as devnet:
+    with DevnetProcess(f"--idle-timeout={SESSION_IDLE_S}", "--pace=0.03") as devnet:
         network = load_network(devnet.network_file)
         made = httpx.post(devnet.network["accounts_url"], json={"opg": "10"}, timeout=10).raise_for_status().json()
         console.print(f"Wallet [bold]{made['address']}[/] with 10 OPG on chain {network.chain_id}.")
@@ -97,7 +99,7 @@ def _four_providers(console: Console, payments: Payments) -> None:
     console.rule("2. The same prompt, four providers: one string changes", align="left")
     for name in PROVIDERS:
         answer = _model(payments, name).invoke("Say hello in your own words.")
-        console.print(f"[cyan]{name:28}[/] {answer.text[:70]}")
+        console.print(f"[cyan]{name:28}[/] {answer.text[:46]} …")
     console.print()
 
 
@@ -144,9 +146,7 @@ def _settlement_modes(console: Console, payments: Payments) -> None:
     console.print()
 
 
-def _settled(
-    console: Console, payments: Payments, settlements: SettlementCallbackHandler
-) -> list[SettlementReceipt]:
+def _settled(console: Console, payments: Payments, settlements: SettlementCallbackHandler) -> list[SettlementReceipt]:
     heard = [receipt.call_id for receipt in settlements.receipts]
     reconciler = Reconciler(payments.network, payments.ledger)
     deadline = time.monotonic() + SETTLE_TIMEOUT_S
@@ -162,15 +162,15 @@ def _settled(
 def _summary(
     console: Console, receipts: list[SettlementReceipt], payments: Payments, delta: int, ledger_path: Path
 ) -> dict[str, Any]:
-    table = Table(title="Receipts", title_justify="left")
+    table = Table(title="Receipts", title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for heading in ("call", "model", "mode", "status"):
-        table.add_column(heading)
-    table.add_column("OPG", justify="right")
-    table.add_column("payment transaction")
+        table.add_column(heading, no_wrap=True)
+    table.add_column("OPG", justify="right", no_wrap=True)
+    table.add_column("payment", no_wrap=True)
     for receipt in receipts:
         table.add_row(
-            receipt.call_id[:13],
-            receipt.model,
+            receipt.call_id.removeprefix("call_")[:6],
+            receipt.model.partition("/")[2],
             receipt.settlement_mode,
             receipt.status,
             format_amount(receipt.settled_atomic or 0)[:12],
@@ -183,7 +183,8 @@ def _summary(
     console.print(f"Receipts are kept in {ledger_path}", soft_wrap=True)
     verdict = "equal" if spent == delta else "DIFFERENT"
     console.print(
-        f"[bold]{len(receipts)} calls, {len(authorizations)} authorizations, {len(transactions)} settlements, "
+        f"[bold]{_count(receipts, 'call')}, {_count(authorizations, 'authorization')}, "
+        f"{_count(transactions, 'settlement')}, "
         f"{format_amount(spent)} OPG by the receipts, {format_amount(delta)} OPG by the payer's balance: "
         f"{verdict}.[/]",
         soft_wrap=True,
@@ -199,7 +200,9 @@ def _summary(
     }
 
 
+def _count(things: Sized, noun: str) -> str:
+    return f"{len(things)} {noun}{'' if len(things) == 1 else 's'}"
+
+
 def _short(tx_hash: str | None) -> str:
-    return f"{tx_hash[:10]}…{tx_hash[-6:]}" if tx_hash else "-"
-
-
+    return f"{tx_hash[:8]}…{tx_hash[-4:]}" if tx_hash else "-"
