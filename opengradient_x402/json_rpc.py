@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _MAX_ATTEMPTS: Final = 5
+_MAX_CONNECTS: Final = 2
+"""A dead node must not hold up a call for long: the payment path reads balances too."""
 _FIRST_PAUSE_S: Final = 0.2
 _LONGEST_PAUSE_S: Final = 5.0
 _TOO_MANY_REQUESTS: Final = frozenset({429, 503})
@@ -220,7 +222,7 @@ class _Node:
         for attempt in range(1, _MAX_ATTEMPTS + 1):
             outcome = yield _Post(content)
             document = _document(outcome)
-            if attempt == _MAX_ATTEMPTS or not _may_pass(outcome, document):
+            if attempt == _MAX_ATTEMPTS or not _may_pass(outcome, document, attempt):
                 return self._result(request, outcome, document)
             yield Pause(_pause_s(outcome, attempt))
         raise AssertionError("unreachable")
@@ -256,10 +258,11 @@ def _document(outcome: _Outcome) -> dict[str, Any]:
     return document if isinstance(document, dict) else {}
 
 
-def _may_pass(outcome: _Outcome, document: dict[str, Any]) -> bool:
+def _may_pass(outcome: _Outcome, document: dict[str, Any], attempt: int) -> bool:
     """Whether asking again can help: no connection, a rate limit, a busy server."""
     if not isinstance(outcome, _Reply):
-        return "ReadTimeout" not in type(outcome).__name__  # the next one would take as long
+        # After a timeout the next attempt would take as long.
+        return attempt < _MAX_CONNECTS and "ReadTimeout" not in type(outcome).__name__
     if outcome.status_code in _TOO_MANY_REQUESTS:
         return True
     if outcome.status_code >= 500:
