@@ -16,6 +16,7 @@ from eth_abi.abi import encode
 from eth_utils.address import is_hex_address
 from eth_utils.crypto import keccak
 
+from opengradient_devnet.bounded_json import JsonRefused, parse_json
 from opengradient_devnet.facilitator import DataSettlement, Facilitator
 
 PRIVATE = "private"
@@ -72,8 +73,8 @@ def _decode(header: str | None) -> dict[str, Any]:
     if not header:
         raise DataMalformed("x-settlement-data is missing")
     try:
-        decoded = json.loads(base64.b64decode(header, validate=True))
-    except (binascii.Error, ValueError, RecursionError) as exc:
+        decoded = parse_json(base64.b64decode(header, validate=True))
+    except (binascii.Error, JsonRefused) as exc:
         raise DataMalformed("x-settlement-data must be base64 of JSON") from exc
     if not isinstance(decoded, dict):
         raise DataMalformed("x-settlement-data must hold a JSON object")

@@ -6,7 +6,6 @@ with a reason code); a request that is not one is a 400. It decides nothing abou
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
@@ -17,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from opengradient_devnet.bounded_json import JsonRefused, parse_json
 from opengradient_devnet.data_settlement import DataMalformed, anchor, parse_record
 from opengradient_devnet.facilitator import (
     DataSettlement,
@@ -86,9 +86,9 @@ async def _read(request: Request) -> tuple[Any, Any]:
         if len(body) > MAX_BODY_BYTES:
             raise PaymentMalformed(f"the body has more than {MAX_BODY_BYTES} bytes", reason="invalid_payload")
     try:
-        parsed = json.loads(body)
-    except (ValueError, RecursionError) as exc:
-        raise PaymentMalformed("the body is not JSON", reason="invalid_payload") from exc
+        parsed = parse_json(body)
+    except JsonRefused as exc:
+        raise PaymentMalformed(str(exc), reason="invalid_payload") from exc
     if not isinstance(parsed, dict):
         raise PaymentMalformed("the body must be a JSON object", reason="invalid_payload")
     return parsed.get("paymentPayload"), parsed.get("paymentRequirements")

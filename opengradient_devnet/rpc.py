@@ -5,7 +5,6 @@ It knows ASGI and the envelope; what a method does is the chain's matter.
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -13,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from opengradient_devnet.bounded_json import JsonRefused, parse_json
 from opengradient_devnet.chain import Chain, ChainTimeout, RpcError
 
 PARSE_ERROR = -32700
@@ -52,9 +52,9 @@ def answer_one(chain: Chain, request: Any) -> dict[str, Any] | None:
 def answer_body(chain: Chain, body: bytes) -> Any:
     """The answer to a whole HTTP body; None when nothing is to be said."""
     try:
-        parsed = json.loads(body)
-    except (ValueError, RecursionError):
-        return _failed(None, PARSE_ERROR, "parse error: the body is not JSON")
+        parsed = parse_json(body)
+    except JsonRefused as exc:
+        return _failed(None, PARSE_ERROR, f"parse error: {exc}")
     if not isinstance(parsed, list):
         return answer_one(chain, parsed)
     if not 0 < len(parsed) <= MAX_BATCH:

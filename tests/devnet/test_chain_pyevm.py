@@ -38,17 +38,20 @@ def head_time_s(chain):
 
 
 def signed_transfer(chain, party, *, nonce, value=1):
-    return "0x" + sign_transaction(
-        party.private_key,
-        chain_id=chain.chain_id,
-        nonce=nonce,
-        to="0x" + "11" * 20,
-        data=b"",
-        value=value,
-        gas=21_000,
-        max_fee_wei=10**10,
-        priority_fee_wei=1,
-    ).hex()
+    return (
+        "0x"
+        + sign_transaction(
+            party.private_key,
+            chain_id=chain.chain_id,
+            nonce=nonce,
+            to="0x" + "11" * 20,
+            data=b"",
+            value=value,
+            gas=21_000,
+            max_fee_wei=10**10,
+            priority_fee_wei=1,
+        ).hex()
+    )
 
 
 @pytest.fixture(scope="module")
@@ -181,9 +184,7 @@ def test_eight_threads_send_without_losing_a_transaction(chain):
 
 def test_transactions_that_overtake_each_other_are_mined_in_order(chain):
     party = funded_party(chain)
-    hashes = [
-        chain.rpc("eth_sendRawTransaction", [signed_transfer(chain, party, nonce=nonce)]) for nonce in (2, 1, 0)
-    ]
+    hashes = [chain.rpc("eth_sendRawTransaction", [signed_transfer(chain, party, nonce=nonce)]) for nonce in (2, 1, 0)]
     receipts = [chain.rpc("eth_getTransactionReceipt", [tx_hash]) for tx_hash in hashes]
     blocks = [int(receipt["blockNumber"], 16) for receipt in receipts]
     assert blocks == [blocks[2] + 2, blocks[2] + 1, blocks[2]]
@@ -237,9 +238,7 @@ def test_transactions_of_every_type_are_shown_as_they_were_signed(chain, kind):
         fields |= {"type": 1, "accessList": [{"address": OPG, "storageKeys": [storage_key]}]}
     signed = EthAccount.sign_transaction(fields, party.private_key)
     tx_hash = chain.rpc("eth_sendRawTransaction", ["0x" + signed.raw_transaction.hex().removeprefix("0x")])
-    shown, receipt = (
-        chain.rpc(f"eth_getTransaction{what}", [tx_hash]) for what in ("ByHash", "Receipt")
-    )
+    shown, receipt = (chain.rpc(f"eth_getTransaction{what}", [tx_hash]) for what in ("ByHash", "Receipt"))
     assert tx_hash == "0x" + signed.hash.hex().removeprefix("0x")
     assert int(shown["type"], 16) == int(receipt["type"], 16) == kind
     assert (int(shown["v"], 16), int(shown["r"], 16), int(shown["s"], 16)) == (signed.v, signed.r, signed.s)
@@ -298,9 +297,7 @@ def test_calls_may_pretend_balances_and_storage_and_change_nothing(chain):
 def test_estimated_gas_is_enough_and_not_much_more(chain):
     party = funded_party(chain)
     data = TOKEN.encode("transfer", new_party().address, 1)
-    estimate = int(
-        chain.rpc("eth_estimateGas", [{"from": party.address, "to": OPG, "data": "0x" + data.hex()}]), 16
-    )
+    estimate = int(chain.rpc("eth_estimateGas", [{"from": party.address, "to": OPG, "data": "0x" + data.hex()}]), 16)
     raw = sign_transaction(
         party.private_key,
         chain_id=chain.chain_id,

@@ -261,9 +261,7 @@ def test_the_upto_proxy_refuses_with_the_errors_of_the_original(
         (lambda signature: secrets.token_bytes(32) + signature[32:], {"InvalidSigner()", "InvalidSignature()"}),
     ],
 )
-def test_permit2_takes_both_encodings_of_a_signature_and_no_other(
-    chain, payer, facilitator, wanted, changed, expected
-):
+def test_permit2_takes_both_encodings_of_a_signature_and_no_other(chain, payer, facilitator, wanted, changed, expected):
     authorization = permit2_authorization(payer.address, wanted)
     signature = changed(sign_permit2(payer, authorization, chain_id=chain.chain_id))
     data = PROXY.encode("settle", *settle_arguments(authorization, signature))
@@ -278,9 +276,7 @@ def test_permit2_itself_refuses_more_than_was_signed(chain, payer, wanted):
 
 
 def test_anyone_may_send_an_exact_settlement_and_it_takes_the_whole_amount(chain, payer, payee):
-    wanted = requirements(
-        chain, payee=payee.address, facilitator=payer.address, scheme="exact", amount=AMOUNT
-    )
+    wanted = requirements(chain, payee=payee.address, facilitator=payer.address, scheme="exact", amount=AMOUNT)
     authorization = permit2_authorization(payer.address, wanted)
     signature = sign_permit2(payer, authorization, chain_id=chain.chain_id)
     before = chain.token_balance(payee.address)
@@ -291,9 +287,7 @@ def test_anyone_may_send_an_exact_settlement_and_it_takes_the_whole_amount(chain
     assert reason(chain, to=EXACT_PROXY, data=data, sender=stranger.address) == "InvalidNonce()"
 
 
-def test_a_contract_wallet_pays_with_its_owners_signature_and_with_no_other(
-    chain, payer, facilitator, payee, wanted
-):
+def test_a_contract_wallet_pays_with_its_owners_signature_and_with_no_other(chain, payer, facilitator, payee, wanted):
     wallet = deploy_wallet(chain, payer)
     authorization = permit2_authorization(wallet, wanted)
     for signer, expected in ((facilitator, "InvalidContractSignature()"), (payer, "ok")):
@@ -407,9 +401,7 @@ def test_both_forms_of_transfer_with_authorization_move_money_once(chain, payer,
         ({"to": ZERO}, "ERC20: transfer to the zero address"),
     ],
 )
-def test_a_transfer_authorization_that_cannot_be_used_says_why(
-    chain, payer, facilitator, wanted, changes, expected
-):
+def test_a_transfer_authorization_that_cannot_be_used_says_why(chain, payer, facilitator, wanted, changes, expected):
     authorization = eip3009_authorization(payer.address, wanted, **changes)
     signature = sign_eip3009(chain, payer, authorization)
     data = TOKEN.encode(BY_BYTES, *eip3009_arguments(authorization), signature)
@@ -448,9 +440,7 @@ def test_a_cancelled_authorization_cannot_be_used(chain, payer, facilitator, wan
     cancel = TOKEN.encode("cancelAuthorization", payer.address, nonce, *parts)
     (log,) = chain.send(facilitator, to=OPG, data=cancel)["logs"]
     assert TOKEN.decode_log(log)["event"] == "AuthorizationCanceled"
-    data = TOKEN.encode(
-        BY_BYTES, *eip3009_arguments(authorization), sign_eip3009(chain, payer, authorization)
-    )
+    data = TOKEN.encode(BY_BYTES, *eip3009_arguments(authorization), sign_eip3009(chain, payer, authorization))
     cancelled = reason(chain, to=OPG, data=data, sender=facilitator.address)
     assert cancelled == "authorization is used or canceled"
 

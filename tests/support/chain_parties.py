@@ -196,9 +196,7 @@ def eip3009_payment(
     return envelope({"authorization": authorization, "signature": "0x" + signature.hex()}, wanted)
 
 
-def sign_permit(
-    chain: Chain, owner: Party, *, spender: str, value: int, deadline: int, nonce: int = 0
-) -> bytes:
+def sign_permit(chain: Chain, owner: Party, *, spender: str, value: int, deadline: int, nonce: int = 0) -> bytes:
     message = {
         "owner": owner.address,
         "spender": spender,
