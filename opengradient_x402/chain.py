@@ -46,6 +46,7 @@ _RETURN_TIMESTAMP: Final = "0x4260005260206000f3"
 
 FIRST_LOG_WINDOW: Final = 2_000
 _LARGEST_LOG_WINDOW: Final = 10_000
+_WINDOWS_BEFORE_GROWTH: Final = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,9 +166,9 @@ def logs(
     to_block: int,
     window: int = FIRST_LOG_WINDOW,
 ) -> Question[list[Log]]:
-    """Every event of a range, in windows: halved when the node refuses one, grown again when it does not."""
+    """Every event of a range, in windows: halved when the node refuses one, doubled after a few that it took."""
     found: list[Log] = []
-    start = from_block
+    start, taken = from_block, 0
     while start <= to_block:
         end = min(to_block, start + window - 1)
         query = {
@@ -181,11 +182,13 @@ def logs(
         except RpcError:
             if window == 1:
                 raise
-            window = max(1, (end - start + 1) // 2)
+            window, taken = max(1, (end - start + 1) // 2), 0
             continue
         with _Reading("list of logs"):
             found.extend(_log(entry) for entry in answer)
-        start, window = end + 1, min(window * 2, _LARGEST_LOG_WINDOW)
+        start, taken = end + 1, taken + 1
+        if taken % _WINDOWS_BEFORE_GROWTH == 0:
+            window = min(window * 2, _LARGEST_LOG_WINDOW)
     return found
 
 

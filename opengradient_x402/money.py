@@ -47,8 +47,7 @@ def parse_amount(amount: str | int | Decimal, *, decimals: int = 18) -> int:
     """
     if isinstance(amount, float):
         raise TypeError(
-            f"The amount {amount!r} is a float, and floats cannot hold money exactly. "
-            f'Write it as text: "{amount!r}".'
+            f'The amount {amount!r} is a float, and floats cannot hold money exactly. Write it as text: "{amount!r}".'
         )
     if isinstance(amount, bool) or not isinstance(amount, str | int | Decimal):
         raise TypeError(f"An amount is text, an int or a Decimal, not {type(amount).__name__}.")

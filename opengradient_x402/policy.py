@@ -159,9 +159,7 @@ class SpendPolicy:
             or self._too_much(terms, network.asset, last_amount_atomic)
         )
 
-    def _wrong_counterparty(
-        self, terms: PaymentTerms, network: Network, pinned_facilitator: str | None
-    ) -> str | None:
+    def _wrong_counterparty(self, terms: PaymentTerms, network: Network, pinned_facilitator: str | None) -> str | None:
         if not _listed(terms.pay_to, network.payees, self.payees):
             return (
                 f"it pays {terms.pay_to}, which is not an allowed payee of {network.name}. "

@@ -109,9 +109,7 @@ class Authorization:
         return "0x" + self.digest.hex()
 
 
-def authorize(
-    terms: PaymentTerms, *, signer: Signer, network: Network, nonce: int, now_s: int
-) -> Authorization:
+def authorize(terms: PaymentTerms, *, signer: Signer, network: Network, nonce: int, now_s: int) -> Authorization:
     """Sign the terms (x402 v2, schemes upto and exact on EVM). The policy must have accepted them.
 
     Raises PolicyRefused when the terms are for another chain than the network's: a signature is valid
@@ -119,8 +117,7 @@ def authorize(
     """
     if terms.chain_id != network.chain_id:
         raise PolicyRefused(
-            f"The terms are for chain {terms.chain_id}, the client pays on {network.caip2} only. "
-            "Nothing was signed."
+            f"The terms are for chain {terms.chain_id}, the client pays on {network.caip2} only. Nothing was signed."
         )
     deadline_s = now_s + terms.max_timeout_s
     if terms.transfer_method == "eip3009":

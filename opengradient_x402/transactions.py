@@ -1,16 +1,24 @@
-"""EIP-1559 transactions: from fields to signed bytes, with any `Signer`.
+"""EIP-1559 transactions: from a call to signed bytes, with any `Signer`, and to a mined transaction.
 
-Pure. Does not choose fees or nonces and sends nothing. The key stays with the signer, which signs a digest.
+The key stays with the signer, which signs a digest. Does not know what the calls mean.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
+from opengradient_x402.chain import Pause, Question, RpcRequest, native_balance, receipt
+from opengradient_x402.errors import ChainUnavailable, InsufficientFunds, NotPaid, RpcError
 from opengradient_x402.keccak import keccak256
+from opengradient_x402.money import format_amount
+from opengradient_x402.networks import Network
 from opengradient_x402.signer import Signer
 
-_TYPE: bytes = b"\x02"  # EIP-1559
+_TYPE: Final = b"\x02"  # EIP-1559
+_RECEIPT_TIMEOUT_S: Final = 90.0
+_FIRST_LOOK_S: Final = 0.05
+_LONGEST_LOOK_S: Final = 2.0
 
 RlpItem = bytes | int | list["RlpItem"]
 
@@ -77,3 +85,68 @@ def _prefix(length: int, offset: int) -> bytes:
         return bytes([offset + length])
     size = length.to_bytes((length.bit_length() + 7) // 8, "big")
     return bytes([offset + 55 + len(size)]) + size
+
+
+def send_transaction(network: Network, signer: Signer, *, to: str, data: bytes, what: str) -> Question[str]:
+    """Send one transaction and wait until it is mined; its hash. `what` names it in errors.
+
+    Raises InsufficientFunds when there is no gas for it, NotPaid when it reverts, ChainUnavailable.
+    """
+    unsigned = yield from _prepared(network, signer.address, to, data, what)
+    signed = sign_transaction(unsigned, signer=signer)
+    try:
+        yield RpcRequest("eth_sendRawTransaction", ("0x" + signed.raw.hex(),))
+    except RpcError as exc:
+        # Sending is repeated when a connection breaks, and then the node may have it from the first time.
+        if "already known" not in str(exc) and "known transaction" not in str(exc):
+            raise
+    waited_s, pause_s = 0.0, _FIRST_LOOK_S
+    while waited_s < _RECEIPT_TIMEOUT_S:
+        done = yield from receipt(signed.tx_hash)
+        if done is not None:
+            if done.is_success:
+                return signed.tx_hash
+            raise NotPaid(
+                f"{what} was mined and reverted (transaction {signed.tx_hash}). Gas was spent, no tokens moved. "
+                "Look at it in the explorer; the token may be paused.",
+                kind="chain",
+            )
+        yield Pause(pause_s)
+        waited_s, pause_s = waited_s + pause_s, min(2 * pause_s, _LONGEST_LOOK_S)
+    raise ChainUnavailable(
+        f"{what} was sent as {signed.tx_hash} and is not mined after {_RECEIPT_TIMEOUT_S:.0f} s. No tokens moved. "
+        "It may still be mined: look it up before you send it again."
+    )
+
+
+def _prepared(network: Network, sender: str, to: str, data: bytes, what: str) -> Question[UnsignedTransaction]:
+    call = {"from": sender, "to": to, "data": "0x" + data.hex()}
+    balance_wei = yield from native_balance(sender)
+    if balance_wei == 0:
+        raise _no_gas(network, sender, what, "it holds none")
+    gas = int((yield RpcRequest("eth_estimateGas", (call,))), 16)
+    price_wei = int((yield RpcRequest("eth_gasPrice", ())), 16)
+    try:
+        tip_wei = int((yield RpcRequest("eth_maxPriorityFeePerGas", ())), 16)
+    except RpcError:  # not every node has the method; the gas price holds base fee and tip
+        tip_wei = price_wei
+    unsigned = UnsignedTransaction(
+        chain_id=network.chain_id,
+        nonce=int((yield RpcRequest("eth_getTransactionCount", (sender, "pending"))), 16),
+        max_priority_fee_wei=min(tip_wei, price_wei),
+        max_fee_wei=2 * price_wei,  # the base fee may rise by an eighth per block
+        gas=gas + gas // 5,
+        to=to,
+        data=data,
+    )
+    if balance_wei < unsigned.max_cost_wei:
+        needed, held = format_amount(unsigned.max_cost_wei), format_amount(balance_wei)
+        raise _no_gas(network, sender, what, f"it holds {held} and up to {needed} may be needed")
+    return unsigned
+
+
+def _no_gas(network: Network, sender: str, what: str, reason: str) -> InsufficientFunds:
+    return InsufficientFunds(
+        f"{what} needs ETH on {network.name} for gas, and {reason}. Nothing was sent. "
+        f"Send a little ETH to {sender} (payments themselves need none)."
+    )

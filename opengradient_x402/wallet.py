@@ -15,29 +15,23 @@ from opengradient_x402.addresses import address_word
 from opengradient_x402.chain import (
     AsyncChainReader,
     ChainReader,
-    Pause,
     Question,
-    RpcRequest,
     allowance,
     authorization_state,
     balance_of,
     native_balance,
     nonce_used,
-    receipt,
 )
 from opengradient_x402.eip712 import cancel_authorization_digest
 from opengradient_x402.errors import (
     AllowanceMissing,
-    ChainUnavailable,
     ConfigurationError,
     InsufficientFunds,
-    NotPaid,
-    RpcError,
 )
-from opengradient_x402.money import MAX_UINT256, format_amount, parse_amount
+from opengradient_x402.money import MAX_UINT256, parse_amount
 from opengradient_x402.networks import Network
 from opengradient_x402.signer import Signer
-from opengradient_x402.transactions import UnsignedTransaction, sign_transaction
+from opengradient_x402.transactions import send_transaction
 
 if TYPE_CHECKING:
     from opengradient_x402.challenge import PaymentTerms
@@ -50,9 +44,6 @@ UNLIMITED: Final = "unlimited"
 _APPROVE: Final = bytes.fromhex("095ea7b3")  # approve(address,uint256), ERC-20
 _INVALIDATE_NONCES: Final = bytes.fromhex("3ff9dcb1")  # invalidateUnorderedNonces(uint256,uint256), Permit2
 _CANCEL_AUTHORIZATION: Final = bytes.fromhex("5a049a70")  # cancelAuthorization(...), EIP-3009
-_RECEIPT_TIMEOUT_S: Final = 90.0
-_FIRST_LOOK_S: Final = 0.05
-_LONGEST_LOOK_S: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,7 +235,7 @@ def _ensure_approval(network: Network, signer: Signer, wanted: _Wanted) -> Quest
     if before >= wanted.min_atomic:
         return Approval(allowance_before_atomic=before, allowance_after_atomic=before, tx_hash=None)
     data = _APPROVE + address_word(network.permit2) + _word(wanted.approve_atomic)
-    tx_hash = yield from _send(network, signer, to=network.asset.address, data=data, what="The approval")
+    tx_hash = yield from send_transaction(network, signer, to=network.asset.address, data=data, what="The approval")
     after = yield from _allowance(network, signer.address)
     return Approval(allowance_before_atomic=before, allowance_after_atomic=after, tx_hash=tx_hash)
 
@@ -263,7 +254,9 @@ def _cancel(network: Network, signer: Signer, terms: SignedTerms) -> Question[Ca
         to, data = network.permit2, _invalidate_nonce_call(terms)
     if is_used:
         return Cancellation(tx_hash=None)
-    return Cancellation(tx_hash=(yield from _send(network, signer, to=to, data=data, what="The cancellation")))
+    return Cancellation(
+        tx_hash=(yield from send_transaction(network, signer, to=to, data=data, what="The cancellation"))
+    )
 
 
 def _invalidate_nonce_call(terms: SignedTerms) -> bytes:
@@ -283,68 +276,6 @@ def _cancel_authorization_call(network: Network, signer: Signer, terms: SignedTe
     )
     r, s, v = signature[:32], signature[32:64], signature[64]
     return _CANCEL_AUTHORIZATION + address_word(terms.payer) + _word(terms.nonce) + _word(v) + r + s
-
-
-def _send(network: Network, signer: Signer, *, to: str, data: bytes, what: str) -> Question[str]:
-    """Send one transaction and wait until it is mined; its hash."""
-    unsigned = yield from _prepared(network, signer.address, to, data, what)
-    signed = sign_transaction(unsigned, signer=signer)
-    try:
-        yield RpcRequest("eth_sendRawTransaction", ("0x" + signed.raw.hex(),))
-    except RpcError as exc:
-        # Sending is repeated when a connection breaks, and then the node may have it from the first time.
-        if "already known" not in str(exc) and "known transaction" not in str(exc):
-            raise
-    waited_s, pause_s = 0.0, _FIRST_LOOK_S
-    while waited_s < _RECEIPT_TIMEOUT_S:
-        done = yield from receipt(signed.tx_hash)
-        if done is not None:
-            if done.is_success:
-                return signed.tx_hash
-            raise NotPaid(
-                f"{what} was mined and reverted (transaction {signed.tx_hash}). Gas was spent, no tokens moved. "
-                "Look at it in the explorer; the token may be paused.",
-                kind="chain",
-            )
-        yield Pause(pause_s)
-        waited_s, pause_s = waited_s + pause_s, min(2 * pause_s, _LONGEST_LOOK_S)
-    raise ChainUnavailable(
-        f"{what} was sent as {signed.tx_hash} and is not mined after {_RECEIPT_TIMEOUT_S:.0f} s. No tokens moved. "
-        "It may still be mined: look it up before you send it again."
-    )
-
-
-def _prepared(network: Network, sender: str, to: str, data: bytes, what: str) -> Question[UnsignedTransaction]:
-    call = {"from": sender, "to": to, "data": "0x" + data.hex()}
-    balance_wei = yield from native_balance(sender)
-    if balance_wei == 0:
-        raise _no_gas(network, sender, what, "it holds none")
-    gas = int((yield RpcRequest("eth_estimateGas", (call,))), 16)
-    price_wei = int((yield RpcRequest("eth_gasPrice", ())), 16)
-    try:
-        tip_wei = int((yield RpcRequest("eth_maxPriorityFeePerGas", ())), 16)
-    except RpcError:  # not every node has the method; the gas price holds base fee and tip
-        tip_wei = price_wei
-    unsigned = UnsignedTransaction(
-        chain_id=network.chain_id,
-        nonce=int((yield RpcRequest("eth_getTransactionCount", (sender, "pending"))), 16),
-        max_priority_fee_wei=min(tip_wei, price_wei),
-        max_fee_wei=2 * price_wei,  # the base fee may rise by an eighth per block
-        gas=gas + gas // 5,
-        to=to,
-        data=data,
-    )
-    if balance_wei < unsigned.max_cost_wei:
-        needed, held = format_amount(unsigned.max_cost_wei), format_amount(balance_wei)
-        raise _no_gas(network, sender, what, f"it holds {held} and up to {needed} may be needed")
-    return unsigned
-
-
-def _no_gas(network: Network, sender: str, what: str, reason: str) -> InsufficientFunds:
-    return InsufficientFunds(
-        f"{what} needs ETH on {network.name} for gas, and {reason}. Nothing was sent. "
-        f"Send a little ETH to {sender} (payments themselves need none)."
-    )
 
 
 def _word(value: int) -> bytes:

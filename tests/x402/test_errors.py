@@ -18,9 +18,7 @@ def every_error() -> list[type[OpenGradientError]]:
 
 
 @pytest.mark.parametrize("kind", every_error(), ids=lambda kind: kind.__name__)
-@pytest.mark.parametrize(
-    "duplicate", [copy.copy, copy.deepcopy, lambda error: pickle.loads(pickle.dumps(error))]
-)
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda error: pickle.loads(pickle.dumps(error))])
 def test_errors_survive_pickling_and_copying_with_all_they_carry(kind, duplicate):
     error = kind("what happened", call_id="call-1")
     vars(error).update(status_code=503, kind="timeout", is_retryable=True)

@@ -159,9 +159,7 @@ def test_a_silent_url_is_an_error_that_asks_for_the_devnet():
         load_network("http://127.0.0.1:1/network")
 
 
-@pytest.mark.parametrize(
-    "url", ["http://example.com/net.json", "ftp://127.0.0.1/net.json", "file:///etc/passwd"]
-)
+@pytest.mark.parametrize("url", ["http://example.com/net.json", "ftp://127.0.0.1/net.json", "file:///etc/passwd"])
 def test_a_description_is_never_fetched_over_an_open_line(url):
     with pytest.raises(InsecureEndpoint, match="name other payees"):
         load_network(url)

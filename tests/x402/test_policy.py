@@ -60,9 +60,7 @@ def test_ordinary_terms_of_the_networks_own_payee_are_accepted():
 
 
 def test_upto_comes_before_exact_and_a_smaller_cap_before_a_larger_one():
-    challenge = asked(
-        entry(scheme="exact", amount="1"), entry(amount="300"), entry(amount="200"), entry(amount="250")
-    )
+    challenge = asked(entry(scheme="exact", amount="1"), entry(amount="300"), entry(amount="200"), entry(amount="250"))
     terms = SpendPolicy().choose(challenge, network=BASE, origin=ORIGIN)
     assert (terms.scheme, terms.amount_atomic) == ("upto", 200)
 
@@ -97,9 +95,7 @@ def test_terms_outside_the_policy_are_refused_with_the_remedy(changes, reason):
 
 
 def test_every_refused_entry_is_reported():
-    message = refusal(
-        asked(entry(payTo=STRANGER), entry(scheme="exact", network="eip155:1"), {"scheme": "deferred"})
-    )
+    message = refusal(asked(entry(payTo=STRANGER), entry(scheme="exact", network="eip155:1"), {"scheme": "deferred"}))
     assert "accepts[2]: scheme 'deferred' is not supported" in message
     assert "payees" in message
     assert "exact on eip155:1" in message
@@ -113,9 +109,7 @@ def test_the_users_own_payees_extend_the_networks():
 
 def test_an_unpublished_facilitator_is_pinned_at_first_use():
     first = SpendPolicy().choose(asked(entry()), network=BASE, origin=ORIGIN, pinned_facilitator=None)
-    again = SpendPolicy().choose(
-        asked(entry()), network=BASE, origin=ORIGIN, pinned_facilitator=FACILITATOR.lower()
-    )
+    again = SpendPolicy().choose(asked(entry()), network=BASE, origin=ORIGIN, pinned_facilitator=FACILITATOR.lower())
     assert first.facilitator == again.facilitator == FACILITATOR
     message = refusal(asked(entry()), pinned_facilitator=STRANGER)
     assert f"changed from {STRANGER} (pinned at first use) to {FACILITATOR}" in message
@@ -130,10 +124,7 @@ def test_a_published_facilitator_is_required_whatever_was_pinned():
 
 def test_the_facilitator_of_an_exact_payment_is_not_signed_and_so_not_checked():
     challenge = asked(entry(scheme="exact"))
-    assert (
-        SpendPolicy().choose(challenge, network=BASE, origin=ORIGIN, pinned_facilitator=STRANGER).scheme
-        == "exact"
-    )
+    assert SpendPolicy().choose(challenge, network=BASE, origin=ORIGIN, pinned_facilitator=STRANGER).scheme == "exact"
 
 
 def test_a_price_may_rise_by_the_limit_and_no_further():

@@ -22,9 +22,7 @@ from opengradient_x402.keccak import keccak256
 from opengradient_x402.networks import PRESETS
 from opengradient_x402.signer import Authorization, LocalSigner, authorize, payment_header
 
-CASES = json.loads((Path(__file__).parent.parent / "vectors" / "payment_signatures.json").read_text())[
-    "cases"
-]
+CASES = json.loads((Path(__file__).parent.parent / "vectors" / "payment_signatures.json").read_text())["cases"]
 CANARY = "c0ffee" + "5eed" * 14 + "01"
 RESOURCE = {"url": "https://gateway.example/v1/chat/completions", "mimeType": "application/json"}
 
@@ -140,9 +138,7 @@ def test_only_digests_are_signed():
         LocalSigner("33" * 32).sign_digest(b"a message")
 
 
-@pytest.mark.parametrize(
-    "key", ["11" * 32, "0x" + "11" * 32, " 0x" + "11" * 32 + "\n", SecretStr("0x" + "11" * 32)]
-)
+@pytest.mark.parametrize("key", ["11" * 32, "0x" + "11" * 32, " 0x" + "11" * 32 + "\n", SecretStr("0x" + "11" * 32)])
 def test_a_key_is_accepted_in_its_usual_forms(key):
     assert LocalSigner(key).address == "0x19E7E376E7C213B7E7e7e46cc70A5dD086DAff2A"
 
@@ -181,9 +177,7 @@ def test_the_key_leaves_through_no_channel(implementation, caplog):
         logging.getLogger("x").debug("%s %r", signer, {"signer": signer})
     seen = [repr(signer), str(signer), f"{signer}", repr([signer]), caplog.text, repr(authorization)]
     seen += [repr(getattr(signer, name)) for name in dir(signer) if not name.startswith("__")]
-    seen.append(
-        repr({name: getattr(signer, name) for name in type(signer).__slots__ if hasattr(signer, name)})
-    )
+    seen.append(repr({name: getattr(signer, name) for name in type(signer).__slots__ if hasattr(signer, name)}))
     assert CANARY[:16] not in "".join(seen).lower()
     assert str(int(CANARY, 16))[:16] not in "".join(seen)
     assert not hasattr(signer, "__dict__")
