@@ -63,7 +63,8 @@ class Venv:
     def serve(self, script: Path, task: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """A server script while the block lasts; gives what it announced."""
         with tempfile.TemporaryFile("w+") as errors, self._start(script, errors) as process:
-            assert process.stdin is not None and process.stdout is not None
+            assert process.stdin is not None
+            assert process.stdout is not None
             try:
                 process.stdin.write(json.dumps(task) + "\n")
                 process.stdin.flush()

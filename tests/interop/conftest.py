@@ -1,0 +1,47 @@
+"""The environments of the opponents, and the path of the scripts that run in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from support.venvs import Venv, add_this_project, make_venv
+
+_HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.is_relative_to(_HERE):
+            item.add_marker("interop")
+            # The first run installs; a test that comes first waits for that.
+            item.add_marker(pytest.mark.timeout(400))
+
+
+def _environment(name: str) -> Venv:
+    return make_venv(_HERE / "requirements" / f"{name}.txt")
+
+
+@pytest.fixture(scope="session")
+def official() -> Venv:
+    """The official x402 SDK."""
+    return _environment("official")
+
+
+@pytest.fixture(scope="session")
+def sdk() -> Venv:
+    """The OpenGradient SDK."""
+    return _environment("sdk")
+
+
+@pytest.fixture(scope="session")
+def beside() -> Venv:
+    """The OpenGradient SDK and a wheel of this checkout."""
+    venv = _environment("beside")
+    add_this_project(venv)
+    return venv
+
+
+@pytest.fixture
+def scripts() -> Path:
+    return _HERE / "scripts"
