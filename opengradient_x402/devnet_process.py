@@ -23,7 +23,7 @@ _STOP_TIMEOUT_S = 10.0
 
 
 class DevnetProcess:
-    """`with DevnetProcess() as devnet:` gives `devnet.network` (a dict) and `devnet.network_file` (a path).
+    """`with DevnetProcess() as devnet:` starts it; `devnet.network` (a dict) waits until it is up.
 
     The child sits in its own process group, so that Ctrl-C reaches only the parent, which then stops it in
     order (open sessions settle first). If the parent is killed, the child sees its standard input close.
@@ -33,7 +33,7 @@ class DevnetProcess:
         self._arguments = arguments
         self._folder = tempfile.TemporaryDirectory(prefix="opengradient-devnet-")
         self._process: subprocess.Popen[bytes] | None = None
-        self.network: dict[str, Any] = {}
+        self._network: dict[str, Any] | None = None
         self.network_file = Path(self._folder.name) / "network.json"
 
     def __enter__(self) -> Self:
@@ -59,12 +59,14 @@ class DevnetProcess:
             start_new_session=True,
         )
         log.close()
-        try:
-            self.network = self._wait_for_network()
-        except BaseException:
-            self.stop()
-            raise
         return self
+
+    @property
+    def network(self) -> dict[str, Any]:
+        """The network's description; waits until the child has written it. Raises ConfigurationError."""
+        if self._network is None:
+            self._network = self._wait_for_network()
+        return self._network
 
     def _wait_for_network(self) -> dict[str, Any]:
         deadline = time.monotonic() + _START_TIMEOUT_S
