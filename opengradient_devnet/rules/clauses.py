@@ -19,8 +19,8 @@ _JOINT = re.compile(
     re.IGNORECASE,
 )
 _FIRST_THEN = re.compile(r"\s*(?:then|afterwards|after that|finally|next)\b[,:]?\s*", re.IGNORECASE)
-# In "Paris, London and Rome" the first comma is an "and"; in "Paris, France" and "Austin, TX" it is not.
-_LISTED = re.compile(r",\s+(?=(?!(?-i:[A-Z]{2})\b)[^,;.?!]+(?:,\s+[^,;.?!]+)*,?\s+and\s)", re.IGNORECASE)
+# In "Paris, London and Rome" the comma is an "and"; in "Austin, TX and Boston, MA" it is not.
+_LISTED = re.compile(r",\s+(?![A-Z]{2}\b)(?!and\b)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,12 +46,13 @@ def _cut(sentence: str) -> Iterator[Clause]:
     waits = False
     if opening := _FIRST_THEN.match(sentence):
         waits, sentence = True, sentence[opening.end() :]
-    sentence = _LISTED.sub(" and ", sentence)
+    listed, joint, last = sentence.rpartition(" and ")
+    sentence = f"{_LISTED.sub(' and ', listed)}{joint}{last}"
     start = 0
-    for joint in _JOINT.finditer(sentence):
-        if piece := sentence[start : joint.start()].strip():
+    for match in _JOINT.finditer(sentence):
+        if piece := sentence[start : match.start()].strip():
             yield Clause(text=piece, waits=waits)
-        start, waits = joint.end(), joint["then"] is not None
+        start, waits = match.end(), match["then"] is not None
     if piece := sentence[start:].strip():
         yield Clause(text=piece, waits=waits)
 

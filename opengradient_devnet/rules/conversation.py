@@ -104,6 +104,7 @@ def read_conversation(request: Mapping[str, Any]) -> Conversation:
 def _turns(messages: Sequence[Mapping[str, Any]]) -> Iterator[Turn]:
     open_calls: dict[str, str] = {}
     for index, message in enumerate(messages):
+        _check_shape(message, index=index)
         role = _role(message, index=index)
         if open_calls and role != "tool":
             raise ModelError(
@@ -117,6 +118,15 @@ def _turns(messages: Sequence[Mapping[str, Any]]) -> Iterator[Turn]:
         yield _turn(message, role=role, tool_name=tool_name, index=index)
     if open_calls:
         raise ModelError(400, f"Invalid 'messages': no tool message responds to {', '.join(open_calls)}.")
+
+
+def _check_shape(message: object, *, index: int) -> None:
+    if not isinstance(message, Mapping):
+        raise ModelError(400, f"Invalid messages[{index}]: expected an object.")
+    for call in message.get("tool_calls") or []:
+        function = call.get("function") if isinstance(call, Mapping) else None
+        if not isinstance(function, Mapping) or not function.get("name") or not call.get("id"):
+            raise ModelError(400, f"Invalid messages[{index}].tool_calls: expected an id and a function with a name.")
 
 
 def _role(message: Mapping[str, Any], *, index: int) -> str:

@@ -77,7 +77,7 @@ def _steps_for(text: str, tools: Sequence[Tool], steps: list[Step], *, waits: bo
     fitting = _fitting(text, tools)
     last = steps[-1] if steps else None
     if not fitting and last is not None and not waits:
-        if not (_only_facts(text) and sum(needs(last.tool.parameters)) and _stand_alone(last, text)):
+        if not (_only_facts(text) and any(needs(last.tool.parameters)) and _stand_alone(last, text)):
             return [*steps[:-1], _joined(last, text)]
         again = f"{_frame(last.text)} {text}"
         return [*steps, Step(tool=last.tool, text=again)]

@@ -96,7 +96,9 @@ def make_tool(*, name: str, description: str, parameters: Mapping[str, Any] | No
 def read_tools(request: Mapping[str, Any]) -> list[Tool]:
     """The function tools of a request. Raises ModelError(400) for names that providers refuse."""
     offered = request.get("tools") or []
-    functions = [item["function"] for item in offered if item.get("type") == "function"]
+    functions = [item.get("function") for item in offered if item.get("type") == "function"]
+    if not all(isinstance(function, Mapping) for function in functions):
+        raise ModelError(400, "Invalid 'tools': a tool of type 'function' needs a 'function' object.")
     tools = [
         make_tool(
             name=str(function.get("name")),

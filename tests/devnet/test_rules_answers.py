@@ -284,9 +284,22 @@ async def test_streams_interleave_on_one_loop():
         [{"role": "robot", "content": "x"}],
         [{"role": "user", "content": None}],
         [{"role": "user", "content": 3}],
+        ["Hi"],
+        [{"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}],
     ],
 )
 def test_refuses_messages_that_a_provider_would_refuse(messages):
     with pytest.raises(ModelError) as caught:
         asyncio.run(RulesModel().complete({"model": "m", "messages": messages}))
     assert caught.value.status == 400
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["a, b, c, " * 5000, "{" * 20_000, "Ada Bob 1 2 " * 4000, " " * 50_000 + "x", "context\n-----\n" * 3000],
+    ids=["commas", "braces", "names", "blanks", "rules"],
+)
+def test_long_and_odd_prompts_are_answered_quickly(content):
+    start = time.monotonic()
+    asyncio.run(RulesModel().complete({**TWO_CALLS, "messages": [{"role": "user", "content": content}]}))
+    assert time.monotonic() - start < 2
