@@ -12,7 +12,7 @@ from __future__ import annotations
 import secrets
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any, cast
 
 from eth.abc import BlockAPI, BlockHeaderAPI, ComputationAPI, SignedTransactionAPI, StateAPI, VirtualMachineAPI
@@ -39,6 +39,7 @@ from opengradient_devnet.blocks import (
     receipt_json,
     transaction_json,
 )
+from opengradient_devnet.calls import CallRequest, ExecutionFailed
 from opengradient_devnet.logs import LogIndex
 
 BLOCK_GAS = 30_000_000
@@ -51,46 +52,6 @@ _REFUSALS = (ValidationError, RLPException, BadSignature, ValueError, TypeError)
 
 class TransactionRefused(ValueError):
     """The transaction can never be mined as it is (or is known already); nothing changed."""
-
-
-class ExecutionFailed(Exception):
-    """A call ended in an error. `output` is the revert data, None when it did not end in a revert."""
-
-    def __init__(self, message: str, *, output: bytes | None) -> None:
-        super().__init__(message)
-        self.output = output
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StateOverride:
-    """What an account is pretended to be during one call (geth's third `eth_call` parameter)."""
-
-    balance: int | None = None
-    nonce: int | None = None
-    code: bytes | None = None
-    slots: Mapping[int, int] = field(default_factory=dict)
-
-    def apply(self, state: StateAPI, address: bytes) -> None:
-        if self.balance is not None:
-            state.set_balance(to_canonical_address(address), self.balance)
-        if self.nonce is not None:
-            state.set_nonce(to_canonical_address(address), self.nonce)
-        if self.code is not None:
-            state.set_code(to_canonical_address(address), self.code)
-        for slot, value in self.slots.items():
-            state.set_storage(to_canonical_address(address), slot, value)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CallRequest:
-    """A call that changes nothing. `gas` None means a whole block's; `to` empty means a creation."""
-
-    sender: bytes = ZERO_ADDRESS
-    to: bytes = b""
-    data: bytes = b""
-    value: int = 0
-    gas: int | None = None
-    overrides: Mapping[bytes, StateOverride] = field(default_factory=dict)
 
 
 class _DevnetVM(CancunVM):
@@ -254,7 +215,7 @@ class Evm:
         used = (request.gas or BLOCK_GAS) - computation.get_gas_remaining()
         # An inner call is given at most 63/64 of what is left (EIP-150), so what was used may not suffice.
         gas = used + used // 63 + 2_000
-        while self._run(_with_gas(request, gas), at=None).is_error:
+        while self._run(replace(request, gas=gas), at=None).is_error:
             gas = gas * 3 // 2
         return int(min(gas, BLOCK_GAS))
 
@@ -288,17 +249,6 @@ class Evm:
     def _touch(self) -> None:
         # The pending header was made when the last block was mined, however long ago.
         self._chain.header = self._chain.header.copy(timestamp=self.next_timestamp)
-
-
-def _with_gas(request: CallRequest, gas: int) -> CallRequest:
-    return CallRequest(
-        sender=request.sender,
-        to=request.to,
-        data=request.data,
-        value=request.value,
-        gas=gas,
-        overrides=request.overrides,
-    )
 
 
 def _failure(computation: ComputationAPI) -> ExecutionFailed:

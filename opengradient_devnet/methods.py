@@ -1,6 +1,6 @@
 """The JSON-RPC methods of the embedded chain: parameters in, plain JSON out.
 
-It parses and refuses (-32602) and shows; the work is done by `evm`. It knows no HTTP, batches or ids.
+`parameters` parses, `evm` does the work, `blocks` has the shapes. It knows no HTTP, batches or ids.
 """
 
 from __future__ import annotations
@@ -8,17 +8,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from eth_utils.address import is_address, to_canonical_address
+from eth_utils.address import to_canonical_address
 from eth_utils.crypto import keccak
 
 from opengradient_devnet.blocks import MinedBlock, base_fee_wei, hex_data
+from opengradient_devnet.calls import ExecutionFailed
 from opengradient_devnet.chain import RpcError
 from opengradient_devnet.contracts import revert_reason
-from opengradient_devnet.evm import CallRequest, Evm, ExecutionFailed, StateOverride, TransactionRefused
-from opengradient_devnet.logs import LogQuery, TopicFilter
+from opengradient_devnet.evm import Evm, TransactionRefused
+from opengradient_devnet.logs import LogQuery
+from opengradient_devnet.parameters import address, data, invalid, mapping, parse_call, parse_topics, quantity
 
 METHOD_NOT_FOUND = -32601
-INVALID_PARAMS = -32602
 SERVER_ERROR = -32000
 EXECUTION_REVERTED = 3  # geth's code: `data` holds what the contract said
 
@@ -26,50 +27,6 @@ PRIORITY_FEE_WEI = 10**6
 CLIENT_VERSION = "opengradient-devnet/py-evm"
 _HEAD_TAGS = ("latest", "safe", "finalized", "pending")
 _MAX_FEE_HISTORY = 1024
-
-
-def _invalid(what: str) -> RpcError:
-    return RpcError(INVALID_PARAMS, f"invalid params: {what}")
-
-
-def quantity(value: Any, *, what: str = "quantity") -> int:
-    """0x-hex (or a JSON integer, which some clients send) to int."""
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-        return value
-    if not isinstance(value, str) or not value.startswith("0x") or len(value) > 66:
-        raise _invalid(f"{what} must be 0x-hex of at most 32 bytes")
-    try:
-        return int(value, 16)
-    except ValueError as exc:
-        raise _invalid(f"{what} is not hex") from exc
-
-
-def data(value: Any, *, what: str = "data", size: int | None = None) -> bytes:
-    if not isinstance(value, str) or not value.startswith("0x"):
-        raise _invalid(f"{what} must be 0x-hex")
-    try:
-        decoded = bytes.fromhex(value[2:])
-    except ValueError as exc:
-        raise _invalid(f"{what} is not hex") from exc
-    if size is not None and len(decoded) != size:
-        raise _invalid(f"{what} must have {size} bytes, it has {len(decoded)}")
-    return decoded
-
-
-def address(value: Any, *, what: str = "address") -> bytes:
-    if not isinstance(value, str) or not is_address(value):
-        raise _invalid(f"{what} is not an address")
-    return to_canonical_address(value)
-
-
-def _mapping(value: Any, *, what: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise _invalid(f"{what} must be an object")
-    return value
-
-
-def _optional(value: Any, parse: Callable[..., Any], *, what: str) -> Any:
-    return None if value is None else parse(value, what=what)
 
 
 def find_block(evm: Evm, tag: Any) -> MinedBlock | None:
@@ -92,55 +49,14 @@ def _block(evm: Evm, tag: Any) -> MinedBlock:
     return found
 
 
-def _parse_overrides(value: Any) -> dict[bytes, StateOverride]:
-    overrides = {}
-    for key, fields in _mapping(value or {}, what="state override").items():
-        account = _mapping(fields, what="state override")
-        slots = account.get("stateDiff") or account.get("state") or {}
-        overrides[address(key)] = StateOverride(
-            balance=_optional(account.get("balance"), quantity, what="balance"),
-            nonce=_optional(account.get("nonce"), quantity, what="nonce"),
-            code=_optional(account.get("code"), data, what="code"),
-            slots={quantity(at): quantity(word) for at, word in _mapping(slots, what="stateDiff").items()},
-        )
-    return overrides
-
-
-def parse_call(transaction: Any, overrides: Any = None) -> CallRequest:
-    fields = _mapping(transaction, what="transaction")
-    payload = fields.get("input") or fields.get("data") or "0x"
-    gas = _optional(fields.get("gas"), quantity, what="gas")
-    return CallRequest(
-        sender=_optional(fields.get("from"), address, what="from") or b"\0" * 20,
-        to=_optional(fields.get("to") or None, address, what="to") or b"",
-        data=data(payload, what="input"),
-        value=_optional(fields.get("value"), quantity, what="value") or 0,
-        gas=gas or None,
-        overrides=_parse_overrides(overrides),
-    )
-
-
-def _parse_topics(value: Any) -> list[TopicFilter]:
-    if not isinstance(value, list):
-        raise _invalid("topics must be a list")
-    topics: list[TopicFilter] = []
-    for item in value:
-        choices = item if isinstance(item, list) else [item]
-        if item is None or not choices or None in choices:
-            topics.append(None)
-        else:
-            topics.append(tuple(hex_data(data(choice, what="topic", size=32)) for choice in choices))
-    return topics
-
-
 def _parse_log_query(evm: Evm, value: Any) -> LogQuery | None:
     """None when the block that is asked for does not exist."""
-    fields = _mapping(value, what="filter")
+    fields = mapping(value, what="filter")
     addresses = fields.get("address") or []
     addresses = addresses if isinstance(addresses, list) else [addresses]
     if fields.get("blockHash") is not None:
         if "fromBlock" in fields or "toBlock" in fields:
-            raise _invalid("a filter has either blockHash or a block range")
+            raise invalid("a filter has either blockHash or a block range")
         block = _block(evm, {"blockHash": fields["blockHash"]})
         first = last = block.number
     else:
@@ -152,7 +68,7 @@ def _parse_log_query(evm: Evm, value: Any) -> LogQuery | None:
         first_block=first,
         last_block=last,
         addresses=frozenset(hex_data(address(item)) for item in addresses),
-        topics=_parse_topics(fields.get("topics") or []),
+        topics=parse_topics(fields.get("topics") or []),
     )
 
 
@@ -304,4 +220,4 @@ def _check_count(function: Callable[..., Any], method: str, params: list[Any]) -
     least = most - len(function.__defaults__ or ())
     if not least <= len(params) <= most:
         wanted = str(most) if least == most else f"{least} to {most}"
-        raise _invalid(f"{method} takes {wanted} parameters, got {len(params)}")
+        raise invalid(f"{method} takes {wanted} parameters, got {len(params)}")
