@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import base64
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +225,21 @@ def test_documents_out_of_shape_are_refused(challenge, reason):
 def test_headers_that_are_not_base64_json_are_refused(header):
     with pytest.raises(ChallengeInvalid):
         parse_challenge(header)
+
+
+def test_deep_nesting_is_refused_also_where_another_package_raised_the_recursion_limit():
+    # py-evm sets 100,000 for the whole process; the JSON parser's own recursion would then overflow a stack.
+    program = (
+        "import base64, sys, threading; sys.setrecursionlimit(100_000); threading.stack_size(256 * 1024)\n"
+        "from opengradient_x402.challenge import parse_challenge\n"
+        "from opengradient_x402.errors import ChallengeInvalid\n"
+        "def refused():\n"
+        "    try: parse_challenge(base64.b64encode(b'[' * 48_000).decode())\n"
+        "    except ChallengeInvalid: print('refused')\n"
+        "thread = threading.Thread(target=refused); thread.start(); thread.join()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "refused\n"
 
 
 def test_a_huge_header_is_refused_without_being_decoded():
