@@ -22,7 +22,6 @@ async def streamed(llm, task, **options):
         "usage": chunks[-1].usage and dataclasses.asdict(chunks[-1].usage),
         "tee_id": chunks[-1].tee_id,
         "tee_signature": chunks[-1].tee_signature,
-        "data_settlement_transaction_hash": chunks[-1].data_settlement_transaction_hash,
     }
 
 
@@ -52,15 +51,14 @@ async def main(task):
     approved_again = llm.ensure_opg_approval(min_allowance=1.0)
     messages = [{"role": "user", "content": task["prompt"]}]
     tools_messages = [{"role": "user", "content": task["tools_prompt"]}]
-    individual = og.x402SettlementMode.INDIVIDUAL_FULL
+    private = og.x402SettlementMode.PRIVATE
     answers = {
         "approval": dataclasses.asdict(approval),
         "approved_again": dataclasses.asdict(approved_again),
         "chat": dataclasses.asdict(await llm.chat(task["model"], messages, max_tokens=200)),
-        "individual": dataclasses.asdict(await llm.chat(task["model"], messages, x402_settlement_mode=individual)),
+        "private": dataclasses.asdict(await llm.chat(task["model"], messages, x402_settlement_mode=private)),
         "tools": dataclasses.asdict(await llm.chat(task["model"], tools_messages, tools=task["tools"])),
         "stream": await streamed(llm, task, messages=messages),
-        "individual_stream": await streamed(llm, task, messages=messages, x402_settlement_mode=individual),
         "tools_stream": await streamed(llm, task, messages=tools_messages, tools=task["tools"]),
         "verified": await verified(llm, task, messages),
         "completion": dataclasses.asdict(await llm.completion(task["model"], task["prompt"])),
