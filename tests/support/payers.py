@@ -27,9 +27,7 @@ def payments_for(
     net: Devnet, account: Account, ledger: Path, *, policy: SpendPolicy | None = None
 ) -> Iterator[Payments]:
     """Payments of one wallet with a ledger of its own."""
-    payments = Payments.open(
-        network=network_of(net), private_key=account.private_key, policy=policy, ledger=ledger
-    )
+    payments = Payments.open(network=network_of(net), private_key=account.private_key, policy=policy, ledger=ledger)
     try:
         yield payments
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -162,7 +163,7 @@ def test_length_is_inferred_from_usage_because_gateways_never_say_it():
 )
 def test_stop_sequences_are_applied_however_the_text_is_cut(text, cuts):
     edges = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
-    pieces = [text[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    pieces = [text[a:b] for a, b in pairwise(edges)]
     stops = ["STOP", "bab"]
     deltas, completion = run(
         event({"content": "."}), *(event({"content": piece}) for piece in pieces), event(finish="stop"), stop=stops

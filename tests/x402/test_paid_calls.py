@@ -7,6 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
+from support.payers import (
+    PROMPT,
+    async_client_for,
+    client_for,
+    opg_balance,
+    payments_for,
+    settled_receipts,
+)
 
 from opengradient_devnet import Devnet, faults
 from opengradient_x402.errors import (
@@ -23,15 +31,6 @@ from opengradient_x402.errors import (
 from opengradient_x402.policy import SpendPolicy
 from opengradient_x402.receipts import ReceiptStatus
 from opengradient_x402.transport import AsyncX402Transport, X402Transport
-from support.payers import (
-    PROMPT,
-    async_client_for,
-    client_for,
-    opg_balance,
-    payments_for,
-    settled_receipts,
-)
-
 
 EXACT = {"exact-permit2": "permit2", "exact-eip3009": "eip3009"}
 BEARER = {"authorization": "Bearer x"}
@@ -314,9 +313,9 @@ def test_a_redirect_after_payment_is_not_followed(net, payments, client):
 
 def test_redirect_loops_under_a_plain_httpx_client_pay_once(net, payments):
     net.faults.inject(faults.Redirect(location=f"{net.gateway_url}/v1/chat/completions"), times=None)
-    with httpx.Client(transport=X402Transport(payments), follow_redirects=True) as plain:
-        with pytest.raises(PaidButFailed):
-            plain.post(f"{net.gateway_url}/v1/chat/completions", json=PROMPT, headers=BEARER)
+    transport = X402Transport(payments)
+    with httpx.Client(transport=transport, follow_redirects=True) as plain, pytest.raises(PaidButFailed):
+        plain.post(f"{net.gateway_url}/v1/chat/completions", json=PROMPT, headers=BEARER)
     assert len(authorizations(payments)) == 1
 
 
@@ -367,9 +366,11 @@ def test_an_unknown_model_is_refused_before_anything_is_paid(payments, client):
 
 
 def test_an_unreachable_gateway_is_retried_and_nothing_is_paid(payments):
-    with client_for(payments, base_url="http://127.0.0.1:9", max_retries=1) as client:
-        with pytest.raises(GatewayUnreachable, match="Nothing was signed") as caught:
-            client.chat(PROMPT)
+    with (
+        client_for(payments, base_url="http://127.0.0.1:9", max_retries=1) as client,
+        pytest.raises(GatewayUnreachable, match="Nothing was signed") as caught,
+    ):
+        client.chat(PROMPT)
     assert caught.value.is_retryable
     assert authorizations(payments) == []
 
