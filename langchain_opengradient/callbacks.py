@@ -261,21 +261,18 @@ def spent_at_most_atomic(receipts: Iterable[SettlementReceipt]) -> int:
 class SettlementReport:
     """One call's way to the handlers that core may forget to tell. Made when the call begins."""
 
-    __slots__ = ("_context_handler", "_run_id", "receipt")
+    __slots__ = ("_chunk", "_context_handler", "_run_id", "receipt")
 
     def __init__(self, run_manager: CallbackManagerForLLMRun | AsyncCallbackManagerForLLMRun | None) -> None:
         # Read now: a dropped async stream is closed later, by the event loop, in somebody else's context.
         self._context_handler = _active.get()
         self._run_id = None if run_manager is None else run_manager.run_id
+        self._chunk: ChatGenerationChunk | None = None
         self.receipt: SettlementReceipt | None = None
 
-    def notice(self, chunk: ChatGenerationChunk) -> None:
-        """Learn the run's id from a chunk that core has seen: streams are started without a run manager."""
-        if self._run_id is None and chunk.message.id:
-            try:
-                self._run_id = UUID(chunk.message.id[-_UUID_LENGTH:])
-            except ValueError:
-                return
+    def watch(self, chunk: ChatGenerationChunk) -> None:
+        """Keep a chunk that core is about to see: it writes the run's id on it, and says it nowhere else."""
+        self._chunk = chunk
 
     def attach(self, error: BaseException) -> None:
         """Put the receipt on a cancellation, which core shows to the handlers and knows nothing about."""
@@ -290,14 +287,22 @@ class SettlementReport:
 
     def close(self) -> None:
         """Tell the handlers that saw the run start. They count a call once, so this is right at any end."""
-        listeners = None if self._run_id is None else _listening.get(self._run_id)
-        if listeners is None:
+        run_id = self._run_id if self._run_id is not None else self._run_id_on_chunk()
+        listeners = None if run_id is None else _listening.get(run_id)
+        if run_id is None or listeners is None:
             return
         for handler in list(listeners.handlers):
             if self.receipt is not None:
                 handler.hear(self.receipt)
-            if self._run_id is not None:
-                handler.forget(self._run_id)
+            handler.forget(run_id)
+
+    def _run_id_on_chunk(self) -> UUID | None:
+        if self._chunk is None or not self._chunk.message.id:
+            return None
+        try:
+            return UUID(self._chunk.message.id[-_UUID_LENGTH:])
+        except ValueError:
+            return None
 
 
 class _Listeners:

@@ -360,8 +360,8 @@ class ChatOpenGradient(BaseChatModel):
                     for delta in stream:
                         if not delta.is_empty:
                             chunk = to_chunk(delta)
+                            report.watch(chunk)
                             yield chunk
-                            report.notice(chunk)
             completion = stream.completion
             call.check_answer(completion)
             yield self._terminal_chunk(call, completion, report, kwargs)
@@ -388,8 +388,8 @@ class ChatOpenGradient(BaseChatModel):
                     async for delta in stream:
                         if not delta.is_empty:
                             chunk = to_chunk(delta)
+                            report.watch(chunk)
                             yield chunk
-                            report.notice(chunk)
             completion = stream.completion
             call.check_answer(completion)
             yield self._terminal_chunk(call, completion, report, kwargs)

@@ -14,6 +14,8 @@ from opengradient_x402.ledger import Ledger
 from opengradient_x402.networks import load_network
 from opengradient_x402.payments import Payments
 from opengradient_x402.policy import SpendPolicy
+from opengradient_x402.receipts import SettlementReceipt
+from opengradient_x402.reconciler import Reconciler
 from opengradient_x402.signer import LocalSigner
 
 MODEL = "openai/gpt-5"
@@ -76,7 +78,9 @@ class Payer:
     """A wallet of its own, its ledger, and the models that spend from it."""
 
     def __init__(self, devnet: Devnet, directory: Path) -> None:
+        self._devnet = devnet
         self.account = devnet.account(opg="10", approved=True)
+        self._opg_atomic = devnet.chain.token_balance(self.account.address)
         self.network = load_network(f"{devnet.gateway_url}/network")
         self.ledger = Ledger(f"sqlite:///{directory / 'payer.sqlite'}")
         self.payments = Payments(network=self.network, signer=LocalSigner(self.account.private_key), ledger=self.ledger)
@@ -88,10 +92,15 @@ class Payer:
         self._made.append(made)
         return made
 
-    def receipts(self) -> dict[str, Any]:
+    def receipts(self) -> dict[str, SettlementReceipt]:
         """The receipts in the ledger, by call id: the truth that handlers are compared with."""
-        self.ledger.flush()
-        return {receipt.call_id: receipt for receipt in self.ledger.receipts()}
+        return {receipt.call_id: receipt for receipt in self.ledger.receipts().result()}
+
+    def settle(self) -> int:
+        """Have the gateway settle everything, bring the ledger up to date; what the wallet lost meanwhile."""
+        self._devnet.close_sessions()
+        Reconciler(self.network, self.ledger).reconcile()
+        return self._opg_atomic - self._devnet.chain.token_balance(self.account.address)
 
     def close(self) -> None:
         for made in self._made:

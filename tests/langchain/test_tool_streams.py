@@ -1,0 +1,112 @@
+"""Tool calls in every dialect that gateways stream: sync, async, streamed and whole give the same calls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import reduce
+from operator import add
+from pathlib import Path
+
+import pytest
+from langchain_core.messages import AIMessage
+from langchain_core.tools import tool
+
+from opengradient_devnet import Devnet
+from opengradient_devnet.faults import StreamStyle
+from opengradient_devnet.models import ToolCallStyle
+
+from .conftest import BETA, Payer
+
+pytestmark = pytest.mark.filterwarnings(BETA)
+
+
+@pytest.fixture(scope="module")
+def dialects() -> Iterator[Devnet]:
+    with Devnet() as net:
+        yield net
+
+
+@pytest.fixture
+def payer(dialects: Devnet, tmp_path: Path) -> Iterator[Payer]:
+    one = Payer(dialects, tmp_path)
+    yield one
+    dialects.faults.clear()
+    one.close()
+
+
+@tool
+def multiply(a: int, b: int) -> int:
+    """Multiply two integers."""
+    return a * b
+
+
+@tool
+def weather(city: str) -> str:
+    """Get the weather in a city."""
+    return f"sunny in {city}"
+
+
+QUESTION = "Multiply 3 and 4, and get the weather in Paris."
+
+
+def calls(message: AIMessage) -> list[tuple]:
+    assert all(one["id"] for one in message.tool_calls)
+    return [(one["name"], one["args"]) for one in message.tool_calls]
+
+
+@pytest.mark.parametrize("style", list(ToolCallStyle))
+@pytest.mark.parametrize("as_message", [False, True], ids=["delta", "message"])
+async def test_every_dialect_gives_the_same_calls_sync_and_async(payer: Payer, style, as_message):
+    payer._devnet.faults.inject(StreamStyle(tool_calls=style, as_message=as_message), times=None)
+    model = payer.model().bind_tools([multiply, weather])
+    whole = await model.ainvoke(QUESTION)
+    sync_sum = reduce(add, model.stream(QUESTION))
+    async_sum = reduce(add, [chunk async for chunk in model.astream(QUESTION)])
+    v3 = await (await model.astream_events(QUESTION, version="v3")).output
+    expected = calls(whole)
+    assert {name for name, _ in expected} == {"multiply", "weather"}
+    assert calls(sync_sum) == calls(async_sum) == calls(v3) == expected
+    assert sync_sum.text == async_sum.text == whole.text
+    assert sync_sum.additional_kwargs == async_sum.additional_kwargs
+    assert [b["type"] for b in sync_sum.content_blocks] == [b["type"] for b in whole.content_blocks]
+
+
+async def test_broken_arguments_are_invalid_calls_on_every_way(payer: Payer):
+    payer._devnet.faults.inject(StreamStyle(broken_arguments=True), times=None)
+    model = payer.model().bind_tools([multiply], tool_choice="any")
+    v3 = await (await model.astream_events("Multiply 3 and 4", version="v3")).output
+    assert [block["type"] for block in v3.content_blocks] == ["invalid_tool_call"]
+    for message in (
+        model.invoke("Multiply 3 and 4"),
+        reduce(add, model.stream("Multiply 3 and 4")),
+        reduce(add, [chunk async for chunk in model.astream("Multiply 3 and 4")]),
+    ):
+        assert message.tool_calls == []
+        assert [bad["name"] for bad in message.invalid_tool_calls] == ["multiply"]
+
+
+async def test_a_malformed_call_in_structured_output_is_an_error_and_not_none(payer: Payer):
+    from langchain_core.exceptions import OutputParserException
+    from pydantic import BaseModel
+
+    class Pair(BaseModel):
+        """A pair."""
+
+        a: int
+        b: int
+
+    payer._devnet.faults.inject(StreamStyle(broken_arguments=True), times=None)
+    model = payer.model().with_structured_output(Pair, method="function_calling")
+    with pytest.raises(OutputParserException):
+        model.invoke("The pair of 3 and 4")
+    with pytest.raises(OutputParserException):
+        list(model.stream("The pair of 3 and 4"))
+
+
+async def test_version_1_streams_merge_each_call_with_itself(payer: Payer):
+    payer._devnet.faults.inject(StreamStyle(tool_calls=ToolCallStyle.INTERLEAVED), times=None)
+    model = payer.model(output_version="v1").bind_tools([multiply, weather])
+    total = reduce(add, model.stream(QUESTION))
+    found = [block for block in total.content if block["type"] == "tool_call"]
+    assert [(block["name"], block["args"]) for block in found] == calls(total)
+    assert len(found) == 2
