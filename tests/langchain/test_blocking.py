@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from blockbuster import BlockBuster, BlockingError, blockbuster_ctx
 
 from langchain_opengradient import ChatOpenGradient, get_settlement_callback
 from opengradient_devnet import Devnet
+from opengradient_x402.settings import Settings
 
 from .surfaces import agent, graph
 
@@ -40,6 +42,10 @@ async def test_a_first_call_and_all_later_ones_leave_the_loop_free(devnet: Devne
         runnable, given = graph(model)
         await runnable.ainvoke(given)
     assert settlements.calls == 7 + 4 + 2
-    with pytest.raises(BlockingError):
-        model.invoke("The guard is awake: a sync call on the loop is seen.")
     await model.aclose()
+
+
+async def test_the_guard_is_awake(strict_loop: BlockBuster, tmp_path: Path):
+    await asyncio.to_thread((tmp_path / ".env").write_text, "OG_NETWORK=base")
+    with pytest.raises(BlockingError):
+        Settings.load(dotenv_path=tmp_path / ".env")
