@@ -38,8 +38,8 @@ from opengradient_devnet.sessions import NonceInUse, Payment, SessionBook, Sessi
 
 SESSION_HEADER = "X-Upto-Session"
 DEAD_SESSION_BODY = b'{"error": "Session expired or exhausted"}'
-# x402 reason codes that a gateway gives on its own; all others come from the facilitator.
-NONCE_IN_USE = "permit2_nonce_already_used"
+# The facilitator's own code for an authorization that is being settled already.
+DUPLICATE = "duplicate_settlement"
 
 HeaderList = list[tuple[str, str]]
 
@@ -193,7 +193,7 @@ class Door:
                 return SessionAdmission(self._sessions.open(payment, route=route), faults=self._faults)
             self._reserve(payment)
         except NonceInUse:
-            return self.refuse(request, error=NONCE_IN_USE)
+            return self.refuse(request, error=DUPLICATE)
         return DirectAdmission(payment, door=self)
 
     def refuse(self, request: Request, *, error: str = "Payment required") -> Refusal:

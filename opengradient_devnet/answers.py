@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from opengradient_devnet.models import Chunk, ModelError
+from opengradient_devnet.pricing import PriceList
 from opengradient_devnet.transcript import Transcript
 
 DONE = b"data: [DONE]\n\n"
@@ -48,6 +49,29 @@ def provider_error_fields(failure: ModelError) -> dict[str, Any]:
         "source": "provider",
         "provider_status": failure.provider_status,
         "retryable": failure.is_retryable,
+    }
+
+
+def models_page(prices: PriceList) -> dict[str, Any]:
+    """The price list as OpenAI's list of models; prices are decimal strings, USD per million tokens."""
+    return {
+        "object": "list",
+        "opg_price_usd": str(prices.opg_usd),
+        "data": [
+            {
+                "id": price.name,
+                "object": "model",
+                "created": 0,
+                "owned_by": price.provider,
+                "context_length": price.context_tokens,
+                "max_output_tokens": price.max_output_tokens,
+                "pricing": {
+                    "input_usd_per_mtok": str(price.input_usd_per_mtok),
+                    "output_usd_per_mtok": str(price.output_usd_per_mtok),
+                },
+            }
+            for price in prices.models.values()
+        ],
     }
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from types import FrameType
@@ -76,25 +78,26 @@ def serve(
     ] = False,
 ) -> None:
     """Run an OpenGradient-like network on this machine: chain, facilitator, paid gateway, model."""
-    stop = threading.Event()
-    _stop_on_signals(stop)
     parent = ParentWatch() if exit_with_parent else None
     engine_name: Literal["pyevm", "anvil"] = "anvil" if engine is Engine.ANVIL else "pyevm"
     try:
-        with Devnet(
-            chain_id=chain_id,
-            engine=engine_name,
-            upstream=upstream,
-            idle_timeout_s=idle_timeout,
-            network_file=network_file or default_network_file(),
-            port=port,
-            sessions=sessions,
-            unsafe_live_chain_id=unsafe_live_chain_id,
-            prices=prices,
-            schemes=scheme or [Scheme.UPTO],
-            pace_s=pace,
-            fault_route=fault_route,
-        ) as net:
+        with (
+            _stop_signals() as stop,
+            Devnet(
+                chain_id=chain_id,
+                engine=engine_name,
+                upstream=upstream,
+                idle_timeout_s=idle_timeout,
+                network_file=network_file or default_network_file(),
+                port=port,
+                sessions=sessions,
+                unsafe_live_chain_id=unsafe_live_chain_id,
+                prices=prices,
+                schemes=scheme or [Scheme.UPTO],
+                pace_s=pace,
+                fault_route=fault_route,
+            ) as net,
+        ):
             typer.echo(announcement(net, chain_id=chain_id))
             while not stop.wait(_LOOK_EVERY_S):
                 if parent is not None and parent.is_gone():
@@ -126,13 +129,23 @@ def _summary(net: Devnet) -> str:
     return f"{len(settled)} settlements of {total} wei OPG, {failed} failed; {len(net.batches)} data batches."
 
 
-def _stop_on_signals(stop: threading.Event) -> None:
-    # Installed before the devnet starts: an interrupt in the middle of starting must not leave threads behind.
+@contextmanager
+def _stop_signals() -> Iterator[threading.Event]:
+    """An event that SIGINT and SIGTERM set, from before the devnet starts until after it has ended.
+
+    An interrupt must not break off starting or closing: threads and unsettled sessions would stay behind.
+    """
+    stop = threading.Event()
+
     def handle(_number: int, _frame: FrameType | None) -> None:
         stop.set()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, handle)
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def main() -> None:

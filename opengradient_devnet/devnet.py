@@ -46,6 +46,7 @@ from opengradient_devnet.public import PublicRoutes
 from opengradient_devnet.registry import register_gateway
 from opengradient_devnet.rpc import rpc_app
 from opengradient_devnet.server import ServerThread, Site, listen
+from opengradient_devnet.service import ModelService
 from opengradient_devnet.sessions import SessionBook, SettlementRecord
 from opengradient_devnet.tee import CanonicalStyle, Enclave
 from opengradient_devnet.unpaid import unpaid_app
@@ -106,7 +107,7 @@ class Devnet:
             )
         self._chain_id = chain_id
         self._engine = engine
-        self._upstream = upstream
+        self._model = open_model(upstream) if isinstance(upstream, str) else upstream
         self._idle_timeout_s = idle_timeout_s
         self._port = port
         self._has_sessions = sessions
@@ -163,7 +164,7 @@ class Devnet:
         cleanup.callback(self._data_settler.flush)
         cleanup.callback(self._sessions.close, wait_s=0)
         cleanup.callback(housekeeper.stop)
-        model = open_model(self._upstream) if isinstance(self._upstream, str) else self._upstream
+        model = self._model
         certificate = make_certificate()
         http, https, unpaid = (
             cleanup.enter_context(listen(port=port, scheme=scheme))
@@ -197,15 +198,20 @@ class Devnet:
                 records=self._sessions,
                 faults=self.faults,
             ),
-            model=model,
+            service=ModelService(
+                model=model,
+                prices=self._prices,
+                enclave=enclave,
+                data_settler=self._data_settler,
+                faults=self.faults,
+                quotes_costs=self._quotes_costs,
+                on_work=housekeeper.wake,
+            ),
             prices=self._prices,
             enclave=enclave,
-            data_settler=self._data_settler,
             operator_address=operator.address,
             faults=self.faults,
-            quotes_costs=self._quotes_costs,
             pace_s=self._pace_s,
-            on_work=housekeeper.wake,
         )
         public = PublicRoutes(
             chain=self.chain,

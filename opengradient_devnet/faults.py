@@ -4,7 +4,8 @@ Each fault is a small value; `Faults` holds those that are armed, and the gatewa
 concerns them at the point where it strikes. A fault strikes `times` times (None: until cleared), after skipping
 the first `skip` occasions. `parse_fault` reads the JSON of the `POST /faults` control route.
 
-It does not know how a fault is carried out: that is written where the right behaviour is.
+It does not know how a fault is carried out: that is written where the right behaviour is. It is long because it
+is a catalogue.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from opengradient_devnet.gateway import models_page
+from opengradient_devnet.answers import models_page
 from opengradient_devnet.models import Chunk, Model, ModelError
 from opengradient_devnet.pricing import PriceList
 

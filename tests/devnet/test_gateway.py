@@ -454,7 +454,7 @@ def test_second_signature_over_a_nonce_in_use_is_refused(net):
         second = payer.chat(payment=payer.payment(challenge, nonce=7, deadline_s=int(time.time()) + 290))
 
     assert (first.status_code, second.status_code) == (200, 402)
-    assert "payment-required" in second.headers
+    assert decode(second.headers["payment-required"])["error"] == "duplicate_settlement"
 
 
 def test_a_hundred_parallel_requests_with_one_payment_are_one_session(net):
