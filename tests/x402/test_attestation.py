@@ -1,0 +1,113 @@
+"""Enclave proofs: those of a real gateway hold, and nothing else does."""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+
+from opengradient_x402.attestation import TeeProof, Verdict, check_completion, check_proof, is_signed_by
+from opengradient_x402.completions import StreamAccumulator, parse_completion
+from opengradient_x402.sse import DONE, EventDecoder
+
+VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "gateway_responses.json").read_text())
+CAPTURED = VECTORS["responses"]
+KEY = serialization.load_pem_public_key(VECTORS["signing_key"]["public_key"].encode()).public_bytes(
+    serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+)
+
+
+def completion_of(response):
+    if not response["request"].get("stream"):
+        return parse_completion(json.loads(response["body"]))
+    accumulator = StreamAccumulator()
+    for payload in EventDecoder().feed(response["body"].encode()):
+        if payload != DONE:
+            accumulator.feed(json.loads(payload))
+    return accumulator.finish()
+
+
+@pytest.mark.parametrize("response", CAPTURED, ids=lambda r: r["name"])
+def test_every_captured_response_of_a_real_gateway_verifies(response):
+    completion = completion_of(response)
+    verdict = check_completion(
+        completion, request=response["request"], public_key_der=KEY, now_s=completion.raw["tee_timestamp"]
+    )
+    assert verdict is Verdict.VERIFIED
+
+
+@pytest.mark.parametrize("response", CAPTURED, ids=lambda r: r["name"])
+def test_any_bit_flip_in_the_signature_is_found(response):
+    proof = TeeProof.from_fields(completion_of(response).raw)
+    for position in range(0, len(proof.signature) * 8, 97):
+        flipped = bytearray(proof.signature)
+        flipped[position // 8] ^= 1 << position % 8
+        assert not is_signed_by(replace(proof, signature=bytes(flipped)), KEY)
+    assert not is_signed_by(replace(proof, timestamp_s=proof.timestamp_s + 1), KEY)
+
+
+@pytest.mark.parametrize("response", CAPTURED, ids=lambda r: r["name"])
+def test_another_request_or_another_answer_is_found(response):
+    completion = completion_of(response)
+    request = response["request"]
+
+    def verdict(**changes):
+        return check_completion(
+            changes.get("completion", completion), request=changes.get("request", request), public_key_der=KEY
+        )
+
+    for change in (
+        {"model": "gpt-5-mini"},
+        {"temperature": 0.7},
+        {"messages": [{"role": "user", "content": "Something else"}]},
+        {"max_tokens": 51},
+        {"web_search": True},
+    ):
+        assert verdict(request={**request, **change}) is Verdict.OTHER_REQUEST, change
+    calls = tuple(replace(call, arguments='{"symbol": "BTC"}') for call in completion.tool_calls)
+    tampered = replace(completion, served_text=completion.served_text + ".", tool_calls=calls)
+    assert verdict(completion=tampered) is Verdict.OTHER_OUTPUT
+
+
+def test_a_proof_of_another_enclave_is_found():
+    from cryptography.hazmat.primitives.asymmetric import rsa
+
+    other = (
+        rsa.generate_private_key(65537, 2048)
+        .public_key()
+        .public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    )
+    response = CAPTURED[0]
+    assert (
+        check_completion(completion_of(response), request=response["request"], public_key_der=other)
+        is Verdict.WRONG_KEY
+    )
+
+
+def test_a_replayed_proof_is_stale_and_a_missing_or_mangled_one_is_said_so():
+    response = CAPTURED[0]
+    completion = completion_of(response)
+    ask = {"request": response["request"], "public_key_der": KEY}
+    late = completion.raw["tee_timestamp"] + 3600
+    assert check_completion(completion, **ask, now_s=late) is Verdict.STALE
+    assert check_completion(replace(completion, raw={}), **ask) is Verdict.ABSENT
+    mangled = replace(completion, raw={**completion.raw, "tee_signature": "***"})
+    assert check_completion(mangled, **ask) is Verdict.MALFORMED
+    assert check_completion(completion, request=ask["request"], public_key_der=None) is Verdict.UNKNOWN_KEY
+
+
+def test_a_key_that_is_no_key_verifies_nothing():
+    proof = TeeProof.from_fields(completion_of(CAPTURED[0]).raw)
+    garbage = b"not a key"
+    from opengradient_x402.attestation import tee_id
+
+    claimed = replace(proof, tee_id=tee_id(garbage))
+    assert (
+        check_proof(claimed, public_key_der=garbage, request={}, text="", tool_calls=(), finish_reason="stop")
+        is Verdict.WRONG_SIGNATURE
+    )
+    assert base64.b64encode(proof.signature)
