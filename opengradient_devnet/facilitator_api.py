@@ -72,6 +72,8 @@ def data_settlement_json(settlement: DataSettlement) -> dict[str, Any]:
             "createdAt": now,
             "updatedAt": now,
             "settlementType": settlement.settlement_type,
+            # OpenGradient's middleware (og-x402) puts this one into X-Settlement-Tx-Hash.
+            "txHash": settlement.transaction or None,
             "result": {"transactionHash": settlement.transaction} if settlement.transaction else None,
             "error": settlement.reason,
         }

@@ -1,0 +1,56 @@
+"""A service behind the official x402 middleware is paid by our client; the devnet is its facilitator."""
+
+from __future__ import annotations
+
+import pytest
+from support.payers import PROMPT, client_for, opg_balance, payments_for
+
+from opengradient_devnet.accounts import new_account
+from opengradient_x402.policy import SpendPolicy
+from opengradient_x402.receipts import ReceiptStatus
+from opengradient_x402.reconciler import Reconciler
+
+OPG = 10**18
+CAP = OPG // 20
+COST = 1_234_567_890_123_457
+
+
+@pytest.mark.parametrize(
+    ("scheme", "method", "approved", "taken"),
+    [
+        ("upto", "permit2", True, COST),
+        ("exact", "permit2", True, CAP),
+        ("exact", "eip3009", False, CAP),
+    ],
+)
+def test_our_client_pays_the_official_middleware_call_by_call(
+    official, scripts, devnet, tmp_path, scheme, method, approved, taken
+):
+    account, payee = devnet.account(opg="1", approved=approved), new_account().address
+    task = {
+        "facilitator_url": devnet.network["facilitator_url"],
+        "network": devnet.network["network"],
+        "asset": devnet.network["asset"]["address"],
+        "pay_to": payee,
+        "scheme": scheme,
+        "method": method,
+        "cap_atomic": str(CAP),
+        "cost_atomic": str(COST),
+    }
+    with (
+        official.serve(scripts / "official_gateway.py", task) as gateway,
+        payments_for(devnet, account, tmp_path / "ledger.sqlite", policy=SpendPolicy(payees=[payee])) as payments,
+        client_for(payments, base_url=gateway["url"]) as client,
+    ):
+        completions = [client.chat(PROMPT) for _ in range(2)]
+        assert [completion.content for completion in completions] == ["Paid."] * 2
+        assert opg_balance(devnet, payee) == 2 * taken
+        assert opg_balance(devnet, account.address) == OPG - 2 * taken
+        Reconciler(payments.network, payments.ledger).reconcile()
+        receipts = payments.ledger.receipts().result()
+    assert [receipt.settled_atomic for receipt in receipts] == [taken] * 2
+    assert {receipt.status for receipt in receipts} == {ReceiptStatus.SETTLED}
+    # What the middleware said about the payment is what the chain says.
+    claimed = {completion.receipt.claimed_payment_tx_hash for completion in completions}
+    assert claimed == {receipt.payment_tx_hash for receipt in receipts}
+    assert len(claimed) == 2
