@@ -5,7 +5,6 @@ It does not know payments, proofs or sessions; any bearer token, or none, will d
 
 from __future__ import annotations
 
-import json
 import time
 import uuid
 from collections.abc import AsyncGenerator
@@ -13,10 +12,11 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from opengradient_devnet.answers import models_page
+from opengradient_devnet.answers import DONE, event, models_page
+from opengradient_devnet.event_stream import EventKind, EventStream, StreamEvent
 from opengradient_devnet.models import Chunk, Model, ModelError
 from opengradient_devnet.pricing import PriceList
 
@@ -42,7 +42,7 @@ def unpaid_app(model: Model, *, prices: PriceList) -> Starlette:
         head["object"] = "chat.completion.chunk"
         wants_usage = bool((content.get("stream_options") or {}).get("include_usage"))
         events = _events(first, chunks, head=head, wants_usage=wants_usage)
-        return StreamingResponse(events, media_type="text/event-stream")
+        return EventStream(events, headers=[], on_end=chunks.aclose)
 
     async def models(_request: Request) -> Response:
         return JSONResponse(models_page(prices))
@@ -61,19 +61,16 @@ async def _events(
     *,
     head: dict[str, Any],
     wants_usage: bool,
-) -> AsyncGenerator[str, None]:
-    try:
-        usage = None
-        while chunk is not None:
-            usage = chunk.usage or usage
-            yield _event({**head, "choices": [chunk.choice()]})
-            chunk = await anext(chunks, None)
-        if wants_usage:
-            yield _event({**head, "choices": [], "usage": usage})
-        yield "data: [DONE]\n\n"
-    finally:
-        await chunks.aclose()
+) -> AsyncGenerator[StreamEvent, None]:
+    usage = None
+    while chunk is not None:
+        usage = chunk.usage or usage
+        yield _event(EventKind.DELTA, {**head, "choices": [chunk.choice()]})
+        chunk = await anext(chunks, None)
+    if wants_usage:
+        yield _event(EventKind.FINAL, {**head, "choices": [], "usage": usage})
+    yield StreamEvent(kind=EventKind.DONE, data=DONE)
 
 
-def _event(content: dict[str, Any]) -> str:
-    return f"data: {json.dumps(content)}\n\n"
+def _event(kind: EventKind, content: dict[str, Any]) -> StreamEvent:
+    return StreamEvent(kind=kind, data=event(content))
