@@ -1,0 +1,54 @@
+"""OpenGradient for LlamaIndex: verifiable LLMs, paid per call over x402, with a receipt for each call.
+
+Knows the framework's vocabulary; wallets, payments and the wire are `opengradient_x402`'s. Names are imported at
+first use, so that `llama_index_opengradient.testing` works with any LLM and without the payment stack.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llama_index_opengradient.events import ReceiptEvent, SettlementEvent, SettlementUpdateEvent
+    from llama_index_opengradient.handlers import SettlementCallbackHandler, SettlementLedgerHandler
+    from llama_index_opengradient.llm import OpenGradient
+    from opengradient_x402.policy import SpendPolicy
+    from opengradient_x402.receipts import SettlementReceipt
+    from opengradient_x402.settlement import SettlementMode
+
+__all__ = [
+    "OpenGradient",
+    "ReceiptEvent",
+    "SettlementCallbackHandler",
+    "SettlementEvent",
+    "SettlementLedgerHandler",
+    "SettlementMode",
+    "SettlementReceipt",
+    "SettlementUpdateEvent",
+    "SpendPolicy",
+]
+
+_HOMES = {
+    "OpenGradient": "llama_index_opengradient.llm",
+    "ReceiptEvent": "llama_index_opengradient.events",
+    "SettlementCallbackHandler": "llama_index_opengradient.handlers",
+    "SettlementEvent": "llama_index_opengradient.events",
+    "SettlementLedgerHandler": "llama_index_opengradient.handlers",
+    "SettlementMode": "opengradient_x402.settlement",
+    "SettlementReceipt": "opengradient_x402.receipts",
+    "SettlementUpdateEvent": "llama_index_opengradient.events",
+    "SpendPolicy": "opengradient_x402.policy",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """PEP 562: the public names, imported when first asked for."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_HOMES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

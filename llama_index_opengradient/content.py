@@ -1,0 +1,157 @@
+"""Content blocks -> the content parts of the chat-completions wire.
+
+Text, images, audio, documents, citable content and citations are converted; what the wire has no form for is
+refused with an error that names the block and the way out. Nothing is dropped silently.
+
+Knows blocks, one at a time. Does not know roles (`messages` does) or payments. Reads a file when a block
+names a path; a URL is passed on, never fetched here: the gateway does that, and a blocking download inside
+an async call would stop the loop.
+"""
+
+from __future__ import annotations
+
+import base64
+import mimetypes
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+from llama_index.core.base.llms.types import (
+    AudioBlock,
+    CitableBlock,
+    CitationBlock,
+    DocumentBlock,
+    ImageBlock,
+    TextBlock,
+)
+
+_AUDIO_FORMATS: Final = {"wav": "wav", "x-wav": "wav", "wave": "wav", "mp3": "mp3", "mpeg": "mp3"}
+_TEXT_TYPES: Final = frozenset({"application/json", "application/xml", "application/yaml", "application/x-yaml"})
+
+Part = dict[str, Any]
+
+
+def content_parts(block: Any) -> list[Part]:
+    """The wire's content parts for one block. Raises ValueError for a block that the wire cannot carry."""
+    match block:
+        case TextBlock():
+            return [_text(block.text)]
+        case ImageBlock():
+            return [_image(block)]
+        case AudioBlock():
+            return [_audio(block)]
+        case DocumentBlock():
+            return [_document(block)]
+        case CitableBlock():
+            return [
+                _text(f"[{block.title}]({block.source})"),
+                *(part for inner in block.content for part in content_parts(inner)),
+            ]
+        case CitationBlock():
+            return [*content_parts(block.cited_content), _text(f"[{block.title}]({block.source})")]
+        case _:
+            return refuse(block, "there is no form for it on the chat-completions wire")
+
+
+def is_media(part: Part) -> bool:
+    """Whether only a user message may carry this part."""
+    return bool(part["type"] != "text")
+
+
+def refuse(block: Any, reason: str) -> NoReturn:
+    """Raise the error for a block that cannot be sent."""
+    kind = getattr(block, "block_type", type(block).__name__)
+    raise ValueError(
+        f"A content block of type {kind!r} cannot be sent: {reason}. Nothing was paid. "
+        "Remove the block, or convert it to text or images."
+    )
+
+
+def _text(text: str) -> Part:
+    return {"type": "text", "text": text}
+
+
+def _image(block: ImageBlock) -> Part:
+    if block.url is not None:
+        url = str(block.url)
+    else:
+        data = _bytes(block, block.image, block.path)
+        mimetype = block.image_mimetype or _mimetype_of(block.path)
+        if not mimetype:
+            refuse(block, "its image type is unknown; set `image_mimetype`")
+        url = _data_url(mimetype, data)
+    image_url: dict[str, Any] = {"url": url}
+    if block.detail:
+        image_url["detail"] = block.detail
+    return {"type": "image_url", "image_url": image_url}
+
+
+def _audio(block: AudioBlock) -> Part:
+    encoded: str | None = None
+    mimetype = ""
+    if block.url is not None:
+        mimetype, encoded = _split_data_url(str(block.url))
+        if encoded is None:
+            refuse(block, "the wire takes audio as data, not by URL; download it and pass `audio=` or `path=`")
+    if encoded is None:
+        encoded = base64.b64encode(_bytes(block, block.audio, block.path)).decode()
+        mimetype = _mimetype_of(block.path) or ""
+    kind = _AUDIO_FORMATS.get((block.format or mimetype.rpartition("/")[2]).lower())
+    if kind is None:
+        refuse(block, f"its format {block.format!r} is not wav or mp3; convert it, or set `format`")
+    return {"type": "input_audio", "input_audio": {"data": encoded, "format": kind}}
+
+
+def _document(block: DocumentBlock) -> Part:
+    mimetype = block.document_mimetype or _mimetype_of(block.path) or ""
+    title = block.title or "document"
+    if block.url is not None:
+        url_mimetype, encoded = _split_data_url(block.url)
+        if encoded is None:
+            refuse(block, "the wire takes documents as data, not by URL; download it and pass `data=` or `path=`")
+        data, mimetype = base64.b64decode(encoded), mimetype or url_mimetype
+    else:
+        data = _bytes(block, block.data, block.path)
+    if mimetype == "application/pdf" or (not mimetype and data.startswith(b"%PDF-")):
+        return {"type": "file", "file": {"filename": title, "file_data": _data_url("application/pdf", data)}}
+    if mimetype.startswith("text/") or mimetype in _TEXT_TYPES or not mimetype:
+        return _text(f"{title}\n\n{_decoded(block, data)}")
+    refuse(block, f"documents of type {mimetype} are not understood; only PDF and text are")
+
+
+def _decoded(block: DocumentBlock, data: bytes) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        refuse(block, "its type is unknown and it is not UTF-8 text; set `document_mimetype`")
+
+
+def _bytes(block: Any, data: Any, path: Any) -> bytes:
+    """The block's own bytes. Blocks hold theirs as base64, because their validators encode what they are given."""
+    if isinstance(data, bytes):
+        raw = base64.b64decode(data)
+    elif data is not None:
+        data.seek(0)
+        raw = data.read()
+    elif path is not None:
+        raw = Path(path).read_bytes()
+    else:
+        raw = b""
+    if not raw:
+        refuse(block, "it is empty")
+    return raw
+
+
+def _data_url(mimetype: str, data: bytes) -> str:
+    return f"data:{mimetype};base64,{base64.b64encode(data).decode()}"
+
+
+def _split_data_url(url: str) -> tuple[str, str | None]:
+    """Mimetype and base64 text of a data URL; (…, None) for any other URL."""
+    head, found, encoded = url.partition(";base64,")
+    if not found or not head.startswith("data:"):
+        return "", None
+    return head.removeprefix("data:"), encoded
+
+
+def _mimetype_of(path: Any) -> str | None:
+    return mimetypes.guess_type(str(path))[0] if path is not None else None

@@ -1,0 +1,99 @@
+"""Receipts as LlamaIndex events.
+
+`SettlementEvent` is dispatched once per paid call, as soon as its payment is known: for a stream that is when
+it opens, so a stream that nobody reads to its end is heard of all the same. What is learned later about the
+same call (its end, tokens, cost) follows as `SettlementUpdateEvent` with the same call id.
+
+Both are dispatched inside the model's own call and in its context, so the active span and the tags of the
+surrounding run (`llamaindex.run_id`) are theirs: engines and agents drop `ChatResponse.raw`, events they cannot
+drop. Does not know the gateway client beyond the receipts that it reports.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+from llama_index_instrumentation import get_dispatcher
+from llama_index_instrumentation.base import BaseEvent
+
+from opengradient_x402.receipts import SettlementReceipt
+
+_logger = logging.getLogger(__name__)
+
+RUN_ID_TAG: Final = "llamaindex.run_id"
+"""The tag under which llama-index-workflows names the run of an agent or workflow."""
+
+DISPATCHER_NAME: Final = "llama_index_opengradient"
+
+
+class ReceiptEvent(BaseEvent):
+    """What both events share; listen to this type to hear of every state of every receipt."""
+
+    receipt: SettlementReceipt
+
+    @classmethod
+    def class_name(cls) -> str:
+        return "ReceiptEvent"
+
+    @property
+    def run_id(self) -> str | None:
+        """The run of the agent or workflow that made the call; None for a call outside of one."""
+        run_id: str | None = self.tags.get(RUN_ID_TAG)
+        return run_id
+
+    def model_dump(self, **kwargs: Any) -> dict[str, Any]:
+        """Plain data, with the receipt in its JSON form."""
+        data = super().model_dump(**kwargs)
+        data["receipt"] = self.receipt.to_json()
+        return data
+
+
+class SettlementEvent(ReceiptEvent):
+    """A call was paid for: dispatched exactly once for each call."""
+
+    @classmethod
+    def class_name(cls) -> str:
+        return "SettlementEvent"
+
+
+class SettlementUpdateEvent(ReceiptEvent):
+    """More is known of a call that a `SettlementEvent` told of: its receipt replaces the one told before."""
+
+    @classmethod
+    def class_name(cls) -> str:
+        return "SettlementUpdateEvent"
+
+
+class ReceiptReporter:
+    """Tells everybody who listens of the receipts of one call. Made when the call starts, in its context.
+
+    The context is kept because a call may end elsewhere: an abandoned stream is closed by whoever drops it, in
+    another task or thread, where other tags and spans are active.
+    """
+
+    def __init__(self, listeners: Iterable[Callable[[SettlementReceipt], None]] = ()) -> None:
+        self._context = contextvars.copy_context()
+        self._listeners = tuple(listeners)
+        self._told: SettlementReceipt | None = None
+
+    def __call__(self, receipt: SettlementReceipt | None) -> None:
+        """Tell of a receipt, unless there is none or this very state of it was told. Never raises.
+
+        Money has moved when this is called, so a listener's fault must not turn a paid answer into an error.
+        """
+        if receipt is None or receipt == self._told:
+            return
+        event_type = SettlementEvent if self._told is None else SettlementUpdateEvent
+        self._told = receipt
+        self._context.run(self._tell, event_type, receipt)
+
+    def _tell(self, event_type: type[ReceiptEvent], receipt: SettlementReceipt) -> None:
+        get_dispatcher(DISPATCHER_NAME).event(event_type(receipt=receipt))  # swallows what its handlers raise
+        for listener in self._listeners:
+            try:
+                listener(receipt)
+            except Exception:
+                _logger.exception("A settlement listener failed for call %s; the call goes on", receipt.call_id)

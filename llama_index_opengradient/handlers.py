@@ -1,0 +1,155 @@
+"""Handlers that keep the receipts of everything that was paid for.
+
+`SettlementLedgerHandler` listens to the event dispatcher and sorts receipts by run; it is the one to use.
+`SettlementCallbackHandler` does the same for code that still works with the legacy `CallbackManager`.
+
+Both are views for programs: the ledger (`opengradient_x402.ledger`) is the durable record, and the chain is
+the truth. Neither raises into the call that it hears of.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+
+from llama_index.core.bridge.pydantic import PrivateAttr
+from llama_index.core.callbacks.base_handler import BaseCallbackHandler
+from llama_index.core.callbacks.schema import CBEventType
+from llama_index_instrumentation import get_dispatcher
+from llama_index_instrumentation.base import BaseEvent
+from llama_index_instrumentation.event_handlers import BaseEventHandler
+
+from llama_index_opengradient.events import ReceiptEvent
+from opengradient_x402.receipts import SettlementReceipt
+
+
+class _Receipts:
+    """Receipts by call id, each in its latest state, in the order in which the calls were first heard of."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._latest: dict[str, SettlementReceipt] = {}
+        self._run_of: dict[str, str | None] = {}
+
+    def put(self, receipt: SettlementReceipt, run_id: str | None) -> None:
+        with self._lock:
+            self._latest[receipt.call_id] = receipt
+            self._run_of.setdefault(receipt.call_id, run_id)
+
+    def all(self) -> tuple[SettlementReceipt, ...]:
+        with self._lock:
+            return tuple(self._latest.values())
+
+    def by_run(self) -> dict[str | None, tuple[SettlementReceipt, ...]]:
+        with self._lock:
+            runs: dict[str | None, tuple[SettlementReceipt, ...]] = {}
+            for call_id, receipt in self._latest.items():
+                run_id = self._run_of[call_id]
+                runs[run_id] = (*runs.get(run_id, ()), receipt)
+            return runs
+
+    def clear(self) -> None:
+        with self._lock:
+            self._latest.clear()
+            self._run_of.clear()
+
+
+class SettlementLedgerHandler(BaseEventHandler):
+    """Keeps the receipts that the dispatcher tells of, once per call, sorted by the run that made the call.
+
+    Attach it with `get_dispatcher().add_event_handler(handler)`, or for a while with `with handler.listening():`.
+    Safe to share between threads, tasks and models.
+    """
+
+    _receipts: _Receipts = PrivateAttr(default_factory=_Receipts)
+
+    @classmethod
+    def class_name(cls) -> str:
+        return "SettlementLedgerHandler"
+
+    def handle(self, event: BaseEvent, **kwargs: Any) -> None:  # noqa: ARG002 - core's signature
+        """Takes settlement events, ignores all others."""
+        if isinstance(event, ReceiptEvent):
+            self._receipts.put(event.receipt, event.run_id)
+
+    @property
+    def receipts(self) -> tuple[SettlementReceipt, ...]:
+        """One receipt per paid call, in its latest known state, oldest call first."""
+        return self._receipts.all()
+
+    @property
+    def runs(self) -> dict[str | None, tuple[SettlementReceipt, ...]]:
+        """The same receipts by run id; None holds the calls that no agent or workflow made."""
+        return self._receipts.by_run()
+
+    def receipts_of(self, run_id: str) -> tuple[SettlementReceipt, ...]:
+        """The receipts of one run; `handler.run_id` of a running agent or workflow is its id."""
+        return self.runs.get(run_id, ())
+
+    def clear(self) -> None:
+        """Forget what was heard. The ledger keeps it."""
+        self._receipts.clear()
+
+    @contextmanager
+    def listening(self, dispatcher_name: str = "root") -> Generator[SettlementLedgerHandler, None, None]:
+        """Hear a dispatcher's events inside the `with` block only."""
+        dispatcher = get_dispatcher(dispatcher_name)
+        dispatcher.add_event_handler(self)
+        try:
+            yield self
+        finally:
+            # by identity: handlers are pydantic models, and two fresh ones are equal
+            dispatcher.event_handlers = [handler for handler in dispatcher.event_handlers if handler is not self]
+
+
+class SettlementCallbackHandler(BaseCallbackHandler):
+    """Keeps receipts for code that uses the legacy `CallbackManager`, once per call.
+
+    The model reports to it directly, so errors, cancelled calls and abandoned streams are heard of as well,
+    for which a callback's payload has no receipt.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(event_starts_to_ignore=[], event_ends_to_ignore=[])
+        self._receipts = _Receipts()
+
+    @property
+    def receipts(self) -> tuple[SettlementReceipt, ...]:
+        """One receipt per paid call, in its latest known state, oldest call first."""
+        return self._receipts.all()
+
+    def on_settlement(self, receipt: SettlementReceipt) -> None:
+        """Called by the model with each receipt, and again when more is known of it. Override to be told."""
+        self._receipts.put(receipt, None)
+
+    def clear(self) -> None:
+        """Forget what was heard. The ledger keeps it."""
+        self._receipts.clear()
+
+    def on_event_start(
+        self,
+        event_type: CBEventType,  # noqa: ARG002 - core's signature
+        payload: dict[str, Any] | None = None,  # noqa: ARG002
+        event_id: str = "",
+        parent_id: str = "",  # noqa: ARG002
+        **kwargs: Any,  # noqa: ARG002
+    ) -> str:
+        """Nothing is paid when an event starts."""
+        return event_id
+
+    def on_event_end(
+        self,
+        event_type: CBEventType,
+        payload: dict[str, Any] | None = None,
+        event_id: str = "",
+        **kwargs: Any,
+    ) -> None:
+        """Receipts come through `on_settlement`."""
+
+    def start_trace(self, trace_id: str | None = None) -> None:
+        """Traces are not kept."""
+
+    def end_trace(self, trace_id: str | None = None, trace_map: dict[str, list[str]] | None = None) -> None:
+        """Traces are not kept."""

@@ -1,0 +1,187 @@
+"""The configuration of a paid model: its fields, what it says of itself, and how it travels.
+
+`PaidModel` holds what is the same whatever is asked: model and sampling, wallet, network, limits; metadata; the
+clients that it opens at first use; pickling, copying, dumping. It does not know messages or responses, and makes
+no call: `llm` does.
+"""
+
+from __future__ import annotations
+
+import threading
+from copy import deepcopy
+from typing import Any, Self
+
+from llama_index.core.base.llms.types import LLMMetadata
+from llama_index.core.bridge.pydantic import Field, PrivateAttr, field_serializer, field_validator
+from llama_index.core.llms.function_calling import FunctionCallingLLM
+from pydantic import BaseModel, SecretStr
+
+from llama_index_opengradient.clients import Clients
+from opengradient_x402.ledger import Ledger
+from opengradient_x402.models import find_model
+from opengradient_x402.networks import Network
+from opengradient_x402.payments import Payments
+from opengradient_x402.policy import SpendPolicy
+from opengradient_x402.settlement import SettlementMode
+
+
+class PaidModel(FunctionCallingLLM):
+    """Fields and identity of an `OpenGradient` model; abstract, since it cannot be called.
+
+    Nothing is opened, read or checked before the first call. Keys never leave through a dump, a pickle, a repr
+    or a trace.
+    """
+
+    model: str = Field(description="The model's name, as in `openai/gpt-5`.")
+    temperature: float | None = Field(default=None, description="Sampling temperature; None leaves it to the model.")
+    max_tokens: int | None = Field(default=None, gt=0, description="The most tokens that an answer may have.")
+    stop: list[str] | None = Field(default=None, description="Texts at which an answer ends.")
+    web_search: bool = Field(default=False, description="Whether the model may search the web, where it can.")
+    additional_kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="Further members of every request's body, e.g. `reasoning_effort`."
+    )
+
+    private_key: SecretStr | None = Field(
+        default=None, exclude=True, repr=False, description="The payer's key; None reads OG_PRIVATE_KEY."
+    )
+    network: Any = Field(
+        default=None, description="A preset's name, a network file's path or URL, or a Network; None reads OG_NETWORK."
+    )
+    base_url: str | None = Field(default=None, description="The gateway; None takes the network's own.")
+    settlement_mode: SettlementMode | None = Field(
+        default=None, description="What goes on chain about the data; None reads OG_SETTLEMENT_MODE (batch)."
+    )
+    spend_policy: SpendPolicy | None = Field(default=None, description="Limits on payments; None is the safe default.")
+    ledger: Any = Field(default=None, description="A Ledger, its URL or path; None reads OG_LEDGER_URL.")
+    payments: Any = Field(
+        default=None, exclude=True, repr=False, description="An open Payments to share; replaces the four above."
+    )
+
+    timeout: float = Field(default=120.0, gt=0, description="Seconds that one call may take.")
+    max_retries: int = Field(default=2, ge=0, description="Repetitions of a request for which nothing was signed.")
+    context_window: int | None = Field(default=None, gt=0, description="Overrides the catalog's context window.")
+    is_function_calling_model: bool | None = Field(default=None, description="Overrides the catalog.")
+
+    _clients: Clients | None = PrivateAttr(default=None)
+    _clients_lock: threading.Lock = PrivateAttr(default_factory=threading.Lock)
+
+    # -- what the model is
+
+    @field_validator("settlement_mode", mode="before")
+    @classmethod
+    def _parse_settlement_mode(cls, mode: Any) -> SettlementMode | None:
+        return None if mode is None else SettlementMode.parse(mode)
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _listed_stop(cls, stop: Any) -> Any:
+        return [stop] if isinstance(stop, str) else stop
+
+    @field_serializer("network")
+    def _dump_network(self, network: Any) -> str | None:
+        if network is None:
+            return None
+        return network.name if isinstance(network, Network) else str(network)
+
+    @field_serializer("ledger")
+    def _dump_ledger(self, ledger: Any) -> str | None:
+        """The ledger's URL, unless it holds a password: then whoever loads the model names the ledger again."""
+        url = ledger.url if isinstance(ledger, Ledger) else ledger
+        return None if url is None or "@" in str(url) else str(url)
+
+    @classmethod
+    def class_name(cls) -> str:
+        return "OpenGradient"
+
+    @property
+    def metadata(self) -> LLMMetadata:
+        """What is known of the model. Pure: an unknown name gives cautious defaults, never an error."""
+        info = find_model(self.model)
+        known: dict[str, Any] = {}
+        if window := self.context_window or (info.context_tokens if info else None):
+            known["context_window"] = window
+        if limit := self.max_tokens or (info.max_output_tokens if info else None):
+            known["num_output"] = limit
+        calls_tools = self.is_function_calling_model
+        if calls_tools is None:
+            calls_tools = info.supports_tools if info else True
+        return LLMMetadata(**known, is_chat_model=True, is_function_calling_model=calls_tools, model_name=self.model)
+
+    def to_payload(self) -> dict[str, Any]:
+        """What tracing sees of the model: no key, no wallet, no network."""
+        payload = super().to_payload()
+        payload["model"] = self.model
+        payload["temperature"] = self.temperature
+        return payload
+
+    # -- clients
+
+    def _open_clients(self) -> Clients:
+        with self._clients_lock:
+            if self._clients is None:
+                self._clients = Clients(
+                    self._open_payments,
+                    is_owner=self.payments is None,
+                    options=self._client_options(),
+                )
+            return self._clients
+
+    def _client_options(self) -> dict[str, Any]:
+        options: dict[str, Any] = {
+            "base_url": self.base_url,
+            "timeout_s": self.timeout,
+            "max_retries": self.max_retries,
+            "settlement_mode": self.settlement_mode,
+        }
+        return {name: value for name, value in options.items() if value is not None}
+
+    def _open_payments(self) -> Payments:
+        if self.payments is not None:
+            shared: Payments = self.payments
+            return shared
+        return Payments.open(
+            network=self.network, private_key=self.private_key, policy=self.spend_policy, ledger=self.ledger
+        )
+
+    def close(self) -> None:
+        """Close what sync calls opened. The model can be used again: it opens anew."""
+        with self._clients_lock:
+            clients, self._clients = self._clients, None
+        if clients is not None:
+            clients.close()
+
+    async def aclose(self) -> None:
+        """Close what sync calls and the running loop's calls opened."""
+        with self._clients_lock:
+            clients, self._clients = self._clients, None
+        if clients is not None:
+            await clients.aclose()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but secrets, live objects and handlers: whoever unpickles reads OG_PRIVATE_KEY again.
+
+        The limits and the ledger travel along, so that a worker spends within the same budget.
+        """
+        state = BaseModel.__getstate__(self)
+        live: Payments | None = self.payments
+        values = {**state["__dict__"], "private_key": None, "payments": None}
+        if live is not None:
+            values.update(network=live.network, spend_policy=live.policy, ledger=live.ledger)
+        if isinstance(values["ledger"], Ledger):
+            values["ledger"] = values["ledger"].url
+        for name in ("callback_manager", "rate_limiter"):
+            values.pop(name, None)
+        return {**state, "__dict__": values, "__pydantic_private__": None}
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        """A copy with fields of its own, which pays from the same payments: one wallet, one budget, one set of
+        sessions. Handlers are shared as well, or nobody would hear what the copy pays."""
+        copied = self.model_copy(
+            update={
+                "additional_kwargs": deepcopy(self.additional_kwargs, memo),
+                "stop": list(self.stop) if self.stop is not None else None,
+            }
+        )
+        copied._clients_lock = threading.Lock()
+        copied._clients = Clients(self._open_clients().payments, is_owner=False, options=self._client_options())
+        return copied

@@ -1,0 +1,164 @@
+"""Completions and stream deltas -> LlamaIndex responses.
+
+`chat_response` turns a whole `Completion` into a `ChatResponse`; `ChatStream` does so piece by piece, sans-I/O:
+each chunk holds the message so far and what is new, and the last one holds the whole message, the usage and
+the receipt, because agents keep nothing but the last chunk.
+
+The receipt goes into `raw["x402"]` and `additional_kwargs["x402"]` of the response, never into the message:
+messages are stored in memories and find their way into prompts.
+
+Does not know HTTP, events, or how a receipt comes about.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llama_index.core.base.llms.types import (
+    ChatMessage,
+    ChatResponse,
+    CompletionResponse,
+    ContentBlock,
+    ImageBlock,
+    MessageRole,
+    TextBlock,
+    ThinkingBlock,
+    ToolCallBlock,
+)
+
+from llama_index_opengradient.tools import mirror, parse_arguments
+from opengradient_x402.completions import Completion, Delta, ToolCall, ToolCallDelta
+
+
+def chat_response(completion: Completion, *, delta: str | None = None) -> ChatResponse:
+    """The response for a whole answer; `delta` is given when it ends a stream."""
+    text = completion.content or completion.refusal
+    calls = [_call_block(call) for call in completion.tool_calls]
+    images: list[ContentBlock] = [ImageBlock(url=url) for url in completion.images]
+    message = _message(text, completion.reasoning, calls, images)
+    raw = {
+        "id": completion.id,
+        "model": completion.model,
+        "created": completion.created,
+        "choices": [{"index": 0, "message": _wire_message(completion), "finish_reason": completion.finish_reason}],
+        "usage": _usage(completion),
+    }
+    extra: dict[str, Any] = dict(_token_counts(completion))
+    if completion.refusal:
+        extra["refusal"] = completion.refusal
+    if completion.receipt is not None:
+        raw["x402"] = completion.receipt.to_json()
+        extra["x402"] = completion.receipt.to_json()
+    return ChatResponse(message=message, raw=raw, delta=delta, additional_kwargs=extra)
+
+
+def completion_response(response: ChatResponse) -> CompletionResponse:
+    """The same answer in the vocabulary of text completion."""
+    return CompletionResponse(
+        text=response.message.content or "",
+        delta=response.delta,
+        raw=response.raw,
+        additional_kwargs=dict(response.additional_kwargs),
+    )
+
+
+class ChatStream:
+    """One streamed answer: `feed` each delta, then `finish` with the whole completion."""
+
+    def __init__(self) -> None:
+        self._text = ""
+        self._reasoning = ""
+        self._calls: list[ToolCallBlock] = []
+
+    def feed(self, delta: Delta) -> ChatResponse | None:
+        """The chunk for one delta; None when the delta has nothing to show."""
+        if delta.is_empty:
+            return None
+        self._text += delta.content
+        self._reasoning += delta.reasoning
+        for part in delta.tool_calls:
+            self._extend_call(part)
+        return ChatResponse(
+            message=_message(self._text, self._reasoning, self._calls, []),
+            delta=delta.content,
+            raw={"choices": [{"index": 0, "delta": {"content": delta.content}, "finish_reason": None}]},
+            additional_kwargs={"thinking_delta": delta.reasoning} if delta.reasoning else {},
+        )
+
+    def finish(self, completion: Completion) -> ChatResponse:
+        """The last chunk. Its delta is what no chunk has shown yet, so that the deltas add up to the text."""
+        response = chat_response(completion)
+        response.delta = (response.message.content or "")[len(self._text) :]
+        return response
+
+    def _extend_call(self, part: ToolCallDelta) -> None:
+        while part.index >= len(self._calls):
+            self._calls.append(ToolCallBlock(tool_call_id="", tool_name="", tool_kwargs=""))
+        # blocks of earlier chunks belong to whoever got them: a new state is a new block
+        known = self._calls[part.index]
+        self._calls[part.index] = ToolCallBlock(
+            tool_call_id=known.tool_call_id or part.id or "",
+            tool_name=known.tool_name or part.name or "",
+            tool_kwargs=f"{known.tool_kwargs}{part.arguments}",
+        )
+
+
+def _message(text: str, reasoning: str, calls: list[ToolCallBlock], images: list[ContentBlock]) -> ChatMessage:
+    blocks: list[ContentBlock] = []
+    if reasoning:
+        blocks.append(ThinkingBlock(content=reasoning))
+    if text or not (calls or images):
+        blocks.append(TextBlock(text=text))
+    blocks += images
+    blocks += calls
+    if not calls:
+        return ChatMessage(role=MessageRole.ASSISTANT, blocks=blocks)
+    return ChatMessage(role=MessageRole.ASSISTANT, blocks=blocks, additional_kwargs={"tool_calls": mirror(calls)})
+
+
+def _call_block(call: ToolCall) -> ToolCallBlock:
+    return ToolCallBlock(tool_call_id=call.id, tool_name=call.name, tool_kwargs=parse_arguments(call.arguments))
+
+
+def _wire_message(completion: Completion) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": completion.content}
+    if completion.reasoning:
+        message["reasoning_content"] = completion.reasoning
+    if completion.refusal:
+        message["refusal"] = completion.refusal
+    if completion.tool_calls:
+        message["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in completion.tool_calls
+        ]
+    return message
+
+
+def _token_counts(completion: Completion) -> dict[str, int]:
+    usage = completion.usage
+    if usage is None:
+        return {}
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.total_tokens,
+    }
+
+
+def _usage(completion: Completion) -> dict[str, Any] | None:
+    """Usage in the wire's form, which `TokenCountingHandler` and tracing handlers read."""
+    usage = completion.usage
+    if usage is None:
+        return None
+    return {
+        **_token_counts(completion),
+        "prompt_tokens_details": {
+            "cached_tokens": usage.cached_tokens,
+            "cache_creation_tokens": usage.cache_creation_tokens,
+            "audio_tokens": usage.audio_input_tokens,
+        },
+        "completion_tokens_details": {
+            "reasoning_tokens": usage.reasoning_tokens,
+            "audio_tokens": usage.audio_output_tokens,
+        },
+    }

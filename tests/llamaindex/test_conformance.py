@@ -1,0 +1,67 @@
+"""The reusable suite, in full, for `OpenGradient`: every call is paid for on the devnet.
+
+The scripted server stands behind a second devnet, as its upstream: what it says reaches the model through a paid
+gateway, chunk by chunk. A relay in front of that gateway sees when the model hangs up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from llama_index_opengradient import OpenGradient
+from llama_index_opengradient.testing import FunctionCallingLLMTests, ScriptedServer
+from opengradient_devnet import Account, Devnet
+from tests.llamaindex.relay import Relay
+
+
+class TestOpenGradient(FunctionCallingLLMTests):
+    net: Devnet
+    payer: Account
+    relay: Relay | None = None
+
+    @pytest.fixture(autouse=True)
+    def _pay_on_the_devnet(self, devnet: Devnet, payer: Account) -> None:
+        self.net, self.payer = devnet, payer
+
+    @property
+    def llm_class(self) -> type[OpenGradient]:
+        return OpenGradient
+
+    @property
+    def llm_params(self) -> dict[str, Any]:
+        return {
+            "model": "openai/gpt-5",
+            "private_key": self.payer.private_key,
+            "network": f"{self.net.gateway_url}/network",
+        }
+
+    @property
+    def params_missing_from_pickle(self) -> dict[str, Any]:
+        return {"private_key": self.payer.private_key}
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def payer(cls, devnet: Devnet) -> Account:
+        return devnet.account(opg="100", approved=True)
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def scripted_net(cls, scripted_server: ScriptedServer) -> Iterator[tuple[Devnet, Account]]:
+        with Devnet(upstream=f"openai:{scripted_server.url}") as net:
+            yield net, net.account(opg="100", approved=True)
+
+    @pytest.fixture
+    def scripted_llm(self, scripted_net: tuple[Devnet, Account], script: ScriptedServer) -> Iterator[OpenGradient]:
+        self.net, self.payer = scripted_net
+        with Relay(self.net.gateway_url) as self.relay:
+            llm = self.make_llm(base_url=self.relay.url)
+            yield llm
+            llm.close()
+
+    def call_was_dropped(self, script: ScriptedServer) -> bool:
+        """Gateways finish and charge a call that is not a stream: only the relay sees that nobody waits for it."""
+        script.release()
+        return self.relay is not None and self.relay.client_hung_up()
