@@ -236,7 +236,7 @@ def test_every_listed_model_is_served_and_priced(devnet, payer):
 
 
 def test_first_event_arrives_while_the_model_still_thinks():
-    with Devnet(pace_s=0.15) as net, payer_of(net) as payer:
+    with Devnet(pace_s=0.1) as net, payer_of(net) as payer:
         headers = {"payment-signature": payer.payment()}
         begun = time.monotonic()
         body = chat_body(stream=True)
@@ -248,8 +248,8 @@ def test_first_event_arrives_while_the_model_still_thinks():
             last_s = time.monotonic() - begun
 
     assert rest[-1] == "data: [DONE]"
-    assert last_s > first_s + 0.15 * 5
-    assert first_s < 0.15 * 3
+    assert len(rest) > 8
+    assert first_s < last_s / 2
 
 
 # --- errors after payment ---------------------------------------------------------------------------------
