@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import httpx
 
 from opengradient_x402 import wire_json
+from opengradient_x402.attestation import Verdict, VerifyTee
 from opengradient_x402.call_receipts import Answer
 from opengradient_x402.calls import EXTENSION, Call
 from opengradient_x402.completions import (
@@ -28,11 +29,13 @@ from opengradient_x402.completions import (
     parse_usage,
     stop_sequences,
 )
+from opengradient_x402.enclave_keys import Checked, ProofCheck
 from opengradient_x402.errors import (
     GatewayError,
     GatewayUnreachable,
     NotPaid,
     OpenGradientError,
+    ProofRejected,
     ResponseInvalid,
     StreamInterrupted,
 )
@@ -41,6 +44,7 @@ from opengradient_x402.payments import Payments
 from opengradient_x402.receipts import SettlementReceipt
 from opengradient_x402.settlement import SettlementMode
 from opengradient_x402.sse import DONE, EventDecoder, EventTooLarge
+from opengradient_x402.steps import Ask, Collect, Pause, Steps
 
 CHAT_PATH = "/v1/chat/completions"
 DEFAULT_MAX_TOKENS = 4096
@@ -61,40 +65,6 @@ class Options:
     settlement_mode: SettlementMode
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """Send this through the paying transport and give back the response, body unread."""
-
-    request: httpx.Request
-
-
-@dataclass(frozen=True, slots=True)
-class Collect:
-    """Feed the body to `take`, piece by piece, then close the response."""
-
-    response: httpx.Response
-    take: Callable[[bytes], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Pause:
-    """Wait this long before the next attempt."""
-
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Fetch:
-    """Send this past the payment (it asks for public data) and give back the response, body read."""
-
-    request: httpx.Request
-
-
-T = TypeVar("T")
-Effect = Ask | Collect | Pause | Fetch
-Steps = Generator[Effect, Any, T]
-
-
 class Exchange:
     """A single logical call. Drive `chat`; or drive `open_stream`, then feed `take_chunk`, then `finish_stream`."""
 
@@ -108,8 +78,10 @@ class Exchange:
         options: Options,
         headers: Mapping[str, str] | None = None,
         on_receipt: ReceiptListener | None = None,
+        proof_check: ProofCheck | None = None,
     ) -> None:
         self._payments = payments
+        self._proof_check = proof_check
         self._options = options
         self._on_receipt = on_receipt
         self._is_stream = is_stream
@@ -121,7 +93,10 @@ class Exchange:
         )
         self._stop = stop_sequences(body.get("stop"))
         self._max_tokens = body.get("max_tokens") or body.get("max_completion_tokens")
-        self._content = wire_json.dumps({**body, "model": wire_model, **({"stream": True} if is_stream else {})})
+        request = {**body, "model": wire_model, **({"stream": True} if is_stream else {})}
+        if proof_check is not None:
+            proof_check.request = request
+        self._content = wire_json.dumps(request)
         self._headers = {
             "content-type": "application/json",
             "accept": "text/event-stream" if is_stream else "application/json",
@@ -290,11 +265,31 @@ class Exchange:
     # -- ending
 
     def _ended_well(self, completion: Completion) -> Completion:
-        self.end("ok", answer=self._answer(completion.raw))
+        checked = None if self._proof_check is None else self._proof_check.check(completion)
+        if checked is not None and checked.verdict is not Verdict.VERIFIED:
+            self._unproven(completion, checked)
+        self.end("ok", answer=self._answer(completion.raw, checked))
         return replace(completion, receipt=self.call.receipt, model=completion.model or self.call.model)
 
-    def _answer(self, raw: Mapping[str, Any]) -> Answer:
-        return Answer(model=self.call.model, usage=parse_usage(raw.get("usage")), raw=raw)
+    def _unproven(self, completion: Completion, checked: Checked) -> None:
+        """Withholds the answer when proofs are required, and says so in the log otherwise."""
+        if self._proof_check is not None and self._proof_check.mode is VerifyTee.REQUIRE:
+            self.end("failed", error="ProofRejected", answer=self._answer(completion.raw, checked))
+            raise ProofRejected(
+                f"The answer to call {self.call.id} is withheld: {checked.verdict.sentence}. The call was served and "
+                "will be charged; the receipt says how much, and is evidence against the gateway. Use another "
+                'gateway, or `verify_tee="warn"` to see such answers.',
+                call_id=self.call.id,
+            )
+        _log.warning("Call %s: %s. The answer was passed on.", self.call.id, checked.verdict.sentence)
+
+    def _answer(self, raw: Mapping[str, Any], checked: Checked | None = None) -> Answer:
+        return Answer(
+            model=self.call.model,
+            usage=parse_usage(raw.get("usage")),
+            raw=raw,
+            tee_verified=None if checked is None else str(checked),
+        )
 
     def end(self, outcome: str, *, error: str | None = None, answer: Answer | None = None) -> None:
         """Ends the call, once: the receipt is recorded, and reported to who listens."""

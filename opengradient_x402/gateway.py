@@ -18,24 +18,16 @@ from typing import Any, Self, TypedDict, Unpack, assert_never
 
 import httpx
 
+from opengradient_x402.attestation import VerifyTee
 from opengradient_x402.completions import Completion, Delta
 from opengradient_x402.driving import drive, drive_async
-from opengradient_x402.exchange import (
-    CHAT_PATH,
-    Ask,
-    Collect,
-    Effect,
-    Exchange,
-    Fetch,
-    Options,
-    Pause,
-    ReceiptListener,
-    Steps,
-)
+from opengradient_x402.enclave_keys import EnclaveKeys, ProofCheck
+from opengradient_x402.exchange import CHAT_PATH, Exchange, Options, ReceiptListener
 from opengradient_x402.model_directory import ModelDirectory
 from opengradient_x402.payments import Payments
 from opengradient_x402.receipts import SettlementReceipt
 from opengradient_x402.settlement import SettlementMode
+from opengradient_x402.steps import Ask, Collect, Effect, Fetch, Pause, Steps
 from opengradient_x402.transport import AsyncX402Transport, X402Transport
 
 _LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=4.0)
@@ -62,6 +54,7 @@ class _Client:
         timeout_s: float = 120.0,
         max_retries: int = 2,
         settlement_mode: SettlementMode | str = SettlementMode.BATCH,
+        verify_tee: VerifyTee | str = VerifyTee.OFF,
     ) -> None:
         self.payments = payments
         self.base_url = _normalized(base_url or payments.network.gateway_url)
@@ -73,6 +66,8 @@ class _Client:
             settlement_mode=SettlementMode.parse(settlement_mode),
         )
         self._models = ModelDirectory(self.base_url)
+        self._verify_tee = VerifyTee(verify_tee)
+        self._enclave_keys = EnclaveKeys(self.base_url)
 
     def _chat(self, body: Mapping[str, Any], **call: Unpack[CallOptions]) -> Steps[Completion]:
         exchange = yield from self._exchange(body, is_stream=False, **call)
@@ -100,6 +95,18 @@ class _Client:
             options=options,
             headers=call.get("headers"),
             on_receipt=call.get("on_receipt"),
+            proof_check=(yield from self._proof_check()),
+        )
+
+    def _proof_check(self) -> Steps[ProofCheck | None]:
+        if self._verify_tee is VerifyTee.OFF:
+            return None
+        key, source = yield from self._enclave_keys.current()
+        return ProofCheck(
+            mode=self._verify_tee,
+            public_key_der=key,
+            key_source=source,
+            on_wrong_key=self._enclave_keys.forget,
         )
 
     def _tls(self) -> ssl.SSLContext:
@@ -116,7 +123,7 @@ class GatewayClient(_Client):
         self, payments: Payments, *, http_transport: httpx.BaseTransport | None = None, **options: Any
     ) -> None:
         """`http_transport` is what the paying transport wraps; `options` are those of the class above:
-        `base_url`, `timeout_s`, `max_retries`, `settlement_mode`."""
+        `base_url`, `timeout_s`, `max_retries`, `settlement_mode`, `verify_tee`."""
         super().__init__(payments, **options)
         self._wire = http_transport or httpx.HTTPTransport(verify=self._tls(), limits=_LIMITS)
         self._owns_wire = http_transport is None
@@ -227,7 +234,7 @@ class AsyncGatewayClient(_Client):
         self, payments: Payments, *, http_transport: httpx.AsyncBaseTransport | None = None, **options: Any
     ) -> None:
         """`http_transport` is what the paying transport wraps; `options` are those of the class above:
-        `base_url`, `timeout_s`, `max_retries`, `settlement_mode`."""
+        `base_url`, `timeout_s`, `max_retries`, `settlement_mode`, `verify_tee`."""
         super().__init__(payments, **options)
         self._given = http_transport
         self._lines: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Line] = weakref.WeakKeyDictionary()

@@ -12,8 +12,8 @@ import httpx
 
 from opengradient_x402 import wire_json
 from opengradient_x402.errors import UnknownModel
-from opengradient_x402.exchange import Fetch, Steps
 from opengradient_x402.models import find_model, wire_name
+from opengradient_x402.steps import Fetch, Steps
 
 _TIMEOUT_S = 10.0
 

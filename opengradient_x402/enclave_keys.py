@@ -1,0 +1,91 @@
+"""Which public key an answer must be signed with, and what to do when it is not.
+
+A key from the on-chain registry is evidence; a key that the gateway itself serves (`/signing-key`) shows only
+that answers come from the holder of that key, and is noted as such on the receipt. Sans-I/O.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+from opengradient_x402 import wire_json
+from opengradient_x402.attestation import Verdict, VerifyTee, check_completion
+from opengradient_x402.completions import Completion
+from opengradient_x402.steps import Fetch, Steps
+
+KEY_PATH = "/signing-key"
+_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checked:
+    """The verdict over one answer, and where the key came from: `registry`, `gateway` or `none`."""
+
+    verdict: Verdict
+    key_source: str
+
+    def __str__(self) -> str:
+        return f"{self.verdict.value} (key from the {self.key_source})"
+
+
+@dataclass(slots=True, kw_only=True)
+class ProofCheck:
+    """The check of one call: the key that is trusted for it, and the request as sent."""
+
+    mode: VerifyTee
+    public_key_der: bytes | None
+    key_source: str
+    on_wrong_key: Callable[[], None]
+    request: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    def check(self, completion: Completion) -> Checked:
+        """The verdict over the whole answer."""
+        verdict = check_completion(
+            completion, request=self.request, public_key_der=self.public_key_der, now_s=int(time.time())
+        )
+        if verdict is Verdict.WRONG_KEY:
+            self.on_wrong_key()  # the gateway may have a new enclave: the next call looks
+        return Checked(verdict=verdict, key_source=self.key_source)
+
+
+class EnclaveKeys:
+    """The key of the gateway at one address, asked for once. Thread-safe: the worst race asks twice."""
+
+    def __init__(self, base_url: str) -> None:
+        self._base_url = base_url
+        self._served: bytes | None = None
+
+    def current(self, *, registered: bytes | None = None) -> Steps[tuple[bytes | None, str]]:
+        """The key to check with (DER), and its source. A registered key needs no request."""
+        if registered is not None:
+            return registered, "registry"
+        if self._served is None:
+            timeouts = dict.fromkeys(("connect", "read", "write", "pool"), _TIMEOUT_S)
+            request = httpx.Request("GET", self._base_url + KEY_PATH, extensions={"timeout": timeouts})
+            try:
+                self._served = _key_in((yield Fetch(request)))
+            except httpx.TransportError:
+                return None, "none"
+        return self._served, "gateway" if self._served is not None else "none"
+
+    def forget(self) -> None:
+        """The next call asks again: an answer was signed by another enclave than the one we know."""
+        self._served = None
+
+
+def _key_in(response: httpx.Response) -> bytes | None:
+    from cryptography.hazmat.primitives import serialization
+
+    if response.status_code != httpx.codes.OK:
+        return None
+    try:
+        pem = wire_json.loads(response.content)["public_key"]
+        key = serialization.load_pem_public_key(str(pem).encode())
+    except (ValueError, KeyError, TypeError):
+        return None
+    return key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)

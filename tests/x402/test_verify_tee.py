@@ -1,0 +1,100 @@
+"""`verify_tee`: good proofs pass, every lie is caught, and `require` fails closed with the receipt."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+from support.payers import PROMPT, async_client_for, client_for, payments_for
+
+from opengradient_devnet import Devnet, faults
+from opengradient_devnet.tee import CanonicalStyle
+from opengradient_x402.errors import ProofRejected
+
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "token_price",
+        "description": "Look up the price of a token",
+        "parameters": {"type": "object", "properties": {"symbol": {"type": "string"}}, "required": ["symbol"]},
+    },
+}
+REQUESTS = {
+    "plain": PROMPT,
+    "temperature, stop and limit": {**PROMPT, "temperature": 0.3, "stop": ["rule"], "max_tokens": 7},
+    "tools": {**PROMPT, "tools": [TOOL], "messages": [{"role": "user", "content": "Look up the price of token 'ETH'"}]},
+    "parts and unicode": {
+        **PROMPT,
+        "messages": [
+            {"role": "developer", "content": "Be brief. é😀"},
+            {"role": "user", "content": [{"type": "text", "text": "What is é?"}]},
+        ],
+    },
+    "json": {**PROMPT, "response_format": {"type": "json_object"}},
+}
+LIES = {
+    "key": "signature does not fit",  # another key under the trusted name
+    "signature": "signature does not fit",
+    "timestamp": "signature does not fit",
+    "stale": "another time",
+    "request_hash": "another request",
+    "output_hash": "another answer",
+    "absent": "no enclave signature",
+}
+
+
+@pytest.fixture(scope="module", params=list(CanonicalStyle), ids=str)
+def net(request):
+    with Devnet(canonical_style=request.param) as network:
+        yield network
+
+
+@pytest.fixture
+def payments(net, tmp_path):
+    net.faults.clear()
+    with payments_for(net, net.account(opg="10", approved=True), tmp_path / "l.sqlite") as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("request_body", REQUESTS.values(), ids=REQUESTS)
+def test_good_proofs_are_accepted_in_both_canonical_styles_with_and_without_streaming(payments, request_body):
+    with client_for(payments, verify_tee="require") as client:
+        assert client.chat(request_body).receipt.tee_verified == "verified (key from the gateway)"
+        stream = client.stream(request_body)
+        list(stream)
+        assert stream.completion.receipt.tee_verified == "verified (key from the gateway)"
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_require_withholds_the_answer_and_hands_over_the_receipt(net, payments, lie):
+    with client_for(payments, verify_tee="require") as client:
+        client.chat(PROMPT)
+        for ask in (lambda: client.chat(PROMPT), lambda: list(client.stream(PROMPT))):
+            net.faults.inject(faults.ForgeProof(part=lie))
+            heard = []
+            with pytest.raises(ProofRejected, match=LIES[lie]) as caught:
+                ask()
+            assert "answers this by rule" not in str(caught.value)
+            heard.append(caught.value.receipt)
+            (receipt,) = heard
+            assert receipt.outcome == "failed"
+            assert not receipt.tee_verified.startswith("verified")
+
+
+def test_warn_passes_the_answer_on_and_marks_the_receipt(net, payments, caplog):
+    with client_for(payments, verify_tee="warn") as client:
+        net.faults.inject(faults.ForgeProof(part="output_hash"))
+        with caplog.at_level(logging.WARNING):
+            completion = client.chat(PROMPT)
+    assert completion.content
+    assert completion.receipt.tee_verified == "other_output (key from the gateway)"
+    assert "another answer" in caplog.text
+
+
+async def test_require_works_async(net, payments):
+    client = async_client_for(payments, verify_tee="require")
+    assert (await client.chat(PROMPT)).content
+    net.faults.inject(faults.ForgeProof(part="request_hash"))
+    with pytest.raises(ProofRejected):
+        await client.chat(PROMPT)
+    await client.aclose()
