@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from langchain_core import exceptions
+from langchain_core.language_models import BaseChatModel
 
 from langchain_opengradient import ChatOpenGradient
 from opengradient_devnet import Devnet
@@ -19,6 +21,9 @@ from opengradient_x402.reconciler import Reconciler
 from opengradient_x402.signer import LocalSigner
 
 MODEL = "openai/gpt-5"
+
+HAS_V3 = hasattr(BaseChatModel, "stream_events")
+"""Whether the installed langchain-core has event streams of version 3."""
 
 BETA = "ignore::langchain_core._api.beta_decorator.LangChainBetaWarning"
 """Core warns that v3 event streams are in beta; that they work is what is tested."""
@@ -36,6 +41,12 @@ def paid_alike(left: Any, right: Any) -> None:
 def pytest_recording_configure(config: Any, vcr: Any) -> None:
     """Lets a cassette tell a paid request from an unpaid one without telling signatures apart."""
     vcr.register_matcher("paid", paid_alike)
+
+
+def core_error(name: str) -> type[Exception]:
+    """Core's typed model error of that name, or what stands for it in a core that is older than it."""
+    found = getattr(exceptions, name, None) or getattr(exceptions, "ModelError", None)
+    return found or exceptions.LangChainException
 
 
 @pytest.fixture(scope="session")

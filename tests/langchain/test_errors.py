@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from langchain_core import exceptions as core
 from langchain_core.runnables import RunnableLambda
 
 from langchain_opengradient import ChatOpenGradient, SettlementCallbackHandler, get_settlement_callback
@@ -41,7 +40,7 @@ from opengradient_x402.errors import (
     UnknownNetwork,
 )
 
-from .conftest import Payer
+from .conftest import Payer, core_error
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +119,7 @@ async def assert_paid_and_heard(payer: Payer, mode: str, fault: object, **kwargs
 async def test_a_failure_after_payment_is_typed_and_not_retryable(opened: Payer, mode, status, body, typed):
     error = await assert_paid_and_heard(opened, mode, AnswerStatus(status=status, body=body))
     assert isinstance(error, GatewayError)
-    assert isinstance(error, getattr(core, typed))
+    assert isinstance(error, core_error(typed))
     assert error.money is MoneyOutcome.PAID
     assert error.status_code == status
 
@@ -139,7 +138,7 @@ async def test_a_garbled_answer_was_paid_all_the_same(opened: Payer, mode):
 async def test_a_stream_without_its_end_is_an_error_and_not_a_short_answer(opened: Payer, mode, fault):
     error = await assert_paid_and_heard(opened, mode, fault)
     assert isinstance(error, StreamInterrupted)
-    assert isinstance(error, core.ModelConnectionError)
+    assert isinstance(error, core_error("ModelConnectionError"))
 
 
 @pytest.mark.parametrize("mode", STREAMS)
@@ -152,7 +151,7 @@ async def test_an_error_inside_a_stream_is_an_error(opened: Payer, mode):
 @pytest.mark.parametrize("mode", MODES)
 async def test_a_time_out_after_payment_keeps_the_receipt(opened: Payer, mode):
     error = await assert_paid_and_heard(opened, mode, HangUp(after_s=1.0), timeout=0.2)
-    assert isinstance(error, core.ModelTimeoutError)
+    assert isinstance(error, core_error("ModelTimeoutError"))
     assert error.money is not MoneyOutcome.NOT_PAID
 
 
@@ -161,7 +160,7 @@ async def test_before_anything_is_signed_an_error_costs_nothing(payer: Payer, mo
     with get_settlement_callback() as active:
         error = await fail(payer.model(base_url="http://127.0.0.1:9", max_retries=0), mode, {})
     assert isinstance(error, GatewayUnreachable)
-    assert isinstance(error, core.ModelConnectionError)
+    assert isinstance(error, core_error("ModelConnectionError"))
     assert error.is_retryable is True
     assert (error.receipt, active.calls, payer.receipts()) == (None, 0, {})
 
@@ -181,7 +180,7 @@ def test_a_bad_key_is_found_on_first_use_and_never_shown(faulty: Devnet):
     model = ChatOpenGradient(model="openai/gpt-5", api_key="not-a-key-5ecret", network=f"{faulty.gateway_url}/network")
     with pytest.raises(InvalidPrivateKey) as caught:
         model.invoke("Hello")
-    assert isinstance(caught.value, core.ModelAuthenticationError)
+    assert isinstance(caught.value, core_error("ModelAuthenticationError"))
     assert "5ecret" not in str(caught.value)
 
 
@@ -253,10 +252,10 @@ def test_a_fallback_after_payment_has_both_receipts(opened: Payer):
 
 def test_an_error_survives_pickle_and_copy_with_all_that_it_carries(opened: Payer):
     opened._devnet.faults.inject(AnswerStatus(status=429))
-    with pytest.raises(core.ModelRateLimitError) as caught:
+    with pytest.raises(core_error("ModelRateLimitError")) as caught:
         opened.model().invoke("Hello")
     for twin in (pickle.loads(pickle.dumps(caught.value)), copy.copy(caught.value)):
-        assert isinstance(twin, core.ModelRateLimitError)
+        assert isinstance(twin, core_error("ModelRateLimitError"))
         assert isinstance(twin, GatewayError)
         assert twin.receipt == caught.value.receipt
         assert str(twin) == str(caught.value)
@@ -273,4 +272,4 @@ def test_an_error_of_the_users_own_code_passes_through(opened: Payer):
 
 def test_every_kind_of_error_is_a_langchain_error_too():
     for kind in ("policy", "ledger", "chain", "proof", "payment", "configuration", "content_filter"):
-        assert isinstance(as_model_error(PaidButFailed("x", kind=kind)), core.ModelError)
+        assert isinstance(as_model_error(PaidButFailed("x", kind=kind)), core_error("ModelError"))

@@ -5,7 +5,7 @@ from typing import Any
 
 import httpx
 import pytest
-from langchain_tests.conftest import base_vcr_config
+from langchain_tests import conftest as suite_conftest
 from langchain_tests.integration_tests import ChatModelIntegrationTests
 from langchain_tests.integration_tests import chat_models as suite
 from vcr import VCR
@@ -16,13 +16,19 @@ from opengradient_x402.payments import Payments
 from .conftest import BETA, paid_alike
 from .media import PDF, PNG, WAV
 
+BASE_VCR_CONFIG: dict[str, Any] = (
+    suite_conftest.base_vcr_config()
+    if hasattr(suite_conftest, "base_vcr_config")
+    else {"record_mode": "once", "allow_playback_repeats": True, "path_transformer": VCR.ensure_suffix(".yaml")}
+)
+
 pytestmark = pytest.mark.filterwarnings(BETA)
 
 
 @pytest.fixture(scope="module")
 def vcr_config(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {
-        **base_vcr_config(),
+        **BASE_VCR_CONFIG,
         "match_on": ["method", "uri", "paid"],
         "cassette_library_dir": str(tmp_path_factory.mktemp("cassettes")),
     }
