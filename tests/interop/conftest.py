@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from support.venvs import Venv, add_this_project, make_venv
 
 _HERE = Path(__file__).parent
@@ -32,6 +33,12 @@ def official() -> Venv:
 def sdk() -> Venv:
     """The OpenGradient SDK."""
     return _environment("sdk")
+
+
+@pytest.fixture(scope="session")
+def newer_fork() -> Venv:
+    """OpenGradient's fork of the x402 SDK, newer than the one that their SDK pins."""
+    return _environment("newer-fork")
 
 
 @pytest.fixture(scope="session")

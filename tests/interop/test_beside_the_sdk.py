@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from support.payers import opg_balance
 
 from opengradient_devnet import Devnet
 from opengradient_devnet.pricing import load_prices
+from support.payers import opg_balance
 
 OPG = 10**18
 BODY = {"model": "openai/gpt-5", "messages": [{"role": "user", "content": "What is x402?"}], "max_tokens": 200}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import httpx
 import pytest
-from support.payers import PROMPT, client_for, opg_balance, payments_for
 
 from opengradient_devnet.accounts import new_account
 from opengradient_devnet.contracts import RELAY
 from opengradient_x402.policy import SpendPolicy
 from opengradient_x402.receipts import ReceiptStatus
 from opengradient_x402.reconciler import Reconciler
+from support.payers import PROMPT, client_for, opg_balance, payments_for
 
 OPG = 10**18
 CAP = OPG // 20
@@ -45,7 +45,7 @@ def task(devnet, payee):
         "asset": devnet.network["asset"]["address"],
         "pay_to": payee,
         "cap_atomic": str(CAP),
-        "cost_atomic": COST,
+        "cost_atomic": str(COST),
     }
 
 
@@ -100,3 +100,25 @@ def test_an_individual_call_through_the_fork_is_written_to_the_relay(sdk, script
     (log,) = written["logs"]
     assert (written["status"], log["address"].lower()) == ("0x1", RELAY.lower())
     assert "0x" + "11" * 32 in log["topics"]
+
+
+def test_our_client_pays_the_forks_newer_middleware_call_by_call(
+    newer_fork, scripts, devnet, task, account, payee, payments
+):
+    with (
+        newer_fork.serve(scripts / "newer_fork_gateway.py", task) as gateway,
+        Recorder() as recorder,
+        client_for(payments, base_url=gateway["url"], http_transport=recorder) as client,
+    ):
+        first = client.chat(PROMPT)
+        with client.stream(PROMPT) as stream:
+            assert "".join(delta.content for delta in stream) == first.content == "Paid call by call."
+        # There is no session to reuse: the second call pays with a signature of its own, unasked.
+        assert recorder.seen == [([], 402), (["PAYMENT-SIGNATURE"], 200), (["PAYMENT-SIGNATURE"], 200)]
+        assert opg_balance(devnet, payee) == 2 * COST
+        assert opg_balance(devnet, account.address) == OPG - 2 * COST
+    Reconciler(payments.network, payments.ledger).reconcile()
+    receipts = payments.ledger.receipts().result()
+    assert [(receipt.status, receipt.settled_atomic) for receipt in receipts] == [(ReceiptStatus.SETTLED, COST)] * 2
+    claimed = {first.receipt.claimed_payment_tx_hash, stream.receipt.claimed_payment_tx_hash}
+    assert claimed == {receipt.payment_tx_hash for receipt in receipts}

@@ -6,10 +6,10 @@ import json
 from decimal import Decimal
 
 import pytest
-from support.payers import PROMPT, opg_balance
 
 from opengradient_devnet import Devnet
 from opengradient_devnet.challenge import Scheme
+from support.payers import PROMPT, opg_balance
 
 OPG = 10**18
 EXACT_PRICE = "0.01"

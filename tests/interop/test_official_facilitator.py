@@ -7,7 +7,6 @@ import json
 
 import httpx
 import pytest
-from support.payers import opg_balance, payments_for
 
 from opengradient_devnet.accounts import new_account
 from opengradient_devnet.challenge import PaymentTerms, Scheme
@@ -15,6 +14,7 @@ from opengradient_x402.policy import SpendPolicy
 from opengradient_x402.receipts import ReceiptStatus
 from opengradient_x402.reconciler import Reconciler
 from opengradient_x402.transport import X402Transport
+from support.payers import opg_balance, payments_for
 
 OPG = 10**18
 ASKED = OPG // 10

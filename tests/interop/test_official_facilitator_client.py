@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from support.payers import opg_balance
 
 from opengradient_devnet.accounts import new_account
 from opengradient_devnet.challenge import PaymentTerms, Scheme
 from opengradient_devnet.contracts import OPG as TOKEN
 from opengradient_devnet.contracts import PERMIT2, contract
+from support.payers import opg_balance
 
 OPG = 10**18
 ASKED = OPG // 10

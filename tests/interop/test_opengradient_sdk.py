@@ -12,12 +12,12 @@ from typing import Any
 
 import httpx
 import pytest
-from support.payers import opg_balance
 
 from opengradient_devnet import Account, Devnet
 from opengradient_devnet.contracts import OPG as TOKEN
 from opengradient_devnet.contracts import PERMIT2, contract
 from opengradient_devnet.pricing import load_prices
+from support.payers import opg_balance
 
 BASE = 8453
 OPG = 10**18

@@ -11,13 +11,14 @@ import time
 
 from flask import Flask, Response, jsonify, request
 from werkzeug.serving import make_server
-from x402 import x402ResourceServerSync
 from x402.http import FacilitatorConfig, HTTPFacilitatorClientSync
 from x402.http.middleware.flask import payment_middleware
 from x402.http.types import PaymentOption, RouteConfig
 from x402.mechanisms.evm.upto import UptoEvmServerScheme
 from x402.schemas import AssetAmount
 from x402.session import SessionStore
+
+from x402 import x402ResourceServerSync
 
 IDLE_S = 1
 TEXT = ["Paid ", "with ", "a session."]
@@ -63,7 +64,7 @@ middleware = payment_middleware(
     {"POST /v1/chat/completions": RouteConfig(accepts=[option], mime_type="application/json")},
     server,
     session_store=SessionStore(),
-    cost_per_request=task["cost_atomic"],
+    cost_per_request=int(task["cost_atomic"]),
     session_idle_timeout=IDLE_S,
 )
 http = make_server("127.0.0.1", 0, app, threaded=True)
