@@ -40,6 +40,8 @@ class Call:
     model: str = ""
     settlement_mode: str = ""
     timeout_s: float | None = None
+    prompt_bytes: int = 0
+    max_tokens: int | None = None
     is_managed: bool = False
     """Whether a client promised to finish the call; otherwise closing the response finishes it."""
     created_at: int = field(default_factory=lambda: int(time.time()))

@@ -97,6 +97,7 @@ class Exchange:
         if proof_check is not None:
             proof_check.request = request
         self._content = wire_json.dumps(request)
+        self.call.prompt_bytes, self.call.max_tokens = len(self._content), self._max_tokens
         self._headers = {
             "content-type": "application/json",
             "accept": "text/event-stream" if is_stream else "application/json",

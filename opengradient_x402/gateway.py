@@ -81,6 +81,8 @@ class _Client:
 
     def _exchange(self, body: Mapping[str, Any], *, is_stream: bool, **call: Unpack[CallOptions]) -> Steps[Exchange]:
         wire_model = yield from self._models.resolve(str(body.get("model") or ""))
+        if self.payments.wants_quote(self.base_url):
+            self.payments.note_quote(self.base_url, (yield from self._models.listing()).opg_price_usd)
         mode, timeout_s = call.get("settlement_mode"), call.get("timeout_s")
         options = self._defaults
         if mode is not None:

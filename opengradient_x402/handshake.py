@@ -29,6 +29,7 @@ from opengradient_x402.errors import (
     GatewayUnreachable,
     PaidButFailed,
     PaymentOutcomeUnknown,
+    PolicyRefused,
 )
 from opengradient_x402.payments import Payments
 from opengradient_x402.sessions import PaidSession, SessionKey, Ticket, Waiting
@@ -118,6 +119,11 @@ def _ride(
     """Send within a live session. None: the gateway no longer knows the session, and did not serve."""
     payments.attach_session(call, session)
     try:
+        payments.check_call(call, session.key, cap_atomic=session.entry.amount_atomic)
+    except PolicyRefused:
+        payments.detach(call)
+        raise
+    try:
         response: httpx.Response = yield Send(_with_header(request, SESSION_HEADER, session.id))
     except _NEVER_LEFT:
         payments.detach(call)
@@ -173,7 +179,10 @@ def _authorize(
     challenge: Challenge, request: httpx.Request, call: Call, payments: Payments, key: SessionKey
 ) -> Generator[Effect, Any, SignedPayment]:
     """Check funds (first time only), reserve the budget durably, then sign."""
+    if (last := payments.recall_price(key, str(request.url))) is not None:
+        payments.recalled_price(key, (yield Wait(last)))
     terms = payments.choose(challenge, key)
+    payments.check_call(call, key, cap_atomic=terms.amount_atomic)
     if (funds := payments.check_funds(terms)) is not None:
         yield Wait(funds)
     if (pin := payments.pin_facilitator(terms, key)) is not None:

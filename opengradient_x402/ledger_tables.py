@@ -180,9 +180,7 @@ class Book:
 
     def _share_out(self, conn: Connection, entry: AuthorizationEntry) -> None:
         rows = conn.execute(
-            sa.select(calls.c.receipt)
-            .where(calls.c.authorization_id == entry.id)
-            .order_by(calls.c.sequence)
+            sa.select(calls.c.receipt).where(calls.c.authorization_id == entry.id).order_by(calls.c.sequence)
         ).all()
         receipts = [SettlementReceipt.from_json(json.loads(row.receipt)) for row in rows]
         shares: Sequence[int | None] = [None] * len(receipts)
@@ -217,6 +215,20 @@ class Book:
         if known is None:
             conn.execute(pins.insert().values(key=key, value=value))
         return known or value
+
+    def last_amount(self, conn: Connection, endpoint: str, payer: str, network: str) -> int | None:
+        amount = conn.execute(
+            sa.select(authorizations.c.amount_atomic)
+            .where(
+                authorizations.c.endpoint == endpoint,
+                authorizations.c.payer == payer,
+                authorizations.c.network == network,
+                authorizations.c.status != "unsent",
+            )
+            .order_by(authorizations.c.sequence.desc())
+            .limit(1)
+        ).scalar_one_or_none()
+        return None if amount is None else int(amount)
 
     def receipts(
         self, conn: Connection, *, since: int, call_ids: list[str] | None, payer: str | None

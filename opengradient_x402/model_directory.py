@@ -7,6 +7,8 @@ gateways answer an unknown model only after they were paid. Sans-I/O; does not k
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
+from typing import Any
 
 import httpx
 
@@ -20,6 +22,14 @@ _TIMEOUT_S = 10.0
 
 class UnlistedModelWarning(UserWarning):
     """A model that neither the catalogue nor the gateway lists could not be checked before paying."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listing:
+    """The names that a gateway serves, and its price of one token of the asset (a claim), if it tells."""
+
+    names: frozenset[str] = frozenset()
+    opg_price_usd: Any = None
 
 
 class ModelDirectory:
@@ -40,7 +50,13 @@ class ModelDirectory:
             raise UnknownModel("No model was named. Nothing was paid. Give one, for example 'openai/gpt-5'.")
         wire = wire_name(name)
         if find_model(name) is None:
-            listed = yield from self._listed(name)
+            listed = (yield from self.listing()).names
+            if not listed:
+                warnings.warn(
+                    f"{self._base_url} does not list its models, so {name!r} could not be checked before paying.",
+                    UnlistedModelWarning,
+                    stacklevel=2,
+                )
             if listed and name in listed:
                 wire = name
             elif listed and wire not in listed:
@@ -51,27 +67,22 @@ class ModelDirectory:
         self._known[name] = wire
         return wire
 
-    def _listed(self, name: str) -> Steps[frozenset[str]]:
+    def listing(self) -> Steps[Listing]:
+        """What the gateway says about its models: one request. Empty when it says nothing."""
         timeouts = dict.fromkeys(("connect", "read", "write", "pool"), _TIMEOUT_S)
+        request = httpx.Request("GET", f"{self._base_url}/v1/models", extensions={"timeout": timeouts})
         try:
-            request = httpx.Request("GET", f"{self._base_url}/v1/models", extensions={"timeout": timeouts})
-            names = _names((yield Fetch(request)))
+            return _listing((yield Fetch(request)))
         except httpx.TransportError:
-            names = frozenset()
-        if not names:
-            warnings.warn(
-                f"{self._base_url} does not list its models, so {name!r} could not be checked before paying.",
-                UnlistedModelWarning,
-                stacklevel=2,
-            )
-        return names
+            return Listing()
 
 
-def _names(response: httpx.Response) -> frozenset[str]:
+def _listing(response: httpx.Response) -> Listing:
     if response.status_code != httpx.codes.OK:
-        return frozenset()
+        return Listing()
     try:
-        entries = wire_json.loads(response.content)["data"]
-        return frozenset(entry["id"] for entry in entries)
-    except (ValueError, KeyError, TypeError):
-        return frozenset()
+        document = wire_json.loads(response.content)
+        names = frozenset(str(entry["id"]) for entry in document["data"])
+        return Listing(names=names, opg_price_usd=document.get("opg_price_usd"))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return Listing()

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from decimal import Decimal
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -30,6 +32,7 @@ from opengradient_x402.errors import (
     PolicyRefused,
 )
 from opengradient_x402.ledger import AuthorizationEntry, Budget, Ledger
+from opengradient_x402.models import find_model, usd_to_atomic
 from opengradient_x402.networks import Network, load_network
 from opengradient_x402.policy import SpendPolicy
 from opengradient_x402.receipts import SettlementReceipt
@@ -42,6 +45,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
+BYTES_PER_TOKEN = 2
+"""A request is taken for at most this many bytes a token: real texts have about four."""
+_PRICE = re.compile(r"[0-9]{1,12}(?:\.[0-9]{1,24})?", re.ASCII)
 BREAKER_LIMIT = 3
 """So many refused payments in a row, and an origin is left alone for `BREAKER_PAUSE_S`."""
 BREAKER_PAUSE_S = 60.0
@@ -66,7 +72,8 @@ class Payments:
         self._owns_ledger = False
         self._lock = threading.Lock()
         self._terms: dict[SessionKey, Challenge] = {}
-        self._last_amount: dict[str, int] = {}
+        self._last_amount: dict[str, int | None] = {}
+        self._asset_usd: dict[str, Decimal] = {}
         self._facilitators: dict[str, str] = {}
         self._doubtful: dict[SessionKey, list[SignedPayment]] = {}
         self._funded_atomic = 0
@@ -154,6 +161,33 @@ class Payments:
             pinned_facilitator=self._facilitators.get(key.origin),
             last_amount_atomic=self._last_amount.get(key.origin),
         )
+
+    def recall_price(self, key: SessionKey, endpoint: str) -> Future[int | None] | None:
+        """What this endpoint was last authorized for, also by earlier processes; None when it is known here."""
+        if key.origin in self._last_amount:
+            return None
+        return self.ledger.last_amount(endpoint=endpoint, payer=self.payer, network=self.network.caip2)
+
+    def recalled_price(self, key: SessionKey, amount_atomic: int | None) -> None:
+        """Keeps the answer, unless a payment has been accepted meanwhile."""
+        self._last_amount.setdefault(key.origin, amount_atomic)
+
+    def check_call(self, call: Call, key: SessionKey, *, cap_atomic: int) -> None:
+        """Refuses a call that could cost more than `max_per_call`. Raises PolicyRefused.
+
+        The worst case is the published price of the model for the whole prompt and all the tokens allowed, at
+        the token price that the gateway quoted last; without a quote it is all that may be taken.
+        """
+        if self.policy.max_per_call is None:
+            return
+        worst = cap_atomic
+        info, asset_usd = find_model(call.model), self._asset_usd.get(key.origin)
+        if info is not None and asset_usd is not None and call.prompt_bytes:
+            usd = info.worst_case_cost_usd(
+                prompt_tokens=call.prompt_bytes // BYTES_PER_TOKEN, max_tokens=call.max_tokens
+            )
+            worst = min(worst, usd_to_atomic(usd, asset_usd=asset_usd, asset=self.network.asset))
+        self.policy.check_call(worst, asset=self.network.asset, model=call.model)
 
     def check_clock(self, date_header: str | None) -> None:
         """Refuses to sign when the gateway's `Date` shows that one of the two clocks is wrong."""
@@ -321,10 +355,22 @@ class Payments:
             return call.receipt
         receipt = build_receipt(call, outcome=outcome, error=error, answer=answer)
         call.receipt = receipt
+        quote = None if answer is None else answer.raw.get("opengradient")
+        if isinstance(quote, Mapping):
+            self.note_quote(receipt.endpoint, quote.get("opg_price_usd"))
         if call.session is not None:
             self.sessions.leave(call.session, cost_atomic=receipt.cost_atomic or 0)
         self.ledger.record_call(receipt).add_done_callback(_report_lost_record)
         return receipt
+
+    def wants_quote(self, endpoint: str) -> bool:
+        """Whether a limit per call is set that cannot be checked before the gateway quotes its token price."""
+        return self.policy.max_per_call is not None and _origin(httpx.URL(endpoint)) not in self._asset_usd
+
+    def note_quote(self, endpoint: str, asset_usd: object) -> None:
+        """Keeps what a gateway says that one token is worth, if it is a price at all. A claim."""
+        if isinstance(asset_usd, str) and _PRICE.fullmatch(asset_usd) and (price := Decimal(asset_usd)) > 0:
+            self._asset_usd[_origin(httpx.URL(endpoint))] = price
 
 
 def _origin(url: httpx.URL) -> str:

@@ -7,14 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
-from support.payers import (
-    PROMPT,
-    async_client_for,
-    client_for,
-    opg_balance,
-    payments_for,
-    settled_receipts,
-)
 
 from opengradient_devnet import Devnet, faults
 from opengradient_x402.errors import (
@@ -31,6 +23,14 @@ from opengradient_x402.errors import (
 from opengradient_x402.policy import SpendPolicy
 from opengradient_x402.receipts import ReceiptStatus
 from opengradient_x402.transport import AsyncX402Transport, X402Transport
+from support.payers import (
+    PROMPT,
+    async_client_for,
+    client_for,
+    opg_balance,
+    payments_for,
+    settled_receipts,
+)
 
 EXACT = {"exact-permit2": "permit2", "exact-eip3009": "eip3009"}
 BEARER = {"authorization": "Bearer x"}
@@ -431,3 +431,29 @@ def test_the_exact_scheme_is_paid_to_the_unit(tmp_path, scheme):
             assert [row.transfer_method for row in authorizations(payments)] == [EXACT[scheme]]
         assert receipt.scheme == "exact"
         assert receipt.settled_atomic == receipt.authorized_atomic == before - opg_balance(net, account.address)
+
+
+def test_a_call_that_could_cost_more_than_its_limit_is_refused_before_it_is_sent(net, account, tmp_path):
+    policy = SpendPolicy(max_per_call="0.05")
+    with payments_for(net, account, tmp_path / "l.sqlite", policy=policy) as payments, client_for(payments) as client:
+        with pytest.raises(PolicyRefused, match=r"could cost .* OPG; the limit is 0\.05 OPG"):
+            client.chat({**PROMPT, "max_tokens": 100_000})
+        assert authorizations(payments) == []
+        assert client.chat({**PROMPT, "max_tokens": 10}).content
+        sent = count_requests(payments, client)
+        with pytest.raises(PolicyRefused, match="could cost"):
+            client.chat({**PROMPT, "max_tokens": 100_000})
+        assert sent == []
+
+
+def test_a_price_jump_is_refused_after_a_restart_too(net, account, tmp_path):
+    for amount, expected in ((10**17, None), (3 * 10**17, PolicyRefused)):
+        net.close_sessions()
+        net.faults.inject(faults.AlterTerms(amount=str(amount)), times=None)
+        with payments_for(net, account, tmp_path / "l.sqlite") as payments, client_for(payments) as client:
+            if expected is None:
+                client.chat(PROMPT)
+            else:
+                with pytest.raises(expected, match=r"0\.1 OPG"):
+                    client.chat(PROMPT)
+        net.faults.clear()
