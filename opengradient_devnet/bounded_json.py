@@ -1,7 +1,8 @@
 """JSON from strangers, with a limit on nesting.
 
-py-evm raises Python's recursion limit to 100,000 for the whole process, which takes away what stops the JSON
-parser: 100 KB of `[` would overflow the thread's stack and kill the network. It knows bytes, not requests.
+The EVM needs a high recursion limit, which in CPython 3.11 is also what stops the JSON parser: where threads have
+small stacks (512 KB on macOS), 100 KB of `[` would overflow one and kill the network. It knows bytes, not
+requests.
 """
 
 from __future__ import annotations

@@ -10,11 +10,13 @@ Why not eth-tester: after 12 s idle its calls ran 12 s in the past, 200 quick tr
 from __future__ import annotations
 
 import secrets
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
+from eth import EVM_RECURSION_LIMIT
 from eth.abc import BlockAPI, BlockHeaderAPI, ComputationAPI, SignedTransactionAPI, StateAPI, VirtualMachineAPI
 from eth.chains.base import MiningChain
 from eth.constants import POST_MERGE_DIFFICULTY, POST_MERGE_MIX_HASH, POST_MERGE_NONCE, ZERO_ADDRESS
@@ -41,6 +43,11 @@ from opengradient_devnet.blocks import (
 )
 from opengradient_devnet.calls import CallRequest, ExecutionFailed
 from opengradient_devnet.logs import LogIndex
+
+# py-evm asks Python for 12,288 frames, which 1,024 nested calls need, but py_ecc, which it imports, for 100,000.
+# CPython 3.11 counts C frames with them: 100 KB of "[" would then overflow a thread's stack in the JSON parser
+# of whatever server shares the process, and kill it.
+sys.setrecursionlimit(min(sys.getrecursionlimit(), EVM_RECURSION_LIMIT))
 
 BLOCK_GAS = 30_000_000
 BLOCK_TIME_S = 2  # Base's

@@ -17,6 +17,7 @@ from starlette.routing import Route
 
 from opengradient_devnet.accounts import WalletRefused, Wallets
 from opengradient_devnet.batches import BlobStore
+from opengradient_devnet.bounded_json import parse_json
 from opengradient_devnet.chain import Chain
 from opengradient_devnet.faults import FAULT_KINDS, Faults, FaultUnknown, parse_fault
 
@@ -114,7 +115,8 @@ class PublicRoutes:
 
 
 async def _json_object(request: Request) -> dict[str, Any]:
-    content = await request.json() if await request.body() else {}
+    body = await request.body()
+    content = parse_json(body) if body else {}
     if not isinstance(content, dict):
         raise TypeError("The body must be a JSON object.")
     return content

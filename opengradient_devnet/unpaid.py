@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from opengradient_devnet.answers import DONE, event, models_page
+from opengradient_devnet.bounded_json import parse_json
 from opengradient_devnet.event_stream import EventKind, EventStream, StreamEvent
 from opengradient_devnet.models import Chunk, Model, ModelError
 from opengradient_devnet.pricing import PriceList
@@ -26,7 +27,7 @@ def unpaid_app(model: Model, *, prices: PriceList) -> Starlette:
 
     async def chat(request: Request) -> Response:
         try:
-            content = await request.json()
+            content = parse_json(await request.body())
             head = {"id": f"chatcmpl-{uuid.uuid4()}", "created": int(time.time()), "model": content["model"]}
             if not content.get("stream"):
                 answer = await model.complete(content)

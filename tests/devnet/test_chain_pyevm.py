@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from eth_account import Account as EthAccount
-from support.chain_parties import funded_party, new_party
 
 from opengradient_devnet.chain import RpcError, sign_transaction
 from opengradient_devnet.contracts import OPG, contract
 from opengradient_devnet.pyevm import PyEvmChain
+from support.chain_parties import funded_party, new_party
 
 TOKEN = contract("OPG")
 TIMESTAMP_CODE = "0x4260005260206000f3"  # TIMESTAMP, MSTORE, RETURN
@@ -318,3 +319,17 @@ def test_fee_history_has_a_fee_for_each_block_and_the_next(chain):
     history = chain.rpc("eth_feeHistory", ["0x3", "latest", [25, 75]])
     assert len(history["baseFeePerGas"]) == len(history["gasUsedRatio"]) + 1 == 4
     assert [len(rewards) for rewards in history["reward"]] == [2, 2, 2]
+
+
+def test_calls_nest_as_deeply_as_the_evm_allows_and_json_cannot_overflow_the_stack(chain):
+    recursive = "0x" + "60006000600060006000305af100"  # CALL itself with all the gas, then STOP
+    nowhere = "0x" + "66" * 20
+    bomb = b"[" * 100_000
+
+    def work():
+        assert chain.rpc("eth_call", [{"to": nowhere}, "latest", {nowhere: {"code": recursive}}]) == "0x"
+        with pytest.raises(RecursionError):
+            json.loads(bomb)
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(work).result()
