@@ -30,7 +30,7 @@ class CanonicalStyle(StrEnum):
     STRINGIFIED = "stringified"
     """`str(content)`: Python's own notation of the list (gateways until spring 2026)."""
     ATTACHMENTS_STRIPPED = "attachments_stripped"
-    """text parts verbatim, every other part reduced to `{type, filename?}` (newer gateways)."""
+    """text parts as type and text alone, every other part reduced to `{type, filename?}` (newer gateways)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,19 +101,21 @@ def _canonical_message(message: Mapping[str, Any], *, style: CanonicalStyle) -> 
 
 
 def _canonical_content(content: Any, *, style: CanonicalStyle) -> Any:
-    if not isinstance(content, list):
-        return content
     if style is CanonicalStyle.STRINGIFIED:
-        return str(content)
-    return [_without_attachment(part) for part in content]
+        return str(content) if isinstance(content, list) else content
+    if isinstance(content, list):
+        return [_without_attachment(part) for part in content]
+    return content if isinstance(content, str) else str(content)
 
 
 def _without_attachment(part: Any) -> Any:
-    if not isinstance(part, Mapping) or part.get("type") == "text":
-        return part
+    if not isinstance(part, Mapping):
+        return {"type": "text", "text": str(part)}
+    if part.get("type") == "text":
+        return {"type": "text", "text": part.get("text") or ""}
     stripped = {"type": part.get("type")}
     file = part.get("file")
-    filename = part.get("filename") or (file.get("filename") if isinstance(file, Mapping) else None)
+    filename = (file.get("filename") if isinstance(file, Mapping) else None) or part.get("filename")
     if filename:
         stripped["filename"] = filename
     return stripped

@@ -270,12 +270,17 @@ def _stringified(content: Any) -> Any:
 
 
 def _without_attachments(content: Any) -> Any:
-    return [_stripped(part) for part in content] if isinstance(content, list) else content
+    if isinstance(content, list):
+        return [_stripped(part) for part in content]
+    return content if isinstance(content, str) else str(content)
 
 
-def _stripped(part: Any) -> Any:
-    if not isinstance(part, Mapping) or part.get("type") == "text":
-        return part
+def _stripped(part: Any) -> dict[str, Any]:
+    """A part as newer gateways hash it: texts without anything else, attachments by type and file name."""
+    if not isinstance(part, Mapping):
+        return {"type": "text", "text": str(part)}
+    if part.get("type") == "text":
+        return {"type": "text", "text": part.get("text") or ""}
     inner = part.get("file")
-    filename = part.get("filename") or (inner.get("filename") if isinstance(inner, Mapping) else None)
+    filename = (inner.get("filename") if isinstance(inner, Mapping) else None) or part.get("filename")
     return {"type": part.get("type"), **({"filename": filename} if filename else {})}

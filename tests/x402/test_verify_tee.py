@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 
 import pytest
-from support.payers import PROMPT, async_client_for, client_for, payments_for
 
 from opengradient_devnet import Devnet, faults
 from opengradient_devnet.tee import CanonicalStyle
 from opengradient_x402.errors import ProofRejected
+from support.payers import PROMPT, async_client_for, client_for, payments_for
 
 TOOL = {
     "type": "function",
@@ -27,7 +27,10 @@ REQUESTS = {
         **PROMPT,
         "messages": [
             {"role": "developer", "content": "Be brief. é😀"},
-            {"role": "user", "content": [{"type": "text", "text": "What is é?"}]},
+            {
+                "role": "user",
+                "content": [{"type": "text", "text": "What is é?", "cache_control": {"type": "ephemeral"}}],
+            },
         ],
     },
     "json": {**PROMPT, "response_format": {"type": "json_object"}},
