@@ -23,6 +23,7 @@ import httpx
 from opengradient_x402 import wire_json
 from opengradient_x402.calls import Call, SignedPayment
 from opengradient_x402.challenge import Challenge, parse_challenge
+from opengradient_x402.endpoints import Endpoint
 from opengradient_x402.errors import (
     BudgetExceeded,
     ChallengeInvalid,
@@ -181,7 +182,8 @@ def _authorize(
     """Check funds (first time only), reserve the budget durably, then sign."""
     if (last := payments.recall_price(key, str(request.url))) is not None:
         payments.recalled_price(key, (yield Wait(last)))
-    terms = payments.choose(challenge, key)
+    endpoint = Endpoint.of(request)
+    terms = payments.choose(challenge, key, payees=None if endpoint is None else endpoint.payees)
     payments.check_call(call, key, cap_atomic=terms.amount_atomic)
     if (funds := payments.check_funds(terms)) is not None:
         yield Wait(funds)

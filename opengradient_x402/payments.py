@@ -152,12 +152,16 @@ class Payments:
         """Drops what this endpoint asked for, since it asks for something else now."""
         self._terms.pop(key, None)
 
-    def choose(self, challenge: Challenge, key: SessionKey) -> PaymentTerms:
-        """The terms that the policy accepts. Raises PolicyRefused."""
+    def choose(self, challenge: Challenge, key: SessionKey, *, payees: frozenset[str] | None = None) -> PaymentTerms:
+        """The terms that the policy accepts; `payees` are all that may be paid at a registered endpoint.
+
+        Raises PolicyRefused.
+        """
         return self.policy.choose(
             challenge,
             network=self.network,
             origin=key.origin,
+            payees=payees,
             pinned_facilitator=self._facilitators.get(key.origin),
             last_amount_atomic=self._last_amount.get(key.origin),
         )

@@ -7,6 +7,7 @@ nothing and asks nobody.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -24,6 +25,7 @@ logger = logging.getLogger(__name__)
 Limit = str | int
 """Text is an amount in whole tokens (`"0.5"` OPG); an int counts atomic units."""
 
+_HASH: Final = re.compile(r"0x[0-9a-fA-F]{64}", re.ASCII)
 _CLOCK_ADVICE: Final = "Set this machine's clock (NTP), or raise `max_clock_skew_s`."
 
 
@@ -32,8 +34,9 @@ class SpendPolicy:
     """Limits on payments; the defaults are safe for a developer's machine.
 
     `payees` and `facilitators` extend the network's own allow-lists. `max_price_increase_percent` bounds how
-    far an asked amount may rise above the last accepted one of the same gateway. Raises ConfigurationError
-    for limits that cannot be meant (floats, negative, unreadable).
+    far an asked amount may rise above the last accepted one of the same gateway. `pcr_hashes` are the enclave
+    images (0x-hex, 32 bytes) that may be called through the registry; None takes every registered one. Raises
+    ConfigurationError for limits that cannot be meant (floats, negative, unreadable).
     """
 
     max_per_authorization: Limit = "5"
@@ -45,6 +48,7 @@ class SpendPolicy:
     payees: Collection[str] = frozenset()
     facilitators: Collection[str] = frozenset()
     allow_private_endpoints: bool = False
+    pcr_hashes: Collection[str] | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_per_authorization", "max_per_day", "max_per_call"):
@@ -55,6 +59,8 @@ class SpendPolicy:
             _check_count(name, getattr(self, name))
         for name in ("payees", "facilitators"):
             object.__setattr__(self, name, _allow_list(name, getattr(self, name)))
+        if self.pcr_hashes is not None:
+            object.__setattr__(self, "pcr_hashes", _hashes("pcr_hashes", self.pcr_hashes))
 
     def per_authorization_atomic(self, asset: Asset) -> int:
         """The most that one signature may authorize."""
@@ -74,18 +80,25 @@ class SpendPolicy:
         *,
         network: Network,
         origin: str,
+        payees: Collection[str] | None = None,
         pinned_facilitator: str | None = None,
         last_amount_atomic: int | None = None,
     ) -> PaymentTerms:
         """The terms to accept: `upto` before `exact`, then the smallest cap.
 
-        `last_amount_atomic` is what this origin asked for last time (None: nothing to compare with).
+        `payees` are the only ones that may be paid there (None: all of the allow-lists). `last_amount_atomic`
+        is what this origin asked for last time (None: nothing to compare with).
         Raises PolicyRefused with every refused entry and why.
         """
         _note_foreign_resource(challenge, origin)
         refused = [f"accepts[{skip.index}]: {skip.reason}" for skip in challenge.skipped]
         for terms in sorted(challenge.terms, key=_preference):
-            problem = self._problem(terms, network, pinned_facilitator, last_amount_atomic)
+            problem = (
+                _wrong_place(terms, network)
+                or self._wrong_payee(terms, network, payees)
+                or self._wrong_facilitator(terms, network, pinned_facilitator)
+                or self._too_much(terms, network.asset, last_amount_atomic)
+            )
             if problem is None:
                 return terms
             refused.append(f"{terms.scheme} on {terms.network}: {problem}")
@@ -146,25 +159,22 @@ class SpendPolicy:
                 f"signature would live too long or be expired. Nothing was signed. {_CLOCK_ADVICE}"
             )
 
-    def _problem(
-        self,
-        terms: PaymentTerms,
-        network: Network,
-        pinned_facilitator: str | None,
-        last_amount_atomic: int | None,
-    ) -> str | None:
+    def _wrong_payee(self, terms: PaymentTerms, network: Network, payees: Collection[str] | None) -> str | None:
+        if payees is not None:
+            if _listed(terms.pay_to, payees):
+                return None
+            return (
+                f"it pays {terms.pay_to}, and the registry names {', '.join(payees)} as the payee of this endpoint. "
+                "Do not pay it: the gateway, or somebody on the way to it, is not what was registered"
+            )
+        if _listed(terms.pay_to, network.payees, self.payees):
+            return None
         return (
-            _wrong_place(terms, network)
-            or self._wrong_counterparty(terms, network, pinned_facilitator)
-            or self._too_much(terms, network.asset, last_amount_atomic)
+            f"it pays {terms.pay_to}, which is not an allowed payee of {network.name}. "
+            "If you trust it, add it to the policy's `payees`"
         )
 
-    def _wrong_counterparty(self, terms: PaymentTerms, network: Network, pinned_facilitator: str | None) -> str | None:
-        if not _listed(terms.pay_to, network.payees, self.payees):
-            return (
-                f"it pays {terms.pay_to}, which is not an allowed payee of {network.name}. "
-                "If you trust it, add it to the policy's `payees`"
-            )
+    def _wrong_facilitator(self, terms: PaymentTerms, network: Network, pinned_facilitator: str | None) -> str | None:
         # Who settles matters only where the signature binds it and lets it choose the amount.
         if terms.scheme == "exact" or terms.facilitator is None:
             return None
@@ -297,3 +307,11 @@ def _allow_list(name: str, addresses: Collection[str]) -> frozenset[str]:
         return frozenset(checksum_address(address) for address in addresses)
     except ValueError as exc:
         raise ConfigurationError(f"`{name}`: {exc} Nothing was paid.") from exc
+
+
+def _hashes(name: str, hashes: Collection[str]) -> frozenset[str]:
+    hashes = frozenset((hashes,)) if isinstance(hashes, str) else hashes
+    for value in hashes:
+        if _HASH.fullmatch(value) is None:
+            raise ConfigurationError(f"`{name}`: {value!r} is not 0x and 64 hex digits. Nothing was paid.")
+    return frozenset(value.lower() for value in hashes)

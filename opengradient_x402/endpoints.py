@@ -1,0 +1,109 @@
+"""Where calls go: an endpoint says how to reach a gateway, what its TLS must show, and who may be paid there.
+
+A source hands out endpoints: `StaticGateway` the one that the user named, `registry_gateway.RegistryGateway`
+the enclaves of the on-chain registry. Sans-I/O; knows neither connections nor payments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+import httpx
+
+from opengradient_x402.networks import Network
+from opengradient_x402.policy import SpendPolicy
+from opengradient_x402.steps import Steps
+
+EXTENSION: Final = "opengradient.endpoint"
+"""Where a request carries its endpoint, for those who connect and for those who pay."""
+REGISTRY: Final = "registry"
+"""What users write for `base_url` to have endpoints taken from the network's registry."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """One gateway. Equal endpoints may share connections.
+
+    `certificate_der`: the only certificate that is trusted; None trusts the public authorities. `payees`: the
+    only addresses that may be paid; None leaves it to the allow-lists of network and policy. `tee_id` and
+    `public_key_der` are set for enclaves whose signing key is registered.
+    """
+
+    base_url: str
+    certificate_der: bytes | None = field(default=None, repr=False)
+    payees: frozenset[str] | None = None
+    tee_id: str | None = None
+    public_key_der: bytes | None = field(default=None, repr=False)
+
+    @classmethod
+    def of(cls, request: httpx.Request) -> Endpoint | None:
+        """The endpoint that a request was built for; None for requests of other clients."""
+        endpoint = request.extensions.get(EXTENSION)
+        return endpoint if isinstance(endpoint, cls) else None
+
+    def request(self, method: str, path: str, *, extensions: dict[str, Any], **options: Any) -> httpx.Request:
+        """A request to this endpoint, which says so to the transports below."""
+        url = self.base_url + path
+        return httpx.Request(method, url, extensions={EXTENSION: self, **extensions}, **options)
+
+    def query(self, path: str, *, timeout_s: float) -> httpx.Request:
+        """A request for public data of this endpoint."""
+        timeouts = dict.fromkeys(("connect", "read", "write", "pool"), timeout_s)
+        return self.request("GET", path, extensions={"timeout": timeouts})
+
+
+class EndpointSource(Protocol):
+    """Hands out endpoints. Thread-safe; slow work is yielded as `Wait`."""
+
+    def current(self) -> Steps[Endpoint]:
+        """The endpoint for the next call. Raises NotPaid when there is none."""
+        ...
+
+    def after(self, tried: Collection[Endpoint]) -> Steps[Endpoint | None]:
+        """Another one, when no connection could be made to those tried; None when there is no other."""
+        ...
+
+    def failed(self, endpoint: Endpoint) -> None:
+        """No connection could be made to this endpoint: prefer others."""
+        ...
+
+    def doubt(self) -> None:
+        """What is known about the endpoints may be out of date: look again before long."""
+        ...
+
+
+class StaticGateway:
+    """The one gateway at a given URL, trusted through the public certificate authorities."""
+
+    def __init__(self, base_url: str) -> None:
+        self._endpoint = Endpoint(base_url=base_url.rstrip("/").removesuffix("/v1"))
+
+    @property
+    def base_url(self) -> str:
+        """The gateway's URL, without `/v1`."""
+        return self._endpoint.base_url
+
+    def current(self) -> Steps[Endpoint]:
+        """Always the same one."""
+        yield from ()  # a generator, like the other sources
+        return self._endpoint
+
+    def after(self, tried: Collection[Endpoint]) -> Steps[Endpoint | None]:  # noqa: ARG002  (there is no other)
+        """There is no other."""
+        yield from ()
+        return None
+
+    def failed(self, endpoint: Endpoint) -> None:
+        """There is no other to prefer."""
+
+    def doubt(self) -> None:
+        """What the user said does not change."""
+
+
+def checked_gateway(base_url: str, *, network: Network, policy: SpendPolicy) -> StaticGateway:
+    """A static gateway that the policy allows to pay at. Raises InsecureEndpoint."""
+    gateway = StaticGateway(base_url)
+    policy.check_endpoint(gateway.base_url, network)
+    return gateway
