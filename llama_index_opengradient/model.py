@@ -7,6 +7,7 @@ no call: `llm` does.
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from copy import deepcopy
 from typing import Any, Self
@@ -52,7 +53,7 @@ class PaidModel(FunctionCallingLLM):
         default=None, description="What goes on chain about the data; None reads OG_SETTLEMENT_MODE (batch)."
     )
     spend_policy: SpendPolicy | None = Field(default=None, description="Limits on payments; None is the safe default.")
-    ledger: Any = Field(default=None, description="A Ledger, its URL or path; None reads OG_LEDGER_URL.")
+    ledger: Any = Field(default=None, repr=False, description="A Ledger, its URL or path; None reads OG_LEDGER_URL.")
     payments: Any = Field(
         default=None, exclude=True, repr=False, description="An open Payments to share; replaces the four above."
     )
@@ -82,6 +83,13 @@ class PaidModel(FunctionCallingLLM):
         if network is None:
             return None
         return network.name if isinstance(network, Network) else str(network)
+
+    @field_serializer("spend_policy")
+    def _dump_spend_policy(self, policy: SpendPolicy | None) -> dict[str, Any] | None:
+        if policy is None:
+            return None
+        limits = dataclasses.asdict(policy)
+        return {name: sorted(limit) if isinstance(limit, frozenset) else limit for name, limit in limits.items()}
 
     @field_serializer("ledger")
     def _dump_ledger(self, ledger: Any) -> str | None:

@@ -18,6 +18,7 @@ _STRING = re.compile(r'"(?:[^"\\]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*')
 _SPACE = re.compile(r"[ \t\r\n]*")
 _HIGH_SURROGATE_AT_END = re.compile("[\ud800-\udbff]$")
 
+_AFTER_SCALAR = tuple(",]} \t\r\n")
 _NOTHING = object()
 
 
@@ -98,7 +99,7 @@ class _Reader:
 
     def _scalar(self) -> Any:
         match = _SCALAR.match(self._text, self._at)
-        if match is None or match.end() == len(self._text):
+        if match is None or self._text[match.end() : match.end() + 1] not in _AFTER_SCALAR:
             self._is_open = True
             return _NOTHING
         self._at = match.end()

@@ -14,7 +14,7 @@ import pytest
 from llama_index_opengradient import OpenGradient
 from llama_index_opengradient.testing import FunctionCallingLLMTests, ScriptedServer
 from opengradient_devnet import Account, Devnet
-from tests.llamaindex.relay import Relay
+from support.relay import Relay
 
 
 class TestOpenGradient(FunctionCallingLLMTests):
