@@ -55,11 +55,18 @@ def build_receipt(call: Call, *, outcome: str, error: str | None, answer: Answer
         prompt_tokens=usage.prompt_tokens if usage else None,
         completion_tokens=usage.completion_tokens if usage else None,
         cost_atomic=_claimed_cost(call, answer),
+        cost_usd=_quoted(answer, "cost_usd"),
+        opg_usd=_quoted(answer, "opg_price_usd"),
         claimed_payment_tx_hash=_text(call.claims.get("transaction")),
         tee_verified=answer.tee_verified,
         **_data_claims(call, answer),
         **_proof(call, answer),
     )
+
+
+def _quoted(answer: Answer, name: str) -> str | None:
+    costs = answer.raw.get("opengradient")
+    return _text(costs.get(name)) if isinstance(costs, Mapping) else None
 
 
 def _claimed_cost(call: Call, answer: Answer) -> int | None:

@@ -63,6 +63,10 @@ class AuthorizationEntry:
     tx_hash: str | None = None
     block_number: int | None = None
     block_hash: str | None = None
+    confirmations: int | None = None
+    confirmations_needed: int | None = None
+    dispute: str | None = None
+    """What the chain shows and the signed terms do not allow, in words with the numbers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,8 +120,15 @@ class Ledger:
         tx_hash: str | None = None,
         block_number: int | None = None,
         block_hash: str | None = None,
+        confirmations: int | None = None,
+        confirmations_needed: int | None = None,
+        dispute: str | None = None,
     ) -> Future[None]:
-        """Records what the chain says: frees or fixes the reservation, and shares the amount among the calls."""
+        """Records what the chain says: frees or fixes the reservation, and shares the amount among the calls.
+
+        `status="signed"` opens the authorization again (its block is gone). With fewer `confirmations` than
+        needed the whole amount stays reserved: the block may still go.
+        """
         return self._submit(
             lambda book, conn: book.record_settlement(
                 conn,
@@ -128,10 +139,17 @@ class Ledger:
                     "tx_hash": tx_hash,
                     "block_number": block_number,
                     "block_hash": block_hash,
+                    "confirmations": confirmations,
+                    "confirmations_needed": confirmations_needed,
+                    "dispute": dispute,
                 },
             ),
             durable=True,
         )
+
+    def record_dispute(self, call_id: str, dispute: str) -> Future[None]:
+        """Marks one call's receipt as disputed: a claim about it was refuted. The money's state is untouched."""
+        return self._submit(lambda book, conn: book.record_dispute(conn, call_id, dispute), durable=True)
 
     def pin(self, key: str, value: str) -> Future[str]:
         """Remembers the first value ever seen under `key`, and returns that first value."""
@@ -140,10 +158,23 @@ class Ledger:
     # -- reading (ordered behind earlier writes)
 
     def receipts(
-        self, *, since: int = 0, call_ids: list[str] | None = None, payer: str | None = None
+        self,
+        *,
+        since: int = 0,
+        call_ids: list[str] | None = None,
+        authorization_ids: list[str] | None = None,
+        payer: str | None = None,
     ) -> Future[list[SettlementReceipt]]:
         """Receipts, oldest first; calls that were authorized and never came back included."""
-        return self._submit(lambda book, conn: book.receipts(conn, since=since, call_ids=call_ids, payer=payer))
+        return self._submit(
+            lambda book, conn: book.receipts(
+                conn, since=since, call_ids=call_ids, authorization_ids=authorization_ids, payer=payer
+            )
+        )
+
+    def unfinished(self, *, network: str, payer: str | None = None) -> Future[list[AuthorizationEntry]]:
+        """Authorizations about which the chain may still say something new: open ones, and unconfirmed ones."""
+        return self._submit(lambda book, conn: book.unfinished(conn, network=network, payer=payer))
 
     def authorizations(
         self, *, status: str | None = None, payer: str | None = None, network: str | None = None

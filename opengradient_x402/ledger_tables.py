@@ -17,6 +17,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine, event
 
+from opengradient_x402.disputes import dispute_of
 from opengradient_x402.ledger import AuthorizationEntry, Budget, budget_exceeded
 from opengradient_x402.receipts import ReceiptStatus, SettlementReceipt
 from opengradient_x402.shares import split_settlement
@@ -50,6 +51,9 @@ authorizations = sa.Table(
     sa.Column("tx_hash", sa.Text),
     sa.Column("block_number", sa.BigInteger),
     sa.Column("block_hash", sa.Text),
+    sa.Column("confirmations", sa.BigInteger),
+    sa.Column("confirmations_needed", sa.BigInteger),
+    sa.Column("dispute", sa.Text),
     sa.Column("reserved_gwei", sa.BigInteger, nullable=False),
     sa.Index("authorizations_budget", "payer", "network", "asset", "signed_at"),
     sa.Index("authorizations_status", "status"),
@@ -63,6 +67,8 @@ calls = sa.Table(
     sa.Column("authorization_id", sa.Text, nullable=False, index=True),
     sa.Column("created_at", sa.BigInteger, nullable=False, index=True),
     sa.Column("receipt", sa.Text, nullable=False),
+    sa.Column("answered_as", sa.Text),  # the status before the chain had a say: a reorganisation leads back to it
+    sa.Column("dispute", sa.Text),
 )
 
 pins = sa.Table(
@@ -103,9 +109,16 @@ def open_engine(url: str) -> Engine:
 
 
 def create(conn: Connection) -> None:
-    """Makes the tables that are missing."""
+    """Makes the tables, and the columns of later versions, that are missing."""
     with conn.begin():
         _metadata.create_all(conn)
+        inspector = sa.inspect(conn)
+        for table in _metadata.sorted_tables:
+            present = {column["name"] for column in inspector.get_columns(table.name)}
+            for column in table.columns:
+                if column.name not in present:  # columns that were added since are nullable
+                    kind = column.type.compile(conn.dialect)
+                    conn.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {column.name} {kind}")
 
 
 class Book:
@@ -136,7 +149,7 @@ class Book:
             conn.execute(authorizations.insert().values(row))
         else:
             conn.execute(authorizations.update().where(authorizations.c.id == entry.id).values(row))
-        self._store(conn, _receipt_of(entry, status=ReceiptStatus.AUTHORIZED))
+        self._record(conn, _receipt_of(entry, status=ReceiptStatus.AUTHORIZED))
 
     def spent(
         self, conn: Connection, payer: str, asset: str, network: str, since: int, *, without: str | None = None
@@ -162,43 +175,66 @@ class Book:
         conn.execute(calls.delete().where(calls.c.authorization_id == authorization_id))
 
     def record_call(self, conn: Connection, receipt: SettlementReceipt) -> None:
-        self._store(conn, receipt)
+        self._record(conn, receipt)
         entry = self._entry(conn, receipt.authorization_id)
         if entry is not None and entry.status in _STATUS:
             # The settlement was seen before this call ended (its stream was slow to close): share anew.
             self._share_out(conn, entry)
 
     def record_settlement(self, conn: Connection, authorization_id: str, found: dict[str, Any]) -> None:
+        previous = self._entry(conn, authorization_id)
+        if previous is None:
+            return
+        entry = replace(previous, **found | {"settled_atomic": _int_or_none(found["settled_atomic"])})
+        reserved = (entry.settled_atomic or 0) if _is_final(entry) else entry.amount_atomic
         conn.execute(
             authorizations.update()
             .where(authorizations.c.id == authorization_id)
-            .values(reserved_gwei=_gwei(int(found["settled_atomic"] or 0)), **found)
+            .values(reserved_gwei=_gwei(reserved), **found)
         )
-        entry = self._entry(conn, authorization_id)
+        self._share_out(conn, entry)
+
+    def record_dispute(self, conn: Connection, call_id: str, dispute: str) -> None:
+        conn.execute(calls.update().where(calls.c.call_id == call_id).values(dispute=dispute))
+        query = sa.select(calls.c.authorization_id).where(calls.c.call_id == call_id)
+        authorization_id = conn.execute(query).scalar_one_or_none()
+        entry = None if authorization_id is None else self._entry(conn, authorization_id)
         if entry is not None:
             self._share_out(conn, entry)
 
     def _share_out(self, conn: Connection, entry: AuthorizationEntry) -> None:
         rows = conn.execute(
-            sa.select(calls.c.receipt).where(calls.c.authorization_id == entry.id).order_by(calls.c.sequence)
+            sa.select(calls.c.receipt, calls.c.answered_as, calls.c.dispute)
+            .where(calls.c.authorization_id == entry.id)
+            .order_by(calls.c.sequence)
         ).all()
         receipts = [SettlementReceipt.from_json(json.loads(row.receipt)) for row in rows]
         shares: Sequence[int | None] = [None] * len(receipts)
         if entry.settled_atomic is not None:
             shares = split_settlement(entry.settled_atomic, receipts)
-        for receipt, share in zip(receipts, shares, strict=True):
+        for row, receipt, share in zip(rows, receipts, shares, strict=True):
+            status = _STATUS.get(entry.status) or ReceiptStatus(row.answered_as or ReceiptStatus.SERVED)
+            dispute = dispute_of(receipt, entry=entry, siblings=receipts, recorded=row.dispute)
             self._store(
                 conn,
                 replace(
                     receipt,
-                    status=_STATUS.get(entry.status, receipt.status),
+                    status=status if dispute is None else ReceiptStatus.DISPUTED,
+                    dispute=dispute,
                     settled_atomic=share,
                     authorization_settled_atomic=entry.settled_atomic,
                     payment_tx_hash=entry.tx_hash,
                     block_number=entry.block_number,
                     block_hash=entry.block_hash,
+                    confirmations=entry.confirmations,
+                    # Disputed while still open: the money is not final, whatever the status says.
+                    confirmations_needed=1 if entry.status == "signed" else entry.confirmations_needed,
                 ),
             )
+
+    def _record(self, conn: Connection, receipt: SettlementReceipt) -> None:
+        self._store(conn, receipt)
+        conn.execute(calls.update().where(calls.c.call_id == receipt.call_id).values(answered_as=receipt.status.value))
 
     def _store(self, conn: Connection, receipt: SettlementReceipt) -> None:
         row = {
@@ -231,11 +267,19 @@ class Book:
         return None if amount is None else int(amount)
 
     def receipts(
-        self, conn: Connection, *, since: int, call_ids: list[str] | None, payer: str | None
+        self,
+        conn: Connection,
+        *,
+        since: int,
+        call_ids: list[str] | None,
+        authorization_ids: list[str] | None,
+        payer: str | None,
     ) -> list[SettlementReceipt]:
         query = sa.select(calls.c.receipt).where(calls.c.created_at >= since)
         if call_ids is not None:
             query = query.where(calls.c.call_id.in_(call_ids))
+        if authorization_ids is not None:
+            query = query.where(calls.c.authorization_id.in_(authorization_ids))
         rows = conn.execute(query.order_by(calls.c.sequence)).all()
         found = (SettlementReceipt.from_json(json.loads(row.receipt)) for row in rows)
         return [receipt for receipt in found if payer is None or receipt.payer.lower() == payer.lower()]
@@ -253,6 +297,18 @@ class Book:
                 query = query.where(column == value)
         return [_as_entry(row) for row in conn.execute(query).mappings()]
 
+    def unfinished(self, conn: Connection, *, network: str, payer: str | None) -> list[AuthorizationEntry]:
+        is_unconfirmed = authorizations.c.confirmations < authorizations.c.confirmations_needed
+        query = (
+            sa.select(*_ENTRY_COLUMNS)
+            .where(authorizations.c.network == network)
+            .where(sa.or_(authorizations.c.status == "signed", is_unconfirmed))
+            .order_by(authorizations.c.sequence)
+        )
+        if payer is not None:
+            query = query.where(authorizations.c.payer == payer)
+        return [_as_entry(row) for row in conn.execute(query).mappings()]
+
     def _entry(self, conn: Connection, authorization_id: str) -> AuthorizationEntry | None:
         row = (
             conn.execute(sa.select(*_ENTRY_COLUMNS).where(authorizations.c.id == authorization_id))
@@ -264,6 +320,16 @@ class Book:
     def _lock(self, conn: Connection) -> None:
         if not self._is_sqlite:  # SQLite holds the write lock since BEGIN IMMEDIATE
             conn.execute(sa.text("SELECT pg_advisory_xact_lock(402402)"))
+
+
+def _is_final(entry: AuthorizationEntry) -> bool:
+    if entry.status == "signed":
+        return False
+    return entry.confirmations_needed is None or (entry.confirmations or 0) >= entry.confirmations_needed
+
+
+def _int_or_none(text: str | None) -> int | None:
+    return None if text is None else int(text)
 
 
 def _gwei(atomic: int) -> int:
@@ -280,7 +346,7 @@ def _as_row(entry: AuthorizationEntry) -> dict[str, Any]:
 def _as_entry(row: Any) -> AuthorizationEntry:
     values = dict(row)
     values["amount_atomic"] = int(values["amount_atomic"])
-    values["settled_atomic"] = None if values["settled_atomic"] is None else int(values["settled_atomic"])
+    values["settled_atomic"] = _int_or_none(values["settled_atomic"])
     return AuthorizationEntry(**values)
 
 

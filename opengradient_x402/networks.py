@@ -29,6 +29,8 @@ GATEWAY_PAYEE: Final = "0x9deEBB5D1b22e4a6e027977CeAd13893A7E4cC1a"
 GATEWAY_URL: Final = "https://llm.opengradient.ai"
 """The public gateway (OpenGradient SDK default; later SDKs ask the registry instead)."""
 
+_PRIVATE_CHAIN_IDS: Final = frozenset({1337, 31337, 31402})
+"""Ganache, anvil and hardhat, and this project's devnet: one node makes all the blocks, and none goes away."""
 _MAX_DESCRIPTION_BYTES: Final = 256 * 1024
 _FETCH_TIMEOUT_S: Final = 5.0
 
@@ -68,6 +70,8 @@ class Network:
     accounts_url: str | None = None
     https_gateway_url: str | None = None
     session_idle_s: float = 60
+    confirmations: int = 3
+    """So many blocks, its own included, make a settlement final."""
 
     @property
     def caip2(self) -> str:
@@ -265,7 +269,12 @@ def _network(document: Mapping[str, Any]) -> Network:
         accounts_url=_optional_text(document, "accounts_url"),
         https_gateway_url=_optional_text(document, "https_gateway_url"),
         session_idle_s=float(document.get("session_idle_s", 60)),
+        confirmations=_integer(document, "confirmations") if "confirmations" in document else _confirmations(chain_id),
     )
+
+
+def _confirmations(chain_id: int) -> int:
+    return 1 if chain_id in _PRIVATE_CHAIN_IDS else 3
 
 
 def _text(document: Mapping[str, Any], key: str) -> str:

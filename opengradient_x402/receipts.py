@@ -2,7 +2,8 @@
 
 A receipt is plain data. The gateway's words (cost, data-settlement hashes, TEE fields) are claims; the
 payment transaction, its block and the settled amount are facts read from the chain, and stay empty until
-somebody read them. This module does not know how a receipt is stored (`ledger`) nor how facts are found
+somebody read them. A receipt that a client gave out can bring itself forward (`refresh`, `wait_settled`): it
+asks whoever follows it. This module does not know how a receipt is stored (`ledger`) nor how facts are found
 (`reconcile`).
 """
 
@@ -10,7 +11,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from enum import StrEnum
-from typing import Any
+from typing import Any, Protocol
+
+from opengradient_x402.errors import ConfigurationError
 
 
 class ReceiptStatus(StrEnum):
@@ -30,8 +33,23 @@ class ReceiptStatus(StrEnum):
     """The chain and the gateway's claims contradict each other; see `dispute`."""
 
 
+class Follower(Protocol):
+    """Whoever can look a receipt up and read the chain for it (`Reconciler`)."""
+
+    def refresh(self, receipt: SettlementReceipt) -> SettlementReceipt: ...
+    def wait_settled(self, receipt: SettlementReceipt, *, timeout_s: float) -> SettlementReceipt: ...
+    async def arefresh(self, receipt: SettlementReceipt) -> SettlementReceipt: ...
+    async def await_settled(self, receipt: SettlementReceipt, *, timeout_s: float) -> SettlementReceipt: ...
+
+
+class _Followed:
+    """Keeps the follower beside the data: not a field, so it is in no comparison, repr, copy, pickle or JSON."""
+
+    __slots__ = ("_follower",)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SettlementReceipt:
+class SettlementReceipt(_Followed):
     """One call, its payment, and its proof.
 
     Amounts are integer atomic units of `asset`. Times are Unix seconds. `settled_atomic` is this call's share
@@ -65,6 +83,9 @@ class SettlementReceipt:
 
     # Claims of the gateway
     cost_atomic: int | None = None
+    cost_usd: str | None = None
+    opg_usd: str | None = None
+    """The price of one token that the gateway reckoned with."""
     claimed_payment_tx_hash: str | None = None
     data_tx_hash: str | None = None
     data_blob_id: str | None = None
@@ -82,12 +103,46 @@ class SettlementReceipt:
     block_number: int | None = None
     block_hash: str | None = None
     confirmations: int | None = None
+    confirmations_needed: int | None = None
     dispute: str | None = None
 
     @property
     def is_final(self) -> bool:
-        """Whether nothing further can happen to the money of this receipt."""
-        return self.status not in (ReceiptStatus.AUTHORIZED, ReceiptStatus.SERVED)
+        """Whether nothing further can happen to the money of this receipt: seen, and confirmed often enough."""
+        if self.status in (ReceiptStatus.AUTHORIZED, ReceiptStatus.SERVED):
+            return False
+        return self.confirmations_needed is None or (self.confirmations or 0) >= self.confirmations_needed
+
+    def refresh(self) -> SettlementReceipt:
+        """This receipt as the chain has it now. Raises ChainUnavailable."""
+        return self._followed().refresh(self)
+
+    def wait_settled(self, timeout_s: float = 120.0) -> SettlementReceipt:
+        """This receipt when it is final, or as it is when the time is up. Raises ChainUnavailable."""
+        return self._followed().wait_settled(self, timeout_s=timeout_s)
+
+    async def arefresh(self) -> SettlementReceipt:
+        """As `refresh`, for coroutines."""
+        return await self._followed().arefresh(self)
+
+    async def await_settled(self, timeout_s: float = 120.0) -> SettlementReceipt:
+        """As `wait_settled`, for coroutines."""
+        return await self._followed().await_settled(self, timeout_s=timeout_s)
+
+    def followed_by(self, follower: Follower) -> SettlementReceipt:
+        """This very receipt, able to bring itself forward from now on."""
+        object.__setattr__(self, "_follower", follower)
+        return self
+
+    def _followed(self) -> Follower:
+        try:
+            follower: Follower = object.__getattribute__(self, "_follower")
+        except AttributeError:
+            raise ConfigurationError(
+                f"The receipt of call {self.call_id} was read back as plain data and does not know its network. "
+                "Nothing was paid by asking. Use `Reconciler(network, ledger).refresh(receipt)`."
+            ) from None
+        return follower
 
     def to_json(self) -> dict[str, str | int]:
         """A flat dict of strings and ints, absent fields left out.

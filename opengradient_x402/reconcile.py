@@ -34,10 +34,12 @@ from opengradient_x402.settlements import (
     Cancelled,
     NotSettled,
     Outcome,
+    SettledElsewhere,
     SettlementFound,
     SignedTerms,
     Unexplained,
     address_topic,
+    diverted_settlement,
     invalidates,
     nonce_topic,
     permit_settlements,
@@ -48,6 +50,7 @@ __all__ = [
     "Cancelled",
     "NotSettled",
     "Outcome",
+    "SettledElsewhere",
     "SettlementFound",
     "SignedTerms",
     "Unexplained",
@@ -120,8 +123,9 @@ def _explained(group: Sequence[SignedTerms], *, head: Block, network: Network) -
         found[terms] = _confirmed(settled, head)
     if lost := [terms for terms in group if terms not in found]:
         # The payer may cancel at any time, also long after the deadline.
-        burned = yield from _burned(lost, start, head.number, network)
-        found |= {terms: burned.get(terms, Unexplained()) for terms in lost}
+        burned = yield from _burned(lost, start, head, network)
+        diverted = yield from _diverted([terms for terms in lost if terms not in burned], start, head)
+        found |= {terms: burned.get(terms) or diverted.get(terms) or Unexplained() for terms in lost}
     return found
 
 
@@ -172,10 +176,27 @@ def _settled_in(tx_hash: str, group: Sequence[SignedTerms]) -> Question[dict[Sig
     return {} if mined is None else permit_settlements(mined, done, group)
 
 
+def _diverted(group: Sequence[SignedTerms], start: int, head: Block) -> Question[dict[SignedTerms, SettledElsewhere]]:
+    """Payments to others with these nonces: every settled transfer of the payer is looked into."""
+    found: dict[SignedTerms, SettledElsewhere] = {}
+    if not group or group[0].transfer_method == "eip3009":  # its event would have named the nonce
+        return found
+    topics = [TRANSFER, address_topic(group[0].payer)]
+    candidates = yield from logs(group[0].asset, topics, from_block=start, to_block=head.number)
+    for tx_hash in dict.fromkeys(log.tx_hash for log in candidates):
+        mined, done = (yield from transaction(tx_hash)), (yield from receipt(tx_hash))
+        if mined is None or done is None:
+            continue
+        for terms in group:
+            if terms not in found and (diverted := diverted_settlement(mined, done, terms)) is not None:
+                found[terms] = SettledElsewhere(settlement=_confirmed(diverted, head))
+    return found
+
+
 def _burned(
-    group: Sequence[SignedTerms], start: int, end: int, network: Network
+    group: Sequence[SignedTerms], start: int, head: Block, network: Network
 ) -> Question[dict[SignedTerms, Cancelled]]:
-    payer = address_topic(group[0].payer)
+    payer, end = address_topic(group[0].payer), head.number
     events: list[Log] = []
     if group[0].transfer_method == "eip3009":
         for nonces in _nonce_batches(group):
@@ -183,7 +204,17 @@ def _burned(
             events += yield from logs(group[0].asset, topics, from_block=start, to_block=end)
     else:
         events = yield from logs(network.permit2, [NONCE_INVALIDATION, payer], from_block=start, to_block=end)
-    return {terms: Cancelled(tx_hash=event.tx_hash) for terms in group for event in events if invalidates(event, terms)}
+    return {
+        terms: Cancelled(
+            tx_hash=event.tx_hash,
+            block_number=event.block_number,
+            block_hash=event.block_hash,
+            confirmations=max(1, head.number - event.block_number + 1),
+        )
+        for terms in group
+        for event in events
+        if invalidates(event, terms)
+    }
 
 
 def _nonce_batches(group: Sequence[SignedTerms]) -> Iterator[tuple[str, ...]]:

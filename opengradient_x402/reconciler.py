@@ -1,36 +1,58 @@
-"""Chain -> ledger: what became of the open authorizations, written down where receipts are read from.
+"""Chain -> ledger: what became of the authorizations, written down where receipts are read from.
 
-`reconcile` says how a settlement is recognised; this module only decides which authorizations to ask about
-and what to write. Users start it explicitly (a command, `wait_settled`, a background thread); the payment
-path runs it once before it refuses a call for lack of budget.
+`reconcile` says how a settlement is recognised; this module decides which authorizations to ask about, what to
+write, and when a settlement is final. Users start it explicitly (a command, `receipt.wait_settled`, a background
+thread); the payment path runs it once before it refuses a call for lack of budget.
+
+The work is a generator of effects that `Reconciler` performs in either colour. A settlement counts as final
+after the network's number of confirmations; until then its block is looked up again each time, and when it is
+gone the authorization is open as before, and searched for anew.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
-from dataclasses import dataclass
-from typing import assert_never
+from collections import Counter
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar, assert_never
 
-from opengradient_x402.json_rpc import ChainReader
+from opengradient_x402.chain import block, receipt
+from opengradient_x402.disputes import forged_transaction, settled_elsewhere
+from opengradient_x402.driving import drive, drive_async
+from opengradient_x402.errors import RpcError
+from opengradient_x402.json_rpc import AsyncChainReader, ChainReader, Question
 from opengradient_x402.ledger import AuthorizationEntry, Ledger
 from opengradient_x402.networks import Network
-from opengradient_x402.receipts import SettlementReceipt
+from opengradient_x402.receipts import ReceiptStatus, SettlementReceipt
 from opengradient_x402.reconcile import (
     Cancelled,
     NotSettled,
     Outcome,
+    SettledElsewhere,
     SettlementFound,
     SignedTerms,
     Unexplained,
+    check_transaction,
     find_settlements,
 )
 
-_POLL_S = 0.25
+T = TypeVar("T")
+_FIRST_LOOK_S = 0.1
+_LONGEST_LOOK_S = 2.0
+_AT_ONCE = 250
+"""So many authorizations are asked about before the answers are written: an outage later loses nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReconcileReport:
-    """How many authorizations were asked about, and what the chain said of them."""
+    """How many authorizations were asked about, and what the chain said of them.
+
+    `settled` are those found now, `reopened` those whose block is gone again; `changed` are the receipts whose
+    state this run moved.
+    """
 
     asked: int = 0
     settled: int = 0
@@ -38,67 +60,307 @@ class ReconcileReport:
     cancelled: int = 0
     open: int = 0
     unexplained: int = 0
+    reopened: int = 0
+    changed: tuple[SettlementReceipt, ...] = ()
+
+    @property
+    def disputed(self) -> tuple[SettlementReceipt, ...]:
+        """The changed receipts that are disputed."""
+        return tuple(receipt for receipt in self.changed if receipt.status is ReceiptStatus.DISPUTED)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ask:
+    """Put a question to the chain."""
+
+    question: Question[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Await:
+    """Wait for the ledger."""
+
+    future: Future[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Wait:
+    seconds: float
+
+
+_Effect = _Ask | _Await | _Wait
+_Steps = Generator[_Effect, Any, T]
 
 
 class Reconciler:
-    """Brings the ledger of one network up to date. Thread-safe as far as the ledger is."""
+    """Brings the ledger of one network up to date. Thread-safe, and for any event loop.
 
-    def __init__(self, network: Network, ledger: Ledger) -> None:
-        self._network = network
+    `confirmations` is how many blocks (its own included) make a settlement final; the network's number when
+    not given. Everything that reads the chain raises ChainUnavailable when the node does not answer; what was
+    recorded before stays recorded.
+    """
+
+    def __init__(self, network: Network, ledger: Ledger, *, confirmations: int | None = None) -> None:
+        self.network = network
         self._ledger = ledger
+        self._needed = network.confirmations if confirmations is None else confirmations
 
     def reconcile(self, *, payer: str | None = None) -> ReconcileReport:
-        """Asks the chain about every authorization that may still change, and records the answers.
+        """Asks the chain about every authorization that may still change, and records the answers."""
+        return self._driven(self._reconciling(payer))
 
-        Raises ChainUnavailable when the node does not answer; what was recorded before stays recorded.
-        """
-        entries = self._ledger.authorizations(status="signed", payer=payer, network=self._network.caip2).result()
-        if not entries:
-            return ReconcileReport()
-        by_terms = {SignedTerms.of_entry(entry): entry for entry in entries}
-        with ChainReader(self._network.rpc_url, self._network.chain_id) as chain:
-            outcomes = chain.ask(find_settlements(by_terms, network=self._network))
-        for terms, outcome in outcomes.items():
-            self._record(by_terms[terms], outcome)
-        return _report(list(outcomes.values()))
+    async def areconcile(self, *, payer: str | None = None) -> ReconcileReport:
+        """As `reconcile`, for coroutines."""
+        return await self._driven_async(self._reconciling(payer))
+
+    def refresh(self, receipt: SettlementReceipt) -> SettlementReceipt:
+        """The receipt as the chain has it now."""
+        return self._driven(self._refreshing(receipt))
+
+    async def arefresh(self, receipt: SettlementReceipt) -> SettlementReceipt:
+        """As `refresh`, for coroutines."""
+        return await self._driven_async(self._refreshing(receipt))
 
     def wait_settled(self, receipt: SettlementReceipt, *, timeout_s: float = 120.0) -> SettlementReceipt:
-        """Reconciles until the receipt is final, or the time is up, and gives back its latest state."""
-        deadline = time.monotonic() + timeout_s
-        while True:
-            self.reconcile(payer=receipt.payer)
-            current = next(iter(self._ledger.receipts(call_ids=[receipt.call_id]).result()), receipt)
-            if current.is_final or time.monotonic() > deadline:
-                return current
-            time.sleep(_POLL_S)
+        """The receipt when it is final, or as it is when the time is up."""
+        return self._driven(self._waiting(receipt, timeout_s))
 
-    def _record(self, entry: AuthorizationEntry, outcome: Outcome) -> None:
+    async def await_settled(self, receipt: SettlementReceipt, *, timeout_s: float = 120.0) -> SettlementReceipt:
+        """As `wait_settled`, for coroutines."""
+        return await self._driven_async(self._waiting(receipt, timeout_s))
+
+    # -- performing
+
+    def _driven(self, steps: _Steps[T]) -> T:
+        with ChainReader(self.network.rpc_url, self.network.chain_id) as chain:
+
+            def perform(effect: _Effect) -> Any:
+                match effect:
+                    case _Ask(question):
+                        return chain.ask(question)
+                    case _Await(future):
+                        return future.result()
+                    case _Wait(seconds):
+                        return time.sleep(seconds)
+                    case _:
+                        assert_never(effect)
+
+            return drive(steps, perform)
+
+    async def _driven_async(self, steps: _Steps[T]) -> T:
+        chain = AsyncChainReader(self.network.rpc_url, self.network.chain_id)
+
+        async def perform(effect: _Effect) -> Any:
+            match effect:
+                case _Ask(question):
+                    return await chain.ask(question)
+                case _Await(future):
+                    return await asyncio.wrap_future(future)
+                case _Wait(seconds):
+                    return await asyncio.sleep(seconds)
+                case _:
+                    assert_never(effect)
+
+        return await drive_async(steps, perform)
+
+    # -- the work
+
+    def _refreshing(self, receipt: SettlementReceipt) -> _Steps[SettlementReceipt]:
+        entries = yield _Await(self._ledger.unfinished(network=self.network.caip2, payer=receipt.payer))
+        yield from self._brought_forward([entry for entry in entries if entry.id == receipt.authorization_id])
+        return (yield from self._latest(receipt))
+
+    def _waiting(self, receipt: SettlementReceipt, timeout_s: float) -> _Steps[SettlementReceipt]:
+        deadline, pause_s = time.monotonic() + timeout_s, _FIRST_LOOK_S
+        while True:
+            current = yield from self._refreshing(receipt)
+            left_s = deadline - time.monotonic()
+            if current.is_final or left_s <= 0:
+                return current
+            yield _Wait(min(pause_s, left_s))
+            pause_s = min(2 * pause_s, _LONGEST_LOOK_S)
+
+    def _latest(self, receipt: SettlementReceipt) -> _Steps[SettlementReceipt]:
+        found = yield _Await(self._ledger.receipts(call_ids=[receipt.call_id]))
+        current: SettlementReceipt = found[0] if found else replace(receipt)
+        return current.followed_by(self)
+
+    def _reconciling(self, payer: str | None) -> _Steps[ReconcileReport]:
+        entries = yield _Await(self._ledger.unfinished(network=self.network.caip2, payer=payer))
+        return (yield from self._brought_forward(entries))
+
+    def _brought_forward(self, entries: Sequence[AuthorizationEntry]) -> _Steps[ReconcileReport]:
+        seen = [entry for entry in entries if entry.status != "signed"]
+        waiting = [entry for entry in entries if entry.status == "signed"]
+        before = yield from self._receipts_of(entries)
+        reopened = yield from self._confirmed(seen)
+        waiting += reopened
+        outcomes: Counter[type[Outcome] | str] = Counter()
+        for some in _batches(waiting):
+            outcomes += yield from self._searched(some)
+        after = yield from self._receipts_of(entries)
+        return ReconcileReport(
+            asked=len(entries),
+            settled=outcomes[SettlementFound] + outcomes[SettledElsewhere],
+            expired=outcomes["expired"],
+            cancelled=outcomes[Cancelled],
+            open=outcomes[NotSettled],
+            unexplained=outcomes[Unexplained],
+            reopened=len(reopened),
+            changed=tuple(
+                receipt.followed_by(self) for call_id, receipt in after.items() if _moved(before.get(call_id), receipt)
+            ),
+        )
+
+    def _confirmed(self, seen: Sequence[AuthorizationEntry]) -> _Steps[list[AuthorizationEntry]]:
+        """Counts confirmations anew. Gives back those whose block is gone, opened again."""
+        if not seen:
+            return []
+        head, hashes = yield _Ask(_hashes_of({entry.block_number or 0 for entry in seen}))
+        reopened, writes = [], []
+        for entry in seen:
+            if hashes[entry.block_number or 0] == entry.block_hash:
+                confirmations = head - (entry.block_number or 0) + 1
+                writes.append(self._write(replace(entry, confirmations=confirmations)))
+            else:
+                reopened.append(replace(entry, **_OPEN))
+                writes.append(self._write(reopened[-1]))
+        yield from _all(writes)
+        return reopened
+
+    def _searched(self, entries: Sequence[AuthorizationEntry]) -> _Steps[Counter[type[Outcome] | str]]:
+        """Asks the chain about open authorizations, and writes what it says."""
+        by_terms = {SignedTerms.of_entry(entry): entry for entry in entries}
+        outcomes: dict[SignedTerms, Outcome] = yield _Ask(find_settlements(by_terms, network=self.network))
+        counted: Counter[type[Outcome] | str] = Counter()
+        writes, unsettled = [], []
+        for terms, outcome in outcomes.items():
+            entry = by_terms[terms]
+            is_expired = isinstance(outcome, NotSettled) and outcome.is_expired
+            counted["expired" if is_expired else type(outcome)] += 1
+            if (found := self._judged(entry, outcome)) is not None:
+                writes.append(self._write(found))
+            elif isinstance(outcome, NotSettled):
+                unsettled.append(entry)
+        yield from _all(writes)
+        yield from self._claims_checked(unsettled)
+        return counted
+
+    def _claims_checked(self, entries: Sequence[AuthorizationEntry]) -> _Steps[None]:
+        """A transaction that is mined, and that the gateway names, must be the settlement."""
+        for call in (yield from self._receipts_of(entries)).values():
+            claimed = call.claimed_payment_tx_hash
+            if claimed is None or call.status is ReceiptStatus.DISPUTED:
+                continue
+            terms = SignedTerms.of_entry(next(entry for entry in entries if entry.id == call.authorization_id))
+            if (yield _Ask(_is_something_else(claimed, terms, self.network))):
+                dispute = forged_transaction(claimed, why="that transaction is mined and did not settle it")
+                yield _Await(self._ledger.record_dispute(call.call_id, dispute))
+
+    def _judged(self, entry: AuthorizationEntry, outcome: Outcome) -> AuthorizationEntry | None:
+        """The entry with what the outcome means for it; None while it stays reserved in full."""
         match outcome:
             case SettlementFound():
-                self._ledger.record_settlement(
-                    entry.id,
-                    status="settled",
-                    settled_atomic=outcome.amount_atomic,
+                return self._settled(entry, outcome)
+            case SettledElsewhere(settlement=found):
+                dispute = settled_elsewhere(
+                    entry, payee=found.payee, amount_atomic=found.amount_atomic, tx_hash=found.tx_hash
+                )
+                return replace(self._settled(entry, found), dispute=dispute)
+            case Cancelled():
+                return replace(
+                    entry,
+                    status="cancelled",
                     tx_hash=outcome.tx_hash,
                     block_number=outcome.block_number,
                     block_hash=outcome.block_hash,
-                ).result()
-            case Cancelled():
-                self._ledger.record_settlement(entry.id, status="cancelled", tx_hash=outcome.tx_hash).result()
+                    confirmations=outcome.confirmations,
+                    confirmations_needed=self._needed,
+                )
             case NotSettled(is_expired=True):
-                self._ledger.record_settlement(entry.id, status="expired").result()
+                return replace(entry, status="expired", confirmations=0, confirmations_needed=0)
             case NotSettled() | Unexplained():
-                pass  # it stays reserved in full until the chain says more
+                return None
             case _:
                 assert_never(outcome)
 
+    def _settled(self, entry: AuthorizationEntry, found: SettlementFound) -> AuthorizationEntry:
+        return replace(
+            entry,
+            status="settled",
+            settled_atomic=found.amount_atomic,
+            tx_hash=found.tx_hash,
+            block_number=found.block_number,
+            block_hash=found.block_hash,
+            confirmations=found.confirmations,
+            confirmations_needed=self._needed,
+        )
 
-def _report(outcomes: list[Outcome]) -> ReconcileReport:
-    return ReconcileReport(
-        asked=len(outcomes),
-        settled=sum(isinstance(outcome, SettlementFound) for outcome in outcomes),
-        expired=sum(isinstance(outcome, NotSettled) and outcome.is_expired for outcome in outcomes),
-        cancelled=sum(isinstance(outcome, Cancelled) for outcome in outcomes),
-        open=sum(isinstance(outcome, NotSettled) and not outcome.is_expired for outcome in outcomes),
-        unexplained=sum(isinstance(outcome, Unexplained) for outcome in outcomes),
-    )
+    def _write(self, entry: AuthorizationEntry) -> Future[None]:
+        return self._ledger.record_settlement(
+            entry.id,
+            status=entry.status,
+            settled_atomic=entry.settled_atomic,
+            tx_hash=entry.tx_hash,
+            block_number=entry.block_number,
+            block_hash=entry.block_hash,
+            confirmations=entry.confirmations,
+            confirmations_needed=entry.confirmations_needed,
+            dispute=entry.dispute,
+        )
+
+    def _receipts_of(self, entries: Sequence[AuthorizationEntry]) -> _Steps[dict[str, SettlementReceipt]]:
+        found: dict[str, SettlementReceipt] = {}
+        for some in _batches(entries):
+            receipts = yield _Await(self._ledger.receipts(authorization_ids=[entry.id for entry in some]))
+            found |= {receipt.call_id: receipt for receipt in receipts}
+        return found
+
+
+_OPEN: dict[str, Any] = {
+    "status": "signed",
+    "settled_atomic": None,
+    "tx_hash": None,
+    "block_number": None,
+    "block_hash": None,
+    "confirmations": None,
+    "confirmations_needed": None,
+    "dispute": None,
+}
+
+
+def _hashes_of(numbers: Iterable[int]) -> Question[tuple[int, dict[int, str | None]]]:
+    """The chain's height, and the hashes of the blocks at these heights now (None: there is none)."""
+    head = yield from block()
+    hashes: dict[int, str | None] = {}
+    for number in numbers:
+        try:
+            hashes[number] = (yield from block(number)).hash if number <= head.number else None
+        except RpcError:  # the node does not have the block that it had
+            hashes[number] = None
+    return head.number, hashes
+
+
+def _is_something_else(tx_hash: str, terms: SignedTerms, network: Network) -> Question[bool]:
+    """Whether a transaction is mined and is not the settlement. In this order: it may be mined in between."""
+    try:
+        done = yield from receipt(tx_hash)
+    except RpcError:  # not the form of a hash: no transaction has it
+        return True
+    if done is None:
+        return False
+    return (yield from check_transaction(terms, tx_hash, network=network)) is None
+
+
+def _all(futures: Iterable[Future[None]]) -> _Steps[None]:
+    for future in futures:
+        yield _Await(future)
+
+
+def _batches(entries: Sequence[AuthorizationEntry]) -> Iterator[Sequence[AuthorizationEntry]]:
+    for first in range(0, len(entries), _AT_ONCE):
+        yield entries[first : first + _AT_ONCE]
+
+
+def _moved(before: SettlementReceipt | None, after: SettlementReceipt) -> bool:
+    return before is None or (before.status, before.is_final) != (after.status, after.is_final)

@@ -10,10 +10,10 @@ gateway says is not looked at. Does not know how the data were read.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
-from opengradient_x402.addresses import address_word
+from opengradient_x402.addresses import address_word, checksum_address
 from opengradient_x402.chain import Log, Transaction, TransactionReceipt
 
 if TYPE_CHECKING:
@@ -127,6 +127,16 @@ class Cancelled:
     """The payer invalidated the nonce: nothing can be taken any more."""
 
     tx_hash: str
+    block_number: int = field(default=0, compare=False)
+    block_hash: str = field(default="", compare=False)
+    confirmations: int = field(default=1, compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SettledElsewhere:
+    """The nonce was used in a payment to another payee: the payer's key signed it twice."""
+
+    settlement: SettlementFound
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,11 +150,11 @@ class NotSettled:
 class Unexplained:
     """The nonce is used, and the logs that the node has do not show by what: count the amount as spent.
 
-    A node that lags or has no old logs, a reorganisation under way, or a settlement to another payee.
+    A node that lags or has no old logs, or a reorganisation under way.
     """
 
 
-Outcome = SettlementFound | Cancelled | NotSettled | Unexplained
+Outcome = SettlementFound | SettledElsewhere | Cancelled | NotSettled | Unexplained
 
 
 def permit_settlements(
@@ -185,6 +195,23 @@ def transfer_settlements(
             transfers.remove(transfer)
             found[terms] = settlement(transfer, terms)
     return found
+
+
+def diverted_settlement(mined: Transaction, done: TransactionReceipt, terms: SignedTerms) -> SettlementFound | None:
+    """The payment to another payee in which a Permit2 nonce was used; None when the transaction is not one."""
+    position = mined.input.find(terms.nonce.to_bytes(_WORD, "big")) if done.is_success else -1
+    if position < 0 or terms.nonce <= _UNGUESSABLE:
+        return None
+    outgoing = [
+        log
+        for log in _settled_transfers(done, {terms.spender.lower()})
+        if log.address == terms.asset.lower() and log.topics[1:2] == (address_topic(terms.payer),)
+    ]
+    stated = _stated_amounts(mined.input, position)
+    transfer = next((log for log in outgoing if _amount(log) in stated), None)
+    if transfer is None:
+        return None
+    return replace(settlement(transfer, terms), payee=checksum_address("0x" + transfer.topics[2][-40:]))
 
 
 def uses(log: Log, terms: SignedTerms) -> bool:

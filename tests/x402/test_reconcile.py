@@ -5,8 +5,6 @@ import time
 from dataclasses import replace
 
 import pytest
-from support.node import serving
-from support.settling import Payer, deploy_wallet, new_payer, settle, settle_call, settle_together
 
 from opengradient_devnet import Account, Devnet
 from opengradient_devnet.contracts import PERMIT2, contract
@@ -15,14 +13,16 @@ from opengradient_x402.json_rpc import AsyncChainReader
 from opengradient_x402.reconcile import (
     Cancelled,
     NotSettled,
+    SettledElsewhere,
     SettlementFound,
     SignedTerms,
-    Unexplained,
     check_transaction,
     find_settlement,
     find_settlements,
 )
 from opengradient_x402.wallet import Wallet
+from support.node import serving
+from support.settling import Payer, deploy_wallet, new_payer, settle, settle_call, settle_together
 
 OPG = 10**18
 
@@ -146,13 +146,15 @@ def test_a_cancelled_authorization_says_so_with_the_transaction(payer, facilitat
     assert outcome(payer, authorization) == Cancelled(tx_hash=cancellation.tx_hash)
 
 
-def test_a_used_nonce_without_a_visible_cause_is_not_called_free(devnet, payer, facilitator):
+def test_a_nonce_that_paid_somebody_else_is_not_called_free(devnet, payer, facilitator):
     # The same nonce, spent by a payment to somebody else: not this authorization's settlement.
     stranger = devnet.account(opg="0").address
     elsewhere = payer.sign(facilitator=facilitator.address, payee=stranger)
     settle(devnet, facilitator, elsewhere, 5)
     mine = payer.sign(facilitator=facilitator.address, nonce=elsewhere.nonce)
-    assert outcome(payer, mine) == Unexplained()
+    found = outcome(payer, mine)
+    assert isinstance(found, SettledElsewhere)
+    assert (found.settlement.payee, found.settlement.amount_atomic) == (stranger, 5)
 
 
 def test_terms_that_were_signed_again_are_found_by_their_nonce(devnet, payer, facilitator):

@@ -1,0 +1,88 @@
+"""Reconciling in the background: a thread that users start, for services that run for days.
+
+Nothing starts it by itself. A node that does not answer is asked again later, and less often the longer that
+lasts; the receipts wait. Does not know how settlements are found.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from opengradient_x402.errors import OpenGradientError
+from opengradient_x402.receipts import SettlementReceipt
+from opengradient_x402.reconciler import Reconciler
+
+_log = logging.getLogger(__name__)
+_LONGEST_PAUSE_S = 300.0
+
+
+class BackgroundReconciler:
+    """`with BackgroundReconciler(reconciler): …` reconciles every `interval_s` until the block ends.
+
+    `on_change` is called, in the thread, with every receipt whose state moved: settled, final, expired,
+    cancelled, disputed, or open again.
+    """
+
+    def __init__(
+        self,
+        reconciler: Reconciler,
+        *,
+        interval_s: float = 15.0,
+        on_change: Callable[[SettlementReceipt], None] | None = None,
+    ) -> None:
+        self._reconciler = reconciler
+        self._interval_s = interval_s
+        self._on_change = on_change
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begins, with a first run at once. Starting twice changes nothing."""
+        if self._thread is None:
+            self._stop.clear()
+            self._thread = threading.Thread(target=self._run, name="opengradient-reconciler", daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the thread; waits for the run that is under way."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            self._stop.set()
+            thread.join()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _run(self) -> None:
+        pause_s = self._interval_s
+        while True:
+            pause_s = self._interval_s if self._reconciled() else min(2 * pause_s, _LONGEST_PAUSE_S)
+            if self._stop.wait(pause_s):
+                return
+
+    def _reconciled(self) -> bool:
+        try:
+            report = self._reconciler.reconcile()
+        except OpenGradientError as exc:
+            _log.warning("Settlements could not be looked up; receipts stay as they are. %s", exc)
+            return False
+        for receipt in report.changed:
+            self._tell(receipt)
+        return True
+
+    def _tell(self, receipt: SettlementReceipt) -> None:
+        if self._on_change is not None:
+            try:
+                self._on_change(receipt)
+            except Exception:  # noqa: BLE001  the listener's boundary: its fault must not stop the reconciling
+                _log.exception("A listener failed for the receipt of call %s", receipt.call_id)

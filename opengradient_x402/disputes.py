@@ -1,0 +1,110 @@
+"""Where claims and facts contradict each other: what makes a receipt disputed, in words with the numbers.
+
+Pure: it compares what the ledger holds of one authorization and of the calls that it paid for. What the chain
+says was found out elsewhere (`reconciler`), and what to do about a dispute is for people to decide.
+
+An overcharge can only be seen when the gateway quoted what every call of the session costs. A call that was
+lost without a trace (its process was killed) makes an honest settlement look too large; the text says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from decimal import Decimal, InvalidOperation
+from typing import TYPE_CHECKING
+
+from opengradient_x402.models import find_model, usd_to_atomic
+from opengradient_x402.money import Asset, format_amount
+
+if TYPE_CHECKING:
+    from opengradient_x402.ledger import AuthorizationEntry
+    from opengradient_x402.receipts import SettlementReceipt
+
+_SHOWN_CALLS = 5
+
+
+def dispute_of(
+    receipt: SettlementReceipt,
+    *,
+    entry: AuthorizationEntry,
+    siblings: Sequence[SettlementReceipt],
+    recorded: str | None = None,
+) -> str | None:
+    """Everything that speaks against the gateway's word on this call; None when nothing does.
+
+    `siblings` are all calls of the authorization, `recorded` what was found out about this call before.
+    """
+    said = [entry.dispute, recorded, overcharge(entry, siblings), _forged_transaction(receipt, entry)]
+    return " ".join(dict.fromkeys(text for text in said if text)) or None
+
+
+def overcharge(entry: AuthorizationEntry, receipts: Sequence[SettlementReceipt]) -> str | None:
+    """More was taken than was signed for, or than the calls cost by the gateway's own quotes."""
+    settled = entry.settled_atomic
+    if settled is None:
+        return None
+    if settled > entry.amount_atomic:
+        return f"{_opg(settled)} was settled, and at most {_opg(entry.amount_atomic)} was authorized."
+    costs = [allowed_cost(receipt) for receipt in receipts]
+    known = [cost for cost in costs if cost is not None]
+    # A gateway may round each call up, or their sum.
+    if entry.scheme == "exact" or not receipts or len(known) < len(costs) or settled <= sum(known) + len(known):
+        return None
+    listed = ", ".join(
+        f"{receipt.call_id} {_opg(cost)}" for receipt, cost in zip(receipts[:_SHOWN_CALLS], known, strict=False)
+    )
+    more = f", and {len(receipts) - _SHOWN_CALLS} more" if len(receipts) > _SHOWN_CALLS else ""
+    return (
+        f"{_opg(settled)} was settled, and the {len(receipts)} recorded calls of this authorization come to "
+        f"{_opg(sum(known))} by the gateway's quotes ({listed}{more}): {_opg(settled - sum(known))} too much. "
+        "If a process was killed in this session, its calls may be missing here; otherwise this is an overcharge."
+    )
+
+
+def allowed_cost(receipt: SettlementReceipt) -> int | None:
+    """What one call may cost: as quoted; else its usage at the published price and the quoted token price.
+
+    None when neither is known, also for a call that failed or was abandoned before its quote arrived.
+    """
+    if receipt.cost_atomic is not None:
+        return receipt.cost_atomic
+    model = find_model(receipt.model)
+    if model is None or receipt.prompt_tokens is None or receipt.completion_tokens is None or receipt.opg_usd is None:
+        return None
+    try:
+        opg_usd = Decimal(receipt.opg_usd)
+        usd = model.cost_usd(prompt_tokens=receipt.prompt_tokens, completion_tokens=receipt.completion_tokens)
+        return usd_to_atomic(usd, asset_usd=opg_usd, asset=_EIGHTEEN_DECIMALS)
+    except (InvalidOperation, ValueError):  # a claim that is not a price is no claim
+        return None
+
+
+def settled_elsewhere(entry: AuthorizationEntry, *, payee: str, amount_atomic: int, tx_hash: str) -> str:
+    """The nonce was used for a payment to somebody else."""
+    return (
+        f"The nonce of this authorization was used to pay {_opg(amount_atomic)} to {payee} instead of {entry.payee}, "
+        f"in transaction {tx_hash}. Only the payer's key can have signed that: look for another user of the key."
+    )
+
+
+def forged_transaction(claimed: str, *, why: str) -> str:
+    """The gateway named a transaction that did not settle this payment."""
+    return f"The gateway named {claimed} as the transaction of this payment, and {why}."
+
+
+def _forged_transaction(receipt: SettlementReceipt, entry: AuthorizationEntry) -> str | None:
+    claimed = receipt.claimed_payment_tx_hash
+    if claimed is None or entry.status not in ("settled", "expired", "cancelled"):
+        return None
+    if entry.tx_hash is not None and claimed.lower() == entry.tx_hash.lower():
+        return None
+    if entry.status == "settled":
+        return forged_transaction(claimed, why=f"the chain shows the settlement in {entry.tx_hash}")
+    return forged_transaction(claimed, why=f"nothing was ever settled: the authorization is {entry.status}")
+
+
+def _opg(amount_atomic: int) -> str:
+    return f"{format_amount(amount_atomic)} OPG"
+
+
+_EIGHTEEN_DECIMALS = Asset(address="", symbol="OPG", decimals=18, name="", version="")

@@ -1,0 +1,237 @@
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+import threading
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+
+from opengradient_devnet import Devnet
+from opengradient_x402.background_reconciler import BackgroundReconciler
+from opengradient_x402.errors import ChainUnavailable, ConfigurationError
+from opengradient_x402.ledger import AuthorizationEntry, Ledger
+from opengradient_x402.receipts import ReceiptStatus, SettlementReceipt
+from opengradient_x402.reconciler import Reconciler
+from support.node import serving
+from support.payers import PROMPT, async_client_for, client_for, network_of, payments_for
+from support.settling import new_payer, settle
+
+
+@contextmanager
+def served_call(net, wallet, tmp_path):
+    """One paid call, not settled yet, and the payments it was made with."""
+    with payments_for(net, wallet, tmp_path / "ledger.sqlite") as payments, client_for(payments) as client:
+        completion = client.chat(PROMPT)
+        assert completion.receipt is not None
+        yield payments, completion.receipt
+
+
+def mine(net: Devnet, blocks: int) -> None:
+    account = net.account(opg="0")
+    for _ in range(blocks):
+        net.chain.send(account, to=account.address, data=b"")
+
+
+def spent(payments) -> int:
+    network = payments.network
+    return payments.ledger.spent(payer=payments.payer, asset=network.asset.address, network=network.caip2).result()
+
+
+def test_a_settlement_is_seen_first_and_final_after_enough_confirmations(devnet, wallet, tmp_path):
+    with served_call(devnet, wallet, tmp_path) as (payments, receipt):
+        reconciler = Reconciler(payments.network, payments.ledger, confirmations=3)
+        devnet.close_sessions()
+        report = reconciler.reconcile()
+        (seen,) = payments.ledger.receipts(call_ids=[receipt.call_id]).result()
+        assert (report.settled, [changed.status for changed in report.changed]) == (1, [ReceiptStatus.SETTLED])
+        assert (seen.status, seen.is_final, seen.confirmations_needed) == (ReceiptStatus.SETTLED, False, 3)
+        # Until it is final, all that was signed for stays reserved.
+        assert spent(payments) == receipt.authorized_atomic
+        mine(devnet, 2)
+        report = reconciler.reconcile()
+        (final,) = report.changed
+        assert (final.status, final.is_final) == (ReceiptStatus.SETTLED, True)
+        assert final.confirmations >= 3
+        assert spent(payments) == pytest.approx(final.settled_atomic, abs=10**9)
+        assert reconciler.reconcile().asked == 0
+
+
+def test_on_the_devnet_one_block_is_final_and_on_live_chains_three(devnet):
+    assert network_of(devnet).confirmations == 1
+    from opengradient_x402.networks import PRESETS
+
+    assert {network.confirmations for network in PRESETS.values()} == {3}
+
+
+def test_a_settlement_whose_block_vanished_is_open_again_and_found_again(devnet, wallet, tmp_path):
+    with served_call(devnet, wallet, tmp_path) as (payments, receipt), serving(devnet.chain) as node:
+        reconciler = Reconciler(replace(payments.network, rpc_url=node.url), payments.ledger, confirmations=50)
+        devnet.close_sessions()
+        reconciler.reconcile()
+        (seen,) = payments.ledger.receipts(call_ids=[receipt.call_id]).result()
+        assert seen.status is ReceiptStatus.SETTLED
+
+        def reorganised(method, params, number):
+            if method == "eth_getBlockByNumber" and params[0] == hex(seen.block_number):
+                other = devnet.chain.rpc(method, params) | {"hash": "0x" + "ab" * 32}
+                return 200, {"result": other}
+            if method == "eth_call" and params[0].get("data", "").startswith("0x4fe02b44"):
+                return 200, {"result": "0x" + "0" * 64}  # the nonce is unused on the other branch
+            return None
+
+        node.misbehave = reorganised
+        report = reconciler.reconcile()
+        (gone,) = report.changed
+        assert (report.reopened, report.open) == (1, 1)
+        assert gone.status is ReceiptStatus.SERVED
+        assert (gone.payment_tx_hash, gone.settled_atomic, gone.block_hash) == (None, None, None)
+        assert spent(payments) == receipt.authorized_atomic
+
+        node.misbehave = lambda method, params, number: None
+        reconciler.reconcile()
+        (again,) = payments.ledger.receipts(call_ids=[receipt.call_id]).result()
+        assert (again.status, again.payment_tx_hash) == (ReceiptStatus.SETTLED, seen.payment_tx_hash)
+
+
+def test_a_receipt_brings_itself_forward(devnet, wallet, tmp_path):
+    with served_call(devnet, wallet, tmp_path) as (_, receipt):
+        assert receipt.refresh().status is ReceiptStatus.SERVED
+        assert receipt.wait_settled(timeout_s=0.2).status is ReceiptStatus.SERVED  # the session is open still
+        closing = threading.Timer(0.2, devnet.close_sessions)
+        closing.start()
+        settled = receipt.wait_settled(timeout_s=20)
+        closing.join()
+        assert (settled.status, settled.is_final) == (ReceiptStatus.SETTLED, True)
+        assert settled.payment_tx_hash in {record.transaction for record in devnet.settlements}
+        assert settled.refresh() == settled
+
+
+async def test_a_receipt_brings_itself_forward_in_coroutines(devnet, wallet, tmp_path):
+    with payments_for(devnet, wallet, tmp_path / "ledger.sqlite") as payments:
+        client = async_client_for(payments)
+        receipt = (await client.chat(PROMPT)).receipt
+        await client.aclose()
+        assert (await receipt.arefresh()).status is ReceiptStatus.SERVED
+        devnet.close_sessions()
+        assert (await receipt.await_settled(timeout_s=20)).status is ReceiptStatus.SETTLED
+
+
+def test_what_brings_a_receipt_forward_is_no_part_of_its_data(devnet, wallet, tmp_path):
+    with served_call(devnet, wallet, tmp_path) as (_, receipt):
+        plain = SettlementReceipt.from_json(receipt.to_json())
+        assert plain == receipt
+        assert hash(plain) == hash(receipt)
+        assert repr(plain) == repr(receipt)
+        assert pickle.loads(pickle.dumps(receipt)) == receipt
+        assert copy.deepcopy(receipt) == receipt
+        assert "follower" not in json.dumps(receipt.to_json()) + repr(receipt)
+        with pytest.raises(ConfigurationError, match=r"plain data.*Reconciler"):
+            plain.refresh()
+
+
+def test_a_node_that_is_away_is_an_error_for_who_asks_and_loses_nothing(devnet, wallet, tmp_path):
+    with served_call(devnet, wallet, tmp_path) as (payments, receipt), serving(devnet.chain) as node:
+        node.misbehave = lambda method, params, number: (400, b"gone")
+        away = Reconciler(replace(payments.network, rpc_url=node.url), payments.ledger)
+        with pytest.raises(ChainUnavailable):
+            away.refresh(receipt)
+        devnet.close_sessions()
+        assert receipt.refresh().status is ReceiptStatus.SETTLED
+
+
+def test_the_background_reconciler_tells_of_changes_and_survives_outages(devnet, wallet, tmp_path, caplog):
+    told: list[SettlementReceipt] = []
+    heard = threading.Event()
+
+    def listen(receipt):
+        told.append(receipt)
+        heard.set()
+        raise RuntimeError("a listener's own fault")
+
+    with served_call(devnet, wallet, tmp_path) as (payments, receipt), serving(devnet.chain) as node:
+        devnet.close_sessions()
+        node.misbehave = lambda method, params, number: (400, b"down") if number < 3 else None
+        reconciler = Reconciler(replace(payments.network, rpc_url=node.url), payments.ledger)
+        with BackgroundReconciler(reconciler, interval_s=0.02, on_change=listen):
+            assert heard.wait(20)
+        assert [(item.call_id, item.status) for item in told] == [(receipt.call_id, ReceiptStatus.SETTLED)]
+        assert not [thread for thread in threading.enumerate() if thread.name == "opengradient-reconciler"]
+    assert "could not be looked up" in caplog.text
+    assert "a listener's own fault" in caplog.text
+
+
+def test_hundreds_of_authorizations_are_reconciled_through_rate_limits_and_small_windows(devnet, tmp_path):
+    payer = new_payer(devnet, opg="100")
+    facilitator = devnet.account(opg="0")
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    before = devnet.chain.token_balance(payer.account.address)
+    for number in range(300):
+        authorization = payer.sign(facilitator=facilitator.address, ago_s=0 if number % 3 else 2000, timeout_s=300)
+        if number % 3 == 1:
+            settle(devnet, facilitator, authorization, 10**12 + number)
+        ledger.authorize(entry_of(authorization, payer, number))
+
+    def strict(method, params, number):
+        if number % 20 == 0:
+            return 429, {}
+        if method == "eth_getLogs" and int(params[0]["toBlock"], 16) - int(params[0]["fromBlock"], 16) >= 200:
+            return 200, {"error": {"code": -32602, "message": "query exceeds max block range"}}
+        return None
+
+    with serving(devnet.chain) as node:
+        node.misbehave = strict
+        report = Reconciler(replace(payer.network, rpc_url=node.url), ledger).reconcile()
+    assert (report.asked, report.settled, report.expired, report.open) == (300, 100, 100, 100)
+    entries = ledger.authorizations().result()
+    settled = sum(entry.settled_atomic or 0 for entry in entries)
+    assert settled == before - devnet.chain.token_balance(payer.account.address)
+    ledger.close()
+
+
+def entry_of(authorization, payer, number: int) -> AuthorizationEntry:
+    terms = payer.terms(authorization)
+    return AuthorizationEntry(
+        id=f"auth_{number}",
+        call_id=f"call_{number}",
+        network=payer.network.caip2,
+        scheme=authorization.terms.scheme,
+        transfer_method=terms.transfer_method,
+        asset=terms.asset,
+        payer=terms.payer,
+        payee=terms.payee,
+        facilitator=authorization.terms.facilitator,
+        spender=terms.spender,
+        nonce=str(terms.nonce),
+        amount_atomic=terms.amount_atomic,
+        signed_at=terms.signed_at_s,
+        deadline=terms.deadline_s,
+        endpoint="http://127.0.0.1/v1/chat/completions",
+        model="gpt-5",
+        settlement_mode="batch",
+    )
+
+
+def test_a_ledger_of_an_earlier_version_gets_the_columns_it_lacks(tmp_path):
+    import sqlite3
+
+    path = tmp_path / "ledger.sqlite"
+    ledger = Ledger(path)
+    ledger.pin("k", "v").result()
+    ledger.close()
+    with sqlite3.connect(path) as old:
+        for table, column in (
+            ("authorizations", "confirmations"),
+            ("authorizations", "confirmations_needed"),
+            ("authorizations", "dispute"),
+            ("calls", "answered_as"),
+            ("calls", "dispute"),
+        ):
+            old.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
+    old.close()
+    ledger = Ledger(path)
+    assert ledger.unfinished(network="eip155:31402").result() == []
+    assert ledger.receipts().result() == []
+    ledger.close()
