@@ -6,6 +6,7 @@ Reads the claims that gateways put into the body, the terminal stream event or t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,8 @@ from opengradient_x402.calls import Call
 from opengradient_x402.completions import Usage
 from opengradient_x402.money import parse_amount
 from opengradient_x402.receipts import ReceiptStatus, SettlementReceipt
+
+_UNIX_TIME = re.compile(r"[0-9]{1,15}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +104,7 @@ def _proof(call: Call, answer: Answer) -> dict[str, Any]:
         "tee_signature": _text(raw.get("tee_signature")) or headers.get("X-TEE-Signature"),
         "tee_request_hash": _text(raw.get("tee_request_hash")) or headers.get("X-TEE-Request-Hash"),
         "tee_output_hash": _text(raw.get("tee_output_hash")) or headers.get("X-TEE-Output-Hash"),
-        "tee_timestamp": int(timestamp) if str(timestamp or "").isdigit() else None,
+        "tee_timestamp": int(timestamp) if _UNIX_TIME.fullmatch(str(timestamp)) else None,
     }
 
 

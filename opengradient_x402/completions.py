@@ -16,6 +16,9 @@ from opengradient_x402 import wire_json
 if TYPE_CHECKING:
     from opengradient_x402.receipts import SettlementReceipt
 
+_MAX_TOKENS = 10**12
+"""No call has so many tokens: a larger count is no count (and JSON may say Infinity)."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
@@ -122,7 +125,7 @@ def parse_usage(data: Any) -> Usage | None:
 
 def _count(data: Any, key: str) -> int:
     value = data.get(key) if isinstance(data, Mapping) else None
-    return int(value) if isinstance(value, int | float) and value > 0 else 0
+    return int(value) if isinstance(value, int | float) and 0 < value < _MAX_TOKENS else 0
 
 
 class _OpenCall:

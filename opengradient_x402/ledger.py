@@ -18,6 +18,7 @@ import time
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -88,7 +89,7 @@ class Ledger:
         self.url = _as_url(url)
         self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._start_lock = threading.Lock()
+        self._lock = threading.RLock()  # reentrant: the garbage collector may end a dropped stream anywhere
         self._pid = 0
         self._closed = False
 
@@ -198,11 +199,13 @@ class Ledger:
 
     def close(self) -> None:
         """Writes what waits and closes the database. Later use raises LedgerUnavailable."""
-        with self._start_lock:
+        with self._lock:
             self._closed = True
             thread, self._thread = self._thread, None
-        if thread is not None and self._pid == os.getpid():
-            self._queue.put(_CLOSED)
+            is_ours = thread is not None and self._pid == os.getpid()
+            if is_ours:
+                self._queue.put(_CLOSED)  # under the lock: no job may come to stand behind it
+        if thread is not None and is_ours:
             thread.join()
         _open_ledgers.discard(self)
 
@@ -213,30 +216,29 @@ class Ledger:
 
     def _submit(self, work: Callable[[Book, Connection], T], *, durable: bool = False) -> Future[T]:
         future: Future[T] = Future()
-        if self._thread is None or self._pid != os.getpid():
-            try:
-                self._start()
-            except LedgerUnavailable as exc:
-                future.set_exception(exc)
+        job = _Job(work=work, durable=durable, future=cast("Future[Any]", future))
+        if self._pid != os.getpid():
+            # After a fork the parent's lock, thread and connection are not ours: start afresh.
+            self._lock, self._thread, self._pid = threading.RLock(), None, os.getpid()
+        with self._lock:
+            if self._closed:
+                future.set_exception(
+                    LedgerUnavailable(
+                        "This ledger was closed; nothing was signed and nothing was paid. Open a new client."
+                    )
+                )
                 return future
-        self._queue.put(_Job(work=work, durable=durable, future=cast("Future[Any]", future)))
+            if self._thread is None:
+                self._start()
+            self._queue.put(job)
         return future
 
     def _start(self) -> None:
-        with self._start_lock:
-            if self._closed:
-                raise LedgerUnavailable(
-                    "This ledger was closed; nothing was signed and nothing was paid. Open a new client."
-                )
-            if self._thread is not None and self._pid == os.getpid():
-                return
-            # After a fork the parent's thread and connection are not ours: start afresh.
-            self._pid = os.getpid()
-            self._queue = queue.SimpleQueue()
-            writer = _Writer(self.url, self._queue)
-            self._thread = threading.Thread(target=writer.run, name="opengradient-ledger", daemon=True)
-            self._thread.start()
-            _open_ledgers.add(self)
+        self._queue = queue.SimpleQueue()
+        writer = _Writer(self.url, self._queue)
+        self._thread = threading.Thread(target=writer.run, name="opengradient-ledger", daemon=True)
+        self._thread.start()
+        _open_ledgers.add(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -264,27 +266,21 @@ class _Writer:
             if _CLOSED in batch:
                 running = False
                 batch = [job for job in batch if job is not _CLOSED]
+            # From here on a job cannot be cancelled; one that was cancelled while it waited is left out.
+            batch = [job for job in batch if job.future.set_running_or_notify_cancel()]
             if batch:
                 self._perform(batch)
         self._disconnect()
 
     def _perform(self, batch: list[_Job]) -> None:
-        from sqlalchemy.exc import SQLAlchemyError
-
         answers: list[tuple[Future[Any], Any, BaseException | None]] = []
         try:
             book, conn = self._connect(durable=any(job.durable for job in batch))
             with conn.begin():
                 answers.extend(self._attempt(job, book, conn) for job in batch)
-        except (SQLAlchemyError, OSError) as exc:
+        except Exception as exc:  # noqa: BLE001  (the thread's boundary: it must live on, and everybody gets an answer)
             self._disconnect()
-            problem = LedgerUnavailable(
-                f"The ledger at {_without_password(self._url)} cannot be written ({type(exc).__name__}: "
-                f"{_first_line(exc)}). Nothing was signed and nothing was paid. Free disk space, check the "
-                "permissions, or set OG_LEDGER_URL to another place.",
-                is_retryable=False,
-            )
-            problem.__cause__ = exc
+            problem = self._unavailable(exc)
             answers = [(job.future, None, problem) for job in batch]
         for future, value, error in answers:
             if error is None:
@@ -292,13 +288,28 @@ class _Writer:
             else:
                 future.set_exception(error)
 
-    @staticmethod
-    def _attempt(job: _Job, book: Book, conn: Connection) -> tuple[Future[Any], Any, BaseException | None]:
+    def _attempt(self, job: _Job, book: Book, conn: Connection) -> tuple[Future[Any], Any, BaseException | None]:
+        from sqlalchemy.exc import SQLAlchemyError
+
         try:
             with conn.begin_nested():
                 return job.future, job.work(book, conn), None
+        except (SQLAlchemyError, OSError):  # the database fails: nothing of the batch can be relied on
+            raise
         except OpenGradientError as exc:  # e.g. BudgetExceeded: this job is rolled back, the batch goes on
             return job.future, None, exc
+        except Exception as exc:  # noqa: BLE001  (e.g. a number that no column holds: the fault of this job alone)
+            return job.future, None, self._unavailable(exc)
+
+    def _unavailable(self, exc: Exception) -> LedgerUnavailable:
+        problem = LedgerUnavailable(
+            f"The ledger at {_without_password(self._url)} cannot be written ({type(exc).__name__}: "
+            f"{_first_line(exc)}). Nothing was signed and nothing was paid. Free disk space, check the "
+            "permissions, or set OG_LEDGER_URL to another place.",
+            is_retryable=False,
+        )
+        problem.__cause__ = exc
+        return problem
 
     def _connect(self, *, durable: bool) -> tuple[Book, Connection]:
         from opengradient_x402 import ledger_tables
@@ -313,11 +324,15 @@ class _Writer:
         return book, self._conn
 
     def _disconnect(self) -> None:
-        if self._conn is not None:
-            self._conn.close()
-        if self._engine is not None:
-            self._engine.dispose()
+        from sqlalchemy.exc import SQLAlchemyError
+
+        conn, engine = self._conn, self._engine
         self._conn = self._engine = None
+        with suppress(SQLAlchemyError):  # a connection that broke cannot always be closed in good order
+            if conn is not None:
+                conn.close()
+        if engine is not None:
+            engine.dispose()
 
 
 _open_ledgers: weakref.WeakSet[Ledger] = weakref.WeakSet()

@@ -77,7 +77,7 @@ class SessionPool:
         self._idle_s = idle_s * IDLE_SHARE
         self._clock = clock
         self._wall_clock = wall_clock
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # reentrant: the garbage collector may end a dropped stream anywhere
         self._sessions: dict[SessionKey, list[PaidSession]] = {}
         self._opening: dict[SessionKey, Ticket] = {}
         self._sessionless: set[SessionKey] = set()
@@ -117,8 +117,9 @@ class SessionPool:
             in_flight=1,
         )
         with self._lock:
-            live = [known for known in self._sessions.get(ticket.key, ()) if not known.is_retired]
-            self._sessions[ticket.key] = [*live, session]
+            known = self._sessions.get(ticket.key, ())
+            # A session that serves nobody now and is used by nobody never comes back to life.
+            self._sessions[ticket.key] = [*(s for s in known if s.in_flight or self._is_usable(s)), session]
             self._sessionless.discard(ticket.key)
         self.closed(ticket)
         return session

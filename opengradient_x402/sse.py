@@ -17,37 +17,51 @@ class EventTooLarge(ValueError):
 class EventDecoder:
     """Turns a byte stream into `data` payloads. One per response; not thread-safe."""
 
-    __slots__ = ("_buffer", "_first")
+    __slots__ = ("_is_first", "_pieces", "_size", "_tail")
 
     def __init__(self) -> None:
-        self._buffer = b""
-        self._first = True
+        self._pieces: list[bytes] = []
+        self._size = 0
+        self._tail = b""
+        self._is_first = True
 
     def feed(self, data: bytes) -> list[bytes]:
         """The payloads that `data` completed, in order; an unfinished event waits for the next call."""
-        buffer = self._buffer + data if self._buffer else data
-        if self._first and buffer:
-            buffer = buffer.removeprefix(b"\xef\xbb\xbf")
-            self._first = False
-        if b"\r" in buffer:
-            buffer = _unify_line_ends(buffer)
-        *events, rest = buffer.split(b"\n\n")
-        if len(rest) > MAX_EVENT_BYTES:
-            raise EventTooLarge(f"An event of the stream is larger than {MAX_EVENT_BYTES} bytes.")
-        self._buffer = rest
+        data, self._tail = self._with_plain_line_ends(self._tail + data)
+        if self._is_first and data:
+            data = data.removeprefix(b"\xef\xbb\xbf")
+            self._is_first = False
+        before = self._pieces[-1][-1:] if self._pieces else b""
+        if b"\n\n" not in before + data:
+            # Kept in pieces: joining at every feed would make a large event cost its square.
+            self._hold(data)
+            return []
+        *events, rest = b"".join([*self._pieces, data]).split(b"\n\n")
+        self._pieces, self._size = [], 0
+        self._hold(rest)
         return [payload for event in events if (payload := _payload(event)) is not None]
 
     def flush(self) -> list[bytes]:
         """What a stream that ended without its last blank line still held."""
-        rest, self._buffer = self._buffer.rstrip(b"\r\n"), b""
+        rest = b"".join(self._pieces).rstrip(b"\n")
+        self._pieces, self._size, self._tail = [], 0, b""
         payload = _payload(rest)
         return [] if payload is None else [payload]
 
+    def _hold(self, data: bytes) -> None:
+        self._size += len(data)
+        if self._size > MAX_EVENT_BYTES:
+            raise EventTooLarge(f"An event of the stream is larger than {MAX_EVENT_BYTES} bytes.")
+        if data:
+            self._pieces.append(data)
 
-def _unify_line_ends(buffer: bytes) -> bytes:
-    # A trailing "\r" may be the first half of "\r\n": it is left as it is until its other half arrives.
-    head, tail = (buffer[:-1], b"\r") if buffer.endswith(b"\r") else (buffer, b"")
-    return head.replace(b"\r\n", b"\n").replace(b"\r", b"\n") + tail
+    @staticmethod
+    def _with_plain_line_ends(data: bytes) -> tuple[bytes, bytes]:
+        """The data with `\\n` alone, and what must wait: a last `\\r` may be the first half of `\\r\\n`."""
+        if b"\r" not in data:
+            return data, b""
+        head, tail = (data[:-1], b"\r") if data.endswith(b"\r") else (data, b"")
+        return head.replace(b"\r\n", b"\n").replace(b"\r", b"\n"), tail
 
 
 def _payload(event: bytes) -> bytes | None:
