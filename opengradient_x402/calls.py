@@ -7,6 +7,7 @@ Plain state; the decisions are in `handshake` and `payments`.
 from __future__ import annotations
 
 import secrets
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -49,12 +50,16 @@ class Call:
     entry: AuthorizationEntry | None = None
     """The authorization that pays, from the moment its signature or session id may have left."""
     session: PaidSession | None = None
+    has_signed_out: bool = False
+    """Whether a gateway has seen a signature of this call, even if it refused it."""
     is_answered: bool = False
     claims: Mapping[str, Any] = field(default_factory=dict)
     """PAYMENT-RESPONSE, as the gateway sent it."""
     headers: httpx.Headers = field(default_factory=httpx.Headers)
     receipt: SettlementReceipt | None = None
     """Set once, when the call is finished."""
+    ending: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    """Taken for good by whoever ends the call: a reader, or another thread that closes the stream."""
 
     @classmethod
     def of(cls, request: httpx.Request) -> Call:

@@ -298,6 +298,7 @@ class Exchange:
             return
         if answer is None:
             answer = self._answer(self._accumulator.raw)
+        # None for whoever comes second: two threads may end one stream, and it is reported once.
         receipt = self._payments.finish(self.call, outcome=outcome, error=error, answer=answer)
         if receipt is not None and self._on_receipt is not None:
             try:

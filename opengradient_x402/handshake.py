@@ -13,10 +13,11 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+import time
 from collections.abc import Generator
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import httpx
 
@@ -28,9 +29,9 @@ from opengradient_x402.errors import (
     BudgetExceeded,
     ChallengeInvalid,
     GatewayUnreachable,
+    NotPaid,
     PaidButFailed,
     PaymentOutcomeUnknown,
-    PolicyRefused,
 )
 from opengradient_x402.payments import Payments
 from opengradient_x402.sessions import PaidSession, SessionKey, Ticket, Waiting
@@ -41,7 +42,8 @@ SIGNATURE_HEADER = "PAYMENT-SIGNATURE"
 RESPONSE_HEADER = "PAYMENT-RESPONSE"
 
 _SESSION_ID = re.compile(r"[A-Za-z0-9._~-]{8,256}", re.ASCII)
-_MAX_SEATS = 32
+_MAX_DEAD_SESSIONS = 32
+_MAX_REASON_CHARS = 300
 _NEVER_LEFT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
 """Failures before a single byte of the request was written."""
 
@@ -82,10 +84,11 @@ def pay(request: httpx.Request, *, call: Call, payments: Payments, blocking: boo
             call_id=call.id,
         )
     key = payments.session_key(request)
-    for _ in range(_MAX_SEATS):
+    started, dead_sessions = time.monotonic(), 0
+    while dead_sessions < _MAX_DEAD_SESSIONS:
         seat = payments.sessions.enter(key, blocking=blocking)
         if isinstance(seat, Waiting):
-            yield from _wait_for_opening(seat, call)
+            yield from _wait_for_opening(seat, call, waited_s=time.monotonic() - started)
         elif isinstance(seat, Ticket):
             try:
                 return (yield from _open(request, call, payments, seat))
@@ -95,16 +98,18 @@ def pay(request: httpx.Request, *, call: Call, payments: Payments, blocking: boo
             response = yield from _ride(request, call, payments, seat)
             if response is not None:
                 return response
+            dead_sessions += 1
     raise GatewayUnreachable(
-        f"{key.origin} ended {_MAX_SEATS} paid sessions in a row without serving call {call.id}. This call was "
+        f"{key.origin} ended {_MAX_DEAD_SESSIONS} paid sessions in a row without serving call {call.id}. This call was "
         "not charged. The gateway is faulty: try again later, or use another one.",
         call_id=call.id,
     )
 
 
-def _wait_for_opening(seat: Waiting, call: Call) -> Generator[Effect, Any, None]:
+def _wait_for_opening(seat: Waiting, call: Call, *, waited_s: float) -> Generator[Effect, Any, None]:
     try:
-        yield Wait(seat.done, call.timeout_s)
+        # The time limit holds for all openings that this call waits for, not for each.
+        yield Wait(seat.done, None if call.timeout_s is None else max(0.0, call.timeout_s - waited_s))
     except TimeoutError as exc:
         raise GatewayUnreachable(
             f"Call {call.id} waited {call.timeout_s:g} s for another call to open the paid session, which the "
@@ -121,7 +126,7 @@ def _ride(
     payments.attach_session(call, session)
     try:
         payments.check_call(call, session.key, cap_atomic=session.entry.amount_atomic)
-    except PolicyRefused:
+    except NotPaid:
         payments.detach(call)
         raise
     try:
@@ -134,14 +139,12 @@ def _ride(
     if response.status_code != httpx.codes.PAYMENT_REQUIRED:
         return (yield from _answered(response, call))
     # "Session expired or exhausted", or new terms: this request was not served, so it may be paid anew.
-    if (header := response.headers.get(CHALLENGE_HEADER)) is not None:
-        payments.forget_terms(session.key)
-        yield Discard(response)
-        payments.remember_terms(session.key, parse_challenge(header))
-    else:
-        yield Discard(response)
     payments.sessions.retire(session)
     payments.detach(call)
+    if CHALLENGE_HEADER in response.headers:
+        yield from _read_challenge(response, payments, session.key)
+    else:
+        yield Discard(response)
     return None
 
 
@@ -153,6 +156,7 @@ def _open(request: httpx.Request, call: Call, payments: Payments, ticket: Ticket
         if response.status_code != httpx.codes.PAYMENT_REQUIRED:
             return response
         payments.detach(call)
+        call.has_signed_out = False  # that was another call's payment
         yield from _read_challenge(response, payments, ticket.key)
     challenge = payments.known_terms(ticket.key)
     was_asked = challenge is None
@@ -191,12 +195,17 @@ def _authorize(
         payments.confirm_facilitator(terms, key, (yield Wait(pin)))
     entry = payments.draft(terms, call, str(request.url))
     try:
-        yield Wait(payments.reserve(entry))
-    except BudgetExceeded:
-        # Authorizations past their deadline may hold budget that was never spent: ask the chain first.
-        yield Wait(payments.reclaim())
-        yield Wait(payments.reserve(entry))
-    return payments.sign(terms, entry, challenge)
+        try:
+            yield Wait(payments.reserve(entry))
+        except BudgetExceeded:
+            # Authorizations past their deadline may hold budget that was never spent: ask the chain first.
+            yield Wait(payments.reclaim())
+            yield Wait(payments.reserve(entry))
+        return payments.sign(terms, entry, challenge)
+    except BaseException:  # cancelled, or the signer failed: what never left must not hold budget
+        if not call.has_signed_out:
+            payments.ledger.mark_unsent(entry.id)
+        raise
 
 
 def _send_signed(
@@ -206,7 +215,10 @@ def _send_signed(
     call.entry = signed.entry
     try:
         response: httpx.Response = yield Send(_with_header(request, SIGNATURE_HEADER, signed.header))
-    except _NEVER_LEFT:
+    except _NEVER_LEFT as exc:
+        if is_first_use and call.has_signed_out:
+            # An earlier signature under this nonce is out: the gateway refused it, and holds it all the same.
+            raise _outcome_unknown(call, exc) from exc
         payments.detach(call)
         if is_first_use:
             yield Wait(payments.ledger.mark_unsent(signed.entry.id))
@@ -219,8 +231,20 @@ def _send_signed(
     except BaseException:  # cancelled or interrupted while the signature was on its way
         payments.doubt(ticket.key, signed)
         raise
+    call.has_signed_out = True
     if response.status_code == httpx.codes.PAYMENT_REQUIRED:
+        if is_first_use and RESPONSE_HEADER in response.headers:
+            yield from _settlement_failed(response, call, payments, ticket, signed)
         return response
+    _take_session(response, call, payments, ticket, signed)
+    payments.accepted(signed, ticket.key)
+    return (yield from _answered(response, call))
+
+
+def _take_session(
+    response: httpx.Response, call: Call, payments: Payments, ticket: Ticket, signed: SignedPayment
+) -> None:
+    """What an accepted payment bought: a session, this one answer, or nothing that we know of."""
     session_id = response.headers.get(SESSION_HEADER)
     if session_id is not None and _SESSION_ID.fullmatch(session_id):
         call.session = payments.sessions.opened(ticket, session_id=session_id, entry=signed.entry)
@@ -229,12 +253,30 @@ def _send_signed(
         payments.sessions.sessionless(ticket)
     else:
         payments.doubt(ticket.key, signed)
-    payments.accepted(signed, ticket.key)
-    return (yield from _answered(response, call))
+
+
+def _settlement_failed(
+    response: httpx.Response, call: Call, payments: Payments, ticket: Ticket, signed: SignedPayment
+) -> Generator[Effect, Any, NoReturn]:
+    """The gateway took the payment to the chain and says that it failed there: only the chain knows."""
+    call.claims = _payment_response(response)
+    payments.doubt(ticket.key, signed)
+    yield Discard(response)
+    reason = str(call.claims.get("errorReason") or "no reason given")[:_MAX_REASON_CHARS]
+    raise PaymentOutcomeUnknown(
+        f"The gateway tried to settle the payment of call {call.id} and reports: {reason}. It did not serve the "
+        "call. Whether the chain took the payment only the chain can say: `opengradient-x402 receipts reconcile` "
+        "asks it. Nothing new was signed; the next call offers the same payment again.",
+        call_id=call.id,
+        status_code=response.status_code,
+        kind="payment",
+    )
 
 
 def _answered(response: httpx.Response, call: Call) -> Handshake:
     call.is_answered = True
+    # The session's id spends its cap: nobody above, and no repr or log of theirs, needs it.
+    response.headers.pop(SESSION_HEADER, None)
     call.headers = response.headers
     if response.has_redirect_location:
         yield Discard(response)

@@ -70,7 +70,7 @@ class Payments:
         self.ledger = ledger
         self.sessions = SessionPool(idle_s=network.session_idle_s)
         self._owns_ledger = False
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._terms: dict[SessionKey, Challenge] = {}
         self._last_amount: dict[str, int | None] = {}
         self._asset_usd: dict[str, Decimal] = {}
@@ -198,10 +198,10 @@ class Payments:
         if date_header is None:
             return
         try:
-            server_now = parsedate_to_datetime(date_header)
-        except ValueError:
+            server_now_s = int(parsedate_to_datetime(date_header).timestamp())
+        except (ValueError, OverflowError):
             return
-        self.policy.check_clock(now_s=int(time.time()), server_now_s=int(server_now.timestamp()))
+        self.policy.check_clock(now_s=int(time.time()), server_now_s=server_now_s)
 
     def check_funds(self, terms: PaymentTerms) -> Future[None] | None:
         """Balance and allowance from the chain, before the first signature; None when known to suffice.
@@ -353,10 +353,12 @@ class Payments:
         error: str | None = None,
         answer: Answer | None = None,
     ) -> SettlementReceipt | None:
-        """Ends the call: frees its seat, records its receipt. None when nothing was paid. Later calls return
-        the same receipt."""
-        if call.receipt is not None or call.entry is None:
-            return call.receipt
+        """Ends the call: frees its seat, records its receipt, and gives it to whoever ends the call first.
+
+        None when nothing was paid, and for everybody who comes later: `call.receipt` has it.
+        """
+        if call.entry is None or not call.ending.acquire(blocking=False):
+            return None
         receipt = build_receipt(call, outcome=outcome, error=error, answer=answer)
         call.receipt = receipt
         quote = None if answer is None else answer.raw.get("opengradient")

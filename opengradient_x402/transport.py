@@ -94,9 +94,9 @@ def _end_unmanaged(payments: Payments, call: Call, exc: BaseException) -> None:
     """A call without a client ends here; a client ends its own, with more to say."""
     if call.is_managed:
         return
-    receipt = payments.finish(call, outcome="failed", error=type(exc).__name__)
+    payments.finish(call, outcome="failed", error=type(exc).__name__)
     if isinstance(exc, OpenGradientError) and exc.receipt is None:
-        exc.receipt = receipt
+        exc.receipt = call.receipt
 
 
 class _Stream(httpx.SyncByteStream):
@@ -111,8 +111,10 @@ class _Stream(httpx.SyncByteStream):
         self._is_read = True
 
     def close(self) -> None:
-        self._inner.close()
-        self._payments.finish(self._call, outcome="ok" if self._is_read else "abandoned")
+        try:
+            self._inner.close()
+        finally:
+            self._payments.finish(self._call, outcome="ok" if self._is_read else "abandoned")
 
 
 class _AsyncStream(httpx.AsyncByteStream):
@@ -128,5 +130,7 @@ class _AsyncStream(httpx.AsyncByteStream):
         self._is_read = True
 
     async def aclose(self) -> None:
-        await self._inner.aclose()
-        self._payments.finish(self._call, outcome="ok" if self._is_read else "abandoned")
+        try:
+            await self._inner.aclose()
+        finally:
+            self._payments.finish(self._call, outcome="ok" if self._is_read else "abandoned")
