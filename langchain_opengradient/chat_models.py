@@ -82,6 +82,8 @@ class ChatOpenGradient(BaseChatModel):
     """Where answers end. Applied on this side too, since gateways do not."""
     timeout: float | None = Field(default=None, alias="request_timeout")
     """Seconds until a call is given up (default 120)."""
+    verify_tee: Literal["off", "warn", "require"] = "off"
+    """Check the enclave's signature over each answer; "require" withholds answers without a good one."""
     max_retries: int = 2
     """Attempts to reach the gateway before anything was signed. After that nothing is sent twice."""
     streaming: bool = False
@@ -440,7 +442,7 @@ class ChatOpenGradient(BaseChatModel):
             ledger=self.ledger,
             payments=self.payments,
         )
-        return Endpoint(wallet=wallet, base_url=self.base_url, max_retries=self.max_retries)
+        return Endpoint(wallet=wallet, base_url=self.base_url, max_retries=self.max_retries, verify_tee=self.verify_tee)
 
     def close(self) -> None:
         """Close what this model and its copies opened; the next call opens it again."""

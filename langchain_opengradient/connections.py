@@ -42,6 +42,7 @@ class Endpoint:
     wallet: Wallet
     base_url: str | None
     max_retries: int
+    verify_tee: str
 
 
 class Connections:
@@ -92,7 +93,10 @@ class Connections:
             if (found := self._clients.get(endpoint)) is not None:
                 return found
             made = self._clients[endpoint] = GatewayClient(
-                self._paying(endpoint.wallet), base_url=endpoint.base_url, max_retries=endpoint.max_retries
+                self._paying(endpoint.wallet),
+                base_url=endpoint.base_url,
+                max_retries=endpoint.max_retries,
+                verify_tee=endpoint.verify_tee,
             )
         return made
 
@@ -103,7 +107,10 @@ class Connections:
             if (found := self._async_clients.get(endpoint)) is not None:
                 return found
             made = self._async_clients[endpoint] = AsyncGatewayClient(
-                self._paying(endpoint.wallet), base_url=endpoint.base_url, max_retries=endpoint.max_retries
+                self._paying(endpoint.wallet),
+                base_url=endpoint.base_url,
+                max_retries=endpoint.max_retries,
+                verify_tee=endpoint.verify_tee,
             )
         return made
 

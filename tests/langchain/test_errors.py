@@ -18,6 +18,7 @@ from opengradient_devnet.faults import (
     AnswerStatus,
     EmptyStream,
     ErrorEvent,
+    ForgeProof,
     GarbleBody,
     HangUp,
     OmitDone,
@@ -35,6 +36,7 @@ from opengradient_x402.errors import (
     NotPaid,
     OpenGradientError,
     PaidButFailed,
+    ProofRejected,
     ResponseInvalid,
     StreamInterrupted,
     UnknownNetwork,
@@ -259,6 +261,16 @@ def test_an_error_survives_pickle_and_copy_with_all_that_it_carries(opened: Paye
         assert isinstance(twin, GatewayError)
         assert twin.receipt == caught.value.receipt
         assert str(twin) == str(caught.value)
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_an_answer_without_a_good_proof_is_withheld_when_proofs_are_required(opened: Payer, mode):
+    await call(opened.model(verify_tee="require"), mode, {})
+    before = set(opened.receipts())
+    opened._devnet.faults.inject(ForgeProof(part="signature"))
+    error = await fail(opened.model(verify_tee="require"), mode, {})
+    assert isinstance(error, ProofRejected)
+    assert set(opened.receipts()) - before == {error.receipt.call_id}
 
 
 def test_an_error_of_the_users_own_code_passes_through(opened: Payer):

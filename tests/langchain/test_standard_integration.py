@@ -54,7 +54,7 @@ class TestChatOpenGradientStandardIntegration(ChatModelIntegrationTests):
     def _devnet(self, shared_payments: Payments, monkeypatch: pytest.MonkeyPatch) -> None:
         self._payments = shared_payments
         monkeypatch.setenv("LANGCHAIN_TESTS_USER_AGENT", "opengradient-integrations")
-        media = {".png": PNG, ".pdf": PDF, ".wav": WAV}
+        media = {".png": PNG, ".jpg": PNG, ".pdf": PDF, ".wav": WAV}
         monkeypatch.setattr(suite.httpx, "get", lambda url, **_: httpx.Response(200, content=media[Path(url).suffix]))
 
     @property
