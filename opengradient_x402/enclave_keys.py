@@ -16,6 +16,7 @@ import httpx
 from opengradient_x402 import wire_json
 from opengradient_x402.attestation import Verdict, VerifyTee, check_completion
 from opengradient_x402.completions import Completion
+from opengradient_x402.endpoints import Endpoint, EndpointSource
 from opengradient_x402.steps import Fetch, Steps
 
 KEY_PATH = "/signing-key"
@@ -43,6 +44,11 @@ class ProofCheck:
     on_wrong_key: Callable[[], None]
     request: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
+    def trust(self, endpoint: Endpoint) -> None:
+        """The call goes to this endpoint: where its key is registered, no other one counts."""
+        if endpoint.public_key_der is not None:
+            self.public_key_der, self.key_source = endpoint.public_key_der, "registry"
+
     def check(self, completion: Completion) -> Checked:
         """The verdict over the whole answer."""
         verdict = check_completion(
@@ -54,21 +60,20 @@ class ProofCheck:
 
 
 class EnclaveKeys:
-    """The key of the gateway at one address, asked for once. Thread-safe: the worst race asks twice."""
+    """The key of the gateway that the next call goes to, asked for once. Thread-safe: the worst race asks twice."""
 
-    def __init__(self, base_url: str) -> None:
-        self._base_url = base_url
+    def __init__(self, endpoints: EndpointSource) -> None:
+        self._endpoints = endpoints
         self._served: bytes | None = None
 
-    def current(self, *, registered: bytes | None = None) -> Steps[tuple[bytes | None, str]]:
+    def current(self) -> Steps[tuple[bytes | None, str]]:
         """The key to check with (DER), and its source. A registered key needs no request."""
-        if registered is not None:
-            return registered, "registry"
+        endpoint = yield from self._endpoints.current()
+        if endpoint.public_key_der is not None:
+            return endpoint.public_key_der, "registry"
         if self._served is None:
-            timeouts = dict.fromkeys(("connect", "read", "write", "pool"), _TIMEOUT_S)
-            request = httpx.Request("GET", self._base_url + KEY_PATH, extensions={"timeout": timeouts})
             try:
-                self._served = _key_in((yield Fetch(request)))
+                self._served = _key_in((yield Fetch(endpoint.query(KEY_PATH, timeout_s=_TIMEOUT_S))))
             except httpx.TransportError:
                 return None, "none"
         return self._served, "gateway" if self._served is not None else "none"
@@ -76,6 +81,7 @@ class EnclaveKeys:
     def forget(self) -> None:
         """The next call asks again: an answer was signed by another enclave than the one we know."""
         self._served = None
+        self._endpoints.doubt()
 
 
 def _key_in(response: httpx.Response) -> bytes | None:

@@ -6,9 +6,11 @@ the enclaves of the on-chain registry. Sans-I/O; knows neither connections nor p
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import math
+import time
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 import httpx
 
@@ -52,6 +54,9 @@ class Endpoint:
         """A request for public data of this endpoint."""
         timeouts = dict.fromkeys(("connect", "read", "write", "pool"), timeout_s)
         return self.request("GET", path, extensions={"timeout": timeouts})
+
+
+T = TypeVar("T")
 
 
 class EndpointSource(Protocol):
@@ -100,6 +105,25 @@ class StaticGateway:
 
     def doubt(self) -> None:
         """What the user said does not change."""
+
+
+def reach(source: EndpointSource, attempt: Callable[[Endpoint], Steps[T]], *, until: float = math.inf) -> Steps[T]:
+    """Runs `attempt` at one endpoint after another until a connection can be made: before that, nothing has left.
+
+    `until` (on the monotonic clock) ends the search. Raises the last failure to connect.
+    """
+    endpoint = yield from source.current()
+    tried: list[Endpoint] = []
+    while True:
+        try:
+            return (yield from attempt(endpoint))
+        except (httpx.ConnectError, httpx.ConnectTimeout):
+            source.failed(endpoint)
+            tried.append(endpoint)
+            following = None if time.monotonic() > until else (yield from source.after(tried))
+            if following is None:
+                raise
+            endpoint = following
 
 
 def checked_gateway(base_url: str, *, network: Network, policy: SpendPolicy) -> StaticGateway:

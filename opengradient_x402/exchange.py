@@ -30,9 +30,11 @@ from opengradient_x402.completions import (
     stop_sequences,
 )
 from opengradient_x402.enclave_keys import Checked, ProofCheck
+from opengradient_x402.endpoints import Endpoint, EndpointSource, reach
 from opengradient_x402.errors import (
     GatewayError,
     GatewayUnreachable,
+    InsecureEndpoint,
     NotPaid,
     OpenGradientError,
     ProofRejected,
@@ -45,6 +47,7 @@ from opengradient_x402.receipts import SettlementReceipt
 from opengradient_x402.settlement import SettlementMode
 from opengradient_x402.sse import DONE, EventDecoder, EventTooLarge
 from opengradient_x402.steps import Ask, Collect, Pause, Steps
+from opengradient_x402.tls import is_certificate_failure
 
 CHAT_PATH = "/v1/chat/completions"
 DEFAULT_MAX_TOKENS = 4096
@@ -59,7 +62,6 @@ _log = logging.getLogger(__name__)
 class Options:
     """What applies to every call of a client unless the call says otherwise."""
 
-    url: str
     timeout_s: float
     max_retries: int
     settlement_mode: SettlementMode
@@ -75,12 +77,15 @@ class Exchange:
         wire_model: str,
         is_stream: bool,
         payments: Payments,
+        endpoints: EndpointSource,
         options: Options,
         headers: Mapping[str, str] | None = None,
         on_receipt: ReceiptListener | None = None,
         proof_check: ProofCheck | None = None,
     ) -> None:
         self._payments = payments
+        self._endpoints = endpoints
+        self._base_url = ""
         self._proof_check = proof_check
         self._options = options
         self._on_receipt = on_receipt
@@ -148,21 +153,27 @@ class Exchange:
         self._deadline = time.monotonic() + self._options.timeout_s
         for attempt in range(self._options.max_retries + 1):
             try:
-                response: httpx.Response = yield Ask(self._request())
-                return response
+                return (yield from reach(self._endpoints, self._ask, until=self._deadline))
             except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as exc:
-                if attempt == self._options.max_retries:
+                if attempt == self._options.max_retries or is_certificate_failure(exc):
                     raise self._unreachable(exc) from exc
             except httpx.TransportError as exc:
                 raise self._unreachable(exc) from exc
             yield Pause(min(0.25 * 2**attempt, 4.0))
         raise AssertionError("the last attempt returns or raises")
 
-    def _request(self) -> httpx.Request:
+    def _ask(self, endpoint: Endpoint) -> Steps[httpx.Response]:
+        self._base_url = endpoint.base_url
+        if self._proof_check is not None:
+            self._proof_check.trust(endpoint)
+        response: httpx.Response = yield Ask(self._request(endpoint))
+        return response
+
+    def _request(self, endpoint: Endpoint) -> httpx.Request:
         timeout = self._options.timeout_s
-        return httpx.Request(
+        return endpoint.request(
             "POST",
-            self._options.url,
+            CHAT_PATH,
             headers=self._headers,
             content=self._content,
             extensions={
@@ -171,11 +182,17 @@ class Exchange:
             },
         )
 
-    def _unreachable(self, exc: httpx.TransportError) -> GatewayUnreachable:
+    def _unreachable(self, exc: httpx.TransportError) -> NotPaid:
+        if is_certificate_failure(exc):
+            return InsecureEndpoint(
+                f"{self._base_url} showed a TLS certificate that is not trusted for it ({exc}). Nothing was sent, "
+                "signed or paid. Somebody else may be answering there; a new certificate must be registered first.",
+                call_id=self.call.id,
+            )
         is_timeout = isinstance(exc, httpx.TimeoutException)
         detail = str(exc) or type(exc).__name__
         return GatewayUnreachable(
-            f"No answer from {self._options.url} ({detail}). Nothing was signed for this call and nothing was paid. "
+            f"No answer from {self._base_url} ({detail}). Nothing was signed for this call and nothing was paid. "
             "Check the address (`base_url`, OG_GATEWAY_URL) and your connection, then call again.",
             call_id=self.call.id,
             kind="timeout" if is_timeout else "connection",

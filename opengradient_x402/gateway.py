@@ -7,7 +7,6 @@ no place in a paid call, and cost more than the call. Frameworks and their vocab
 from __future__ import annotations
 
 import asyncio
-import ssl
 import time
 import weakref
 from collections import deque
@@ -19,19 +18,20 @@ from typing import Any, Self, TypedDict, Unpack, assert_never
 import httpx
 
 from opengradient_x402.attestation import VerifyTee
+from opengradient_x402.background import awaited
 from opengradient_x402.completions import Completion, Delta
 from opengradient_x402.driving import drive, drive_async
 from opengradient_x402.enclave_keys import EnclaveKeys, ProofCheck
-from opengradient_x402.exchange import CHAT_PATH, Exchange, Options, ReceiptListener
+from opengradient_x402.endpoints import REGISTRY, EndpointSource, StaticGateway, checked_gateway
+from opengradient_x402.errors import ConfigurationError
+from opengradient_x402.exchange import Exchange, Options, ReceiptListener
 from opengradient_x402.model_directory import ModelDirectory
 from opengradient_x402.payments import Payments
 from opengradient_x402.receipts import SettlementReceipt
 from opengradient_x402.settlement import SettlementMode
-from opengradient_x402.steps import Ask, Collect, Effect, Fetch, Pause, Steps
+from opengradient_x402.steps import Ask, Collect, Effect, Fetch, Pause, Steps, Wait
 from opengradient_x402.transport import AsyncX402Transport, X402Transport
-
-_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=4.0)
-"""Idle connections are dropped before common servers (uvicorn: 5 s) close them under a request."""
+from opengradient_x402.wires import AsyncEndpointTransport, EndpointTransport
 
 
 class CallOptions(TypedDict, total=False):
@@ -51,23 +51,22 @@ class _Client:
         payments: Payments,
         *,
         base_url: str | None = None,
+        gateway: EndpointSource | None = None,
         timeout_s: float = 120.0,
         max_retries: int = 2,
         settlement_mode: SettlementMode | str = SettlementMode.BATCH,
         verify_tee: VerifyTee | str = VerifyTee.OFF,
     ) -> None:
         self.payments = payments
-        self.base_url = _normalized(base_url or payments.network.gateway_url)
-        payments.policy.check_endpoint(self.base_url, payments.network)
+        self.endpoints = _source(payments, base_url, gateway)
         self._defaults = Options(
-            url=self.base_url + CHAT_PATH,
             timeout_s=timeout_s,
             max_retries=max_retries,
             settlement_mode=SettlementMode.parse(settlement_mode),
         )
-        self._models = ModelDirectory(self.base_url)
+        self._models = ModelDirectory(self.endpoints)
         self._verify_tee = VerifyTee(verify_tee)
-        self._enclave_keys = EnclaveKeys(self.base_url)
+        self._enclave_keys = EnclaveKeys(self.endpoints)
 
     def _chat(self, body: Mapping[str, Any], **call: Unpack[CallOptions]) -> Steps[Completion]:
         exchange = yield from self._exchange(body, is_stream=False, **call)
@@ -81,8 +80,7 @@ class _Client:
 
     def _exchange(self, body: Mapping[str, Any], *, is_stream: bool, **call: Unpack[CallOptions]) -> Steps[Exchange]:
         wire_model = yield from self._models.resolve(str(body.get("model") or ""))
-        if self.payments.wants_quote(self.base_url):
-            self.payments.note_quote(self.base_url, (yield from self._models.listing()).opg_price_usd)
+        yield from self._ask_price()
         mode, timeout_s = call.get("settlement_mode"), call.get("timeout_s")
         options = self._defaults
         if mode is not None:
@@ -94,11 +92,21 @@ class _Client:
             wire_model=wire_model,
             is_stream=is_stream,
             payments=self.payments,
+            endpoints=self.endpoints,
             options=options,
             headers=call.get("headers"),
             on_receipt=call.get("on_receipt"),
             proof_check=(yield from self._proof_check()),
         )
+
+    def _ask_price(self) -> Steps[None]:
+        """Asks what the token is worth, where a limit per call cannot be checked without."""
+        if self.payments.policy.max_per_call is None:
+            return
+        endpoint = yield from self.endpoints.current()
+        if self.payments.wants_quote(endpoint.base_url):
+            listing = yield from self._models.listing()
+            self.payments.note_quote(listing.gateway, listing.opg_price_usd)
 
     def _proof_check(self) -> Steps[ProofCheck | None]:
         if self._verify_tee is VerifyTee.OFF:
@@ -111,11 +119,13 @@ class _Client:
             on_wrong_key=self._enclave_keys.forget,
         )
 
-    def _tls(self) -> ssl.SSLContext:
-        if self.base_url.startswith("http://"):
-            # Loopback only (the policy sees to it): an empty context trusts nothing and loads no files.
-            return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        return httpx.create_ssl_context()
+    def _check_given(self, transport: object | None) -> None:
+        """A transport of the user's brings its own idea of TLS, which no registered certificate could correct."""
+        if transport is not None and not isinstance(self.endpoints, StaticGateway):
+            raise ConfigurationError(
+                "`http_transport` cannot be pinned to the certificates in the registry. Nothing was paid. "
+                "Leave it out, or name a gateway with `base_url`."
+            )
 
 
 class GatewayClient(_Client):
@@ -125,9 +135,11 @@ class GatewayClient(_Client):
         self, payments: Payments, *, http_transport: httpx.BaseTransport | None = None, **options: Any
     ) -> None:
         """`http_transport` is what the paying transport wraps; `options` are those of the class above:
-        `base_url`, `timeout_s`, `max_retries`, `settlement_mode`, `verify_tee`."""
+        `base_url` ("registry": the enclaves of the network's registry) or `gateway`, `timeout_s`, `max_retries`,
+        `settlement_mode`, `verify_tee`."""
         super().__init__(payments, **options)
-        self._wire = http_transport or httpx.HTTPTransport(verify=self._tls(), limits=_LIMITS)
+        self._check_given(http_transport)
+        self._wire = http_transport or EndpointTransport()
         self._owns_wire = http_transport is None
         self._transport = X402Transport(payments, wrapped=self._wire)
 
@@ -158,6 +170,8 @@ class GatewayClient(_Client):
                     response.close()
             case Pause(seconds):
                 time.sleep(seconds)
+            case Wait(future, timeout_s):
+                return future.result(timeout_s)
             case _:
                 assert_never(effect)
         return None
@@ -236,8 +250,10 @@ class AsyncGatewayClient(_Client):
         self, payments: Payments, *, http_transport: httpx.AsyncBaseTransport | None = None, **options: Any
     ) -> None:
         """`http_transport` is what the paying transport wraps; `options` are those of the class above:
-        `base_url`, `timeout_s`, `max_retries`, `settlement_mode`, `verify_tee`."""
+        `base_url` ("registry": the enclaves of the network's registry) or `gateway`, `timeout_s`, `max_retries`,
+        `settlement_mode`, `verify_tee`."""
         super().__init__(payments, **options)
+        self._check_given(http_transport)
         self._given = http_transport
         self._lines: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Line] = weakref.WeakKeyDictionary()
 
@@ -255,10 +271,7 @@ class AsyncGatewayClient(_Client):
         loop = asyncio.get_running_loop()
         line = self._lines.get(loop)
         if line is None:
-            wire = self._given
-            if wire is None:
-                tls = self._tls() if self.base_url.startswith("http://") else await asyncio.to_thread(self._tls)
-                wire = httpx.AsyncHTTPTransport(verify=tls, limits=_LIMITS)
+            wire = self._given or AsyncEndpointTransport()
             line = self._lines.setdefault(loop, _Line(wire, AsyncX402Transport(self.payments, wrapped=wire)))
             if self._given is None:
                 await line.close_with_loop()
@@ -304,6 +317,8 @@ class _Line:
                     await response.aclose()
             case Pause(seconds):
                 await asyncio.sleep(seconds)
+            case Wait(future, timeout_s):
+                return await awaited(future, timeout_s)
             case _:
                 assert_never(effect)
         return None
@@ -383,5 +398,13 @@ class AsyncCompletionStream(AsyncIterator[Delta]):
             self._exchange.end("abandoned")
 
 
-def _normalized(base_url: str) -> str:
-    return base_url.rstrip("/").removesuffix("/v1")
+def _source(payments: Payments, base_url: str | None, gateway: EndpointSource | None) -> EndpointSource:
+    if gateway is None:
+        if base_url == REGISTRY:
+            return payments.registry_gateway
+        return checked_gateway(
+            base_url or payments.network.gateway_url, network=payments.network, policy=payments.policy
+        )
+    if base_url is not None:
+        raise ConfigurationError("`base_url` and `gateway` both say where calls go: give one. Nothing was paid.")
+    return gateway

@@ -15,7 +15,6 @@ import binascii
 import re
 import time
 from collections.abc import Generator
-from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, NoReturn, cast
 
@@ -35,6 +34,7 @@ from opengradient_x402.errors import (
 )
 from opengradient_x402.payments import Payments
 from opengradient_x402.sessions import PaidSession, SessionKey, Ticket, Waiting
+from opengradient_x402.steps import Wait
 
 SESSION_HEADER = "X-Upto-Session"
 CHALLENGE_HEADER = "PAYMENT-REQUIRED"
@@ -60,14 +60,6 @@ class Discard:
     """Close this response without reading it: its body means nothing, and may be endless."""
 
     response: httpx.Response
-
-
-@dataclass(frozen=True, slots=True)
-class Wait:
-    """Wait for the future and give back its result; TimeoutError after `timeout_s`."""
-
-    future: Future[Any]
-    timeout_s: float | None = None
 
 
 Effect = Send | Discard | Wait

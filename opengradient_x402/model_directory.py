@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 
 from opengradient_x402 import wire_json
+from opengradient_x402.endpoints import Endpoint, EndpointSource, reach
 from opengradient_x402.errors import UnknownModel
 from opengradient_x402.models import find_model, wire_name
 from opengradient_x402.steps import Fetch, Steps
@@ -28,15 +29,16 @@ class UnlistedModelWarning(UserWarning):
 class Listing:
     """The names that a gateway serves, and its price of one token of the asset (a claim), if it tells."""
 
+    gateway: str = "The gateway"
     names: frozenset[str] = frozenset()
     opg_price_usd: Any = None
 
 
 class ModelDirectory:
-    """Names that one gateway serves. Thread-safe: the worst race looks a name up twice."""
+    """Names that the gateways of one source serve. Thread-safe: the worst race looks a name up twice."""
 
-    def __init__(self, base_url: str) -> None:
-        self._base_url = base_url
+    def __init__(self, endpoints: EndpointSource) -> None:
+        self._endpoints = endpoints
         self._known: dict[str, str] = {}
 
     def resolve(self, name: str) -> Steps[str]:
@@ -50,10 +52,11 @@ class ModelDirectory:
             raise UnknownModel("No model was named. Nothing was paid. Give one, for example 'openai/gpt-5'.")
         wire = wire_name(name)
         if find_model(name) is None:
-            listed = (yield from self.listing()).names
+            listing = yield from self.listing()
+            listed = listing.names
             if not listed:
                 warnings.warn(
-                    f"{self._base_url} does not list its models, so {name!r} could not be checked before paying.",
+                    f"{listing.gateway} does not list its models, so {name!r} could not be checked before paying.",
                     UnlistedModelWarning,
                     stacklevel=2,
                 )
@@ -61,7 +64,7 @@ class ModelDirectory:
                 wire = name
             elif listed and wire not in listed:
                 raise UnknownModel(
-                    f"{self._base_url} does not serve a model {name!r}. Nothing was paid. It serves: "
+                    f"{listing.gateway} does not serve a model {name!r}. Nothing was paid. It serves: "
                     f"{', '.join(sorted(listed))}."
                 )
         self._known[name] = wire
@@ -69,20 +72,22 @@ class ModelDirectory:
 
     def listing(self) -> Steps[Listing]:
         """What the gateway says about its models: one request. Empty when it says nothing."""
-        timeouts = dict.fromkeys(("connect", "read", "write", "pool"), _TIMEOUT_S)
-        request = httpx.Request("GET", f"{self._base_url}/v1/models", extensions={"timeout": timeouts})
         try:
-            return _listing((yield Fetch(request)))
+            return (yield from reach(self._endpoints, self._ask))
         except httpx.TransportError:
             return Listing()
 
+    def _ask(self, endpoint: Endpoint) -> Steps[Listing]:
+        response = yield Fetch(endpoint.query("/v1/models", timeout_s=_TIMEOUT_S))
+        return _listing(endpoint.base_url, response)
 
-def _listing(response: httpx.Response) -> Listing:
+
+def _listing(gateway: str, response: httpx.Response) -> Listing:
     if response.status_code != httpx.codes.OK:
-        return Listing()
+        return Listing(gateway=gateway)
     try:
         document = wire_json.loads(response.content)
         names = frozenset(str(entry["id"]) for entry in document["data"])
-        return Listing(names=names, opg_price_usd=document.get("opg_price_usd"))
+        return Listing(gateway=gateway, names=names, opg_price_usd=document.get("opg_price_usd"))
     except (ValueError, KeyError, TypeError, AttributeError):
-        return Listing()
+        return Listing(gateway=gateway)

@@ -11,16 +11,18 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future
 from decimal import Decimal
 from email.utils import parsedate_to_datetime
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import httpx
 from pydantic import SecretStr
 
+from opengradient_x402.background import in_thread
 from opengradient_x402.call_receipts import Answer, build_receipt
 from opengradient_x402.calls import Call, SignedPayment
 from opengradient_x402.errors import (
@@ -41,10 +43,11 @@ from opengradient_x402.signer import LocalSigner, Signer, authorize, payment_hea
 
 if TYPE_CHECKING:
     from opengradient_x402.challenge import Challenge, PaymentTerms
+    from opengradient_x402.reconciler import Reconciler
+    from opengradient_x402.registry_gateway import RegistryGateway
     from opengradient_x402.settings import Settings
 
 _log = logging.getLogger(__name__)
-T = TypeVar("T")
 BYTES_PER_TOKEN = 2
 """A request is taken for at most this many bytes a token: real texts have about four."""
 _PRICE = re.compile(r"[0-9]{1,12}(?:\.[0-9]{1,24})?", re.ASCII)
@@ -113,6 +116,23 @@ class Payments:
     def payer(self) -> str:
         """The address whose money is spent."""
         return self.signer.address
+
+    @cached_property
+    def reconciler(self) -> Reconciler:
+        """Reads the chain for this ledger; receipts bring themselves forward with it."""
+        from opengradient_x402.reconciler import Reconciler
+
+        return Reconciler(self.network, self.ledger)
+
+    @cached_property
+    def registry_gateway(self) -> RegistryGateway:
+        """The enclaves of the network's registry, read once for all clients of this payer.
+
+        Raises ConfigurationError for a network that has none.
+        """
+        from opengradient_x402.registry_gateway import RegistryGateway
+
+        return RegistryGateway(self.network, policy=self.policy)
 
     def close(self) -> None:
         """Writes what the ledger still holds; closes it if it was opened here. Sessions settle on their own."""
@@ -211,7 +231,7 @@ class Payments:
         """
         if terms.amount_atomic <= self._funded_atomic:
             return None
-        return _in_thread(lambda: self._read_funds(terms))
+        return in_thread(lambda: self._read_funds(terms), name="opengradient-funds")
 
     def _read_funds(self, terms: PaymentTerms) -> None:
         from opengradient_x402.wallet import require_funds
@@ -272,13 +292,11 @@ class Payments:
 
     def reclaim(self) -> Future[None]:
         """Asks the chain about authorizations past their deadline, and frees what was never taken."""
-        return _in_thread(self._reclaim)
+        return in_thread(self._reclaim, name="opengradient-reclaim")
 
     def _reclaim(self) -> None:
-        from opengradient_x402.reconciler import Reconciler
-
         try:
-            Reconciler(self.network, self.ledger).reconcile(payer=self.payer)
+            self.reconciler.reconcile(payer=self.payer)
         except ChainUnavailable:
             return  # the budget error that follows says what is reserved
 
@@ -359,7 +377,7 @@ class Payments:
         """
         if call.entry is None or not call.ending.acquire(blocking=False):
             return None
-        receipt = build_receipt(call, outcome=outcome, error=error, answer=answer)
+        receipt = build_receipt(call, outcome=outcome, error=error, answer=answer).followed_by(self.reconciler)
         call.receipt = receipt
         quote = None if answer is None else answer.raw.get("opengradient")
         if isinstance(quote, Mapping):
@@ -387,20 +405,6 @@ def _authorization_id(network: Network, payer: str, nonce: int) -> str:
     """One id for one nonce: whatever is signed under it, the chain settles it at most once."""
     content = f"{network.caip2} {payer.lower()} {nonce}"
     return "auth_" + hashlib.sha256(content.encode()).hexdigest()[:32]
-
-
-def _in_thread(work: Callable[[], T]) -> Future[T]:
-    """Runs rare, slow work (chain reads) beside the caller, in a thread of its own."""
-    future: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as exc:  # noqa: BLE001  (the thread's boundary: everything goes to who waits)
-            future.set_exception(exc)
-
-    threading.Thread(target=run, name="opengradient-chain", daemon=True).start()
-    return future
 
 
 def _report_lost_record(future: Future[None]) -> None:

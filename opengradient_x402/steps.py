@@ -1,8 +1,9 @@
-"""The effects that a gateway client performs for its generators. Plain values; `driving` runs the generators."""
+"""The effects that clients and transports perform for their generators. Plain values; `driving` runs those."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -38,6 +39,14 @@ class Fetch:
     request: httpx.Request
 
 
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Wait for the future and give back its result; TimeoutError after `timeout_s`."""
+
+    future: Future[Any]
+    timeout_s: float | None = None
+
+
 T = TypeVar("T")
-Effect = Ask | Collect | Pause | Fetch
+Effect = Ask | Collect | Pause | Fetch | Wait
 Steps = Generator[Effect, Any, T]

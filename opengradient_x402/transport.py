@@ -6,17 +6,18 @@ other transport. They decide nothing: see `handshake`.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, cast
 
 import httpx
 
+from opengradient_x402.background import awaited
 from opengradient_x402.calls import Call
 from opengradient_x402.driving import drive, drive_async
 from opengradient_x402.errors import OpenGradientError
-from opengradient_x402.handshake import Discard, Effect, Send, Wait, pay
+from opengradient_x402.handshake import Discard, Effect, Send, pay
 from opengradient_x402.payments import Payments
+from opengradient_x402.steps import Wait
 
 
 class X402Transport(httpx.BaseTransport):
@@ -81,9 +82,7 @@ class AsyncX402Transport(httpx.AsyncBaseTransport):
             case Discard(response):
                 return await response.aclose()
             case Wait(future, timeout_s):
-                # Shielded: the future is shared with others, who must not be cancelled with this task.
-                waiting = asyncio.shield(asyncio.wrap_future(future))
-                return await asyncio.wait_for(waiting, timeout_s)
+                return await awaited(future, timeout_s)
 
     async def aclose(self) -> None:
         """Closes the wrapped transport. Open sessions settle on their own."""

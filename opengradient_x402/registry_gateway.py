@@ -1,0 +1,215 @@
+"""Endpoints from the on-chain registry of enclaves: admitted, pinned, renewed, and left when they do not answer.
+
+One enclave serves until no connection to it can be made, because paid sessions are bound to an endpoint. The
+registry is read in a thread: in the background while what is known is fresh enough, and before a call only
+when it is not. Knows neither HTTP nor payments; what may be registered and still not be called is `admission`.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Callable, Collection
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from urllib.parse import urlsplit
+
+from opengradient_x402.admission import admit
+from opengradient_x402.background import in_thread
+from opengradient_x402.endpoints import Endpoint
+from opengradient_x402.errors import (
+    ChainUnavailable,
+    ConfigurationError,
+    GatewayUnreachable,
+    InsecureEndpoint,
+    NotPaid,
+)
+from opengradient_x402.json_rpc import ChainReader
+from opengradient_x402.networks import ChainContract, Network, is_loopback
+from opengradient_x402.policy import SpendPolicy
+from opengradient_x402.registry import RegisteredTee, active_tees
+from opengradient_x402.steps import Steps, Wait
+
+_log = logging.getLogger(__name__)
+_LONGEST_READ_S = 30.0
+_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class _Listing:
+    """What one reading gave: endpoints in order of preference, and why others were left out."""
+
+    endpoints: tuple[Endpoint, ...]
+    refused: tuple[str, ...]
+    read_at: float
+
+
+class RegistryGateway:
+    """An `EndpointSource` over a network's TEE registry. Thread-safe; share one among the clients of a payer.
+
+    `max_age_s` bounds how old the listing behind a call can be; it is renewed in the background from half of
+    that age. After a failure it is read again, at most every `min_age_s`. Raises ConfigurationError for a
+    network without a registry.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        *,
+        policy: SpendPolicy | None = None,
+        max_age_s: float = 600.0,
+        min_age_s: float = 5.0,
+        clock: Callable[[], float] = time.monotonic,
+        start: Callable[[int], int] = secrets.randbelow,
+    ) -> None:
+        self._network = network
+        self._contract = _contract_of(network)
+        self._policy = policy if policy is not None else SpendPolicy()
+        self._max_age_s = max_age_s
+        self._min_age_s = min_age_s
+        self._clock = clock
+        self._start = start
+        self._chain = ChainReader(self._contract.rpc_url, self._contract.chain_id)
+        self._lock = threading.Lock()
+        self._listing: _Listing | None = None
+        self._reading: Future[_Listing] | None = None
+        self._renew_at = 0.0
+        self._keys: dict[str, bytes] = {}
+
+    def public_key(self, tee_id: str) -> bytes | None:
+        """The signing key (DER) of an enclave that has been listed, also after it has gone; None for others."""
+        return self._keys.get(tee_id.lower())
+
+    def current(self) -> Steps[Endpoint]:
+        """The enclave for the next call.
+
+        Raises ChainUnavailable when the registry cannot be read, InsecureEndpoint when nothing in it may be
+        called, GatewayUnreachable when it is empty.
+        """
+        listing = self._listing
+        if listing is None or self._clock() >= self._renew_at:
+            listing = yield from self._renewed(listing)
+        if not listing.endpoints:
+            raise self._nobody(listing)
+        return listing.endpoints[0]
+
+    def after(self, tried: Collection[Endpoint]) -> Steps[Endpoint | None]:
+        """The next enclave that was not tried; an enclave with a new certificate counts as another one."""
+        following = self._untried(tried)
+        listing = self._listing
+        if following is not None or listing is None or self._clock() - listing.read_at < self._min_age_s:
+            return following
+        try:
+            yield from self._read()
+        except NotPaid as exc:
+            _log.warning("Looking for another enclave failed: %s", exc)
+        return self._untried(tried)
+
+    def failed(self, endpoint: Endpoint) -> None:
+        """Puts the enclave behind all others, and has the registry read again before long."""
+        with self._lock:
+            if (listing := self._listing) is not None and endpoint in listing.endpoints:
+                others = tuple(known for known in listing.endpoints if known != endpoint)
+                self._listing = replace(listing, endpoints=(*others, endpoint))
+        self.doubt()
+
+    def doubt(self) -> None:
+        """Has the registry read again, in the background of the next call."""
+        with self._lock:
+            if self._listing is not None:
+                self._renew_at = min(self._renew_at, self._listing.read_at + self._min_age_s)
+
+    def _renewed(self, listing: _Listing | None) -> Steps[_Listing]:
+        if listing is None or not listing.endpoints or self._clock() - listing.read_at >= self._max_age_s:
+            return (yield from self._read())
+        self._start_reading()
+        return listing
+
+    def _read(self) -> Steps[_Listing]:
+        try:
+            listing: _Listing = yield Wait(self._start_reading(), _LONGEST_READ_S)
+            return listing
+        except TimeoutError as exc:
+            raise self._unreadable(f"no answer within {_LONGEST_READ_S:g} s") from exc
+        except NotPaid as exc:
+            # A new error for each waiting call: errors carry the call that they ended.
+            kind = ConfigurationError if isinstance(exc, ConfigurationError) else ChainUnavailable
+            raise self._unreadable(exc.message, kind) from exc
+
+    def _start_reading(self) -> Future[_Listing]:
+        with self._lock:
+            if self._reading is None or self._reading.done():
+                self._renew_at = self._clock() + self._min_age_s  # also when this reading fails
+                self._reading = in_thread(self._look, name="opengradient-registry")
+                self._reading.add_done_callback(_report_failure)
+            return self._reading
+
+    def _look(self) -> _Listing:
+        tees = self._chain.ask(active_tees(self._contract.address))
+        endpoints: list[Endpoint] = []
+        refused: list[str] = []
+        for tee in tees:
+            try:
+                endpoints.append(admit(tee, network=self._network, policy=self._policy))
+            except InsecureEndpoint as exc:
+                refused.append(exc.message)
+        return self._take(tees, endpoints, tuple(refused))
+
+    def _take(self, tees: tuple[RegisteredTee, ...], found: list[Endpoint], refused: tuple[str, ...]) -> _Listing:
+        now = self._clock()
+        with self._lock:
+            before = () if self._listing is None else self._listing.endpoints
+            # Who serves goes on serving, and who failed stays behind.
+            kept = [endpoint for endpoint in before if endpoint in found]
+            new = [endpoint for endpoint in found if endpoint not in before]
+            first = self._start(len(new)) if new and not kept else 0
+            listing = _Listing((*kept, *new[first:], *new[:first]), refused, now)
+            self._listing = listing
+            self._renew_at = now + (self._max_age_s / 2 if listing.endpoints else self._min_age_s)
+            self._keys.update({tee.id: tee.public_key_der for tee in tees})
+        if listing.endpoints and refused:
+            _log.info("Some registered enclaves are not called: %s", " | ".join(refused[:_SHOWN]))
+        return listing
+
+    def _untried(self, tried: Collection[Endpoint]) -> Endpoint | None:
+        known = () if self._listing is None else self._listing.endpoints
+        return next((endpoint for endpoint in known if endpoint not in tried), None)
+
+    def _nobody(self, listing: _Listing) -> NotPaid:
+        if not listing.refused:
+            return GatewayUnreachable(
+                f"The TEE registry of {self._network.name} lists no active enclave. Nothing was signed. "
+                "Try again later, or name a gateway with `base_url`."
+            )
+        return InsecureEndpoint(
+            f"None of the {len(listing.refused)} enclaves in the TEE registry of {self._network.name} may be "
+            f"called. Nothing was signed. {' | '.join(listing.refused[:_SHOWN])}"
+        )
+
+    def _unreadable(self, why: str, kind: type[NotPaid] = ChainUnavailable) -> NotPaid:
+        return kind(
+            f"The TEE registry of {self._network.name} cannot be read, so it is not known whom to call and to pay: "
+            f"{why} Nothing was signed. Try again, or name a gateway with `base_url`."
+        )
+
+
+def _contract_of(network: Network) -> ChainContract:
+    if network.registry is None:
+        raise ConfigurationError(
+            f"The network {network.name} has no TEE registry. Nothing was paid. Name a gateway with `base_url`, "
+            "or add `registry` to the network's description."
+        )
+    parts = urlsplit(network.registry.rpc_url)
+    if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(parts.hostname)):
+        raise InsecureEndpoint(
+            f"The registry's node {parts.scheme}://{parts.hostname} is not https: whoever sits on the line could "
+            "name other enclaves and payees. Nothing was paid. Use https (plain http is fine on loopback)."
+        )
+    return network.registry
+
+
+def _report_failure(reading: Future[_Listing]) -> None:
+    if (error := reading.exception()) is not None:
+        _log.warning("The TEE registry could not be read: %s", error)
