@@ -4,27 +4,28 @@
 write, and when a settlement is final. Users start it explicitly (a command, `receipt.wait_settled`, a background
 thread); the payment path runs it once before it refuses a call for lack of budget.
 
-The work is a generator of effects that `Reconciler` performs in either colour. A settlement counts as final
+A settlement counts as final
 after the network's number of confirmations; until then its block is looked up again each time, and when it is
 gone the authorization is open as before, and searched for anew.
 """
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar, assert_never
+from typing import Any, assert_never
 
 from opengradient_x402.chain import block, receipt
+from opengradient_x402.data_settlement import DataSettlement, find_data_settlements
 from opengradient_x402.disputes import forged_transaction, settled_elsewhere
-from opengradient_x402.driving import drive, drive_async
 from opengradient_x402.errors import RpcError
-from opengradient_x402.json_rpc import AsyncChainReader, ChainReader, Question
+from opengradient_x402.findings import Standing
+from opengradient_x402.json_rpc import Question
 from opengradient_x402.ledger import AuthorizationEntry, Ledger
+from opengradient_x402.lookups import AskChain, Await, Lookup, Sleep, alook_up, look_up
 from opengradient_x402.networks import Network
 from opengradient_x402.receipts import ReceiptStatus, SettlementReceipt
 from opengradient_x402.reconcile import (
@@ -39,7 +40,6 @@ from opengradient_x402.reconcile import (
     find_settlements,
 )
 
-T = TypeVar("T")
 _FIRST_LOOK_S = 0.1
 _LONGEST_LOOK_S = 2.0
 _AT_ONCE = 250
@@ -69,29 +69,6 @@ class ReconcileReport:
         return tuple(receipt for receipt in self.changed if receipt.status is ReceiptStatus.DISPUTED)
 
 
-@dataclass(frozen=True, slots=True)
-class _Ask:
-    """Put a question to the chain."""
-
-    question: Question[Any]
-
-
-@dataclass(frozen=True, slots=True)
-class _Await:
-    """Wait for the ledger."""
-
-    future: Future[Any]
-
-
-@dataclass(frozen=True, slots=True)
-class _Wait:
-    seconds: float
-
-
-_Effect = _Ask | _Await | _Wait
-_Steps = Generator[_Effect, Any, T]
-
-
 class Reconciler:
     """Brings the ledger of one network up to date. Thread-safe, and for any event loop.
 
@@ -107,89 +84,72 @@ class Reconciler:
 
     def reconcile(self, *, payer: str | None = None) -> ReconcileReport:
         """Asks the chain about every authorization that may still change, and records the answers."""
-        return self._driven(self._reconciling(payer))
+        return look_up(self._reconciling(payer))
 
     async def areconcile(self, *, payer: str | None = None) -> ReconcileReport:
         """As `reconcile`, for coroutines."""
-        return await self._driven_async(self._reconciling(payer))
+        return await alook_up(self._reconciling(payer))
 
     def refresh(self, receipt: SettlementReceipt) -> SettlementReceipt:
         """The receipt as the chain has it now."""
-        return self._driven(self._refreshing(receipt))
+        return look_up(self._refreshing(receipt))
 
     async def arefresh(self, receipt: SettlementReceipt) -> SettlementReceipt:
         """As `refresh`, for coroutines."""
-        return await self._driven_async(self._refreshing(receipt))
+        return await alook_up(self._refreshing(receipt))
 
     def wait_settled(self, receipt: SettlementReceipt, *, timeout_s: float = 120.0) -> SettlementReceipt:
         """The receipt when it is final, or as it is when the time is up."""
-        return self._driven(self._waiting(receipt, timeout_s))
+        return look_up(self._waiting(receipt, timeout_s))
 
     async def await_settled(self, receipt: SettlementReceipt, *, timeout_s: float = 120.0) -> SettlementReceipt:
         """As `wait_settled`, for coroutines."""
-        return await self._driven_async(self._waiting(receipt, timeout_s))
+        return await alook_up(self._waiting(receipt, timeout_s))
 
-    # -- performing
+    def prove_data(self, receipts: Sequence[SettlementReceipt]) -> list[DataSettlement]:
+        """What is known of each receipt's data settlement; a refuted one makes the receipt disputed."""
+        return look_up(self._proving(receipts))
 
-    def _driven(self, steps: _Steps[T]) -> T:
-        with ChainReader(self.network.rpc_url, self.network.chain_id) as chain:
-
-            def perform(effect: _Effect) -> Any:
-                match effect:
-                    case _Ask(question):
-                        return chain.ask(question)
-                    case _Await(future):
-                        return future.result()
-                    case _Wait(seconds):
-                        return time.sleep(seconds)
-                    case _:
-                        assert_never(effect)
-
-            return drive(steps, perform)
-
-    async def _driven_async(self, steps: _Steps[T]) -> T:
-        chain = AsyncChainReader(self.network.rpc_url, self.network.chain_id)
-
-        async def perform(effect: _Effect) -> Any:
-            match effect:
-                case _Ask(question):
-                    return await chain.ask(question)
-                case _Await(future):
-                    return await asyncio.wrap_future(future)
-                case _Wait(seconds):
-                    return await asyncio.sleep(seconds)
-                case _:
-                    assert_never(effect)
-
-        return await drive_async(steps, perform)
+    async def aprove_data(self, receipts: Sequence[SettlementReceipt]) -> list[DataSettlement]:
+        """As `prove_data`, for coroutines."""
+        return await alook_up(self._proving(receipts))
 
     # -- the work
 
-    def _refreshing(self, receipt: SettlementReceipt) -> _Steps[SettlementReceipt]:
-        entries = yield _Await(self._ledger.unfinished(network=self.network.caip2, payer=receipt.payer))
+    def _proving(self, receipts: Sequence[SettlementReceipt]) -> Lookup[list[DataSettlement]]:
+        found = yield from find_data_settlements(receipts, network=self.network)
+        for settlement in found:
+            wrong = [finding for finding in settlement.findings if finding.standing is Standing.REFUTED]
+            if wrong:
+                dispute = " ".join(f"Not true that {finding.statement}: {finding.why}." for finding in wrong)
+                yield Await(self._ledger.record_dispute(settlement.call_id, dispute))
+        return found
+
+    def _refreshing(self, receipt: SettlementReceipt) -> Lookup[SettlementReceipt]:
+        entries = yield Await(self._ledger.unfinished(network=self.network.caip2, payer=receipt.payer))
         yield from self._brought_forward([entry for entry in entries if entry.id == receipt.authorization_id])
         return (yield from self._latest(receipt))
 
-    def _waiting(self, receipt: SettlementReceipt, timeout_s: float) -> _Steps[SettlementReceipt]:
+    def _waiting(self, receipt: SettlementReceipt, timeout_s: float) -> Lookup[SettlementReceipt]:
         deadline, pause_s = time.monotonic() + timeout_s, _FIRST_LOOK_S
         while True:
             current = yield from self._refreshing(receipt)
             left_s = deadline - time.monotonic()
             if current.is_final or left_s <= 0:
                 return current
-            yield _Wait(min(pause_s, left_s))
+            yield Sleep(min(pause_s, left_s))
             pause_s = min(2 * pause_s, _LONGEST_LOOK_S)
 
-    def _latest(self, receipt: SettlementReceipt) -> _Steps[SettlementReceipt]:
-        found = yield _Await(self._ledger.receipts(call_ids=[receipt.call_id]))
+    def _latest(self, receipt: SettlementReceipt) -> Lookup[SettlementReceipt]:
+        found = yield Await(self._ledger.receipts(call_ids=[receipt.call_id]))
         current: SettlementReceipt = found[0] if found else replace(receipt)
         return current.followed_by(self)
 
-    def _reconciling(self, payer: str | None) -> _Steps[ReconcileReport]:
-        entries = yield _Await(self._ledger.unfinished(network=self.network.caip2, payer=payer))
+    def _reconciling(self, payer: str | None) -> Lookup[ReconcileReport]:
+        entries = yield Await(self._ledger.unfinished(network=self.network.caip2, payer=payer))
         return (yield from self._brought_forward(entries))
 
-    def _brought_forward(self, entries: Sequence[AuthorizationEntry]) -> _Steps[ReconcileReport]:
+    def _brought_forward(self, entries: Sequence[AuthorizationEntry]) -> Lookup[ReconcileReport]:
         seen = [entry for entry in entries if entry.status != "signed"]
         waiting = [entry for entry in entries if entry.status == "signed"]
         before = yield from self._receipts_of(entries)
@@ -212,11 +172,11 @@ class Reconciler:
             ),
         )
 
-    def _confirmed(self, seen: Sequence[AuthorizationEntry]) -> _Steps[list[AuthorizationEntry]]:
+    def _confirmed(self, seen: Sequence[AuthorizationEntry]) -> Lookup[list[AuthorizationEntry]]:
         """Counts confirmations anew. Gives back those whose block is gone, opened again."""
         if not seen:
             return []
-        head, hashes = yield _Ask(_hashes_of({entry.block_number or 0 for entry in seen}))
+        head, hashes = yield self._asked(_hashes_of({entry.block_number or 0 for entry in seen}))
         reopened, writes = [], []
         for entry in seen:
             if hashes[entry.block_number or 0] == entry.block_hash:
@@ -228,10 +188,10 @@ class Reconciler:
         yield from _all(writes)
         return reopened
 
-    def _searched(self, entries: Sequence[AuthorizationEntry]) -> _Steps[Counter[type[Outcome] | str]]:
+    def _searched(self, entries: Sequence[AuthorizationEntry]) -> Lookup[Counter[type[Outcome] | str]]:
         """Asks the chain about open authorizations, and writes what it says."""
         by_terms = {SignedTerms.of_entry(entry): entry for entry in entries}
-        outcomes: dict[SignedTerms, Outcome] = yield _Ask(find_settlements(by_terms, network=self.network))
+        outcomes: dict[SignedTerms, Outcome] = yield self._asked(find_settlements(by_terms, network=self.network))
         counted: Counter[type[Outcome] | str] = Counter()
         writes, unsettled = [], []
         for terms, outcome in outcomes.items():
@@ -246,16 +206,16 @@ class Reconciler:
         yield from self._claims_checked(unsettled)
         return counted
 
-    def _claims_checked(self, entries: Sequence[AuthorizationEntry]) -> _Steps[None]:
+    def _claims_checked(self, entries: Sequence[AuthorizationEntry]) -> Lookup[None]:
         """A transaction that is mined, and that the gateway names, must be the settlement."""
         for call in (yield from self._receipts_of(entries)).values():
             claimed = call.claimed_payment_tx_hash
             if claimed is None or call.status is ReceiptStatus.DISPUTED:
                 continue
             terms = SignedTerms.of_entry(next(entry for entry in entries if entry.id == call.authorization_id))
-            if (yield _Ask(_is_something_else(claimed, terms, self.network))):
+            if (yield self._asked(_is_something_else(claimed, terms, self.network))):
                 dispute = forged_transaction(claimed, why="that transaction is mined and did not settle it")
-                yield _Await(self._ledger.record_dispute(call.call_id, dispute))
+                yield Await(self._ledger.record_dispute(call.call_id, dispute))
 
     def _judged(self, entry: AuthorizationEntry, outcome: Outcome) -> AuthorizationEntry | None:
         """The entry with what the outcome means for it; None while it stays reserved in full."""
@@ -296,6 +256,9 @@ class Reconciler:
             confirmations_needed=self._needed,
         )
 
+    def _asked(self, question: Question[Any]) -> AskChain:
+        return AskChain(question=question, rpc_url=self.network.rpc_url, chain_id=self.network.chain_id)
+
     def _write(self, entry: AuthorizationEntry) -> Future[None]:
         return self._ledger.record_settlement(
             entry.id,
@@ -309,10 +272,10 @@ class Reconciler:
             dispute=entry.dispute,
         )
 
-    def _receipts_of(self, entries: Sequence[AuthorizationEntry]) -> _Steps[dict[str, SettlementReceipt]]:
+    def _receipts_of(self, entries: Sequence[AuthorizationEntry]) -> Lookup[dict[str, SettlementReceipt]]:
         found: dict[str, SettlementReceipt] = {}
         for some in _batches(entries):
-            receipts = yield _Await(self._ledger.receipts(authorization_ids=[entry.id for entry in some]))
+            receipts = yield Await(self._ledger.receipts(authorization_ids=[entry.id for entry in some]))
             found |= {receipt.call_id: receipt for receipt in receipts}
         return found
 
@@ -352,9 +315,9 @@ def _is_something_else(tx_hash: str, terms: SignedTerms, network: Network) -> Qu
     return (yield from check_transaction(terms, tx_hash, network=network)) is None
 
 
-def _all(futures: Iterable[Future[None]]) -> _Steps[None]:
+def _all(futures: Iterable[Future[None]]) -> Lookup[None]:
     for future in futures:
-        yield _Await(future)
+        yield Await(future)
 
 
 def _batches(entries: Sequence[AuthorizationEntry]) -> Iterator[Sequence[AuthorizationEntry]]:
