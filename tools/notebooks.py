@@ -1,0 +1,70 @@
+"""Runs notebooks from top to bottom in fresh kernels: `python tools/notebooks.py [--write] notebooks/*.ipynb`.
+
+Prints how long each took, and ends with 1 when a cell fails or writes to stderr. `--write` keeps the outputs, with
+what differs from run to run for no reason (timestamps in metadata) left out. It does not know what the notebooks show.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import nbformat
+from jupyter_client.manager import AsyncKernelManager
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from nbformat import NotebookNode
+
+CELL_TIMEOUT_S = 170
+
+
+def execute(path: Path) -> NotebookNode:
+    """The notebook with the outputs of a run. Raises CellExecutionError, or ValueError for output on stderr."""
+    notebook = nbformat.read(path, as_version=4)
+    with tempfile.TemporaryDirectory() as folder:
+        # Sockets in a folder instead of ports: nothing to listen at for others.
+        kernel = AsyncKernelManager(kernel_name="python3", transport="ipc", ip=f"{folder}/kernel")
+        NotebookClient(
+            notebook,
+            km=kernel,
+            coalesce_streams=True,
+            timeout=CELL_TIMEOUT_S,
+            record_timing=False,
+            resources={"metadata": {"path": str(path.parent)}},
+        ).execute()
+    for cell in notebook.cells:
+        for output in cell.get("outputs", ()):
+            if output.output_type == "stream" and output.name == "stderr":
+                raise ValueError(f"{path.name}, cell {cell.id}, wrote to stderr:\n{output.text}")
+    notebook.metadata.pop("widgets", None)
+    notebook.metadata["language_info"] = {"name": "python"}
+    return notebook
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("notebooks", nargs="+", type=Path)
+    parser.add_argument("--write", action="store_true", help="keep the outputs in the files")
+    parser.add_argument("--into", type=Path, help="write the executed notebooks into this folder instead")
+    options = parser.parse_args(arguments)
+    failed = False
+    for path in options.notebooks:
+        began = time.monotonic()
+        try:
+            executed = execute(path)
+        except (CellExecutionError, ValueError) as exc:
+            failed = True
+            sys.stderr.write(f"{path}: {exc}\n")
+            continue
+        sys.stdout.write(f"{path}: {time.monotonic() - began:.1f} s\n")
+        if options.write or options.into:
+            nbformat.write(executed, options.into / path.name if options.into else path)
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
