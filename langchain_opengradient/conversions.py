@@ -18,7 +18,7 @@ from langchain_core.messages.tool import ToolCallChunk, invalid_tool_call, tool_
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 
 from langchain_opengradient.blocks import PROVIDER
-from opengradient_x402.completions import Completion, Delta, ToolCall, Usage
+from opengradient_x402.completions import Completion, Delta, ToolCall, ToolCallDelta, Usage
 from opengradient_x402.receipts import SettlementReceipt
 
 RECEIPT_KEY: Final = "opengradient"
@@ -32,17 +32,27 @@ def to_chunk(delta: Delta) -> ChatGenerationChunk:
     if not (delta.tool_calls or delta.reasoning or delta.refusal):
         message = AIMessageChunk(content=delta.content, response_metadata=_CHUNK_METADATA)
         return ChatGenerationChunk(message=message)
-    fields: dict[str, Any] = {}
-    if delta.tool_calls:
-        fields["tool_call_chunks"] = [
-            ToolCallChunk(name=call.name, args=call.arguments, id=call.id, index=call.index, type="tool_call_chunk")
-            for call in delta.tool_calls
-        ]
     extra = {"reasoning_content": delta.reasoning, "refusal": delta.refusal}
-    if kept := {name: text for name, text in extra.items() if text}:
-        fields["additional_kwargs"] = kept
-    message = AIMessageChunk(content=delta.content, response_metadata=_CHUNK_METADATA, **fields)
+    message = AIMessageChunk(
+        content=delta.content,
+        additional_kwargs={name: text for name, text in extra.items() if text},
+        response_metadata=_CHUNK_METADATA,
+        tool_call_chunks=[_call_chunk(call) for call in delta.tool_calls] if _are_whole(delta.tool_calls) else [],
+    )
+    if delta.tool_calls and not message.tool_call_chunks:
+        # Set behind core's back: it would try to repair every fragment as JSON of its own, at ten times the
+        # cost of everything else. The sum of the chunks is parsed as ever.
+        message.tool_call_chunks = [_call_chunk(call) for call in delta.tool_calls]
     return ChatGenerationChunk(message=message)
+
+
+def _call_chunk(call: ToolCallDelta) -> ToolCallChunk:
+    return ToolCallChunk(name=call.name, args=call.arguments, id=call.id, index=call.index, type="tool_call_chunk")
+
+
+def _are_whole(calls: Sequence[ToolCallDelta]) -> bool:
+    """Whether these could be calls and not fragments, so that `chunk.tool_calls` can already say them."""
+    return all(call.name and call.arguments.endswith("}") for call in calls)
 
 
 def to_terminal_chunk(

@@ -1,6 +1,7 @@
 """An agent that pays for each of its steps, and what they cost."""
 
 from langchain.agents import create_agent
+
 from langchain_opengradient import ChatOpenGradient, SpendGuard, get_settlement_callback
 
 

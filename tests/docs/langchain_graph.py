@@ -2,8 +2,9 @@
 
 import asyncio
 
-from langchain_opengradient import ChatOpenGradient, get_settlement_callback
 from langgraph.graph import START, MessagesState, StateGraph
+
+from langchain_opengradient import ChatOpenGradient, get_settlement_callback
 
 writer = ChatOpenGradient(model="anthropic/claude-sonnet-4-6")
 critic = ChatOpenGradient(model="google/gemini-2.5-flash")
@@ -28,7 +29,7 @@ graph = builder.compile()
 async def main() -> None:
     question = {"messages": [("user", "Write a line about rain.")]}
     with get_settlement_callback() as settlements:
-        async for token, where in graph.astream(question, stream_mode="messages"):
+        async for token, _node in graph.astream(question, stream_mode="messages"):
             print(token.text, end="\n" if token.chunk_position == "last" else "", flush=True)
     for receipt in settlements.receipts:
         print(receipt.model, receipt.status, receipt.cost_atomic)

@@ -173,6 +173,15 @@ def test_a_good_call_beside_a_malformed_one_survives():
     assert [bad["id"] for bad in message.invalid_tool_calls] == ["c1"]
 
 
+def test_a_fragment_is_not_mistaken_for_a_call_and_a_whole_call_is_one_at_once():
+    fragment = to_chunk(Delta(tool_calls=[ToolCallDelta(0, "c1", "f", '{"a": [1')])).message
+    assert fragment.tool_calls == []
+    assert fragment.invalid_tool_calls == []
+    assert fragment.tool_call_chunks[0]["args"] == '{"a": [1'
+    whole = to_chunk(Delta(tool_calls=[ToolCallDelta(0, "c1", "f", '{"a": [1]}')])).message
+    assert whole.tool_calls[0]["args"] == {"a": [1]}
+
+
 def test_a_call_without_arguments_has_none():
     message = streamed([event({"tool_calls": [call(0, "c1", "f", "")]}), END])
     assert message.tool_calls[0]["args"] == {}
