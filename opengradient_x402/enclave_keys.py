@@ -17,7 +17,7 @@ from opengradient_x402 import wire_json
 from opengradient_x402.attestation import Verdict, VerifyTee, check_completion
 from opengradient_x402.completions import Completion
 from opengradient_x402.endpoints import Endpoint, EndpointSource
-from opengradient_x402.steps import Fetch, Steps
+from opengradient_x402.steps import Steps, fetch
 
 KEY_PATH = "/signing-key"
 _TIMEOUT_S = 10.0
@@ -72,8 +72,9 @@ class EnclaveKeys:
         if endpoint.public_key_der is not None:
             return endpoint.public_key_der, "registry"
         if self._served is None:
+            request = endpoint.query(KEY_PATH, timeout_s=_TIMEOUT_S)
             try:
-                self._served = _key_in((yield Fetch(endpoint.query(KEY_PATH, timeout_s=_TIMEOUT_S))))
+                self._served = _key_in((yield from fetch(request, timeout_s=_TIMEOUT_S)))
             except httpx.TransportError:
                 return None, "none"
         return self._served, "gateway" if self._served is not None else "none"

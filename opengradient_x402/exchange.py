@@ -53,6 +53,8 @@ CHAT_PATH = "/v1/chat/completions"
 DEFAULT_MAX_TOKENS = 4096
 """What gateways take an omitted `max_tokens` for (wire facts, "What the gateway does not do")."""
 MAX_BODY_BYTES = 256 * 1024 * 1024
+_ENCODINGS = frozenset({"", "identity", "gzip", "deflate"})
+"""Packed once, as asked for. Two layers, or zstd, could turn one read of a few kilobytes into gigabytes."""
 
 ReceiptListener = Callable[[SettlementReceipt], None]
 _log = logging.getLogger(__name__)
@@ -113,6 +115,7 @@ class Exchange:
             **(headers or {}),
         }
         self._deadline = 0.0
+        self._silent_since: float | None = None
         self._received = 0
         self._body: list[bytes] = []
         self._decoder = EventDecoder()
@@ -158,6 +161,8 @@ class Exchange:
                 if attempt == self._options.max_retries or is_certificate_failure(exc):
                     raise self._unreachable(exc) from exc
             except httpx.TransportError as exc:
+                if self.call.entry is not None:
+                    raise
                 raise self._unreachable(exc) from exc
             yield Pause(min(0.25 * 2**attempt, 4.0))
         raise AssertionError("the last attempt returns or raises")
@@ -167,6 +172,7 @@ class Exchange:
         if self._proof_check is not None:
             self._proof_check.trust(endpoint)
         response: httpx.Response = yield Ask(self._request(endpoint))
+        yield from self._check_encoding(response)
         return response
 
     def _request(self, endpoint: Endpoint) -> httpx.Request:
@@ -200,21 +206,28 @@ class Exchange:
 
     # -- reading
 
+    def _check_encoding(self, response: httpx.Response) -> Steps[None]:
+        encoding = response.headers.get("content-encoding", "").strip().lower()
+        if encoding in _ENCODINGS:
+            return
+        problem = self._unreadable(ValueError(f"it is encoded as {encoding[:40]!r}, which was not asked for"))
+        del response.headers["content-encoding"]  # reading its first byte would unpack it
+
+        def refuse(_: bytes) -> None:
+            raise problem
+
+        yield Collect(response, refuse)
+        raise problem
+
     def _take_body(self, chunk: bytes) -> None:
         """Collects a piece of a non-streamed (or failed) response."""
         self._received += len(chunk)
         if self._received > MAX_BODY_BYTES:
-            raise ResponseInvalid(
-                f"The gateway's answer to call {self.call.id} is larger than {MAX_BODY_BYTES} bytes and was not "
-                "read further. The call may be charged; see its receipt.",
-                call_id=self.call.id,
-            )
+            raise self._unreadable(ValueError(f"it is larger than {MAX_BODY_BYTES} bytes and was not read further"))
         if time.monotonic() > self._deadline:
-            raise StreamInterrupted(
-                f"The answer to call {self.call.id} was not complete after {self._options.timeout_s:g} s. The call "
-                "may be charged; see its receipt. Raise `timeout` for long answers, or stream.",
-                call_id=self.call.id,
-                kind="timeout",
+            raise self.interrupted(
+                f"it was not complete after {self._options.timeout_s:g} s; raise `timeout` for long answers, or stream",
+                kind_timeout=True,
             )
         self._body.append(chunk)
 
@@ -235,7 +248,7 @@ class Exchange:
         """The error for a response that has an error status."""
         try:
             body = self._parsed(response)
-        except ResponseInvalid:
+        except (ResponseInvalid, NotPaid):
             body = {"error": b"".join(self._body)[:500].decode("utf-8", "replace")}
         return self._error_of(response.status_code, body)
 
@@ -245,7 +258,19 @@ class Exchange:
             payloads = self._decoder.feed(chunk)
         except EventTooLarge as exc:
             raise self._unreadable(exc) from exc
+        if payloads:
+            self._silent_since = None
+        else:
+            self._check_progress()
         return self._take_events(payloads)
+
+    def _check_progress(self) -> None:
+        """Bytes arrive, but no event: comments, or one event in drips. The time limit ends that too."""
+        now = time.monotonic()
+        if self._silent_since is None:
+            self._silent_since = now
+        elif now - self._silent_since > self._options.timeout_s:
+            raise self.interrupted(f"no event arrived for {self._options.timeout_s:g} s", kind_timeout=True)
 
     def _take_events(self, payloads: list[bytes]) -> list[Delta]:
         deltas: list[Delta] = []
@@ -278,6 +303,8 @@ class Exchange:
             completion = self._accumulator.finish()
         except Truncated as exc:
             raise self.interrupted("it held no content") from exc
+        except (TypeError, AttributeError, ValueError) as exc:
+            raise self._unreadable(exc) from exc
         return self._ended_well(completion)
 
     # -- ending
@@ -328,6 +355,9 @@ class Exchange:
         if isinstance(exc, httpx.TransportError):
             problem: BaseException = self.interrupted(_cause(exc), kind_timeout=isinstance(exc, httpx.TimeoutException))
             problem.__cause__ = exc
+        elif isinstance(exc, httpx.DecodingError):
+            problem = self._unreadable(exc)
+            problem.__cause__ = exc
         else:
             problem = exc
         is_error = isinstance(problem, Exception)
@@ -337,9 +367,16 @@ class Exchange:
             problem.receipt = problem.receipt or self.call.receipt
         return problem
 
-    def interrupted(self, what: str, *, kind_timeout: bool = False) -> StreamInterrupted:
+    def interrupted(self, what: str, *, kind_timeout: bool = False) -> OpenGradientError:
         """The error for an answer that stopped before its end."""
         shown = len(self._accumulator.text)
+        if self.call.entry is None:
+            return NotPaid(
+                f"The answer to call {self.call.id} is incomplete: {what} (after {shown} characters). The gateway "
+                "did not ask for a payment, and nothing was paid.",
+                call_id=self.call.id,
+                kind="timeout" if kind_timeout else "connection",
+            )
         return StreamInterrupted(
             f"The answer to call {self.call.id} is incomplete: {what} (after {shown} characters). What was served "
             "is charged; see the receipt. It is not sent again: call again if the rest is worth a new payment.",
@@ -359,7 +396,14 @@ class Exchange:
             raise self._unreadable(TypeError(f"a {type(body).__name__} instead of an object"))
         return cast("dict[str, Any]", body)
 
-    def _unreadable(self, exc: Exception) -> ResponseInvalid:
+    def _unreadable(self, exc: Exception) -> OpenGradientError:
+        if self.call.entry is None:
+            return NotPaid(
+                f"What answers at {self._base_url} did not ask for a payment, and its answer is not a chat "
+                f"completion ({exc}). Nothing was paid. Check the address, and that no proxy or login page answers.",
+                call_id=self.call.id,
+                kind="provider",
+            )
         return ResponseInvalid(
             f"The gateway's answer to call {self.call.id} is not a chat completion ({exc}). The call may be charged; "
             "see its receipt. If it happens again, tell the gateway's operator the call id.",

@@ -7,10 +7,12 @@ no place in a paid call, and cost more than the call. Frameworks and their vocab
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 import weakref
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self, TypedDict, Unpack, assert_never
@@ -159,9 +161,7 @@ class GatewayClient(_Client):
             case Ask(request):
                 return self._transport.handle_request(request)
             case Fetch(request):
-                response = self._wire.handle_request(request)
-                response.read()
-                return response
+                return self._wire.handle_request(request)
             case Collect(response, take):
                 try:
                     for chunk in response.iter_bytes():
@@ -196,6 +196,7 @@ class CompletionStream(Iterator[Delta]):
         self._response = response
         self._bytes = response.iter_bytes()
         self._ready: deque[Delta] = deque()
+        self._is_reading = False
         self._is_closed = False
         self.completion: Completion | None = None
 
@@ -209,27 +210,52 @@ class CompletionStream(Iterator[Delta]):
 
     def __next__(self) -> Delta:
         while not self._ready:
-            if self._is_closed:
-                raise StopIteration
             try:
-                chunk = None if self._exchange.is_done else next(self._bytes, None)
-                if chunk is None:
-                    self.completion = self._exchange.finish_stream()
-                    self.close()
-                else:
-                    self._ready.extend(self._exchange.take_chunk(chunk))
+                self._take(self._read())
+            except StopIteration:
+                self._response.close()
+                raise
             except BaseException as exc:  # noqa: BLE001  (ends the call, whatever ended it)
                 problem = self._exchange.fail(exc)
                 self.close()
                 raise problem from problem.__cause__
         return self._ready.popleft()
 
+    def _read(self) -> bytes | None:
+        """The next piece, or None at the end. Raises StopIteration when the stream was closed, also meanwhile."""
+        self._is_reading = True
+        try:
+            chunk = None if self._is_closed or self._exchange.is_done else next(self._bytes, None)
+        except httpx.TransportError:
+            if not self._is_closed:  # otherwise another thread broke this read by closing
+                raise
+        finally:
+            self._is_reading = False
+        if self._is_closed:
+            raise StopIteration
+        return chunk
+
+    def _take(self, chunk: bytes | None) -> None:
+        if chunk is None:
+            self.completion = self._exchange.finish_stream()
+            self.close()
+        else:
+            self._ready.extend(self._exchange.take_chunk(chunk))
+
     def close(self) -> None:
-        """Ends the response and the call; what was served so far is charged. Closing twice is harmless."""
+        """Ends the response and the call; what was served so far is charged. Closing twice is harmless.
+
+        Another thread may do it: a read that is under way ends then.
+        """
         if not self._is_closed:
             self._is_closed = True
-            self._response.close()
-            self._exchange.end("abandoned")
+            try:
+                if self._is_reading:
+                    _hang_up(self._response)  # wakes the reader, which closes the response itself
+                else:
+                    self._response.close()
+            finally:
+                self._exchange.end("abandoned")
 
     def __enter__(self) -> Self:
         return self
@@ -306,9 +332,7 @@ class _Line:
             case Ask(request):
                 return await self.paying.handle_async_request(request)
             case Fetch(request):
-                response = await self.wire.handle_async_request(request)
-                await response.aread()
-                return response
+                return await self.wire.handle_async_request(request)
             case Collect(response, take):
                 try:
                     async for chunk in response.aiter_bytes():
@@ -336,6 +360,7 @@ class _Line:
         try:
             yield
         finally:
+            self._guard = None  # it knows the loop, and would keep it alive
             await self.wire.aclose()
 
 
@@ -369,6 +394,9 @@ class AsyncCompletionStream(AsyncIterator[Delta]):
                     await self.aclose()
                 else:
                     self._ready.extend(self._exchange.take_chunk(chunk))
+            except GeneratorExit:  # thrown away: nothing can be awaited any more
+                self._drop()
+                raise
             except BaseException as exc:  # noqa: BLE001  (ends the call, whatever ended it)
                 problem = self._exchange.fail(exc)
                 await self.aclose()
@@ -394,8 +422,20 @@ class AsyncCompletionStream(AsyncIterator[Delta]):
         # Dropped without aclose(): the loop closes the connection when it collects the response's generator;
         # the receipt is recorded here.
         if not getattr(self, "_is_closed", True):
-            self._is_closed = True
-            self._exchange.end("abandoned")
+            self._drop()
+
+    def _drop(self) -> None:
+        self._is_closed = True
+        self._exchange.end("abandoned")
+
+
+def _hang_up(response: httpx.Response) -> None:
+    """Ends the connection under a read of another thread; closing the socket would not wake that thread."""
+    stream = response.extensions.get("network_stream")
+    line = stream.get_extra_info("socket") if stream is not None else None
+    if isinstance(line, socket.socket):
+        with suppress(OSError):  # it has ended by itself
+            line.shutdown(socket.SHUT_RDWR)
 
 
 def _source(payments: Payments, base_url: str | None, gateway: EndpointSource | None) -> EndpointSource:

@@ -16,7 +16,7 @@ from opengradient_x402 import wire_json
 from opengradient_x402.endpoints import Endpoint, EndpointSource, reach
 from opengradient_x402.errors import UnknownModel
 from opengradient_x402.models import find_model, wire_name
-from opengradient_x402.steps import Fetch, Steps
+from opengradient_x402.steps import Steps, fetch
 
 _TIMEOUT_S = 10.0
 
@@ -78,7 +78,8 @@ class ModelDirectory:
             return Listing()
 
     def _ask(self, endpoint: Endpoint) -> Steps[Listing]:
-        response = yield Fetch(endpoint.query("/v1/models", timeout_s=_TIMEOUT_S))
+        request = endpoint.query("/v1/models", timeout_s=_TIMEOUT_S)
+        response = yield from fetch(request, timeout_s=_TIMEOUT_S)
         return _listing(endpoint.base_url, response)
 
 
