@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from opengradient_x402.completions import Completion, Delta, ToolCall, Usage
+    from opengradient_x402.endpoints import StaticGateway
     from opengradient_x402.errors import (
         NotPaid,
         OpenGradientError,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from opengradient_x402.policy import SpendPolicy
     from opengradient_x402.receipts import ReceiptStatus, SettlementReceipt
     from opengradient_x402.reconciler import Reconciler
+    from opengradient_x402.registry_gateway import RegistryGateway
     from opengradient_x402.settlement import SettlementMode
     from opengradient_x402.signer import LocalSigner, Signer
     from opengradient_x402.transport import AsyncX402Transport, X402Transport
@@ -45,10 +47,12 @@ _HOMES = {
     "Payments": "payments",
     "ReceiptStatus": "receipts",
     "Reconciler": "reconciler",
+    "RegistryGateway": "registry_gateway",
     "SettlementMode": "settlement",
     "SettlementReceipt": "receipts",
     "Signer": "signer",
     "SpendPolicy": "policy",
+    "StaticGateway": "endpoints",
     "TEE_LLM": "models",
     "ToolCall": "completions",
     "Usage": "completions",
@@ -74,10 +78,12 @@ __all__ = [
     "Payments",
     "ReceiptStatus",
     "Reconciler",
+    "RegistryGateway",
     "SettlementMode",
     "SettlementReceipt",
     "Signer",
     "SpendPolicy",
+    "StaticGateway",
     "ToolCall",
     "Usage",
     "Wallet",

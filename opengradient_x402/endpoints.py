@@ -6,6 +6,7 @@ the enclaves of the on-chain registry. Sans-I/O; knows neither connections nor p
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Collection
@@ -56,6 +57,7 @@ class Endpoint:
         return self.request("GET", path, extensions={"timeout": timeouts})
 
 
+_log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
@@ -117,12 +119,13 @@ def reach(source: EndpointSource, attempt: Callable[[Endpoint], Steps[T]], *, un
     while True:
         try:
             return (yield from attempt(endpoint))
-        except (httpx.ConnectError, httpx.ConnectTimeout):
+        except (httpx.ConnectError, httpx.ConnectTimeout) as exc:
             source.failed(endpoint)
             tried.append(endpoint)
             following = None if time.monotonic() > until else (yield from source.after(tried))
             if following is None:
                 raise
+            _log.warning("No connection to %s (%s); calling %s.", endpoint.base_url, exc, following.base_url)
             endpoint = following
 
 

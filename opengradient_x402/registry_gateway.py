@@ -76,6 +76,7 @@ class RegistryGateway:
         self._listing: _Listing | None = None
         self._reading: Future[_Listing] | None = None
         self._renew_at = 0.0
+        self._is_doubted = False
         self._keys: dict[str, bytes] = {}
 
     def public_key(self, tee_id: str) -> bytes | None:
@@ -101,10 +102,7 @@ class RegistryGateway:
         listing = self._listing
         if following is not None or listing is None or self._clock() - listing.read_at < self._min_age_s:
             return following
-        try:
-            yield from self._read()
-        except NotPaid as exc:
-            _log.warning("Looking for another enclave failed: %s", exc)
+        yield from self._reread(listing)
         return self._untried(tried)
 
     def failed(self, endpoint: Endpoint) -> None:
@@ -113,19 +111,30 @@ class RegistryGateway:
             if (listing := self._listing) is not None and endpoint in listing.endpoints:
                 others = tuple(known for known in listing.endpoints if known != endpoint)
                 self._listing = replace(listing, endpoints=(*others, endpoint))
-        self.doubt()
+                self._renew_at = min(self._renew_at, listing.read_at + self._min_age_s)
 
     def doubt(self) -> None:
-        """Has the registry read again, in the background of the next call."""
+        """Has the registry read again before the next call: that one is not to fail for the same reason."""
         with self._lock:
             if self._listing is not None:
+                self._is_doubted = True
                 self._renew_at = min(self._renew_at, self._listing.read_at + self._min_age_s)
 
     def _renewed(self, listing: _Listing | None) -> Steps[_Listing]:
         if listing is None or not listing.endpoints or self._clock() - listing.read_at >= self._max_age_s:
             return (yield from self._read())
+        if self._is_doubted:
+            return (yield from self._reread(listing))
         self._start_reading()
         return listing
+
+    def _reread(self, listing: _Listing) -> Steps[_Listing]:
+        """A new listing, or the one there is when the registry does not answer."""
+        try:
+            return (yield from self._read())
+        except NotPaid as exc:
+            _log.warning("Going on with what is known: %s", exc)
+            return listing
 
     def _read(self) -> Steps[_Listing]:
         try:
@@ -141,7 +150,9 @@ class RegistryGateway:
     def _start_reading(self) -> Future[_Listing]:
         with self._lock:
             if self._reading is None or self._reading.done():
-                self._renew_at = self._clock() + self._min_age_s  # also when this reading fails
+                if self._listing is not None:  # in case that this reading fails; too old stays too old
+                    too_old = self._listing.read_at + self._max_age_s
+                    self._renew_at = min(self._clock() + self._min_age_s, too_old)
                 self._reading = in_thread(self._look, name="opengradient-registry")
                 self._reading.add_done_callback(_report_failure)
             return self._reading
@@ -167,6 +178,7 @@ class RegistryGateway:
             first = self._start(len(new)) if new and not kept else 0
             listing = _Listing((*kept, *new[first:], *new[:first]), refused, now)
             self._listing = listing
+            self._is_doubted = False
             self._renew_at = now + (self._max_age_s / 2 if listing.endpoints else self._min_age_s)
             self._keys.update({tee.id: tee.public_key_der for tee in tees})
         if listing.endpoints and refused:
