@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from starlette.applications import Starlette
-from starlette.routing import Mount
+from starlette.routing import BaseRoute, Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from opengradient_devnet.accounts import (
@@ -35,6 +35,7 @@ from opengradient_devnet.chain import PRIVATE_CHAIN_ID, Chain
 from opengradient_devnet.challenge import PaymentTerms, Scheme
 from opengradient_devnet.collector import Collector, HouseFacilitator
 from opengradient_devnet.contracts import OPG
+from opengradient_devnet.explorer.routes import Explorer
 from opengradient_devnet.facilitator_api import facilitator_app
 from opengradient_devnet.faults import Faults
 from opengradient_devnet.gateway import Gateway
@@ -221,7 +222,9 @@ class Devnet:
             faults=self.faults,
             controls_faults=self._fault_route,
         )
-        routes = [*gateway.routes(), *public.routes(), Mount("/facilitator", facilitator_app(facilitator))]
+        explorer = Explorer(chain=self.chain, sessions=self._sessions, blobs=blobs, network=self.network)
+        routes: list[BaseRoute] = [*gateway.routes(), *public.routes(), *explorer.routes()]
+        routes.append(Mount("/facilitator", facilitator_app(facilitator)))
         app = _with_rpc(Starlette(routes=routes), rpc_app(self.chain))
         server = ServerThread(
             [

@@ -1,6 +1,6 @@
-"""The devnet's side doors: accounts, faucet, blobs, a bare explorer, the network description, fault control.
+"""The devnet's side doors: accounts, faucet, blobs, the network description, fault control.
 
-It does not know the paid gateway.
+It does not know the paid gateway, or the explorer.
 """
 
 from __future__ import annotations
@@ -52,7 +52,6 @@ class PublicRoutes:
             Route("/accounts", self._make_account, methods=["POST"]),
             Route("/faucet", self._fund, methods=["POST"]),
             Route("/blobs/{blob_id}", self._blob, methods=["GET"]),
-            Route("/explorer/tx/{tx_hash}", self._transaction, methods=["GET"]),
             *(control if self._controls_faults else []),
         ]
 
@@ -89,14 +88,6 @@ class PublicRoutes:
         if data is None:
             return _refuse(404, "There is no such blob.")
         return Response(data, media_type="application/json")
-
-    async def _transaction(self, request: Request) -> Response:
-        tx_hash = request.path_params["tx_hash"]
-        receipt = await run_in_threadpool(self._chain.rpc, "eth_getTransactionReceipt", [tx_hash])
-        if receipt is None:
-            return _refuse(404, f"Transaction {tx_hash} is not on this chain.")
-        transaction = await run_in_threadpool(self._chain.rpc, "eth_getTransactionByHash", [tx_hash])
-        return JSONResponse({"transaction": transaction, "receipt": receipt})
 
     async def _control_faults(self, request: Request) -> Response:
         if request.method == "GET":

@@ -5,7 +5,7 @@ used up, its deadline comes near, or the gateway closes. Then it takes no more c
 and is settled once. A call that runs beyond the cap is served, and its excess goes unpaid.
 
 It does not know HTTP, prices or models, and starts no thread: whoever owns a `SessionBook` calls `settle_due`.
-All of it may be used from any thread.
+All of it may be used from any thread. It is long because sessions, their book and its states belong together.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from enum import Enum
 from typing import Any, Protocol
 
 from opengradient_devnet.facilitator import Settlement
+from opengradient_devnet.session_views import SessionView, session_mark
 
 # A session is settled this long before its signature expires, so that the transaction still gets in.
 DEADLINE_MARGIN_S = 15.0
@@ -136,6 +137,23 @@ class Session:
         """What settlement takes: the cost, but never more than was signed."""
         return min(self.cost_atomic, self.payment.cap_atomic)
 
+    def view(self) -> SessionView:
+        """What may be shown of it."""
+        return SessionView(
+            mark=session_mark(self.id),
+            state=self.state.value,
+            payer=self.payment.payer,
+            pay_to=self.payment.requirements["payTo"],
+            authorization_id=self.payment.authorization_id,
+            cap_atomic=self.payment.cap_atomic,
+            cost_atomic=self.cost_atomic,
+            calls=self.calls,
+            in_flight=self.in_flight,
+            opened_s=self.opened_s,
+            last_used_s=self.last_used_s,
+            deadline_s=self.payment.deadline_s,
+        )
+
 
 class SessionCall:
     """One call inside a session. `finish` it exactly when its cost is known; finishing twice changes nothing."""
@@ -193,6 +211,12 @@ class SessionBook:
         """The ids of sessions that still take calls."""
         with self._changed:
             return [session.id for session in self._sessions.values() if session.state is _State.OPEN]
+
+    @property
+    def views(self) -> list[SessionView]:
+        """What may be shown of every session that is not settled yet."""
+        with self._changed:
+            return [session.view() for session in self._sessions.values()]
 
     def enter(self, session_id: str, *, route: tuple[str, str]) -> SessionCall | None:
         """Begin a call in an existing session; None when it is unknown, closed, or of another route."""

@@ -6,6 +6,7 @@ It does not know whether or where a chain runs, nor the compiler: `build.py` mad
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
@@ -88,6 +89,18 @@ class Contract:
         entry = self._entry("function", function)
         return decode([abi_type(item) for item in entry["outputs"]], output)
 
+    def decode_call(self, data: bytes) -> dict[str, Any]:
+        """`{"function": name, "arguments": {…}}` of call data, structs as dicts; raises KeyError for a foreign one.
+
+        Data behind the arguments is ignored, as the contracts do.
+        """
+        for entry in self.abi:
+            if entry["type"] == "function" and keccak(text=signature_of(entry))[:4] == data[:4]:
+                types = [abi_type(item) for item in entry["inputs"]]
+                values = decode(types, data[4:], strict=False)
+                return {"function": entry["name"], "arguments": _named(entry["inputs"], values)}
+        raise KeyError(f"{self.name} has no function with selector 0x{data[:4].hex()}")
+
     def topic(self, event: str) -> str:
         """An event's first topic, 0x-hex."""
         return "0x" + keccak(text=signature_of(self._entry("event", event))).hex()
@@ -98,6 +111,14 @@ class Contract:
             if entry["type"] == "event" and self.topic(signature_of(entry)) == log["topics"][0]:
                 return {"event": entry["name"], **_event_arguments(entry, log)}
         raise KeyError(f"{self.name} has no event with topic {log['topics'][0]}")
+
+
+def _named(items: list[dict[str, Any]], values: Sequence[Any]) -> dict[str, Any]:
+    """ABI values under the names of their parameters, structs included; lists of structs stay tuples."""
+    return {
+        item["name"]: _named(item["components"], value) if item["type"] == "tuple" else value
+        for item, value in zip(items, values, strict=True)
+    }
 
 
 def _event_arguments(entry: dict[str, Any], log: dict[str, Any]) -> dict[str, Any]:
