@@ -81,6 +81,20 @@ pins = sa.Table(
 _ENTRY_COLUMNS = [column for column in authorizations.c if column.name not in ("reserved_gwei", "sequence")]
 _STATUS = {"settled": ReceiptStatus.SETTLED, "expired": ReceiptStatus.EXPIRED, "cancelled": ReceiptStatus.CANCELLED}
 
+# Statements of every call, built once: SQLAlchemy takes longer to build one than SQLite takes to run it.
+_UPDATE_CALL = (
+    calls.update()
+    .where(calls.c.call_id == sa.bindparam("wanted"))
+    .values({name: sa.bindparam(name) for name in ("authorization_id", "created_at", "receipt")})
+)
+_INSERT_CALL = calls.insert().values(
+    {name: sa.bindparam(name) for name in ("call_id", "authorization_id", "created_at", "receipt")}
+)
+_NOTE_ANSWER = (
+    calls.update().where(calls.c.call_id == sa.bindparam("wanted")).values(answered_as=sa.bindparam("answered_as"))
+)
+_STATUS_OF = sa.select(authorizations.c.status).where(authorizations.c.id == sa.bindparam("wanted"))
+
 
 def open_engine(url: str) -> Engine:
     """An engine for `url`; for SQLite the folder is made, and the journal is write-ahead."""
@@ -176,8 +190,8 @@ class Book:
 
     def record_call(self, conn: Connection, receipt: SettlementReceipt) -> None:
         self._record(conn, receipt)
-        entry = self._entry(conn, receipt.authorization_id)
-        if entry is not None and entry.status in _STATUS:
+        status = conn.execute(_STATUS_OF, {"wanted": receipt.authorization_id}).scalar_one_or_none()
+        if status in _STATUS and (entry := self._entry(conn, receipt.authorization_id)) is not None:
             # The settlement was seen before this call ended (its stream was slow to close): share anew.
             self._share_out(conn, entry)
 
@@ -234,7 +248,7 @@ class Book:
 
     def _record(self, conn: Connection, receipt: SettlementReceipt) -> None:
         self._store(conn, receipt)
-        conn.execute(calls.update().where(calls.c.call_id == receipt.call_id).values(answered_as=receipt.status.value))
+        conn.execute(_NOTE_ANSWER, {"wanted": receipt.call_id, "answered_as": receipt.status.value})
 
     def _store(self, conn: Connection, receipt: SettlementReceipt) -> None:
         row = {
@@ -242,9 +256,9 @@ class Book:
             "created_at": receipt.created_at,
             "receipt": json.dumps(receipt.to_json()),
         }
-        changed = conn.execute(calls.update().where(calls.c.call_id == receipt.call_id).values(row))
+        changed = conn.execute(_UPDATE_CALL, row | {"wanted": receipt.call_id})
         if changed.rowcount == 0:
-            conn.execute(calls.insert().values(call_id=receipt.call_id, **row))
+            conn.execute(_INSERT_CALL, row | {"call_id": receipt.call_id})
 
     def pin(self, conn: Connection, key: str, value: str) -> str:
         known = conn.execute(sa.select(pins.c.value).where(pins.c.key == key)).scalar_one_or_none()
