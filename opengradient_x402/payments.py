@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future
 from decimal import Decimal
 from email.utils import parsedate_to_datetime
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,6 +78,7 @@ class Payments:
         self._last_amount: dict[str, int | None] = {}
         self._asset_usd: dict[str, Decimal] = {}
         self._facilitators: dict[str, str] = {}
+        self._accepted_origins: set[str] = set()
         self._doubtful: dict[SessionKey, list[SignedPayment]] = {}
         self._funded_atomic = 0
         self._refusals: dict[str, tuple[int, float]] = {}
@@ -145,8 +146,10 @@ class Payments:
 
     def check_endpoint(self, url: str) -> None:
         """Refuses endpoints that money must not go to, and origins that refused too many payments just now."""
-        self.policy.check_endpoint(url, self.network)
-        origin = _origin(httpx.URL(url))
+        origin = _origin_of(url)
+        if origin not in self._accepted_origins:  # scheme and host are all that the policy looks at
+            self.policy.check_endpoint(url, self.network)
+            self._accepted_origins.add(origin)
         count, until = self._refusals.get(origin, (0, 0.0))
         if count >= BREAKER_LIMIT and time.monotonic() < until:
             raise NotPaid(
@@ -389,16 +392,21 @@ class Payments:
 
     def wants_quote(self, endpoint: str) -> bool:
         """Whether a limit per call is set that cannot be checked before the gateway quotes its token price."""
-        return self.policy.max_per_call is not None and _origin(httpx.URL(endpoint)) not in self._asset_usd
+        return self.policy.max_per_call is not None and _origin_of(endpoint) not in self._asset_usd
 
     def note_quote(self, endpoint: str, asset_usd: object) -> None:
         """Keeps what a gateway says that one token is worth, if it is a price at all. A claim."""
         if isinstance(asset_usd, str) and _PRICE.fullmatch(asset_usd) and (price := Decimal(asset_usd)) > 0:
-            self._asset_usd[_origin(httpx.URL(endpoint))] = price
+            self._asset_usd[_origin_of(endpoint)] = price
 
 
 def _origin(url: httpx.URL) -> str:
     return f"{url.scheme}://{url.netloc.decode('ascii')}"
+
+
+@lru_cache(maxsize=64)
+def _origin_of(url: str) -> str:
+    return _origin(httpx.URL(url))
 
 
 def _authorization_id(network: Network, payer: str, nonce: int) -> str:
