@@ -18,6 +18,7 @@ from llama_index.core.llms.function_calling import FunctionCallingLLM
 from pydantic import BaseModel, SecretStr
 
 from llama_index_opengradient.clients import Clients
+from opengradient_x402.attestation import VerifyTee
 from opengradient_x402.ledger import Ledger
 from opengradient_x402.models import find_model
 from opengradient_x402.networks import Network
@@ -48,7 +49,9 @@ class PaidModel(FunctionCallingLLM):
     network: Any = Field(
         default=None, description="A preset's name, a network file's path or URL, or a Network; None reads OG_NETWORK."
     )
-    base_url: str | None = Field(default=None, description="The gateway; None takes the network's own.")
+    base_url: str | None = Field(
+        default=None, description="The gateway; None takes the network's own, `registry` the enclaves of its registry."
+    )
     settlement_mode: SettlementMode | None = Field(
         default=None, description="What goes on chain about the data; None reads OG_SETTLEMENT_MODE (batch)."
     )
@@ -58,6 +61,9 @@ class PaidModel(FunctionCallingLLM):
         default=None, exclude=True, repr=False, description="An open Payments to share; replaces the four above."
     )
 
+    verify_tee: VerifyTee = Field(
+        default=VerifyTee.OFF, description="What to do about enclave proofs: off, warn, or require."
+    )
     timeout: float = Field(default=120.0, gt=0, description="Seconds that one call may take.")
     max_retries: int = Field(default=2, ge=0, description="Repetitions of a request for which nothing was signed.")
     context_window: int | None = Field(default=None, gt=0, description="Overrides the catalog's context window.")
@@ -140,6 +146,7 @@ class PaidModel(FunctionCallingLLM):
             "timeout_s": self.timeout,
             "max_retries": self.max_retries,
             "settlement_mode": self.settlement_mode,
+            "verify_tee": self.verify_tee,
         }
         return {name: value for name, value in options.items() if value is not None}
 

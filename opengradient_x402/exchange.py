@@ -17,7 +17,7 @@ import httpx
 
 from opengradient_x402 import wire_json
 from opengradient_x402.attestation import Verdict, VerifyTee
-from opengradient_x402.call_receipts import Answer
+from opengradient_x402.call_receipts import Answer, build_receipt
 from opengradient_x402.calls import EXTENSION, Call
 from opengradient_x402.completions import (
     Completion,
@@ -124,8 +124,14 @@ class Exchange:
 
     @property
     def receipt(self) -> SettlementReceipt | None:
-        """The receipt, once the call has ended (None before, and for a call that nothing was paid for)."""
-        return self.call.receipt
+        """The receipt; while the call goes on, what is known of its payment, with the outcome `unknown`.
+
+        None for a call that nothing pays for.
+        """
+        if self.call.receipt is not None or self.call.entry is None:
+            return self.call.receipt
+        so_far = build_receipt(self.call, outcome="unknown", error=None, answer=None)
+        return so_far.followed_by(self._payments.reconciler)
 
     # -- the whole call, as steps for a driver
 

@@ -202,7 +202,7 @@ class CompletionStream(Iterator[Delta]):
 
     @property
     def receipt(self) -> SettlementReceipt | None:
-        """The receipt, once the stream has ended or was closed."""
+        """The receipt: of the payment as soon as the stream is open, of the whole call once it has ended."""
         return self._exchange.receipt
 
     def __iter__(self) -> Self:
@@ -377,7 +377,7 @@ class AsyncCompletionStream(AsyncIterator[Delta]):
 
     @property
     def receipt(self) -> SettlementReceipt | None:
-        """The receipt, once the stream has ended or was closed."""
+        """The receipt: of the payment as soon as the stream is open, of the whole call once it has ended."""
         return self._exchange.receipt
 
     def __aiter__(self) -> Self:

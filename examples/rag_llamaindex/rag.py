@@ -1,6 +1,6 @@
 """Questions about a small town, answered from its documents by a paid model, with a receipt for every call.
 
-    opengradient-devnet &                       # or any network: OG_NETWORK, OG_PRIVATE_KEY
+    export OG_NETWORK=devnet OG_PRIVATE_KEY=0x…    # a running `opengradient-devnet`, or any other network
     python examples/rag_llamaindex/rag.py "When was the Kestrel Bridge opened?"
 
 Without arguments it asks three questions of its own. The documents are in `documents/`, the embedding is

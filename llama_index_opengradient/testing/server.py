@@ -7,6 +7,7 @@ mid-stream, pauses. Real HTTP over loopback, standard library only. It knows not
 from __future__ import annotations
 
 import json
+import sys
 import threading
 import time
 from collections import deque
@@ -76,6 +77,11 @@ def call_to(name: str, arguments: str | dict[str, Any] | None, *, call_id: str |
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128  # the standard 5 refuses connections when fifty calls come at once
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Quiet about clients that hang up between two requests."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class ScriptedServer:

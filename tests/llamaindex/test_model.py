@@ -12,10 +12,12 @@ import sys
 
 import pytest
 from llama_index.core.llms.utils import resolve_llm
+from llama_index.core.rate_limiter import BaseRateLimiter
 from pydantic import ValidationError
 
 import llama_index_opengradient
 from llama_index_opengradient import OpenGradient, SettlementMode, SpendPolicy
+from llama_index_opengradient.testing.forms import ALL, ask, subject
 from opengradient_devnet import Account, Devnet
 from opengradient_x402.errors import ConfigurationError, InvalidPrivateKey, UnknownModel
 from opengradient_x402.models import find_model
@@ -166,12 +168,35 @@ def test_a_closed_model_opens_again(make_llm):
     assert asyncio.run(twice())
 
 
+def test_an_enclave_s_proof_can_be_required(make_llm):
+    receipt = make_llm(verify_tee="require").complete("Prove it.").raw["x402"]
+    assert receipt["tee_verified"].startswith("verified")
+
+
 def test_one_call_may_choose_its_model_and_its_settlement(make_llm):
     llm = make_llm()
     receipt = llm.complete("Say it.", model="anthropic/claude-haiku-4-5", settlement_mode="SETTLE").raw["x402"]
     assert receipt["settlement_mode"] == "private"
     assert "claude" in receipt["model"]
     assert llm.model == "openai/gpt-5"
+
+
+class CountingLimiter(BaseRateLimiter):
+    def __init__(self):
+        self.acquired = 0
+
+    def acquire(self):
+        self.acquired += 1
+
+    async def async_acquire(self):
+        self.acquired += 1
+
+
+@pytest.mark.parametrize("form", ALL)
+def test_a_rate_limiter_is_asked_once_per_call(make_llm, form):
+    limiter = CountingLimiter()
+    ask(make_llm(rate_limiter=limiter), form, subject(form))
+    assert limiter.acquired == 1
 
 
 def test_bad_configuration_is_an_error_of_the_call_and_says_that_nothing_was_paid(make_llm, devnet: Devnet):

@@ -22,6 +22,7 @@ from llama_index_opengradient import (
     SettlementEvent,
     SettlementLedgerHandler,
     SettlementReceipt,
+    SettlementUpdateEvent,
 )
 from llama_index_opengradient.testing import agents, engines
 from llama_index_opengradient.testing.events import EventRecorder, recorded
@@ -266,6 +267,29 @@ def _with_video() -> Any:
     from llama_index.core.base.llms.types import ChatMessage, VideoBlock
 
     return ChatMessage(role="user", blocks=[VideoBlock(video=b"frames", video_mimetype="video/mp4")])
+
+
+@pytest.mark.parametrize("form", ["stream_chat", "astream_chat", "stream_complete", "astream_complete"])
+def test_the_payment_of_a_stream_is_told_of_before_anybody_reads(
+    llm: OpenGradient, heard: SettlementLedgerHandler, form: str
+) -> None:
+    async def open_and_read() -> tuple[str, str]:
+        opened = getattr(llm, form)(subject(form))
+        stream = await opened if form.startswith("a") else opened
+        (first,) = heard.receipts
+        pieces = [piece async for piece in stream] if form.startswith("a") else list(stream)
+        assert pieces[-1].raw["x402"] == heard.receipts[0].to_json()
+        return first.outcome, first.authorization_id
+
+    with recorded() as events:
+        outcome, authorization_id = asyncio.run(open_and_read())
+    (receipt,) = heard.receipts
+    assert (outcome, receipt.outcome) == ("unknown", "ok")
+    assert receipt.authorization_id == authorization_id
+    assert receipt.completion_tokens
+    (told,), (updated,) = events.of(SettlementEvent), events.of(SettlementUpdateEvent)
+    assert told.receipt.call_id == updated.receipt.call_id
+    assert told.span_id == updated.span_id
 
 
 def test_a_stream_that_nobody_reads_is_told_of_when_it_is_dropped(
