@@ -7,6 +7,7 @@ ticket to open it. It does not know HTTP, signatures or amounts other than the c
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -55,6 +56,7 @@ class Ticket:
     thread_id: int
     is_shared: bool = True
     done: Future[None] = field(default_factory=Future)
+    process_id: int = field(default_factory=os.getpid)
 
 
 @dataclass(slots=True, frozen=True)
@@ -96,6 +98,8 @@ class SessionPool:
                     session.last_used = self._clock()
                     return session
             opening = self._opening.get(key)
+            if opening is not None and opening.process_id != os.getpid():
+                opening = None  # left over from before a fork: the one who opens is in the other process
             if key in self._sessionless:
                 return Ticket(key, threading.get_ident(), is_shared=False)
             if opening is None:
