@@ -24,8 +24,8 @@ PAYMENT_RESPONSE = "PAYMENT-RESPONSE"
 
 _MATCHED_EXACTLY = ("scheme", "network", "amount", "asset", "payTo", "maxTimeoutSeconds")
 
-# Advertised by the gateways beside every challenge; the text is the extension's own declaration (x402
-# extensions, erc20ApprovalGasSponsoring 1).
+# Advertised by the gateways beside every challenge, and supported (see `sponsored_approval`); the text is the
+# extension's own declaration (x402 extensions, erc20ApprovalGasSponsoring 1).
 _GAS_SPONSORING = {
     "erc20ApprovalGasSponsoring": {
         "info": {

@@ -15,6 +15,7 @@ from opengradient_devnet.eip3009_checks import Eip3009Checks, eip3009_call, eip3
 from opengradient_devnet.payments import Eip3009Payment, Payment, Permit2Payment, Requirements
 from opengradient_devnet.permit2_checks import Permit2Checks, permit2_call, permit2_settle_reason
 from opengradient_devnet.refusals import EXACT, UPTO, PaymentInvalid
+from opengradient_devnet.sponsored_approval import ApprovalTransaction
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +81,13 @@ class Checker:
             asset=requirements.asset,
             amount_atomic=amount_atomic,
         )
+
+    def approval_to_send(self, payment: Payment, requirements: Requirements) -> ApprovalTransaction | None:
+        """The payer's approval that has to be sent before `transfer` can succeed; raises `PaymentInvalid`."""
+        authorization = payment.authorization
+        if isinstance(authorization, Eip3009Payment):
+            return None
+        return self._permit2.approval_to_send(payment, authorization, asset=requirements.asset)
 
     def simulate(self, transfer: Transfer) -> None:
         """Run a settlement without sending it; raises `RpcError`."""

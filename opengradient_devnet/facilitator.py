@@ -17,6 +17,7 @@ from opengradient_devnet.checks import Checker, Transfer, settle_reason
 from opengradient_devnet.contracts import contract
 from opengradient_devnet.payments import (
     EIP2612_EXTENSION,
+    ERC20_APPROVAL_EXTENSION,
     X402_VERSION,
     Eip3009Payment,
     Payment,
@@ -26,6 +27,7 @@ from opengradient_devnet.payments import (
     parse_requirements,
 )
 from opengradient_devnet.refusals import EXACT, UPTO, PaymentInvalid
+from opengradient_devnet.sponsored_approval import send_approval
 
 __all__ = ["DataSettlement", "Facilitator", "PaymentMalformed", "Settlement", "Verification"]
 
@@ -88,7 +90,7 @@ class Facilitator:
         extra = {"facilitatorAddress": self.address}
         return {
             "kinds": [{**kind, "scheme": UPTO, "extra": extra}, {**kind, "scheme": EXACT}],
-            "extensions": [EIP2612_EXTENSION],
+            "extensions": [EIP2612_EXTENSION, ERC20_APPROVAL_EXTENSION],
             "signers": {"eip155:*": [self.address]},
         }
 
@@ -146,6 +148,9 @@ class Facilitator:
                 return self._succeeded(payment, transaction="", block_number=None, amount_atomic=0)
             if amount_atomic > _signed_amount_atomic(payment):
                 raise PaymentInvalid("invalid_upto_evm_payload_settlement_exceeds_amount")
+        approval = self._checker.approval_to_send(payment, wanted)
+        if approval is not None:
+            send_approval(self._chain, approval, sponsor=self._account)
         transfer = self._checker.transfer(payment, wanted, amount_atomic=amount_atomic)
         try:
             self._checker.simulate(transfer)

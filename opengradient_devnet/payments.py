@@ -15,6 +15,7 @@ from eth_utils.address import is_hex_address
 X402_VERSION = 2
 UINT256_MAX = 2**256 - 1
 EIP2612_EXTENSION = "eip2612GasSponsoring"  # x402 extension: a permit in place of an approval
+ERC20_APPROVAL_EXTENSION = "erc20ApprovalGasSponsoring"  # x402 extension: a signed approval for the facilitator to send
 
 _DECIMAL = re.compile(r"[0-9]{1,78}", re.ASCII)
 _HEX = re.compile(r"0x(?:[0-9a-fA-F]{2})*", re.ASCII)
@@ -82,6 +83,17 @@ class SponsoredPermit:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SponsoredApproval:
+    """A signed `approve` transaction that came along with a payment, its fields still as they came."""
+
+    owner: str
+    asset: str
+    spender: str
+    amount: str
+    signed_transaction: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Payment:
     """One parsed payment payload. `accepted_*` are the terms that the payer says it accepted."""
 
@@ -89,6 +101,7 @@ class Payment:
     accepted_network: str
     authorization: Permit2Payment | Eip3009Payment
     permit: SponsoredPermit | None
+    approval: SponsoredApproval | None = None
 
 
 def decimal(text: str) -> int | None:
@@ -167,6 +180,7 @@ def parse_payment(raw: Any) -> Payment:
         accepted_network=_text(accepted, "network"),
         authorization=_parse_authorization(payload),
         permit=_parse_permit(raw.get("extensions")),
+        approval=_parse_approval(raw.get("extensions")),
     )
 
 
@@ -211,12 +225,19 @@ def _parse_eip3009(payload: dict[str, Any]) -> Eip3009Payment:
     )
 
 
-def _parse_permit(extensions: Any) -> SponsoredPermit | None:
-    """A permit that is not complete counts as absent, as the extension's specification has it."""
-    extension = extensions.get(EIP2612_EXTENSION) if isinstance(extensions, dict) else None
+def _extension(extensions: Any, name: str, fields: tuple[str, ...]) -> dict[str, str] | None:
+    """An extension's info. One that is not complete counts as absent, as their specifications have it."""
+    extension = extensions.get(name) if isinstance(extensions, dict) else None
     info = extension.get("info") if isinstance(extension, dict) else None
-    names = ("from", "asset", "spender", "amount", "nonce", "deadline", "signature")
-    if not isinstance(info, dict) or not all(isinstance(info.get(name), str) for name in names):
+    if not isinstance(info, dict) or not all(isinstance(info.get(field), str) for field in fields):
+        return None
+    return info
+
+
+def _parse_permit(extensions: Any) -> SponsoredPermit | None:
+    fields = ("from", "asset", "spender", "amount", "nonce", "deadline", "signature")
+    info = _extension(extensions, EIP2612_EXTENSION, fields)
+    if info is None:
         return None
     return SponsoredPermit(
         owner=info["from"],
@@ -225,4 +246,18 @@ def _parse_permit(extensions: Any) -> SponsoredPermit | None:
         amount=info["amount"],
         deadline=info["deadline"],
         signature=info["signature"],
+    )
+
+
+def _parse_approval(extensions: Any) -> SponsoredApproval | None:
+    fields = ("from", "asset", "spender", "amount", "signedTransaction")
+    info = _extension(extensions, ERC20_APPROVAL_EXTENSION, fields)
+    if info is None:
+        return None
+    return SponsoredApproval(
+        owner=info["from"],
+        asset=info["asset"],
+        spender=info["spender"],
+        amount=info["amount"],
+        signed_transaction=info["signedTransaction"],
     )

@@ -21,6 +21,7 @@ from opengradient_devnet.refusals import (
     require,
     same_address,
 )
+from opengradient_devnet.sponsored_approval import ApprovalTransaction, check_approval
 
 _EIP1271_MAGIC = bytes.fromhex("1626ba7e")
 
@@ -125,12 +126,28 @@ class Permit2Checks:
             return False
 
     def _check_allowance(self, payment: Payment, authorization: Permit2Payment, requirements: Requirements) -> None:
-        data = contract("OPG").encode("allowance", authorization.payer, PERMIT2)
-        if self._read_uint(requirements.asset, data) >= int(requirements.amount):
+        if self._allowance_atomic(authorization.payer, requirements.asset) >= int(requirements.amount):
             return
-        if payment.permit is None:
+        if payment.permit is not None:
+            self._check_permit(payment.permit, authorization, requirements)
+        elif self.approval_to_send(payment, authorization, asset=requirements.asset) is None:
             raise PaymentInvalid("permit2_allowance_required")
-        self._check_permit(payment.permit, authorization, requirements)
+
+    def approval_to_send(
+        self, payment: Payment, authorization: Permit2Payment, *, asset: str
+    ) -> ApprovalTransaction | None:
+        """The approval that has to be sent before this payment can be settled, checked; None when none has to be."""
+        amount_atomic = int(authorization.amount)
+        if payment.approval is None or payment.permit is not None:
+            return None
+        if self._allowance_atomic(authorization.payer, asset) >= amount_atomic:
+            return None
+        return check_approval(
+            self._chain, payment.approval, payer=authorization.payer, asset=asset, amount_atomic=amount_atomic
+        )
+
+    def _allowance_atomic(self, payer: str, asset: str) -> int:
+        return self._read_uint(asset, contract("OPG").encode("allowance", payer, PERMIT2))
 
     def _check_permit(self, permit: SponsoredPermit, authorization: Permit2Payment, requirements: Requirements) -> None:
         deadline = decimal(permit.deadline)
@@ -161,6 +178,8 @@ class Permit2Checks:
     def _simulate(
         self, payment: Payment, authorization: Permit2Payment, requirements: Requirements, *, upto: bool
     ) -> None:
+        if self.approval_to_send(payment, authorization, asset=requirements.asset) is not None:
+            return  # there is nothing to simulate on before the approval is mined; settling simulates again
         try:
             to, data = permit2_call(authorization, payment.permit, amount_atomic=int(requirements.amount))
             self._chain.call(to=to, data=data, sender=self._facilitator)

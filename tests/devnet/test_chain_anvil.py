@@ -10,12 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
-from support.chain_parties import funded_party, permit2_payment, requirements
 
 from opengradient_devnet.anvil import AnvilChain, AnvilFailed, AnvilNotFound, arguments, find_anvil
 from opengradient_devnet.chain import RpcError
 from opengradient_devnet.contracts import ADDRESSES, OPG, contract
 from opengradient_devnet.facilitator import Facilitator
+from support.chain_parties import funded_party, permit2_payment, requirements
 
 NPM_PACKAGE = "@foundry-rs/anvil-linux-amd64@1.7.1"
 TOKEN = contract("OPG")

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import httpx
 import pytest
-from support.payer import Payer
 from typer.testing import CliRunner
 
 from opengradient_devnet.cli import app
+from support.payer import Payer
 
 COMMAND = [sys.executable, "-W", "error", "-m", "opengradient_devnet"]
 PATIENCE_S = 30.0

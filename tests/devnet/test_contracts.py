@@ -7,18 +7,6 @@ import time
 
 import pytest
 from eth_utils.crypto import keccak
-from support.chain_parties import (
-    deploy_wallet,
-    eip3009_authorization,
-    funded_party,
-    new_party,
-    opg_typed_data,
-    permit2_authorization,
-    requirements,
-    sign_eip3009,
-    sign_permit,
-    sign_permit2,
-)
 
 from opengradient_devnet.chain import RpcError
 from opengradient_devnet.contracts import (
@@ -36,6 +24,18 @@ from opengradient_devnet.contracts import (
 )
 from opengradient_devnet.contracts.build import sources_sha256
 from opengradient_devnet.pyevm import PyEvmChain
+from support.chain_parties import (
+    deploy_wallet,
+    eip3009_authorization,
+    funded_party,
+    new_party,
+    opg_typed_data,
+    permit2_authorization,
+    requirements,
+    sign_eip3009,
+    sign_permit,
+    sign_permit2,
+)
 
 TOKEN, PROXY, EXACT = contract("OPG"), contract("UptoProxy"), contract("ExactProxy")
 AMOUNT = 10**17

@@ -16,7 +16,6 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 from cryptography.hazmat.primitives import serialization
-from support.payer import Payer, chat_body, decode
 
 from opengradient_devnet import Account, Devnet
 from opengradient_devnet.accounts import opg_to_atomic
@@ -25,6 +24,7 @@ from opengradient_devnet.devnet import LiveChainRefused
 from opengradient_devnet.network_file import remove_network_file, write_network_file
 from opengradient_devnet.pricing import PriceListInvalid, load_prices
 from opengradient_devnet.server import ServerFailed
+from support.payer import Payer, chat_body, decode
 
 CLIENTS = ("httpx", "httpcore")
 NETWORK_KEYS = [
@@ -433,3 +433,10 @@ def test_importing_the_package_loads_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path.cwd(), check=False)
 
     assert done.returncode == 0, done.stderr
+
+
+def test_what_the_challenge_advertises_is_what_the_facilitator_supports(devnet, client):
+    challenge = decode(client.post("/v1/chat/completions", json=chat_body()).headers["payment-required"])
+
+    assert challenge["extensions"]
+    assert set(challenge["extensions"]) <= set(client.get("/facilitator/supported").json()["extensions"])

@@ -9,6 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
+from opengradient_devnet.chain import sign_transaction
+from opengradient_devnet.contracts import EXACT_PROXY, OPG, PERMIT2, UPTO_PROXY, contract
+from opengradient_devnet.digests import eip3009_digest, permit2_digest, recover
+from opengradient_devnet.facilitator import Facilitator
+from opengradient_devnet.payments import PaymentMalformed, parse_payment
+from opengradient_devnet.pyevm import PyEvmChain
 from support.chain_parties import (
     deploy_wallet,
     eip3009_payment,
@@ -18,12 +25,6 @@ from support.chain_parties import (
     requirements,
     sign_permit,
 )
-
-from opengradient_devnet.contracts import EXACT_PROXY, OPG, PERMIT2, UPTO_PROXY, contract
-from opengradient_devnet.digests import eip3009_digest, permit2_digest, recover
-from opengradient_devnet.facilitator import Facilitator
-from opengradient_devnet.payments import PaymentMalformed, parse_payment
-from opengradient_devnet.pyevm import PyEvmChain
 
 AMOUNT = 10**17
 STRANGER = "0x" + "22" * 20
@@ -313,6 +314,104 @@ def test_an_approved_payer_may_send_a_permit_that_is_unusable(chain, facilitator
     payment = with_permit(chain, payer, pay(chain, payer, terms), amount="-1", signature="0x12")
     assert facilitator.verify(payment, terms).is_valid
     assert facilitator.settle(payment, terms, 1).success
+
+
+# The extension for approvals that the facilitator sends
+
+
+def with_approval(chain, payer, payment, *, signer=None, to=OPG, data=None, nonce=0, gas=70_000, fee=10**10, **changes):
+    amount = int(payment["accepted"]["amount"])
+    raw = sign_transaction(
+        (signer or payer).private_key,
+        chain_id=changes.pop("chain_id", chain.chain_id),
+        nonce=nonce,
+        to=to,
+        data=contract("OPG").encode("approve", PERMIT2, amount) if data is None else data,
+        value=0,
+        gas=gas,
+        max_fee_wei=fee,
+        priority_fee_wei=1,
+    )
+    info = {
+        "from": payer.address,
+        "asset": OPG,
+        "spender": PERMIT2,
+        "amount": str(amount),
+        "signedTransaction": "0x" + raw.hex(),
+        "version": "1",
+    }
+    return {**payment, "extensions": {"erc20ApprovalGasSponsoring": {"info": info | changes}}}
+
+
+def without_gas_money(chain):
+    party = new_party()
+    chain.fund(party.address, opg_atomic=10**18)
+    return party
+
+
+@pytest.mark.parametrize("scheme", ["upto", "exact"])
+def test_a_signed_approval_is_sent_and_its_gas_paid_before_the_settlement(chain, facilitator, wanted, scheme):
+    newcomer, terms = without_gas_money(chain), wanted(scheme)
+    payment = with_approval(chain, newcomer, pay(chain, newcomer, terms))
+    assert chain.balance(newcomer.address) == 0
+
+    assert facilitator.verify(payment, terms).is_valid
+    assert facilitator.settle(payment, terms, AMOUNT if scheme == "exact" else 7).success
+    assert chain.token_balance(newcomer.address) == 10**18 - (AMOUNT if scheme == "exact" else 7)
+    allowance = chain.call(to=OPG, data=contract("OPG").encode("allowance", newcomer.address, PERMIT2))
+    assert int.from_bytes(allowance, "big") == AMOUNT - (AMOUNT if scheme == "exact" else 7)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"from": STRANGER}, "erc20_approval_from_mismatch"),
+        ({"asset": STRANGER}, "erc20_approval_asset_mismatch"),
+        ({"spender": STRANGER}, "erc20_approval_spender_not_permit2"),
+        ({"amount": "-1"}, "invalid_erc20_approval_extension_format"),
+        ({"signedTransaction": None}, "permit2_allowance_required"),
+        ({"signedTransaction": "0x"}, "erc20_approval_tx_parse_failed"),
+        ({"signedTransaction": "0x02c0"}, "erc20_approval_tx_parse_failed"),
+        ({"signedTransaction": "0x02cc" + "c0" * 12}, "erc20_approval_tx_parse_failed"),
+        ({"signedTransaction": "0x02cc" + "01" * 12}, "erc20_approval_tx_signer_mismatch"),
+        ({"signedTransaction": "0x02cc" + "01" * 9 + "80" * 3}, "erc20_approval_tx_invalid_signature"),
+        ({"signedTransaction": "approve me"}, "erc20_approval_tx_parse_failed"),
+        ({"to": STRANGER}, "erc20_approval_tx_wrong_target"),
+        ({"data": b"\x01\x02\x03\x04"}, "erc20_approval_tx_wrong_selector"),
+        ({"data": contract("OPG").selector("approve")}, "erc20_approval_tx_invalid_calldata"),
+        ({"data": contract("OPG").encode("approve", STRANGER, 2**255)}, "erc20_approval_tx_wrong_spender"),
+        ({"data": contract("OPG").encode("approve", PERMIT2, 1)}, "permit2_allowance_required"),
+        ({"nonce": 5}, "erc20_approval_broadcast_failed"),
+        ({"chain_id": 1}, "erc20_approval_broadcast_failed"),
+        ({"fee": 10**15}, "erc20_approval_broadcast_failed"),
+    ],
+)
+def test_an_approval_that_does_not_fit_is_refused_by_name(chain, facilitator, wanted, changes, reason):
+    newcomer, terms = without_gas_money(chain), wanted()
+    payment = with_approval(chain, newcomer, pay(chain, newcomer, terms), **changes)
+    assert facilitator.verify(payment, terms).reason == reason
+    assert facilitator.settle(payment, terms).success is False
+    assert chain.balance(newcomer.address) == 0
+
+
+def test_an_approval_that_somebody_else_signed_is_refused(chain, facilitator, wanted):
+    newcomer, terms = without_gas_money(chain), wanted()
+    payment = with_approval(chain, newcomer, pay(chain, newcomer, terms), signer=new_party())
+    assert facilitator.verify(payment, terms).reason == "erc20_approval_tx_signer_mismatch"
+
+
+def test_an_approval_that_fails_on_chain_takes_nothing(chain, facilitator, wanted):
+    newcomer, terms = without_gas_money(chain), wanted()
+    payment = with_approval(chain, newcomer, pay(chain, newcomer, terms), gas=22_500)
+    assert facilitator.settle(payment, terms).reason == "erc20_approval_tx_failed"
+    assert chain.token_balance(newcomer.address) == 10**18
+
+
+def test_an_approval_that_is_not_needed_is_not_sent(chain, facilitator, payer, wanted):
+    terms, nonce = wanted(), chain.rpc("eth_getTransactionCount", [payer.address, "latest"])
+    payment = with_approval(chain, payer, pay(chain, payer, terms), nonce=int(nonce, 16))
+    assert facilitator.settle(payment, terms, 1).success
+    assert chain.rpc("eth_getTransactionCount", [payer.address, "latest"]) == nonce
 
 
 # EIP-3009

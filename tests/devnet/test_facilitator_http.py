@@ -8,14 +8,14 @@ import json
 import httpx
 import pytest
 from eth_utils.crypto import keccak
-from support.chain_parties import funded_party, new_party, permit2_payment, requirements
-from support.loopback_server import serving
 
 from opengradient_devnet.contracts import RELAY, contract
 from opengradient_devnet.data_settlement import leaf, parse_record
 from opengradient_devnet.facilitator import Facilitator
 from opengradient_devnet.facilitator_api import MAX_BODY_BYTES, facilitator_app
 from opengradient_devnet.pyevm import PyEvmChain
+from support.chain_parties import funded_party, new_party, permit2_payment, requirements
+from support.loopback_server import serving
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_supported_names_schemes_network_and_signer(client, facilitator):
         {"x402Version": 2, "scheme": "exact", "network": network},
     ]
     assert answer["signers"] == {"eip155:*": [facilitator.address]}
-    assert answer["extensions"] == ["eip2612GasSponsoring"]
+    assert answer["extensions"] == ["eip2612GasSponsoring", "erc20ApprovalGasSponsoring"]
 
 
 def test_verify_and_settle_answer_in_the_protocols_words(client, chain, payer, terms):

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import httpx
 import pytest
-from support.answers import answer_of, events_of, proof_of
-from support.payer import Payer, chat_body, decode, encode
 
 from opengradient_devnet import Devnet, Scheme
 from opengradient_devnet.models import Chunk, ModelError
 from opengradient_devnet.pricing import load_prices
 from opengradient_devnet.tee import output_hash, request_hash, verify_proof
+from support.answers import answer_of, events_of, proof_of
+from support.payer import Payer, chat_body, decode, encode
 
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "gateway_responses.json").read_text())
 CAPTURED = {entry["name"]: entry for entry in [*VECTORS["responses"], *VECTORS["errors"]]}

@@ -7,8 +7,6 @@ import time
 
 import httpx
 import pytest
-from support.answers import answer_of, events_of, proof_of
-from support.payer import Payer, chat_body, decode
 
 from opengradient_devnet import Devnet, Faults
 from opengradient_devnet.faults import (
@@ -42,6 +40,8 @@ from opengradient_devnet.faults import (
 )
 from opengradient_devnet.models import ToolCallStyle
 from opengradient_devnet.tee import verify_proof
+from support.answers import answer_of, events_of, proof_of
+from support.payer import Payer, chat_body, decode
 
 ELSEWHERE = "0x9deEBB5D1b22e4a6e027977CeAd13893A7E4cC1a"
 STREAM = chat_body(stream=True)

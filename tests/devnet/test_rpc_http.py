@@ -6,14 +6,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
-from support.chain_parties import funded_party, new_party
-from support.loopback_server import serving
 from web3 import Web3
 from web3.exceptions import ContractCustomError, ContractLogicError, TransactionNotFound
 
 from opengradient_devnet.contracts import OPG, UPTO_PROXY, contract
 from opengradient_devnet.pyevm import PyEvmChain
 from opengradient_devnet.rpc import rpc_app
+from support.chain_parties import funded_party, new_party
+from support.loopback_server import serving
 
 TOKEN = contract("OPG")
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from eth_utils.crypto import keccak
-from support.answers import answer_of, proof_of
 
 from opengradient_devnet.faults import ForgeProof
 from opengradient_devnet.forgery import forge
@@ -20,6 +19,7 @@ from opengradient_devnet.tee import (
     request_hash,
     verify_proof,
 )
+from support.answers import answer_of, proof_of
 
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "gateway_responses.json").read_text())
 CAPTURED = {response["name"]: response for response in VECTORS["responses"]}
