@@ -60,9 +60,11 @@ class ModelDirectory:
                     UnlistedModelWarning,
                     stacklevel=2,
                 )
-            if listed and name in listed:
-                wire = name
-            elif listed and wire not in listed:
+            # A gateway of one's own may have any provider's name before its models, and list them without.
+            names = [candidate for candidate in (name, wire, name.rpartition("/")[2]) if candidate in listed]
+            if names:
+                wire = names[0]
+            elif listed:
                 raise UnknownModel(
                     f"{listing.gateway} does not serve a model {name!r}. Nothing was paid. It serves: "
                     f"{', '.join(sorted(listed))}."

@@ -7,6 +7,7 @@ what differs from run to run for no reason (timestamps in metadata) left out. It
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import tempfile
 import time
@@ -19,6 +20,8 @@ from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
 
 CELL_TIMEOUT_S = 170
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+MESSAGE_LENGTH = 6000
 
 
 def execute(path: Path) -> NotebookNode:
@@ -58,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
             executed = execute(path)
         except (CellExecutionError, ValueError) as exc:
             failed = True
-            sys.stderr.write(f"{path}: {exc}\n")
+            sys.stderr.write(f"{path}: {COLOUR.sub('', str(exc))[:MESSAGE_LENGTH]}\n")
             continue
         sys.stdout.write(f"{path}: {time.monotonic() - began:.1f} s\n")
         if options.write or options.into:
