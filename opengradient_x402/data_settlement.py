@@ -43,7 +43,7 @@ SEARCH_S: Final = 86_400
 PATIENCE_S: Final = 600
 """A transaction that a gateway named and no node knows after this time was never sent."""
 _BLOB_ID = re.compile(r"[A-Za-z0-9_-]{1,128}", re.ASCII)
-_SETTLED = "the call's data were settled on chain"
+DATA_SETTLED: Final = "the call's data were settled on chain"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,13 +141,15 @@ def batch_findings(call_id: str, proof: TeeProof, event: BatchSettlement, blob: 
         tree = _tree(event, blob)
         siblings = tree.proof(leaf)
     except ValueError as exc:
-        return DataSettlement(findings=(refuted(_SETTLED, about=call_id, why=f"{_named(event)}: {exc}"),), **evidence)
+        return DataSettlement(
+            findings=(refuted(DATA_SETTLED, about=call_id, why=f"{_named(event)}: {exc}"),), **evidence
+        )
     if root_from_proof(leaf, siblings) != event.merkle_root:
         why = f"{_named(event)}: the inclusion proof leads to another root"
-        return DataSettlement(findings=(refuted(_SETTLED, about=call_id, why=why),), **evidence)
+        return DataSettlement(findings=(refuted(DATA_SETTLED, about=call_id, why=why),), **evidence)
     why = f"its leaf is one of {event.batch_size} under the root in {_named(event)}"
     return DataSettlement(
-        findings=(proven(_SETTLED, about=call_id, why=why),),
+        findings=(proven(DATA_SETTLED, about=call_id, why=why),),
         leaf="0x" + leaf.hex(),
         proof=tuple("0x" + sibling.hex() for sibling in siblings),
         **evidence,
@@ -162,10 +164,10 @@ def individual_findings(
     differing = [name for name, on_chain, expected in _compared(receipt, proof, event) if on_chain != expected]
     if differing:
         why = f"the event in {where} has another {', another '.join(differing)} than the receipt"
-        findings = [refuted(_SETTLED, about=about, why=why)]
+        findings = [refuted(DATA_SETTLED, about=about, why=why)]
     else:
         why = f"the event in {where} holds its hashes, time, signature and payer"
-        findings = [proven(_SETTLED, about=about, why=why)]
+        findings = [proven(DATA_SETTLED, about=about, why=why)]
         findings += _claims(receipt, event)
         findings.append(_blob_finding(about, event, blob))
     return DataSettlement(
@@ -188,7 +190,7 @@ def _private(receipt: SettlementReceipt) -> DataSettlement:
 
 
 def _unknown(receipt: SettlementReceipt, mode: SettlementMode, why: str) -> DataSettlement:
-    finding = not_proven(_SETTLED, about=receipt.call_id, why=why)
+    finding = not_proven(DATA_SETTLED, about=receipt.call_id, why=why)
     return DataSettlement(call_id=receipt.call_id, mode=mode, findings=(finding,))
 
 
@@ -226,7 +228,7 @@ def _batched(waiting: dict[str, TeeProof], network: Network, relay: ChainContrac
     if unreadable:
         why += f" (not readable: {'; '.join(unreadable[:3])})"
     for call_id in waiting.keys() - found.keys():
-        finding = not_proven(_SETTLED, about=call_id, why=why)
+        finding = not_proven(DATA_SETTLED, about=call_id, why=why)
         found[call_id] = DataSettlement(call_id=call_id, mode=SettlementMode.BATCH, findings=(finding,))
     return found
 
@@ -316,9 +318,9 @@ def _missing(receipt: SettlementReceipt, claimed: str | None, *, is_known: bool)
     is_old = time.time() - receipt.created_at > PATIENCE_S
     if claimed is not None and (is_known or is_old):
         what = "holds no such event" if is_known else "is not on the chain"
-        finding = refuted(_SETTLED, about=about, why=f"the gateway named transaction {claimed}, which {what}")
+        finding = refuted(DATA_SETTLED, about=about, why=f"the gateway named transaction {claimed}, which {what}")
     else:
-        finding = not_proven(_SETTLED, about=about, why="the relay has no event of this call; it may come later")
+        finding = not_proven(DATA_SETTLED, about=about, why="the relay has no event of this call; it may come later")
     return DataSettlement(call_id=about, mode=SettlementMode.INDIVIDUAL, findings=(finding,))
 
 

@@ -1,0 +1,430 @@
+"""Re-checking receipts against evidence: which of their statements hold, which do not, and why.
+
+One lookup, run live against nodes, or replayed from a bundle's evidence. Replayed, everything that rests on
+signatures and hashes is proven as well as live; that a chain holds what the evidence shows is not, and says so.
+
+Statements per authorization: the payer signed these terms; so much was settled, to whom, in which transaction,
+with how many confirmations (or: nothing was and can be); the calls' shares add up; disputes are not hidden. Per
+call: the enclave signed its hashes, the key is registered, the data were settled as the mode says. What was asked
+and answered is in no receipt, so nothing is said about it here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+
+from opengradient_x402.attestation import TeeProof, is_signed_by
+from opengradient_x402.bundle_contents import Case, Contents, DataPlace
+from opengradient_x402.chain import (
+    Question,
+    Transaction,
+    TransactionReceipt,
+    authorization_state,
+    block,
+    chain_time,
+    nonce_used,
+    receipt,
+    transaction,
+)
+from opengradient_x402.data_settlement import DATA_SETTLED as _DATA
+from opengradient_x402.data_settlement import batch_findings, individual_findings
+from opengradient_x402.disputes import dispute_of
+from opengradient_x402.eip712 import exact_permit_digest, transfer_authorization_digest, upto_permit_digest
+from opengradient_x402.errors import ChainUnavailable
+from opengradient_x402.findings import Finding, Standing, not_proven, proven, refuted
+from opengradient_x402.ledger import AuthorizationEntry
+from opengradient_x402.lookups import AskChain, Document, Download, Lookup
+from opengradient_x402.money import format_amount
+from opengradient_x402.networks import ChainContract, Network
+from opengradient_x402.receipts import ReceiptStatus, SettlementReceipt
+from opengradient_x402.registry import RegisteredTee, registered_tee
+from opengradient_x402.relay_events import batch_settlement, individual_settlement
+from opengradient_x402.settlement import SettlementMode
+from opengradient_x402.settlements import (
+    SettlementFound,
+    SignedTerms,
+    diverted_settlement,
+    invalidates,
+    permit_settlements,
+    transfer_settlements,
+)
+from opengradient_x402.signatures import SIGNATURE_BYTES, recover_address
+
+_SIGNED = "the payer signed for this payment"
+_PAID = "the settlement is as the receipt says"
+_CONFIRMED = "the settlement is in a block of the chain"
+_NOTHING_TAKEN = "nothing was taken"
+_SHARES = "the calls' shares add up to the settlement"
+_OPEN_TO_DISPUTE = "claims and facts agree, or the receipt says that they do not"
+_ENCLAVE = "the enclave's key signed the call's hashes"
+_REGISTERED = "the key is registered as an enclave's"
+_SIGNATURE_LENGTH = SIGNATURE_BYTES.to_bytes(32, "big")
+
+
+def audit(contents: Contents, *, network: Network, is_live: bool) -> Lookup[list[Finding]]:
+    """Everything that can be found out about these receipts."""
+    auditor = _Auditor(contents, network)
+    findings = yield from auditor.findings()
+    if is_live:
+        return findings
+    return [_as_recorded(finding) if finding.statement in _OF_THE_CHAIN else finding for finding in findings]
+
+
+_OF_THE_CHAIN = frozenset({_PAID, _CONFIRMED, _NOTHING_TAKEN, _REGISTERED, _DATA})
+
+
+def _as_recorded(finding: Finding) -> Finding:
+    if finding.standing is not Standing.PROVEN or finding.why.endswith(_PRIVATE):
+        return finding
+    why = f"the bundle's evidence agrees ({finding.why}); the chain itself was not asked"
+    return replace(finding, standing=Standing.NOT_PROVEN, why=why)
+
+
+_PRIVATE = "private mode writes nothing about the data on chain, only the payment"
+
+
+class _Auditor:
+    """One audit: what it is about, and what was already looked up."""
+
+    def __init__(self, contents: Contents, network: Network) -> None:
+        self._contents = contents
+        self._network = network
+        self._terms = [SignedTerms.of_entry(case.entry) for case in contents.cases]
+        self._places = {place.call_id: place for place in contents.data_places}
+        self._enclaves: dict[str, RegisteredTee | None] = {}
+        self._mined: dict[tuple[int, str], TransactionReceipt | None] = {}
+        self._blobs: dict[str, Document] = {}
+
+    def findings(self) -> Lookup[list[Finding]]:
+        findings: list[Finding] = []
+        for case in self._contents.cases:
+            findings += yield from self._of_payment(case)
+            findings += _shares(case)
+            findings += _disputes(case)
+            for call in case.receipts:
+                findings += yield from self._of_enclave(call)
+                findings += yield from self._of_data(call)
+        return findings
+
+    # -- payments
+
+    def _of_payment(self, case: Case) -> Lookup[list[Finding]]:
+        entry = case.entry
+        mismatch = _mismatch(case)
+        if mismatch is not None:
+            return [refuted(_PAID, about=entry.id, why=mismatch)]
+        try:
+            match entry.status:
+                case "settled":
+                    return (yield from self._of_settlement(entry))
+                case "expired":
+                    return [(yield from self._of_expiry(entry))]
+                case "cancelled":
+                    return [(yield from self._of_cancellation(entry))]
+                case _:
+                    why = "it is not settled yet: nothing is on chain that could prove it"
+                    return [not_proven(_PAID, about=entry.id, why=why)]
+        except ChainUnavailable as exc:
+            return [not_proven(_PAID, about=entry.id, why=exc.message)]
+
+    def _of_settlement(self, entry: AuthorizationEntry) -> Lookup[list[Finding]]:
+        about, tx_hash = entry.id, entry.tx_hash or ""
+        done, mined = yield self._asked(_transaction_of(tx_hash))
+        if done is None or mined is None:
+            return [refuted(_PAID, about=about, why=f"transaction {tx_hash} is not on the chain")]
+        findings = [_signed(entry, mined, self._network)]
+        found = self._settlement_in(entry, done, mined)
+        differences = ["no settlement of this authorization"] if found is None else list(_differences(entry, found))
+        if differences:
+            why = f"transaction {tx_hash} shows {', '.join(differences)}"
+            return [*findings, refuted(_PAID, about=about, why=why)]
+        paid = f"{_opg(entry.settled_atomic)} from {entry.payer} to {found.payee if found else entry.payee}"
+        findings.append(proven(_PAID, about=about, why=f"{paid} in transaction {tx_hash}"))
+        findings.append((yield from self._of_block(entry)))
+        return findings
+
+    def _settlement_in(
+        self, entry: AuthorizationEntry, done: TransactionReceipt, mined: Transaction
+    ) -> SettlementFound | None:
+        terms = SignedTerms.of_entry(entry)
+        # All authorizations together: a transaction that settles several is told apart by them.
+        found = (
+            transfer_settlements(done, [item for item in self._terms if item.transfer_method == "eip3009"])
+            if terms.transfer_method == "eip3009"
+            else permit_settlements(mined, done, [item for item in self._terms if item.transfer_method == "permit2"])
+        )
+        return found.get(terms) or diverted_settlement(mined, done, terms)
+
+    def _of_block(self, entry: AuthorizationEntry) -> Lookup[Finding]:
+        about, number = entry.id, entry.block_number or 0
+        head, at_height = yield self._asked(_block_and_head(number))
+        if at_height != entry.block_hash:
+            why = f"block {number} is {at_height} and not {entry.block_hash}: the chain was reorganised"
+            return refuted(_CONFIRMED, about=about, why=why)
+        confirmations = head - number + 1
+        why = f"block {number} has {confirmations} confirmations; {self._network.confirmations} make it final"
+        make = proven if confirmations >= self._network.confirmations else not_proven
+        return make(_CONFIRMED, about=about, why=why)
+
+    def _of_expiry(self, entry: AuthorizationEntry) -> Lookup[Finding]:
+        now_s, is_used = yield self._asked(_time_and_use(SignedTerms.of_entry(entry), self._network))
+        if is_used:
+            return refuted(_NOTHING_TAKEN, about=entry.id, why="its nonce is used on the chain")
+        if now_s <= entry.deadline:
+            return refuted(_NOTHING_TAKEN, about=entry.id, why="its deadline has not passed yet on the chain")
+        return proven(_NOTHING_TAKEN, about=entry.id, why="its nonce is unused and its deadline has passed")
+
+    def _of_cancellation(self, entry: AuthorizationEntry) -> Lookup[Finding]:
+        done = yield self._asked(receipt(entry.tx_hash or ""))
+        terms = SignedTerms.of_entry(entry)
+        source = terms.asset if terms.transfer_method == "eip3009" else self._network.permit2
+        if done is None or not any(log.address == source.lower() and invalidates(log, terms) for log in done.logs):
+            why = f"transaction {entry.tx_hash} does not invalidate its nonce"
+            return refuted(_NOTHING_TAKEN, about=entry.id, why=why)
+        why = f"the payer invalidated its nonce in transaction {entry.tx_hash}"
+        return proven(_NOTHING_TAKEN, about=entry.id, why=why)
+
+    # -- enclaves
+
+    def _of_enclave(self, call: SettlementReceipt) -> Lookup[list[Finding]]:
+        try:
+            proof = TeeProof.from_fields(call.to_json())
+        except ValueError as exc:
+            return [refuted(_ENCLAVE, about=call.call_id, why=str(exc))]
+        if proof is None:
+            return [not_proven(_ENCLAVE, about=call.call_id, why="the answer carried no enclave signature")]
+        registry = self._network.registry
+        if registry is None:
+            return [not_proven(_ENCLAVE, about=call.call_id, why="the network names no registry to get the key from")]
+        try:
+            enclave = yield from self._enclave(proof.tee_id, registry)
+        except ChainUnavailable as exc:
+            return [not_proven(_ENCLAVE, about=call.call_id, why=f"the registry was not read: {exc.message}")]
+        if enclave is None or enclave.id != proof.tee_id:
+            why = f"the registry has no enclave {proof.tee_id}"
+            return [not_proven(_ENCLAVE, about=call.call_id, why=why)]
+        if not is_signed_by(proof, enclave.public_key_der):
+            why = f"the signature is not that of {proof.tee_id} over these hashes and this time"
+            return [refuted(_ENCLAVE, about=call.call_id, why=why)]
+        return [
+            proven(_ENCLAVE, about=call.call_id, why=f"key {proof.tee_id} signed them at {proof.timestamp_s}"),
+            proven(_REGISTERED, about=call.call_id, why=f"the registry {registry.address} lists {proof.tee_id}"),
+        ]
+
+    def _enclave(self, tee_id: str, registry: ChainContract) -> Lookup[RegisteredTee | None]:
+        if tee_id not in self._enclaves:
+            self._enclaves[tee_id] = yield _asked_at(registry, registered_tee(registry.address, tee_id))
+        return self._enclaves[tee_id]
+
+    # -- data settlements
+
+    def _of_data(self, call: SettlementReceipt) -> Lookup[list[Finding]]:
+        mode = SettlementMode.parse(call.settlement_mode)
+        if mode is SettlementMode.PRIVATE:
+            return [proven(_DATA, about=call.call_id, why=_PRIVATE)]
+        place, relay = self._places.get(call.call_id), self._network.relay
+        proof = _readable_proof(call)
+        if place is None or relay is None or proof is None:
+            why = "no event of the settlement relay was found for it when the bundle was made"
+            return [not_proven(_DATA, about=call.call_id, why=why)]
+        try:
+            return (yield from self._of_event(call, proof, mode, place, relay))
+        except ChainUnavailable as exc:
+            return [not_proven(_DATA, about=call.call_id, why=f"the relay's chain was not read: {exc.message}")]
+
+    def _of_event(
+        self, call: SettlementReceipt, proof: TeeProof, mode: SettlementMode, place: DataPlace, relay: ChainContract
+    ) -> Lookup[list[Finding]]:
+        done = yield from self._receipt(place.tx_hash, relay)
+        logs = () if done is None else done.logs
+        log = next(
+            (log for log in logs if log.log_index == place.log_index and log.address == relay.address.lower()), None
+        )
+        if log is None:
+            why = f"transaction {place.tx_hash} holds no event of the relay at that place"
+            return [refuted(_DATA, about=call.call_id, why=why)]
+        batch, single = batch_settlement(log), individual_settlement(log)
+        if mode is SettlementMode.BATCH and batch is not None:
+            blob = yield from self._blob(batch.blob_id)
+            if blob.problem is not None:
+                return [not_proven(_DATA, about=call.call_id, why=f"the blob was not read: {blob.problem}")]
+            found = batch_findings(call.call_id, proof, batch, blob.content)
+        elif mode is SettlementMode.INDIVIDUAL and single is not None:
+            found = individual_findings(call, proof, single, (yield from self._blob(single.blob_id)))
+        else:
+            return [refuted(_DATA, about=call.call_id, why=f"transaction {place.tx_hash} holds no {mode} settlement")]
+        return list(found.findings)
+
+    def _receipt(self, tx_hash: str, relay: ChainContract) -> Lookup[TransactionReceipt | None]:
+        key = (relay.chain_id, tx_hash)
+        if key not in self._mined:
+            self._mined[key] = yield _asked_at(relay, receipt(tx_hash))
+        return self._mined[key]
+
+    def _blob(self, blob_id: str) -> Lookup[Document]:
+        if self._network.blob_url is None:
+            return Document(problem="the network names no blob store")
+        if blob_id not in self._blobs:
+            self._blobs[blob_id] = yield Download(f"{self._network.blob_url.rstrip('/')}/{blob_id}")
+        return self._blobs[blob_id]
+
+    def _asked(self, question: Question[object]) -> AskChain:
+        return AskChain(question=question, rpc_url=self._network.rpc_url, chain_id=self._network.chain_id)
+
+
+def _asked_at(contract: ChainContract, question: Question[object]) -> AskChain:
+    return AskChain(question=question, rpc_url=contract.rpc_url, chain_id=contract.chain_id)
+
+
+# -- what needs no chain
+
+
+def _shares(case: Case) -> list[Finding]:
+    settled = case.entry.settled_atomic
+    if settled is None:
+        return []
+    shares = sum(call.settled_atomic or 0 for call in case.receipts)
+    why = f"{len(case.receipts)} calls, {_opg(shares)} of {_opg(settled)}"
+    make = proven if shares == settled else refuted
+    return [make(_SHARES, about=case.entry.id, why=why)]
+
+
+def _disputes(case: Case) -> list[Finding]:
+    findings = []
+    for call in case.receipts:
+        follows = dispute_of(call, entry=case.entry, siblings=case.receipts)
+        if follows is not None and call.status is not ReceiptStatus.DISPUTED:
+            findings.append(refuted(_OPEN_TO_DISPUTE, about=call.call_id, why=f"it hides this: {follows}"))
+        elif call.status is not ReceiptStatus.DISPUTED:
+            findings.append(proven(_OPEN_TO_DISPUTE, about=call.call_id, why="no contradiction"))
+        elif follows is not None:
+            findings.append(proven(_OPEN_TO_DISPUTE, about=call.call_id, why=f"it is disputed: {follows}"))
+        else:
+            why = f"it is disputed for a reason that is not in the evidence: {call.dispute}"
+            findings.append(not_proven(_OPEN_TO_DISPUTE, about=call.call_id, why=why))
+    return findings
+
+
+def _mismatch(case: Case) -> str | None:
+    """Where a receipt tells another story than its authorization."""
+    entry = case.entry
+    for call in case.receipts:
+        pairs: Mapping[str, tuple[object, object]] = {
+            "network": (call.network, entry.network),
+            "payer": (call.payer, entry.payer),
+            "payee": (call.payee, entry.payee),
+            "asset": (call.asset, entry.asset),
+            "nonce": (call.nonce, entry.nonce),
+            "authorized amount": (call.authorized_atomic, entry.amount_atomic),
+            "settled amount": (call.authorization_settled_atomic, entry.settled_atomic),
+            "transaction": (call.payment_tx_hash, entry.tx_hash),
+            "block": (call.block_hash, entry.block_hash),
+        }
+        for what, (said, known) in pairs.items():
+            if said != known:
+                return f"the receipt of call {call.call_id} has the {what} {said}; its authorization has {known}"
+    return None
+
+
+def _differences(entry: AuthorizationEntry, found: SettlementFound) -> Iterator[str]:
+    if found.amount_atomic != entry.settled_atomic:
+        yield f"{_opg(found.amount_atomic)} and not {_opg(entry.settled_atomic)}"
+    if found.payee.lower() != entry.payee.lower() and entry.dispute is None:
+        yield f"a payment to {found.payee} and not to {entry.payee}"
+    if (found.block_number, found.block_hash) != (entry.block_number, entry.block_hash):
+        yield f"block {found.block_number} ({found.block_hash}) and not {entry.block_number} ({entry.block_hash})"
+
+
+def _signed(entry: AuthorizationEntry, mined: Transaction, network: Network) -> Finding:
+    """The payer's signature over exactly these terms, found in the calldata that settled them."""
+    digest = _digest(entry, network)
+    if digest is not None:
+        for signature in _signatures_in(mined.input):
+            if recover_address(digest, signature) == entry.payer:
+                why = f"their signature in {mined.tx_hash} allows at most {_opg(entry.amount_atomic)} to {entry.payee}"
+                return proven(_SIGNED, about=entry.id, why=why)
+    why = (
+        f"transaction {mined.tx_hash} holds no signature of {entry.payer} over these terms (contract wallets have none)"
+    )
+    return not_proven(_SIGNED, about=entry.id, why=why)
+
+
+def _digest(entry: AuthorizationEntry, network: Network) -> bytes | None:
+    nonce = int(entry.nonce)
+    if entry.transfer_method == "eip3009":
+        return transfer_authorization_digest(
+            chain_id=network.chain_id,
+            token=entry.asset,
+            token_name=network.asset.name,
+            token_version=network.asset.version,
+            payer=entry.payer,
+            pay_to=entry.payee,
+            amount_atomic=entry.amount_atomic,
+            nonce=nonce,
+            valid_before_s=entry.deadline,
+        )
+    if entry.scheme == "exact":
+        return exact_permit_digest(
+            chain_id=network.chain_id,
+            permit2=network.permit2,
+            token=entry.asset,
+            amount_atomic=entry.amount_atomic,
+            spender=entry.spender,
+            nonce=nonce,
+            deadline_s=entry.deadline,
+            pay_to=entry.payee,
+        )
+    if entry.facilitator is None:
+        return None
+    return upto_permit_digest(
+        chain_id=network.chain_id,
+        permit2=network.permit2,
+        token=entry.asset,
+        amount_atomic=entry.amount_atomic,
+        spender=entry.spender,
+        nonce=nonce,
+        deadline_s=entry.deadline,
+        pay_to=entry.payee,
+        facilitator=entry.facilitator,
+    )
+
+
+def _signatures_in(calldata: bytes) -> Iterable[bytes]:
+    """Whatever is ABI-encoded as 65 bytes, wherever a contract has wrapped it."""
+    start = calldata.find(_SIGNATURE_LENGTH)
+    while start >= 0:
+        first = start + len(_SIGNATURE_LENGTH)
+        yield calldata[first : first + SIGNATURE_BYTES]
+        start = calldata.find(_SIGNATURE_LENGTH, start + 1)
+
+
+def _readable_proof(call: SettlementReceipt) -> TeeProof | None:
+    try:
+        return TeeProof.from_fields(call.to_json())
+    except ValueError:
+        return None
+
+
+def _opg(amount_atomic: int | None) -> str:
+    return f"{format_amount(amount_atomic or 0)} OPG"
+
+
+# -- questions
+
+
+def _transaction_of(tx_hash: str) -> Question[tuple[TransactionReceipt | None, Transaction | None]]:
+    done = yield from receipt(tx_hash)
+    return done, (yield from transaction(tx_hash))
+
+
+def _block_and_head(number: int) -> Question[tuple[int, str]]:
+    head = yield from block()
+    return head.number, (yield from block(number)).hash
+
+
+def _time_and_use(terms: SignedTerms, network: Network) -> Question[tuple[int, bool]]:
+    now_s = yield from chain_time()
+    if terms.transfer_method == "eip3009":
+        return now_s, (yield from authorization_state(terms.asset, terms.payer, terms.nonce))
+    return now_s, (yield from nonce_used(network.permit2, terms.payer, terms.nonce))

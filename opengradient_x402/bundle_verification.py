@@ -1,0 +1,112 @@
+"""Checking an audit bundle from the file alone, or with the auditor's own nodes.
+
+Nothing in the bundle is believed: bytes against the hash chain and its signature, receipts against evidence, and,
+unless offline, everything against the chain once more. Does not need the ledger, the payer's key, or us.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from opengradient_x402.audit import audit
+from opengradient_x402.bundle import Bundle, origin_findings
+from opengradient_x402.bundle_contents import Contents, describe, network_of
+from opengradient_x402.errors import ConfigurationError
+from opengradient_x402.evidence import Evidence
+from opengradient_x402.findings import Finding, Standing, overall, proven, refuted
+from opengradient_x402.lookups import look_up
+from opengradient_x402.networks import PRESETS
+
+_NOWHERE = "https://offline.invalid"
+_NETWORK = "the contracts are those of the network that it names"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """What was found out about a bundle."""
+
+    bundle: Bundle
+    contents: Contents
+    findings: tuple[Finding, ...]
+    is_live: bool
+
+    @property
+    def standing(self) -> Standing:
+        """Refuted when any statement is; proven only when all are."""
+        return overall(self.findings)
+
+    def of(self, standing: Standing) -> list[Finding]:
+        """The findings with one standing."""
+        return [finding for finding in self.findings if finding.standing is standing]
+
+
+def verify_bundle(
+    content: bytes,
+    *,
+    rpc_url: str | None = None,
+    other_rpc_urls: Mapping[int, str] | None = None,
+    is_offline: bool = False,
+    expected_signer: str | None = None,
+) -> Verification:
+    """Everything that can be found out about a bundle.
+
+    `rpc_url` is a node of the payments' chain (the public one of a known network when not given);
+    `other_rpc_urls`, by chain id, are for relay and registry. `expected_signer` demands that address's
+    signature. Raises BundleUnreadable for a file that was changed, ConfigurationError when a node is needed.
+    """
+    bundle = Bundle.from_bytes(content)
+    contents = Contents.of(bundle)
+    findings = origin_findings(bundle, payers=contents.payers, expected_signer=expected_signer)
+    findings += _network_findings(bundle)
+    urls = {**_known_urls(), **(other_rpc_urls or {})}
+    recorded = Evidence(bundle.records).replayed(
+        audit(contents, network=network_of(bundle, rpc_url=_NOWHERE, other_rpc_urls={}), is_live=False)
+    )
+    if is_offline:
+        found = recorded
+    else:
+        network = network_of(bundle, rpc_url=rpc_url or _node_for(bundle, urls), other_rpc_urls=urls)
+        live = look_up(audit(contents, network=network, is_live=True))
+        # Evidence that contradicts its own receipts is told as well, whatever the chain says now.
+        contradictions = [item for item in recorded if item.standing is Standing.REFUTED and item not in live]
+        found = live + contradictions
+    return Verification(bundle=bundle, contents=contents, findings=tuple(findings + found), is_live=not is_offline)
+
+
+def _network_findings(bundle: Bundle) -> list[Finding]:
+    """A bundle of a network that everybody knows must name that network's contracts, not look-alikes."""
+    chain_id = bundle.network.get("chain_id")
+    known = next((network for network in PRESETS.values() if network.chain_id == chain_id), None)
+    if known is None:
+        return []
+    described = describe(known)
+    differing = [
+        name
+        for name in ("asset", "permit2", "upto_proxy", "exact_proxy", "registry", "relay")
+        if described[name] is not None and described[name] != bundle.network.get(name)
+    ]
+    if differing:
+        why = f"{', '.join(differing)} differ from those of {known.name}"
+        return [refuted(_NETWORK, about="bundle", why=why)]
+    return [proven(_NETWORK, about="bundle", why=f"token, Permit2 and proxies are those of {known.name}")]
+
+
+def _known_urls() -> dict[int, str]:
+    urls: dict[int, str] = {}
+    for network in PRESETS.values():
+        for place in (network, network.relay, network.registry):
+            if place is not None:
+                urls[place.chain_id] = place.rpc_url
+    return urls
+
+
+def _node_for(bundle: Bundle, urls: Mapping[int, str]) -> str:
+    chain_id = bundle.network.get("chain_id")
+    url = urls.get(chain_id) if isinstance(chain_id, int) else None
+    if url is None:
+        raise ConfigurationError(
+            f"The bundle is about chain {chain_id}, for which no public node is known. Nothing was checked. Give one "
+            "with `--rpc-url`, or check the file alone with `--offline`."
+        )
+    return url

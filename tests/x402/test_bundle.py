@@ -1,0 +1,326 @@
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from opengradient_devnet import Devnet
+from opengradient_devnet.faults import SettleAtCap
+from opengradient_x402.bundle import Bundle, BundleUnreadable, Record
+from opengradient_x402.bundle_export import aexport_bundle, export_bundle
+from opengradient_x402.bundle_verification import verify_bundle
+from opengradient_x402.errors import ConfigurationError
+from opengradient_x402.findings import Standing
+from opengradient_x402.receipts import ReceiptStatus
+from opengradient_x402.signatures import recover_address, text_digest
+from opengradient_x402.signer import LocalSigner
+from support.node import serving
+from support.payers import PROMPT, client_for, network_of, payments_for, settled_receipts
+
+MODES = ("batch", "individual", "private")
+
+
+@pytest.fixture(scope="module")
+def net():
+    with Devnet() as net:
+        yield net
+
+
+@pytest.fixture(scope="module")
+def audited(net, tmp_path_factory):
+    """A wallet's settled calls in every mode, and what a bundle is made from."""
+    account = net.account(approved=True)
+    with payments_for(net, account, tmp_path_factory.mktemp("audited") / "l.sqlite") as payments:
+        with client_for(payments) as client:
+            for mode in MODES:
+                client.chat(PROMPT, settlement_mode=mode)
+            with client.stream(PROMPT, settlement_mode="batch") as stream:
+                list(stream)
+            net.flush_batches()
+            assert {item.status for item in settled_receipts(net, payments)} == {ReceiptStatus.SETTLED}
+            client.chat(PROMPT)  # one that is still open
+        yield payments
+
+
+@pytest.fixture(scope="module")
+def bundle(audited):
+    return export_bundle(audited.ledger, network=audited.network, signer=audited.signer)
+
+
+def live(content: bytes, net: Devnet, **options):
+    return verify_bundle(content, rpc_url=net.network["rpc_url"], **options)
+
+
+def about(verification, statement: str):
+    return [finding for finding in verification.findings if finding.statement == statement]
+
+
+def test_a_bundle_holds_against_the_chain_with_nothing_but_the_file_and_a_node(net, audited, bundle):
+    verification = live(bundle.to_bytes(), net)
+    assert verification.of(Standing.REFUTED) == []
+    receipts = verification.contents.receipts
+    assert receipts == audited.ledger.receipts().result()
+    counted = {
+        statement: [item.standing for item in about(verification, statement)]
+        for statement in {item.statement for item in verification.findings}
+    }
+    # Four calls in one settled session, and one call that is open still.
+    assert counted["no byte of the file was changed since it was made"] == [Standing.PROVEN]
+    assert counted["the bundle was made by the payer"] == [Standing.PROVEN]
+    assert counted["the payer signed for this payment"] == [Standing.PROVEN]
+    assert counted["the settlement is as the receipt says"] == [Standing.PROVEN, Standing.NOT_PROVEN]
+    assert counted["the settlement is in a block of the chain"] == [Standing.PROVEN]
+    assert counted["the calls' shares add up to the settlement"] == [Standing.PROVEN]
+    assert counted["the enclave's key signed the call's hashes"] == [Standing.PROVEN] * 5
+    assert counted["the key is registered as an enclave's"] == [Standing.PROVEN] * 5
+    assert sorted(counted["the call's data were settled on chain"]) == [Standing.NOT_PROVEN] + [Standing.PROVEN] * 4
+
+
+def test_offline_the_signatures_and_hashes_are_proven_and_the_chain_is_not(bundle):
+    verification = verify_bundle(bundle.to_bytes(), is_offline=True)
+    assert verification.of(Standing.REFUTED) == []
+    assert [item.standing for item in about(verification, "the payer signed for this payment")] == [Standing.PROVEN]
+    enclave = about(verification, "the enclave's key signed the call's hashes")
+    assert {item.standing for item in enclave} == {Standing.PROVEN}
+    paid = about(verification, "the settlement is as the receipt says")[0]
+    assert paid.standing is Standing.NOT_PROVEN
+    assert "the chain itself was not asked" in paid.why
+    assert verification.standing is Standing.NOT_PROVEN
+
+
+def test_another_machine_needs_neither_ledger_nor_key(net, bundle, tmp_path):
+    path = tmp_path / "bundle.json"
+    path.write_bytes(bundle.to_bytes())
+    script = (
+        "import sys, pathlib; from opengradient_x402.bundle_verification import verify_bundle;"
+        "from opengradient_x402.findings import Standing;"
+        "v = verify_bundle(pathlib.Path(sys.argv[1]).read_bytes(), rpc_url=sys.argv[2]);"
+        "print(len(v.of(Standing.PROVEN)), len(v.of(Standing.REFUTED)))"
+    )
+    environ = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+    command = [sys.executable, "-c", script, str(path), net.network["rpc_url"]]
+    done = subprocess.run(command, capture_output=True, text=True, env=environ, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    proven, refuted = map(int, done.stdout.split())
+    assert refuted == 0
+    assert proven >= 20
+
+
+def is_caught(content: bytes) -> bool:
+    try:
+        return verify_bundle(content, is_offline=True).standing is Standing.REFUTED
+    except BundleUnreadable:
+        return True
+
+
+def test_each_of_two_hundred_single_byte_changes_is_found(bundle):
+    content = bundle.to_bytes()
+    assert not is_caught(content)
+    chance = random.Random(402)  # the same changes every time
+    for _ in range(200):
+        place = chance.randrange(len(content))
+        byte = chance.choice([value for value in range(256) if value != content[place]])
+        assert is_caught(content[:place] + bytes([byte]) + content[place + 1 :]), (place, byte)
+
+
+def test_every_byte_of_signature_head_and_format_counts(bundle):
+    content = bundle.to_bytes()
+    for text in (b'"signature":', b'"head":', b'"format":', b'"created_at":'):
+        start = content.rindex(text)
+        for place in range(start, min(start + 230, len(content))):
+            assert is_caught(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]), place
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text.rstrip(b"\n"),
+        lambda text: text + b"\n",
+        lambda text: b" " + text,
+        lambda text: text.replace(b'":', b'": ', 1),
+        lambda text: text.replace(b"0x", b"0X", 1),
+        lambda text: json.dumps(json.loads(text), indent=1).encode(),
+        lambda text: text.replace(b'"chain_id":31402', b'"chain_id":31402.0', 1),
+        lambda text: text.replace(b'"chain_id":31402', b'"chain_id":3.1402e4', 1),
+        lambda text: text.replace(b'"asset"', b'"\\u0061sset"', 1),
+        lambda text: text[:-2] + b',"more":1}\n',
+        lambda text: b'{"format":"x",' + text[1:],
+        lambda text: text[: len(text) // 2],
+        lambda text: b"",
+        lambda text: b"[" * 100_000,
+    ],
+)
+def test_another_spelling_of_the_same_content_is_found(bundle, change):
+    with pytest.raises(BundleUnreadable, match=r"Nothing in it can be relied on|Nothing was proven"):
+        verify_bundle(change(bundle.to_bytes()), is_offline=True)
+
+
+def with_lower_settlement(bundle: Bundle) -> Bundle:
+    """Says that less was settled, consistently, with the chain of hashes made anew."""
+    records = []
+    for record in bundle.records:
+        body = dict(record.body)
+        if record.kind == "receipt" and "settled_atomic" in body:
+            body["settled_atomic"] = str(int(body["settled_atomic"]) - 1)
+            body["authorization_settled_atomic"] = str(int(body["authorization_settled_atomic"]) - 4)
+        if record.kind == "authorization" and "settled_atomic" in body:
+            body["settled_atomic"] = str(int(body["settled_atomic"]) - 4)
+        records.append(Record(record.kind, body))
+    return replace(bundle, records=tuple(records))
+
+
+def test_a_recomputed_chain_is_found_by_the_signature(bundle):
+    forged = with_lower_settlement(bundle)
+    verification = verify_bundle(forged.to_bytes(), is_offline=True)
+    (signed,) = about(verification, "the bundle was made by the payer")
+    assert signed.standing is Standing.REFUTED
+
+
+def test_a_bundle_signed_anew_by_somebody_else_is_found(net, bundle):
+    stranger = LocalSigner(net.account(opg="0").private_key)
+    verification = verify_bundle(with_lower_settlement(bundle).signed(stranger).to_bytes(), is_offline=True)
+    (signed,) = about(verification, "the bundle was made by the payer")
+    assert signed.standing is Standing.REFUTED
+    assert stranger.address in signed.why
+
+
+def test_a_payer_who_lies_is_found_by_the_evidence_and_by_the_chain(net, audited, bundle):
+    forged = with_lower_settlement(bundle).signed(audited.signer).to_bytes()
+    for verification in (verify_bundle(forged, is_offline=True), live(forged, net)):
+        (paid, _) = about(verification, "the settlement is as the receipt says")
+        assert paid.standing is Standing.REFUTED
+        assert "OPG and not" in paid.why
+
+
+def test_without_a_signature_the_maker_is_not_proven_and_can_be_demanded(net, audited):
+    content = export_bundle(audited.ledger, network=audited.network).to_bytes()
+    (signed,) = about(live(content, net), "the bundle was made by the payer")
+    assert signed.standing is Standing.NOT_PROVEN
+    (demanded,) = about(live(content, net, expected_signer=audited.payer), "the bundle was made by the payer")
+    assert demanded.standing is Standing.REFUTED
+
+
+def test_evidence_that_is_left_out_is_not_proven_and_live_it_does_not_matter(net, audited, bundle):
+    bare = replace(bundle, records=tuple(item for item in bundle.records if item.kind not in ("rpc", "document")))
+    content = bare.signed(audited.signer).to_bytes()
+    offline = verify_bundle(content, is_offline=True)
+    assert offline.of(Standing.REFUTED) == []
+    assert about(offline, "the settlement is as the receipt says")[0].standing is Standing.NOT_PROVEN
+    online = live(content, net)
+    assert about(online, "the settlement is as the receipt says")[0].standing is Standing.PROVEN
+
+
+def test_made_up_evidence_convinces_nobody_with_a_node(net, audited, bundle):
+    """Receipts and evidence that agree with each other, about a chain that never was."""
+
+    def renamed(value):
+        return json.loads(json.dumps(value).replace(old, new))
+
+    old = next(item.payment_tx_hash for item in audited.ledger.receipts().result() if item.payment_tx_hash)
+    new = "0x" + "77" * 32
+    records = tuple(Record(item.kind, renamed(dict(item.body))) for item in bundle.records)
+    content = replace(bundle, records=records).signed(audited.signer).to_bytes()
+    assert about(verify_bundle(content, is_offline=True), "the settlement is as the receipt says")[0].standing is (
+        Standing.NOT_PROVEN
+    )
+    paid = about(live(content, net), "the settlement is as the receipt says")[0]
+    assert paid.standing is Standing.REFUTED
+    assert "is not on the chain" in paid.why
+
+
+def test_a_disputed_receipt_stays_disputed_and_hiding_it_is_found(net, tmp_path):
+    net.close_sessions()  # those of other tests
+    with payments_for(net, net.account(approved=True), tmp_path / "l.sqlite") as payments:
+        with client_for(payments) as client:
+            client.chat(PROMPT)
+            net.faults.inject(SettleAtCap())
+            (receipt,) = settled_receipts(net, payments)
+        assert receipt.status is ReceiptStatus.DISPUTED
+        bundle = export_bundle(payments.ledger, network=payments.network, signer=payments.signer)
+        statement = "claims and facts agree, or the receipt says that they do not"
+        (honest,) = about(live(bundle.to_bytes(), net), statement)
+        assert honest.standing is Standing.PROVEN
+        assert "it is disputed" in honest.why
+        hidden = [
+            Record(
+                item.kind,
+                {name: value for name, value in item.body.items() if name != "dispute"} | {"status": "settled"},
+            )
+            if item.kind == "receipt"
+            else item
+            for item in bundle.records
+        ]
+        content = replace(bundle, records=tuple(hidden)).signed(payments.signer).to_bytes()
+        (found,) = about(live(content, net), statement)
+        assert found.standing is Standing.REFUTED
+        assert "too much" in found.why
+
+
+def _without_dispute(record: Record) -> Record:
+    if record.kind != "receipt":
+        return record
+    body = {name: value for name, value in record.body.items() if name != "dispute"}
+    return Record(record.kind, body | {"status": "settled"})
+
+
+def test_a_bundle_since_a_time_keeps_sessions_whole(audited):
+    everything = audited.ledger.receipts().result()
+    later = export_bundle(audited.ledger, network=audited.network, since=everything[-1].created_at + 1)
+    assert later.of_kind("receipt") == []
+    again = export_bundle(audited.ledger, network=audited.network, since=everything[3].created_at)
+    assert len(again.of_kind("receipt")) == 5
+
+
+async def test_coroutines_export_the_same(audited, bundle):
+    other = await aexport_bundle(audited.ledger, network=audited.network, signer=audited.signer)
+    assert [item for item in other.records if item.kind != "rpc"] == [
+        item for item in bundle.records if item.kind != "rpc"
+    ]
+
+
+def test_look_alike_contracts_under_a_known_chain_id_are_refuted(audited, bundle):
+    posing = replace(bundle, network={**bundle.network, "chain_id": 8453}).signed(audited.signer)
+    verification = verify_bundle(posing.to_bytes(), is_offline=True)
+    (finding,) = about(verification, "the contracts are those of the network that it names")
+    assert finding.standing is Standing.REFUTED
+    assert "registry" in finding.why
+
+
+def test_an_unknown_chain_needs_a_node_or_offline(bundle):
+    with pytest.raises(ConfigurationError, match=r"--rpc-url.*--offline"):
+        verify_bundle(bundle.to_bytes())
+
+
+def test_a_node_that_is_away_leaves_everything_unproven_and_refutes_nothing(net, bundle):
+    with serving(net.chain) as node:
+        node.misbehave = lambda method, params, number: (400, b"gone") if method != "eth_chainId" else None
+        verification = verify_bundle(bundle.to_bytes(), rpc_url=node.url)
+    assert verification.of(Standing.REFUTED) == []
+    assert about(verification, "the settlement is as the receipt says")[0].standing is Standing.NOT_PROVEN
+
+
+def test_no_key_session_or_node_url_is_in_a_bundle(net, audited, bundle):
+    content = bundle.to_bytes().decode()
+    for secret in (net.network["rpc_url"], "X-Upto-Session", "private_key"):
+        assert secret not in content
+    assert network_of(net).rpc_url not in content
+
+
+def test_a_text_signature_is_recovered_and_a_twin_refused():
+    from eth_account import Account
+    from eth_account.messages import encode_defunct
+
+    account = Account.from_key("0x" + "12" * 32)
+    signature = bytes(Account.sign_message(encode_defunct(text="hello"), account.key).signature)
+    digest = text_digest("hello")
+    assert recover_address(digest, signature) == account.address
+    order = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
+    twin_s = order - int.from_bytes(signature[32:64], "big")
+    twin = signature[:32] + twin_s.to_bytes(32, "big") + bytes([55 - signature[64]])
+    assert recover_address(digest, twin) is None
+    for broken in (b"", signature[:64], bytes(65), b"\xff" * 64 + b"\x1b", signature[:64] + b"\x00"):
+        assert recover_address(digest, broken) is None
