@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from ipaddress import ip_address
 from typing import Final
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -22,6 +22,7 @@ from opengradient_x402.registry import RegisteredTee
 from opengradient_x402.tls import pinned_context
 
 _PRINTABLE: Final = re.compile(r"[!-~]{1,512}")
+_HOST: Final = re.compile(r"[0-9a-z._:-]+")
 _NUMBER: Final = re.compile(r"[0-9]+|0[xX][0-9a-fA-F]*")
 _NOBODY: Final = "0x" + "0" * 40
 
@@ -62,12 +63,11 @@ def _unfit(tee: RegisteredTee, policy: SpendPolicy) -> str | None:
 def _unsafe(url: str, network: Network, policy: SpendPolicy) -> str | None:
     """What is wrong with a registered URL, before the policy looks at it as at any other."""
     try:
-        parts, read = urlsplit(url), httpx.URL(url)
+        host = _plain_host(url)
     except (ValueError, httpx.InvalidURL):
-        return "its address is not a URL"
-    if not _is_plain(url, parts, read):
+        host = None
+    if host is None:
         return "its address is not of the form https://host[:port][/path]"
-    host = parts.hostname or ""
     if _is_disguised(host):
         return "its host is a number that is not written as an IP address"
     if is_loopback(host) and not (
@@ -77,15 +77,19 @@ def _unsafe(url: str, network: Network, policy: SpendPolicy) -> str | None:
     return None
 
 
-def _is_plain(url: str, parts: SplitResult, read: httpx.URL) -> bool:
-    """An https URL of host, port and path, that httpx reads as we do: what is checked must be what is called."""
-    return (
+def _plain_host(url: str) -> str | None:
+    """The host of an https URL of host, port and path; None or ValueError for any other text.
+
+    httpx has to read it as we do: what is checked must be what is called.
+    """
+    parts, read = urlsplit(url), httpx.URL(url)
+    is_plain = (
         _PRINTABLE.fullmatch(url) is not None
-        and parts.scheme == "https"
-        and bool(parts.hostname)
+        and _HOST.fullmatch(parts.hostname or "") is not None
         and not (parts.username or parts.password or parts.query or parts.fragment)
-        and (read.scheme, read.host.lower(), read.port or 443) == ("https", parts.hostname, parts.port or 443)
+        and (parts.scheme, parts.hostname, parts.port or 443) == ("https", read.host.lower(), read.port or 443)
     )
+    return parts.hostname if is_plain else None
 
 
 def _is_disguised(host: str) -> bool:

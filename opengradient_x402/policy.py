@@ -264,7 +264,8 @@ def _note_foreign_resource(challenge: Challenge, origin: str) -> None:
 
 def _is_private(host: str) -> bool:
     try:
-        return not ip_address(host).is_global
+        address = ip_address(host)
+        return not address.is_global or address.is_multicast
     except ValueError:
         return False
 

@@ -8,12 +8,12 @@ when it is not. Knows neither HTTP nor payments; what may be registered and stil
 from __future__ import annotations
 
 import logging
-import secrets
 import threading
 import time
 from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from random import SystemRandom
 from urllib.parse import urlsplit
 
 from opengradient_x402.admission import admit
@@ -50,7 +50,8 @@ class RegistryGateway:
     """An `EndpointSource` over a network's TEE registry. Thread-safe; share one among the clients of a payer.
 
     `max_age_s` bounds how old the listing behind a call can be; it is renewed in the background from half of
-    that age. After a failure it is read again, at most every `min_age_s`. Raises ConfigurationError for a
+    that age. After a failure it is read again, at most every `min_age_s`. `shuffle` spreads clients over the
+    enclaves. Raises ConfigurationError for a
     network without a registry.
     """
 
@@ -62,7 +63,7 @@ class RegistryGateway:
         max_age_s: float = 600.0,
         min_age_s: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
-        start: Callable[[int], int] = secrets.randbelow,
+        shuffle: Callable[[list[Endpoint]], None] | None = None,
     ) -> None:
         self._network = network
         self._contract = _contract_of(network)
@@ -70,7 +71,7 @@ class RegistryGateway:
         self._max_age_s = max_age_s
         self._min_age_s = min_age_s
         self._clock = clock
-        self._start = start
+        self._shuffle = shuffle if shuffle is not None else SystemRandom().shuffle
         self._chain = ChainReader(self._contract.rpc_url, self._contract.chain_id)
         self._lock = threading.Lock()
         self._listing: _Listing | None = None
@@ -175,8 +176,8 @@ class RegistryGateway:
             # Who serves goes on serving, and who failed stays behind.
             kept = [endpoint for endpoint in before if endpoint in found]
             new = [endpoint for endpoint in found if endpoint not in before]
-            first = self._start(len(new)) if new and not kept else 0
-            listing = _Listing((*kept, *new[first:], *new[:first]), refused, now)
+            self._shuffle(new)
+            listing = _Listing((*kept, *new), refused, now)
             self._listing = listing
             self._is_doubted = False
             self._renew_at = now + (self._max_age_s / 2 if listing.endpoints else self._min_age_s)

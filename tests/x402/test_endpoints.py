@@ -1,0 +1,232 @@
+"""Connections to endpoints: each under its own certificate, none under nobody's."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import ipaddress
+import ssl
+
+import httpx
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from opengradient_devnet.certificates import make_certificate
+from opengradient_x402.driving import drive
+from opengradient_x402.endpoints import Endpoint, StaticGateway, reach
+from opengradient_x402.errors import InsecureEndpoint
+from opengradient_x402.tls import context_for, is_certificate_failure, pinned_context
+from opengradient_x402.wires import AsyncEndpointTransport, EndpointTransport
+from support.enclaves import impostor
+
+NOW = dt.datetime.now(dt.UTC)
+DAY = dt.timedelta(days=1)
+
+
+class Issued:
+    """A certificate made for a test: by whom, for how long, as an authority or not."""
+
+    def __init__(self, name, *, issuer=None, is_authority=False, until=NOW + DAY):
+        self.key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        self.certificate = (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(issuer.certificate.subject if issuer else subject)
+            .public_key(self.key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(NOW - 30 * DAY)
+            .not_valid_after(until)
+            .add_extension(
+                x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False
+            )
+            .add_extension(x509.BasicConstraints(ca=is_authority, path_length=None), critical=True)
+            .sign((issuer or self).key, hashes.SHA256())
+        )
+        self.der = self.certificate.public_bytes(serialization.Encoding.DER)
+
+    def context(self, folder, *chain):
+        path = folder / f"{self.certificate.serial_number}.pem"
+        pem = [
+            self.key.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            )
+        ]
+        pem += [each.certificate.public_bytes(serialization.Encoding.PEM) for each in (self, *chain)]
+        path.write_bytes(b"".join(pem))
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(path)
+        return context
+
+
+def sync_call(endpoint):
+    transport = EndpointTransport()
+    try:
+        transport.handle_request(endpoint.query("/health", timeout_s=5))
+    finally:
+        transport.close()
+
+
+def async_call(endpoint):
+    async def call():
+        transport = AsyncEndpointTransport()
+        try:
+            await transport.handle_async_request(endpoint.query("/health", timeout_s=5))
+        finally:
+            await transport.aclose()
+
+    asyncio.run(call())
+
+
+@pytest.fixture(params=[sync_call, async_call])
+def call(request):
+    return request.param
+
+
+def accepts(call, context, pin):
+    """Whether a client that trusts `pin` speaks to a server that shows what `context` holds."""
+    with impostor(context) as server, pytest.raises(httpx.TransportError) as caught:
+        call(Endpoint(base_url=server.url, certificate_der=pin))
+    # It hangs up once it has heard the request; a client that does not trust it says nothing.
+    assert bool(server.heard) is isinstance(caught.value, httpx.RemoteProtocolError)
+    assert bool(server.heard) is not is_certificate_failure(caught.value)
+    return bool(server.heard)
+
+
+def test_the_registered_certificate_is_accepted_whoever_made_it(call, tmp_path):
+    authority = Issued("authority", is_authority=True)
+    leaf, issued = Issued("leaf"), Issued("issued", issuer=authority)
+    assert accepts(call, authority.context(tmp_path), authority.der)
+    assert accepts(call, leaf.context(tmp_path), leaf.der)
+    assert accepts(call, issued.context(tmp_path, authority), issued.der), "its authority need not be known"
+
+
+def test_no_other_certificate_is_accepted_not_even_one_that_the_registered_one_signed(call, tmp_path):
+    registered = Issued("registered", is_authority=True)
+    other, namesake = Issued("other"), Issued("registered", is_authority=True)
+    signed = Issued("signed by it", issuer=registered)
+    for shown in (other.context(tmp_path), namesake.context(tmp_path), signed.context(tmp_path, registered)):
+        assert not accepts(call, shown, registered.der)
+
+
+def test_an_expired_certificate_is_not_accepted(call, tmp_path):
+    expired = Issued("expired", until=NOW - DAY)
+    assert not accepts(call, expired.context(tmp_path), expired.der)
+
+
+def test_without_a_registered_certificate_only_public_authorities_count(call):
+    with impostor() as server, pytest.raises(httpx.ConnectError) as caught:
+        call(Endpoint(base_url=server.url))
+    assert is_certificate_failure(caught.value)
+    assert server.heard == []
+
+
+def test_no_context_trusts_everybody():
+    for endpoint in (
+        Endpoint(base_url="http://127.0.0.1:1"),
+        Endpoint(base_url="https://enclave.example"),
+        Endpoint(base_url="https://enclave.example", certificate_der=make_certificate().der),
+    ):
+        assert context_for(endpoint).verify_mode is ssl.CERT_REQUIRED
+    assert pinned_context(make_certificate().der).cert_store_stats()["x509"] == 1
+
+
+def test_a_refused_connection_is_no_certificate_failure(call):
+    with pytest.raises(httpx.ConnectError) as caught:
+        call(Endpoint(base_url="https://127.0.0.1:9"))
+    assert not is_certificate_failure(caught.value)
+
+
+async def test_a_request_for_no_endpoint_is_refused_rather_than_sent():
+    request = httpx.Request("GET", "https://enclave.example")
+    with pytest.raises(InsecureEndpoint, match="names no endpoint"):
+        EndpointTransport().handle_request(request)
+    with pytest.raises(InsecureEndpoint, match="names no endpoint"):
+        await AsyncEndpointTransport().handle_async_request(request)
+
+
+async def test_pools_that_no_call_used_for_an_hour_are_closed_when_another_one_opens(monkeypatch):
+    old, new = (Endpoint(base_url=f"http://127.0.0.1:{port}") for port in (9, 11))
+    transport, coroutines = EndpointTransport(), AsyncEndpointTransport()
+    for endpoint in (old, old, new):
+        with pytest.raises(httpx.ConnectError):
+            transport.handle_request(endpoint.query("/", timeout_s=5))
+        with pytest.raises(httpx.ConnectError):
+            await coroutines.handle_async_request(endpoint.query("/", timeout_s=5))
+        assert (old in transport._pools, old in coroutines._pools) == (endpoint is old,) * 2
+        for pools in (transport._pools, coroutines._pools):
+            if endpoint is old:
+                pools[old].used_at -= 3601
+    transport.close()
+    await coroutines.aclose()
+    assert transport._pools == coroutines._pools == {}
+
+
+class Sources:
+    """An endpoint source that has the given endpoints and remembers what failed."""
+
+    def __init__(self, *urls):
+        self.endpoints = [Endpoint(base_url=url) for url in urls]
+        self.reported = []
+
+    def current(self):
+        yield from ()
+        return self.endpoints[0]
+
+    def after(self, tried):
+        yield from ()
+        return next((endpoint for endpoint in self.endpoints if endpoint not in tried), None)
+
+    def failed(self, endpoint):
+        self.reported.append(endpoint.base_url)
+
+
+def reached(source, failures, **options):
+    asked = []
+
+    def attempt(endpoint):
+        asked.append(endpoint.base_url)
+        yield from ()
+        if (failure := failures.get(endpoint.base_url)) is not None:
+            raise failure
+        return endpoint.base_url
+
+    try:
+        return drive(reach(source, attempt, **options), lambda effect: None), asked
+    except httpx.TransportError as exc:
+        return exc, asked
+
+
+def test_each_endpoint_is_tried_once_until_one_connects():
+    refused = httpx.ConnectError("refused")
+    source = Sources("a", "b", "c")
+    assert reached(source, {"a": refused, "b": httpx.ConnectTimeout("slow")}) == ("c", ["a", "b", "c"])
+    assert source.reported == ["a", "b"]
+    assert reached(Sources("a", "b"), {"a": refused, "b": refused}) == (refused, ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    "kind", [httpx.ReadError, httpx.ReadTimeout, httpx.WriteError, httpx.RemoteProtocolError, httpx.PoolTimeout]
+)
+def test_nobody_else_is_asked_once_a_connection_was_made(kind):
+    failure = kind("too late")
+    source = Sources("a", "b")
+    assert reached(source, {"a": failure}) == (failure, ["a"])
+    assert source.reported == []
+
+
+def test_nobody_else_is_asked_when_the_time_is_up():
+    refused = httpx.ConnectError("refused")
+    assert reached(Sources("a", "b"), {"a": refused}, until=0.0) == (refused, ["a"])
+
+
+def test_a_static_gateway_has_one_endpoint_and_no_other():
+    gateway = StaticGateway("https://gateway.example/v1/")
+    endpoint = drive(gateway.current(), lambda effect: None)
+    assert endpoint == Endpoint(base_url="https://gateway.example")
+    gateway.failed(endpoint)
+    gateway.doubt()
+    assert drive(gateway.after([endpoint]), lambda effect: None) is None
