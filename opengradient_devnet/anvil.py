@@ -132,6 +132,9 @@ class AnvilChain(Chain):
             raise _rpc_error(error)
         return answer["result"]
 
+    def rewind(self, block_count: int) -> None:
+        self._ask("anvil_rollback", [block_count])
+
     def now_s(self) -> int:
         block = self._ask("eth_getBlockByNumber", ["latest", False])
         return max(int(time.time()), int(block["timestamp"], 16))

@@ -1,7 +1,7 @@
 """Blocks, transactions and receipts of a running chain, and the JSON that eth_ methods show of them.
 
-It keeps what it is given, in memory, and never forgets. It knows py-evm's headers and transactions, not how
-they came about.
+It keeps what it is given, in memory, and forgets only what is rewound. It knows py-evm's headers and transactions,
+not how they came about.
 """
 
 from __future__ import annotations
@@ -162,14 +162,25 @@ class BlockStore:
         self._by_hash: dict[str, MinedBlock] = {}
         self._transactions: dict[str, dict[str, Any]] = {}
         self._receipts: dict[str, dict[str, Any]] = {}
+        self._raw: dict[str, bytes] = {}
 
     def add(self, mined: MinedBlock) -> None:
         self._blocks.append(mined)
         self._by_hash[mined.hash] = mined
 
-    def add_transaction(self, transaction: dict[str, Any], receipt: dict[str, Any]) -> None:
+    def add_transaction(self, transaction: dict[str, Any], receipt: dict[str, Any], *, raw: bytes) -> None:
         self._transactions[transaction["hash"]] = transaction
         self._receipts[transaction["hash"]] = receipt
+        self._raw[transaction["hash"]] = raw
+
+    def rewind(self, block_count: int) -> None:
+        """Forget the last blocks and their transactions."""
+        keep = len(self._blocks) - block_count
+        for mined in self._blocks[keep:]:
+            del self._by_hash[mined.hash]
+            for tx_hash in mined.tx_hashes:
+                del self._transactions[tx_hash], self._receipts[tx_hash], self._raw[tx_hash]
+        del self._blocks[keep:]
 
     @property
     def head(self) -> MinedBlock:
@@ -186,6 +197,10 @@ class BlockStore:
 
     def transaction(self, tx_hash: str) -> dict[str, Any] | None:
         return self._transactions.get(tx_hash.lower())
+
+    def raw_transaction(self, tx_hash: str) -> bytes | None:
+        """A transaction as it was signed and sent."""
+        return self._raw.get(tx_hash.lower())
 
     def receipt(self, tx_hash: str) -> dict[str, Any] | None:
         return self._receipts.get(tx_hash.lower())

@@ -11,8 +11,9 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import rlp  # type: ignore[import-untyped]  # rlp has no py.typed
 from eth_keys.datatypes import PrivateKey
@@ -109,6 +110,34 @@ class Chain(ABC):
     @abstractmethod
     def close(self) -> None:
         """Stop what the chain runs (a subprocess, a ticking thread); the chain is unusable afterwards."""
+
+    @abstractmethod
+    def rewind(self, block_count: int) -> None:
+        """Forget the last blocks, with all that happened in them. `reorganise` is what nodes go through."""
+
+    def reorganise(self, depth: int, *, lose: Collection[str] | Literal["all"] = ()) -> list[str]:
+        """Replace the last `depth` blocks by another, longer branch, as a node does that finds a better one.
+
+        Transactions of the old branch are mined again, in new blocks, except those in `lose` (hashes, or "all");
+        who was overtaken that way waits for its nonce. Returns the hashes that are in no block afterwards.
+        Call it while nothing else is sent. Raises ValueError when the chain is not that long.
+        """
+        head_number = int(self.rpc("eth_blockNumber", []), 16)
+        if not 0 < depth <= head_number:
+            raise ValueError(f"The chain has {head_number} blocks after its genesis; {depth} cannot be replaced.")
+        hashes = [
+            tx_hash
+            for number in range(head_number - depth + 1, head_number + 1)
+            for tx_hash in self.rpc("eth_getBlockByNumber", [hex(number), False])["transactions"]
+        ]
+        unwanted = set(hashes) if lose == "all" else {tx_hash.lower() for tx_hash in lose}
+        kept = [self.rpc("eth_getRawTransactionByHash", [tx_hash]) for tx_hash in hashes if tx_hash not in unwanted]
+        self.rewind(depth)
+        for raw in kept:
+            self.rpc("eth_sendRawTransaction", [raw])
+        while int(self.rpc("eth_blockNumber", []), 16) <= head_number:
+            self.rpc("evm_mine", [])
+        return [tx_hash for tx_hash in hashes if self.rpc("eth_getTransactionReceipt", [tx_hash]) is None]
 
     def send(self, account: KeyHolder, *, to: str | None, data: bytes = b"", value: int = 0) -> dict[str, Any]:
         """Sign, send and mine one transaction; returns its receipt (`status` is 0x0 when it reverted).

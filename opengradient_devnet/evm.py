@@ -187,7 +187,7 @@ class Evm:
         created = None if transaction.to or computation.is_error else _created_address(transaction)
         told = receipt_json(receipt, mined=mined, transaction=shown, failed=bool(computation.is_error), created=created)
         self.blocks.add(mined)
-        self.blocks.add_transaction(shown, told)
+        self.blocks.add_transaction(shown, told, raw=transaction.encode())
         for log in told["logs"]:
             self.logs.add(log, block_number=mined.number)
 
@@ -204,6 +204,13 @@ class Evm:
         self._touch()
         block = self._chain.mine_block(mix_hash=secrets.token_bytes(32))
         self.blocks.add(MinedBlock(block=block, hash=hex_data(block.hash), tx_hashes=()))
+
+    def rewind(self, block_count: int) -> None:
+        """Forget the last blocks: state, transactions and logs are as they were before them."""
+        self.blocks.rewind(block_count)
+        head = self.blocks.head
+        self.logs.rewind(to_block=head.number)
+        self._chain.header = self._chain.create_header_from_parent(head.header)
 
     # Calling.
 

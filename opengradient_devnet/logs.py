@@ -37,6 +37,13 @@ class LogIndex:
         self._logs.append(log)
         self._blocks.append(block_number)
 
+    def rewind(self, *, to_block: int) -> None:
+        """Forget the logs of all blocks after `to_block`."""
+        keep = bisect_right(self._blocks, to_block)
+        del self._logs[keep:], self._blocks[keep:]
+        for positions in self._by_address.values():
+            del positions[bisect_left(positions, keep) :]
+
     def find(self, query: LogQuery) -> list[dict[str, Any]]:
         first = bisect_left(self._blocks, query.first_block)
         end = bisect_right(self._blocks, query.last_block)

@@ -168,6 +168,11 @@ def _mine(evm: Evm) -> str:
     return "0x0"
 
 
+def _raw_transaction(evm: Evm, tx_hash: Any) -> str | None:
+    raw = evm.blocks.raw_transaction(_hash(tx_hash))
+    return None if raw is None else hex_data(raw)
+
+
 def _hash(value: Any) -> str:
     return hex_data(data(value, what="transaction hash", size=32))
 
@@ -191,6 +196,7 @@ METHODS: dict[str, Callable[..., Any]] = {
         evm.state(_block(evm, tag)).get_code(to_canonical_address(address(who)))
     ),
     "eth_getLogs": _get_logs,
+    "eth_getRawTransactionByHash": _raw_transaction,
     "eth_getStorageAt": _storage_at,
     "eth_getTransactionByHash": lambda evm, tx_hash: evm.blocks.transaction(_hash(tx_hash)),
     "eth_getTransactionCount": _transaction_count,

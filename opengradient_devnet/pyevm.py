@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Collection
+from typing import Any, Literal
 
 from opengradient_devnet.chain import FAUCET_WEI, PRIVATE_CHAIN_ID, Chain, new_faucet_key
 from opengradient_devnet.contracts import ADDRESSES, contract
@@ -33,6 +33,15 @@ class PyEvmChain(Chain):
     def rpc(self, method: str, params: list[Any]) -> Any:
         with self._lock:
             return answer(self._evm, method, params)
+
+    def rewind(self, block_count: int) -> None:
+        with self._lock:
+            self._evm.rewind(block_count)
+
+    def reorganise(self, depth: int, *, lose: Collection[str] | Literal["all"] = ()) -> list[str]:
+        """As any chain, but nobody sees it half done."""
+        with self._lock:
+            return super().reorganise(depth, lose=lose)
 
     def now_s(self) -> int:
         with self._lock:

@@ -183,3 +183,21 @@ def test_the_real_anvil_settles_payments_and_keeps_time(real_anvil):
         assert abs(chain.now_s() - time.time()) < 2
     finally:
         chain.close()
+
+
+@pytest.mark.interop
+def test_the_real_anvil_reorganises_with_and_without_its_transactions(real_anvil):
+    chain = AnvilChain(binary=real_anvil, chain_id=31402)
+    try:
+        party = funded_party(chain, opg_atomic=10**19)
+        data = TOKEN.encode("transfer", "0x" + "33" * 20, 10**18)
+        for lose, left in [((), 9), ("all", 9)]:
+            sent = chain.send(party, to=OPG, data=data)
+            lost = chain.reorganise(1, lose=lose)
+            kept = chain.rpc("eth_getTransactionReceipt", [sent["transactionHash"]])
+            assert lost == ([sent["transactionHash"]] if lose else [])
+            assert (kept is None) == bool(lose)
+            assert kept is None or kept["blockHash"] != sent["blockHash"]
+            assert chain.token_balance(party.address) == left * 10**18
+    finally:
+        chain.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -333,3 +334,78 @@ def test_calls_nest_as_deeply_as_the_evm_allows_and_json_cannot_overflow_the_sta
 
     with ThreadPoolExecutor(1) as pool:
         pool.submit(work).result()
+
+
+# Reorganisations
+
+
+def transfer(chain, party, amount=10**18):
+    return chain.send(party, to=OPG, data=TOKEN.encode("transfer", "0x" + "33" * 20, amount))["transactionHash"]
+
+
+def head(chain):
+    return int(chain.rpc("eth_blockNumber", []), 16)
+
+
+def test_a_reorganisation_mines_the_same_transactions_in_other_blocks():
+    chain = PyEvmChain()
+    party = funded_party(chain, opg_atomic=10**19)
+    hashes = [transfer(chain, party), transfer(chain, party)]
+    before, number = [chain.rpc("eth_getTransactionReceipt", [tx_hash]) for tx_hash in hashes], head(chain)
+    query = {"fromBlock": "0x0", "address": OPG}
+    logs = len(chain.rpc("eth_getLogs", [query]))
+
+    assert chain.reorganise(2) == []
+    after = [chain.rpc("eth_getTransactionReceipt", [tx_hash]) for tx_hash in hashes]
+    assert not {receipt["blockHash"] for receipt in before} & {receipt["blockHash"] for receipt in after}
+    assert chain.rpc("eth_getBlockByHash", [before[0]["blockHash"], False]) is None
+    assert head(chain) > number
+    assert chain.token_balance(party.address) == 10**19 - 2 * 10**18
+    found = chain.rpc("eth_getLogs", [query])
+    assert len(found) == logs
+    assert [log["blockHash"] for log in found[-2:]] == [receipt["blockHash"] for receipt in after]
+
+
+def test_a_reorganisation_can_lose_everything_and_the_chain_goes_on():
+    chain = PyEvmChain()
+    party = funded_party(chain, opg_atomic=10**19)
+    hashes = [transfer(chain, party), transfer(chain, party)]
+    number = head(chain)
+
+    assert chain.reorganise(2, lose="all") == hashes
+    assert head(chain) == number + 1
+    for tx_hash in hashes:
+        assert chain.rpc("eth_getTransactionByHash", [tx_hash]) is None
+        assert chain.rpc("eth_getTransactionReceipt", [tx_hash]) is None
+    assert chain.token_balance(party.address) == 10**19
+    transfer(chain, party)
+    assert chain.token_balance(party.address) == 9 * 10**18
+    blocks = [chain.rpc("eth_getBlockByNumber", [hex(place), False]) for place in range(head(chain) + 1)]
+    assert all(child["parentHash"] == parent["hash"] for parent, child in itertools.pairwise(blocks))
+
+
+def test_who_is_overtaken_by_a_lost_transaction_waits_for_its_nonce():
+    chain = PyEvmChain()
+    party = funded_party(chain, opg_atomic=10**19)
+    first, second = transfer(chain, party), transfer(chain, party, 2 * 10**18)
+    raw = chain.rpc("eth_getRawTransactionByHash", [first])
+
+    assert chain.reorganise(2, lose=[first.upper().replace("0X", "0x")]) == [first, second]
+    chain.rpc("eth_sendRawTransaction", [raw])
+    assert chain.rpc("eth_getTransactionReceipt", [second])["status"] == "0x1"
+    assert chain.token_balance(party.address) == 7 * 10**18
+
+
+@pytest.mark.parametrize("depth", [0, -1, 10_000])
+def test_only_blocks_that_there_are_can_be_replaced(chain, depth):
+    with pytest.raises(ValueError, match="cannot be replaced"):
+        chain.reorganise(depth)
+
+
+def test_a_raw_transaction_is_given_back_as_it_was_sent(chain):
+    party = funded_party(chain)
+    raw = signed_transfer(chain, party, nonce=0)
+    tx_hash = chain.rpc("eth_sendRawTransaction", [raw])
+
+    assert chain.rpc("eth_getRawTransactionByHash", [tx_hash]) == raw
+    assert chain.rpc("eth_getRawTransactionByHash", ["0x" + "00" * 32]) is None
