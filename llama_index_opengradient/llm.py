@@ -95,6 +95,8 @@ class OpenGradient(PaidModel):
         self, messages: Sequence[ChatMessage], kwargs: dict[str, Any]
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """The body of a request, and the gateway client's options for it. Raises ValueError before anything is paid."""
+        if (mode := kwargs.pop("x402_settlement_mode", None)) is not None:  # what the OpenGradient SDK calls it
+            kwargs["settlement_mode"] = mode
         options = {name: kwargs.pop(name) for name in _CALL_OPTIONS if kwargs.get(name) is not None}
         if "timeout" in options:
             options["timeout_s"] = options.pop("timeout")

@@ -13,7 +13,7 @@ from copy import deepcopy
 from typing import Any, Self
 
 from llama_index.core.base.llms.types import LLMMetadata
-from llama_index.core.bridge.pydantic import Field, PrivateAttr, field_serializer, field_validator
+from llama_index.core.bridge.pydantic import Field, PrivateAttr, field_serializer, field_validator, model_validator
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from pydantic import BaseModel, SecretStr
 
@@ -73,6 +73,14 @@ class PaidModel(FunctionCallingLLM):
     _clients_lock: threading.Lock = PrivateAttr(default_factory=threading.Lock)
 
     # -- what the model is
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_older_names(cls, fields: Any) -> Any:
+        """`x402_settlement_mode` is what the OpenGradient SDK calls it; ignored, it would publish too much."""
+        if isinstance(fields, dict) and fields.get("x402_settlement_mode") is not None:
+            fields = {**fields, "settlement_mode": fields["x402_settlement_mode"]}
+        return fields
 
     @field_validator("settlement_mode", mode="before")
     @classmethod

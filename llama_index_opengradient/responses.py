@@ -49,6 +49,8 @@ def chat_response(completion: Completion, *, delta: str | None = None) -> ChatRe
     if completion.receipt is not None:
         raw["x402"] = completion.receipt.to_json()
         extra["x402"] = completion.receipt.to_json()
+        if completion.receipt.payment_hash is not None:
+            raw["payment_hash"] = extra["payment_hash"] = completion.receipt.payment_hash
     return ChatResponse(message=message, raw=raw, delta=delta, additional_kwargs=extra)
 
 

@@ -113,6 +113,11 @@ class SettlementReceipt(_Followed):
             return False
         return self.confirmations_needed is None or (self.confirmations or 0) >= self.confirmations_needed
 
+    @property
+    def payment_hash(self) -> str | None:
+        """The payment's transaction under the SDK's name for it; a claim until the chain was read."""
+        return self.payment_tx_hash or self.claimed_payment_tx_hash
+
     def refresh(self) -> SettlementReceipt:
         """This receipt as the chain has it now. Raises ChainUnavailable."""
         return self._followed().refresh(self)
