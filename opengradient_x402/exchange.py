@@ -121,6 +121,7 @@ class Exchange:
         self._decoder = EventDecoder()
         self._accumulator = StreamAccumulator(stop=self._stop, max_tokens=self._max_tokens, model=self.call.model)
         self._is_done = False
+        self._broken_by: OpenGradientError | None = None
 
     @property
     def receipt(self) -> SettlementReceipt | None:
@@ -287,22 +288,28 @@ class Exchange:
             try:
                 delta = self._accumulator.feed(wire_json.loads(payload))
             except ErrorEvent as exc:
-                raise self._error_of(None, exc.error) from exc
+                self._broken_by = self._error_of(None, exc.error)
+                self._broken_by.__cause__ = exc
+                break
             except (TypeError, AttributeError, KeyError, ValueError) as exc:
-                raise self._unreadable(exc) from exc
+                self._broken_by = self._unreadable(exc)
+                self._broken_by.__cause__ = exc
+                break
             if delta.finish_reason is not None or not delta.is_empty:
                 deltas.append(delta)
         return deltas
 
     @property
     def is_done(self) -> bool:
-        """Whether the end marker of the stream arrived."""
-        return self._is_done
+        """Whether nothing more is to be read: the end marker arrived, or the stream broke."""
+        return self._is_done or self._broken_by is not None
 
     def finish_stream(self) -> Completion:
         """The whole answer of a stream whose bytes have ended; ends the call. Raises StreamInterrupted."""
-        if not self._is_done:
+        if not self.is_done:
             self._take_events(self._decoder.flush())
+        if self._broken_by is not None:
+            raise self._broken_by
         if not self._is_done:
             raise self.interrupted("it ended without its end marker")
         try:

@@ -7,12 +7,9 @@ no place in a paid call, and cost more than the call. Frameworks and their vocab
 from __future__ import annotations
 
 import asyncio
-import socket
 import time
 import weakref
-from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self, TypedDict, Unpack, assert_never
@@ -21,7 +18,8 @@ import httpx
 
 from opengradient_x402.attestation import VerifyTee
 from opengradient_x402.background import awaited
-from opengradient_x402.completions import Completion, Delta
+from opengradient_x402.completion_streams import AsyncCompletionStream, CompletionStream
+from opengradient_x402.completions import Completion
 from opengradient_x402.driving import drive, drive_async
 from opengradient_x402.enclave_keys import EnclaveKeys, ProofCheck
 from opengradient_x402.endpoints import REGISTRY, EndpointSource, StaticGateway, checked_gateway
@@ -29,7 +27,6 @@ from opengradient_x402.errors import ConfigurationError
 from opengradient_x402.exchange import Exchange, Options, ReceiptListener
 from opengradient_x402.model_directory import ModelDirectory
 from opengradient_x402.payments import Payments
-from opengradient_x402.receipts import SettlementReceipt
 from opengradient_x402.settlement import SettlementMode
 from opengradient_x402.steps import Ask, Collect, Effect, Fetch, Pause, Steps, Wait
 from opengradient_x402.transport import AsyncX402Transport, X402Transport
@@ -59,6 +56,11 @@ class _Client:
         settlement_mode: SettlementMode | str = SettlementMode.BATCH,
         verify_tee: VerifyTee | str = VerifyTee.OFF,
     ) -> None:
+        if max_retries < 0 or timeout_s <= 0:
+            raise ConfigurationError(
+                f"max_retries={max_retries} and timeout_s={timeout_s:g} make no call possible. Nothing was paid. "
+                "Use max_retries of 0 or more and a timeout above 0."
+            )
         self.payments = payments
         self.endpoints = _source(payments, base_url, gateway)
         self._defaults = Options(
@@ -188,87 +190,6 @@ class GatewayClient(_Client):
         self.close()
 
 
-class CompletionStream(Iterator[Delta]):
-    """Deltas as they arrive. Afterwards `completion` is the whole answer, and `receipt` is set."""
-
-    def __init__(self, exchange: Exchange, response: httpx.Response) -> None:
-        self._exchange = exchange
-        self._response = response
-        self._bytes = response.iter_bytes()
-        self._ready: deque[Delta] = deque()
-        self._is_reading = False
-        self._is_closed = False
-        self.completion: Completion | None = None
-
-    @property
-    def receipt(self) -> SettlementReceipt | None:
-        """The receipt: of the payment as soon as the stream is open, of the whole call once it has ended."""
-        return self._exchange.receipt
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> Delta:
-        while not self._ready:
-            try:
-                self._take(self._read())
-            except StopIteration:
-                self._response.close()
-                raise
-            except BaseException as exc:  # noqa: BLE001  (ends the call, whatever ended it)
-                problem = self._exchange.fail(exc)
-                self.close()
-                raise problem from problem.__cause__
-        return self._ready.popleft()
-
-    def _read(self) -> bytes | None:
-        """The next piece, or None at the end. Raises StopIteration when the stream was closed, also meanwhile."""
-        self._is_reading = True
-        try:
-            chunk = None if self._is_closed or self._exchange.is_done else next(self._bytes, None)
-        except httpx.TransportError:
-            if not self._is_closed:  # otherwise another thread broke this read by closing
-                raise
-        finally:
-            self._is_reading = False
-        if self._is_closed:
-            raise StopIteration
-        return chunk
-
-    def _take(self, chunk: bytes | None) -> None:
-        if chunk is None:
-            self.completion = self._exchange.finish_stream()
-            self.close()
-        else:
-            self._ready.extend(self._exchange.take_chunk(chunk))
-
-    def close(self) -> None:
-        """Ends the response and the call; what was served so far is charged. Closing twice is harmless.
-
-        Another thread may do it: a read that is under way ends then.
-        """
-        if not self._is_closed:
-            self._is_closed = True
-            try:
-                if self._is_reading:
-                    _hang_up(self._response)  # wakes the reader, which closes the response itself
-                else:
-                    self._response.close()
-            finally:
-                self._exchange.end("abandoned")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        # A stream that was dropped without close() must neither hold its connection nor lose its receipt.
-        if not getattr(self, "_is_closed", True):
-            self.close()
-
-
 class AsyncGatewayClient(_Client):
     """Paid chat completions over asyncio. One instance serves any number of event loops, one after another."""
 
@@ -362,80 +283,6 @@ class _Line:
         finally:
             self._guard = None  # it knows the loop, and would keep it alive
             await self.wire.aclose()
-
-
-class AsyncCompletionStream(AsyncIterator[Delta]):
-    """Deltas as they arrive. Afterwards `completion` is the whole answer, and `receipt` is set."""
-
-    def __init__(self, exchange: Exchange, response: httpx.Response) -> None:
-        self._exchange = exchange
-        self._response = response
-        self._bytes = response.aiter_bytes()
-        self._ready: deque[Delta] = deque()
-        self._is_closed = False
-        self.completion: Completion | None = None
-
-    @property
-    def receipt(self) -> SettlementReceipt | None:
-        """The receipt: of the payment as soon as the stream is open, of the whole call once it has ended."""
-        return self._exchange.receipt
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Delta:
-        while not self._ready:
-            if self._is_closed:
-                raise StopAsyncIteration
-            try:
-                chunk = None if self._exchange.is_done else await anext(self._bytes, None)
-                if chunk is None:
-                    self.completion = self._exchange.finish_stream()
-                    await self.aclose()
-                else:
-                    self._ready.extend(self._exchange.take_chunk(chunk))
-            except GeneratorExit:  # thrown away: nothing can be awaited any more
-                self._drop()
-                raise
-            except BaseException as exc:  # noqa: BLE001  (ends the call, whatever ended it)
-                problem = self._exchange.fail(exc)
-                await self.aclose()
-                raise problem from problem.__cause__
-        return self._ready.popleft()
-
-    async def aclose(self) -> None:
-        """Ends the response and the call; what was served so far is charged. Closing twice is harmless."""
-        if not self._is_closed:
-            self._is_closed = True
-            self._exchange.end("abandoned")
-            await self._response.aclose()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
-
-    def __del__(self) -> None:
-        # Dropped without aclose(): the loop closes the connection when it collects the response's generator;
-        # the receipt is recorded here.
-        if not getattr(self, "_is_closed", True):
-            self._drop()
-
-    def _drop(self) -> None:
-        self._is_closed = True
-        self._exchange.end("abandoned")
-
-
-def _hang_up(response: httpx.Response) -> None:
-    """Ends the connection under a read of another thread; closing the socket would not wake that thread."""
-    stream = response.extensions.get("network_stream")
-    line = stream.get_extra_info("socket") if stream is not None else None
-    if isinstance(line, socket.socket):
-        with suppress(OSError):  # it has ended by itself
-            line.shutdown(socket.SHUT_RDWR)
 
 
 def _source(payments: Payments, base_url: str | None, gateway: EndpointSource | None) -> EndpointSource:

@@ -176,7 +176,7 @@ def _authorize(
     challenge: Challenge, request: httpx.Request, call: Call, payments: Payments, key: SessionKey
 ) -> Generator[Effect, Any, SignedPayment]:
     """Check funds (first time only), reserve the budget durably, then sign."""
-    if (last := payments.recall_price(key, str(request.url))) is not None:
+    if (last := payments.recall_price(key)) is not None:
         payments.recalled_price(key, (yield Wait(last)))
     endpoint = Endpoint.of(request)
     terms = payments.choose(challenge, key, payees=None if endpoint is None else endpoint.payees)

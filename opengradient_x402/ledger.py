@@ -183,9 +183,13 @@ class Ledger:
         """Authorizations, oldest first."""
         return self._submit(lambda book, conn: book.authorizations(conn, status=status, payer=payer, network=network))
 
-    def last_amount(self, *, endpoint: str, payer: str, network: str) -> Future[int | None]:
-        """What was last authorized for this endpoint, in atomic units; None when nothing was."""
-        return self._submit(lambda book, conn: book.last_amount(conn, endpoint, payer, network))
+    def note(self, key: str, value: str) -> Future[None]:
+        """Remembers a value under `key`, in place of an earlier one."""
+        return self._submit(lambda book, conn: book.note(conn, key, value))
+
+    def noted(self, key: str) -> Future[str | None]:
+        """What was last noted (or pinned) under `key`."""
+        return self._submit(lambda book, conn: book.noted(conn, key))
 
     def spent(self, *, payer: str, asset: str, network: str, window_s: int = 86_400) -> Future[int]:
         """Reserved plus settled in the window, in atomic units: what a budget counts."""

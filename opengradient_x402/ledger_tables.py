@@ -266,19 +266,13 @@ class Book:
             conn.execute(pins.insert().values(key=key, value=value))
         return known or value
 
-    def last_amount(self, conn: Connection, endpoint: str, payer: str, network: str) -> int | None:
-        amount = conn.execute(
-            sa.select(authorizations.c.amount_atomic)
-            .where(
-                authorizations.c.endpoint == endpoint,
-                authorizations.c.payer == payer,
-                authorizations.c.network == network,
-                authorizations.c.status != "unsent",
-            )
-            .order_by(authorizations.c.sequence.desc())
-            .limit(1)
-        ).scalar_one_or_none()
-        return None if amount is None else int(amount)
+    def note(self, conn: Connection, key: str, value: str) -> None:
+        changed = conn.execute(pins.update().where(pins.c.key == key).values(value=value))
+        if changed.rowcount == 0:
+            conn.execute(pins.insert().values(key=key, value=value))
+
+    def noted(self, conn: Connection, key: str) -> str | None:
+        return conn.execute(sa.select(pins.c.value).where(pins.c.key == key)).scalar_one_or_none()
 
     def receipts(
         self,

@@ -189,15 +189,16 @@ class Payments:
             last_amount_atomic=self._last_amount.get(key.origin),
         )
 
-    def recall_price(self, key: SessionKey, endpoint: str) -> Future[int | None] | None:
-        """What this endpoint was last authorized for, also by earlier processes; None when it is known here."""
-        if key.origin in self._last_amount:
-            return None
-        return self.ledger.last_amount(endpoint=endpoint, payer=self.payer, network=self.network.caip2)
+    def recall_price(self, key: SessionKey) -> Future[str | None] | None:
+        """What this origin last accepted, also from earlier processes; None when it is known here."""
+        return None if key.origin in self._last_amount else self.ledger.noted(self._price_key(key))
 
-    def recalled_price(self, key: SessionKey, amount_atomic: int | None) -> None:
+    def recalled_price(self, key: SessionKey, noted: str | None) -> None:
         """Keeps the answer, unless a payment has been accepted meanwhile."""
-        self._last_amount.setdefault(key.origin, amount_atomic)
+        self._last_amount.setdefault(key.origin, None if noted is None else int(noted))
+
+    def _price_key(self, key: SessionKey) -> str:
+        return f"price {self.network.caip2} {key.origin}"
 
     def check_call(self, call: Call, key: SessionKey, *, cap_atomic: int) -> None:
         """Refuses a call that could cost more than `max_per_call`. Raises PolicyRefused.
@@ -343,7 +344,10 @@ class Payments:
     def accepted(self, signed: SignedPayment, key: SessionKey) -> None:
         """A payment to this origin was taken: earlier refusals no longer count, and its price is the measure."""
         self._refusals.pop(key.origin, None)
-        self._last_amount[key.origin] = signed.entry.amount_atomic
+        amount = signed.entry.amount_atomic
+        if self._last_amount.get(key.origin) != amount:
+            self._last_amount[key.origin] = amount
+            self.ledger.note(self._price_key(key), str(amount))
 
     def rejected(self, call: Call, challenge: Challenge, key: SessionKey) -> PaymentRejected | NotPaid:
         """The error for a payment that the gateway refused, from the reason that it gave."""

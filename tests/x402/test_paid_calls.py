@@ -457,3 +457,35 @@ def test_a_price_jump_is_refused_after_a_restart_too(net, account, tmp_path):
                 with pytest.raises(expected, match=r"0\.1 OPG"):
                     client.chat(PROMPT)
         net.faults.clear()
+
+
+def test_what_was_served_before_an_error_event_is_shown_before_the_error(net, payments, client):
+    net.faults.inject(faults.ErrorEvent(after_deltas=4))
+    shown = []
+    stream = client.stream(PROMPT)
+    with pytest.raises(GatewayError):
+        shown.extend(iter(stream))
+    assert len([delta for delta in shown if delta.content]) >= 2
+
+
+def test_a_refused_higher_price_does_not_become_the_measure(net, account, tmp_path):
+    def offer(amount):
+        net.close_sessions()
+        net.faults.clear()
+        net.faults.inject(faults.AlterTerms(amount=str(amount)), times=None)
+
+    ledger = tmp_path / "l.sqlite"
+    with payments_for(net, account, ledger) as payments, client_for(payments) as client:
+        offer(10**17)
+        client.chat(PROMPT)
+        offer(2 * 10**17)
+        net.faults.inject(faults.RefusePayment(), times=2)
+        with pytest.raises(PaymentRejected):
+            client.chat(PROMPT)
+    offer(4 * 10**17)
+    with (
+        payments_for(net, account, ledger) as payments,
+        client_for(payments) as client,
+        pytest.raises(PolicyRefused, match=r"0\.1 OPG"),
+    ):
+        client.chat(PROMPT)
