@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from support.payers import PROMPT, client_for, network_of, payments_for
 
 from opengradient_devnet import Devnet
 from opengradient_x402.errors import (
@@ -19,6 +18,7 @@ from opengradient_x402.errors import (
 from opengradient_x402.gateway import GatewayClient
 from opengradient_x402.payments import Payments
 from opengradient_x402.policy import SpendPolicy
+from support.payers import PROMPT, client_for, network_of, payments_for
 
 KEY = "0x" + "11" * 32
 

@@ -6,7 +6,6 @@ import pytest
 from eth_account import Account as EthAccount
 from hypothesis import given
 from hypothesis import strategies as st
-from support.node import serving
 
 from opengradient_devnet import Devnet
 from opengradient_x402.chain import (
@@ -25,6 +24,7 @@ from opengradient_x402.chain import (
 from opengradient_x402.errors import ChainUnavailable, ConfigurationError, RpcError
 from opengradient_x402.signer import LocalSigner
 from opengradient_x402.transactions import UnsignedTransaction, rlp_encode, sign_transaction
+from support.node import serving
 
 ANYONE = "0x" + "12" * 20
 

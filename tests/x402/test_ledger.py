@@ -10,11 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from support.ledger_rows import OPG, entry, served
 
 from opengradient_x402.errors import BudgetExceeded, LedgerUnavailable
 from opengradient_x402.ledger import AuthorizationEntry, Budget, Ledger
 from opengradient_x402.receipts import ReceiptStatus
+from support.ledger_rows import OPG, entry, served
 
 
 @pytest.fixture

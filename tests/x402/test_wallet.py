@@ -3,9 +3,6 @@ from __future__ import annotations
 from decimal import Decimal
 
 import pytest
-from support.node import serving
-from support.settling import Payer, new_payer, settle
-from support.settling import settle_call as settlement
 
 from opengradient_devnet import Account, Devnet
 from opengradient_devnet.accounts import new_account
@@ -21,6 +18,9 @@ from opengradient_x402.errors import (
 )
 from opengradient_x402.signer import LocalSigner
 from opengradient_x402.wallet import AsyncWallet, Wallet, require_funds
+from support.node import serving
+from support.settling import Payer, new_payer, settle
+from support.settling import settle_call as settlement
 
 ATOMIC = 10**18
 
