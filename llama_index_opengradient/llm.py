@@ -68,7 +68,7 @@ from llama_index_opengradient.tools import (
 if TYPE_CHECKING:
     from llama_index.core.tools.types import BaseTool
 
-    from opengradient_x402.gateway import AsyncCompletionStream, CompletionStream
+    from opengradient_x402.completion_streams import AsyncCompletionStream, CompletionStream
 
 _dispatcher = get_dispatcher(__name__)
 

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from opengradient_x402.completions import Completion, Delta, ToolCall, Usage
+    from opengradient_x402.completions import Completion, Delta, Usage
     from opengradient_x402.endpoints import StaticGateway
     from opengradient_x402.errors import (
         NotPaid,
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from opengradient_x402.registry_gateway import RegistryGateway
     from opengradient_x402.settlement import SettlementMode
     from opengradient_x402.signer import LocalSigner, Signer
+    from opengradient_x402.tool_calls import ToolCall
     from opengradient_x402.transport import AsyncX402Transport, X402Transport
     from opengradient_x402.wallet import Wallet
 
@@ -54,7 +55,7 @@ _HOMES = {
     "SpendPolicy": "policy",
     "StaticGateway": "endpoints",
     "TEE_LLM": "models",
-    "ToolCall": "completions",
+    "ToolCall": "tool_calls",
     "Usage": "completions",
     "Wallet": "wallet",
     "X402Transport": "transport",

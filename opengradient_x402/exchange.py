@@ -27,7 +27,6 @@ from opengradient_x402.completions import (
     Truncated,
     parse_completion,
     parse_usage,
-    stop_sequences,
 )
 from opengradient_x402.enclave_keys import Checked, ProofCheck
 from opengradient_x402.endpoints import Endpoint, EndpointSource, reach
@@ -47,6 +46,7 @@ from opengradient_x402.receipts import SettlementReceipt
 from opengradient_x402.settlement import SettlementMode
 from opengradient_x402.sse import DONE, EventDecoder, EventTooLarge
 from opengradient_x402.steps import Ask, Collect, Pause, Steps
+from opengradient_x402.stop_sequences import stop_sequences
 from opengradient_x402.tls import is_certificate_failure
 
 CHAT_PATH = "/v1/chat/completions"
