@@ -9,8 +9,9 @@ from typing import Any
 
 from opengradient_devnet.accounts import Wallets
 from opengradient_devnet.chain import Chain, KeyHolder
+from opengradient_devnet.decoy import decoy_payment
 from opengradient_devnet.facilitator import Facilitator, Settlement, Verification
-from opengradient_devnet.faults import FailSettlement, Faults, NeverSettle, SettleAtCap
+from opengradient_devnet.faults import FailSettlement, Faults, NeverSettle, SettleAtCap, SettleForSomebodyElse
 
 PAYER_REFUSED = "payer_not_made_by_this_devnet"
 
@@ -39,9 +40,10 @@ class HouseFacilitator(Facilitator):
 class Collector:
     """Verifies and settles payments as the facilitator does, unless a fault says otherwise."""
 
-    def __init__(self, facilitator: Facilitator, *, faults: Faults) -> None:
+    def __init__(self, facilitator: Facilitator, *, faults: Faults, wallets: Wallets) -> None:
         self._facilitator = facilitator
         self._faults = faults
+        self._wallets = wallets
 
     def verify(self, payload: dict[str, Any], requirements: dict[str, Any]) -> Verification:
         """Ask the facilitator; nothing moves."""
@@ -59,6 +61,13 @@ class Collector:
             return _unsent(requirements)
         if amount_atomic is not None and self._faults.take(SettleAtCap):
             amount_atomic = int(requirements["amount"])
+        stranger = self._faults.take(SettleForSomebodyElse)
+        if stranger is not None:
+            payload, requirements = decoy_payment(
+                {**requirements, "extra": {**requirements["extra"], "facilitatorAddress": self._facilitator.address}},
+                wallets=self._wallets,
+                pay_to=stranger.pay_to,
+            )
         return self._facilitator.settle(payload, requirements, amount_atomic)
 
 

@@ -35,6 +35,7 @@ from opengradient_devnet.chain import PRIVATE_CHAIN_ID, Chain
 from opengradient_devnet.challenge import PaymentTerms, Scheme
 from opengradient_devnet.collector import Collector, HouseFacilitator
 from opengradient_devnet.contracts import OPG
+from opengradient_devnet.dating import dated
 from opengradient_devnet.explorer.routes import Explorer
 from opengradient_devnet.facilitator_api import facilitator_app
 from opengradient_devnet.faults import Faults
@@ -72,8 +73,8 @@ class Devnet:
 
     `upstream` is "rules", "openai:URL" or a model of your own. `sessions=False` settles every call on its own.
     `schemes` are what the gateway offers; `session_cap_opg` and `exact_price_opg` are the offers' amounts.
-    `prices` overrides the price list (path, or parsed). `fault_route=True` serves `POST /faults`;
-    `faults` can be injected in Python in any case.
+    `prices` overrides the price list (path, or parsed). `fault_route=True` serves `POST /faults`
+    and `POST /reorganise`; `faults` can be injected in Python in any case.
     """
 
     def __init__(
@@ -154,7 +155,7 @@ class Devnet:
             self.chain.fund(account.address, native_wei=1000 * WALLET_GAS_WEI)
         self._wallets = Wallets(self.chain)
         facilitator = HouseFacilitator(self.chain, account=facilitator_account, wallets=self._wallets)
-        collector = Collector(facilitator, faults=self.faults)
+        collector = Collector(facilitator, faults=self.faults, wallets=self._wallets)
         blobs = BlobStore()
         self._data_settler = DataSettler(
             facilitator, blobs=blobs, batch_size=self._batch_size, batch_interval_s=self._batch_interval_s
@@ -225,12 +226,13 @@ class Devnet:
         explorer = Explorer(chain=self.chain, sessions=self._sessions, blobs=blobs, network=self.network)
         routes: list[BaseRoute] = [*gateway.routes(), *public.routes(), *explorer.routes()]
         routes.append(Mount("/facilitator", facilitator_app(facilitator)))
-        app = _with_rpc(Starlette(routes=routes), rpc_app(self.chain))
+        app = dated(_with_rpc(Starlette(routes=routes), rpc_app(self.chain)), faults=self.faults)
+        unpaid_site = dated(unpaid_app(model, prices=self._prices), faults=Faults())
         server = ServerThread(
             [
                 Site(app=app, listener=http),
                 Site(app=app, listener=https, tls=certificate.server_context),
-                Site(app=unpaid_app(model, prices=self._prices), listener=unpaid),
+                Site(app=unpaid_site, listener=unpaid),
             ],
             on_stop=model.aclose,
         )

@@ -132,8 +132,20 @@ class FailSettlement:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SettleForSomebodyElse:
+    """Settle nothing of the client's, and pass off a real settlement of another payer as it.
+
+    The other payer pays the same amount, to the same payee or to `pay_to`; the client's authorization stays unspent.
+    """
+
+    pay_to: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WrongTransaction:
-    """Name another transaction wherever a response would name the real one."""
+    """Name another transaction wherever a response would name the real one: one that is on no chain, or, with
+    `transaction`, any real one (another payer's settlement, the client's own transfer to a stranger).
+    """
 
     transaction: str = "0x" + "de" * 32
 
@@ -232,6 +244,13 @@ class OmitUsage:
     """Leave `usage` out of the answer; the call is charged as ever."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SkewClock:
+    """Let the gateway's Date header be wrong by so many seconds (negative: it is behind)."""
+
+    by_s: float
+
+
 # --- proofs -----------------------------------------------------------------------------------------------
 
 
@@ -241,10 +260,22 @@ class ForgeProof:
 
     `key`: signed by a key that is not the enclave's. `signature`: one bit flipped. `timestamp`: another time
     than the signed one. `stale`: correctly signed, an hour ago. `request_hash`, `output_hash`: correctly
-    signed, over something else. `absent`: no proof at all.
+    signed, over something else. `replayed`: the whole proof of the call before, or of one that nobody made when
+    there was none. `reused_signature`: this call's hashes under the signature of that other proof. `absent`: no
+    proof at all.
     """
 
-    part: Literal["key", "signature", "timestamp", "stale", "request_hash", "output_hash", "absent"]
+    part: Literal[
+        "key",
+        "signature",
+        "timestamp",
+        "stale",
+        "request_hash",
+        "output_hash",
+        "replayed",
+        "reused_signature",
+        "absent",
+    ]
 
 
 Fault = (
@@ -258,6 +289,7 @@ Fault = (
     | SettleAtCap
     | NeverSettle
     | FailSettlement
+    | SettleForSomebodyElse
     | WrongTransaction
     | AnswerStatus
     | Redirect
@@ -271,6 +303,7 @@ Fault = (
     | SlowDrip
     | StreamStyle
     | OmitUsage
+    | SkewClock
     | ForgeProof
 )
 _Kind = TypeVar("_Kind", bound=Fault)

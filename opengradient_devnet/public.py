@@ -25,7 +25,7 @@ DEFAULT_OPG = "10"
 
 
 class PublicRoutes:
-    """Routes around the gateway. Fault control exists only when `controls_faults`."""
+    """Routes around the gateway. Control of faults and reorganisations exists only when `controls_faults`."""
 
     def __init__(
         self,
@@ -46,7 +46,10 @@ class PublicRoutes:
 
     def routes(self) -> list[Route]:
         """What to mount at the root of the devnet's origin."""
-        control = [Route("/faults", self._control_faults, methods=["GET", "POST", "DELETE"])]
+        control = [
+            Route("/faults", self._control_faults, methods=["GET", "POST", "DELETE"]),
+            Route("/reorganise", self._reorganise, methods=["POST"]),
+        ]
         return [
             Route("/network", self._describe, methods=["GET"]),
             Route("/accounts", self._make_account, methods=["POST"]),
@@ -103,6 +106,20 @@ class PublicRoutes:
         except (FaultUnknown, TypeError, ValueError) as exc:
             return _refuse(400, str(exc))
         return JSONResponse({})
+
+    async def _reorganise(self, request: Request) -> Response:
+        """`{"depth": 3, "lose": "all" | [hashes]}` -> `{"lost": [hashes]}`."""
+        try:
+            wish = await _json_object(request)
+            depth, lose = wish.get("depth"), wish.get("lose", [])
+            if isinstance(depth, bool) or not isinstance(depth, int) or not (lose == "all" or isinstance(lose, list)):
+                return _refuse(400, 'Say how many blocks: {"depth": 3}, and what to lose: "all", or a list of hashes.')
+            lost = await run_in_threadpool(
+                self._chain.reorganise, depth, lose="all" if lose == "all" else [*map(str, lose)]
+            )
+        except (TypeError, ValueError) as exc:
+            return _refuse(400, str(exc))
+        return JSONResponse({"lost": lost})
 
 
 async def _json_object(request: Request) -> dict[str, Any]:

@@ -68,6 +68,7 @@ class ModelService:
         self._faults = faults
         self._quotes_costs = quotes_costs
         self._on_work = on_work
+        self._latest_proof: Proof | None = None
 
     async def ask(self, call: Call) -> Transcript:
         """The model's whole answer. Raises ModelError."""
@@ -189,8 +190,9 @@ class ModelService:
             finish_reason=transcript.finish_reason or "stop",
             timestamp_s=int(time.time()),
         )
+        earlier, self._latest_proof = self._latest_proof, proof
         fault = self._faults.take(ForgeProof)
-        return proof if fault is None else forge(proof, fault, enclave=self._enclave)
+        return proof if fault is None else forge(proof, fault, enclave=self._enclave, earlier=earlier)
 
     def _batch(self, proof: Proof) -> None:
         if self._data_settler.add(proof):

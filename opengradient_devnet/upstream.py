@@ -35,10 +35,11 @@ _RETRYABLE = frozenset({429, 502, 503, 504})
 def open_model(upstream: str, *, api_key: str | None = None, keep_provider: bool = False) -> Model:
     """The model that `upstream` names: `"rules"`, or `"openai:http://127.0.0.1:11434/v1"`.
 
-    Raises ValueError for anything else.
+    `"rules:raw"` is the rule model without what live gateways leave out: it does not apply `stop`, and never says
+    that an answer ended for its length. Raises ValueError for anything else.
     """
-    if upstream == "rules":
-        return RulesModel()
+    if upstream in ("rules", "rules:raw"):
+        return RulesModel(compensates=upstream == "rules")
     kind, _, base_url = upstream.partition(":")
     if kind != "openai" or not base_url.startswith(("http://", "https://")):
         raise ValueError(f"Unknown upstream {upstream!r}. Use 'rules', or 'openai:' and the URL of a server's /v1.")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import time
+from email.utils import parsedate_to_datetime
 
 import httpx
 import pytest
 
 from opengradient_devnet import Devnet, Faults
+from opengradient_devnet.contracts import contract
 from opengradient_devnet.faults import (
     FAULT_KINDS,
     AlterChallenge,
@@ -32,6 +34,8 @@ from opengradient_devnet.faults import (
     Redirect,
     RefusePayment,
     SettleAtCap,
+    SettleForSomebodyElse,
+    SkewClock,
     SlowDrip,
     StreamStyle,
     TruncateStream,
@@ -275,6 +279,40 @@ def test_data_settlement_can_name_a_wrong_transaction(net, payer):
     assert final["data_settlement_transaction_hash"] == "0xabc"
 
 
+def test_another_payers_settlement_can_be_passed_off_as_the_clients():
+    with (
+        Devnet(sessions=False) as net,
+        Payer(net.gateway_url, private_key=net.account(opg="1", approved=True).private_key) as payer,
+    ):
+        for elsewhere in (None, ELSEWHERE):
+            net.faults.inject(SettleForSomebodyElse(pay_to=elsewhere))
+            told = decode(payer.chat().headers["payment-response"])
+            receipt = net.chain.rpc("eth_getTransactionReceipt", [told["transaction"]])
+            transfer, settled = receipt["logs"]
+            moved = contract("OPG").decode_log(transfer)
+
+            assert (receipt["status"], told["success"], told["payer"]) == ("0x1", True, payer.address)
+            assert contract("UptoProxy").decode_log(settled) == {"event": "Settled"}
+            assert moved["from"] != payer.address.lower()
+            assert moved["to"] == (elsewhere or net.network["payees"][0]).lower()
+            assert str(moved["value"]) == told["amount"]
+        assert net.chain.token_balance(payer.address) == 10**18
+        assert decode(payer.chat().headers["payment-response"])["success"]
+        assert net.chain.token_balance(payer.address) < 10**18
+
+
+def test_session_can_be_settled_for_somebody_else(net, payer):
+    net.close_sessions()
+    before = net.chain.token_balance(payer.address)
+    payer.chat()
+    net.faults.inject(SettleForSomebodyElse())
+    record = net.close_sessions()[-1]
+
+    assert record.success
+    assert record.amount_atomic > 0
+    assert net.chain.token_balance(payer.address) == before
+
+
 # --- answers ----------------------------------------------------------------------------------------------
 
 
@@ -426,3 +464,72 @@ def test_proof_can_be_forged_or_left_out(net, payer, body):
     assert not verify_proof(proof_of(forged), public_key_pem=key)
     assert not [member for member in without if member.startswith("tee_")]
     assert verify_proof(proof_of(answer_of(payer.chat(body).text)[2]), public_key_pem=key)
+
+
+def test_proof_of_another_call_can_be_given_for_this_one(net, payer):
+    key = payer.http.get("/signing-key").json()["public_key"]
+    ask = (chat_body(f"Question {number}") for number in range(9))
+
+    def proof():
+        return proof_of(payer.chat(next(ask)).json())
+
+    first = proof()
+    net.faults.inject(ForgeProof(part="replayed"))
+    replayed = proof()
+    net.faults.inject(ForgeProof(part="reused_signature"))
+    reused = proof()
+
+    assert replayed == first
+    assert verify_proof(replayed, public_key_pem=key)
+    assert not verify_proof(reused, public_key_pem=key)
+    assert reused.request_hash not in (first.request_hash, replayed.request_hash)
+
+
+def test_first_call_of_all_can_be_given_the_proof_of_no_call():
+    with Devnet() as fresh, Payer(fresh.gateway_url, private_key=fresh.account(approved=True).private_key) as payer:
+        key = payer.http.get("/signing-key").json()["public_key"]
+        fresh.faults.inject(ForgeProof(part="replayed"))
+        assert verify_proof(proof_of(payer.chat().json()), public_key_pem=key)
+
+
+# --- time -------------------------------------------------------------------------------------------------
+
+
+def date_of(response) -> float:
+    dates = response.headers.get_list("date")
+    assert len(dates) == 1
+    return parsedate_to_datetime(dates[0]).timestamp()
+
+
+def test_gateways_clock_can_be_wrong_and_the_chains_stays_right(net, payer):
+    net.faults.inject(SkewClock(by_s=-7200), times=None)
+    wrong = [date_of(payer.http.post("/v1/chat/completions", json=chat_body())), date_of(payer.chat())]
+    right = [date_of(payer.http.get(path)) for path in ("/network", "/explorer", "/health")]
+    net.faults.clear()
+
+    assert [round((time.time() - moment_s) / 60) for moment_s in wrong] == [120, 120]
+    assert all(abs(time.time() - moment_s) < 5 for moment_s in right)
+    assert abs(time.time() - date_of(payer.chat())) < 5
+    assert abs(net.chain.now_s() - time.time()) < 5
+
+
+def test_chain_can_be_reorganised_over_http_and_a_lost_payment_leaves_no_trace(net, payer):
+    net.close_sessions()
+    before = net.chain.token_balance(payer.address)
+    payer.chat()
+    transaction = net.close_sessions()[-1].transaction
+    depth = 1 + int(payer.http.post("/rpc", json=_rpc("eth_blockNumber")).json()["result"], 16)
+    depth -= int(net.chain.rpc("eth_getTransactionReceipt", [transaction])["blockNumber"], 16)
+
+    assert payer.http.post("/reorganise", json={"depth": depth}).json() == {"lost": []}
+    assert net.chain.token_balance(payer.address) < before
+    depth += 1
+    assert payer.http.post("/reorganise", json={"depth": depth, "lose": "all"}).json()["lost"] == [transaction]
+    assert net.chain.token_balance(payer.address) == before
+    assert payer.http.get(f"/explorer/tx/{transaction}").status_code == 404
+    for nonsense in ({}, {"depth": True}, {"depth": 1, "lose": 3}, {"depth": 10**9}, []):
+        assert payer.http.post("/reorganise", json=nonsense).status_code == 400
+
+
+def _rpc(method: str) -> dict:
+    return {"jsonrpc": "2.0", "id": 1, "method": method, "params": []}

@@ -105,6 +105,15 @@ async def test_passes_the_request_on_under_the_providers_own_model_name():
     assert answer.model == "openai/gpt-5"
 
 
+async def test_raw_rules_do_not_compensate_for_what_gateways_leave_out():
+    request = {**REQUEST, "stop": " ", "max_tokens": 2}
+    helpful, raw = [await open_model(name).complete(request) for name in ("rules", "rules:raw")]
+
+    assert " " not in helpful.message["content"]
+    assert " " in raw.message["content"]
+    assert raw.finish_reason == "stop"
+
+
 @pytest.mark.parametrize(
     ("keep_provider", "asked_for", "sent"),
     [(True, "openai/gpt-5", "openai/gpt-5"), (False, "llama3.2:1b", "llama3.2:1b"), (False, "a/b/c", "b/c")],
