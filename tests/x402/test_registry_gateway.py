@@ -232,7 +232,8 @@ def test_a_dead_enclave_is_left_for_a_live_one(net, pay, book, list_devnet, encl
     payments = pay()
     gateway = gateway_for(payments, first=gone)
     with caplog.at_level(logging.WARNING):
-        assert "What is x402?" in call(payments, gateway=gateway, max_retries=0)
+        # Proven with the key of the enclave that served, not of the one that was to serve.
+        assert "What is x402?" in call(payments, gateway=gateway, max_retries=0, verify_tee="require")
     assert f"No connection to {gone}" in caplog.text
     caplog.clear()
     assert call(payments, gateway=gateway, max_retries=0), "the dead one stays behind"
@@ -411,6 +412,27 @@ async def test_a_cancelled_first_call_leaves_the_reading_to_the_others(pay, book
     assert (await second).content
     assert book.node.count("eth_call") == 1
     await client.aclose()
+
+
+# -- from the frameworks
+
+
+def test_both_faces_call_the_registry_by_its_name(net, pay, list_devnet, monkeypatch):
+    from langchain_opengradient import ChatOpenGradient
+    from llama_index_opengradient import OpenGradient
+
+    list_devnet()
+    wallet = {"private_key": net.account(opg="10", approved=True).private_key, "network": pay().network}
+    with ChatOpenGradient(model="openai/gpt-5", base_url="registry", **wallet) as model:
+        receipt = model.invoke("Hello").response_metadata["opengradient"]
+    assert receipt["endpoint"].startswith(net.https_gateway_url)
+    model = OpenGradient(model="openai/gpt-5", base_url="registry", **wallet)
+    assert model.complete("Hello").raw["x402"]["endpoint"].startswith(net.https_gateway_url)
+    model.close()
+    monkeypatch.setenv("OG_GATEWAY_URL", "registry")
+    with ChatOpenGradient(model="openai/gpt-5", **wallet) as model:
+        receipt = model.invoke("Hello").response_metadata["opengradient"]
+    assert receipt["endpoint"].startswith(net.https_gateway_url)
 
 
 # -- what cannot be meant
