@@ -1,0 +1,162 @@
+"""The code in README and docs is run as it stands: Python page by page, our commands one by one."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from opengradient_devnet import Devnet
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCK = re.compile(r"^```(?P<language>\w+)[^\n]*\n(?P<code>.*?)^```", re.MULTILINE | re.DOTALL)
+# Commands that are not run here, and why.
+ELSEWHERE = {
+    "pip install": "installing is what the release check does, in an empty environment",
+    "uv run pytest": "this is it",
+    "uv run opengradient-x402 demo": "tests/demo runs the demo",
+    "opengradient-x402 demo": "tests/demo runs the demo",
+    "bash .ci/run": "this is run by it",
+    "git ": "not ours",
+    "export ": "read by the next line of a shell",
+    "cd ": "not ours",
+}
+
+
+@dataclass(frozen=True)
+class Block:
+    page: Path
+    line: int
+    language: str
+    code: str
+
+
+def blocks_of(page: Path) -> list[Block]:
+    text = page.read_text()
+    return [
+        Block(page=page, line=text.count("\n", 0, found.start()) + 2, language=found["language"], code=found["code"])
+        for found in BLOCK.finditer(text)
+    ]
+
+
+def pages_with(language: str) -> list[Path]:
+    return [page for page in PAGES if any(block.language == language for block in blocks_of(page))]
+
+
+def name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def commands() -> list[Block]:
+    found = []
+    for page in PAGES:
+        for block in blocks_of(page):
+            if block.language not in ("bash", "sh", "console"):
+                continue
+            for offset, line in enumerate(block.code.replace("\\\n", " ").splitlines()):
+                if command := line.partition("  #")[0].strip():
+                    found.append(Block(page=page, line=block.line + offset, language="bash", code=command))
+    return found
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory) -> Iterator[Devnet]:
+    folder = tmp_path_factory.mktemp("state") / "opengradient"
+    folder.mkdir()
+    with Devnet(idle_timeout_s=1.5, network_file=folder / "devnet.json") as net:
+        yield net
+
+
+@pytest.fixture
+def environment(network, tmp_path) -> dict[str, str]:
+    """A funded and approved wallet, an empty ledger, and nothing else of anybody's."""
+    account = network.account(opg="10", approved=True)
+    kept = {name: os.environ[name] for name in ("LANG", "TMPDIR") if name in os.environ}
+    return kept | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "HOME": str(tmp_path),
+        "XDG_STATE_HOME": str(network.network_file.parents[1]),
+        "OG_NETWORK": "devnet",
+        "OG_PRIVATE_KEY": account.private_key,
+        "OG_LEDGER_URL": f"sqlite:///{tmp_path / 'ledger.sqlite'}",
+        "PYTHONWARNINGS": "error::DeprecationWarning:__main__",
+    }
+
+
+@pytest.mark.parametrize("page", pages_with("python"), ids=name)
+def test_the_python_of_a_page_runs_from_top_to_bottom(page, environment, tmp_path):
+    script = tmp_path / "page.py"
+    source = ""
+    for block in blocks_of(page):
+        if block.language == "python":
+            source += "\n" * (block.line - 1 - source.count("\n")) + block.code  # same line numbers as the page
+    script.write_text(source)
+    done = subprocess.run(
+        [sys.executable, str(script)], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=90, check=False
+    )
+    assert done.returncode == 0, f"{name(page)}\n{done.stderr[-4000:]}"
+
+
+@pytest.mark.parametrize("command", commands(), ids=lambda block: f"{name(block.page)}:{block.line}")
+def test_a_command_of_a_page_runs_as_written(command, environment, tmp_path):
+    line = command.code
+    if any(line.startswith(beginning) for beginning in ELSEWHERE):
+        return
+    if assigned := re.match(r"(?:[A-Z_]+=\S+ )+", line):
+        environment |= dict(pair.split("=", 1) for pair in assigned[0].split())
+        line = line[assigned.end() :]
+    if line.startswith("opengradient-devnet"):
+        _starts_and_stops(line, environment, tmp_path)
+        return
+    assert line.startswith(("opengradient-x402", "python ")), f"nobody runs {line!r}: say why in ELSEWHERE"
+    folder = ROOT if line.startswith("python examples") else tmp_path
+    done = subprocess.run(
+        shlex.split(line), cwd=folder, env=environment, capture_output=True, text=True, timeout=90, check=False
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+
+
+def _starts_and_stops(line: str, environment: dict[str, str], folder: Path) -> None:
+    """A devnet that announces itself, writes its file, and ends well when it is told to."""
+    (folder / "prices.json").write_text((ROOT / "opengradient_devnet" / "prices.json").read_text())
+    environment["XDG_STATE_HOME"] = str(folder / "state")
+    process = subprocess.Popen(
+        shlex.split(line.removesuffix("&").strip()), cwd=folder, env=environment, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        file = folder / "state" / "opengradient" / "devnet.json"
+        deadline = time.monotonic() + 30
+        while not file.exists():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert "gateway" in said
+
+
+def test_every_page_is_reached_from_the_readme():
+    reached, waiting = set(), [ROOT / "README.md"]
+    while waiting:
+        page = waiting.pop()
+        if page in reached or page.suffix != ".md":
+            continue
+        reached.add(page)
+        for link in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
+            if not link.startswith("http"):
+                target = (page.parent / link).resolve()
+                assert target.exists(), f"{name(page)} links to {link}, which does not exist"
+                waiting.append(target)
+    assert {page for page in PAGES if page not in reached} == set()
