@@ -45,21 +45,22 @@ def verify_bundle(
     content: bytes,
     *,
     rpc_url: str | None = None,
-    other_rpc_urls: Mapping[int, str] | None = None,
+    relay_rpc_url: str | None = None,
     is_offline: bool = False,
     expected_signer: str | None = None,
 ) -> Verification:
     """Everything that can be found out about a bundle.
 
     `rpc_url` is a node of the payments' chain (the public one of a known network when not given);
-    `other_rpc_urls`, by chain id, are for relay and registry. `expected_signer` demands that address's
-    signature. Raises BundleUnreadable for a file that was changed, ConfigurationError when a node is needed.
+    `relay_rpc_url` is one of the chain of relay and registry, where that is another. `expected_signer` demands
+    that address's signature. Raises BundleUnreadable for a file that was changed, ConfigurationError when a node
+    is needed.
     """
     bundle = Bundle.from_bytes(content)
     contents = Contents.of(bundle)
     findings = origin_findings(bundle, payers=contents.payers, expected_signer=expected_signer)
     findings += _network_findings(bundle)
-    urls = {**_known_urls(), **(other_rpc_urls or {})}
+    urls = _known_urls() | _given_urls(bundle, relay_rpc_url)
     recorded = Evidence(bundle.records).replayed(
         audit(contents, network=network_of(bundle, rpc_url=_NOWHERE, other_rpc_urls={}), is_live=False)
     )
@@ -99,6 +100,13 @@ def _known_urls() -> dict[int, str]:
             if place is not None:
                 urls[place.chain_id] = place.rpc_url
     return urls
+
+
+def _given_urls(bundle: Bundle, relay_rpc_url: str | None) -> dict[int, str]:
+    if relay_rpc_url is None:
+        return {}
+    network = network_of(bundle, rpc_url=_NOWHERE, other_rpc_urls={})
+    return {place.chain_id: relay_rpc_url for place in (network.relay, network.registry) if place is not None}
 
 
 def _node_for(bundle: Bundle, urls: Mapping[int, str]) -> str:

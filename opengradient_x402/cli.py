@@ -18,6 +18,20 @@ import typer
 
 from opengradient_x402.errors import NotPaid, OpenGradientError
 
+_COMMANDS = {
+    "approve": "approve:approve",
+    "balance": "balance:balance",
+    "chat": "chat:chat",
+    "doctor": "doctor:doctor",
+    "models": "models:models",
+}
+_RECEIPTS = {
+    "list": "receipts:list_receipts",
+    "show": "receipts:show",
+    "reconcile": "receipts:reconcile",
+    "export": "receipts:export",
+    "verify": "receipts:verify",
+}
 COMMAND_GROUP = "opengradient_x402.commands"
 EXIT_CODES = {
     0: "done",
@@ -39,9 +53,39 @@ def main() -> None:
 
 
 def build_app(arguments: list[str]) -> typer.Typer:
-    """The application. Commands of other packages are imported only when `arguments` ask for them, or for help."""
-    app = typer.Typer(
-        name="opengradient-x402",
+    """The application. A command is imported only when `arguments` ask for it, or for help."""
+    app = _group("opengradient-x402")
+
+    @app.callback()
+    def root() -> None:
+        """Verifiable, pay-per-call LLMs: pay, prove, and keep the receipts."""
+
+    points = {point.name: point for point in entry_points(group=COMMAND_GROUP)}
+    for name in _wanted(arguments, {*_COMMANDS, "receipts", *points}):
+        if name == "receipts":
+            app.add_typer(_receipts_app(), name=name, help="List, show, reconcile, export and verify receipts.")
+        else:
+            command = _own(_COMMANDS[name]) if name in _COMMANDS else _loaded(points[name])
+            app.command(name, epilog=_EPILOG)(ending_well(command))
+    return app
+
+
+def _wanted(arguments: list[str], known: set[str]) -> list[str]:
+    """The command that is asked for; all of them for help, and for a typing error."""
+    first = next((argument for argument in arguments if not argument.startswith("-")), None)
+    return [first] if first in known else sorted(known)
+
+
+def _receipts_app() -> typer.Typer:
+    app = _group("receipts")
+    for name, place in _RECEIPTS.items():
+        app.command(name, epilog=_EPILOG)(ending_well(_own(place)))
+    return app
+
+
+def _group(name: str) -> typer.Typer:
+    return typer.Typer(
+        name=name,
         epilog=_EPILOG,
         no_args_is_help=True,
         add_completion=False,
@@ -49,15 +93,11 @@ def build_app(arguments: list[str]) -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
 
-    @app.callback()
-    def root() -> None:
-        """Verifiable, pay-per-call LLMs: pay, prove, and keep the receipts."""
 
-    wanted = next((argument for argument in arguments if not argument.startswith("-")), None)
-    for point in sorted(entry_points(group=COMMAND_GROUP), key=lambda point: point.name):
-        if wanted in (None, point.name):
-            app.command(point.name, epilog=_EPILOG)(ending_well(_loaded(point)))
-    return app
+def _own(place: str) -> Callable[..., None]:
+    module, _, name = place.partition(":")
+    command: Callable[..., None] = getattr(importlib.import_module(f"opengradient_x402.commands.{module}"), name)
+    return command
 
 
 def exit_code(exc: OpenGradientError) -> int:

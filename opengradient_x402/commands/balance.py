@@ -1,0 +1,62 @@
+"""`opengradient-x402 balance`: what a wallet holds, what payments may take, what is reserved."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from opengradient_x402.commands.options import JsonOption, LedgerOption, NetworkOption, network_of, opened_ledger
+
+
+def balance(
+    address: Annotated[str | None, typer.Argument(help="Another wallet than that of OG_PRIVATE_KEY.")] = None,
+    network: NetworkOption = None,
+    ledger: LedgerOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show tokens, gas, allowance, and what today's payments have spent or reserved."""
+    from opengradient_x402.chain import ChainReader, allowance, balance_of, native_balance
+    from opengradient_x402.commands.options import signer_of_environment
+    from opengradient_x402.commands.output import print_json, print_pairs
+    from opengradient_x402.money import format_amount
+
+    chosen = network_of(network)
+    owner = _checked(address) if address is not None else signer_of_environment().address
+    asset = chosen.asset
+    with ChainReader(chosen.rpc_url, chosen.chain_id) as chain:
+        held = chain.ask(balance_of(asset.address, owner))
+        allowed = chain.ask(allowance(asset.address, owner, chosen.permit2))
+        gas_wei = chain.ask(native_balance(owner))
+    with opened_ledger(ledger) as book:
+        spent = book.spent(payer=owner, asset=asset.address, network=chosen.caip2).result()
+    if as_json:
+        print_json(
+            {
+                "address": owner,
+                "network": chosen.caip2,
+                "balance_atomic": str(held),
+                "allowance_atomic": str(allowed),
+                "native_wei": str(gas_wei),
+                "spent_or_reserved_today_atomic": str(spent),
+            }
+        )
+        return
+    print_pairs(
+        [
+            ("wallet", f"{owner} on {chosen.name}"),
+            ("balance", asset.format(held)),
+            ("allowance", asset.format(allowed)),
+            ("gas", f"{format_amount(gas_wei)} ETH"),
+            ("today", f"{asset.format(spent)} spent or reserved"),
+        ]
+    )
+
+
+def _checked(address: str) -> str:
+    from opengradient_x402.addresses import checksum_address
+
+    try:
+        return checksum_address(address)
+    except ValueError as exc:
+        raise typer.BadParameter(str(exc), param_hint="address") from exc

@@ -1,0 +1,121 @@
+"""`opengradient-x402 chat`: one paid call. The answer goes to standard output, the bill to standard error."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from opengradient_x402.commands.options import GatewayOption, JsonOption, LedgerOption, NetworkOption, opened_payments
+
+if TYPE_CHECKING:
+    from opengradient_x402.attestation import VerifyTee
+    from opengradient_x402.completions import Completion
+    from opengradient_x402.gateway import GatewayClient
+    from opengradient_x402.receipts import SettlementReceipt
+
+
+def chat(
+    prompt: Annotated[str | None, typer.Argument(help="What to ask; `-` or nothing reads standard input.")] = None,
+    model: Annotated[str, typer.Option("--model", "-m", help="See `models`.")] = "openai/gpt-5",
+    system: Annotated[str | None, typer.Option("--system", "-s", help="A system message.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="The longest answer to pay for.")] = None,
+    mode: Annotated[str | None, typer.Option(help="private, batch or individual (OG_SETTLEMENT_MODE).")] = None,
+    verify_tee: Annotated[str, typer.Option(help="off, warn or require the enclave's proof.")] = "warn",
+    wait_s: Annotated[float, typer.Option("--wait", min=0, help="Seconds to wait for the settlement.")] = 0,
+    network: NetworkOption = None,
+    gateway: GatewayOption = None,
+    ledger: LedgerOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask a model, pay for the answer, and show what it cost and its receipt."""
+    from opengradient_x402.commands.options import gateway_of
+    from opengradient_x402.gateway import GatewayClient
+    from opengradient_x402.settings import Settings
+
+    body = _body(prompt, model=model, system=system, max_tokens=max_tokens)
+    with opened_payments(network, ledger) as payments:
+        client = GatewayClient(
+            payments,
+            base_url=gateway_of(gateway, payments.network),
+            settlement_mode=mode or Settings.load().settlement_mode,
+            verify_tee=_verify_tee(verify_tee),
+        )
+        with client:
+            completion = _asked(client, body, quietly=as_json)
+        receipt = completion.receipt
+        if receipt is not None and wait_s:
+            receipt = receipt.wait_settled(wait_s)
+        if as_json:
+            _print_json(completion, receipt)
+        elif receipt is not None:
+            _print_bill(completion, receipt, symbol=payments.network.asset.symbol)
+
+
+def _verify_tee(choice: str) -> VerifyTee:
+    from opengradient_x402.attestation import VerifyTee
+
+    try:
+        return VerifyTee(choice)
+    except ValueError as exc:
+        names = ", ".join(VerifyTee)
+        raise typer.BadParameter(f"{choice!r} is not one of {names}", param_hint="--verify-tee") from exc
+
+
+def _body(prompt: str | None, *, model: str, system: str | None, max_tokens: int | None) -> dict[str, Any]:
+    if prompt is None and sys.stdin.isatty():
+        raise typer.BadParameter("say what to ask, or pipe it in", param_hint="prompt")
+    text = sys.stdin.read() if prompt in (None, "-") else prompt
+    if not text or not text.strip():
+        raise typer.BadParameter("there is nothing to ask", param_hint="prompt")
+    messages = [{"role": "system", "content": system}] if system else []
+    body: dict[str, Any] = {"model": model, "messages": [*messages, {"role": "user", "content": text}]}
+    return body if max_tokens is None else body | {"max_tokens": max_tokens}
+
+
+def _asked(client: GatewayClient, body: dict[str, Any], *, quietly: bool) -> Completion:
+    with client.stream(body) as stream:
+        for delta in stream:
+            if not quietly:
+                typer.echo(delta.content, nl=False)
+                sys.stdout.flush()
+    if not quietly:
+        typer.echo()
+    if stream.completion is None:
+        raise AssertionError("a stream that was read to its end has a completion")
+    return stream.completion
+
+
+def _print_json(completion: Completion, receipt: SettlementReceipt | None) -> None:
+    from opengradient_x402.commands.output import print_json
+
+    usage = completion.usage
+    print_json(
+        {
+            "model": completion.model,
+            "text": completion.content,
+            "finish_reason": completion.finish_reason,
+            "usage": None
+            if usage is None
+            else {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens},
+            "receipt": None if receipt is None else receipt.to_json(),
+        }
+    )
+
+
+def _print_bill(completion: Completion, receipt: SettlementReceipt, *, symbol: str) -> None:
+    from opengradient_x402.commands.output import note
+    from opengradient_x402.money import format_amount
+
+    usage = completion.usage
+    tokens = "" if usage is None else f", {usage.prompt_tokens} + {usage.completion_tokens} tokens"
+    amount = receipt.settled_atomic if receipt.settled_atomic is not None else receipt.cost_atomic
+    word = "paid" if receipt.settled_atomic is not None else "quoted"
+    cost = "cost not quoted" if amount is None else f"{format_amount(amount)} {symbol} {word}"
+    proof = f", enclave proof {receipt.tee_verified}" if receipt.tee_verified else ""
+    note(f"\n{completion.model}: {cost}{tokens}{proof}")
+    settlement = f", transaction {receipt.payment_tx_hash}" if receipt.payment_tx_hash else ""
+    note(
+        f"receipt {receipt.call_id}: {receipt.status}{settlement} (`opengradient-x402 receipts show {receipt.call_id}`)"
+    )

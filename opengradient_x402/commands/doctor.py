@@ -1,0 +1,270 @@
+"""`opengradient-x402 doctor`: what stands between this machine and a paid call, each problem with its fix.
+
+Checks in the order in which a call needs things. Nothing is signed and nothing is paid: the gateway is asked for
+its price, and the answer is judged by the spend policy.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Literal
+
+import typer
+
+from opengradient_x402.commands.options import GatewayOption, JsonOption, LedgerOption, NetworkOption
+
+if TYPE_CHECKING:
+    from opengradient_x402.chain import ChainReader
+    from opengradient_x402.challenge import PaymentTerms
+    from opengradient_x402.networks import Network
+
+_MOST_SKEW_S = 30
+_MARKS = {"ok": "✓", "warning": "!", "problem": "✗", "skipped": "-"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Diagnosis:
+    """One check: what was found, and what to do about it."""
+
+    name: str
+    state: Literal["ok", "warning", "problem", "skipped"]
+    found: str
+    fix: str | None = None
+
+
+def doctor(
+    network: NetworkOption = None,
+    gateway: GatewayOption = None,
+    ledger: LedgerOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check key, network, gas, tokens, allowance, gateway, registry, clock and ledger; exit code 1 for a problem."""
+    from opengradient_x402.commands.output import print_json
+
+    found = _Examination(network, gateway, ledger).diagnoses()
+    if as_json:
+        print_json([asdict(diagnosis) for diagnosis in found])
+    else:
+        for diagnosis in found:
+            typer.echo(f"{_MARKS[diagnosis.state]} {diagnosis.name:<10} {diagnosis.found}")
+            if diagnosis.fix is not None:
+                typer.echo(f"  {'':<10} {diagnosis.fix}")
+    if any(diagnosis.state == "problem" for diagnosis in found):
+        raise typer.Exit(1)
+
+
+class _Examination:
+    """The checks, and what later ones need of earlier ones."""
+
+    def __init__(self, network: str | None, gateway: str | None, ledger: str | None) -> None:
+        self._network_choice = network
+        self._gateway_choice = gateway
+        self._ledger_choice = ledger
+        self._network: Network | None = None
+        self._address: str | None = None
+        self._terms: PaymentTerms | None = None
+        self._served_at: str | None = None
+
+    def diagnoses(self) -> list[Diagnosis]:
+        checks: list[tuple[str, Callable[[], Diagnosis]]] = [
+            ("key", self._key),
+            ("network", self._chain),
+            ("gateway", self._gateway),
+            ("clock", self._clock),
+            ("gas", self._gas),
+            ("tokens", self._tokens),
+            ("allowance", self._allowance),
+            ("registry", self._registry),
+            ("ledger", self._ledger),
+        ]
+        return [_diagnosed(name, check) for name, check in checks]
+
+    def _key(self) -> Diagnosis:
+        from opengradient_x402.commands.options import signer_of_environment
+
+        self._address = signer_of_environment().address
+        return _ok("key", f"wallet {self._address}")
+
+    def _chain(self) -> Diagnosis:
+        from opengradient_x402.chain import block
+        from opengradient_x402.commands.options import network_of
+
+        self._network = network_of(self._network_choice)
+        head = self._reader(self._network).ask(block())
+        return _ok("network", f"{self._network.name} (chain {self._network.chain_id}), block {head.number}")
+
+    def _gateway(self) -> Diagnosis:
+        import httpx
+
+        from opengradient_x402.challenge import parse_challenge
+        from opengradient_x402.commands.options import gateway_of
+        from opengradient_x402.policy import SpendPolicy
+
+        network = self._known_network()
+        url = gateway_of(self._gateway_choice, network).rstrip("/").removesuffix("/v1")
+        policy = SpendPolicy()
+        policy.check_endpoint(url, network)
+        body = {"model": "gpt-5", "messages": [{"role": "user", "content": "ping"}], "max_tokens": 1}
+        try:
+            response = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=15, follow_redirects=False)
+        except httpx.HTTPError as exc:
+            return _problem(
+                "gateway",
+                f"{url} was not reached ({type(exc).__name__})",
+                "Check the address (`--gateway`) and your connection.",
+            )
+        self._served_at = response.headers.get("date")
+        header = response.headers.get("payment-required")
+        if response.status_code != 402 or header is None:
+            return _problem(
+                "gateway",
+                f"{url} answered {response.status_code} instead of naming its price (402)",
+                "Give the URL of an OpenGradient gateway with `--gateway` or OG_GATEWAY_URL.",
+            )
+        self._terms = policy.choose(parse_challenge(header), network=network, origin=url, pinned_facilitator=None)
+        price = network.asset.format(self._terms.amount_atomic)
+        return _ok("gateway", f"{url} asks for an authorization of {price} (scheme {self._terms.scheme})")
+
+    def _clock(self) -> Diagnosis:
+        from email.utils import parsedate_to_datetime
+
+        from opengradient_x402.chain import chain_time
+
+        now_s = int(time.time())
+        if self._served_at is not None:
+            reference, whose = int(parsedate_to_datetime(self._served_at).timestamp()), "the gateway's"
+        else:
+            network = self._known_network()
+            reference, whose = self._reader(network).ask(chain_time()), "the chain's"
+        skew_s = now_s - reference
+        if abs(skew_s) > _MOST_SKEW_S:
+            return _problem(
+                "clock",
+                f"this machine's clock is {abs(skew_s)} s {'ahead of' if skew_s > 0 else 'behind'} {whose}",
+                "Set the clock (NTP): deadlines of payments are checked against it.",
+            )
+        return _ok("clock", f"within {max(abs(skew_s), 1)} s of {whose}")
+
+    def _gas(self) -> Diagnosis:
+        from opengradient_x402.chain import native_balance
+        from opengradient_x402.money import format_amount
+
+        network, address = self._known_network(), self._known_address()
+        wei = self._reader(network).ask(native_balance(address))
+        if wei == 0:
+            return Diagnosis(
+                name="gas",
+                state="warning",
+                found="no ETH (payments need none; `approve` and cancelling do)",
+                fix=f"Send a little ETH on {network.name} to {address} if you must approve.",
+            )
+        return _ok("gas", f"{format_amount(wei)} ETH")
+
+    def _tokens(self) -> Diagnosis:
+        from opengradient_x402.chain import balance_of
+
+        network, address = self._known_network(), self._known_address()
+        held, needed = self._reader(network).ask(balance_of(network.asset.address, address)), self._needed()
+        found = network.asset.format(held)
+        if held < needed or held == 0:
+            source = f" A faucet: {network.faucet_url}" if network.faucet_url else ""
+            wanted = f"; a call authorizes {network.asset.format(needed)}" if needed else ""
+            return _problem("tokens", found + wanted, f"Send {network.asset.symbol} to {address}.{source}")
+        return _ok("tokens", found)
+
+    def _allowance(self) -> Diagnosis:
+        from opengradient_x402.chain import allowance
+        from opengradient_x402.money import MAX_UINT256
+
+        network, address = self._known_network(), self._known_address()
+        allowed = self._reader(network).ask(allowance(network.asset.address, address, network.permit2))
+        if allowed < self._needed() or allowed == 0:
+            return _problem(
+                "allowance",
+                f"payments may take {network.asset.format(allowed)}",
+                f"Run `opengradient-x402 approve 5 --network {self._network_choice or network.name}` once.",
+            )
+        if allowed > MAX_UINT256 // 2:
+            return Diagnosis(
+                name="allowance",
+                state="warning",
+                found="unlimited",
+                fix="A bounded one limits what a mistake can cost.",
+            )
+        return _ok("allowance", f"payments may take {network.asset.format(allowed)}")
+
+    def _registry(self) -> Diagnosis:
+        from opengradient_x402.chain import ChainReader
+        from opengradient_x402.registry import active_tees
+
+        registry = self._known_network().registry
+        if registry is None:
+            return Diagnosis(name="registry", state="skipped", found="the network names none")
+        found = ChainReader(registry.rpc_url, registry.chain_id).ask(active_tees(registry.address))
+        if not found:
+            return Diagnosis(
+                name="registry",
+                state="warning",
+                found="no enclave is active",
+                fix="Calls to a given gateway work; `registry` as the gateway does not.",
+            )
+        return _ok("registry", f"{len(found)} active enclave{'s' if len(found) > 1 else ''}")
+
+    def _ledger(self) -> Diagnosis:
+        from opengradient_x402.commands.options import opened_ledger
+
+        with opened_ledger(self._ledger_choice) as ledger:
+            waiting = ledger.authorizations(status="signed").result()
+            overdue = [entry for entry in waiting if entry.deadline < time.time()]
+        if overdue:
+            return Diagnosis(
+                name="ledger",
+                state="warning",
+                found=f"{len(overdue)} authorizations are past their deadline and not reconciled",
+                fix="Run `opengradient-x402 receipts reconcile`: what was never taken is free for the budget again.",
+            )
+        return _ok("ledger", f"writable, {len(waiting)} open authorizations")
+
+    def _needed(self) -> int:
+        return 0 if self._terms is None else self._terms.amount_atomic
+
+    def _known_network(self) -> Network:
+        if self._network is None:
+            raise _Unanswerable("the network is not known")
+        return self._network
+
+    def _known_address(self) -> str:
+        if self._address is None:
+            raise _Unanswerable("the wallet is not known")
+        return self._address
+
+    @staticmethod
+    def _reader(network: Network) -> ChainReader:
+        from opengradient_x402.chain import ChainReader
+
+        return ChainReader(network.rpc_url, network.chain_id)
+
+
+class _Unanswerable(Exception):
+    """An earlier check found out too little for this one."""
+
+
+def _diagnosed(name: str, check: Callable[[], Diagnosis]) -> Diagnosis:
+    from opengradient_x402.errors import OpenGradientError
+
+    try:
+        return check()
+    except _Unanswerable as exc:
+        return Diagnosis(name=name, state="skipped", found=str(exc))
+    except OpenGradientError as exc:
+        return Diagnosis(name=name, state="problem", found=exc.message)
+
+
+def _ok(name: str, found: str) -> Diagnosis:
+    return Diagnosis(name=name, state="ok", found=found)
+
+
+def _problem(name: str, found: str, fix: str) -> Diagnosis:
+    return Diagnosis(name=name, state="problem", found=found, fix=fix)

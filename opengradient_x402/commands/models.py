@@ -1,0 +1,115 @@
+"""`opengradient-x402 models`: names, limits and prices, from the catalogue or from a gateway itself."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from opengradient_x402.commands.options import GatewayOption, JsonOption, NetworkOption, network_of
+
+if TYPE_CHECKING:
+    from opengradient_x402.lookups import Document, Download, Lookup
+    from opengradient_x402.models import ModelInfo
+
+_ABILITIES = ("tools", "json_schema", "reasoning", "images", "pdf", "audio", "image_output")
+_HEADINGS = ("model", "context", "max output", "in $/M", "out $/M", "abilities")
+
+
+def models(
+    search: Annotated[str, typer.Argument(help="Only models whose name contains this.")] = "",
+    live: Annotated[bool, typer.Option("--live", help="Ask the gateway what it serves, and for how much.")] = False,
+    network: NetworkOption = None,
+    gateway: GatewayOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List models with their limits and prices (USD per million tokens)."""
+    from opengradient_x402.commands.output import note, print_json, print_table
+    from opengradient_x402.models import catalog
+
+    if live:
+        rows, remark = _served(network, gateway)
+    else:
+        rows = [_row(info) for info in catalog()]
+        remark = f"Published prices of {catalog()[0].as_of}; a gateway sets its own: `--live` asks it."
+    chosen = [row for row in rows if search.lower() in row["name"].lower()]
+    if as_json:
+        print_json(chosen)
+        return
+    print_table(
+        _HEADINGS,
+        [
+            (
+                row["name"],
+                f"{row['context_tokens']:,}",
+                f"{row['max_output_tokens']:,}",
+                row["input_usd_per_mtok"],
+                row["output_usd_per_mtok"],
+                " ".join(row["abilities"]),
+            )
+            for row in chosen
+        ],
+        right=_HEADINGS[1:5],
+    )
+    note(remark)
+
+
+def _row(info: ModelInfo) -> dict[str, Any]:
+    return {
+        "name": info.name,
+        "context_tokens": info.context_tokens,
+        "max_output_tokens": info.max_output_tokens,
+        "input_usd_per_mtok": str(info.input_usd_per_mtok),
+        "output_usd_per_mtok": str(info.output_usd_per_mtok),
+        "abilities": [name for name in _ABILITIES if getattr(info, f"supports_{name}")],
+    }
+
+
+def _served(network: str | None, gateway: str | None) -> tuple[list[dict[str, Any]], str]:
+    """A gateway's own list. Raises GatewayUnreachable when it has none."""
+    from opengradient_x402.commands.options import gateway_of
+    from opengradient_x402.errors import GatewayUnreachable
+    from opengradient_x402.lookups import Download, look_up
+    from opengradient_x402.policy import SpendPolicy
+
+    chosen = network_of(network)
+    url = gateway_of(gateway, chosen).rstrip("/").removesuffix("/v1") + "/v1/models"
+    SpendPolicy().check_endpoint(url, chosen)
+    document = look_up(_one(Download(url)))
+    try:
+        rows, token_usd = _parsed(document.content)
+    except (ValueError, KeyError, TypeError, AttributeError) as exc:
+        raise GatewayUnreachable(
+            f"{url} gave no list of models ({document.problem or type(exc).__name__}). Nothing was paid. "
+            "Leave out `--live` for the catalogue."
+        ) from exc
+    return rows, f"Prices of {url}" + (f"; one {chosen.asset.symbol} is {token_usd} USD there." if token_usd else ".")
+
+
+def _one(need: Download) -> Lookup[Document]:
+    document: Document = yield need
+    return document
+
+
+def _parsed(content: bytes) -> tuple[list[dict[str, Any]], str | None]:
+    from opengradient_x402 import wire_json
+    from opengradient_x402.models import find_model
+
+    document = wire_json.loads(content)
+    rows = []
+    for entry in document["data"]:
+        info = find_model(entry["id"])
+        known = _row(info) if info is not None else {"abilities": []}
+        prices = entry.get("pricing") or {}
+        rows.append(
+            {
+                "name": entry["id"] if not entry.get("owned_by") else f"{entry['owned_by']}/{entry['id']}",
+                "context_tokens": int(entry.get("context_length") or known.get("context_tokens", 0)),
+                "max_output_tokens": int(entry.get("max_output_tokens") or known.get("max_output_tokens", 0)),
+                "input_usd_per_mtok": str(prices.get("input_usd_per_mtok", "?")),
+                "output_usd_per_mtok": str(prices.get("output_usd_per_mtok", "?")),
+                "abilities": known["abilities"],
+            }
+        )
+    token_usd = document.get("opg_price_usd")
+    return rows, None if token_usd is None else str(token_usd)

@@ -1,0 +1,75 @@
+"""Options that several commands share, and what they are resolved to: network, ledger, signer.
+
+A private key is never an option: arguments are visible to every process of the machine, and stay in shell
+histories. It comes from OG_PRIVATE_KEY or `.env`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from opengradient_x402.ledger import Ledger
+    from opengradient_x402.networks import Network
+    from opengradient_x402.payments import Payments
+    from opengradient_x402.signer import LocalSigner
+
+NetworkOption = Annotated[
+    str | None,
+    typer.Option("--network", "-n", help="base, base-sepolia, devnet, or a network file or URL (OG_NETWORK)."),
+]
+GatewayOption = Annotated[str | None, typer.Option("--gateway", help="Another gateway's URL (OG_GATEWAY_URL).")]
+LedgerOption = Annotated[str | None, typer.Option("--ledger", help="SQLite file or database URL (OG_LEDGER_URL).")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def network_of(choice: str | None) -> Network:
+    """The network that was named, or the environment's."""
+    from opengradient_x402.networks import load_network
+    from opengradient_x402.settings import Settings
+
+    return load_network(choice if choice is not None else Settings.load().network)
+
+
+def gateway_of(choice: str | None, network: Network) -> str:
+    """The gateway that was named, the environment's, or the network's."""
+    from opengradient_x402.settings import Settings
+
+    return choice or Settings.load().gateway_url or network.gateway_url
+
+
+def signer_of_environment() -> LocalSigner:
+    """The wallet of OG_PRIVATE_KEY. Raises InvalidPrivateKey."""
+    from opengradient_x402.settings import Settings
+    from opengradient_x402.signer import LocalSigner
+
+    return LocalSigner(Settings.load().require_private_key())
+
+
+@contextmanager
+def opened_ledger(choice: str | None) -> Iterator[Ledger]:
+    """The ledger that was named, or the environment's; closed at the end."""
+    from opengradient_x402.ledger import Ledger
+    from opengradient_x402.settings import Settings
+
+    ledger = Ledger(choice if choice is not None else Settings.load().ledger_url)
+    try:
+        yield ledger
+    finally:
+        ledger.close()
+
+
+@contextmanager
+def opened_payments(network: str | None, ledger: str | None) -> Iterator[Payments]:
+    """The paying side; closed at the end."""
+    from opengradient_x402.payments import Payments
+
+    payments = Payments.open(network=network_of(network), ledger=ledger)
+    try:
+        yield payments
+    finally:
+        payments.close()

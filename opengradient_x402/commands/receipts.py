@@ -1,0 +1,236 @@
+"""`opengradient-x402 receipts`: list, show, reconcile, export and verify what was paid."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from opengradient_x402.commands.options import JsonOption, LedgerOption, NetworkOption, network_of, opened_ledger
+from opengradient_x402.commands.since import parse_since
+
+if TYPE_CHECKING:
+    from opengradient_x402.ledger import Ledger
+    from opengradient_x402.receipts import SettlementReceipt
+    from opengradient_x402.reconciler import Reconciler
+
+SinceOption = Annotated[
+    str | None, typer.Option("--since", help="24h, 7d, a date (2026-11-21), or Unix seconds; everything if not given.")
+]
+PayerOption = Annotated[str | None, typer.Option("--payer", help="Only this wallet's.")]
+
+
+def list_receipts(
+    since: SinceOption = None,
+    status: Annotated[str | None, typer.Option(help="Only receipts with this status.")] = None,
+    payer: PayerOption = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many, the newest.")] = 50,
+    ledger: LedgerOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List receipts, oldest first, as the ledger has them (`reconcile` brings them up to date)."""
+    from opengradient_x402.commands.output import print_json, print_table
+
+    with opened_ledger(ledger) as book:
+        receipts = book.receipts(since=parse_since(since), payer=payer).result()
+    chosen = [receipt for receipt in receipts if status is None or receipt.status == status][-limit:]
+    if as_json:
+        print_json([receipt.to_json() for receipt in chosen])
+        return
+    headings = ("call", "when", "model", "mode", "status", "OPG", "transaction")
+    print_table(headings, [_row(receipt) for receipt in chosen], right=("OPG",))
+
+
+def show(
+    call_id: Annotated[str, typer.Argument(help="A call's id, or the beginning of one.")],
+    refresh: Annotated[bool, typer.Option("--refresh", help="Read the chain first.")] = False,
+    network: NetworkOption = None,
+    ledger: LedgerOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show everything about one call's payment and proof: claims, facts, and disputes."""
+    from opengradient_x402.commands.output import print_json, print_pairs
+    from opengradient_x402.reconciler import Reconciler
+
+    with opened_ledger(ledger) as book:
+        receipt = _found(book, call_id)
+        if refresh:
+            receipt = Reconciler(network_of(network), book).refresh(receipt)
+    if as_json:
+        print_json(receipt.to_json())
+        return
+    print_pairs([(name, _shown(name, value)) for name, value in receipt.to_json().items()])
+
+
+def reconcile(
+    wait_s: Annotated[float, typer.Option("--wait", min=0, help="Go on for so many seconds, until all is final.")] = 0,
+    data: Annotated[
+        bool, typer.Option("--data", help="Prove the data settlements of the changed receipts too.")
+    ] = False,
+    payer: PayerOption = None,
+    network: NetworkOption = None,
+    ledger: LedgerOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Read from the chain what became of open payments; exit code 1 when a receipt turned out disputed."""
+    from opengradient_x402.commands.output import print_json
+    from opengradient_x402.reconciler import Reconciler
+
+    with opened_ledger(ledger) as book:
+        reconciler = Reconciler(network_of(network), book)
+        counts, changed = _reconciled(reconciler, payer=payer, wait_s=wait_s)
+        proofs = reconciler.prove_data(list(changed.values())) if data else []
+        latest = book.receipts(call_ids=list(changed)).result() if changed else []
+    disputed = [receipt for receipt in latest if receipt.dispute is not None]
+    if as_json:
+        print_json(
+            counts
+            | {"changed": [receipt.to_json() for receipt in latest], "data": [proof.to_json() for proof in proofs]}
+        )
+    else:
+        typer.echo(", ".join(f"{name} {count}" for name, count in counts.items()))
+        for receipt in latest:
+            typer.echo(f"{receipt.call_id}  {receipt.status}  {receipt.payment_tx_hash or ''}")
+        for proof in proofs:
+            for finding in proof.findings:
+                typer.echo(f"{finding.about}  data {finding.standing}: {finding.why}")
+        for receipt in disputed:
+            typer.echo(f"{receipt.call_id} is disputed: {receipt.dispute}", err=True)
+    if disputed:
+        raise typer.Exit(1)
+
+
+def _reconciled(
+    reconciler: Reconciler, *, payer: str | None, wait_s: float
+) -> tuple[dict[str, int], dict[str, SettlementReceipt]]:
+    import time
+
+    deadline = time.monotonic() + wait_s
+    totals = dict.fromkeys(("settled", "expired", "cancelled", "reopened"), 0)
+    changed: dict[str, SettlementReceipt] = {}
+    while True:
+        report = reconciler.reconcile(payer=payer)
+        totals = {name: count + getattr(report, name) for name, count in totals.items()}
+        changed |= {receipt.call_id: receipt for receipt in report.changed}
+        waiting = report.open + report.unexplained + sum(not receipt.is_final for receipt in report.changed)
+        if not waiting or time.monotonic() >= deadline:
+            return totals | {"open": report.open, "unexplained": report.unexplained}, changed
+        time.sleep(min(1.0, max(0.0, deadline - time.monotonic())))
+
+
+def export(
+    since: SinceOption = None,
+    format_: Annotated[str, typer.Option("--format", "-f", help="jsonl, csv, or bundle (with evidence).")] = "jsonl",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="A file; standard output if not given.")] = None,
+    payer: PayerOption = None,
+    unsigned: Annotated[bool, typer.Option("--unsigned", help="Do not sign the bundle with OG_PRIVATE_KEY.")] = False,
+    network: NetworkOption = None,
+    ledger: LedgerOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Say in JSON what was written (with --output).")] = False,
+) -> None:
+    """Write receipts to a file: as lines, as a table, or as a bundle that anybody can check."""
+    from opengradient_x402.commands.output import note, print_json
+    from opengradient_x402.receipt_files import csv_bytes, jsonl_bytes
+
+    start = parse_since(since)
+    with opened_ledger(ledger) as book:
+        match format_:
+            case "jsonl" | "csv":
+                receipts = book.receipts(since=start, payer=payer).result()
+                content = jsonl_bytes(receipts) if format_ == "jsonl" else csv_bytes(receipts)
+            case "bundle":
+                content = _bundle(book, since=start, payer=payer, network=network, is_signed=not unsigned)
+            case _:
+                raise typer.BadParameter(f"{format_!r} is not jsonl, csv or bundle", param_hint="--format")
+    if output is None:
+        typer.echo(content, nl=False)
+        return
+    try:
+        output.write_bytes(content)
+    except OSError as exc:
+        raise typer.BadParameter(f"{output} cannot be written ({exc.strerror})", param_hint="--output") from exc
+    if as_json:
+        print_json({"file": str(output), "format": format_, "bytes": len(content)})
+    else:
+        note(f"{output}: {len(content)} bytes")
+
+
+def _bundle(book: Ledger, *, since: int, payer: str | None, network: str | None, is_signed: bool) -> bytes:
+    from opengradient_x402.bundle_export import export_bundle
+    from opengradient_x402.commands.options import signer_of_environment
+
+    signer = signer_of_environment() if is_signed else None
+    return export_bundle(book, network=network_of(network), since=since, payer=payer, signer=signer).to_bytes()
+
+
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="A file that `export --format bundle` wrote; `-` is standard input.")],
+    offline: Annotated[bool, typer.Option("--offline", help="Check the file alone; ask no chain.")] = False,
+    rpc_url: Annotated[str | None, typer.Option("--rpc-url", help="A node of the payments' chain.")] = None,
+    relay_rpc_url: Annotated[
+        str | None, typer.Option("--relay-rpc-url", help="A node of the chain of relay and registry, if another.")
+    ] = None,
+    signer: Annotated[str | None, typer.Option("--signer", help="Demand this wallet's signature.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check a bundle: what is proven, what is not, and why; exit code 1 when anything is refuted."""
+    from opengradient_x402.bundle import BundleUnreadable
+    from opengradient_x402.bundle_verification import verify_bundle
+    from opengradient_x402.commands.verification_report import print_verification
+
+    content = _read(bundle)
+    try:
+        verification = verify_bundle(
+            content,
+            rpc_url=rpc_url,
+            relay_rpc_url=relay_rpc_url,
+            is_offline=offline,
+            expected_signer=signer,
+        )
+    except BundleUnreadable as exc:
+        typer.echo(f"{type(exc).__name__}: {exc}", err=True)
+        raise typer.Exit(1) from exc
+    if not print_verification(verification, as_json=as_json):
+        raise typer.Exit(1)
+
+
+def _read(path: Path) -> bytes:
+    if str(path) == "-":
+        return typer.get_binary_stream("stdin").read()
+    try:
+        return path.read_bytes()
+    except OSError as exc:
+        raise typer.BadParameter(f"{path} cannot be read ({exc.strerror})", param_hint="bundle") from exc
+
+
+def _found(book: Ledger, call_id: str) -> SettlementReceipt:
+    matching = [receipt for receipt in book.receipts().result() if receipt.call_id.startswith(call_id)]
+    exact = [receipt for receipt in matching if receipt.call_id == call_id]
+    if len(exact or matching) == 1:
+        return (exact or matching)[0]
+    problem = "there is no receipt of" if not matching else f"{len(matching)} receipts begin with"
+    raise typer.BadParameter(f"{problem} {call_id!r} in this ledger", param_hint="call_id")
+
+
+def _row(receipt: SettlementReceipt) -> tuple[str, ...]:
+    from datetime import UTC, datetime
+
+    from opengradient_x402.money import format_amount
+
+    amount = receipt.settled_atomic if receipt.settled_atomic is not None else receipt.cost_atomic
+    return (
+        receipt.call_id,
+        datetime.fromtimestamp(receipt.created_at, UTC).strftime("%Y-%m-%d %H:%M:%S"),
+        receipt.model,
+        receipt.settlement_mode,
+        receipt.status.value if receipt.is_final or receipt.settled_atomic is None else "settled (seen)",
+        "" if amount is None else format_amount(amount) + ("" if receipt.settled_atomic is not None else " ?"),
+        receipt.payment_tx_hash or "",
+    )
+
+
+def _shown(name: str, value: str | int) -> str:
+    from opengradient_x402.money import format_amount
+
+    return f"{format_amount(int(value))} OPG ({value})" if name.endswith("_atomic") else str(value)
