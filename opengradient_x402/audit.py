@@ -11,7 +11,6 @@ and answered is in no receipt, so nothing is said about it here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from opengradient_x402.attestation import TeeProof, is_signed_by
@@ -27,17 +26,22 @@ from opengradient_x402.chain import (
     receipt,
     transaction,
 )
-from opengradient_x402.data_settlement import DATA_SETTLED as _DATA
-from opengradient_x402.data_settlement import batch_findings, individual_findings
-from opengradient_x402.disputes import dispute_of
-from opengradient_x402.eip712 import exact_permit_digest, transfer_authorization_digest, upto_permit_digest
+from opengradient_x402.data_evidence import DATA_SETTLED as _DATA
+from opengradient_x402.data_evidence import batch_findings, individual_findings
 from opengradient_x402.errors import ChainUnavailable
 from opengradient_x402.findings import Finding, Standing, not_proven, proven, refuted
 from opengradient_x402.ledger import AuthorizationEntry
 from opengradient_x402.lookups import AskChain, Document, Download, Lookup
-from opengradient_x402.money import format_amount
 from opengradient_x402.networks import ChainContract, Network
-from opengradient_x402.receipts import ReceiptStatus, SettlementReceipt
+from opengradient_x402.receipt_checks import (
+    differences,
+    dispute_findings,
+    mismatch,
+    opg,
+    share_findings,
+    signature_finding,
+)
+from opengradient_x402.receipts import SettlementReceipt
 from opengradient_x402.registry import RegisteredTee, registered_tee
 from opengradient_x402.relay_events import batch_settlement, individual_settlement
 from opengradient_x402.settlement import SettlementMode
@@ -49,17 +53,12 @@ from opengradient_x402.settlements import (
     permit_settlements,
     transfer_settlements,
 )
-from opengradient_x402.signatures import SIGNATURE_BYTES, recover_address
 
-_SIGNED = "the payer signed for this payment"
 _PAID = "the settlement is as the receipt says"
 _CONFIRMED = "the settlement is in a block of the chain"
 _NOTHING_TAKEN = "nothing was taken"
-_SHARES = "the calls' shares add up to the settlement"
-_OPEN_TO_DISPUTE = "claims and facts agree, or the receipt says that they do not"
 _ENCLAVE = "the enclave's key signed the call's hashes"
 _REGISTERED = "the key is registered as an enclave's"
-_SIGNATURE_LENGTH = SIGNATURE_BYTES.to_bytes(32, "big")
 
 
 def audit(contents: Contents, *, network: Network, is_live: bool) -> Lookup[list[Finding]]:
@@ -100,8 +99,8 @@ class _Auditor:
         findings: list[Finding] = []
         for case in self._contents.cases:
             findings += yield from self._of_payment(case)
-            findings += _shares(case)
-            findings += _disputes(case)
+            findings += share_findings(case)
+            findings += dispute_findings(case)
             for call in case.receipts:
                 findings += yield from self._of_enclave(call)
                 findings += yield from self._of_data(call)
@@ -111,9 +110,9 @@ class _Auditor:
 
     def _of_payment(self, case: Case) -> Lookup[list[Finding]]:
         entry = case.entry
-        mismatch = _mismatch(case)
-        if mismatch is not None:
-            return [refuted(_PAID, about=entry.id, why=mismatch)]
+        contradiction = mismatch(case)
+        if contradiction is not None:
+            return [refuted(_PAID, about=entry.id, why=contradiction)]
         try:
             match entry.status:
                 case "settled":
@@ -133,13 +132,13 @@ class _Auditor:
         done, mined = yield self._asked(_transaction_of(tx_hash))
         if done is None or mined is None:
             return [refuted(_PAID, about=about, why=f"transaction {tx_hash} is not on the chain")]
-        findings = [_signed(entry, mined, self._network)]
+        findings = [signature_finding(entry, mined, self._network)]
         found = self._settlement_in(entry, done, mined)
-        differences = ["no settlement of this authorization"] if found is None else list(_differences(entry, found))
-        if differences:
-            why = f"transaction {tx_hash} shows {', '.join(differences)}"
+        wrong = ["no settlement of this authorization"] if found is None else list(differences(entry, found))
+        if wrong:
+            why = f"transaction {tx_hash} shows {', '.join(wrong)}"
             return [*findings, refuted(_PAID, about=about, why=why)]
-        paid = f"{_opg(entry.settled_atomic)} from {entry.payer} to {found.payee if found else entry.payee}"
+        paid = f"{opg(entry.settled_atomic)} from {entry.payer} to {found.payee if found else entry.payee}"
         findings.append(proven(_PAID, about=about, why=f"{paid} in transaction {tx_hash}"))
         findings.append((yield from self._of_block(entry)))
         return findings
@@ -277,137 +276,11 @@ def _asked_at(contract: ChainContract, question: Question[object]) -> AskChain:
     return AskChain(question=question, rpc_url=contract.rpc_url, chain_id=contract.chain_id)
 
 
-# -- what needs no chain
-
-
-def _shares(case: Case) -> list[Finding]:
-    settled = case.entry.settled_atomic
-    if settled is None:
-        return []
-    shares = sum(call.settled_atomic or 0 for call in case.receipts)
-    why = f"{len(case.receipts)} calls, {_opg(shares)} of {_opg(settled)}"
-    make = proven if shares == settled else refuted
-    return [make(_SHARES, about=case.entry.id, why=why)]
-
-
-def _disputes(case: Case) -> list[Finding]:
-    findings = []
-    for call in case.receipts:
-        follows = dispute_of(call, entry=case.entry, siblings=case.receipts)
-        if follows is not None and call.status is not ReceiptStatus.DISPUTED:
-            findings.append(refuted(_OPEN_TO_DISPUTE, about=call.call_id, why=f"it hides this: {follows}"))
-        elif call.status is not ReceiptStatus.DISPUTED:
-            findings.append(proven(_OPEN_TO_DISPUTE, about=call.call_id, why="no contradiction"))
-        elif follows is not None:
-            findings.append(proven(_OPEN_TO_DISPUTE, about=call.call_id, why=f"it is disputed: {follows}"))
-        else:
-            why = f"it is disputed for a reason that is not in the evidence: {call.dispute}"
-            findings.append(not_proven(_OPEN_TO_DISPUTE, about=call.call_id, why=why))
-    return findings
-
-
-def _mismatch(case: Case) -> str | None:
-    """Where a receipt tells another story than its authorization."""
-    entry = case.entry
-    for call in case.receipts:
-        pairs: Mapping[str, tuple[object, object]] = {
-            "network": (call.network, entry.network),
-            "payer": (call.payer, entry.payer),
-            "payee": (call.payee, entry.payee),
-            "asset": (call.asset, entry.asset),
-            "nonce": (call.nonce, entry.nonce),
-            "authorized amount": (call.authorized_atomic, entry.amount_atomic),
-            "settled amount": (call.authorization_settled_atomic, entry.settled_atomic),
-            "transaction": (call.payment_tx_hash, entry.tx_hash),
-            "block": (call.block_hash, entry.block_hash),
-        }
-        for what, (said, known) in pairs.items():
-            if said != known:
-                return f"the receipt of call {call.call_id} has the {what} {said}; its authorization has {known}"
-    return None
-
-
-def _differences(entry: AuthorizationEntry, found: SettlementFound) -> Iterator[str]:
-    if found.amount_atomic != entry.settled_atomic:
-        yield f"{_opg(found.amount_atomic)} and not {_opg(entry.settled_atomic)}"
-    if found.payee.lower() != entry.payee.lower() and entry.dispute is None:
-        yield f"a payment to {found.payee} and not to {entry.payee}"
-    if (found.block_number, found.block_hash) != (entry.block_number, entry.block_hash):
-        yield f"block {found.block_number} ({found.block_hash}) and not {entry.block_number} ({entry.block_hash})"
-
-
-def _signed(entry: AuthorizationEntry, mined: Transaction, network: Network) -> Finding:
-    """The payer's signature over exactly these terms, found in the calldata that settled them."""
-    digest = _digest(entry, network)
-    if digest is not None:
-        for signature in _signatures_in(mined.input):
-            if recover_address(digest, signature) == entry.payer:
-                why = f"their signature in {mined.tx_hash} allows at most {_opg(entry.amount_atomic)} to {entry.payee}"
-                return proven(_SIGNED, about=entry.id, why=why)
-    why = (
-        f"transaction {mined.tx_hash} holds no signature of {entry.payer} over these terms (contract wallets have none)"
-    )
-    return not_proven(_SIGNED, about=entry.id, why=why)
-
-
-def _digest(entry: AuthorizationEntry, network: Network) -> bytes | None:
-    nonce = int(entry.nonce)
-    if entry.transfer_method == "eip3009":
-        return transfer_authorization_digest(
-            chain_id=network.chain_id,
-            token=entry.asset,
-            token_name=network.asset.name,
-            token_version=network.asset.version,
-            payer=entry.payer,
-            pay_to=entry.payee,
-            amount_atomic=entry.amount_atomic,
-            nonce=nonce,
-            valid_before_s=entry.deadline,
-        )
-    if entry.scheme == "exact":
-        return exact_permit_digest(
-            chain_id=network.chain_id,
-            permit2=network.permit2,
-            token=entry.asset,
-            amount_atomic=entry.amount_atomic,
-            spender=entry.spender,
-            nonce=nonce,
-            deadline_s=entry.deadline,
-            pay_to=entry.payee,
-        )
-    if entry.facilitator is None:
-        return None
-    return upto_permit_digest(
-        chain_id=network.chain_id,
-        permit2=network.permit2,
-        token=entry.asset,
-        amount_atomic=entry.amount_atomic,
-        spender=entry.spender,
-        nonce=nonce,
-        deadline_s=entry.deadline,
-        pay_to=entry.payee,
-        facilitator=entry.facilitator,
-    )
-
-
-def _signatures_in(calldata: bytes) -> Iterable[bytes]:
-    """Whatever is ABI-encoded as 65 bytes, wherever a contract has wrapped it."""
-    start = calldata.find(_SIGNATURE_LENGTH)
-    while start >= 0:
-        first = start + len(_SIGNATURE_LENGTH)
-        yield calldata[first : first + SIGNATURE_BYTES]
-        start = calldata.find(_SIGNATURE_LENGTH, start + 1)
-
-
 def _readable_proof(call: SettlementReceipt) -> TeeProof | None:
     try:
         return TeeProof.from_fields(call.to_json())
     except ValueError:
         return None
-
-
-def _opg(amount_atomic: int | None) -> str:
-    return f"{format_amount(amount_atomic or 0)} OPG"
 
 
 # -- questions

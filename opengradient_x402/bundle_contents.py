@@ -12,7 +12,7 @@ from typing import Any
 
 from opengradient_x402.addresses import checksum_address
 from opengradient_x402.bundle import Bundle, BundleUnreadable, Record
-from opengradient_x402.data_settlement import DataSettlement
+from opengradient_x402.data_evidence import DataSettlement
 from opengradient_x402.ledger import AuthorizationEntry
 from opengradient_x402.money import Asset
 from opengradient_x402.networks import ChainContract, Network

@@ -1,10 +1,7 @@
-"""Whether a call's data were settled as its mode promises: found on chain, and compared with the receipt.
+"""Finding what became of calls' data: the relay's events and the blobs, for `data_evidence` to judge.
 
-Batch: the relay's event, the blob rebuilt into a tree, the call's leaf in it. Individual: the event of this
-call, its hashes, signature and payer, and the blob. Private: nothing goes on chain, and that is all that can be
-said. What the gateway named (`data_tx_hash`, `data_blob_id`) is a claim and is compared, not believed.
-
-Does not check the enclave's signature (`attestation`), and does not know payments.
+Private mode writes nothing on chain, and that is all that can be said of it. Does not check the enclave's signature
+(`attestation`), and does not know payments.
 """
 
 from __future__ import annotations
@@ -12,25 +9,30 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import quote
 
-from opengradient_x402 import wire_json
 from opengradient_x402.attestation import TeeProof
 from opengradient_x402.chain import Log, Question, block, block_before, logs
 from opengradient_x402.chain import receipt as transaction_receipt
+from opengradient_x402.data_evidence import (
+    DATA_SETTLED,
+    DataSettlement,
+    batch_findings,
+    individual_findings,
+    is_settlement_of,
+    named,
+    tree_of,
+)
 from opengradient_x402.errors import RpcError
-from opengradient_x402.findings import Finding, Standing, not_proven, overall, proven, refuted
+from opengradient_x402.findings import not_proven, proven, refuted
 from opengradient_x402.lookups import AskChain, Document, Download, Lookup, alook_up, look_up
-from opengradient_x402.merkle import MerkleTree, leaf_hash, root_from_proof
+from opengradient_x402.merkle import leaf_hash
 from opengradient_x402.networks import ChainContract, Network
 from opengradient_x402.receipts import SettlementReceipt
 from opengradient_x402.relay_events import (
     BATCH_SETTLEMENT,
     INDIVIDUAL_SETTLEMENT,
-    BatchSettlement,
-    IndividualSettlement,
     batch_settlement,
     individual_settlement,
 )
@@ -43,47 +45,6 @@ SEARCH_S: Final = 86_400
 PATIENCE_S: Final = 600
 """A transaction that a gateway named and no node knows after this time was never sent."""
 _BLOB_ID = re.compile(r"[A-Za-z0-9_-]{1,128}", re.ASCII)
-DATA_SETTLED: Final = "the call's data were settled on chain"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DataSettlement:
-    """What is known of one call's data settlement: findings, and the evidence that they rest on.
-
-    `leaf` and `proof` (hex) lead to `merkle_root`; `log` is the relay's event, `blob` the blob as it was read.
-    """
-
-    call_id: str
-    mode: SettlementMode
-    findings: tuple[Finding, ...]
-    log: Log | None = None
-    blob_id: str | None = None
-    blob: bytes | None = field(default=None, repr=False)
-    merkle_root: str | None = None
-    leaf: str | None = None
-    proof: tuple[str, ...] = ()
-
-    @property
-    def standing(self) -> Standing:
-        """The weakest of the findings."""
-        return overall(self.findings)
-
-    def to_json(self) -> dict[str, Any]:
-        """Strings, ints and lists."""
-        known: dict[str, Any] = {
-            "blob_id": self.blob_id,
-            "merkle_root": self.merkle_root,
-            "leaf": self.leaf,
-            "proof": list(self.proof) if self.leaf is not None else None,
-            "tx_hash": None if self.log is None else self.log.tx_hash,
-            "block_number": None if self.log is None else self.log.block_number,
-        }
-        return {
-            "call_id": self.call_id,
-            "mode": self.mode.value,
-            "standing": self.standing.value,
-            "findings": [finding.to_json() for finding in self.findings],
-        } | {name: value for name, value in known.items() if value is not None}
 
 
 class DataSettlements:
@@ -126,60 +87,6 @@ def find_data_settlements(receipts: Sequence[SettlementReceipt], *, network: Net
     return [found[receipt.call_id] for receipt in receipts]
 
 
-def batch_findings(call_id: str, proof: TeeProof, event: BatchSettlement, blob: bytes) -> DataSettlement:
-    """Whether a batch that was written on chain holds this call: the tree is rebuilt from the blob. Pure."""
-    leaf = leaf_hash(proof)
-    evidence: dict[str, Any] = {
-        "call_id": call_id,
-        "mode": SettlementMode.BATCH,
-        "log": event.log,
-        "blob_id": event.blob_id,
-        "blob": blob,
-        "merkle_root": "0x" + event.merkle_root.hex(),
-    }
-    try:
-        tree = _tree(event, blob)
-        siblings = tree.proof(leaf)
-    except ValueError as exc:
-        return DataSettlement(
-            findings=(refuted(DATA_SETTLED, about=call_id, why=f"{_named(event)}: {exc}"),), **evidence
-        )
-    if root_from_proof(leaf, siblings) != event.merkle_root:
-        why = f"{_named(event)}: the inclusion proof leads to another root"
-        return DataSettlement(findings=(refuted(DATA_SETTLED, about=call_id, why=why),), **evidence)
-    why = f"its leaf is one of {event.batch_size} under the root in {_named(event)}"
-    return DataSettlement(
-        findings=(proven(DATA_SETTLED, about=call_id, why=why),),
-        leaf="0x" + leaf.hex(),
-        proof=tuple("0x" + sibling.hex() for sibling in siblings),
-        **evidence,
-    )
-
-
-def individual_findings(
-    receipt: SettlementReceipt, proof: TeeProof, event: IndividualSettlement, blob: Document
-) -> DataSettlement:
-    """Whether an event on chain is the settlement of this call, and what the gateway claimed of it. Pure."""
-    about, where = receipt.call_id, f"transaction {event.log.tx_hash}"
-    differing = [name for name, on_chain, expected in _compared(receipt, proof, event) if on_chain != expected]
-    if differing:
-        why = f"the event in {where} has another {', another '.join(differing)} than the receipt"
-        findings = [refuted(DATA_SETTLED, about=about, why=why)]
-    else:
-        why = f"the event in {where} holds its hashes, time, signature and payer"
-        findings = [proven(DATA_SETTLED, about=about, why=why)]
-        findings += _claims(receipt, event)
-        findings.append(_blob_finding(about, event, blob))
-    return DataSettlement(
-        call_id=about,
-        mode=SettlementMode.INDIVIDUAL,
-        findings=tuple(findings),
-        log=event.log,
-        blob_id=event.blob_id,
-        blob=blob.content or None,
-    )
-
-
 def _private(receipt: SettlementReceipt) -> DataSettlement:
     finding = proven(
         "nothing about the call's data was to be written on chain",
@@ -215,11 +122,11 @@ def _batched(waiting: dict[str, TeeProof], network: Network, relay: ChainContrac
             break
         blob = yield from _blob(event.blob_id, network)
         try:
-            tree = _tree(event, blob.content) if blob.problem is None else None
+            tree = tree_of(event, blob.content) if blob.problem is None else None
         except ValueError as exc:
             blob, tree = Document(problem=str(exc)), None
         if tree is None:
-            unreadable.append(f"{_named(event)}: {blob.problem}")
+            unreadable.append(f"{named(event)}: {blob.problem}")
             continue
         for leaf in leaves.keys() & set(tree.leaves):
             call_id = leaves[leaf]
@@ -233,18 +140,6 @@ def _batched(waiting: dict[str, TeeProof], network: Network, relay: ChainContrac
     return found
 
 
-def _tree(event: BatchSettlement, blob: bytes) -> MerkleTree:
-    """The tree in a blob. Raises ValueError when it is not the one whose root is on chain."""
-    tree = MerkleTree.from_dump(wire_json.loads(blob))
-    if tree.root != event.merkle_root or len(tree.leaves) != event.batch_size:
-        raise ValueError("the blob's tree has another root or size than the chain")
-    return tree
-
-
-def _named(event: BatchSettlement) -> str:
-    return f"transaction {event.log.tx_hash} (blob {event.blob_id[:64]})"
-
-
 # -- individual settlements
 
 
@@ -252,65 +147,18 @@ def _individual(
     receipt: SettlementReceipt, proof: TeeProof, network: Network, relay: ChainContract
 ) -> Lookup[DataSettlement]:
     claimed = receipt.data_tx_hash
-    named = (yield _asked(relay, _logs_of(claimed, relay))) if claimed is not None else None
+    stated = (yield _asked(relay, _logs_of(claimed, relay))) if claimed is not None else None
     topics = [INDIVIDUAL_SETTLEMENT, proof.tee_id, address_topic(receipt.payer)]
-    events = list(filter(None, map(individual_settlement, named or ())))
-    if not any(_is_settlement_of(receipt, proof, event) for event in events):
+    events = list(filter(None, map(individual_settlement, stated or ())))
+    if not any(is_settlement_of(receipt, proof, event) for event in events):
         searched = yield _asked(relay, _events(relay, topics, [proof.timestamp_s]))
         elsewhere = list(filter(None, map(individual_settlement, searched)))
-        events = [event for event in elsewhere if _is_settlement_of(receipt, proof, event)] or events
+        events = [event for event in elsewhere if is_settlement_of(receipt, proof, event)] or events
     if not events:
-        return _missing(receipt, claimed, is_known=named is not None)
-    event = next((event for event in events if _is_settlement_of(receipt, proof, event)), events[0])
+        return _missing(receipt, claimed, is_known=stated is not None)
+    event = next((event for event in events if is_settlement_of(receipt, proof, event)), events[0])
     blob = yield from _blob(event.blob_id, network)
     return individual_findings(receipt, proof, event, blob)
-
-
-def _compared(
-    receipt: SettlementReceipt, proof: TeeProof, event: IndividualSettlement
-) -> list[tuple[str, object, object]]:
-    return [
-        ("enclave", event.tee_id.lower(), proof.tee_id.lower()),
-        ("payer", event.payer.lower(), receipt.payer.lower()),
-        ("request hash", event.input_hash, proof.request_hash),
-        ("output hash", event.output_hash, proof.output_hash),
-        ("time", event.timestamp_s, proof.timestamp_s),
-        ("signature", event.signature, proof.signature),
-    ]
-
-
-def _is_settlement_of(receipt: SettlementReceipt, proof: TeeProof, event: IndividualSettlement) -> bool:
-    return all(on_chain == expected for _, on_chain, expected in _compared(receipt, proof, event))
-
-
-def _claims(receipt: SettlementReceipt, event: IndividualSettlement) -> list[Finding]:
-    about, findings = receipt.call_id, []
-    for what, claimed, fact in (
-        ("transaction", receipt.data_tx_hash, event.log.tx_hash),
-        ("blob", receipt.data_blob_id, event.blob_id),
-    ):
-        if claimed is None:
-            continue
-        statement = f"the gateway named the right {what} for the data settlement"
-        if claimed.lower() == fact.lower() if what == "transaction" else claimed == fact:
-            findings.append(proven(statement, about=about, why=f"it named {fact}"))
-        else:
-            findings.append(refuted(statement, about=about, why=f"it named {claimed}; the chain shows {fact}"))
-    return findings
-
-
-def _blob_finding(about: str, event: IndividualSettlement, blob: Document) -> Finding:
-    statement = "the blob is the record of this call"
-    if blob.problem is not None:
-        return not_proven(statement, about=about, why=f"the blob {event.blob_id[:64]} was not read: {blob.problem}")
-    try:
-        record = wire_json.loads(blob.content)
-        proof = TeeProof.from_fields(record)
-    except (ValueError, AttributeError) as exc:
-        return refuted(statement, about=about, why=f"the blob {event.blob_id[:64]} cannot be read: {exc}")
-    if proof is None or (proof.request_hash, proof.output_hash) != (event.input_hash, event.output_hash):
-        return refuted(statement, about=about, why=f"the blob {event.blob_id[:64]} holds other hashes than the event")
-    return proven(statement, about=about, why=f"the blob {event.blob_id} holds the hashes of the event")
 
 
 def _missing(receipt: SettlementReceipt, claimed: str | None, *, is_known: bool) -> DataSettlement:

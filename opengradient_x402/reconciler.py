@@ -19,7 +19,8 @@ from dataclasses import dataclass, replace
 from typing import Any, assert_never
 
 from opengradient_x402.chain import block, receipt
-from opengradient_x402.data_settlement import DataSettlement, find_data_settlements
+from opengradient_x402.data_evidence import DataSettlement
+from opengradient_x402.data_settlement import find_data_settlements
 from opengradient_x402.disputes import forged_transaction, settled_elsewhere
 from opengradient_x402.errors import RpcError
 from opengradient_x402.findings import Standing
@@ -179,7 +180,10 @@ class Reconciler:
         head, hashes = yield self._asked(_hashes_of({entry.block_number or 0 for entry in seen}))
         reopened, writes = [], []
         for entry in seen:
-            if hashes[entry.block_number or 0] == entry.block_hash:
+            at_height = hashes[entry.block_number or 0]
+            if at_height is None:
+                continue  # a node that lags behind the one that was asked before: it knows no better
+            if at_height == entry.block_hash:
                 confirmations = head - (entry.block_number or 0) + 1
                 writes.append(self._write(replace(entry, confirmations=confirmations)))
             else:
@@ -293,13 +297,13 @@ _OPEN: dict[str, Any] = {
 
 
 def _hashes_of(numbers: Iterable[int]) -> Question[tuple[int, dict[int, str | None]]]:
-    """The chain's height, and the hashes of the blocks at these heights now (None: there is none)."""
+    """The chain's height, and the hashes of the blocks at these heights now (None: this node has none)."""
     head = yield from block()
     hashes: dict[int, str | None] = {}
     for number in numbers:
         try:
             hashes[number] = (yield from block(number)).hash if number <= head.number else None
-        except RpcError:  # the node does not have the block that it had
+        except RpcError:
             hashes[number] = None
     return head.number, hashes
 

@@ -1,0 +1,153 @@
+"""What receipts, their authorization and its calldata say by themselves, without asking anybody. Pure.
+
+The payer's signature is looked for in the calldata that settled, since a permit's signature is there for all to see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final
+
+from opengradient_x402.bundle_contents import Case
+from opengradient_x402.chain import Transaction
+from opengradient_x402.disputes import dispute_of
+from opengradient_x402.eip712 import exact_permit_digest, transfer_authorization_digest, upto_permit_digest
+from opengradient_x402.findings import Finding, not_proven, proven, refuted
+from opengradient_x402.ledger import AuthorizationEntry
+from opengradient_x402.money import format_amount
+from opengradient_x402.networks import Network
+from opengradient_x402.receipts import ReceiptStatus
+from opengradient_x402.settlements import SettlementFound
+from opengradient_x402.signatures import SIGNATURE_BYTES, recover_address
+
+_SIGNED: Final = "the payer signed for this payment"
+_SHARES: Final = "the calls' shares add up to the settlement"
+_OPEN_TO_DISPUTE: Final = "claims and facts agree, or the receipt says that they do not"
+_SIGNATURE_LENGTH: Final = SIGNATURE_BYTES.to_bytes(32, "big")
+
+
+def share_findings(case: Case) -> list[Finding]:
+    """Whether what the calls are charged is what was settled."""
+    settled = case.entry.settled_atomic
+    if settled is None:
+        return []
+    shares = sum(call.settled_atomic or 0 for call in case.receipts)
+    why = f"{len(case.receipts)} calls, {opg(shares)} of {opg(settled)}"
+    make = proven if shares == settled else refuted
+    return [make(_SHARES, about=case.entry.id, why=why)]
+
+
+def dispute_findings(case: Case) -> list[Finding]:
+    """Whether receipts own up to the contradictions that the evidence shows."""
+    findings = []
+    for call in case.receipts:
+        follows = dispute_of(call, entry=case.entry, siblings=case.receipts)
+        if follows is not None and call.status is not ReceiptStatus.DISPUTED:
+            findings.append(refuted(_OPEN_TO_DISPUTE, about=call.call_id, why=f"it hides this: {follows}"))
+        elif call.status is not ReceiptStatus.DISPUTED:
+            findings.append(proven(_OPEN_TO_DISPUTE, about=call.call_id, why="no contradiction"))
+        elif follows is not None:
+            findings.append(proven(_OPEN_TO_DISPUTE, about=call.call_id, why=f"it is disputed: {follows}"))
+        else:
+            why = f"it is disputed for a reason that is not in the evidence: {call.dispute}"
+            findings.append(not_proven(_OPEN_TO_DISPUTE, about=call.call_id, why=why))
+    return findings
+
+
+def mismatch(case: Case) -> str | None:
+    """Where a receipt tells another story than its authorization."""
+    entry = case.entry
+    for call in case.receipts:
+        pairs: Mapping[str, tuple[object, object]] = {
+            "network": (call.network, entry.network),
+            "payer": (call.payer, entry.payer),
+            "payee": (call.payee, entry.payee),
+            "asset": (call.asset, entry.asset),
+            "nonce": (call.nonce, entry.nonce),
+            "authorized amount": (call.authorized_atomic, entry.amount_atomic),
+            "settled amount": (call.authorization_settled_atomic, entry.settled_atomic),
+            "transaction": (call.payment_tx_hash, entry.tx_hash),
+            "block": (call.block_hash, entry.block_hash),
+        }
+        for what, (said, known) in pairs.items():
+            if said != known:
+                return f"the receipt of call {call.call_id} has the {what} {said}; its authorization has {known}"
+    return None
+
+
+def differences(entry: AuthorizationEntry, found: SettlementFound) -> Iterator[str]:
+    """Where the chain tells another story than the authorization's entry."""
+    if found.amount_atomic != entry.settled_atomic:
+        yield f"{opg(found.amount_atomic)} and not {opg(entry.settled_atomic)}"
+    if found.payee.lower() != entry.payee.lower() and entry.dispute is None:
+        yield f"a payment to {found.payee} and not to {entry.payee}"
+    if (found.block_number, found.block_hash) != (entry.block_number, entry.block_hash):
+        yield f"block {found.block_number} ({found.block_hash}) and not {entry.block_number} ({entry.block_hash})"
+
+
+def signature_finding(entry: AuthorizationEntry, mined: Transaction, network: Network) -> Finding:
+    """The payer's signature over exactly these terms, found in the calldata that settled them."""
+    digest = _digest(entry, network)
+    if digest is not None:
+        for signature in _signatures_in(mined.input):
+            if recover_address(digest, signature) == entry.payer:
+                why = f"their signature in {mined.tx_hash} allows at most {opg(entry.amount_atomic)} to {entry.payee}"
+                return proven(_SIGNED, about=entry.id, why=why)
+    why = (
+        f"transaction {mined.tx_hash} holds no signature of {entry.payer} over these terms (contract wallets have none)"
+    )
+    return not_proven(_SIGNED, about=entry.id, why=why)
+
+
+def _digest(entry: AuthorizationEntry, network: Network) -> bytes | None:
+    nonce = int(entry.nonce)
+    if entry.transfer_method == "eip3009":
+        return transfer_authorization_digest(
+            chain_id=network.chain_id,
+            token=entry.asset,
+            token_name=network.asset.name,
+            token_version=network.asset.version,
+            payer=entry.payer,
+            pay_to=entry.payee,
+            amount_atomic=entry.amount_atomic,
+            nonce=nonce,
+            valid_before_s=entry.deadline,
+        )
+    if entry.scheme == "exact":
+        return exact_permit_digest(
+            chain_id=network.chain_id,
+            permit2=network.permit2,
+            token=entry.asset,
+            amount_atomic=entry.amount_atomic,
+            spender=entry.spender,
+            nonce=nonce,
+            deadline_s=entry.deadline,
+            pay_to=entry.payee,
+        )
+    if entry.facilitator is None:
+        return None
+    return upto_permit_digest(
+        chain_id=network.chain_id,
+        permit2=network.permit2,
+        token=entry.asset,
+        amount_atomic=entry.amount_atomic,
+        spender=entry.spender,
+        nonce=nonce,
+        deadline_s=entry.deadline,
+        pay_to=entry.payee,
+        facilitator=entry.facilitator,
+    )
+
+
+def _signatures_in(calldata: bytes) -> Iterable[bytes]:
+    """Whatever is ABI-encoded as 65 bytes, wherever a contract has wrapped it."""
+    start = calldata.find(_SIGNATURE_LENGTH)
+    while start >= 0:
+        first = start + len(_SIGNATURE_LENGTH)
+        yield calldata[first : first + SIGNATURE_BYTES]
+        start = calldata.find(_SIGNATURE_LENGTH, start + 1)
+
+
+def opg(amount_atomic: int | None) -> str:
+    """An amount for people."""
+    return f"{format_amount(amount_atomic or 0)} OPG"
