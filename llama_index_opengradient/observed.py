@@ -40,7 +40,8 @@ def completion_events(method: _Method) -> _Method:
 
 def is_observed(llm: LLM) -> bool:
     """Whether core's decorators have anything to do: somebody listens, or calls are rationed."""
-    if llm.rate_limiter is not None or llm.callback_manager.handlers:
+    # Core has rate limiters since 0.14.16.
+    if getattr(llm, "rate_limiter", None) is not None or llm.callback_manager.handlers:
         return True
     dispatcher = get_dispatcher(_CORE_DISPATCHER)
     while True:
