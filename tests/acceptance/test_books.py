@@ -1,0 +1,143 @@
+"""The books balance: three hundred mixed calls of both frameworks, explained to the last unit."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from langchain_core.tools import tool
+from llama_index.core.tools import FunctionTool
+
+from langchain_opengradient import ChatOpenGradient, get_settlement_callback
+from llama_index_opengradient import OpenGradient
+from opengradient_devnet import Devnet
+from opengradient_x402.data_settlement import DataSettlements
+from opengradient_x402.findings import Standing
+from opengradient_x402.ledger import Ledger
+from opengradient_x402.receipts import ReceiptStatus
+from opengradient_x402.reconciler import Reconciler
+from opengradient_x402.settlement import SettlementMode
+from support.payers import network_of, opg_balance, payments_for
+
+CALLS = 300
+TRANSFER = "0xddf252ad1be2c89b69c2b068fc378daa952ba7f163c4a11628f55a4df523b3ef"
+MODEL = "openai/gpt-5-mini"
+
+
+@tool
+def token_price(symbol: str) -> str:
+    """Look up the price of a token."""
+    return f"{symbol} costs 1 USD"
+
+
+def langchain_call(model: ChatOpenGradient, kind: int, mode: SettlementMode) -> None:
+    match kind:
+        case 0:
+            model.invoke("What is x402?", settlement_mode=mode)
+        case 1:
+            list(model.stream("What is x402?", settlement_mode=mode))
+        case 2:
+            answer = model.bind_tools([token_price]).invoke("Look up the price of token 'ETH'", settlement_mode=mode)
+            assert answer.tool_calls
+        case 3:
+            asyncio.run(model.ainvoke("What is x402?", settlement_mode=mode))
+        case _:
+            stream = model.stream("Count to 40, please, and take your time", settlement_mode=mode)
+            next(stream)
+            stream.close()
+
+
+def llama_index_call(model: OpenGradient, kind: int, mode: SettlementMode) -> None:
+    look_up = FunctionTool.from_defaults(token_price.func, name="token_price", description="Look up a token's price")
+    match kind:
+        case 0:
+            model.complete("What is x402?", settlement_mode=mode)
+        case 1:
+            list(model.stream_complete("What is x402?", settlement_mode=mode))
+        case 2:
+            assert model.chat_with_tools([look_up], user_msg="Look up the price of token 'ETH'", settlement_mode=mode)
+        case 3:
+            asyncio.run(model.acomplete("What is x402?", settlement_mode=mode))
+        case _:
+            stream = model.stream_complete("Count to 40, please, and take your time", settlement_mode=mode)
+            next(stream)
+            stream.close()
+
+
+@pytest.mark.timeout(300)
+def test_three_hundred_mixed_calls_of_three_wallets_are_explained_to_the_last_unit(tmp_path):
+    with Devnet(batch_size=32) as net:
+        accounts = [net.account(opg="10", approved=True) for _ in range(3)]
+        before = [opg_balance(net, account.address) for account in accounts]
+        with (
+            payments_for(net, accounts[0], tmp_path / "0.sqlite") as first,
+            payments_for(net, accounts[1], tmp_path / "1.sqlite") as second,
+            payments_for(net, accounts[2], tmp_path / "2.sqlite") as third,
+        ):
+            payers = [first, second, third]
+            chats = [ChatOpenGradient(model=MODEL, payments=payer) for payer in payers]
+            llms = [OpenGradient(model=MODEL, payments=payer) for payer in payers]
+            modes = list(SettlementMode)
+
+            def call(number: int) -> None:
+                wallet, kind, mode = number % 3, number // 6 % 5, modes[number // 30 % 3]
+                if number // 3 % 2:
+                    langchain_call(chats[wallet], kind, mode)
+                else:
+                    llama_index_call(llms[wallet], kind, mode)
+
+            with get_settlement_callback(), ThreadPoolExecutor(6) as pool:
+                list(pool.map(call, range(CALLS)))
+            net.close_sessions()
+            net.flush_batches()
+
+            receipts = []
+            for payer in payers:
+                Reconciler(payer.network, payer.ledger).reconcile()
+                receipts.extend(payer.ledger.receipts().result())
+            proofs = DataSettlements(network_of(net)).prove(
+                [receipt for receipt in receipts if receipt.outcome == "ok" and receipt.settlement_mode != "private"]
+            )
+            for model in (*chats, *llms):
+                model.close()
+
+        assert len(receipts) == len({receipt.call_id for receipt in receipts}) == CALLS
+        assert {receipt.status for receipt in receipts} == {ReceiptStatus.SETTLED}
+        assert {receipt.settlement_mode for receipt in receipts} == {mode.value for mode in modes}
+        assert {receipt.outcome for receipt in receipts} == {"ok", "abandoned"}
+
+        spent = sum(receipt.settled_atomic for receipt in receipts)
+        lost = [start - opg_balance(net, account.address) for start, account in zip(before, accounts, strict=True)]
+        transfers = transfers_from(net, [account.address for account in accounts])
+        assert spent == sum(lost) == sum(amount for _, amount in transfers) > 0
+        for account, loss in zip(accounts, lost, strict=True):
+            assert sum(r.settled_atomic for r in receipts if r.payer == account.address) == loss > 0
+
+        assert {tx for tx, _ in transfers} == {receipt.payment_tx_hash for receipt in receipts}, "unexplained"
+        assert len(transfers) == len({receipt.authorization_id for receipt in receipts})
+        for receipt in receipts:
+            assert receipt.payment_tx_hash
+            assert receipt.block_hash
+            assert receipt.outcome == "abandoned" or (receipt.tee_signature and receipt.tee_id)
+        assert {proof.standing for proof in proofs} == {Standing.PROVEN}
+
+
+def transfers_from(net: Devnet, addresses: list[str]) -> list[tuple[str, int]]:
+    """(transaction, atomic amount) of every Transfer event that took OPG from one of these wallets."""
+    payers = ["0x" + address[2:].lower().rjust(64, "0") for address in addresses]
+    query = {"fromBlock": "0x0", "address": net.network["asset"]["address"], "topics": [TRANSFER, payers]}
+    logs = net.chain.rpc("eth_getLogs", [query])
+    return [(log["transactionHash"], int(log["data"], 16)) for log in logs]
+
+
+def test_a_second_ledger_of_the_same_wallet_explains_only_its_own_calls(devnet, wallet, tmp_path):
+    with payments_for(devnet, wallet, tmp_path / "a.sqlite") as mine:
+        model = ChatOpenGradient(model=MODEL, payments=mine)
+        model.invoke("Hello")
+        model.close()
+        devnet.close_sessions()
+        other = Ledger(tmp_path / "b.sqlite")
+        assert Reconciler(mine.network, other).reconcile(payer=wallet.address).asked == 0
+        assert other.receipts().result() == []
+        other.close()
