@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from decimal import Decimal
 from typing import Any
 
 from opengradient_devnet.models import Chunk, ModelError
-from opengradient_devnet.pricing import PriceList
+from opengradient_devnet.pricing import ModelPrice
 from opengradient_devnet.transcript import Transcript
 
 DONE = b"data: [DONE]\n\n"
@@ -52,11 +53,11 @@ def provider_error_fields(failure: ModelError) -> dict[str, Any]:
     }
 
 
-def models_page(prices: PriceList) -> dict[str, Any]:
-    """The price list as OpenAI's list of models; prices are decimal strings, USD per million tokens."""
+def models_page(models: Iterable[ModelPrice], *, opg_usd: Decimal) -> dict[str, Any]:
+    """What is on offer as OpenAI's list of models; prices are decimal strings, USD per million tokens."""
     return {
         "object": "list",
-        "opg_price_usd": str(prices.opg_usd),
+        "opg_price_usd": str(opg_usd),
         "data": [
             {
                 "id": price.name,
@@ -70,7 +71,7 @@ def models_page(prices: PriceList) -> dict[str, Any]:
                     "output_usd_per_mtok": str(price.output_usd_per_mtok),
                 },
             }
-            for price in prices.models.values()
+            for price in models
         ],
     }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,8 +50,16 @@ def serve(
     chain_id: Annotated[int, typer.Option(help="Chain id of the embedded chain.")] = PRIVATE_CHAIN_ID,
     engine: Annotated[Engine, typer.Option(help="What runs the chain.")] = Engine.PYEVM,
     upstream: Annotated[
-        str, typer.Option(help='Who answers: "rules", or "openai:URL" of an OpenAI-compatible server.')
+        str,
+        typer.Option(
+            help='Who answers: "rules", "openai:URL" of any OpenAI-compatible server, or "langchain:module:attribute" '
+            "of any LangChain chat model (looked for in this folder, too)."
+        ),
     ] = "rules",
+    upstream_key: Annotated[
+        str | None,
+        typer.Option(help="The bearer token of an OpenAI-compatible upstream.", envvar="OPENGRADIENT_UPSTREAM_KEY"),
+    ] = None,
     idle_timeout: Annotated[
         float, typer.Option(help="Seconds without a call after which a session is settled.")
     ] = IDLE_TIMEOUT_S,
@@ -59,6 +68,7 @@ def serve(
     ] = None,
     sessions: Annotated[bool, typer.Option(help="Paid sessions, or settlement of every call.")] = True,
     prices: Annotated[Path | None, typer.Option(help="A price list to use instead of the built-in one.")] = None,
+    opg_usd: Annotated[str | None, typer.Option(help="What one OPG costs in USD; decides what calls cost.")] = None,
     scheme: Annotated[
         list[Scheme] | None, typer.Option(help="A way to pay that is offered; may be given several times.")
     ] = None,
@@ -80,6 +90,8 @@ def serve(
     """Run an OpenGradient-like network on this machine: chain, facilitator, paid gateway, model."""
     parent = ParentWatch() if exit_with_parent else None
     engine_name: Literal["pyevm", "anvil"] = "anvil" if engine is Engine.ANVIL else "pyevm"
+    if upstream.startswith("langchain:"):
+        sys.path.insert(0, str(Path.cwd()))  # a console script's own path is the folder of the script
     try:
         with (
             _stop_signals() as stop,
@@ -87,12 +99,14 @@ def serve(
                 chain_id=chain_id,
                 engine=engine_name,
                 upstream=upstream,
+                upstream_key=upstream_key,
                 idle_timeout_s=idle_timeout,
                 network_file=network_file or default_network_file(),
                 port=port,
                 sessions=sessions,
                 unsafe_live_chain_id=unsafe_live_chain_id,
                 prices=prices,
+                opg_usd=opg_usd,
                 schemes=scheme or [Scheme.UPTO],
                 pace_s=pace,
                 fault_route=fault_route,

@@ -41,6 +41,7 @@ from opengradient_devnet.facilitator_api import facilitator_app
 from opengradient_devnet.faults import Faults
 from opengradient_devnet.gateway import Gateway
 from opengradient_devnet.housekeeper import Housekeeper
+from opengradient_devnet.menu import Menu
 from opengradient_devnet.models import Model
 from opengradient_devnet.network_file import describe_network, remove_network_file, write_network_file
 from opengradient_devnet.pricing import load_prices
@@ -71,10 +72,15 @@ class LiveChainRefused(ValueError):
 class Devnet:
     """A running network, as a context manager or between `start` and `close`.
 
-    `upstream` is "rules", "openai:URL" or a model of your own. `sessions=False` settles every call on its own.
-    `schemes` are what the gateway offers; `session_cap_opg` and `exact_price_opg` are the offers' amounts.
-    `prices` overrides the price list (path, or parsed). `fault_route=True` serves `POST /faults`
-    and `POST /reorganise`; `faults` can be injected in Python in any case.
+    `upstream` is who answers: "rules" ("rules:raw" leaves out what live gateways do), "openai:URL" of any
+    OpenAI-compatible server (Ollama: "openai:http://127.0.0.1:11434/v1"; `upstream_key` is its bearer token),
+    "langchain:module:attribute" of any LangChain chat model, or a `models.Model` of your own.
+    `prices` replaces the price list (path, or parsed; see `pricing`), `opg_usd` only its price of OPG. Without
+    `prices`, an upstream sells everything: what is not in the built-in list at a price of the house. With `prices`,
+    it sells what they name.
+    `sessions=False` settles every call on its own. `schemes` are what the gateway offers; `session_cap_opg` and
+    `exact_price_opg` are the offers' amounts.
+    `fault_route=True` serves `POST /faults` and `POST /reorganise`; `faults` can be injected in Python in any case.
     """
 
     def __init__(
@@ -83,12 +89,14 @@ class Devnet:
         chain_id: int = PRIVATE_CHAIN_ID,
         engine: Literal["pyevm", "anvil"] = "pyevm",
         upstream: str | Model = "rules",
+        upstream_key: str | None = None,
         idle_timeout_s: float = IDLE_TIMEOUT_S,
         network_file: str | Path | None = None,
         port: int = 0,
         sessions: bool = True,
         unsafe_live_chain_id: bool = False,
         prices: str | Path | Mapping[str, Any] | None = None,
+        opg_usd: str | None = None,
         faults: Faults | None = None,
         fault_route: bool = False,
         schemes: Sequence[Scheme] = (Scheme.UPTO,),
@@ -109,13 +117,20 @@ class Devnet:
             )
         self._chain_id = chain_id
         self._engine = engine
-        self._model = open_model(upstream) if isinstance(upstream, str) else upstream
         self._idle_timeout_s = idle_timeout_s
         self._port = port
         self._has_sessions = sessions
         self._prices = load_prices(Path(prices) if isinstance(prices, str) else prices)
-        if isinstance(upstream, str) and upstream.startswith("openai:"):
+        self._has_own_prices = prices is not None
+        if not self._has_own_prices and isinstance(upstream, str) and not upstream.startswith("rules"):
             self._prices = self._prices.with_anything_else()
+        if opg_usd is not None:
+            self._prices = self._prices.at(opg_usd)
+        self._model = (
+            open_model(upstream, api_key=upstream_key, exact_names=self._prices.models.keys())
+            if isinstance(upstream, str)
+            else upstream
+        )
         self._fault_route = fault_route
         self._schemes = [Scheme(scheme) for scheme in schemes]
         self._session_cap_atomic = opg_to_atomic(session_cap_opg)
@@ -166,7 +181,7 @@ class Devnet:
         cleanup.callback(self._data_settler.flush)
         cleanup.callback(self._sessions.close, wait_s=0)
         cleanup.callback(housekeeper.stop)
-        model = self._model
+        menu = Menu(model=self._model, prices=self._prices, is_own=self._has_own_prices)
         certificate = make_certificate()
         http, https, unpaid = (
             cleanup.enter_context(listen(port=port, scheme=scheme))
@@ -201,7 +216,7 @@ class Devnet:
                 faults=self.faults,
             ),
             service=ModelService(
-                model=model,
+                model=self._model,
                 prices=self._prices,
                 enclave=enclave,
                 data_settler=self._data_settler,
@@ -209,7 +224,7 @@ class Devnet:
                 quotes_costs=self._quotes_costs,
                 on_work=housekeeper.wake,
             ),
-            prices=self._prices,
+            menu=menu,
             enclave=enclave,
             operator_address=operator.address,
             faults=self.faults,
@@ -227,14 +242,14 @@ class Devnet:
         routes: list[BaseRoute] = [*gateway.routes(), *public.routes(), *explorer.routes()]
         routes.append(Mount("/facilitator", facilitator_app(facilitator)))
         app = dated(_with_rpc(Starlette(routes=routes), rpc_app(self.chain)), faults=self.faults)
-        unpaid_site = dated(unpaid_app(model, prices=self._prices), faults=Faults())
+        unpaid_site = dated(unpaid_app(menu), faults=Faults())
         server = ServerThread(
             [
                 Site(app=app, listener=http),
                 Site(app=app, listener=https, tls=certificate.server_context),
                 Site(app=unpaid_site, listener=unpaid),
             ],
-            on_stop=model.aclose,
+            on_stop=self._model.aclose,
         )
         cleanup.callback(server.stop)
         server.start()

@@ -16,7 +16,7 @@ from opengradient_devnet.tee import Enclave, Proof
 _STALE_BY_S = 3600
 
 
-def forge(proof: Proof, fault: ForgeProof, *, enclave: Enclave, earlier: Proof | None) -> Proof | None:
+def forge(proof: Proof, fault: ForgeProof, *, enclave: Enclave, earlier: Proof | None = None) -> Proof | None:
     """A proof that is wrong in the way that `fault` names; None when it is to be absent.
 
     `earlier` is the true proof of the call before, if there was one.

@@ -39,8 +39,8 @@ from opengradient_devnet.intake import (
     parse_json,
     read_body,
 )
+from opengradient_devnet.menu import Menu
 from opengradient_devnet.models import Delivery, ModelError
-from opengradient_devnet.pricing import PriceList
 from opengradient_devnet.service import Call, ModelService
 from opengradient_devnet.tee import Enclave
 
@@ -59,7 +59,7 @@ class Gateway:
         *,
         door: Door,
         service: ModelService,
-        prices: PriceList,
+        menu: Menu,
         enclave: Enclave,
         operator_address: str,
         faults: Faults,
@@ -67,7 +67,8 @@ class Gateway:
     ) -> None:
         self._door = door
         self._service = service
-        self._prices = prices
+        self._menu = menu
+        self._prices = menu.prices
         self._enclave = enclave
         self._operator_address = operator_address
         self._faults = faults
@@ -86,7 +87,8 @@ class Gateway:
     # --- free routes ---------------------------------------------------------------------------------------
 
     async def _list_models(self, _request: Request) -> Response:
-        return _json(200, answers.pretty(answers.models_page(self._prices)))
+        offered = await self._menu.models()
+        return _json(200, answers.pretty(answers.models_page(offered, opg_usd=self._prices.opg_usd)))
 
     async def _health(self, _request: Request) -> Response:
         return _json(200, answers.pretty({"status": "ok", "timestamp": _now_iso()}))

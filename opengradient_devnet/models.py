@@ -29,7 +29,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 
 class ToolCallStyle(StrEnum):
@@ -146,4 +146,13 @@ class Model(Protocol):
 
     async def aclose(self) -> None:
         """Release connections. Call it on the loop that used the model."""
+        ...
+
+
+@runtime_checkable
+class ListsModels(Protocol):
+    """A model that knows under which names it answers."""
+
+    async def names(self) -> list[str]:
+        """The names, as a request may carry them. Raises ModelError."""
         ...

@@ -3,6 +3,17 @@
 Prices are data (`prices.json`, or a file of the same shape) and are read as decimal strings; the cost of a call
 is rounded up once, to the atomic unit, the way the live gateways do it.
 
+A price file, for a gateway of your own (`anything_else` is optional: without it, other models are not sold):
+
+    {"opg_usd": "0.20",
+     "models": {"local/llama3.2": {"context_tokens": 131072, "max_output_tokens": 8192,
+                                   "input_usd_per_mtok": "0.05", "output_usd_per_mtok": "0.10"}},
+     "anything_else": {"context_tokens": 8192, "max_output_tokens": 2048,
+                       "input_usd_per_mtok": "0.10", "output_usd_per_mtok": "0.20"}}
+
+What stands before the first slash is the seller's name for the provider; clients ask for the model with or without
+it.
+
 It does not know payments, sessions or where token counts come from.
 """
 
@@ -102,11 +113,18 @@ class PriceList:
 
     def find(self, name: str) -> ModelPrice | None:
         """The model called `name`, with or without its provider prefix; None when it is not served."""
-        provider, slash, wire_name = name.rpartition("/")
-        found = self.models.get(wire_name)
-        if found is not None and (not slash or provider == found.provider):
-            return found
-        return self.anything_else
+        # A local model's own name may have slashes, so the whole name comes first.
+        found = self.models.get(name)
+        if found is None:
+            provider, _, wire_name = name.partition("/")
+            found = self.models.get(wire_name)
+            if found is not None and provider != found.provider:
+                found = None
+        return self.anything_else if found is None else found
+
+    def at(self, opg_usd: str) -> PriceList:
+        """This list at another price of OPG, in USD."""
+        return replace(self, opg_usd=_opg_price(opg_usd))
 
     def cost(self, model: ModelPrice, *, prompt_tokens: int, completion_tokens: int) -> Cost:
         """What so many tokens of `model` cost."""
@@ -125,9 +143,7 @@ def load_prices(source: Path | Mapping[str, Any] | None = None) -> PriceList:
             raise PriceListInvalid(f"Price file {path} cannot be read as JSON: {exc}") from exc
     if not isinstance(source, Mapping) or not isinstance(source.get("models"), Mapping):
         raise PriceListInvalid('A price file needs {"opg_usd": "0.20", "models": {"provider/name": {…}}}.')
-    opg_usd = _price(source.get("opg_usd"), where="opg_usd")
-    if opg_usd == 0:
-        raise PriceListInvalid("opg_usd is 0: no USD price can be turned into OPG with it.")
+    opg_usd = _opg_price(source.get("opg_usd"))
     models = [_model(name, entry) for name, entry in source["models"].items()]
     rest = source.get("anything_else")
     return PriceList(
@@ -136,6 +152,13 @@ def load_prices(source: Path | Mapping[str, Any] | None = None) -> PriceList:
         as_of=str(source.get("as_of", "")),
         anything_else=_model("any/any", rest) if rest is not None else None,
     )
+
+
+def _opg_price(value: Any) -> Decimal:
+    price = _price(value, where="opg_usd")
+    if price == 0:
+        raise PriceListInvalid("opg_usd is 0: no USD price can be turned into OPG with it.")
+    return price
 
 
 def _model(full_name: str, entry: Any) -> ModelPrice:

@@ -18,12 +18,14 @@ from starlette.routing import Route
 from opengradient_devnet.answers import DONE, event, models_page
 from opengradient_devnet.bounded_json import parse_json
 from opengradient_devnet.event_stream import EventKind, EventStream, StreamEvent
-from opengradient_devnet.models import Chunk, Model, ModelError
-from opengradient_devnet.pricing import PriceList
+from opengradient_devnet.menu import Menu
+from opengradient_devnet.models import Chunk, ModelError
 
 
-def unpaid_app(model: Model, *, prices: PriceList) -> Starlette:
+def unpaid_app(menu: Menu) -> Starlette:
     """An app with POST /v1/chat/completions and GET /v1/models."""
+
+    model = menu.model
 
     async def chat(request: Request) -> Response:
         try:
@@ -46,7 +48,7 @@ def unpaid_app(model: Model, *, prices: PriceList) -> Starlette:
         return EventStream(events, headers=[], on_end=chunks.aclose)
 
     async def models(_request: Request) -> Response:
-        return JSONResponse(models_page(prices))
+        return JSONResponse(models_page(await menu.models(), opg_usd=menu.prices.opg_usd))
 
     return Starlette(
         routes=[

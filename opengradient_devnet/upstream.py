@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,38 +30,68 @@ _GATEWAY_FIELDS = frozenset({"web_search", "stream", "stream_options", "model"})
 _STATUSES = {400: 400, 404: 404, 408: 504, 413: 413, 415: 415, 422: 400, 429: 429, 503: 503, 504: 504}
 _BAD_GATEWAY = 502
 _RETRYABLE = frozenset({429, 502, 503, 504})
+_LIST_TIMEOUT_S = 5.0
 
 
-def open_model(upstream: str, *, api_key: str | None = None, keep_provider: bool = False) -> Model:
-    """The model that `upstream` names: `"rules"`, or `"openai:http://127.0.0.1:11434/v1"`.
+def open_model(
+    upstream: str,
+    *,
+    api_key: str | None = None,
+    keep_provider: bool = False,
+    exact_names: Collection[str] = (),
+) -> Model:
+    """The model that `upstream` names: `"rules"`, `"openai:http://127.0.0.1:11434/v1"`, `"langchain:module:attribute"`.
+
+    `api_key`, `keep_provider` and `exact_names` are for OpenAI-compatible servers, see `UpstreamModel`.
 
     `"rules:raw"` is the rule model without what live gateways leave out: it does not apply `stop`, and never says
     that an answer ended for its length. Raises ValueError for anything else.
     """
     if upstream in ("rules", "rules:raw"):
         return RulesModel(compensates=upstream == "rules")
-    kind, _, base_url = upstream.partition(":")
-    if kind != "openai" or not base_url.startswith(("http://", "https://")):
-        raise ValueError(f"Unknown upstream {upstream!r}. Use 'rules', or 'openai:' and the URL of a server's /v1.")
-    return UpstreamModel(base_url=base_url, api_key=api_key, keep_provider=keep_provider)
+    kind, _, place = upstream.partition(":")
+    if kind == "langchain":
+        from opengradient_devnet.langchain_upstream import LangChainModel, load_chat_model
+
+        return LangChainModel(chat=load_chat_model(place))
+    if kind != "openai" or not place.startswith(("http://", "https://")):
+        raise ValueError(
+            f"Unknown upstream {upstream!r}. Use 'rules', 'openai:' and the URL of a server's /v1, or "
+            "'langchain:module:attribute'."
+        )
+    return UpstreamModel(
+        base_url=place, api_key=api_key, keep_provider=keep_provider, exact_names=frozenset(exact_names)
+    )
 
 
 @dataclass(slots=True, kw_only=True)
 class UpstreamModel:
     """An OpenAI-compatible server as a `Model`. `base_url` ends where `/chat/completions` begins.
 
-    `keep_provider` sends "openai/gpt-5" as it is; by default the server is asked for "gpt-5". Of a `Delivery`
+    `keep_provider` sends "openai/gpt-5" as it is; by default the server is asked for "gpt-5", unless the name with the
+    slash is one of `exact_names` (models of Hugging Face have slashes of their own). Of a `Delivery`
     only `pace_s` and `as_message` apply: how answers are cut up is the server's doing.
     """
 
     base_url: str
     api_key: str | None = field(default=None, repr=False)
     keep_provider: bool = False
+    exact_names: frozenset[str] = frozenset()
     timeout_s: float = 600.0
     # httpx clients belong to the loop that first used them, and a gateway may serve from several.
     _clients: WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient] = field(
         default_factory=WeakKeyDictionary, init=False, repr=False
     )
+
+    async def names(self) -> list[str]:
+        """The models that the server lists."""
+        url = f"{self.base_url.rstrip('/')}/models"
+        try:
+            response = await self._client().get(url, timeout=_LIST_TIMEOUT_S)
+            response.raise_for_status()
+            return [str(item["id"]) for item in response.json()["data"]]
+        except (httpx.HTTPError, ValueError, LookupError, TypeError) as exc:
+            raise ModelError(_BAD_GATEWAY, f"{url} is no list of models: {exc!r}.") from exc
 
     async def complete(self, request: Mapping[str, Any], *, delivery: Delivery = _AS_WRITTEN) -> Answer:  # noqa: ARG002 - nothing of it applies
         """Pass the request on and wait for the whole answer."""
@@ -76,7 +106,7 @@ class UpstreamModel:
         return Answer(
             message=message,
             finish_reason=choice.get("finish_reason") or "stop",
-            usage=_usage(parsed.get("usage"), request, said=message),
+            usage=complete_usage(parsed.get("usage"), request, said=message),
             model=str(request.get("model")),
         )
 
@@ -97,7 +127,7 @@ class UpstreamModel:
             delta={},
             model=model,
             finish_reason=tally.finish_reason,
-            usage=_usage(tally.usage, request, said={"content": tally.said}),
+            usage=complete_usage(tally.usage, request, said={"content": tally.said}),
             as_message=delivery.as_message,
         )
 
@@ -134,8 +164,9 @@ class UpstreamModel:
 
     def _body(self, request: Mapping[str, Any], *, is_stream: bool) -> dict[str, Any]:
         body = {key: value for key, value in request.items() if key not in _GATEWAY_FIELDS}
-        provider, _, name = str(request.get("model") or "").partition("/")
-        body["model"] = name if name and not self.keep_provider else request.get("model") or provider
+        asked = str(request.get("model") or "")
+        name = asked.partition("/")[2]
+        body["model"] = asked if self.keep_provider or asked in self.exact_names or not name else name
         if is_stream:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
         return body
@@ -188,20 +219,26 @@ def _refusal(response: httpx.Response) -> ModelError:
         message = _message(response.json().get("error"))
     except (ValueError, AttributeError):
         message = response.text[:200]
-    status = _STATUSES.get(response.status_code, _BAD_GATEWAY)
+    status, is_retryable = status_for(response.status_code)
     return ModelError(
         status,
         f"The provider refused with {response.status_code}: {message}",
         provider_status=response.status_code,
-        is_retryable=status in _RETRYABLE,
+        is_retryable=is_retryable,
     )
+
+
+def status_for(provider_status: int) -> tuple[int, bool]:
+    """What a provider's HTTP status becomes for the gateway's client, and whether trying again may help."""
+    status = _STATUSES.get(provider_status, _BAD_GATEWAY)
+    return status, status in _RETRYABLE
 
 
 def _message(error: object) -> str:
     return str(error.get("message") or error) if isinstance(error, Mapping) else str(error)
 
 
-def _usage(given: object, request: Mapping[str, Any], *, said: Mapping[str, Any]) -> dict[str, Any]:
+def complete_usage(given: object, request: Mapping[str, Any], *, said: Mapping[str, Any]) -> dict[str, Any]:
     """The server's usage, completed; an estimate when it gave none."""
     if isinstance(given, Mapping) and given.get("prompt_tokens") is not None:
         prompt_tokens, completion_tokens = int(given["prompt_tokens"]), int(given.get("completion_tokens") or 0)
