@@ -27,12 +27,12 @@ from langchain_opengradient import structured_output as structured
 from langchain_opengradient.blocks import PROVIDER
 from langchain_opengradient.callbacks import SettlementReport
 from langchain_opengradient.calls import ChatCall, build_call, is_anthropic, model_name
-from langchain_opengradient.connections import Connections, Endpoint, Wallet
 from langchain_opengradient.conversions import to_chunk, to_result, to_terminal_chunk
 from langchain_opengradient.errors import raised_as_model_errors
 from langchain_opengradient.profiles import profile_of
 from langchain_opengradient.tokens import count_messages, count_text
 from langchain_opengradient.tools import ToolLike, is_web_search, to_wire_choice, to_wire_tool
+from opengradient_x402.connections import Connections, Route, Spender
 from opengradient_x402.settings import Settings
 from opengradient_x402.settlement import SettlementMode
 
@@ -427,22 +427,22 @@ class ChatOpenGradient(BaseChatModel):
     # Connections
 
     def _client(self) -> Any:
-        return self.client if self.client is not None else self.connections.client(self._endpoint())
+        return self.client if self.client is not None else self.connections.client(self._route())
 
     async def _async_client(self) -> Any:
         if self.async_client is not None:
             return self.async_client
-        return await self.connections.async_client(self._endpoint())
+        return await self.connections.async_client(self._route())
 
-    def _endpoint(self) -> Endpoint:
-        wallet = Wallet(
+    def _route(self) -> Route:
+        spender = Spender(
             private_key=self.private_key,
             network=self.network,
             policy=self.spend_policy,
             ledger=self.ledger,
             payments=self.payments,
         )
-        return Endpoint(wallet=wallet, base_url=self.base_url, max_retries=self.max_retries, verify_tee=self.verify_tee)
+        return Route(spender=spender, base_url=self.base_url, max_retries=self.max_retries, verify_tee=self.verify_tee)
 
     def close(self) -> None:
         """Close what this model and its copies opened; the next call opens it again."""

@@ -98,8 +98,8 @@ class OpenGradient(PaidModel):
         if (mode := kwargs.pop("x402_settlement_mode", None)) is not None:  # what the OpenGradient SDK calls it
             kwargs["settlement_mode"] = mode
         options = {name: kwargs.pop(name) for name in _CALL_OPTIONS if kwargs.get(name) is not None}
-        if "timeout" in options:
-            options["timeout_s"] = options.pop("timeout")
+        options["timeout_s"] = options.pop("timeout", self.timeout)
+        options.setdefault("settlement_mode", self.settlement_mode)
         body = {
             "model": self.model,
             "messages": wire_messages(messages),
@@ -120,26 +120,26 @@ class OpenGradient(PaidModel):
 
     def _chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         body, options = self._request(messages, kwargs)
-        completion = self._open_clients().client().chat(body, on_receipt=self._reporter(), **options)
+        completion = self._client().chat(body, on_receipt=self._reporter(), **options)
         return chat_response(completion)
 
     async def _achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         body, options = self._request(messages, kwargs)
-        client = await self._open_clients().async_client()
+        client = await self._async_client()
         return chat_response(await client.chat(body, on_receipt=self._reporter(), **options))
 
     def _stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
         """Opens the stream at once, so that its payment is told of before anybody reads."""
         body, options = self._request(messages, kwargs)
         report = self._reporter()
-        stream = self._open_clients().client().stream(body, on_receipt=report, **options)
+        stream = self._client().stream(body, on_receipt=report, **options)
         report(stream.receipt)
         return started(_responses(stream))
 
     async def _astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
         body, options = self._request(messages, kwargs)
         report = self._reporter()
-        client = await self._open_clients().async_client()
+        client = await self._async_client()
         stream = await client.stream(body, on_receipt=report, **options)
         report(stream.receipt)
         return await astarted(_aresponses(stream))

@@ -8,23 +8,25 @@ no call: `llm` does.
 from __future__ import annotations
 
 import dataclasses
-import threading
 from copy import deepcopy
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from llama_index.core.base.llms.types import LLMMetadata
 from llama_index.core.bridge.pydantic import Field, PrivateAttr, field_serializer, field_validator, model_validator
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from pydantic import BaseModel, SecretStr
 
-from llama_index_opengradient.clients import Clients
 from opengradient_x402.attestation import VerifyTee
+from opengradient_x402.connections import Connections, Route, Spender
 from opengradient_x402.ledger import Ledger
 from opengradient_x402.models import find_model
 from opengradient_x402.networks import Network
-from opengradient_x402.payments import Payments
 from opengradient_x402.policy import SpendPolicy
 from opengradient_x402.settlement import SettlementMode
+
+if TYPE_CHECKING:
+    from opengradient_x402.gateway import AsyncGatewayClient, GatewayClient
+    from opengradient_x402.payments import Payments
 
 
 class PaidModel(FunctionCallingLLM):
@@ -69,8 +71,7 @@ class PaidModel(FunctionCallingLLM):
     context_window: int | None = Field(default=None, gt=0, description="Overrides the catalog's context window.")
     is_function_calling_model: bool | None = Field(default=None, description="Overrides the catalog.")
 
-    _clients: Clients | None = PrivateAttr(default=None)
-    _clients_lock: threading.Lock = PrivateAttr(default_factory=threading.Lock)
+    _connections: Connections = PrivateAttr(default_factory=Connections)
 
     # -- what the model is
 
@@ -131,54 +132,35 @@ class PaidModel(FunctionCallingLLM):
 
     def to_payload(self) -> dict[str, Any]:
         """What tracing sees of the model: no key, no wallet, no network."""
-        payload = super().to_payload()
-        payload["model"] = self.model
-        payload["temperature"] = self.temperature
-        return payload
+        # Written out, for the cores that do not have this method yet.
+        about = {"class_name": self.class_name(), **self.metadata.model_dump()}
+        return {**about, "model": self.model, "temperature": self.temperature}
 
     # -- clients
 
-    def _open_clients(self) -> Clients:
-        with self._clients_lock:
-            if self._clients is None:
-                self._clients = Clients(
-                    self._open_payments,
-                    is_owner=self.payments is None,
-                    options=self._client_options(),
-                )
-            return self._clients
+    def _client(self) -> GatewayClient:
+        return self._connections.client(self._route())
 
-    def _client_options(self) -> dict[str, Any]:
-        options: dict[str, Any] = {
-            "base_url": self.base_url,
-            "timeout_s": self.timeout,
-            "max_retries": self.max_retries,
-            "settlement_mode": self.settlement_mode,
-            "verify_tee": self.verify_tee,
-        }
-        return {name: value for name, value in options.items() if value is not None}
+    async def _async_client(self) -> AsyncGatewayClient:
+        return await self._connections.async_client(self._route())
 
-    def _open_payments(self) -> Payments:
-        if self.payments is not None:
-            shared: Payments = self.payments
-            return shared
-        return Payments.open(
-            network=self.network, private_key=self.private_key, policy=self.spend_policy, ledger=self.ledger
+    def _route(self) -> Route:
+        spender = Spender(
+            private_key=self.private_key,
+            network=self.network,
+            policy=self.spend_policy,
+            ledger=self.ledger,
+            payments=self.payments,
         )
+        return Route(spender=spender, base_url=self.base_url, max_retries=self.max_retries, verify_tee=self.verify_tee)
 
     def close(self) -> None:
-        """Close what sync calls opened. The model can be used again: it opens anew."""
-        with self._clients_lock:
-            clients, self._clients = self._clients, None
-        if clients is not None:
-            clients.close()
+        """Close what sync calls of this model and its copies opened; the next call opens it again."""
+        self._connections.close()
 
     async def aclose(self) -> None:
-        """Close what sync calls and the running loop's calls opened."""
-        with self._clients_lock:
-            clients, self._clients = self._clients, None
-        if clients is not None:
-            await clients.aclose()
+        """`close`, for the connections of the running event loop too."""
+        await self._connections.aclose()
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but secrets, live objects and handlers: whoever unpickles reads OG_PRIVATE_KEY again.
@@ -199,12 +181,9 @@ class PaidModel(FunctionCallingLLM):
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         """A copy with fields of its own, which pays from the same payments: one wallet, one budget, one set of
         sessions. Handlers are shared as well, or nobody would hear what the copy pays."""
-        copied = self.model_copy(
+        return self.model_copy(
             update={
                 "additional_kwargs": deepcopy(self.additional_kwargs, memo),
                 "stop": list(self.stop) if self.stop is not None else None,
             }
         )
-        copied._clients_lock = threading.Lock()
-        copied._clients = Clients(self._open_clients().payments, is_owner=False, options=self._client_options())
-        return copied

@@ -71,7 +71,7 @@ def shown(model: ChatOpenGradient) -> str:
             repr(model.bind(stop=["x"])),
             repr(model.connections),
             repr(vars(model.connections)),
-            repr(model._endpoint()),
+            repr(model._route()),
         ]
     )
 

@@ -13,13 +13,13 @@ import sys
 import pytest
 from llama_index.core.llms.utils import resolve_llm
 from llama_index.core.rate_limiter import BaseRateLimiter
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
 import llama_index_opengradient
 from llama_index_opengradient import OpenGradient, SettlementMode, SpendPolicy
 from llama_index_opengradient.testing.forms import ALL, ask, subject
 from opengradient_devnet import Account, Devnet
-from opengradient_x402.errors import ConfigurationError, InvalidPrivateKey, UnknownModel
+from opengradient_x402.errors import ConfigurationError, InsecureEndpoint, InvalidPrivateKey, UnknownModel
 from opengradient_x402.models import find_model
 
 KEY = "0x" + "c0ffee" * 10 + "beef"
@@ -171,6 +171,25 @@ def test_a_closed_model_opens_again(make_llm):
 def test_an_enclave_s_proof_can_be_required(make_llm):
     receipt = make_llm(verify_tee="require").complete("Prove it.").raw["x402"]
     assert receipt["tee_verified"].startswith("verified")
+
+
+def test_the_environment_chooses_settlement_and_gateway_for_a_model_that_does_not(make_llm, monkeypatch):
+    monkeypatch.setenv("OG_SETTLEMENT_MODE", "private")
+    assert make_llm().complete("Quietly.").raw["x402"]["settlement_mode"] == "private"
+    assert make_llm(settlement_mode="batch").complete("Aloud.").raw["x402"]["settlement_mode"] == "batch"
+    monkeypatch.setenv("OG_GATEWAY_URL", "http://gateway.example")
+    with pytest.raises(InsecureEndpoint, match=r"gateway\.example"):
+        make_llm().complete("Where?")
+
+
+def test_a_changed_field_holds_from_the_next_call_on(make_llm, devnet: Devnet):
+    llm, other = make_llm(), devnet.account(opg="1", approved=True)
+    llm.complete("Mine.")
+    copied = llm.model_copy(update={"private_key": SecretStr(other.private_key)})
+    assert copied.complete("Theirs.").raw["x402"]["payer"] == other.address
+    llm.base_url = "http://gateway.example"
+    with pytest.raises(InsecureEndpoint):
+        llm.complete("Elsewhere.")
 
 
 def test_one_call_may_choose_its_model_and_its_settlement(make_llm):
