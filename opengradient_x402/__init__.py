@@ -9,7 +9,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from opengradient_x402.background_reconciler import BackgroundReconciler
+    from opengradient_x402.bundle_export import export_bundle
+    from opengradient_x402.bundle_verification import verify_bundle
     from opengradient_x402.completions import Completion, Delta, Usage
+    from opengradient_x402.data_settlement import DataSettlements
     from opengradient_x402.endpoints import StaticGateway
     from opengradient_x402.errors import (
         NotPaid,
@@ -35,7 +39,9 @@ if TYPE_CHECKING:
 _HOMES = {
     "AsyncGatewayClient": "gateway",
     "AsyncX402Transport": "transport",
+    "BackgroundReconciler": "background_reconciler",
     "Completion": "completions",
+    "DataSettlements": "data_settlement",
     "Delta": "completions",
     "GatewayClient": "gateway",
     "Ledger": "ledger",
@@ -59,14 +65,18 @@ _HOMES = {
     "Usage": "completions",
     "Wallet": "wallet",
     "X402Transport": "transport",
+    "export_bundle": "bundle_export",
     "load_network": "networks",
+    "verify_bundle": "bundle_verification",
 }
 
 __all__ = [
     "TEE_LLM",
     "AsyncGatewayClient",
     "AsyncX402Transport",
+    "BackgroundReconciler",
     "Completion",
+    "DataSettlements",
     "Delta",
     "GatewayClient",
     "Ledger",
@@ -89,7 +99,9 @@ __all__ = [
     "Usage",
     "Wallet",
     "X402Transport",
+    "export_bundle",
     "load_network",
+    "verify_bundle",
 ]
 
 

@@ -167,13 +167,16 @@ def _settled_in_any(
 
 
 def _settled_in(tx_hash: str, group: Sequence[SignedTerms]) -> Question[dict[SignedTerms, SettlementFound]]:
-    done = yield from receipt(tx_hash)
-    if done is None:
-        return {}
     if group[0].transfer_method == "eip3009":
-        return transfer_settlements(done, group)
+        done = yield from receipt(tx_hash)
+        return {} if done is None else transfer_settlements(done, group)
     mined = yield from transaction(tx_hash)
-    return {} if mined is None else permit_settlements(mined, done, group)
+    # The calldata tell whether the transaction matters: of those that settle other sessions nothing more is read.
+    named = [] if mined is None else [terms for terms in group if terms.nonce.to_bytes(32, "big") in mined.input]
+    if mined is None or not named:
+        return {}
+    done = yield from receipt(tx_hash)
+    return {} if done is None else permit_settlements(mined, done, named)
 
 
 def _diverted(group: Sequence[SignedTerms], start: int, head: Block) -> Question[dict[SignedTerms, SettledElsewhere]]:

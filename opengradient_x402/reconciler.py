@@ -43,7 +43,7 @@ from opengradient_x402.reconcile import (
 
 _FIRST_LOOK_S = 0.1
 _LONGEST_LOOK_S = 2.0
-_AT_ONCE = 250
+_AT_ONCE = 1000
 """So many authorizations are asked about before the answers are written: an outage later loses nothing."""
 
 

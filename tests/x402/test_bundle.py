@@ -310,7 +310,10 @@ def test_no_key_session_or_node_url_is_in_a_bundle(net, audited, bundle):
     assert network_of(net).rpc_url not in content
 
 
-def test_a_text_signature_is_recovered_and_a_twin_refused():
+@pytest.mark.parametrize("fast", [True, False], ids=["libsecp256k1", "pure Python"])
+def test_a_text_signature_is_recovered_and_a_twin_refused(fast, monkeypatch):
+    if not fast:
+        monkeypatch.setitem(sys.modules, "coincurve", None)
     from eth_account import Account
     from eth_account.messages import encode_defunct
 

@@ -96,6 +96,24 @@ def test_a_settlement_whose_block_vanished_is_open_again_and_found_again(devnet,
         assert (again.status, again.payment_tx_hash) == (ReceiptStatus.SETTLED, seen.payment_tx_hash)
 
 
+def test_a_node_that_lags_behind_is_no_reorganisation(devnet, wallet, tmp_path):
+    with served_call(devnet, wallet, tmp_path) as (payments, receipt), serving(devnet.chain) as node:
+        reconciler = Reconciler(replace(payments.network, rpc_url=node.url), payments.ledger, confirmations=50)
+        devnet.close_sessions()
+        reconciler.reconcile()
+        (seen,) = payments.ledger.receipts(call_ids=[receipt.call_id]).result()
+
+        def lagging(method, params, number):
+            if method == "eth_getBlockByNumber" and params[0] == "latest":
+                return 200, {"result": devnet.chain.rpc(method, [hex(seen.block_number - 1), False])}
+            return None
+
+        node.misbehave = lagging
+        report = reconciler.reconcile()
+        assert (report.reopened, report.changed) == (0, ())
+        assert payments.ledger.receipts(call_ids=[receipt.call_id]).result() == [seen]
+
+
 def test_a_receipt_brings_itself_forward(devnet, wallet, tmp_path):
     with served_call(devnet, wallet, tmp_path) as (_, receipt):
         assert receipt.refresh().status is ReceiptStatus.SERVED
