@@ -4,7 +4,7 @@ Composes the parts and owns their threads. Everything that holds money or signs 
 facilitator, payee, operator and enclave. Closing it ends connections, settles open sessions, flushes batches
 and stops every thread.
 
-It does not know how any part works.
+It does not know how any part works, and is long because it knows all of them.
 """
 
 from __future__ import annotations
