@@ -16,6 +16,7 @@ from opengradient_x402.calls import Call
 from opengradient_x402.driving import drive, drive_async
 from opengradient_x402.errors import OpenGradientError
 from opengradient_x402.handshake import Discard, Effect, Send, pay
+from opengradient_x402.log_redaction import redact_sessions
 from opengradient_x402.payments import Payments
 from opengradient_x402.steps import Wait
 
@@ -24,6 +25,7 @@ class X402Transport(httpx.BaseTransport):
     """Pays what `wrapped` is asked to pay for. Thread-safe as far as `wrapped` is."""
 
     def __init__(self, payments: Payments, *, wrapped: httpx.BaseTransport | None = None) -> None:
+        redact_sessions()
         self._payments = payments
         self._wrapped = wrapped if wrapped is not None else httpx.HTTPTransport()
 
@@ -58,6 +60,7 @@ class AsyncX402Transport(httpx.AsyncBaseTransport):
     """The same over asyncio. One per event loop; any number may share one `Payments`."""
 
     def __init__(self, payments: Payments, *, wrapped: httpx.AsyncBaseTransport | None = None) -> None:
+        redact_sessions()
         self._payments = payments
         self._wrapped = wrapped if wrapped is not None else httpx.AsyncHTTPTransport()
 
