@@ -1,6 +1,7 @@
 """How one settlement is shared among the calls that it pays for.
 
-Each call gets what the gateway claimed for it when the claims add up to the settlement; otherwise the
+Each call gets what the gateway claimed for it when the claims add up to the settlement. What goes beyond them
+was taken for the calls whose claim never came: streams that were dropped, answers that broke off. Otherwise the
 settlement is split in proportion to the claims (or to tokens, or evenly), to the last atomic unit. Pure
 arithmetic; whether a settlement was right is not decided here.
 """
@@ -16,12 +17,22 @@ def split_settlement(settled_atomic: int, receipts: Sequence[SettlementReceipt])
     """One share per receipt, in order; they always add up to `settled_atomic` (for at least one receipt)."""
     if not receipts:
         return []
-    weights = _weights(receipts)
+    claimed = [receipt.cost_atomic or 0 for receipt in receipts]
+    unquoted = [i for i, receipt in enumerate(receipts) if receipt.cost_atomic is None]
+    excess = settled_atomic - sum(claimed)
+    if any(claimed) and excess >= 0 and unquoted and all(receipts[i].outcome != "ok" for i in unquoted):
+        for i, share in zip(unquoted, _split(excess, [1] * len(unquoted)), strict=True):
+            claimed[i] = share
+        return claimed
+    return _split(settled_atomic, _weights(receipts))
+
+
+def _split(amount_atomic: int, weights: Sequence[int]) -> list[int]:
     total = sum(weights)
-    shares = [settled_atomic * weight // total for weight in weights]
+    shares = [amount_atomic * weight // total for weight in weights]
     # Largest remainder first; ties go to the earlier call, so the split is the same on every machine.
-    rest = settled_atomic - sum(shares)
-    order = sorted(range(len(shares)), key=lambda i: (-(settled_atomic * weights[i] % total), i))
+    rest = amount_atomic - sum(shares)
+    order = sorted(range(len(shares)), key=lambda i: (-(amount_atomic * weights[i] % total), i))
     for i in order[:rest]:
         shares[i] += 1
     return shares

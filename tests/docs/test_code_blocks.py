@@ -102,7 +102,13 @@ def test_the_python_of_a_page_runs_from_top_to_bottom(page, environment, tmp_pat
             source += "\n" * (block.line - 1 - source.count("\n")) + block.code  # same line numbers as the page
     script.write_text(source)
     done = subprocess.run(
-        [sys.executable, str(script)], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=90, check=False
+        [sys.executable, str(script)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
     )
     assert done.returncode == 0, f"{name(page)}\n{done.stderr[-4000:]}"
 

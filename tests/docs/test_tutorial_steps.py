@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 CHAT = "01_chat_and_settlement_modes"
 STREAMS = "02_streaming_patterns"
 AGENT = "03_verified_agent"
+AUDITS = "05_receipts_and_audits"
 PROVIDERS = "04_many_providers_and_local_models"
 OLD_NAMES = "tests/docs/test_old_names.py"
 
@@ -47,6 +48,12 @@ STEPS: dict[tuple[str, str], tuple[str, str]] = {
     ("sync and async", "complete code"): (f"{CHAT}#lc:complete", f"{CHAT}#li:complete"),
     ("sync and async", "next steps: a full agent loop with tools"): (f"{AGENT}#lc:agent", f"{AGENT}#li:agent"),
     ("sync and async", "next steps: verifiable inference"): (f"{AGENT}#lc:tee-proof", f"{AGENT}#li:tee-proof"),
+    ("sync and async", "receipts for compliance, billing audits, disputes"): (
+        f"{AUDITS}#lc:export",
+        f"{AUDITS}#li:export",
+    ),
+    ("sync and async", "look a payment up on chain"): (f"{AUDITS}#lc:reconcile", f"{AUDITS}#li:reconcile"),
+    ("sync and async", "errors per provider do not stop the program"): (f"{CHAT}#lc:complete", f"{CHAT}#li:complete"),
     ("llm-connectivity", "basic streaming"): (f"{CHAT}#lc:stream", f"{CHAT}#li:stream"),
     ("llm-connectivity", "understanding chunks"): (f"{STREAMS}#lc:chunks", f"{STREAMS}#li:chunks"),
     ("llm-connectivity", "aggregating chunks"): (f"{STREAMS}#lc:aggregate", f"{STREAMS}#li:aggregate"),
@@ -103,6 +110,19 @@ def test_a_cell_that_is_tagged_for_a_framework_uses_that_framework():
             for tag in cell["metadata"].get("tags", []):
                 words = FRAMEWORKS.get(tag[:3])
                 source = "".join(cell["source"])
-                shared = {"receipts", "settled", "plot", "hash", "proof", "comparison"}
+                shared = {
+                    "receipts",
+                    "settled",
+                    "plot",
+                    "hash",
+                    "proof",
+                    "comparison",
+                    "reconcile",
+                    "export",
+                    "verify",
+                    "tampered",
+                    "proofs",
+                    "spending",
+                }
                 if words and not any(tag.endswith(word) for word in shared):
                     assert any(word in source for word in words), f"{notebook.name}: {tag}"
