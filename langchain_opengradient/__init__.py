@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from langchain_opengradient.callbacks import (
         SettlementCallbackHandler,
-        SpendGuard,
         get_settlement_callback,
     )
     from langchain_opengradient.chat_models import ChatOpenGradient
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
         ProgressDotsHandler,
         TokenCounterHandler,
     )
+    from langchain_opengradient.spend_guard import SpendGuard
     from opengradient_x402.settlement import SettlementMode
 
 __all__ = [
@@ -43,7 +43,7 @@ _HOME = {
     "ProgressDotsHandler": "langchain_opengradient.displays",
     "SettlementCallbackHandler": "langchain_opengradient.callbacks",
     "SettlementMode": "opengradient_x402.settlement",
-    "SpendGuard": "langchain_opengradient.callbacks",
+    "SpendGuard": "langchain_opengradient.spend_guard",
     "TokenCounterHandler": "langchain_opengradient.displays",
     "get_settlement_callback": "langchain_opengradient.callbacks",
 }
@@ -53,7 +53,16 @@ def __getattr__(name: str) -> object:
     home = _HOME.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(home), name)
+    try:
+        value = getattr(import_module(home), name)
+    except ModuleNotFoundError as exc:
+        if exc.name != "langchain_core":
+            raise
+        raise ModuleNotFoundError(
+            f"{name} needs LangChain, which is not installed. "
+            "Install it: pip install 'opengradient-integrations[langchain]'",
+            name=exc.name,
+        ) from exc
     globals()[name] = value
     return value
 

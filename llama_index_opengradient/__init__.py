@@ -46,7 +46,16 @@ def __getattr__(name: str) -> Any:
     """PEP 562: the public names, imported when first asked for."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(_HOMES[name]), name)
+    try:
+        value = globals()[name] = getattr(import_module(_HOMES[name]), name)
+    except ModuleNotFoundError as exc:
+        if exc.name not in ("llama_index.core", "llama_index_instrumentation"):
+            raise
+        raise ModuleNotFoundError(
+            f"{name} needs LlamaIndex, which is not installed. "
+            "Install it: pip install 'opengradient-integrations[llama-index]'",
+            name=exc.name,
+        ) from exc
     return value
 
 

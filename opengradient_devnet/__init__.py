@@ -35,7 +35,16 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    try:
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    except ModuleNotFoundError as exc:
+        if (exc.name or __name__).startswith(__name__):
+            raise
+        raise ModuleNotFoundError(
+            f"{name} needs the package {exc.name!r}, which is not installed. "
+            "Install the devnet: pip install 'opengradient-integrations[devnet]'",
+            name=exc.name,
+        ) from exc
 
 
 def __dir__() -> list[str]:
