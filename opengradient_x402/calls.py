@@ -39,6 +39,8 @@ class Call:
 
     id: str = field(default_factory=lambda: f"call_{secrets.token_hex(12)}")
     model: str = ""
+    base_url: str = ""
+    """The gateway that was asked last."""
     settlement_mode: str = ""
     timeout_s: float | None = None
     prompt_bytes: int = 0

@@ -1,8 +1,8 @@
 """One chat-completions request and its response, without I/O: both gateway clients drive this.
 
-It builds the HTTP request, reads what comes back into a `Completion` or `Delta`s, turns every failure into
-the error that says what happened to the money, and reports the receipt exactly once. It does not know
-whether its caller awaits.
+It builds the HTTP request, sees a call through from its first attempt to its end, and reports the receipt
+exactly once. Reading is `answer_reader`, the words for failures are `call_errors`. It does not know whether its
+caller awaits.
 """
 
 from __future__ import annotations
@@ -11,51 +11,28 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import httpx
 
 from opengradient_x402 import wire_json
+from opengradient_x402.answer_reader import AnswerReader
 from opengradient_x402.attestation import Verdict, VerifyTee
+from opengradient_x402.call_errors import broken_line, unreachable, unreadable, withheld
 from opengradient_x402.call_receipts import Answer, build_receipt
 from opengradient_x402.calls import EXTENSION, Call
-from opengradient_x402.completions import (
-    Completion,
-    Delta,
-    ErrorEvent,
-    StreamAccumulator,
-    Truncated,
-    parse_completion,
-    parse_usage,
-)
+from opengradient_x402.completions import Completion, Delta, parse_usage
 from opengradient_x402.enclave_keys import Checked, ProofCheck
 from opengradient_x402.endpoints import Endpoint, EndpointSource, reach
-from opengradient_x402.errors import (
-    GatewayError,
-    GatewayUnreachable,
-    InsecureEndpoint,
-    NotPaid,
-    OpenGradientError,
-    ProofRejected,
-    ResponseInvalid,
-    StreamInterrupted,
-)
-from opengradient_x402.gateway_errors import describe_error, kind_of
+from opengradient_x402.errors import ConfigurationError, OpenGradientError
 from opengradient_x402.payments import Payments
 from opengradient_x402.receipts import SettlementReceipt
 from opengradient_x402.settlement import SettlementMode
-from opengradient_x402.sse import DONE, EventDecoder, EventTooLarge
 from opengradient_x402.steps import Ask, Collect, Pause, Steps
 from opengradient_x402.stop_sequences import stop_sequences
 from opengradient_x402.tls import is_certificate_failure
 
 CHAT_PATH = "/v1/chat/completions"
-DEFAULT_MAX_TOKENS = 4096
-"""What gateways take an omitted `max_tokens` for (wire facts, "What the gateway does not do")."""
-MAX_BODY_BYTES = 256 * 1024 * 1024
-_ENCODINGS = frozenset({"", "identity", "gzip", "deflate"})
-"""Packed once, as asked for. Two layers, or zstd, could turn one read of a few kilobytes into gigabytes."""
-
 ReceiptListener = Callable[[SettlementReceipt], None]
 _log = logging.getLogger(__name__)
 
@@ -87,7 +64,6 @@ class Exchange:
     ) -> None:
         self._payments = payments
         self._endpoints = endpoints
-        self._base_url = ""
         self._proof_check = proof_check
         self._options = options
         self._on_receipt = on_receipt
@@ -98,13 +74,19 @@ class Exchange:
             timeout_s=options.timeout_s,
             is_managed=True,
         )
-        self._stop = stop_sequences(body.get("stop"))
-        self._max_tokens = body.get("max_tokens") or body.get("max_completion_tokens")
+        max_tokens = body.get("max_tokens") or body.get("max_completion_tokens")
         request = {**body, "model": wire_model, **({"stream": True} if is_stream else {})}
         if proof_check is not None:
             proof_check.request = request
-        self._content = wire_json.dumps(request)
-        self.call.prompt_bytes, self.call.max_tokens = len(self._content), self._max_tokens
+        try:
+            self._content = wire_json.dumps(request)
+        except (TypeError, ValueError, RecursionError) as exc:
+            raise ConfigurationError(
+                f"The request cannot be written as JSON: {exc}. Nothing was sent or paid. "
+                "Give the messages and parameters as plain JSON values, and text as valid Unicode.",
+                kind="invalid_request",
+            ) from exc
+        self.call.prompt_bytes, self.call.max_tokens = len(self._content), max_tokens
         self._headers = {
             "content-type": "application/json",
             "accept": "text/event-stream" if is_stream else "application/json",
@@ -114,14 +96,9 @@ class Exchange:
             "user-agent": "opengradient-integrations",
             **(headers or {}),
         }
-        self._deadline = 0.0
-        self._silent_since: float | None = None
-        self._received = 0
-        self._body: list[bytes] = []
-        self._decoder = EventDecoder()
-        self._accumulator = StreamAccumulator(stop=self._stop, max_tokens=self._max_tokens, model=self.call.model)
-        self._is_done = False
-        self._broken_by: OpenGradientError | None = None
+        self._reader = AnswerReader(
+            self.call, stop=stop_sequences(body.get("stop")), max_tokens=max_tokens, timeout_s=options.timeout_s
+        )
 
     @property
     def receipt(self) -> SettlementReceipt | None:
@@ -140,8 +117,8 @@ class Exchange:
         """One whole answer; ends the call."""
         try:
             response = yield from self._opening()
-            yield Collect(response, self._take_body)
-            return self._completion(response)
+            yield Collect(response, self._reader.take_body)
+            return self._ended_well(self._reader.completion(response))
         except BaseException as exc:  # noqa: BLE001  (ends the call, whatever ended it)
             problem = self.fail(exc)
             raise problem from problem.__cause__
@@ -151,8 +128,8 @@ class Exchange:
         try:
             response = yield from self._opening()
             if response.is_error:
-                yield Collect(response, self._take_body)
-                raise self._refusal(response)
+                yield Collect(response, self._reader.take_body)
+                raise self._reader.refusal(response)
             return response
         except BaseException as exc:  # noqa: BLE001  (ends the call, whatever ended it)
             problem = self.fail(exc)
@@ -160,26 +137,26 @@ class Exchange:
 
     def _opening(self) -> Steps[httpx.Response]:
         """Only failures before any byte left are tried again."""
-        self._deadline = time.monotonic() + self._options.timeout_s
+        deadline = time.monotonic() + self._options.timeout_s
         for attempt in range(self._options.max_retries + 1):
             try:
-                return (yield from reach(self._endpoints, self._ask, until=self._deadline))
+                return (yield from reach(self._endpoints, self._ask, until=deadline))
             except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as exc:
                 if attempt == self._options.max_retries or is_certificate_failure(exc):
-                    raise self._unreachable(exc) from exc
+                    raise unreachable(self.call, exc) from exc
             except httpx.TransportError as exc:
                 if self.call.entry is not None:
                     raise
-                raise self._unreachable(exc) from exc
+                raise unreachable(self.call, exc) from exc
             yield Pause(min(0.25 * 2**attempt, 4.0))
         raise AssertionError("the last attempt returns or raises")
 
     def _ask(self, endpoint: Endpoint) -> Steps[httpx.Response]:
-        self._base_url = endpoint.base_url
+        self.call.base_url = endpoint.base_url
         if self._proof_check is not None:
             self._proof_check.trust(endpoint)
         response: httpx.Response = yield Ask(self._request(endpoint))
-        yield from self._check_encoding(response)
+        yield from self._reader.check_encoding(response)
         return response
 
     def _request(self, endpoint: Endpoint) -> httpx.Request:
@@ -195,130 +172,20 @@ class Exchange:
             },
         )
 
-    def _unreachable(self, exc: httpx.TransportError) -> NotPaid:
-        if is_certificate_failure(exc):
-            return InsecureEndpoint(
-                f"{self._base_url} showed a TLS certificate that is not trusted for it ({exc}). Nothing was sent, "
-                "signed or paid. Somebody else may be answering there; a new certificate must be registered first.",
-                call_id=self.call.id,
-            )
-        is_timeout = isinstance(exc, httpx.TimeoutException)
-        detail = str(exc) or type(exc).__name__
-        return GatewayUnreachable(
-            f"No answer from {self._base_url} ({detail}). Nothing was signed for this call and nothing was paid. "
-            "Check the address (`base_url`, OG_GATEWAY_URL) and your connection, then call again.",
-            call_id=self.call.id,
-            kind="timeout" if is_timeout else "connection",
-        )
-
-    # -- reading
-
-    def _check_encoding(self, response: httpx.Response) -> Steps[None]:
-        encoding = response.headers.get("content-encoding", "").strip().lower()
-        if encoding in _ENCODINGS:
-            return
-        problem = self._unreadable(ValueError(f"it is encoded as {encoding[:40]!r}, which was not asked for"))
-        del response.headers["content-encoding"]  # reading its first byte would unpack it
-
-        def refuse(_: bytes) -> None:
-            raise problem
-
-        yield Collect(response, refuse)
-        raise problem
-
-    def _take_body(self, chunk: bytes) -> None:
-        """Collects a piece of a non-streamed (or failed) response."""
-        self._received += len(chunk)
-        if self._received > MAX_BODY_BYTES:
-            raise self._unreadable(ValueError(f"it is larger than {MAX_BODY_BYTES} bytes and was not read further"))
-        if time.monotonic() > self._deadline:
-            raise self.interrupted(
-                f"it was not complete after {self._options.timeout_s:g} s; raise `timeout` for long answers, or stream",
-                kind_timeout=True,
-            )
-        self._body.append(chunk)
-
-    def _completion(self, response: httpx.Response) -> Completion:
-        """The answer in the collected body; ends the call. Raises GatewayError, ResponseInvalid."""
-        body = self._parsed(response)
-        if response.is_error:
-            raise self._error_of(response.status_code, body)
-        try:
-            completion = parse_completion(body, stop=self._stop, max_tokens=self._max_tokens)
-        except ErrorEvent as exc:
-            raise self._error_of(None, exc.error) from exc
-        except (Truncated, TypeError, AttributeError, KeyError, ValueError) as exc:
-            raise self._unreadable(exc) from exc
-        return self._ended_well(completion)
-
-    def _refusal(self, response: httpx.Response) -> OpenGradientError:
-        """The error for a response that has an error status."""
-        try:
-            body = self._parsed(response)
-        except (ResponseInvalid, NotPaid):
-            body = {"error": b"".join(self._body)[:500].decode("utf-8", "replace")}
-        return self._error_of(response.status_code, body)
-
-    def take_chunk(self, chunk: bytes) -> list[Delta]:
-        """What this piece of a stream adds, empty deltas left out. Raises GatewayError, ResponseInvalid."""
-        try:
-            payloads = self._decoder.feed(chunk)
-        except EventTooLarge as exc:
-            raise self._unreadable(exc) from exc
-        if payloads:
-            self._silent_since = None
-        else:
-            self._check_progress()
-        return self._take_events(payloads)
-
-    def _check_progress(self) -> None:
-        """Bytes arrive, but no event: comments, or one event in drips. The time limit ends that too."""
-        now = time.monotonic()
-        if self._silent_since is None:
-            self._silent_since = now
-        elif now - self._silent_since > self._options.timeout_s:
-            raise self.interrupted(f"no event arrived for {self._options.timeout_s:g} s", kind_timeout=True)
-
-    def _take_events(self, payloads: list[bytes]) -> list[Delta]:
-        deltas: list[Delta] = []
-        for payload in payloads:
-            if payload == DONE:
-                self._is_done = True
-                break
-            try:
-                delta = self._accumulator.feed(wire_json.loads(payload))
-            except ErrorEvent as exc:
-                self._broken_by = self._error_of(None, exc.error)
-                self._broken_by.__cause__ = exc
-                break
-            except (TypeError, AttributeError, KeyError, ValueError) as exc:
-                self._broken_by = self._unreadable(exc)
-                self._broken_by.__cause__ = exc
-                break
-            if delta.finish_reason is not None or not delta.is_empty:
-                deltas.append(delta)
-        return deltas
+    # -- reading a stream
 
     @property
     def is_done(self) -> bool:
-        """Whether nothing more is to be read: the end marker arrived, or the stream broke."""
-        return self._is_done or self._broken_by is not None
+        """Whether nothing more of a stream is to be read."""
+        return self._reader.is_done
+
+    def take_chunk(self, chunk: bytes) -> list[Delta]:
+        """What this piece of a stream adds, empty deltas left out."""
+        return self._reader.take_chunk(chunk)
 
     def finish_stream(self) -> Completion:
-        """The whole answer of a stream whose bytes have ended; ends the call. Raises StreamInterrupted."""
-        if not self.is_done:
-            self._take_events(self._decoder.flush())
-        if self._broken_by is not None:
-            raise self._broken_by
-        if not self._is_done:
-            raise self.interrupted("it ended without its end marker")
-        try:
-            completion = self._accumulator.finish()
-        except Truncated as exc:
-            raise self.interrupted("it held no content") from exc
-        except (TypeError, AttributeError, ValueError) as exc:
-            raise self._unreadable(exc) from exc
-        return self._ended_well(completion)
+        """The whole answer of a stream whose bytes have ended; ends the call."""
+        return self._ended_well(self._reader.stream_completion())
 
     # -- ending
 
@@ -333,12 +200,7 @@ class Exchange:
         """Withholds the answer when proofs are required, and says so in the log otherwise."""
         if self._proof_check is not None and self._proof_check.mode is VerifyTee.REQUIRE:
             self.end("failed", error="ProofRejected", answer=self._answer(completion.raw, checked))
-            raise ProofRejected(
-                f"The answer to call {self.call.id} is withheld: {checked.verdict.sentence}. The call was served and "
-                "will be charged; the receipt says how much, and is evidence against the gateway. Use another "
-                'gateway, or `verify_tee="warn"` to see such answers.',
-                call_id=self.call.id,
-            )
+            raise withheld(self.call, checked.verdict)
         _log.warning("Call %s: %s. The answer was passed on.", self.call.id, checked.verdict.sentence)
 
     def _answer(self, raw: Mapping[str, Any], checked: Checked | None = None) -> Answer:
@@ -354,7 +216,7 @@ class Exchange:
         if self.call.receipt is not None:
             return
         if answer is None:
-            answer = self._answer(self._accumulator.raw)
+            answer = self._answer(self._reader.raw)
         # None for whoever comes second: two threads may end one stream, and it is reported once.
         receipt = self._payments.finish(self.call, outcome=outcome, error=error, answer=answer)
         if receipt is not None and self._on_receipt is not None:
@@ -365,85 +227,15 @@ class Exchange:
 
     def fail(self, exc: BaseException) -> BaseException:
         """Ends the call because of `exc`, and gives back the error to raise: with the receipt, if there is one."""
+        problem = exc
         if isinstance(exc, httpx.TransportError):
-            problem: BaseException = self.interrupted(_cause(exc), kind_timeout=isinstance(exc, httpx.TimeoutException))
-            problem.__cause__ = exc
+            problem = broken_line(self.call, exc, shown_chars=self._reader.shown_chars)
         elif isinstance(exc, httpx.DecodingError):
-            problem = self._unreadable(exc)
+            problem = unreadable(self.call, exc)
+        if problem is not exc:
             problem.__cause__ = exc
-        else:
-            problem = exc
-        is_error = isinstance(problem, Exception)
-        self.end("failed" if is_error else "abandoned", error=type(problem).__name__)
+        self.end("failed" if isinstance(problem, Exception) else "abandoned", error=type(problem).__name__)
         if isinstance(problem, OpenGradientError):
             problem.call_id = problem.call_id or self.call.id
             problem.receipt = problem.receipt or self.call.receipt
         return problem
-
-    def interrupted(self, what: str, *, kind_timeout: bool = False) -> OpenGradientError:
-        """The error for an answer that stopped before its end."""
-        shown = len(self._accumulator.text)
-        if self.call.entry is None:
-            return NotPaid(
-                f"The answer to call {self.call.id} is incomplete: {what} (after {shown} characters). The gateway "
-                "did not ask for a payment, and nothing was paid.",
-                call_id=self.call.id,
-                kind="timeout" if kind_timeout else "connection",
-            )
-        return StreamInterrupted(
-            f"The answer to call {self.call.id} is incomplete: {what} (after {shown} characters). What was served "
-            "is charged; see the receipt. It is not sent again: call again if the rest is worth a new payment.",
-            call_id=self.call.id,
-            kind="timeout" if kind_timeout else "connection",
-        )
-
-    def _parsed(self, response: httpx.Response) -> dict[str, Any]:
-        content = b"".join(self._body)
-        try:
-            body = wire_json.loads(content)
-        except ValueError as exc:
-            if response.is_error:
-                return {"error": content[:500].decode("utf-8", "replace")}
-            raise self._unreadable(exc) from exc
-        if not isinstance(body, dict):
-            raise self._unreadable(TypeError(f"a {type(body).__name__} instead of an object"))
-        return cast("dict[str, Any]", body)
-
-    def _unreadable(self, exc: Exception) -> OpenGradientError:
-        if self.call.entry is None:
-            return NotPaid(
-                f"What answers at {self._base_url} did not ask for a payment, and its answer is not a chat "
-                f"completion ({exc}). Nothing was paid. Check the address, and that no proxy or login page answers.",
-                call_id=self.call.id,
-                kind="provider",
-            )
-        return ResponseInvalid(
-            f"The gateway's answer to call {self.call.id} is not a chat completion ({exc}). The call may be charged; "
-            "see its receipt. If it happens again, tell the gateway's operator the call id.",
-            call_id=self.call.id,
-        )
-
-    def _error_of(self, status: int | None, body: Mapping[str, Any]) -> OpenGradientError:
-        said = describe_error(body)
-        kind = kind_of(status, said, body)
-        shown = f" (HTTP {status})" if status is not None else ""
-        if self.call.entry is None:
-            return NotPaid(
-                f"The gateway refused call {self.call.id}{shown}: {said}. Nothing was paid.",
-                call_id=self.call.id,
-                status_code=status,
-                kind=kind,
-            )
-        return GatewayError(
-            f"The gateway failed call {self.call.id}{shown}: {said}. The payment had been accepted; what is charged "
-            "for the failure, if anything, is on the receipt once it settles. It was not tried again.",
-            call_id=self.call.id,
-            status_code=status,
-            kind=kind,
-        )
-
-
-def _cause(exc: httpx.TransportError) -> str:
-    if isinstance(exc, httpx.TimeoutException):
-        return "nothing arrived within the time limit"
-    return f"the connection broke ({str(exc) or type(exc).__name__})"

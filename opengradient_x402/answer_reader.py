@@ -1,0 +1,183 @@
+"""Reads one answer, in one piece or as a stream: bytes in, a `Completion` or `Delta`s out, or the error.
+
+Sans-I/O, and wary: sizes and silences are bounded, and an answer that is packed otherwise than it was asked for
+is not unpacked. It does not know how an answer is obtained, proven or paid for.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, cast
+
+import httpx
+
+from opengradient_x402 import wire_json
+from opengradient_x402.call_errors import interrupted, refused, unreadable
+from opengradient_x402.calls import Call
+from opengradient_x402.completions import Completion, Delta, ErrorEvent, StreamAccumulator, Truncated, parse_completion
+from opengradient_x402.errors import NotPaid, OpenGradientError, ResponseInvalid
+from opengradient_x402.sse import DONE, EventDecoder, EventTooLarge
+from opengradient_x402.steps import Collect, Steps
+
+MAX_BODY_BYTES: Final = 256 * 1024 * 1024
+_SHOWN_BYTES: Final = 500
+_ENCODINGS: Final = frozenset({"", "identity", "gzip", "deflate"})
+"""Packed once, as asked for. Two layers, or zstd, could turn one read of a few kilobytes into gigabytes."""
+_MISSHAPEN = (TypeError, AttributeError, KeyError, ValueError)
+
+
+class AnswerReader:
+    """The answer to one call: feed `take_body`, ask for `completion`; or `take_chunk`, `stream_completion`."""
+
+    def __init__(self, call: Call, *, stop: Sequence[str], max_tokens: int | None, timeout_s: float) -> None:
+        self._call = call
+        self._stop = stop
+        self._max_tokens = max_tokens
+        self._timeout_s = timeout_s
+        self._deadline = time.monotonic() + timeout_s
+        self._silent_since: float | None = None
+        self._received = 0
+        self._body: list[bytes] = []
+        self._decoder = EventDecoder()
+        self._accumulator = StreamAccumulator(stop=stop, max_tokens=max_tokens, model=call.model)
+        self._has_end_marker = False
+        self._broken_by: OpenGradientError | None = None
+
+    @property
+    def raw(self) -> Mapping[str, Any]:
+        """The terminal event of a stream, with its claims and proof; empty before it arrived."""
+        return self._accumulator.raw
+
+    @property
+    def shown_chars(self) -> int:
+        """How much text was passed on so far."""
+        return len(self._accumulator.text)
+
+    def check_encoding(self, response: httpx.Response) -> Steps[None]:
+        """Raises for an answer that is packed otherwise than it was asked for, before a byte of it is read."""
+        encoding = response.headers.get("content-encoding", "").strip().lower()
+        if encoding in _ENCODINGS:
+            return
+        problem = unreadable(self._call, f"it is encoded as {encoding[:40]!r}, which was not asked for")
+        del response.headers["content-encoding"]  # reading its first byte would unpack it
+
+        def refuse(_: bytes) -> None:
+            raise problem
+
+        yield Collect(response, refuse)
+        raise problem
+
+    # -- in one piece
+
+    def take_body(self, chunk: bytes) -> None:
+        """Collects a piece of a whole (or failed) response."""
+        self._received += len(chunk)
+        if self._received > MAX_BODY_BYTES:
+            raise unreadable(self._call, f"it is larger than {MAX_BODY_BYTES} bytes and was not read further")
+        if time.monotonic() > self._deadline:
+            what = f"it was not complete after {self._timeout_s:g} s; raise `timeout` for long answers, or stream"
+            raise interrupted(self._call, what, shown_chars=0, is_timeout=True)
+        self._body.append(chunk)
+
+    def completion(self, response: httpx.Response) -> Completion:
+        """The answer in the collected body. Raises GatewayError, ResponseInvalid, or NotPaid when nothing was."""
+        body = self._parsed(response)
+        if response.is_error:
+            raise refused(self._call, response.status_code, body)
+        try:
+            return parse_completion(body, stop=self._stop, max_tokens=self._max_tokens)
+        except ErrorEvent as exc:
+            raise refused(self._call, None, exc.error) from exc
+        except (Truncated, *_MISSHAPEN) as exc:
+            raise unreadable(self._call, exc) from exc
+
+    def refusal(self, response: httpx.Response) -> OpenGradientError:
+        """The error in the collected body of a response that has an error status."""
+        try:
+            body = self._parsed(response)
+        except (ResponseInvalid, NotPaid):
+            body = self._as_text()
+        return refused(self._call, response.status_code, body)
+
+    def _parsed(self, response: httpx.Response) -> dict[str, Any]:
+        try:
+            body = wire_json.loads(b"".join(self._body))
+        except ValueError as exc:
+            if response.is_error:
+                return self._as_text()
+            raise unreadable(self._call, exc) from exc
+        if not isinstance(body, dict):
+            raise unreadable(self._call, f"a {type(body).__name__} instead of an object")
+        return cast("dict[str, Any]", body)
+
+    def _as_text(self) -> dict[str, Any]:
+        return {"error": b"".join(self._body)[:_SHOWN_BYTES].decode("utf-8", "replace")}
+
+    # -- as a stream
+
+    def take_chunk(self, chunk: bytes) -> list[Delta]:
+        """What this piece of a stream adds, empty deltas left out.
+
+        An error event breaks the stream: what came before it is given out, the error by `stream_completion`.
+        """
+        try:
+            payloads = self._decoder.feed(chunk)
+        except EventTooLarge as exc:
+            raise unreadable(self._call, exc) from exc
+        if payloads:
+            self._silent_since = None
+        else:
+            self._check_progress()
+        return self._take_events(payloads)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing more is to be read: the end marker arrived, or the stream broke."""
+        return self._has_end_marker or self._broken_by is not None
+
+    def stream_completion(self) -> Completion:
+        """The whole answer of a stream whose bytes have ended. Raises StreamInterrupted and what broke it."""
+        if not self.is_done:
+            self._take_events(self._decoder.flush())
+        if self._broken_by is not None:
+            raise self._broken_by
+        if not self._has_end_marker:
+            raise interrupted(self._call, "it ended without its end marker", shown_chars=self.shown_chars)
+        try:
+            return self._accumulator.finish()
+        except Truncated as exc:
+            raise interrupted(self._call, "it held no content", shown_chars=self.shown_chars) from exc
+        except _MISSHAPEN as exc:
+            raise unreadable(self._call, exc) from exc
+
+    def _check_progress(self) -> None:
+        """Bytes arrive, but no event: comments, or one event in drips. The time limit ends that too."""
+        now = time.monotonic()
+        if self._silent_since is None:
+            self._silent_since = now
+        elif now - self._silent_since > self._timeout_s:
+            what = f"no event arrived for {self._timeout_s:g} s"
+            raise interrupted(self._call, what, shown_chars=self.shown_chars, is_timeout=True)
+
+    def _take_events(self, payloads: list[bytes]) -> list[Delta]:
+        deltas: list[Delta] = []
+        for payload in payloads:
+            if payload == DONE:
+                self._has_end_marker = True
+                break
+            try:
+                delta = self._accumulator.feed(wire_json.loads(payload))
+            except ErrorEvent as exc:
+                self._break(refused(self._call, None, exc.error), exc)
+                break
+            except _MISSHAPEN as exc:
+                self._break(unreadable(self._call, exc), exc)
+                break
+            if delta.finish_reason is not None or not delta.is_empty:
+                deltas.append(delta)
+        return deltas
+
+    def _break(self, problem: OpenGradientError, cause: Exception) -> None:
+        problem.__cause__ = cause
+        self._broken_by = problem

@@ -1,0 +1,117 @@
+"""The error for a call that did not end well: what happened, what it means for the money, what to do.
+
+Whether anything was paid is read off the call. Pure: nothing is raised, ended or recorded here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import httpx
+
+from opengradient_x402.attestation import Verdict
+from opengradient_x402.calls import Call
+from opengradient_x402.errors import (
+    GatewayError,
+    GatewayUnreachable,
+    InsecureEndpoint,
+    NotPaid,
+    OpenGradientError,
+    ProofRejected,
+    ResponseInvalid,
+    StreamInterrupted,
+)
+from opengradient_x402.gateway_errors import describe_error, kind_of
+from opengradient_x402.tls import is_certificate_failure
+
+
+def unreachable(call: Call, exc: httpx.TransportError) -> NotPaid:
+    """Nothing was signed, and nobody (or the wrong one) answers."""
+    if is_certificate_failure(exc):
+        return InsecureEndpoint(
+            f"{call.base_url} showed a TLS certificate that is not trusted for it ({exc}). Nothing was sent, signed "
+            "or paid. Somebody else may be answering there; a new certificate must be registered first.",
+            call_id=call.id,
+        )
+    return GatewayUnreachable(
+        f"No answer from {call.base_url} ({str(exc) or type(exc).__name__}). Nothing was signed for this call and "
+        "nothing was paid. Check the address (`base_url`, OG_GATEWAY_URL) and your connection, then call again.",
+        call_id=call.id,
+        kind="timeout" if isinstance(exc, httpx.TimeoutException) else "connection",
+    )
+
+
+def interrupted(call: Call, what: str, *, shown_chars: int, is_timeout: bool = False) -> OpenGradientError:
+    """The answer stopped before its end."""
+    incomplete = f"The answer to call {call.id} is incomplete: {what} (after {shown_chars} characters)."
+    if call.entry is None:
+        return NotPaid(
+            f"{incomplete} The gateway did not ask for a payment, and nothing was paid.",
+            call_id=call.id,
+            kind="timeout" if is_timeout else "connection",
+        )
+    return StreamInterrupted(
+        f"{incomplete} What was served is charged; see the receipt. It is not sent again: call again if the rest "
+        "is worth a new payment.",
+        call_id=call.id,
+        kind="timeout" if is_timeout else "connection",
+    )
+
+
+def broken_line(call: Call, exc: httpx.TransportError, *, shown_chars: int) -> OpenGradientError:
+    """The connection failed while the answer was being read."""
+    is_timeout = isinstance(exc, httpx.TimeoutException)
+    what = (
+        "nothing arrived within the time limit"
+        if is_timeout
+        else f"the connection broke ({str(exc) or type(exc).__name__})"
+    )
+    return interrupted(call, what, shown_chars=shown_chars, is_timeout=is_timeout)
+
+
+def unreadable(call: Call, reason: object) -> OpenGradientError:
+    """Something answered, and it is not a chat completion."""
+    if call.entry is None:
+        return NotPaid(
+            f"What answers at {call.base_url} did not ask for a payment, and its answer is not a chat completion "
+            f"({reason}). Nothing was paid. Check the address, and that no proxy or login page answers.",
+            call_id=call.id,
+            kind="provider",
+        )
+    return ResponseInvalid(
+        f"The gateway's answer to call {call.id} is not a chat completion ({reason}). The call may be charged; see "
+        "its receipt. If it happens again, tell the gateway's operator the call id.",
+        call_id=call.id,
+    )
+
+
+def refused(call: Call, status: int | None, body: Mapping[str, Any]) -> OpenGradientError:
+    """The gateway, or the provider behind it, answered with an error; `status` is None inside a 2xx answer."""
+    said = describe_error(body)
+    kind = kind_of(status, said, body)
+    shown = f" (HTTP {status})" if status is not None else ""
+    if call.entry is None:
+        return NotPaid(
+            f"The gateway refused call {call.id}{shown}: {said}. Nothing was paid.",
+            call_id=call.id,
+            status_code=status,
+            kind=kind,
+        )
+    return GatewayError(
+        f"The gateway failed call {call.id}{shown}: {said}. The payment had been accepted; what is charged for the "
+        "failure, if anything, is on the receipt once it settles. It was not tried again.",
+        call_id=call.id,
+        status_code=status,
+        kind=kind,
+    )
+
+
+def withheld(call: Call, verdict: Verdict) -> ProofRejected:
+    """Proofs are required, and this answer's does not hold."""
+    return ProofRejected(
+        f"The answer to call {call.id} is withheld: {verdict.sentence}. The call was served and will be charged; the "
+        "receipt says how much, and is evidence against the gateway. Use another gateway, or "
+        '`verify_tee="warn"` to see such answers.',
+        call_id=call.id,
+    )
