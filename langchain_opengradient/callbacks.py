@@ -15,6 +15,7 @@ and it does not read the chain: `update` takes what a reconciler found.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -30,11 +31,11 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, LLMResul
 from langchain_core.tracers.context import register_configure_hook
 
 from langchain_opengradient.blocks import PROVIDER
-from langchain_opengradient.conversions import RECEIPT_KEY
-from langchain_opengradient.errors import as_model_error
-from opengradient_x402.errors import BudgetExceeded
-from opengradient_x402.money import format_amount, parse_amount
+from langchain_opengradient.conversions import RECEIPT_KEY, is_from_cache
+from opengradient_x402.money import format_amount
 from opengradient_x402.receipts import SettlementReceipt
+
+_log = logging.getLogger(__name__)
 
 _UUID_LENGTH: Final = 36
 
@@ -54,7 +55,7 @@ class SettlementCallbackHandler(BaseCallbackHandler):
         on_receipt: Callable[[SettlementReceipt], None] | None = None,
         parent: SettlementCallbackHandler | None = None,
     ) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a guard reads the receipts while it decides
         self._receipts: dict[str, SettlementReceipt] = {}
         self._on_receipt = on_receipt
         self._parent = parent
@@ -103,7 +104,10 @@ class SettlementCallbackHandler(BaseCallbackHandler):
             if is_new:
                 self._receipts[receipt.call_id] = receipt
         if is_new and self._on_receipt is not None:
-            self._on_receipt(receipt)
+            try:
+                self._on_receipt(receipt)
+            except Exception:  # noqa: BLE001 - the listener's boundary: its fault must not hide a paid answer
+                _log.exception("A receipt listener failed for call %s", receipt.call_id)
         if self._parent is not None:
             self._parent.hear(receipt)
 
@@ -154,76 +158,18 @@ class SettlementCallbackHandler(BaseCallbackHandler):
 
     def on_stream_event(self, event: Any, **kwargs: Any) -> None:  # noqa: ARG002 - the framework's signature
         """Hear the receipt in the last event of a v3 stream."""
-        if event.get("event") == "message-finish" and not _is_from_cache(event.get("usage")):
+        if event.get("event") == "message-finish" and not is_from_cache(event.get("usage")):
             self._hear_metadata(event.get("metadata") or {})
 
     def _hear_generations(self, response: LLMResult) -> None:
         for generation in (one for several in response.generations for one in several):
             message = generation.message if isinstance(generation, ChatGeneration) else None
-            if isinstance(message, AIMessage) and not _is_from_cache(message.usage_metadata):
+            if isinstance(message, AIMessage) and not is_from_cache(message.usage_metadata):
                 self._hear_metadata(message.response_metadata)
 
     def _hear_metadata(self, metadata: Mapping[str, Any]) -> None:
         if isinstance(receipt := metadata.get(RECEIPT_KEY), dict):
             self.hear(SettlementReceipt.from_json(receipt))
-
-
-class SpendGuard(SettlementCallbackHandler):
-    """Stops a run before the call that could take it over `limit` (in OPG, as a string like "0.5").
-
-    `reserve_per_call` is set aside for every call that is under way, so that parallel branches cannot all
-    pass while none has a receipt yet. Raises BudgetExceeded out of the run; nothing is paid for that call.
-    This guards one run or one agent; what a wallet may spend at all is the `SpendPolicy`'s business.
-    """
-
-    raise_error = True  # core swallows handler errors without it
-
-    def __init__(
-        self,
-        limit: str,
-        *,
-        reserve_per_call: str = "0",
-        on_receipt: Callable[[SettlementReceipt], None] | None = None,
-    ) -> None:
-        super().__init__(on_receipt=on_receipt)
-        self.limit_atomic = parse_amount(limit)
-        self.reserve_per_call_atomic = parse_amount(reserve_per_call)
-        self._under_way: set[UUID] = set()
-
-    def on_chat_model_start(
-        self,
-        serialized: dict[str, Any],
-        messages: list[list[BaseMessage]],
-        *,
-        run_id: UUID,
-        metadata: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Refuse the call if it could exceed the limit."""
-        if (metadata or {}).get("ls_provider") == PROVIDER:
-            self._admit(run_id)
-        super().on_chat_model_start(serialized, messages, run_id=run_id, metadata=metadata, **kwargs)
-
-    def forget(self, run_id: UUID) -> None:
-        """The call is over and its receipt is counted: free what was set aside for it."""
-        super().forget(run_id)
-        self._under_way.discard(run_id)
-
-    def _admit(self, run_id: UUID) -> None:
-        spent = self.spent_atomic
-        with self._lock:
-            reserved = self.reserve_per_call_atomic * (len(self._under_way) + 1)
-            fits = spent + reserved <= self.limit_atomic and spent < self.limit_atomic
-            if fits:
-                self._under_way.add(run_id)
-        if not fits:
-            raise as_model_error(
-                BudgetExceeded(
-                    f"This run has spent up to {format_amount(spent)} OPG and {len(self._under_way)} calls are "
-                    f"under way; its limit is {format_amount(self.limit_atomic)} OPG. The call was not made and "
-                    "not paid. Raise the SpendGuard's limit, or end the run here."
-                )
-            )
 
 
 @contextmanager
@@ -312,11 +258,6 @@ class _Listeners:
 
     def __init__(self) -> None:
         self.handlers: WeakSet[SettlementCallbackHandler] = WeakSet()
-
-
-def _is_from_cache(usage: Mapping[str, Any] | None) -> bool:
-    # Core marks a cache hit by a total cost of zero (BaseChatModel._convert_cached_generations).
-    return usage is not None and usage.get("total_cost") == 0
 
 
 _listening: WeakValueDictionary[UUID, _Listeners] = WeakValueDictionary()

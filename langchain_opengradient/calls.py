@@ -71,6 +71,11 @@ def build_call(messages: Sequence[BaseMessage], *, defaults: Mapping[str, Any], 
 
     Raises ConfigurationError or UnsupportedContent before anything is sent.
     """
+    if not messages:
+        raise ConfigurationError(
+            "There are no messages to answer. Nothing was sent or paid. Give the model at least one.",
+            kind="invalid_request",
+        )
     given = {**defaults, **{key: value for key, value in kwargs.items() if value is not None}}
     for key in _FOR_LANGCHAIN_ONLY:
         given.pop(key, None)

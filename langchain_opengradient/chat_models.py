@@ -1,7 +1,8 @@
 """`ChatOpenGradient`: a LangChain chat model that pays for its calls over x402.
 
-A thin shell: it gathers what the user set, lets `calls` build the request, drives the gateway client, and lets
-`conversions` read the answer. It does not know payments, the wire, or how receipts reach their listeners.
+A thin shell: it takes what the user set (`configuration`), lets `calls` build the request, drives the gateway
+client, and lets `conversions` read the answer. It does not know payments, the wire, or how receipts reach their
+listeners. A little longer than most modules: the four ways to call a model are one noun, and read best together.
 """
 
 from __future__ import annotations
@@ -9,37 +10,27 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
-from importlib.metadata import version
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, cast
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import LanguageModelInput
-from langchain_core.language_models.base import LangSmithParams
-from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable
-from pydantic import ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from langchain_opengradient import structured_output as structured
-from langchain_opengradient.blocks import PROVIDER
 from langchain_opengradient.callbacks import SettlementReport
-from langchain_opengradient.calls import ChatCall, build_call, is_anthropic, model_name
+from langchain_opengradient.calls import ChatCall, build_call, is_anthropic
+from langchain_opengradient.configuration import ConfiguredChatModel
 from langchain_opengradient.conversions import to_chunk, to_result, to_terminal_chunk
 from langchain_opengradient.errors import raised_as_model_errors
-from langchain_opengradient.profiles import profile_of
 from langchain_opengradient.tokens import count_messages, count_text
 from langchain_opengradient.tools import ToolLike, is_web_search, to_wire_choice, to_wire_tool
-from opengradient_x402.connections import Connections, Route, Spender
-from opengradient_x402.settings import Settings
-from opengradient_x402.settlement import SettlementMode
-
-_SHARED_BY_COPIES = ("connections", "payments", "ledger", "client", "async_client", "rate_limiter", "cache")
+from opengradient_x402.connections import Route, Spender
 
 
-class ChatOpenGradient(BaseChatModel):
+class ChatOpenGradient(ConfiguredChatModel):
     """Chat models of every large provider, paid per call, served from an attested enclave, with a receipt.
 
     ```python
@@ -58,162 +49,6 @@ class ChatOpenGradient(BaseChatModel):
     Each answer carries its receipt in `response_metadata["opengradient"]`. Errors subclass LangChain's typed
     model errors and say what happened to the money; see `langchain_opengradient.errors`.
     """
-
-    model_name: str = Field(alias="model")
-    """Model to call, such as "openai/gpt-5", "anthropic/claude-sonnet-4-6", or a `TEE_LLM` member."""
-
-    private_key: SecretStr | None = Field(default=None, exclude=True, repr=False)
-    """Key of the wallet that pays. Never printed, traced, dumped or pickled."""
-    network: str | Path | Any | None = None
-    """Preset name ("base", "base-sepolia", "devnet"), path or URL of a network file, or a `Network`."""
-    base_url: str | None = None
-    """Gateway to call; by default the network's."""
-    settlement_mode: str | None = None
-    """What goes on chain about the data of a call: "private", "batch" (default) or "individual"."""
-    spend_policy: Any | None = Field(default=None, exclude=True, repr=False)
-    """`SpendPolicy`: what may be paid, to whom. By default 5 OPG an authorization and 20 OPG a day."""
-    ledger: Any | None = Field(default=None, exclude=True, repr=False)
-    """`Ledger`, path or SQLAlchemy URL where authorizations and receipts are kept."""
-
-    temperature: float | None = None
-    max_tokens: int | None = None
-    """Longest answer; gateways read an absent value as 4096."""
-    stop: list[str] | str | None = Field(default=None, alias="stop_sequences")
-    """Where answers end. Applied on this side too, since gateways do not."""
-    timeout: float | None = Field(default=None, alias="request_timeout")
-    """Seconds until a call is given up (default 120)."""
-    verify_tee: Literal["off", "warn", "require"] = "off"
-    """Check the enclave's signature over each answer; "require" withholds answers without a good one."""
-    max_retries: int = 2
-    """Attempts to reach the gateway before anything was signed. After that nothing is sent twice."""
-    streaming: bool = False
-    """Stream in `invoke` too, so that handlers see tokens."""
-    stream_usage: bool = True
-    """Put token counts on the last chunk of a stream."""
-    web_search: bool = False
-    """Let the model search the web."""
-    model_kwargs: dict[str, Any] = Field(default_factory=dict)
-    """Further keys of the request body."""
-
-    payments: Any | None = Field(default=None, exclude=True, repr=False)
-    """`Payments` to share with other clients; it replaces key, network, policy and ledger."""
-    client: Any | None = Field(default=None, exclude=True, repr=False)
-    """`GatewayClient` to use for sync calls. It is never closed here."""
-    async_client: Any | None = Field(default=None, exclude=True, repr=False)
-    """`AsyncGatewayClient` to use for async calls. It is never closed here."""
-    connections: Connections = Field(default_factory=Connections, exclude=True, repr=False)
-    """The clients made here; copies of the model share them."""
-
-    # A wrong field must not print the other fields' input: the private key is among them.
-    model_config = ConfigDict(populate_by_name=True, hide_input_in_errors=True, protected_namespaces=())
-
-    def __init__(self, **fields: Any) -> None:
-        for name in ("api_key", "private_key"):
-            if isinstance(value := fields.get(name), str):
-                fields[name] = SecretStr(value)  # before validation, whose errors keep their input
-        super().__init__(**fields)
-
-    # Construction
-
-    @model_validator(mode="before")
-    @classmethod
-    def _complete_from_environment(cls, fields: Any) -> Any:
-        if not isinstance(fields, dict) or fields.get("connections") is not None:
-            return fields  # a copy of a model that is complete already
-        fields = dict(fields)
-        if (api_key := fields.pop("api_key", None)) is not None and fields.get("private_key") is None:
-            fields["private_key"] = api_key  # what generic code calls it
-        mode = fields.pop("x402_settlement_mode", None)  # what the OpenGradient SDK calls it
-        settings = Settings.load()
-        for name, value in (
-            ("private_key", settings.private_key),
-            ("network", settings.network),
-            ("base_url", settings.gateway_url),
-            ("settlement_mode", mode if mode is not None else settings.settlement_mode),
-        ):
-            if fields.get(name) is None:
-                fields[name] = value
-        return fields
-
-    @field_validator("model_name", mode="before")
-    @classmethod
-    def _plain_model_name(cls, value: Any) -> Any:
-        return model_name(value)
-
-    @field_validator("settlement_mode", mode="before")
-    @classmethod
-    def _parsed_settlement_mode(cls, value: Any) -> Any:
-        return None if value is None else SettlementMode.parse(value).value
-
-    @model_validator(mode="after")
-    def _set_opengradient_version(self) -> Self:
-        if hasattr(self, "_add_version"):  # langchain-core 1.5 and later
-            self._add_version("langchain-opengradient", version("opengradient-integrations"))
-        return self
-
-    def _resolve_model_profile(self) -> Any:
-        return profile_of(self.model_name)
-
-    # Identity: traces, serialization, copies
-
-    @property
-    def _llm_type(self) -> str:
-        return "opengradient-chat"
-
-    @property
-    def _identifying_params(self) -> dict[str, Any]:
-        params = {
-            "model": self.model_name,
-            "network": self.network if isinstance(self.network, str) else getattr(self.network, "name", None),
-            "base_url": self.base_url,
-            "settlement_mode": self.settlement_mode,
-            "temperature": self.temperature,
-            "max_tokens": self.max_tokens,
-            "stop": self.stop,
-            "web_search": self.web_search or None,
-            **self.model_kwargs,
-        }
-        return {name: value for name, value in params.items() if value not in (None, [])}
-
-    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
-        params = LangSmithParams(
-            ls_provider=PROVIDER,
-            ls_model_type="chat",
-            ls_model_name=model_name(kwargs.get("model") or self.model_name),
-        )
-        temperature = kwargs.get("temperature", self.temperature)
-        if temperature is not None:
-            params["ls_temperature"] = temperature
-        if (max_tokens := kwargs.get("max_tokens", self.max_tokens)) is not None:
-            params["ls_max_tokens"] = max_tokens
-        if sequences := stop or self.stop:
-            params["ls_stop"] = [sequences] if isinstance(sequences, str) else list(sequences)
-        return params
-
-    @property
-    def lc_secrets(self) -> dict[str, str]:
-        """What stands for a secret in serialized form."""
-        return {"private_key": "OG_PRIVATE_KEY"}
-
-    @classmethod
-    def is_lc_serializable(cls) -> bool:
-        """It is; secrets and connections stay behind."""
-        return True
-
-    def __getstate__(self) -> dict[Any, Any]:
-        state = super().__getstate__()
-        # The key stays in this process; where the model is unpickled, OG_PRIVATE_KEY is read on first use.
-        own = {**state["__dict__"], "private_key": None, "connections": Connections()}
-        for name in ("payments", "ledger", "client", "async_client"):
-            own[name] = None
-        return {**state, "__dict__": own}
-
-    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
-        memo = {} if memo is None else memo
-        for name in _SHARED_BY_COPIES:
-            shared = getattr(self, name)
-            memo[id(shared)] = shared  # sockets, locks and caches cannot be copied; one wallet, one set of them
-        return super().__deepcopy__(memo)
 
     # Tools and structured output
 
@@ -269,6 +104,7 @@ class ChatOpenGradient(BaseChatModel):
             raise ValueError("`strict` needs a schema that the provider sees: use 'json_schema'.")
         trace: dict[str, Any] = {}
         if schema is not None:
+            structured.check_schema(schema)
             used = {"method": method, **({} if strict is None else {"strict": strict})}
             trace = {"ls_structured_output_format": {"kwargs": used, "schema": schema}}
         if method == "function_calling":
@@ -287,10 +123,9 @@ class ChatOpenGradient(BaseChatModel):
         strict: bool | None,  # noqa: FBT001 - passed through
         kwargs: dict[str, Any],
     ) -> Runnable[LanguageModelInput, Any]:
-        name = to_wire_tool(schema)["function"]["name"]
-        model = self.bind_tools(
-            [schema], tool_choice=name, strict=strict, **{"parallel_tool_calls": False, **trace, **kwargs}
-        )
+        tool = structured.forced_tool(schema, strict=strict)
+        name = tool["function"]["name"]
+        model = self.bind_tools([tool], tool_choice=name, **{"parallel_tool_calls": False, **trace, **kwargs})
         return structured.chain(model, structured.tool_parser(schema, name), include_raw=include_raw)
 
     # Token counts

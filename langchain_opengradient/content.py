@@ -1,8 +1,8 @@
 """Content blocks of any dialect -> the content parts that the gateways read.
 
-Takes OpenAI parts, LangChain v0 and v1 blocks, Anthropic, Bedrock Converse and Vertex blocks. What the wire
-has no place for (videos, file ids, links to files) is refused with `UnsupportedContent`: never dropped, since
-a model that was not shown the input still charges for its answer. It does not know roles or messages.
+Takes parts of both OpenAI APIs, LangChain v0 and v1 blocks, Anthropic, Bedrock Converse and Vertex blocks. What
+the wire has no place for (videos, file ids, links to files) is refused with `UnsupportedContent`: never dropped,
+since a model that was not shown the input still charges for its answer. It does not know roles or messages.
 """
 
 from __future__ import annotations
@@ -30,7 +30,12 @@ def to_parts(content: str | Sequence[str | Block]) -> list[Part]:
     """Every block of a message's content as a wire part. Raises UnsupportedContent."""
     if isinstance(content, str):
         return [text_part(content)] if content else []
-    return [text_part(block) if isinstance(block, str) else to_part(block) for block in content]
+    return [text_part(block) if isinstance(block, str) else to_part(block) for block in content if not _is_hint(block)]
+
+
+def _is_hint(block: str | Block) -> bool:
+    """Whether this says how to cache the blocks before it (Bedrock Converse), and nothing to the model."""
+    return not isinstance(block, str) and set(block) == {"cachePoint"}
 
 
 def compact(parts: list[Part]) -> str | list[Part]:
@@ -120,10 +125,14 @@ def _file(block: Block) -> Part:
     inner = block.get("file")
     if isinstance(inner, Mapping):
         return _openai_file(block, inner)
+    if block.get("source_type") == "text":  # LangChain v0
+        return _text(block)
     source = _source(block)
     if isinstance(source, str):
         raise _refused(block, "is a link; the gateways take files as base64 data only: download it first")
     mime_type, data = source
+    if (mime_type or "").startswith("text/"):
+        return _decoded(block, data)  # providers read PDFs only; text needs no file
     return _file_part(mime_type or "application/pdf", data, _filename(block))
 
 
@@ -153,8 +162,25 @@ def _plain_text(block: Block) -> Part:
     if isinstance(block.get("text"), str):
         return text_part(block["text"])
     if isinstance(block.get("base64"), str):
-        return text_part(base64.b64decode(block["base64"]).decode())
+        return _decoded(block, block["base64"])
     raise _refused(block, "has no text")
+
+
+def _decoded(block: Block, data: str) -> Part:
+    try:
+        return text_part(base64.b64decode(data).decode())
+    except ValueError as exc:  # binascii.Error and UnicodeDecodeError
+        raise _refused(block, "is not base64 of UTF-8 text") from exc
+
+
+def _search_result(block: Block) -> Part:
+    """Anthropic: a document that the user found."""
+    body = [part["text"] for part in to_parts(block.get("content") or ()) if part["type"] == "text"]
+    return text_part("\n".join(str(line) for line in (block.get("title"), block.get("source"), *body) if line))
+
+
+def _input_file(block: Block) -> Part:
+    return _openai_file(block, {key: block[key] for key in ("filename", "file_data") if key in block})
 
 
 def _media(block: Block) -> Part:
@@ -234,9 +260,14 @@ _CONVERTERS: Final[dict[str, Callable[[Block], Part]]] = {
     "image": _image,
     "image_url": _image_url,
     "input_audio": _input_audio,
+    "input_file": _input_file,  # OpenAI's Responses API, with the next two and output_text
+    "input_image": _image_url,
+    "input_text": _text,
     "json": _json,
     "media": _media,
     "non_standard": _non_standard,
+    "output_text": _text,
+    "search_result": _search_result,
     "text": _text,
     "text-plain": _plain_text,
 }

@@ -8,7 +8,7 @@ It does not know the wire (`opengradient_x402.completions` does), nor handlers.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from langchain_core.messages import AIMessage, AIMessageChunk, InvalidToolCall
@@ -189,3 +189,11 @@ def to_usage(usage: Usage | None) -> UsageMetadata | None:
     if any(output_details.values()):
         metadata["output_token_details"] = OutputTokenDetails(**{k: v for k, v in output_details.items() if v})  # type: ignore[typeddict-item] # a filtered copy of the same keys
     return metadata
+
+
+def is_from_cache(usage: Mapping[str, Any] | None) -> bool:
+    """Whether a message with this usage came out of a cache, and was paid for earlier.
+
+    Core marks a cache hit by a total cost of zero (`BaseChatModel._convert_cached_generations`).
+    """
+    return usage is not None and usage.get("total_cost") == 0

@@ -18,7 +18,7 @@ from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, LLMResult
 
-from langchain_opengradient.conversions import RECEIPT_KEY
+from langchain_opengradient.conversions import RECEIPT_KEY, is_from_cache
 from langchain_opengradient.tokens import count_text
 from opengradient_x402.models import find_model
 from opengradient_x402.money import format_amount
@@ -134,6 +134,8 @@ class TokenCounterHandler(_TokenHandler):
         """Replace this run's estimate by what the gateway counted, and add what it cost."""
         estimate, price = self._running.pop(run_id, 0), self._price.pop(run_id, Decimal(0))
         for message in _messages_of(response):
+            if is_from_cache(message.usage_metadata):
+                continue
             counted = estimate if message.usage_metadata is None else message.usage_metadata["output_tokens"]
             self._finished_tokens += counted
             self.cost_usd += (counted - estimate) * price

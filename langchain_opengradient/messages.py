@@ -52,7 +52,7 @@ _NOT_ASSISTANT_TEXT: Final = frozenset(
         "web_search_tool_result",
     }
 )
-_ATTACHMENTS: Final = frozenset({"image", "image_url", "file", "audio"})
+_ASSISTANT_TEXT: Final = frozenset({"non_standard", "output_text", "text"})
 
 
 class NotResent(UserWarning):
@@ -137,13 +137,14 @@ def _assistant_content(message: AIMessage) -> str:
 def _assistant_parts(block: str | Mapping[str, Any]) -> list[Part]:
     if isinstance(block, str):
         return [{"type": "text", "text": block}]
-    kind = block.get("type")
+    kind = block.get("type") or next(iter(block), "")  # Bedrock Converse: the only key says what the block is
     if kind in _NOT_ASSISTANT_TEXT or (kind == "non_standard" and _is_provider_block(block)):
         return []
-    if kind in _ATTACHMENTS:
+    if kind not in _ASSISTANT_TEXT:
+        # Not refused: an answer of another provider must not end the conversation with this one.
         warnings.warn(
-            f"An earlier answer holds a block of type {kind!r}. Gateways take attachments from users and tools "
-            "only, so it is not sent again; put it into a HumanMessage to show it to the model.",
+            f"An earlier answer holds a block of type {kind!r}. Gateways take nothing but text and tool calls back "
+            "from an assistant, so it is not sent again; put it into a HumanMessage to show it to the model.",
             NotResent,
             stacklevel=2,
         )
@@ -157,9 +158,7 @@ def _is_provider_block(block: Mapping[str, Any]) -> bool:
 
 
 def _tool_calls(message: AIMessage) -> list[dict[str, Any]]:
-    calls = [
-        _call(call.get("id"), call["name"], json.dumps(call["args"], ensure_ascii=False)) for call in message.tool_calls
-    ]
+    calls = [_call(call.get("id"), call["name"], _arguments(call["args"])) for call in message.tool_calls]
     # Malformed calls go back as they came: the tool result that complains about them answers their id.
     calls += [
         _call(call.get("id"), call.get("name") or "", call.get("args") or "") for call in message.invalid_tool_calls
@@ -176,14 +175,17 @@ def _calls_in_content(message: AIMessage) -> list[dict[str, Any]]:
             continue
         kind = block.get("type")
         if kind == "tool_use":
-            arguments = json.dumps(block.get("input") or {}, ensure_ascii=False)
-            found.append(_call(block.get("id"), block.get("name", ""), arguments))
+            found.append(_call(block.get("id"), block.get("name", ""), _arguments(block.get("input") or {})))
         elif kind == "function_call":
             found.append(_call(block.get("call_id"), block.get("name", ""), block.get("arguments") or ""))
         elif kind == "tool_call":
-            arguments = json.dumps(block.get("args") or {}, ensure_ascii=False)
-            found.append(_call(block.get("id"), block.get("name", ""), arguments))
+            found.append(_call(block.get("id"), block.get("name", ""), _arguments(block.get("args") or {})))
     return found
+
+
+def _arguments(args: Any) -> str:
+    # Users write dates, decimals and UUIDs into the calls of their examples.
+    return json.dumps(args, ensure_ascii=False, default=str)
 
 
 def _call(call_id: str | None, name: str, arguments: str) -> dict[str, Any]:

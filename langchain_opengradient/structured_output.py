@@ -6,7 +6,9 @@ JSON. A refusal raises `ModelRefusal` instead of a parse error. It does not know
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from dataclasses import is_dataclass
 from operator import itemgetter
 from typing import Any, Final, Literal, cast
 
@@ -14,12 +16,13 @@ from langchain_core.exceptions import OutputParserException
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.output_parsers import JsonOutputParser
-from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser, PydanticToolsParser
+from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser
 from langchain_core.outputs import ChatGeneration, Generation
 from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
 from langchain_core.utils.function_calling import convert_to_openai_function
 from langchain_core.utils.pydantic import is_basemodel_subclass
 from pydantic import BaseModel
+from typing_extensions import is_typeddict
 
 from langchain_opengradient.conversions import RECEIPT_KEY
 from langchain_opengradient.errors import ModelRefusal
@@ -27,6 +30,8 @@ from opengradient_x402.receipts import SettlementReceipt
 
 Schema = dict[str, Any] | type
 Method = Literal["json_schema", "function_calling", "json_mode"]
+_NOT_IN_NAMES: Final = re.compile(r"[^A-Za-z0-9_-]+")
+_NAME_LENGTH: Final = 64  # OpenAI's limit for functions and schemas; other providers allow more
 METHODS: Final = ("json_schema", "function_calling", "json_mode")
 
 
@@ -35,15 +40,54 @@ def to_response_format(schema: Schema, *, strict: bool | None = None) -> dict[st
     if isinstance(schema, Mapping):
         if schema.get("type") in ("json_schema", "json_object", "text") and "properties" not in schema:
             return dict(schema)
-        if isinstance(schema.get("schema"), Mapping) and isinstance(schema.get("name"), str):
+        if _is_named_schema(schema):
             return {"type": "json_schema", "json_schema": dict(schema)}
-    function = convert_to_openai_function(schema, strict=strict)
-    described: dict[str, Any] = {"name": function["name"], "schema": function["parameters"]}
+    function = convert_to_openai_function(as_function(schema), strict=strict)
+    described: dict[str, Any] = {"name": _plain_name(function["name"]), "schema": function["parameters"]}
     if function.get("description"):
         described["description"] = function["description"]
     if strict is not None:
         described["strict"] = strict
     return {"type": "json_schema", "json_schema": described}
+
+
+def check_schema(schema: Schema) -> None:
+    """Raises ValueError for what describes no object: core would describe its constructor, at the user's cost."""
+    is_object = isinstance(schema, Mapping) or (
+        isinstance(schema, type) and (is_basemodel_subclass(schema) or is_typeddict(schema) or is_dataclass(schema))
+    )
+    if not is_object:
+        raise ValueError(
+            f"{schema!r} describes no object, which is what models can be asked for. Nothing was paid. "
+            "Use a pydantic class, a TypedDict, a dataclass or a JSON schema; wrap anything else in a field of one."
+        )
+
+
+def as_function(schema: Schema) -> Schema:
+    """`schema` in a form that core can make a tool of: it does not know the shapes of a `response_format`."""
+    if not isinstance(schema, Mapping):
+        return schema
+    if schema.get("type") == "function" and isinstance(schema.get("function"), Mapping):
+        return dict(schema["function"])
+    named = schema["json_schema"] if isinstance(schema.get("json_schema"), Mapping) else schema
+    if not _is_named_schema(named):
+        return schema
+    return {"name": named["name"], "description": named.get("description", ""), "parameters": dict(named["schema"])}
+
+
+def forced_tool(schema: Schema, *, strict: bool | None = None) -> dict[str, Any]:
+    """The tool whose arguments are an object of `schema`, under a name that every provider takes."""
+    function = convert_to_openai_function(as_function(schema), strict=strict)
+    return {"type": "function", "function": {**function, "name": _plain_name(function["name"])}}
+
+
+def _plain_name(name: str) -> str:
+    """A name that every provider takes: pydantic calls a generic class `Box[int]`."""
+    return _NOT_IN_NAMES.sub("_", name).strip("_")[:_NAME_LENGTH]
+
+
+def _is_named_schema(schema: Mapping[str, Any]) -> bool:
+    return isinstance(schema.get("schema"), Mapping) and isinstance(schema.get("name"), str)
 
 
 def content_parser(schema: Schema | None) -> Runnable[Any, Any]:
@@ -54,9 +98,8 @@ def content_parser(schema: Schema | None) -> Runnable[Any, Any]:
 
 def tool_parser(schema: Schema, name: str) -> Runnable[Any, Any]:
     """Reads the forced tool call: into a pydantic class (v2 or v1), or else into a dict."""
-    if isinstance(schema, type) and is_basemodel_subclass(schema):
-        return _ToolParser(tools=[schema], first_tool_only=True)
-    return _ToolKeyParser(key_name=name, first_tool_only=True)
+    is_class = isinstance(schema, type) and is_basemodel_subclass(schema)
+    return _ToolParser(key_name=name, first_tool_only=True, target=schema if is_class else None)
 
 
 def chain(
@@ -82,30 +125,30 @@ class _ContentParser(JsonOutputParser):
     def parse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
         _check_answer(result)
         parsed = super().parse_result(result, partial=partial)
-        if self.target is None:
-            return parsed
-        try:
-            if issubclass(self.target, BaseModel):
-                return self.target.model_validate(parsed)
-            return self.target.parse_obj(parsed)
-        except ValueError as exc:  # ValidationError of either version
-            if partial:
-                return None
-            raise OutputParserException(
-                f"The answer does not fit {self.target.__name__}: {exc}", llm_output=result[0].text
-            ) from exc
+        return _fitted(parsed, self.target, partial=partial, text=result[0].text)
 
 
-class _ToolParser(PydanticToolsParser):
+class _ToolParser(JsonOutputKeyToolsParser):
+    """Core's parser, with refusals, and with classes of both pydantic versions as `target`."""
+
+    target: Any = None
+
     def parse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
         _check_answer(result)
-        return super().parse_result(result, partial=partial)
+        arguments = super().parse_result(result, partial=partial)
+        return None if arguments is None else _fitted(arguments, self.target, partial=partial, text=str(arguments))
 
 
-class _ToolKeyParser(JsonOutputKeyToolsParser):
-    def parse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
-        _check_answer(result)
-        return super().parse_result(result, partial=partial)
+def _fitted(value: Any, target: Any, *, partial: bool, text: str) -> Any:
+    """`value` as an instance of `target`; as it is without one. None while a stream does not fit yet."""
+    if target is None:
+        return value
+    try:
+        return target.model_validate(value) if issubclass(target, BaseModel) else target.parse_obj(value)
+    except ValueError as exc:  # ValidationError of either version
+        if partial:
+            return None
+        raise OutputParserException(f"The answer does not fit {target.__name__}: {exc}", llm_output=text) from exc
 
 
 def _check_answer(result: list[Generation]) -> None:

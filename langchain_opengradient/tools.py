@@ -5,6 +5,7 @@ Pure conversions. It does not know the model, and it does not call tools.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -14,12 +15,24 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 ToolLike = Mapping[str, Any] | type | Callable[..., Any] | BaseTool
 
 _WEB_SEARCH_TYPES: Final = ("web_search", "web_search_preview", "web_search_20250305", "google_search")
+# The union of what OpenAI, Anthropic and Google allow: a name outside it fails at each, after it was paid.
+_TOOL_NAME: Final = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 _ANY: Final = ("any", "required")
 
 
 def to_wire_tool(tool: ToolLike, *, strict: bool | None = None) -> dict[str, Any]:
-    """`tool` (a BaseTool, function, class, schema, OpenAI or Anthropic dict) as an OpenAI function tool."""
-    return convert_to_openai_tool(tool, strict=strict)
+    """`tool` (a BaseTool, function, class, schema, OpenAI or Anthropic dict) as an OpenAI function tool.
+
+    Raises ValueError for a name that no provider takes: the call could only fail, after it was paid.
+    """
+    wire = convert_to_openai_tool(tool, strict=strict)
+    name = wire["function"]["name"] if wire.get("type") == "function" else ""
+    if wire.get("type") == "function" and not _TOOL_NAME.fullmatch(name):
+        raise ValueError(
+            f"A tool is named {name!r}, and providers take letters, digits, '_', '-', '.' and ':' only, at most 128. "
+            "Nothing was paid. Give the tool another name."
+        )
+    return wire
 
 
 def is_web_search(tool: ToolLike) -> bool:

@@ -1,0 +1,235 @@
+"""What users set on a `ChatOpenGradient`, and how the model names, serializes and copies itself.
+
+Completes what is not given from the environment, and keeps the wallet's key out of whatever is printed, traced,
+dumped or pickled. It does not know calls, tools or messages; looks at neither key nor network.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final, Literal, Self
+
+from langchain_core.language_models.base import LangSmithParams
+from langchain_core.language_models.chat_models import BaseChatModel
+from pydantic import ConfigDict, Field, SecretStr, field_validator, model_validator
+
+from langchain_opengradient.blocks import PROVIDER
+from langchain_opengradient.calls import model_name
+from langchain_opengradient.profiles import profile_of
+from opengradient_x402.connections import Connections
+from opengradient_x402.policy import SpendPolicy
+from opengradient_x402.settings import Settings
+from opengradient_x402.settlement import SettlementMode
+
+_SHARED_BY_COPIES: Final = ("connections", "payments", "ledger", "client", "async_client", "rate_limiter", "cache")
+_REQUEST_PARAMETERS: Final = frozenset(
+    {
+        "extra_body",
+        "extra_headers",
+        "frequency_penalty",
+        "logit_bias",
+        "logprobs",
+        "max_completion_tokens",
+        "parallel_tool_calls",
+        "presence_penalty",
+        "reasoning_effort",
+        "response_format",
+        "seed",
+        "top_k",
+        "top_logprobs",
+        "top_p",
+        "user",
+    }
+)
+"""Parameters of a chat completion that other LangChain models have as fields; here they join `model_kwargs`."""
+
+
+class ConfiguredChatModel(BaseChatModel):
+    """The fields of `ChatOpenGradient`, and its identity."""
+
+    model_name: str = Field(alias="model")
+    """Model to call, such as "openai/gpt-5", "anthropic/claude-sonnet-4-6", or a `TEE_LLM` member."""
+
+    private_key: SecretStr | None = Field(default=None, exclude=True, repr=False)
+    """Key of the wallet that pays. Never printed, traced, dumped or pickled."""
+    network: str | Path | Any | None = None
+    """Preset name ("base", "base-sepolia", "devnet"), path or URL of a network file, or a `Network`."""
+    base_url: str | None = None
+    """Gateway to call; by default the network's."""
+    settlement_mode: str | None = None
+    """What goes on chain about the data of a call: "private", "batch" (default) or "individual"."""
+    spend_policy: Any | None = Field(default=None, exclude=True, repr=False)
+    """`SpendPolicy`: what may be paid, to whom. By default 5 OPG an authorization and 20 OPG a day."""
+    ledger: Any | None = Field(default=None, exclude=True, repr=False)
+    """`Ledger`, path or SQLAlchemy URL where authorizations and receipts are kept."""
+
+    temperature: float | None = None
+    max_tokens: int | None = None
+    """Longest answer; gateways read an absent value as 4096."""
+    stop: list[str] | str | None = Field(default=None, alias="stop_sequences")
+    """Where answers end. Applied on this side too, since gateways do not."""
+    timeout: float | None = Field(default=None, alias="request_timeout")
+    """Seconds until a call is given up (default 120)."""
+    verify_tee: Literal["off", "warn", "require"] = "off"
+    """Check the enclave's signature over each answer; "require" withholds answers without a good one."""
+    max_retries: int = 2
+    """Attempts to reach the gateway before anything was signed. After that nothing is sent twice."""
+    streaming: bool = False
+    """Stream in `invoke` too, so that handlers see tokens."""
+    stream_usage: bool = True
+    """Put token counts on the last chunk of a stream."""
+    web_search: bool = False
+    """Let the model search the web."""
+    model_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Further keys of the request body."""
+
+    payments: Any | None = Field(default=None, exclude=True, repr=False)
+    """`Payments` to share with other clients; it replaces key, network, policy and ledger."""
+    client: Any | None = Field(default=None, exclude=True, repr=False)
+    """`GatewayClient` to use for sync calls. It is never closed here."""
+    async_client: Any | None = Field(default=None, exclude=True, repr=False)
+    """`AsyncGatewayClient` to use for async calls. It is never closed here."""
+    connections: Connections = Field(default_factory=Connections, exclude=True, repr=False)
+    """The clients made here; copies of the model share them."""
+
+    # A wrong field must not print the other fields' input: the private key is among them.
+    model_config = ConfigDict(populate_by_name=True, hide_input_in_errors=True, protected_namespaces=())
+
+    def __init__(self, **fields: Any) -> None:
+        for name in ("api_key", "private_key"):
+            if isinstance(value := fields.get(name), str):
+                fields[name] = SecretStr(value)  # before validation, whose errors keep their input
+        super().__init__(**fields)
+
+    # Construction
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete_from_environment(cls, fields: Any) -> Any:
+        if not isinstance(fields, dict) or fields.get("connections") is not None:
+            return fields  # a copy of a model that is complete already
+        fields = _with_request_parameters(cls, fields)
+        if (api_key := fields.pop("api_key", None)) is not None and fields.get("private_key") is None:
+            fields["private_key"] = api_key  # what generic code calls it
+        mode = fields.pop("x402_settlement_mode", None)  # what the OpenGradient SDK calls it
+        settings = Settings.load()
+        for name, value in (
+            ("private_key", settings.private_key),
+            ("network", settings.network),
+            ("base_url", settings.gateway_url),
+            ("settlement_mode", mode if mode is not None else settings.settlement_mode),
+        ):
+            if fields.get(name) is None:
+                fields[name] = value
+        return fields
+
+    @field_validator("model_name", mode="before")
+    @classmethod
+    def _plain_model_name(cls, value: Any) -> Any:
+        if value is None or not model_name(value).strip():
+            raise ValueError('no model is named; give one such as model="openai/gpt-5"')
+        return model_name(value)
+
+    @field_validator("spend_policy", mode="before")
+    @classmethod
+    def _read_spend_policy(cls, value: Any) -> Any:
+        return SpendPolicy(**value) if isinstance(value, Mapping) else value  # as a YAML or JSON file has it
+
+    @field_validator("settlement_mode", mode="before")
+    @classmethod
+    def _parsed_settlement_mode(cls, value: Any) -> Any:
+        return None if value is None else SettlementMode.parse(value).value
+
+    @model_validator(mode="after")
+    def _set_opengradient_version(self) -> Self:
+        if hasattr(self, "_add_version"):  # langchain-core 1.5 and later
+            self._add_version("langchain-opengradient", version("opengradient-integrations"))
+        return self
+
+    def _resolve_model_profile(self) -> Any:
+        return profile_of(self.model_name)
+
+    # Identity: traces, serialization, copies
+
+    @property
+    def _llm_type(self) -> str:
+        return "opengradient-chat"
+
+    @property
+    def _identifying_params(self) -> dict[str, Any]:
+        params = {
+            "model": self.model_name,
+            "network": self.network if isinstance(self.network, str) else getattr(self.network, "name", None),
+            "base_url": self.base_url,
+            "settlement_mode": self.settlement_mode,
+            "temperature": self.temperature,
+            "max_tokens": self.max_tokens,
+            "stop": self.stop,
+            "web_search": self.web_search or None,
+            **self.model_kwargs,
+        }
+        return {name: value for name, value in params.items() if value not in (None, [])}
+
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
+        params = LangSmithParams(
+            ls_provider=PROVIDER,
+            ls_model_type="chat",
+            ls_model_name=model_name(kwargs.get("model") or self.model_name),
+        )
+        temperature = kwargs.get("temperature", self.temperature)
+        if temperature is not None:
+            params["ls_temperature"] = temperature
+        if (max_tokens := kwargs.get("max_tokens", self.max_tokens)) is not None:
+            params["ls_max_tokens"] = max_tokens
+        if sequences := stop or self.stop:
+            params["ls_stop"] = [sequences] if isinstance(sequences, str) else list(sequences)
+        return params
+
+    @property
+    def lc_secrets(self) -> dict[str, str]:
+        """What stands for a secret in serialized form."""
+        return {"private_key": "OG_PRIVATE_KEY"}
+
+    @classmethod
+    def is_lc_serializable(cls) -> bool:
+        """It is; secrets and connections stay behind."""
+        return True
+
+    def __getstate__(self) -> dict[Any, Any]:
+        state = super().__getstate__()
+        # The key stays in this process; where the model is unpickled, OG_PRIVATE_KEY is read on first use.
+        own = {**state["__dict__"], "private_key": None, "connections": Connections()}
+        for name in ("payments", "ledger", "client", "async_client"):
+            own[name] = None
+        return {**state, "__dict__": own}
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        memo = {} if memo is None else memo
+        for name in _SHARED_BY_COPIES:
+            shared = getattr(self, name)
+            memo[id(shared)] = shared  # sockets, locks and caches cannot be copied; one wallet, one set of them
+        return super().__deepcopy__(memo)
+
+
+def _with_request_parameters(model: type[BaseChatModel], fields: dict[str, Any]) -> dict[str, Any]:
+    """A copy of `fields` with request parameters under `model_kwargs`; warns of what pydantic would drop unseen.
+
+    Unknown names do not join them: what is misspelt could be a key, and would be sent to the gateway.
+    """
+    known = {name for key, field in model.model_fields.items() for name in (key, field.alias)}
+    unknown = fields.keys() - known - {"api_key", "x402_settlement_mode", "lc_kwargs"}
+    moved = {name: fields[name] for name in unknown & _REQUEST_PARAMETERS}
+    if ignored := sorted(unknown - moved.keys()):
+        warnings.warn(
+            f"{model.__name__} has no field {', '.join(map(repr, ignored))}: ignored. Parameters of the request that "
+            "are no fields go into `model_kwargs`.",
+            UserWarning,
+            stacklevel=2,
+        )
+    kept = {name: value for name, value in fields.items() if name not in unknown}
+    if moved:
+        kept["model_kwargs"] = {**moved, **(fields.get("model_kwargs") or {})}
+    return kept

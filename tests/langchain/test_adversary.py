@@ -1,0 +1,285 @@
+"""What demanding users do, and what went wrong when they did it."""
+
+from __future__ import annotations
+
+import threading
+from datetime import date
+from enum import Enum
+from typing import Generic, TypeVar
+
+import pytest
+from langchain_core.caches import InMemoryCache
+from langchain_core.exceptions import OutputParserException
+from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+from pydantic import BaseModel
+
+from langchain_opengradient import ChatOpenGradient, SettlementCallbackHandler, SpendGuard, TokenCounterHandler
+from langchain_opengradient.content import to_part
+from langchain_opengradient.messages import NotResent, to_wire
+from langchain_opengradient.structured_output import to_response_format
+from opengradient_x402.errors import BudgetExceeded, ConfigurationError, NotPaid
+from opengradient_x402.policy import SpendPolicy
+
+from .conftest import Payer
+
+PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+
+
+# Listeners
+
+
+@pytest.mark.parametrize("mode", ["invoke", "stream"])
+def test_a_listener_that_fails_does_not_take_the_paid_answer_away(payer: Payer, mode, caplog):
+    def fail(receipt) -> None:
+        raise RuntimeError("the user's database is down")
+
+    handler = SettlementCallbackHandler(on_receipt=fail)
+    config = {"callbacks": [handler]}
+    model = payer.model()
+    text = (
+        model.invoke("Hello", config).text
+        if mode == "invoke"
+        else "".join(c.text for c in model.stream("Hello", config))
+    )
+    assert text
+    assert {receipt.call_id for receipt in handler.receipts} == set(payer.receipts())
+    assert "database is down" in caplog.text
+
+
+def test_a_guard_counts_a_call_that_ends_while_another_one_is_being_admitted(payer: Payer):
+    cost_atomic = int(payer.model().invoke("Hello").response_metadata["opengradient"]["cost_atomic"])
+
+    class Interrupted(SpendGuard):
+        """Has a call end between the look at what was spent and the look at what is under way."""
+
+        ending = None
+
+        @property
+        def spent_atomic(self) -> int:
+            spent = super().spent_atomic
+            if Interrupted.ending is not None:
+                ending, Interrupted.ending = Interrupted.ending, None
+                ending.start()
+                ending.join(0.3)  # a guard that decides under its lock keeps it waiting
+            return spent
+
+    reserve = f"{cost_atomic // 10**18}.{cost_atomic % 10**18:018d}"
+    guard = Interrupted(reserve, reserve_per_call=reserve)
+    config = {"callbacks": [guard]}
+    arrived, go_on = threading.Event(), threading.Event()
+
+    class Slow(SettlementCallbackHandler):
+        def on_chat_model_start(self, *args, **kwargs) -> None:
+            arrived.set()
+            go_on.wait(5)
+
+    first = threading.Thread(target=lambda: payer.model().invoke("Hello", {"callbacks": [guard, Slow()]}))
+    first.start()
+    assert arrived.wait(5)
+
+    def end_the_first() -> None:
+        go_on.set()
+        first.join(5)
+
+    Interrupted.ending = threading.Thread(target=end_the_first)
+    before = len(payer.receipts())
+    with pytest.raises(BudgetExceeded):
+        payer.model().invoke("Hello", config)
+    first.join(5)
+    assert len(payer.receipts()) <= before + 1
+
+
+def test_the_counter_does_not_charge_for_answers_out_of_the_cache(payer: Payer):
+    counter = TokenCounterHandler(is_quiet=True)
+    model = payer.model(cache=InMemoryCache())
+    for _ in range(3):
+        answer = model.invoke("Hello", {"callbacks": [counter]})
+    assert counter.cost_atomic == sum(receipt.cost_atomic or 0 for receipt in payer.receipts().values())
+    assert counter.tokens == answer.usage_metadata["output_tokens"]
+
+
+# Structured output
+
+
+class Place(BaseModel):
+    """A place."""
+
+    city: str
+    founded: date
+
+
+Anything = TypeVar("Anything")
+
+
+class Box(BaseModel, Generic[Anything]):
+    """A box."""
+
+    content: Anything
+
+
+class Colour(Enum):
+    RED = "red"
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"name": "place", "schema": PARAMETERS},
+        {"type": "json_schema", "json_schema": {"name": "place", "schema": PARAMETERS}},
+        {"name": "place", "parameters": PARAMETERS},
+        {"type": "function", "function": {"name": "place", "parameters": PARAMETERS}},
+        {"title": "place", **PARAMETERS},
+    ],
+    ids=["named", "format", "function", "tool", "schema"],
+)
+@pytest.mark.parametrize("method", ["json_schema", "function_calling"])
+@pytest.mark.parametrize("strict", [None, True])
+def test_every_way_to_write_a_schema_works_with_every_method(chat, schema, method, strict):
+    runnable = chat().with_structured_output(schema, method=method, strict=strict)
+    assert runnable.invoke("The city is 'Paris'.") == {"city": "Paris"}
+
+
+@pytest.mark.parametrize("method", ["json_schema", "function_calling"])
+def test_a_generic_class_is_named_as_providers_allow(chat, method):
+    assert chat().with_structured_output(Box[int], method=method).invoke("It holds 7.") == Box[int](content=7)
+
+
+@pytest.mark.parametrize("schema", [Colour, Place | Box, list[int], int])
+@pytest.mark.parametrize("method", ["json_schema", "function_calling", "json_mode"])
+def test_what_is_no_schema_is_refused_before_it_costs_anything(chat, schema, method):
+    with pytest.raises(ValueError, match="Nothing was paid"):
+        chat().with_structured_output(schema, method=method)
+
+
+@pytest.mark.parametrize("method", ["json_schema", "function_calling"])
+def test_an_answer_that_does_not_fit_is_the_same_error_with_every_method(chat, method):
+    class Even(BaseModel):
+        """An even number."""
+
+        number: int
+
+        def model_post_init(self, context) -> None:
+            if self.number % 2:
+                raise ValueError("odd")
+
+    with pytest.raises(OutputParserException, match="Even"):
+        chat().with_structured_output(Even, method=method).invoke("The number is 7.")
+
+
+def test_a_tool_whose_name_no_provider_takes_is_refused_before_it_costs_anything(model):
+    with pytest.raises(ValueError, match="Nothing was paid"):
+        model.bind_tools([{"type": "function", "function": {"name": "two words", "parameters": PARAMETERS}}])
+
+
+def test_a_format_of_a_generic_class_has_a_plain_name():
+    assert to_response_format(Box[int])["json_schema"]["name"] == "Box_int"
+
+
+# Messages
+
+
+def test_no_messages_are_refused_before_they_cost_anything(payer: Payer):
+    with pytest.raises(ConfigurationError, match="no messages"):
+        payer.model().invoke([])
+    assert payer.receipts() == {}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "bash_code_execution_tool_result",
+        "code_execution_result",
+        "compaction",
+        "computer_call",
+        "custom_tool_call",
+        "executable_code",
+        "image_generation_call",
+        "mcp_call",
+        "mcp_tool_use",
+        "something_of_next_year",
+        "web_fetch_tool_result",
+    ],
+)
+def test_a_history_from_another_provider_goes_on_here(kind):
+    message = AIMessage([{"type": kind, "id": "1"}, {"type": "text", "text": "It is 4."}])
+    with pytest.warns(NotResent, match=kind):
+        assert to_wire([message]) == [{"role": "assistant", "content": "It is 4."}]
+
+
+@pytest.mark.parametrize(
+    ("block", "part"),
+    [
+        ({"type": "input_text", "text": "x"}, {"type": "text", "text": "x"}),
+        ({"type": "output_text", "text": "x"}, {"type": "text", "text": "x"}),
+        (
+            {"type": "input_image", "image_url": "https://x/y"},
+            {"type": "image_url", "image_url": {"url": "https://x/y"}},
+        ),
+        (
+            {"type": "input_file", "filename": "a.pdf", "file_data": "data:application/pdf;base64,AAAA"},
+            {"type": "file", "file": {"filename": "a.pdf", "file_data": "data:application/pdf;base64,AAAA"}},
+        ),
+        (
+            {"type": "file", "source_type": "text", "text": "x", "mime_type": "text/plain"},
+            {"type": "text", "text": "x"},
+        ),
+        ({"type": "file", "base64": "w6TDtg==", "mime_type": "text/plain"}, {"type": "text", "text": "äö"}),
+        (
+            {
+                "type": "search_result",
+                "title": "Tea",
+                "source": "https://tea",
+                "content": [{"type": "text", "text": "It is hot."}],
+            },
+            {"type": "text", "text": "Tea\nhttps://tea\nIt is hot."},
+        ),
+    ],
+)
+def test_blocks_of_the_responses_api_text_files_and_search_results_are_shown_to_the_model(block, part):
+    assert to_part(block) == part
+
+
+def test_a_bedrock_cache_point_is_a_hint_and_no_content():
+    assert to_wire([HumanMessage([{"type": "text", "text": "x"}, {"cachePoint": {"type": "default"}}])]) == [
+        {"role": "user", "content": "x"}
+    ]
+
+
+@pytest.mark.parametrize("text", ["bad \ud800 surrogate", "fine"])
+def test_what_cannot_be_written_as_json_is_refused_before_it_costs_anything(payer: Payer, text):
+    kwargs = {} if text != "fine" else {"extra_body": {"x": object()}}
+    with pytest.raises(NotPaid, match="Nothing was") as caught:
+        payer.model().invoke(text, **kwargs)
+    assert caught.value.kind == "invalid_request"
+    assert payer.receipts() == {}
+
+
+def test_arguments_of_an_earlier_call_may_be_dates():
+    call = {"name": "book", "args": {"day": date(2024, 1, 2)}, "id": "1"}
+    wire = to_wire([AIMessage("", tool_calls=[call]), ToolMessage("booked", tool_call_id="1")])
+    assert wire[0]["tool_calls"][0]["function"]["arguments"] == '{"day": "2024-01-02"}'
+
+
+# Fields
+
+
+def test_parameters_of_the_request_may_be_given_as_fields():
+    model = ChatOpenGradient(model="openai/gpt-5", top_p=0.5, model_kwargs={"seed": 1})
+    assert model.model_kwargs == {"seed": 1, "top_p": 0.5}
+
+
+def test_a_misspelt_field_is_reported_without_its_value():
+    with pytest.warns(UserWarning, match="settlement_mod") as caught:
+        ChatOpenGradient(model="openai/gpt-5", settlement_mod="s3cr3t")
+    assert not any("s3cr3t" in str(warning.message) for warning in caught)
+
+
+@pytest.mark.parametrize("name", [None, "", "  "])
+def test_a_model_must_have_a_name(name):
+    with pytest.raises(ValueError, match="model"):
+        ChatOpenGradient(model=name)
+
+
+def test_a_policy_may_be_written_as_a_mapping():
+    model = ChatOpenGradient(model="openai/gpt-5", spend_policy={"max_per_day": "1", "payees": []})
+    assert model.spend_policy == SpendPolicy(max_per_day="1")
