@@ -108,9 +108,9 @@ class _Client:
         if self.payments.policy.max_per_call is None:
             return
         endpoint = yield from self.endpoints.current()
-        if self.payments.wants_quote(endpoint.base_url):
+        if self.payments.gateways.wants_quote(endpoint.base_url):
             listing = yield from self._models.listing()
-            self.payments.note_quote(listing.gateway, listing.opg_price_usd)
+            self.payments.gateways.note_quote(listing.gateway, listing.opg_price_usd)
 
     def _proof_check(self) -> Steps[ProofCheck | None]:
         if self._verify_tee is VerifyTee.OFF:

@@ -68,7 +68,7 @@ Handshake = Generator[Effect, Any, httpx.Response]
 
 def pay(request: httpx.Request, *, call: Call, payments: Payments, blocking: bool) -> Handshake:
     """Obtain a response to `request`, paying for it if the gateway wants that."""
-    payments.check_endpoint(str(request.url))
+    payments.gateways.check_endpoint(str(request.url))
     if call.entry is not None:
         raise PaidButFailed(
             f"Call {call.id} is already paid, and its response led to another request ({request.url.host}). "
@@ -176,15 +176,15 @@ def _authorize(
     challenge: Challenge, request: httpx.Request, call: Call, payments: Payments, key: SessionKey
 ) -> Generator[Effect, Any, SignedPayment]:
     """Check funds (first time only), reserve the budget durably, then sign."""
-    if (last := payments.recall_price(key)) is not None:
-        payments.recalled_price(key, (yield Wait(last)))
+    if (last := payments.gateways.recall_price(key.origin)) is not None:
+        payments.gateways.recalled_price(key.origin, (yield Wait(last)))
     endpoint = Endpoint.of(request)
     terms = payments.choose(challenge, key, payees=None if endpoint is None else endpoint.payees)
     payments.check_call(call, key, cap_atomic=terms.amount_atomic)
     if (funds := payments.check_funds(terms)) is not None:
         yield Wait(funds)
-    if (pin := payments.pin_facilitator(terms, key)) is not None:
-        payments.confirm_facilitator(terms, key, (yield Wait(pin)))
+    if (pin := payments.gateways.pin_facilitator(terms, key.origin)) is not None:
+        payments.gateways.confirm_facilitator(terms, key.origin, (yield Wait(pin)))
     entry = payments.draft(terms, call, str(request.url))
     try:
         try:
@@ -229,7 +229,7 @@ def _send_signed(
             yield from _settlement_failed(response, call, payments, ticket, signed)
         return response
     _take_session(response, call, payments, ticket, signed)
-    payments.accepted(signed, ticket.key)
+    payments.gateways.accepted(ticket.key.origin, amount_atomic=signed.entry.amount_atomic)
     return (yield from _answered(response, call))
 
 

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import re
 import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future
-from decimal import Decimal
 from email.utils import parsedate_to_datetime
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,8 +29,8 @@ from opengradient_x402.errors import (
     InsufficientFunds,
     NotPaid,
     PaymentRejected,
-    PolicyRefused,
 )
+from opengradient_x402.known_gateways import KnownGateways, origin_of
 from opengradient_x402.ledger import AuthorizationEntry, Budget, Ledger
 from opengradient_x402.models import find_model, usd_to_atomic
 from opengradient_x402.networks import Network, load_network
@@ -50,10 +48,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 BYTES_PER_TOKEN = 2
 """A request is taken for at most this many bytes a token: real texts have about four."""
-_PRICE = re.compile(r"[0-9]{1,12}(?:\.[0-9]{1,24})?", re.ASCII)
-BREAKER_LIMIT = 3
-"""So many refused payments in a row, and an origin is left alone for `BREAKER_PAUSE_S`."""
-BREAKER_PAUSE_S = 60.0
 
 
 class Payments:
@@ -72,16 +66,12 @@ class Payments:
         self.policy = policy if policy is not None else SpendPolicy()
         self.ledger = ledger
         self.sessions = SessionPool(idle_s=network.session_idle_s)
+        self.gateways = KnownGateways(network=network, policy=self.policy, ledger=ledger)
         self._owns_ledger = False
         self._lock = threading.RLock()
         self._terms: dict[SessionKey, Challenge] = {}
-        self._last_amount: dict[str, int | None] = {}
-        self._asset_usd: dict[str, Decimal] = {}
-        self._facilitators: dict[str, str] = {}
-        self._accepted_origins: set[str] = set()
         self._doubtful: dict[SessionKey, list[SignedPayment]] = {}
         self._funded_atomic = 0
-        self._refusals: dict[str, tuple[int, float]] = {}
         self._budget = Budget(limit_atomic=self.policy.per_day_atomic(network.asset))
 
     @classmethod
@@ -144,24 +134,9 @@ class Payments:
 
     # -- before signing
 
-    def check_endpoint(self, url: str) -> None:
-        """Refuses endpoints that money must not go to, and origins that refused too many payments just now."""
-        origin = _origin_of(url)
-        if origin not in self._accepted_origins:  # scheme and host are all that the policy looks at
-            self.policy.check_endpoint(url, self.network)
-            self._accepted_origins.add(origin)
-        count, until = self._refusals.get(origin, (0, 0.0))
-        if count >= BREAKER_LIMIT and time.monotonic() < until:
-            raise NotPaid(
-                f"{origin} refused {count} payments in a row; calls to it are stopped for "
-                f"{until - time.monotonic():.0f} s. Nothing was signed. `opengradient-x402 doctor` shows what is "
-                "wrong with wallet, network or gateway.",
-                kind="payment",
-            )
-
     def session_key(self, request: httpx.Request) -> SessionKey:
         """What a session for this request is bound to."""
-        return SessionKey(_origin(request.url), request.method, request.url.path, self.payer)
+        return SessionKey(origin_of(request.url), request.method, request.url.path, self.payer)
 
     def known_terms(self, key: SessionKey) -> Challenge | None:
         """The last challenge of this endpoint, for a payment without asking first."""
@@ -185,20 +160,9 @@ class Payments:
             network=self.network,
             origin=key.origin,
             payees=payees,
-            pinned_facilitator=self._facilitators.get(key.origin),
-            last_amount_atomic=self._last_amount.get(key.origin),
+            pinned_facilitator=self.gateways.facilitator(key.origin),
+            last_amount_atomic=self.gateways.last_amount(key.origin),
         )
-
-    def recall_price(self, key: SessionKey) -> Future[str | None] | None:
-        """What this origin last accepted, also from earlier processes; None when it is known here."""
-        return None if key.origin in self._last_amount else self.ledger.noted(self._price_key(key))
-
-    def recalled_price(self, key: SessionKey, noted: str | None) -> None:
-        """Keeps the answer, unless a payment has been accepted meanwhile."""
-        self._last_amount.setdefault(key.origin, None if noted is None else int(noted))
-
-    def _price_key(self, key: SessionKey) -> str:
-        return f"price {self.network.caip2} {key.origin}"
 
     def check_call(self, call: Call, key: SessionKey, *, cap_atomic: int) -> None:
         """Refuses a call that could cost more than `max_per_call`. Raises PolicyRefused.
@@ -209,7 +173,7 @@ class Payments:
         if self.policy.max_per_call is None:
             return
         worst = cap_atomic
-        info, asset_usd = find_model(call.model), self._asset_usd.get(key.origin)
+        info, asset_usd = find_model(call.model), self.gateways.asset_usd(key.origin)
         if info is not None and asset_usd is not None and call.prompt_bytes:
             usd = info.worst_case_cost_usd(
                 prompt_tokens=call.prompt_bytes // BYTES_PER_TOKEN, max_tokens=call.max_tokens
@@ -245,22 +209,6 @@ class Payments:
         except ChainUnavailable:
             return
         self._funded_atomic = terms.amount_atomic
-
-    def pin_facilitator(self, terms: PaymentTerms, key: SessionKey) -> Future[str] | None:
-        """Pins the first facilitator seen, where the network publishes none; None when there is nothing to pin."""
-        is_listed = bool(self.network.facilitators or self.policy.facilitators)
-        if terms.facilitator is None or is_listed or key.origin in self._facilitators:
-            return None
-        return self.ledger.pin(f"facilitator {self.network.caip2} {key.origin}", terms.facilitator)
-
-    def confirm_facilitator(self, terms: PaymentTerms, key: SessionKey, pinned: str) -> None:
-        """Refuses terms whose facilitator is not the one that was pinned before."""
-        self._facilitators[key.origin] = pinned
-        if terms.facilitator is not None and pinned.lower() != terms.facilitator.lower():
-            raise PolicyRefused(
-                f"{key.origin} names the facilitator {terms.facilitator}, but {pinned} was pinned at first use. "
-                "Nothing was signed. If the change is legitimate, allow it in the policy's `facilitators`."
-            )
 
     def draft(self, terms: PaymentTerms, call: Call, endpoint: str) -> AuthorizationEntry:
         """The ledger entry of the authorization that this call is about to sign."""
@@ -341,18 +289,9 @@ class Payments:
                     return signed
         return None
 
-    def accepted(self, signed: SignedPayment, key: SessionKey) -> None:
-        """A payment to this origin was taken: earlier refusals no longer count, and its price is the measure."""
-        self._refusals.pop(key.origin, None)
-        amount = signed.entry.amount_atomic
-        if self._last_amount.get(key.origin) != amount:
-            self._last_amount[key.origin] = amount
-            self.ledger.note(self._price_key(key), str(amount))
-
     def rejected(self, call: Call, challenge: Challenge, key: SessionKey) -> PaymentRejected | NotPaid:
         """The error for a payment that the gateway refused, from the reason that it gave."""
-        count, _ = self._refusals.get(key.origin, (0, 0.0))
-        self._refusals[key.origin] = (count + 1, time.monotonic() + BREAKER_PAUSE_S)
+        self.gateways.refused(key.origin)
         self._funded_atomic = 0  # look at the chain again before the next signature
         reason = challenge.error or "no reason given"
         kind: type[NotPaid] = PaymentRejected
@@ -388,29 +327,11 @@ class Payments:
         call.receipt = receipt
         quote = None if answer is None else answer.raw.get("opengradient")
         if isinstance(quote, Mapping):
-            self.note_quote(receipt.endpoint, quote.get("opg_price_usd"))
+            self.gateways.note_quote(receipt.endpoint, quote.get("opg_price_usd"))
         if call.session is not None:
             self.sessions.leave(call.session, cost_atomic=receipt.cost_atomic or 0)
         self.ledger.record_call(receipt).add_done_callback(_report_lost_record)
         return receipt
-
-    def wants_quote(self, endpoint: str) -> bool:
-        """Whether a limit per call is set that cannot be checked before the gateway quotes its token price."""
-        return self.policy.max_per_call is not None and _origin_of(endpoint) not in self._asset_usd
-
-    def note_quote(self, endpoint: str, asset_usd: object) -> None:
-        """Keeps what a gateway says that one token is worth, if it is a price at all. A claim."""
-        if isinstance(asset_usd, str) and _PRICE.fullmatch(asset_usd) and (price := Decimal(asset_usd)) > 0:
-            self._asset_usd[_origin_of(endpoint)] = price
-
-
-def _origin(url: httpx.URL) -> str:
-    return f"{url.scheme}://{url.netloc.decode('ascii')}"
-
-
-@lru_cache(maxsize=64)
-def _origin_of(url: str) -> str:
-    return _origin(httpx.URL(url))
 
 
 def _authorization_id(network: Network, payer: str, nonce: int) -> str:

@@ -1,0 +1,133 @@
+"""What one payer remembers of the gateways it deals with, by origin (`https://host:port`).
+
+Whether money may go there at all, what was last paid, who settles, what a token is said to be worth, and how
+often payments were refused of late. Prices and facilitators outlive the process: they are noted in the ledger.
+What may be paid is decided elsewhere (`policy`).
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from concurrent.futures import Future
+from decimal import Decimal
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import httpx
+
+from opengradient_x402.errors import NotPaid, PolicyRefused
+from opengradient_x402.ledger import Ledger
+from opengradient_x402.networks import Network
+from opengradient_x402.policy import SpendPolicy
+
+if TYPE_CHECKING:
+    from opengradient_x402.challenge import PaymentTerms
+
+BREAKER_LIMIT = 3
+"""So many refused payments in a row, and an origin is left alone for `BREAKER_PAUSE_S`."""
+BREAKER_PAUSE_S = 60.0
+_PRICE = re.compile(r"[0-9]{1,12}(?:\.[0-9]{1,24})?", re.ASCII)
+
+
+class KnownGateways:
+    """The gateways of one payer. Thread-safe: the worst race asks the ledger twice."""
+
+    def __init__(self, *, network: Network, policy: SpendPolicy, ledger: Ledger) -> None:
+        self._network = network
+        self._policy = policy
+        self._ledger = ledger
+        self._acceptable: set[str] = set()
+        self._last_amount: dict[str, int | None] = {}
+        self._asset_usd: dict[str, Decimal] = {}
+        self._facilitators: dict[str, str] = {}
+        self._refusals: dict[str, tuple[int, float]] = {}
+
+    def check_endpoint(self, url: str) -> None:
+        """Refuses endpoints that money must not go to, and origins that refused too many payments just now."""
+        origin = _origin_of_text(url)
+        if origin not in self._acceptable:  # scheme and host are all that the policy looks at
+            self._policy.check_endpoint(url, self._network)
+            self._acceptable.add(origin)
+        count, until = self._refusals.get(origin, (0, 0.0))
+        if count >= BREAKER_LIMIT and time.monotonic() < until:
+            raise NotPaid(
+                f"{origin} refused {count} payments in a row; calls to it are stopped for "
+                f"{until - time.monotonic():.0f} s. Nothing was signed. `opengradient-x402 doctor` shows what is "
+                "wrong with wallet, network or gateway.",
+                kind="payment",
+            )
+
+    # -- prices
+
+    def last_amount(self, origin: str) -> int | None:
+        """What was last accepted there, in atomic units."""
+        return self._last_amount.get(origin)
+
+    def recall_price(self, origin: str) -> Future[str | None] | None:
+        """What this origin last accepted, also from earlier processes; None when it is known here."""
+        return None if origin in self._last_amount else self._ledger.noted(self._price_key(origin))
+
+    def recalled_price(self, origin: str, noted: str | None) -> None:
+        """Keeps the answer, unless a payment has been accepted meanwhile."""
+        self._last_amount.setdefault(origin, None if noted is None else int(noted))
+
+    def _price_key(self, origin: str) -> str:
+        return f"price {self._network.caip2} {origin}"
+
+    def accepted(self, origin: str, *, amount_atomic: int) -> None:
+        """A payment to this origin was taken: earlier refusals no longer count, and its price is the measure."""
+        self._refusals.pop(origin, None)
+        if self._last_amount.get(origin) != amount_atomic:
+            self._last_amount[origin] = amount_atomic
+            self._ledger.note(self._price_key(origin), str(amount_atomic))
+
+    def refused(self, origin: str) -> None:
+        """A payment to this origin was refused; too many in a row, and it is left alone for a while."""
+        count, _ = self._refusals.get(origin, (0, 0.0))
+        self._refusals[origin] = (count + 1, time.monotonic() + BREAKER_PAUSE_S)
+
+    def asset_usd(self, origin: str) -> Decimal | None:
+        """What this gateway says that one token is worth. A claim."""
+        return self._asset_usd.get(origin)
+
+    def wants_quote(self, endpoint: str) -> bool:
+        """Whether a limit per call is set that cannot be checked before the gateway quotes its token price."""
+        return self._policy.max_per_call is not None and _origin_of_text(endpoint) not in self._asset_usd
+
+    def note_quote(self, endpoint: str, asset_usd: object) -> None:
+        """Keeps what a gateway says that one token is worth, if it is a price at all. A claim."""
+        if isinstance(asset_usd, str) and _PRICE.fullmatch(asset_usd) and (price := Decimal(asset_usd)) > 0:
+            self._asset_usd[_origin_of_text(endpoint)] = price
+
+    # -- who settles
+
+    def facilitator(self, origin: str) -> str | None:
+        """The facilitator that is pinned for this origin in this process."""
+        return self._facilitators.get(origin)
+
+    def pin_facilitator(self, terms: PaymentTerms, origin: str) -> Future[str] | None:
+        """Pins the first facilitator seen, where the network publishes none; None when there is nothing to pin."""
+        is_listed = bool(self._network.facilitators or self._policy.facilitators)
+        if terms.facilitator is None or is_listed or origin in self._facilitators:
+            return None
+        return self._ledger.pin(f"facilitator {self._network.caip2} {origin}", terms.facilitator)
+
+    def confirm_facilitator(self, terms: PaymentTerms, origin: str, pinned: str) -> None:
+        """Refuses terms whose facilitator is not the one that was pinned before."""
+        self._facilitators[origin] = pinned
+        if terms.facilitator is not None and pinned.lower() != terms.facilitator.lower():
+            raise PolicyRefused(
+                f"{origin} names the facilitator {terms.facilitator}, but {pinned} was pinned at first use. "
+                "Nothing was signed. If the change is legitimate, allow it in the policy's `facilitators`."
+            )
+
+
+def origin_of(url: httpx.URL) -> str:
+    """Scheme, host and port."""
+    return f"{url.scheme}://{url.netloc.decode('ascii')}"
+
+
+@lru_cache(maxsize=64)
+def _origin_of_text(url: str) -> str:
+    return origin_of(httpx.URL(url))
