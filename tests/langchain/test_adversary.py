@@ -171,6 +171,39 @@ def test_a_tool_whose_name_no_provider_takes_is_refused_before_it_costs_anything
         model.bind_tools([{"type": "function", "function": {"name": "two words", "parameters": PARAMETERS}}])
 
 
+@pytest.mark.parametrize(
+    "tool",
+    [{"type": "code_interpreter", "container": {"type": "auto"}}, {"type": "computer_20250124", "name": "computer"}],
+)
+def test_a_tool_that_only_its_provider_can_run_is_refused_before_it_costs_anything(model, tool):
+    with pytest.raises(ValueError, match="Nothing was paid"):
+        model.bind_tools([tool])
+
+
+@pytest.mark.parametrize(
+    "tool",
+    [
+        {"type": "web_search_20260209", "name": "web_search"},
+        {"type": "web_search_preview_2025_03_11"},
+        {"google_search": {}},
+    ],
+)
+def test_web_search_is_recognised_in_every_providers_spelling(model, tool):
+    assert model.bind_tools([tool]).kwargs == {"web_search": True}
+
+
+@pytest.mark.parametrize(
+    "tool",
+    [
+        {"name": "find", "description": "Find.", "input_schema": PARAMETERS},
+        {"type": "custom", "name": "find", "description": "Find.", "input_schema": PARAMETERS},
+        {"title": "find", "description": "Find.", **PARAMETERS},
+    ],
+)
+def test_tools_in_the_dicts_of_other_providers_are_functions_here(model, tool):
+    assert model.bind_tools([tool]).kwargs["tools"][0]["function"]["parameters"]["required"] == ["city"]
+
+
 def test_a_format_of_a_generic_class_has_a_plain_name():
     assert to_response_format(Box[int])["json_schema"]["name"] == "Box_int"
 
