@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from opengradient_x402.attestation import TeeProof, is_signed_by
+from opengradient_x402.authorizations import AuthorizationEntry
 from opengradient_x402.bundle_contents import Case, Contents, DataPlace
 from opengradient_x402.chain import (
     Question,
@@ -30,7 +31,6 @@ from opengradient_x402.data_evidence import DATA_SETTLED as _DATA
 from opengradient_x402.data_evidence import batch_findings, individual_findings
 from opengradient_x402.errors import ChainUnavailable
 from opengradient_x402.findings import Finding, Standing, not_proven, proven, refuted
-from opengradient_x402.ledger import AuthorizationEntry
 from opengradient_x402.lookups import AskChain, Document, Download, Lookup
 from opengradient_x402.networks import ChainContract, Network
 from opengradient_x402.receipt_checks import (

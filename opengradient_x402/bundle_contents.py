@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from opengradient_x402.addresses import checksum_address
+from opengradient_x402.authorizations import AuthorizationEntry
 from opengradient_x402.bundle import Bundle, BundleUnreadable, Record
 from opengradient_x402.data_evidence import DataSettlement
-from opengradient_x402.ledger import AuthorizationEntry
 from opengradient_x402.money import Asset
 from opengradient_x402.networks import ChainContract, Network
 from opengradient_x402.receipts import SettlementReceipt

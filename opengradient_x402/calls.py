@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 
-from opengradient_x402.ledger import AuthorizationEntry
+from opengradient_x402.authorizations import AuthorizationEntry
 from opengradient_x402.receipts import SettlementReceipt
 from opengradient_x402.sessions import PaidSession
 from opengradient_x402.signer import Authorization

@@ -17,7 +17,7 @@ from opengradient_x402.models import find_model, usd_to_atomic
 from opengradient_x402.money import Asset, format_amount
 
 if TYPE_CHECKING:
-    from opengradient_x402.ledger import AuthorizationEntry
+    from opengradient_x402.authorizations import AuthorizationEntry
     from opengradient_x402.receipts import SettlementReceipt
 
 _SHOWN_CALLS = 5

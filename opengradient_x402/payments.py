@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import httpx
 from pydantic import SecretStr
 
+from opengradient_x402.authorizations import AuthorizationEntry, Budget
 from opengradient_x402.background import in_thread
 from opengradient_x402.call_receipts import Answer, build_receipt
 from opengradient_x402.calls import Call, SignedPayment
@@ -31,7 +32,7 @@ from opengradient_x402.errors import (
     PaymentRejected,
 )
 from opengradient_x402.known_gateways import KnownGateways, origin_of
-from opengradient_x402.ledger import AuthorizationEntry, Budget, Ledger
+from opengradient_x402.ledger import Ledger
 from opengradient_x402.models import find_model, usd_to_atomic
 from opengradient_x402.networks import Network, load_network
 from opengradient_x402.policy import SpendPolicy

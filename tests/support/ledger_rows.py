@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from opengradient_x402.ledger import AuthorizationEntry
+from opengradient_x402.authorizations import AuthorizationEntry
 from opengradient_x402.receipts import ReceiptStatus, SettlementReceipt
 
 OPG = 10**18

@@ -10,9 +10,10 @@ from dataclasses import replace
 import pytest
 
 from opengradient_devnet import Devnet
+from opengradient_x402.authorizations import AuthorizationEntry
 from opengradient_x402.background_reconciler import BackgroundReconciler
 from opengradient_x402.errors import ChainUnavailable, ConfigurationError
-from opengradient_x402.ledger import AuthorizationEntry, Ledger
+from opengradient_x402.ledger import Ledger
 from opengradient_x402.receipts import ReceiptStatus, SettlementReceipt
 from opengradient_x402.reconciler import Reconciler
 from support.node import serving
