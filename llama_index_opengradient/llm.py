@@ -57,6 +57,7 @@ from llama_index_opengradient.observed import (
 )
 from llama_index_opengradient.responses import ChatStream, chat_response, completion_response
 from llama_index_opengradient.structured import OutputT, PartialOutput, output_kwargs, parse_output
+from llama_index_opengradient.tool_runs import answer_of, arun_tools, run_tools
 from llama_index_opengradient.tools import (
     keep_first_call,
     resolve_tool_choice,
@@ -66,9 +67,11 @@ from llama_index_opengradient.tools import (
 )
 
 if TYPE_CHECKING:
+    from llama_index.core.chat_engine.types import AgentChatResponse
     from llama_index.core.tools.types import BaseTool
 
     from opengradient_x402.completion_streams import AsyncCompletionStream, CompletionStream
+    from opengradient_x402.connections import Connections
 
 _dispatcher = get_dispatcher(__name__)
 
@@ -80,6 +83,8 @@ class OpenGradient(PaidModel):
     """Any model of the OpenGradient network, paid per call.
 
     ```python
+    from llama_index_opengradient import OpenGradient
+
     llm = OpenGradient(model="openai/gpt-5")  # OG_PRIVATE_KEY and OG_NETWORK come from the environment
     print(llm.complete("What is a TEE?"))
     ```
@@ -134,7 +139,7 @@ class OpenGradient(PaidModel):
         report = self._reporter()
         stream = self._client().stream(body, on_receipt=report, **options)
         report(stream.receipt)
-        return started(_responses(stream))
+        return started(_responses(stream, self._connections))
 
     async def _astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
         body, options = self._request(messages, kwargs)
@@ -142,7 +147,7 @@ class OpenGradient(PaidModel):
         client = await self._async_client()
         stream = await client.stream(body, on_receipt=report, **options)
         report(stream.receipt)
-        return await astarted(_aresponses(stream))
+        return await astarted(_aresponses(stream, self._connections))
 
     def _stream_complete(self, prompt: str, formatted: bool, **kwargs: Any) -> CompletionResponseGen:
         return converted(self._stream_chat(self._as_messages(prompt, formatted), **kwargs), completion_response)
@@ -275,6 +280,46 @@ class OpenGradient(PaidModel):
             )
         return found
 
+    def predict_and_call(
+        self,
+        tools: Sequence[BaseTool],
+        user_msg: str | ChatMessage | None = None,
+        chat_history: list[ChatMessage] | None = None,
+        verbose: bool = False,
+        allow_parallel_tool_calls: bool = False,
+        error_on_no_tool_call: bool = True,
+        error_on_tool_error: bool = False,
+        **kwargs: Any,
+    ) -> AgentChatResponse:
+        """Ask once, and run the tools that the model calls. A call that cannot be run gives a result that says why."""
+        options = {"user_msg": user_msg, "chat_history": chat_history, "verbose": verbose, **kwargs}
+        if not self.metadata.is_function_calling_model:
+            return super().predict_and_call(tools, **options)
+        response = self.chat_with_tools(tools, allow_parallel_tool_calls=allow_parallel_tool_calls, **options)
+        calls = self.get_tool_calls_from_response(response, error_on_no_tool_call=error_on_no_tool_call)
+        outputs = run_tools(calls, tools, verbose=verbose)
+        return answer_of(outputs, response, error_on_tool_error=error_on_tool_error)
+
+    async def apredict_and_call(
+        self,
+        tools: Sequence[BaseTool],
+        user_msg: str | ChatMessage | None = None,
+        chat_history: list[ChatMessage] | None = None,
+        verbose: bool = False,
+        allow_parallel_tool_calls: bool = False,
+        error_on_no_tool_call: bool = True,
+        error_on_tool_error: bool = False,
+        **kwargs: Any,
+    ) -> AgentChatResponse:
+        """As `predict_and_call`."""
+        options = {"user_msg": user_msg, "chat_history": chat_history, "verbose": verbose, **kwargs}
+        if not self.metadata.is_function_calling_model:
+            return await super().apredict_and_call(tools, **options)
+        response = await self.achat_with_tools(tools, allow_parallel_tool_calls=allow_parallel_tool_calls, **options)
+        calls = self.get_tool_calls_from_response(response, error_on_no_tool_call=error_on_no_tool_call)
+        outputs = await arun_tools(calls, tools, verbose=verbose)
+        return answer_of(outputs, response, error_on_tool_error=error_on_tool_error)
+
     # -- structured prediction
 
     def _predicts_by_tool(self) -> bool:
@@ -375,8 +420,11 @@ class OpenGradient(PaidModel):
         _dispatcher.event(LLMStructuredPredictEndEvent(output=output))
 
 
-def _responses(stream: CompletionStream) -> Generator[Any, None, None]:
-    """The chunks of an open stream, after one empty yield (see `started`)."""
+def _responses(stream: CompletionStream, _connections: Connections) -> Generator[Any, None, None]:
+    """The chunks of an open stream, after one empty yield (see `started`).
+
+    Holding the connections keeps the ledger open until the stream has ended, also when its model was dropped.
+    """
     state = ChatStream()
     with closing(stream):
         yield
@@ -387,7 +435,8 @@ def _responses(stream: CompletionStream) -> Generator[Any, None, None]:
             yield state.finish(stream.completion)
 
 
-async def _aresponses(stream: AsyncCompletionStream) -> AsyncGenerator[Any, None]:
+async def _aresponses(stream: AsyncCompletionStream, _connections: Connections) -> AsyncGenerator[Any, None]:
+    """As `_responses`."""
     state = ChatStream()
     async with aclosing(stream):
         yield

@@ -12,7 +12,14 @@ from copy import deepcopy
 from typing import TYPE_CHECKING, Any, Self
 
 from llama_index.core.base.llms.types import LLMMetadata
-from llama_index.core.bridge.pydantic import Field, PrivateAttr, field_serializer, field_validator, model_validator
+from llama_index.core.bridge.pydantic import (
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from pydantic import BaseModel, SecretStr
 
@@ -73,14 +80,28 @@ class PaidModel(FunctionCallingLLM):
 
     _connections: Connections = PrivateAttr(default_factory=Connections)
 
+    # A misspelt limit must not pass for none at all, and a wrong field must not print the key beside it.
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    def __init__(self, **fields: Any) -> None:
+        for name in ("api_key", "private_key"):
+            if isinstance(value := fields.get(name), str):
+                fields[name] = SecretStr(value)  # before validation, whose errors keep their input
+        super().__init__(**fields)
+
     # -- what the model is
 
     @model_validator(mode="before")
     @classmethod
     def _take_older_names(cls, fields: Any) -> Any:
-        """`x402_settlement_mode` is what the OpenGradient SDK calls it; ignored, it would publish too much."""
-        if isinstance(fields, dict) and fields.get("x402_settlement_mode") is not None:
-            fields = {**fields, "settlement_mode": fields["x402_settlement_mode"]}
+        """`x402_settlement_mode` is what the OpenGradient SDK says, `api_key` what generic code says."""
+        if not isinstance(fields, dict):
+            return fields
+        fields = {name: value for name, value in fields.items() if name != "class_name"}  # dumps hold it
+        for older, name in (("x402_settlement_mode", "settlement_mode"), ("api_key", "private_key")):
+            value = fields.pop(older, None)
+            if fields.get(name) is None and value is not None:
+                fields[name] = value
         return fields
 
     @field_validator("settlement_mode", mode="before")

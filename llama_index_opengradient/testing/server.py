@@ -140,6 +140,10 @@ class ScriptedServer:
     @property
     def last_request(self) -> dict[str, Any]:
         """The body of the latest request."""
+        assert self.requests, (
+            f"The LLM sent nothing to the scripted server at {self.url}: check `base_url_param`, and that the LLM "
+            "opens no connection of its own elsewhere."
+        )
         return self.requests[-1]
 
     def _take(self, request: dict[str, Any]) -> Reply:

@@ -262,6 +262,28 @@ class ToolTests(LLMTestBase):
             answer = scripted_llm.predict_and_call([ADD], **options)
         assert answer.response == "3\n\n7"
 
+    @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+    @pytest.mark.parametrize(
+        "call",
+        [call_to("divide", {"a": 1}), call_to("shout", '{"text": "hel')],
+        ids=["unknown tool", "broken arguments"],
+    )
+    def test_predict_and_call_reports_what_it_cannot_run(
+        self, scripted_llm: Any, script: ScriptedServer, call: dict[str, Any], *, is_async: bool
+    ) -> None:
+        heard: list[str] = []
+
+        def shout(text: str) -> None:
+            heard.append(text)
+
+        script.say(Reply(text=None, tool_calls=[call]))
+        if is_async:
+            answer = run(scripted_llm.apredict_and_call([FunctionTool.from_defaults(shout)], user_msg="Go."))
+        else:
+            answer = scripted_llm.predict_and_call([FunctionTool.from_defaults(shout)], user_msg="Go.")
+        assert [output.is_error for output in answer.sources] == [True]
+        assert not heard
+
     @pytest.mark.parametrize("form", WITH_TOOLS)
     def test_a_conversation_survives_json_between_call_and_result(
         self, scripted_llm: Any, script: ScriptedServer, form: str

@@ -65,6 +65,25 @@ def test_impossible_settings_are_refused(wrong):
         OpenGradient(model="openai/gpt-5", **wrong)
 
 
+def test_a_misspelt_limit_is_refused_instead_of_ignored():
+    with pytest.raises(ValidationError, match="spending_policy"):
+        OpenGradient(model="openai/gpt-5", spending_policy=SpendPolicy(max_per_day="1"))
+
+
+@pytest.mark.parametrize("name", ["private_key", "api_key"])
+def test_no_error_about_other_fields_holds_the_key(name):
+    for wrong in ({}, {"model": "openai/gpt-5", "timeout": "soon"}, {"model": "openai/gpt-5", "nonsense": 1}):
+        with pytest.raises(ValidationError) as caught:
+            OpenGradient(**{name: KEY}, **wrong)
+        assert KEY[2:10] not in f"{caught.value} {caught.value!r} {caught.value.errors()}"
+
+
+def test_the_key_may_be_called_what_generic_code_calls_it(devnet: Devnet, wallet: Account):
+    llm = OpenGradient(model="openai/gpt-5", api_key=wallet.private_key, network=f"{devnet.gateway_url}/network")
+    assert llm.complete("Who pays?").raw["x402"]["payer"] == wallet.address
+    llm.close()
+
+
 @pytest.mark.parametrize("mode", ["individual", "SETTLE_METADATA", SettlementMode.INDIVIDUAL, "INDIVIDUAL_FULL"])
 def test_settlement_modes_under_all_names(mode):
     assert OpenGradient(model="openai/gpt-5", settlement_mode=mode).settlement_mode is SettlementMode.INDIVIDUAL

@@ -26,7 +26,7 @@ from llama_index_opengradient import (
 )
 from llama_index_opengradient.testing import agents, engines
 from llama_index_opengradient.testing.events import EventRecorder, recorded
-from llama_index_opengradient.testing.forms import ALL, ask, subject
+from llama_index_opengradient.testing.forms import ALL, STREAMS, ask, is_async, subject
 from llama_index_opengradient.testing.structured import PROMPT, Car
 from opengradient_devnet import Account, Devnet, faults
 from opengradient_x402.errors import (
@@ -37,6 +37,7 @@ from opengradient_x402.errors import (
     PolicyRefused,
     StreamInterrupted,
 )
+from opengradient_x402.ledger import Ledger
 from opengradient_x402.policy import SpendPolicy
 from opengradient_x402.receipts import ReceiptStatus, total_settled
 from support.payers import opg_balance, payments_for, settled_receipts
@@ -300,6 +301,31 @@ def test_a_stream_that_nobody_reads_is_told_of_when_it_is_dropped(
     gc.collect()
     (receipt,) = heard.receipts
     assert receipt.outcome == "abandoned"
+
+
+@pytest.mark.parametrize("form", STREAMS)
+def test_a_stream_outlives_the_model_that_opened_it(net: Devnet, account: Account, tmp_path: Any, form: str) -> None:
+    path = tmp_path / "dropped.sqlite"
+
+    def opened() -> Any:
+        network = f"{net.gateway_url}/network"
+        llm = OpenGradient(model=CHEAP, private_key=account.private_key, network=network, ledger=path)
+        return getattr(llm, form)(subject(form))
+
+    async def read() -> list[Any]:
+        stream = await opened()
+        gc.collect()
+        return [piece async for piece in stream]
+
+    if is_async(form):
+        last = asyncio.run(read())[-1]
+    else:
+        stream = opened()
+        gc.collect()
+        last = list(stream)[-1]
+    ledger = Ledger(path)
+    assert [receipt.to_json() for receipt in ledger.receipts().result()] == [last.raw["x402"]]
+    ledger.close()
 
 
 def test_an_abandoned_stream_keeps_its_own_run_though_it_is_closed_elsewhere(
