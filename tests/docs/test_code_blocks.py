@@ -57,16 +57,15 @@ def name(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
-def commands() -> list[Block]:
-    found = []
-    for page in PAGES:
-        for block in blocks_of(page):
-            if block.language not in ("bash", "sh", "console"):
-                continue
-            for offset, line in enumerate(block.code.replace("\\\n", " ").splitlines()):
-                if command := line.partition("  #")[0].strip():
-                    found.append(Block(page=page, line=block.line + offset, language="bash", code=command))
-    return found
+def commands_of(page: Path) -> list[str]:
+    """Our own commands on a page, in order, without the comments behind them."""
+    lines = [
+        line.partition("  #")[0].strip()
+        for block in blocks_of(page)
+        if block.language in ("bash", "sh", "console")
+        for line in block.code.replace("\\\n", " ").splitlines()
+    ]
+    return [line for line in lines if line and not line.startswith(tuple(ELSEWHERE))]
 
 
 @pytest.fixture(scope="module")
@@ -113,31 +112,37 @@ def test_the_python_of_a_page_runs_from_top_to_bottom(page, environment, tmp_pat
     assert done.returncode == 0, f"{name(page)}\n{done.stderr[-4000:]}"
 
 
-@pytest.mark.parametrize("command", commands(), ids=lambda block: f"{name(block.page)}:{block.line}")
-def test_a_command_of_a_page_runs_as_written(command, environment, tmp_path):
-    line = command.code
-    if any(line.startswith(beginning) for beginning in ELSEWHERE):
-        return
-    if assigned := re.match(r"(?:[A-Z_]+=\S+ )+", line):
-        environment |= dict(pair.split("=", 1) for pair in assigned[0].split())
-        line = line[assigned.end() :]
-    if line.startswith("opengradient-devnet"):
-        _starts_and_stops(line, environment, tmp_path)
-        return
-    assert line.startswith(("opengradient-x402", "python ")), f"nobody runs {line!r}: say why in ELSEWHERE"
-    folder = ROOT if line.startswith("python examples") else tmp_path
-    done = subprocess.run(
-        shlex.split(line), cwd=folder, env=environment, capture_output=True, text=True, timeout=90, check=False
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+@pytest.mark.parametrize("page", [page for page in PAGES if commands_of(page)], ids=name)
+def test_the_commands_of_a_page_run_as_written_one_after_the_other(page, environment, tmp_path):
+    for line in commands_of(page):
+        assigned = re.match(r"(?:[A-Z_]+=\S+ )+", line)
+        command = (line[assigned.end() :] if assigned else line).removeprefix("uv run ")
+        given = dict(pair.split("=", 1) for pair in assigned[0].split()) if assigned else {}
+        if command.startswith("opengradient-devnet"):
+            _starts_and_stops(command, environment | given, tmp_path)
+            continue
+        assert command.startswith(("opengradient-x402", "python ")), f"nobody runs {line!r}: say why in ELSEWHERE"
+        done = subprocess.run(
+            shlex.split(command.replace("python examples", f"python {ROOT}/examples")),
+            cwd=tmp_path,
+            env=environment | given,
+            capture_output=True,
+            text=True,
+            timeout=90,
+            check=False,
+        )
+        assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
 
 
 def _starts_and_stops(line: str, environment: dict[str, str], folder: Path) -> None:
     """A devnet that announces itself, writes its file, and ends well when it is told to."""
     (folder / "prices.json").write_text((ROOT / "opengradient_devnet" / "prices.json").read_text())
-    environment["XDG_STATE_HOME"] = str(folder / "state")
     process = subprocess.Popen(
-        shlex.split(line.removesuffix("&").strip()), cwd=folder, env=environment, stdout=subprocess.PIPE, text=True
+        shlex.split(line.removesuffix("&").strip()),
+        cwd=folder,
+        env=environment | {"XDG_STATE_HOME": str(folder / "state")},
+        stdout=subprocess.PIPE,
+        text=True,
     )
     try:
         file = folder / "state" / "opengradient" / "devnet.json"

@@ -1,0 +1,78 @@
+"""An agent of your own, on an allowance, with books that anybody can check.
+
+    python examples/first_agent.py
+
+Runs on an embedded network with play money, unless OG_PRIVATE_KEY names a wallet: then it pays for real. Ends with an
+audit bundle in the current folder; `opengradient-x402 receipts verify audit.bundle.json --offline` checks it.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+
+import httpx
+from langchain.agents import create_agent
+
+from langchain_opengradient import ChatOpenGradient, SpendGuard
+from opengradient_x402 import Payments, SpendPolicy, Wallet, load_network
+from opengradient_x402.bundle_export import export_bundle
+from opengradient_x402.devnet_process import DevnetProcess
+from opengradient_x402.settings import Settings
+
+POLICY = SpendPolicy(max_per_authorization="0.5", max_per_day="1")  # OPG that the wallet may spend
+PER_RUN = "0.05"  # OPG that one run of the agent may spend
+BUNDLE = Path("audit.bundle.json")
+QUESTION = 'Look up the token_price of "ETH", then use convert_to_euros on 3150.20 dollars.'
+
+
+def token_price(symbol: str) -> str:
+    """Look up the price of a token by its symbol."""
+    return {"ETH": "3150.20 USD", "OPG": "0.20 USD"}.get(symbol.upper(), "unknown")
+
+
+def convert_to_euros(usd: float) -> str:
+    """Convert an amount in US dollars to euros."""
+    return f"{usd * 0.92:.2f} EUR"
+
+
+def open_payments(cleanup: ExitStack) -> Payments:
+    """The user's wallet on their network; or a new one on a network that is started here."""
+    if Settings.load().private_key is not None:
+        return Payments.open(policy=POLICY)
+    devnet = cleanup.enter_context(DevnetProcess("--idle-timeout=2"))
+    account = httpx.post(devnet.network["accounts_url"], json={"opg": "10"}).raise_for_status().json()
+    folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory()))
+    return Payments.open(
+        network=load_network(devnet.network_file),
+        private_key=account["private_key"],
+        ledger=folder / "ledger.sqlite",
+        policy=POLICY,
+    )
+
+
+def main() -> None:
+    """Approve, run the agent, wait for the settlement, export the books."""
+    with ExitStack() as cleanup:
+        payments = open_payments(cleanup)
+        cleanup.callback(payments.close)
+        Wallet(payments.network, payments.signer).ensure_opg_approval(min_allowance="1")
+
+        model = ChatOpenGradient(model="openai/gpt-5-mini", payments=payments, verify_tee="warn")
+        agent = create_agent(model, tools=[token_price, convert_to_euros])
+        allowance = SpendGuard(PER_RUN)
+        answer = agent.invoke({"messages": [("user", QUESTION)]}, config={"callbacks": [allowance]})
+        print(answer["messages"][-1].text)
+
+        for receipt in allowance.receipts:
+            final = receipt.wait_settled(timeout_s=150)
+            paid = payments.network.asset.format(final.settled_atomic or 0)
+            print(f"{final.call_id}  {final.status}  {paid}  {final.payment_hash}")
+        bundle = export_bundle(payments.ledger, network=payments.network, signer=payments.signer)
+        BUNDLE.write_bytes(bundle.to_bytes())
+        print(f"{BUNDLE}: {len(allowance.receipts)} receipts with their evidence")
+
+
+if __name__ == "__main__":
+    main()
