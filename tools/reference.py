@@ -51,8 +51,23 @@ def entry(package: str, name: str) -> str:
     if definition is None:
         return f"### `{package}.{name}`\n\n{one_line(inspect.getdoc(value))}\n\n"
     if isinstance(definition, ast.ClassDef):
-        return "".join(class_entry(package, definition))
+        return "".join(class_entry(package, with_internal_bases(package, value, definition)))
     return f"### `{package}.{name}{signature(definition)}`\n\n{text_of(definition)}\n\n"
+
+
+def with_internal_bases(package: str, value: type, definition: ast.ClassDef) -> ast.ClassDef:
+    """The class with what it has from bases of its package that are not listed themselves."""
+    public = importlib.import_module(package).__all__
+    internal = (
+        find_definition(base.__module__, base.__name__)
+        for base in reversed(value.__mro__[1:])
+        if base.__module__.partition(".")[0] == package and not base.__name__.startswith("_")
+        if base.__name__ not in public
+    )
+    members = [m for base in internal if isinstance(base, ast.ClassDef) for m in base.body[1:]]  # not its docstring
+    if members:
+        definition.body = [definition.body[0], *members, *definition.body[1:]]
+    return definition
 
 
 def class_entry(package: str, definition: ast.ClassDef) -> Iterator[str]:
