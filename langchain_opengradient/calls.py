@@ -14,6 +14,7 @@ from typing import Any, Final
 from langchain_core.messages import BaseMessage
 
 from langchain_opengradient.messages import to_wire
+from langchain_opengradient.structured_output import to_response_format
 from opengradient_x402.completions import Completion
 from opengradient_x402.errors import ConfigurationError
 from opengradient_x402.settlement import SettlementMode
@@ -104,6 +105,8 @@ def model_name(model: Any) -> str:
 def _tidy(body: dict[str, Any]) -> None:
     if (limit := body.pop("max_completion_tokens", None)) is not None:
         body["max_tokens"] = limit
+    if isinstance(stop := body.get("stop"), Sequence) and not isinstance(stop, str):
+        body["stop"] = [sequence for sequence in stop if sequence]  # an empty one ends every answer before it starts
     for empty in [name for name in ("stop", "tools", "web_search") if not body.get(name)]:
         body.pop(empty, None)
     if "tools" not in body:
@@ -132,6 +135,8 @@ def _refuse_or_warn(body: dict[str, Any]) -> None:
 
 def _suitable_format(model: str, response_format: Any) -> Any:
     """Anthropic's models refuse `json_object` and take `json_schema`; any object is what the former means."""
+    if isinstance(response_format, type):
+        return to_response_format(response_format)
     is_json_mode = isinstance(response_format, Mapping) and response_format.get("type") == "json_object"
     if not (is_json_mode and is_anthropic(model)):
         return response_format

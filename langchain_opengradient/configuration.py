@@ -27,8 +27,6 @@ from opengradient_x402.settlement import SettlementMode
 _SHARED_BY_COPIES: Final = ("connections", "payments", "ledger", "client", "async_client", "rate_limiter", "cache")
 _REQUEST_PARAMETERS: Final = frozenset(
     {
-        "extra_body",
-        "extra_headers",
         "frequency_penalty",
         "logit_bias",
         "logprobs",
@@ -71,7 +69,7 @@ class ConfiguredChatModel(BaseChatModel):
     """Longest answer; gateways read an absent value as 4096."""
     stop: list[str] | str | None = Field(default=None, alias="stop_sequences")
     """Where answers end. Applied on this side too, since gateways do not."""
-    timeout: float | None = Field(default=None, alias="request_timeout")
+    timeout: float | None = Field(default=None, alias="request_timeout", gt=0)
     """Seconds until a call is given up (default 120)."""
     verify_tee: Literal["off", "warn", "require"] = "off"
     """Check the enclave's signature over each answer; "require" withholds answers without a good one."""

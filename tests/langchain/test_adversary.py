@@ -316,3 +316,16 @@ def test_a_model_must_have_a_name(name):
 def test_a_policy_may_be_written_as_a_mapping():
     model = ChatOpenGradient(model="openai/gpt-5", spend_policy={"max_per_day": "1", "payees": []})
     assert model.spend_policy == SpendPolicy(max_per_day="1")
+
+
+def test_a_timeout_is_some_time():
+    with pytest.raises(ValueError, match="timeout"):
+        ChatOpenGradient(model="openai/gpt-5", timeout=0)
+
+
+def test_an_empty_stop_sequence_does_not_empty_the_answer(model):
+    assert model.invoke("Hello", stop=[""]).text
+
+
+def test_a_class_may_be_bound_as_response_format(model):
+    assert model.bind(response_format=Box[int]).invoke("It holds 7.").text == '{"content": 7}'
