@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from support.venvs import Venv, add_this_project, make_venv
+from support.venvs import Venv, build_wheel, install_wheel, make_venv
 
 _HERE = Path(__file__).parent
 
@@ -42,10 +42,16 @@ def newer_fork() -> Venv:
 
 
 @pytest.fixture(scope="session")
-def beside() -> Venv:
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel of this checkout, built once."""
+    return build_wheel(tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="session")
+def beside(wheel: Path) -> Venv:
     """The OpenGradient SDK and a wheel of this checkout."""
     venv = _environment("beside")
-    add_this_project(venv)
+    install_wheel(venv, wheel, _HERE / "requirements" / "beside.txt")
     return venv
 
 

@@ -59,6 +59,21 @@ class Venv:
             raise ScriptFailed(f"{script.name} ended with {ended.returncode}:\n{ended.stderr[-8000:]}")
         return json.loads(ended.stdout.splitlines()[-1])
 
+    def call(
+        self, *command: str, cwd: Path, env: Mapping[str, str] | None = None, timeout_s: float = 60
+    ) -> subprocess.CompletedProcess[str]:
+        """How a program of this environment ended, whatever it says."""
+        return subprocess.run(
+            [str(self.python.with_name(command[0])), *command[1:]],
+            env=self._environment(env),
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+
     @contextmanager
     def serve(self, script: Path, task: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """A server script while the block lasts; gives what it announced."""
@@ -98,27 +113,54 @@ class Venv:
         return {"PATH": os.defpath, "HOME": str(self.root), "LANG": "C.UTF-8", **(more or {})}
 
 
-def make_venv(requirements: Path) -> Venv:
-    """The environment of a requirements file, installed now unless an earlier run did it."""
-    wanted = f"{sys.version_info[:2]}\n{requirements.read_text()}"
+def make_venv(requirements: Path, *, python: Path | None = None) -> Venv:
+    """The environment of a requirements file, installed now unless an earlier run did it.
+
+    `name.overrides.txt` beside `name.txt` replaces what packages ask of each other. Without `python`, the
+    environment has the interpreter that runs the tests.
+    """
+    interpreter = python or Path(sys.executable)
+    wanted = "\n".join([_version(interpreter), *(file.read_text() for file in _files_of(requirements))])
     root = _CACHE / f"{requirements.stem}-{hashlib.sha256(wanted.encode()).hexdigest()[:16]}"
     if not root.exists():
         _CACHE.mkdir(exist_ok=True)
         # Made aside and moved: another run never sees half an environment.
         with tempfile.TemporaryDirectory(dir=_CACHE, prefix="new-") as aside:
             fresh = Venv(root=Path(aside) / "venv")
-            _uv("venv", "--relocatable", "--python", sys.executable, str(fresh.root))
-            _uv("pip", "install", "--python", str(fresh.python), "--requirement", str(requirements))
+            _uv("venv", "--relocatable", "--python", interpreter, fresh.root)
+            _uv("pip", "install", "--python", fresh.python, *_wanted(requirements))
             _move(fresh.root, root)
     return Venv(root=root)
 
 
-def add_this_project(venv: Venv) -> None:
-    """Puts a wheel of this checkout, as a user would get it, into an environment that has its dependencies."""
-    with tempfile.TemporaryDirectory() as folder:
-        _uv("build", "--wheel", "--out-dir", folder, str(PROJECT))
-        (wheel,) = Path(folder).glob("*.whl")
-        _uv("pip", "install", "--python", str(venv.python), "--reinstall-package", "opengradient-integrations", wheel)
+def build_wheel(folder: Path) -> Path:
+    """A wheel of this checkout, as a user would get it."""
+    _uv("build", "--wheel", "--out-dir", folder, PROJECT)
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def install_wheel(venv: Venv, wheel: Path, requirements: Path, *, extras: str = "") -> None:
+    """Puts the wheel into the environment of those requirements, which all stay as they are."""
+    _uv(
+        *("pip", "install", "--python", venv.python, "--reinstall-package", "opengradient-integrations"),
+        *(f"{wheel}[{extras}]", *_wanted(requirements)),
+    )
+
+
+def _files_of(requirements: Path) -> list[Path]:
+    overrides = requirements.with_suffix(".overrides.txt")
+    return [requirements, overrides] if overrides.exists() else [requirements]
+
+
+def _wanted(requirements: Path) -> list[str | Path]:
+    options = ("--requirement", "--override")
+    return [part for pair in zip(options, _files_of(requirements), strict=False) for part in pair]
+
+
+def _version(python: Path) -> str:
+    code = "import sys; print(sys.version_info[:2])"
+    return subprocess.run([python, "-I", "-c", code], capture_output=True, text=True, check=True).stdout.strip()
 
 
 def _uv(*arguments: str | Path) -> None:
