@@ -48,6 +48,8 @@ def wire_messages(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
     Media in tool results and in the assistant's turns, which only user messages may carry, follow in a user
     message of their own, after the whole run of tool results: providers refuse anything in between.
     """
+    if not messages:
+        raise ValueError("There is no message to answer. Nothing was paid. Give at least one.")
     conversation = _Conversation()
     for message in messages:
         conversation.add(message)

@@ -89,15 +89,15 @@ def _output_text(response: ChatResponse) -> str:
         arguments: str = calls[0]["function"]["arguments"]
         broken = parse_arguments(arguments, partial=is_partial(response)).get(INVALID_ARGUMENTS)
         return arguments if broken is None else str(broken)
-    return _unfenced(response.message.content or "")
+    return _object_in(response.message.content or "", partial=is_partial(response))
 
 
-def _unfenced(text: str) -> str:
-    """JSON without the Markdown fence that chat models like to put around it."""
-    text = text.strip()
-    if text.startswith("```"):
-        text = text.partition("\n")[2].removesuffix("```")
-    return text
+def _object_in(text: str, *, partial: bool) -> str:
+    """The JSON object that chat models like to put between friendly words, or into a Markdown fence."""
+    start, end = text.find("{"), text.rfind("}")
+    if start < 0:
+        return text
+    return text[start:] if partial or end < start else text[start : end + 1]
 
 
 def _shortened(text: str) -> str:

@@ -10,7 +10,7 @@ from llama_index.core.prompts import PromptTemplate
 from llama_index.core.types import PydanticProgramMode
 from pydantic import BaseModel
 
-from llama_index_opengradient.structured import output_tool, parse_output
+from llama_index_opengradient.structured import PartialOutput, output_tool, parse_output
 from llama_index_opengradient.tools import INVALID_ARGUMENTS
 
 
@@ -29,9 +29,28 @@ def answer(text: str) -> ChatResponse:
     return ChatResponse(message=ChatMessage(role="assistant", content=text))
 
 
-@pytest.mark.parametrize("text", ['{"what": "tea"}', '```json\n{"what": "tea"}\n```', '  {"what": "tea"}\n'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"what": "tea"}',
+        '```json\n{"what": "tea"}\n```',
+        '  {"what": "tea"}\n',
+        'Here you go:\n```json\n{"what": "tea"}\n```\nAnything else?',
+        'Sure! {"what": "tea"}',
+    ],
+)
 def test_json_in_words_will_do(text):
     assert parse_output(answer(text), Wish) == Wish(what="tea")
+
+
+@pytest.mark.parametrize(
+    "text", ['Sure! {"wha', 'Sure! {"what": "te', 'Sure! {"what": "te", "inner": {"size": 1}, "si']
+)
+def test_json_in_words_grows_as_it_comes(text):
+    chunk = answer(text)
+    chunk.raw = {"choices": [{"finish_reason": None}]}
+    grown = PartialOutput(Wish).feed(chunk)
+    assert grown is None if "what" not in text else grown.what == "te"
 
 
 def test_broken_arguments_are_not_an_object_of_defaults():

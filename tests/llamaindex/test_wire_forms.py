@@ -44,6 +44,11 @@ def test_plain_text_goes_out_as_one_string():
     assert sent(TextBlock(text="one"), TextBlock(text="two")) == {"role": "user", "content": "one\ntwo"}
 
 
+def test_a_conversation_without_messages_is_refused_before_it_is_paid():
+    with pytest.raises(ValueError, match="Nothing was paid"):
+        wire_messages([])
+
+
 def test_an_empty_message_has_empty_content():
     assert sent() == {"role": "user", "content": ""}
 
