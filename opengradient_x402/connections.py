@@ -70,6 +70,14 @@ class _Opened:
         while self.payments:
             self.payments.popitem()[1].close()
 
+    def release(self) -> None:
+        """As `close`, for a model that nobody holds any more: its receipts may live on and ask their ledger."""
+        self.async_clients.clear()
+        while self.clients:
+            self.clients.popitem()[1].close()
+        while self.payments:
+            self.payments.popitem()[1].ledger.flush()  # it ends with its last receipt
+
 
 class Connections:
     """The clients of one model and its copies. Thread-safe; serves any number of event loops.
@@ -81,7 +89,7 @@ class Connections:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._opened = _Opened()
-        weakref.finalize(self, self._opened.close)
+        weakref.finalize(self, self._opened.release)
 
     def client(self, route: Route) -> GatewayClient:
         """The sync client for `route`."""

@@ -199,6 +199,7 @@ class Ledger:
         writer = Writer(self.url, self._queue)
         self._thread = threading.Thread(target=writer.run, name="opengradient-ledger", daemon=True)
         self._thread.start()
+        weakref.finalize(self, self._queue.put, CLOSED)  # forgotten without close(): its thread ends with it
         _open_ledgers.add(self)
 
 
