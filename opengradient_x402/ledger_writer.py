@@ -63,8 +63,19 @@ class Writer:
         answers: list[tuple[Future[Any], Any, BaseException | None]] = []
         try:
             book, conn = self._connect(durable=any(job.durable for job in batch))
-            with conn.begin():
-                answers.extend(self._attempt(job, book, conn) for job in batch)
+            with conn.begin() as transaction:
+                if len(batch) == 1:  # the common case needs no savepoint: the transaction is its own
+                    answers.append(self._attempt(batch[0], book, conn))
+                    if answers[0][2] is not None:
+                        transaction.rollback()
+                else:
+                    for job in batch:
+                        savepoint = conn.begin_nested()
+                        answers.append(self._attempt(job, book, conn))
+                        if answers[-1][2] is None:
+                            savepoint.commit()
+                        else:
+                            savepoint.rollback()
         except Exception as exc:  # noqa: BLE001  (the thread's boundary: it must live on, and everybody gets an answer)
             self._disconnect()
             problem = self._unavailable(exc)
@@ -79,8 +90,7 @@ class Writer:
         from sqlalchemy.exc import SQLAlchemyError
 
         try:
-            with conn.begin_nested():
-                return job.future, job.work(book, conn), None
+            return job.future, job.work(book, conn), None
         except (SQLAlchemyError, OSError):  # the database fails: nothing of the batch can be relied on
             raise
         except OpenGradientError as exc:  # e.g. BudgetExceeded: this job is rolled back, the batch goes on

@@ -42,3 +42,20 @@ def test_kill_9_between_signing_and_sending_leaves_the_authorization_in_the_ledg
     (receipt,) = ledger.receipts().result()
     assert (receipt.status, receipt.outcome) == ("authorized", "unknown")
     ledger.close()
+
+
+def test_a_forked_process_never_repeats_a_call_id():
+    script = textwrap.dedent("""
+        import os, sys
+        from opengradient_x402.calls import Call
+        Call()
+        read, write = os.pipe()
+        if os.fork() == 0:
+            os.write(write, ",".join(Call().id for _ in range(50)).encode()); os._exit(0)
+        os.wait()
+        theirs = os.read(read, 10000).decode().split(",")
+        ours = [Call().id for _ in range(50)]
+        print(len(set(theirs + ours)))
+    """)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=60, check=True)
+    assert done.stdout.strip() == b"100"
