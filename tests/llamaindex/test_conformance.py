@@ -14,6 +14,7 @@ import pytest
 from llama_index_opengradient import OpenGradient
 from llama_index_opengradient.testing import FunctionCallingLLMTests, ScriptedServer
 from opengradient_devnet import Account, Devnet
+from opengradient_devnet.faults import NeverSettle
 from support.relay import Relay
 
 
@@ -52,6 +53,8 @@ class TestOpenGradient(FunctionCallingLLMTests):
     def scripted_net(cls, scripted_server: ScriptedServer) -> Iterator[tuple[Devnet, Account]]:
         with Devnet(upstream=f"openai:{scripted_server.url}") as net:
             yield net, net.account(opg="100", approved=True)
+            # One session per test has been left open; what they settle for is other tests' business, and takes long.
+            net.faults.inject(NeverSettle(), times=None)
 
     @pytest.fixture
     def scripted_llm(self, scripted_net: tuple[Devnet, Account], script: ScriptedServer) -> Iterator[OpenGradient]:
