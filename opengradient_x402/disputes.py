@@ -10,10 +10,9 @@ lost without a trace (its process was killed) makes an honest settlement look to
 from __future__ import annotations
 
 from collections.abc import Sequence
-from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING
 
-from opengradient_x402.models import find_model, usd_to_atomic
+from opengradient_x402.models import find_model, quoted_price, usd_to_atomic
 from opengradient_x402.money import Asset, format_amount
 
 if TYPE_CHECKING:
@@ -69,14 +68,11 @@ def allowed_cost(receipt: SettlementReceipt) -> int | None:
     if receipt.cost_atomic is not None:
         return receipt.cost_atomic
     model = find_model(receipt.model)
-    if model is None or receipt.prompt_tokens is None or receipt.completion_tokens is None or receipt.opg_usd is None:
+    opg_usd = quoted_price(receipt.opg_usd)
+    if model is None or receipt.prompt_tokens is None or receipt.completion_tokens is None or opg_usd is None:
         return None
-    try:
-        opg_usd = Decimal(receipt.opg_usd)
-        usd = model.cost_usd(prompt_tokens=receipt.prompt_tokens, completion_tokens=receipt.completion_tokens)
-        return usd_to_atomic(usd, asset_usd=opg_usd, asset=_EIGHTEEN_DECIMALS)
-    except (InvalidOperation, ValueError):  # a claim that is not a price is no claim
-        return None
+    usd = model.cost_usd(prompt_tokens=receipt.prompt_tokens, completion_tokens=receipt.completion_tokens)
+    return usd_to_atomic(usd, asset_usd=opg_usd, asset=_EIGHTEEN_DECIMALS)
 
 
 def settled_elsewhere(entry: AuthorizationEntry, *, payee: str, amount_atomic: int, tx_hash: str) -> str:

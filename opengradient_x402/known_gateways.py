@@ -7,7 +7,6 @@ What may be paid is decided elsewhere (`policy`).
 
 from __future__ import annotations
 
-import re
 import time
 from concurrent.futures import Future
 from decimal import Decimal
@@ -18,6 +17,7 @@ import httpx
 
 from opengradient_x402.errors import NotPaid, PolicyRefused
 from opengradient_x402.ledger import Ledger
+from opengradient_x402.models import quoted_price
 from opengradient_x402.networks import Network
 from opengradient_x402.policy import SpendPolicy
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 BREAKER_LIMIT = 3
 """So many refused payments in a row, and an origin is left alone for `BREAKER_PAUSE_S`."""
 BREAKER_PAUSE_S = 60.0
-_PRICE = re.compile(r"[0-9]{1,12}(?:\.[0-9]{1,24})?", re.ASCII)
 
 
 class KnownGateways:
@@ -97,7 +96,7 @@ class KnownGateways:
 
     def note_quote(self, endpoint: str, asset_usd: object) -> None:
         """Keeps what a gateway says that one token is worth, if it is a price at all. A claim."""
-        if isinstance(asset_usd, str) and _PRICE.fullmatch(asset_usd) and (price := Decimal(asset_usd)) > 0:
+        if (price := quoted_price(asset_usd)) is not None:
             self._asset_usd[_origin_of_text(endpoint)] = price
 
     # -- who settles

@@ -7,6 +7,7 @@ needs a gateway's price claim; without one, it is all that the call's payment au
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
@@ -26,6 +27,7 @@ DEFAULT_OUTPUT_TOKENS: Final = 4096
 
 _PROVIDER_ALIASES: Final = {"xai": "x-ai", "gemini": "google", "claude": "anthropic"}
 _TOKENS_PER_PRICE: Final = 1_000_000
+_PRICE: Final = re.compile(r"[0-9]{1,12}(?:\.[0-9]{1,24})?", re.ASCII)
 
 
 class TEE_LLM(StrEnum):  # noqa: N801 - the name that OpenGradient's SDK and tutorials use
@@ -168,6 +170,17 @@ def usd_to_atomic(cost_usd: Decimal, *, asset_usd: Decimal, asset: Asset) -> int
         raise ValueError(f"A token price of {asset_usd} USD cannot be right.")
     cost: Fraction = Fraction(cost_usd) * 10**asset.decimals / Fraction(asset_usd)
     return ceil(cost)
+
+
+def quoted_price(text: object) -> Decimal | None:
+    """The price of one token as a gateway writes it; None for what is no price.
+
+    No exponents: `1e-999999999` is short, and reckoning with it would take for ever.
+    """
+    if not isinstance(text, str) or _PRICE.fullmatch(text) is None:
+        return None
+    price = Decimal(text)
+    return price if price > 0 else None
 
 
 @cache

@@ -81,6 +81,20 @@ def test_a_call_without_a_quote_leaves_the_price_unjudged(tmp_path):
     ledger.close()
 
 
+@pytest.mark.parametrize("price", ["1e-999999999", "1e999999999", "-1", "0", "NaN", "sNaN", "Infinity", "a lot", "٣"])
+def test_a_token_price_that_cannot_be_reckoned_with_is_no_quote_and_holds_nothing_up(tmp_path, price):
+    from support.ledger_rows import entry, served
+
+    ledger = Ledger(tmp_path / "l.sqlite")
+    ledger.authorize(entry(1)).result()
+    usage = {"prompt_tokens": 10, "completion_tokens": 10, "opg_usd": price}
+    ledger.record_call(served(entry(1), "call_1", **usage)).result()
+    ledger.record_settlement("auth_1", status="settled", settled_atomic=30, tx_hash="0x1").result(timeout=10)
+    (receipt,) = ledger.receipts().result()
+    assert (receipt.status, receipt.settled_atomic) == (ReceiptStatus.SETTLED, 30)
+    ledger.close()
+
+
 def test_more_than_was_signed_for_is_always_disputed(tmp_path):
     from support.ledger_rows import entry, served
 
