@@ -165,10 +165,11 @@ def _version(python: Path) -> str:
 
 def _uv(*arguments: str | Path) -> None:
     uv: Sequence[str] = [found] if (found := shutil.which("uv")) else [sys.executable, "-m", "uv"]
+    # Elsewhere: below the project, uv would apply the project's own version pins to what a test asks for.
     # Copies: some packages refuse to work when their files are hard links into uv's cache.
     env = {**os.environ, "UV_LINK_MODE": "copy", "UV_NO_PROGRESS": "1"}
     ended = subprocess.run(
-        [*uv, *map(str, arguments)], env=env, cwd=_CACHE, capture_output=True, text=True, check=False
+        [*uv, *map(str, arguments)], env=env, cwd=tempfile.gettempdir(), capture_output=True, text=True, check=False
     )
     if ended.returncode != 0:
         raise ScriptFailed(f"uv {' '.join(map(str, arguments))} failed:\n{ended.stderr[-8000:]}")
