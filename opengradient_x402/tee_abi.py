@@ -102,7 +102,7 @@ class _Region:
         region = self.at_offset(index)
         length = region.number(0)
         if length > _LONGEST_VALUE:
-            raise ValueError(f"it claims a value of {length} bytes")
+            return b""  # as for a broken name: this entry becomes unusable, and the others are not lost
         region.require(_WORD, length)
         start = region._start + _WORD
         return self._data[start : start + length]

@@ -36,6 +36,8 @@ def pinned_context(certificate_der: bytes) -> ssl.SSLContext:
     try:
         x509.load_der_x509_certificate(certificate_der)  # OpenSSL would take several, one after another
         context.load_verify_locations(cadata=certificate_der)
+    except x509.InvalidVersion as exc:
+        raise ValueError(str(exc)) from exc
     except ssl.SSLError as exc:
         raise ValueError(f"not an X.509 certificate ({exc.reason or 'unreadable'})") from exc
     # An anchor may also sign other certificates. Those are not registered, so the match is exact.

@@ -110,9 +110,19 @@ def test_an_answer_that_points_at_itself_a_thousand_times_costs_nothing():
     for count in (1000, 10**6, 2**255):
         answer = word(32) + word(count) + word(1000 * 32) * 1000 + one[32:]
         started = time.perf_counter()
-        with pytest.raises(ValueError, match="claims"):
-            decode_tees(answer)
+        if count == 1000:
+            assert {tee.certificate_der for tee in decode_tees(answer)} == {b""}
+        else:
+            with pytest.raises(ValueError, match="claims"):
+                decode_tees(answer)
         assert time.perf_counter() - started < 0.5
+
+
+def test_an_entry_with_an_endless_certificate_does_not_hide_the_others():
+    good, endless = ("0x" + "11" * 20, PAYEE, "https://x", b"key", b"certificate"), b"x" * 20_000
+    rest = (bytes(32), 0, True, 0, 0, (0, 0, 0, 0, b"", b"", 0))
+    listed = decode_tees(encoded(f"{LISTED}[]", [(*good, *rest), (*good[:4], endless, *rest)]))
+    assert [tee.certificate_der for tee in listed] == [b"certificate", b""]
 
 
 def test_an_endpoint_that_is_no_text_does_not_hide_the_others():

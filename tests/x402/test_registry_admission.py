@@ -132,8 +132,19 @@ def test_private_addresses_are_called_when_the_user_says_that_they_are_theirs():
         assert admit(replace(TEE, endpoint=endpoint), network=BASE, policy=policy).base_url == endpoint
 
 
+AT_VERSION = CERTIFICATE.index(bytes.fromhex("a003020102")) + 4
+
+
 @pytest.mark.parametrize(
-    "certificate", [b"", b"\x30\x03\x02\x01\x01", CERTIFICATE[:-1], CERTIFICATE * 2, b"-----BEGIN CERTIFICATE-----"]
+    "certificate",
+    [
+        CERTIFICATE[:AT_VERSION] + b"\7" + CERTIFICATE[AT_VERSION + 1 :],
+        b"",
+        b"\x30\x03\x02\x01\x01",
+        CERTIFICATE[:-1],
+        CERTIFICATE * 2,
+        b"-----BEGIN CERTIFICATE-----",
+    ],
 )
 def test_a_certificate_that_nothing_can_be_pinned_to_is_refused(certificate):
     assert "its registered certificate cannot be used" in refusal(certificate_der=certificate)
