@@ -12,6 +12,7 @@ import base64
 import binascii
 import hmac
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -23,6 +24,7 @@ from opengradient_x402.tool_calls import ToolCall
 
 SALT_BYTES: Final = 32
 """RSA-PSS salt length of the enclaves (wire facts, "TEE proof")."""
+_UNIX_TIME: Final = re.compile(r"[0-9]{1,15}", re.ASCII)
 MAX_AGE_S: Final = 600
 """A proof that was signed longer ago than any call may take is a replay."""
 
@@ -90,11 +92,11 @@ class TeeProof:
             return None
         try:
             return cls(
-                tee_id=str(fields["tee_id"]).lower(),
+                tee_id="0x" + _hash_bytes(str(fields["tee_id"]).lower()).hex(),
                 signature=base64.b64decode(str(fields["tee_signature"]), validate=True),
                 request_hash=_hash_bytes(fields["tee_request_hash"]),
                 output_hash=_hash_bytes(fields["tee_output_hash"]),
-                timestamp_s=int(fields["tee_timestamp"]),
+                timestamp_s=_unix_time(fields["tee_timestamp"]),
             )
         except (KeyError, TypeError, binascii.Error) as exc:
             raise ValueError(f"the enclave's proof is incomplete: {exc}") from exc
@@ -219,6 +221,12 @@ def _hash_bytes(text: Any) -> bytes:
     if len(digest) != 32:
         raise ValueError("a hash is not 32 bytes long")
     return digest
+
+
+def _unix_time(value: Any) -> int:
+    if _UNIX_TIME.fullmatch(str(value)) is None:
+        raise ValueError("a time is not Unix seconds")
+    return int(value)
 
 
 def _canonical_json(value: Any) -> str:

@@ -37,7 +37,7 @@ class MerkleTree:
                 raise ValueError(f"not a {FORMAT} tree over {LEAF_TYPES}")
             placed = {int(item["treeIndex"]): _leaf_of(item["value"]) for item in dump["values"]}
             stated = tuple(_word(node) for node in dump["tree"])
-        except (KeyError, TypeError, AttributeError) as exc:
+        except (KeyError, TypeError, AttributeError, OverflowError) as exc:
             raise ValueError(f"not a tree's dump ({type(exc).__name__}: {exc})") from exc
         tree = cls._grown(placed)
         if len(placed) != len(dump["values"]) or tree.nodes != stated:

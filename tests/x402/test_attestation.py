@@ -95,8 +95,15 @@ def test_a_replayed_proof_is_stale_and_a_missing_or_mangled_one_is_said_so():
     late = completion.raw["tee_timestamp"] + 3600
     assert check_completion(completion, **ask, now_s=late) is Verdict.STALE
     assert check_completion(replace(completion, raw={}), **ask) is Verdict.ABSENT
-    mangled = replace(completion, raw={**completion.raw, "tee_signature": "***"})
-    assert check_completion(mangled, **ask) is Verdict.MALFORMED
+    for mangled in (
+        {"tee_signature": "***"},
+        {"tee_id": "nobody"},
+        {"tee_timestamp": -1},
+        {"tee_timestamp": 2**256},
+        {"tee_timestamp": float("inf")},
+    ):
+        answer = replace(completion, raw=completion.raw | mangled)
+        assert check_completion(answer, **ask) is Verdict.MALFORMED, mangled
     assert check_completion(completion, request=ask["request"], public_key_der=None) is Verdict.UNKNOWN_KEY
 
 

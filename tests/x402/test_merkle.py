@@ -62,6 +62,7 @@ def changed(batch, change):
         lambda dump: dump["values"][0]["value"].__setitem__(1, "0x12"),
         lambda dump: dump["tree"].__setitem__(0, "0x" + "00" * 32),
         lambda dump: dump["values"][0].__setitem__("treeIndex", 0),
+        lambda dump: dump["values"][0].__setitem__("treeIndex", float("inf")),
         lambda dump: dump["values"].pop(),
         lambda dump: dump["values"].append(dump["values"][0]),
         lambda dump: dump.__setitem__("format", "simple-v1"),
