@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -83,7 +83,8 @@ def find_data_settlements(receipts: Sequence[SettlementReceipt], *, network: Net
         else:
             found[receipt.call_id] = yield from _individual(receipt, proof, network, network.relay)
     if batched and network.relay is not None:
-        found |= yield from _batched(batched, network, network.relay)
+        times_s = [receipt.created_at for receipt in receipts if receipt.call_id in batched]
+        found |= yield from _batched(batched, times_s, network, network.relay)
     return [found[receipt.call_id] for receipt in receipts]
 
 
@@ -112,8 +113,10 @@ def _proof_of(receipt: SettlementReceipt) -> tuple[TeeProof | None, str]:
 # -- batches
 
 
-def _batched(waiting: dict[str, TeeProof], network: Network, relay: ChainContract) -> Lookup[dict[str, DataSettlement]]:
-    events = yield _asked(relay, _events(relay, [BATCH_SETTLEMENT], [item.timestamp_s for item in waiting.values()]))
+def _batched(
+    waiting: dict[str, TeeProof], times_s: Sequence[int], network: Network, relay: ChainContract
+) -> Lookup[dict[str, DataSettlement]]:
+    events = yield _asked(relay, _events(relay, [BATCH_SETTLEMENT], times_s))
     leaves = {leaf_hash(proof): call_id for call_id, proof in waiting.items()}
     found: dict[str, DataSettlement] = {}
     unreadable: list[str] = []
@@ -151,7 +154,7 @@ def _individual(
     topics = [INDIVIDUAL_SETTLEMENT, proof.tee_id, address_topic(receipt.payer)]
     events = list(filter(None, map(individual_settlement, stated or ())))
     if not any(is_settlement_of(receipt, proof, event) for event in events):
-        searched = yield _asked(relay, _events(relay, topics, [proof.timestamp_s]))
+        searched = yield _asked(relay, _events(relay, topics, [receipt.created_at]))
         elsewhere = list(filter(None, map(individual_settlement, searched)))
         events = [event for event in elsewhere if is_settlement_of(receipt, proof, event)] or events
     if not events:
@@ -179,11 +182,11 @@ def _asked(relay: ChainContract, question: Question[Any]) -> AskChain:
     return AskChain(question=question, rpc_url=relay.rpc_url, chain_id=relay.chain_id)
 
 
-def _events(relay: ChainContract, topics: Sequence[str], times_s: Iterable[int]) -> Question[list[Log]]:
-    times = list(times_s)
+def _events(relay: ChainContract, topics: Sequence[str], times_s: Sequence[int]) -> Question[list[Log]]:
+    """The relay's events since these calls began: by our clock, since a proof's old time would have all blocks read."""
     head = yield from block()
-    start = yield from block_before(min(times) - CLOCK_MARGIN_S, head=head)
-    end, last_s = head.number, max(times) + SEARCH_S
+    start = yield from block_before(min(times_s) - CLOCK_MARGIN_S, head=head)
+    end, last_s = head.number, max(times_s) + SEARCH_S
     if last_s < head.timestamp_s:
         end = min(end, (yield from block_before(last_s, head=head)) + 64)
     return (yield from logs(relay.address, topics, from_block=start, to_block=end))

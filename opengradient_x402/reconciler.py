@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any, assert_never
 
 from opengradient_x402.authorizations import AuthorizationEntry
-from opengradient_x402.chain import block, receipt
+from opengradient_x402.chain import block, receipt, transaction
 from opengradient_x402.data_evidence import DataSettlement
 from opengradient_x402.data_settlement import find_data_settlements
 from opengradient_x402.disputes import forged_transaction, settled_elsewhere
@@ -38,9 +38,9 @@ from opengradient_x402.reconcile import (
     SettlementFound,
     SignedTerms,
     Unexplained,
-    check_transaction,
     find_settlements,
 )
+from opengradient_x402.settlements import permit_settlements, transfer_settlements
 
 _FIRST_LOOK_S = 0.1
 _LONGEST_LOOK_S = 2.0
@@ -218,7 +218,7 @@ class Reconciler:
             if claimed is None or call.status is ReceiptStatus.DISPUTED:
                 continue
             terms = SignedTerms.of_entry(next(entry for entry in entries if entry.id == call.authorization_id))
-            if (yield self._asked(_is_something_else(claimed, terms, self.network))):
+            if (yield self._asked(_is_something_else(claimed, terms))):
                 dispute = forged_transaction(claimed, why="that transaction is mined and did not settle it")
                 yield Await(self._ledger.record_dispute(call.call_id, dispute))
 
@@ -309,15 +309,21 @@ def _hashes_of(numbers: Iterable[int]) -> Question[tuple[int, dict[int, str | No
     return head.number, hashes
 
 
-def _is_something_else(tx_hash: str, terms: SignedTerms, network: Network) -> Question[bool]:
-    """Whether a transaction is mined and is not the settlement. In this order: it may be mined in between."""
+def _is_something_else(tx_hash: str, terms: SignedTerms) -> Question[bool]:
+    """Whether a transaction is mined and is not the settlement.
+
+    Only the transaction counts, not the nonce: a node that lags would show the nonce of a settlement as unused.
+    """
     try:
         done = yield from receipt(tx_hash)
+        mined = yield from transaction(tx_hash)
     except RpcError:  # not the form of a hash: no transaction has it
         return True
-    if done is None:
+    if done is None or mined is None:
         return False
-    return (yield from check_transaction(terms, tx_hash, network=network)) is None
+    if terms.transfer_method == "eip3009":
+        return not transfer_settlements(done, [terms])
+    return not permit_settlements(mined, done, [terms])
 
 
 def _all(futures: Iterable[Future[None]]) -> Lookup[None]:

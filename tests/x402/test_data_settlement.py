@@ -16,6 +16,7 @@ from opengradient_x402.merkle import root_from_proof
 from opengradient_x402.receipts import ReceiptStatus
 from opengradient_x402.settlement import SettlementMode
 from support.loopback_server import serving
+from support.node import serving as node_of
 from support.payers import PROMPT, client_for, network_of, payments_for
 
 
@@ -165,6 +166,29 @@ def _other_tree(blob: bytes) -> bytes:
     from opengradient_x402.merkle import LEAF_TYPES
 
     return json.dumps(MerkleTree([(b"\1" * 32,) * 3 + (b"", 5)], types=LEAF_TYPES).dump()).encode()
+
+
+@pytest.mark.parametrize("mode", [SettlementMode.BATCH, SettlementMode.INDIVIDUAL])
+def test_a_proof_from_another_age_does_not_have_the_whole_chain_read(net, paid, mode):
+    receipt = replace(paid(mode), tee_timestamp=1, data_tx_hash=None)
+    head = int(net.chain.rpc("eth_blockNumber", []), 16)
+    with node_of(net.chain) as node:
+        network = network_of(net)
+        # As on a live chain: blocks every two seconds, for years.
+        node.misbehave = lambda method, params, number: aged(method, params, net, head=10**7 + head)
+        network = replace(network, relay=replace(network.relay, rpc_url=node.url))
+        DataSettlements(network).prove([receipt])
+        assert node.count("eth_getLogs") < 5
+
+
+def aged(method, params, net, *, head: int):
+    if method == "eth_getLogs":
+        return 200, {"result": []}
+    if method != "eth_getBlockByNumber":
+        return None
+    number = head if params[0] == "latest" else int(params[0], 16)
+    timestamp = hex(net.chain.now_s() - 2 * (head - number))
+    return 200, {"result": {"number": hex(number), "hash": "0x" + "00" * 32, "timestamp": timestamp}}
 
 
 def test_a_network_without_a_relay_proves_nothing(net, paid):

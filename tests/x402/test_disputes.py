@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from opengradient_devnet import Devnet
@@ -8,6 +10,7 @@ from opengradient_x402.ledger import Ledger
 from opengradient_x402.money import format_amount
 from opengradient_x402.receipts import ReceiptStatus
 from opengradient_x402.reconciler import Reconciler
+from support.node import serving
 from support.payers import PROMPT, client_for, payments_for, settled_receipts
 from support.settling import new_payer, settle
 
@@ -143,6 +146,31 @@ def test_a_claim_about_an_unsettled_payment_is_disputed_when_its_transaction_is_
     assert not receipt.is_final  # it can still be settled: the amount stays reserved
     spent = ledger.spent(payer=entry.payer, asset=entry.asset, network=entry.network).result()
     assert spent == entry.amount_atomic
+    ledger.close()
+
+
+def test_a_node_that_lags_behind_a_settlement_makes_no_liar_of_the_gateway(devnet, tmp_path):
+    """Behind one URL there may be many nodes: this one does not know yet that the nonce is used."""
+    from support.ledger_rows import served
+
+    payer, facilitator = new_payer(devnet), devnet.account(opg="0")
+    signed = payer.sign(facilitator=facilitator.address)
+    settled = settle(devnet, facilitator, signed, 5)
+    ledger = Ledger(tmp_path / "l.sqlite")
+    entry = entry_of(signed, payer, 1)
+    ledger.authorize(entry).result()
+    ledger.record_call(served(entry, "call_1", network=entry.network, claimed_payment_tx_hash=settled)).result()
+    with serving(devnet.chain) as node:
+
+        def nothing_used(method, params, number):
+            is_nonce = method == "eth_call" and params[0].get("to", "").lower() == payer.network.permit2.lower()
+            return (200, {"result": "0x" + "0" * 64}) if is_nonce else None
+
+        node.misbehave = nothing_used
+        network = replace(payer.network, rpc_url=node.url)
+        assert Reconciler(network, ledger).reconcile().changed == ()
+    (receipt,) = Reconciler(payer.network, ledger).reconcile().changed
+    assert (receipt.status, receipt.dispute) == (ReceiptStatus.SETTLED, None)
     ledger.close()
 
 
