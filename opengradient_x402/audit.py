@@ -28,15 +28,22 @@ from opengradient_x402.chain import (
     transaction,
 )
 from opengradient_x402.data_evidence import DATA_SETTLED as _DATA
-from opengradient_x402.data_evidence import batch_findings, individual_findings
+from opengradient_x402.data_evidence import NOTHING_TO_SETTLE, batch_findings, individual_findings, private_finding
+from opengradient_x402.data_settlement import read_blob
 from opengradient_x402.errors import ChainUnavailable
 from opengradient_x402.findings import Finding, Standing, not_proven, proven, refuted
-from opengradient_x402.lookups import AskChain, Document, Download, Lookup
+from opengradient_x402.lookups import AskChain, Document, Lookup
 from opengradient_x402.networks import ChainContract, Network
 from opengradient_x402.receipt_checks import (
+    ONCE,
+    OPEN_TO_DISPUTE,
+    SHARES,
+    SIGNED,
     differences,
     dispute_findings,
+    foreign,
     mismatch,
+    once_finding,
     opg,
     share_findings,
     signature_finding,
@@ -67,20 +74,18 @@ def audit(contents: Contents, *, network: Network, is_live: bool) -> Lookup[list
     findings = yield from auditor.findings()
     if is_live:
         return findings
-    return [_as_recorded(finding) if finding.statement in _OF_THE_CHAIN else finding for finding in findings]
+    return [_as_recorded(finding) for finding in findings]
 
 
-_OF_THE_CHAIN = frozenset({_PAID, _CONFIRMED, _NOTHING_TAKEN, _REGISTERED, _DATA})
+_IN_THE_FILE = frozenset({SIGNED, SHARES, OPEN_TO_DISPUTE, ONCE, NOTHING_TO_SETTLE, _ENCLAVE})
+"""What signatures, hashes and arithmetic prove. Everything else rests on what a chain is said to hold."""
 
 
 def _as_recorded(finding: Finding) -> Finding:
-    if finding.standing is not Standing.PROVEN or finding.why.endswith(_PRIVATE):
+    if finding.standing is not Standing.PROVEN or finding.statement in _IN_THE_FILE:
         return finding
     why = f"the bundle's evidence agrees ({finding.why}); the chain itself was not asked"
     return replace(finding, standing=Standing.NOT_PROVEN, why=why)
-
-
-_PRIVATE = "private mode writes nothing about the data on chain, only the payment"
 
 
 class _Auditor:
@@ -96,7 +101,7 @@ class _Auditor:
         self._blobs: dict[str, Document] = {}
 
     def findings(self) -> Lookup[list[Finding]]:
-        findings: list[Finding] = []
+        findings = [once_finding(self._contents.cases)]
         for case in self._contents.cases:
             findings += yield from self._of_payment(case)
             findings += share_findings(case)
@@ -110,7 +115,7 @@ class _Auditor:
 
     def _of_payment(self, case: Case) -> Lookup[list[Finding]]:
         entry = case.entry
-        contradiction = mismatch(case)
+        contradiction = foreign(entry, self._network) or mismatch(case)
         if contradiction is not None:
             return [refuted(_PAID, about=entry.id, why=contradiction)]
         try:
@@ -221,7 +226,7 @@ class _Auditor:
     def _of_data(self, call: SettlementReceipt) -> Lookup[list[Finding]]:
         mode = SettlementMode.parse(call.settlement_mode)
         if mode is SettlementMode.PRIVATE:
-            return [proven(_DATA, about=call.call_id, why=_PRIVATE)]
+            return [private_finding(call.call_id)]
         place, relay = self._places.get(call.call_id), self._network.relay
         proof = _readable_proof(call)
         if place is None or relay is None or proof is None:
@@ -262,10 +267,8 @@ class _Auditor:
         return self._mined[key]
 
     def _blob(self, blob_id: str) -> Lookup[Document]:
-        if self._network.blob_url is None:
-            return Document(problem="the network names no blob store")
         if blob_id not in self._blobs:
-            self._blobs[blob_id] = yield Download(f"{self._network.blob_url.rstrip('/')}/{blob_id}")
+            self._blobs[blob_id] = yield from read_blob(blob_id, self._network)
         return self._blobs[blob_id]
 
     def _asked(self, question: Question[object]) -> AskChain:

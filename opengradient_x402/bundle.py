@@ -25,7 +25,7 @@ from opengradient_x402.wire_json import check_depth
 FORMAT: Final = "opengradient-audit-bundle/1"
 MAX_BYTES: Final = 512 * 1024 * 1024
 _ABOUT: Final = "bundle"
-_UNCHANGED: Final = "no byte of the file was changed since it was made"
+_UNCHANGED: Final = "the file is whole: its records hash to its head"
 _SIGNED: Final = "the bundle was made by the payer"
 
 
@@ -148,6 +148,9 @@ def _signature_finding(bundle: Bundle, head: str, payers: Sequence[str], expecte
         return refuted(
             _SIGNED, about=_ABOUT, why=f"{signer} signed it, and that is not {' or '.join(sorted(vouching))}"
         )
+    if others := sorted(vouching - {signer}):
+        # One receipt of one's own must not be enough to vouch for those of others.
+        return not_proven(_SIGNED, about=_ABOUT, why=f"{signer} signed it, and {', '.join(others)} paid as well")
     return proven(_SIGNED, about=_ABOUT, why=f"{signer} signed {head}")
 
 

@@ -12,7 +12,8 @@ from typing import Any
 
 from opengradient_x402.addresses import checksum_address
 from opengradient_x402.authorizations import AuthorizationEntry
-from opengradient_x402.bundle import Bundle, BundleUnreadable, Record
+from opengradient_x402.bundle import Bundle, Record
+from opengradient_x402.bundle_shape import check_shape
 from opengradient_x402.data_evidence import DataSettlement
 from opengradient_x402.money import Asset
 from opengradient_x402.networks import ChainContract, Network
@@ -64,15 +65,10 @@ class Contents:
     @classmethod
     def of(cls, bundle: Bundle) -> Contents:
         """The contents of a bundle. Raises BundleUnreadable for records that are not what they are called."""
-        try:
-            entries = [_entry(body) for body in bundle.of_kind("authorization")]
-            receipts = [SettlementReceipt.from_json(dict(body)) for body in bundle.of_kind("receipt")]
-            places = tuple(DataPlace(**body) for body in bundle.of_kind("data_settlement"))
-        except (KeyError, TypeError, ValueError) as exc:
-            raise BundleUnreadable(
-                f"The bundle is intact and its records cannot be read ({type(exc).__name__}: {exc}). It was made by "
-                "another version or program. Nothing was proven."
-            ) from exc
+        check_shape(bundle)
+        entries = [_entry(body) for body in bundle.of_kind("authorization")]
+        receipts = [SettlementReceipt.from_json(dict(body)) for body in bundle.of_kind("receipt")]
+        places = tuple(DataPlace(**body) for body in bundle.of_kind("data_settlement"))
         return cls(cases=tuple(cases_of(entries, receipts)), data_places=places)
 
 
@@ -110,32 +106,27 @@ def describe(network: Network) -> dict[str, Any]:
 
 
 def network_of(bundle: Bundle, *, rpc_url: str, other_rpc_urls: Mapping[int, str]) -> Network:
-    """The network of a bundle, to be read through nodes of the auditor's own.
+    """The network of a bundle whose shape was checked, to be read through nodes of the auditor's own.
 
     `other_rpc_urls` (by chain id) are for relay and registry, where they are on another chain than the payments.
     """
     about = bundle.network
-    try:
-        chain_id = int(about["chain_id"])
-        urls = {**other_rpc_urls, chain_id: rpc_url}
-        return Network(
-            name=str(about["name"]),
-            chain_id=chain_id,
-            rpc_url=rpc_url,
-            gateway_url="",
-            asset=Asset(**about["asset"]),
-            permit2=checksum_address(about["permit2"]),
-            upto_proxy=checksum_address(about["upto_proxy"]),
-            exact_proxy=checksum_address(about["exact_proxy"]),
-            relay=_contract(about["relay"], urls),
-            registry=_contract(about["registry"], urls),
-            blob_url=about["blob_url"],
-            confirmations=int(about["confirmations"]),
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as exc:
-        raise BundleUnreadable(
-            f"The bundle describes no network ({type(exc).__name__}: {exc}). Nothing was proven."
-        ) from exc
+    chain_id = about["chain_id"]
+    urls = {**other_rpc_urls, chain_id: rpc_url}
+    return Network(
+        name=about["name"],
+        chain_id=chain_id,
+        rpc_url=rpc_url,
+        gateway_url="",
+        asset=Asset(**about["asset"]),
+        permit2=checksum_address(about["permit2"]),
+        upto_proxy=checksum_address(about["upto_proxy"]),
+        exact_proxy=checksum_address(about["exact_proxy"]),
+        relay=_contract(about["relay"], urls),
+        registry=_contract(about["registry"], urls),
+        blob_url=about["blob_url"],
+        confirmations=about["confirmations"],
+    )
 
 
 def _contract_json(contract: ChainContract | None) -> dict[str, Any] | None:
@@ -145,7 +136,7 @@ def _contract_json(contract: ChainContract | None) -> dict[str, Any] | None:
 def _contract(about: Mapping[str, Any] | None, urls: Mapping[int, str]) -> ChainContract | None:
     if about is None:
         return None
-    chain_id = int(about["chain_id"])
+    chain_id = about["chain_id"]
     return ChainContract(address=checksum_address(about["address"]), rpc_url=urls.get(chain_id, ""), chain_id=chain_id)
 
 
@@ -156,4 +147,4 @@ def _entry_json(entry: AuthorizationEntry) -> dict[str, Any]:
 
 def _entry(body: Mapping[str, Any]) -> AuthorizationEntry:
     values: dict[str, Any] = {name: int(value) if name.endswith("_atomic") else value for name, value in body.items()}
-    return AuthorizationEntry(**values)
+    return AuthorizationEntry(**({"facilitator": None} | values))  # exact payments name none

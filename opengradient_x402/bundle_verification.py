@@ -7,16 +7,19 @@ unless offline, everything against the chain once more. Does not need the ledger
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from urllib.parse import urlsplit
 
+from opengradient_x402.addresses import checksum_address
 from opengradient_x402.audit import audit
 from opengradient_x402.bundle import Bundle, origin_findings
 from opengradient_x402.bundle_contents import Contents, describe, network_of
-from opengradient_x402.errors import ConfigurationError
+from opengradient_x402.errors import ConfigurationError, InsecureEndpoint
 from opengradient_x402.evidence import Evidence
 from opengradient_x402.findings import Finding, Standing, overall, proven, refuted
 from opengradient_x402.lookups import look_up
-from opengradient_x402.networks import PRESETS
+from opengradient_x402.networks import PRESETS, Network, is_loopback
+from opengradient_x402.policy import SpendPolicy
 
 _NOWHERE = "https://offline.invalid"
 _NETWORK = "the contracts are those of the network that it names"
@@ -56,6 +59,8 @@ def verify_bundle(
     that address's signature. Raises BundleUnreadable for a file that was changed, ConfigurationError when a node
     is needed.
     """
+    if expected_signer is not None:
+        expected_signer = _address(expected_signer)
     bundle = Bundle.from_bytes(content)
     contents = Contents.of(bundle)
     findings = origin_findings(bundle, payers=contents.payers, expected_signer=expected_signer)
@@ -68,7 +73,7 @@ def verify_bundle(
         found = recorded
     else:
         network = network_of(bundle, rpc_url=rpc_url or _node_for(bundle, urls), other_rpc_urls=urls)
-        live = look_up(audit(contents, network=network, is_live=True))
+        live = look_up(audit(contents, network=_with_care(network), is_live=True))
         # Evidence that contradicts its own receipts is told as well, whatever the chain says now.
         contradictions = [item for item in recorded if item.standing is Standing.REFUTED and item not in live]
         found = live + contradictions
@@ -91,6 +96,35 @@ def _network_findings(bundle: Bundle) -> list[Finding]:
         why = f"{', '.join(differing)} differ from those of {known.name}"
         return [refuted(_NETWORK, about="bundle", why=why)]
     return [proven(_NETWORK, about="bundle", why=f"token, Permit2 and proxies are those of {known.name}")]
+
+
+def _with_care(network: Network) -> Network:
+    """The network without what its bundle could use against the reader.
+
+    A URL of a blob store leads where the bundle likes, also into the reader's own network; and a chain that
+    everybody knows is no sooner final than everybody says.
+    """
+    known = next((preset for preset in PRESETS.values() if preset.chain_id == network.chain_id), network)
+    network = replace(network, confirmations=max(network.confirmations, known.confirmations))
+    if network.blob_url is None:
+        return network
+    try:
+        SpendPolicy().check_endpoint(network.blob_url, network)
+    except InsecureEndpoint:
+        return replace(network, blob_url=None)
+    is_local = is_loopback(urlsplit(network.rpc_url).hostname)
+    return (
+        network if is_local or not is_loopback(urlsplit(network.blob_url).hostname) else replace(network, blob_url=None)
+    )
+
+
+def _address(text: str) -> str:
+    try:
+        return checksum_address(text)
+    except ValueError as exc:
+        raise ConfigurationError(
+            f"{exc} Nothing was checked. Give the address of the wallet that must have signed."
+        ) from exc
 
 
 def _known_urls() -> dict[int, str]:

@@ -21,6 +21,7 @@ from opengradient_x402.relay_events import BatchSettlement, IndividualSettlement
 from opengradient_x402.settlement import SettlementMode
 
 DATA_SETTLED: Final = "the call's data were settled on chain"
+NOTHING_TO_SETTLE: Final = "nothing about the call's data was to be written on chain"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +62,12 @@ class DataSettlement:
             "standing": self.standing.value,
             "findings": [finding.to_json() for finding in self.findings],
         } | {name: value for name, value in known.items() if value is not None}
+
+
+def private_finding(call_id: str) -> Finding:
+    """That private mode has nothing to show."""
+    why = "the call was made in private mode; only the payment is on chain"
+    return proven(NOTHING_TO_SETTLE, about=call_id, why=why)
 
 
 def batch_findings(call_id: str, proof: TeeProof, event: BatchSettlement, blob: bytes) -> DataSettlement:

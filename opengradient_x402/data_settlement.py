@@ -22,10 +22,11 @@ from opengradient_x402.data_evidence import (
     individual_findings,
     is_settlement_of,
     named,
+    private_finding,
     tree_of,
 )
 from opengradient_x402.errors import RpcError
-from opengradient_x402.findings import not_proven, proven, refuted
+from opengradient_x402.findings import not_proven, refuted
 from opengradient_x402.lookups import AskChain, Document, Download, Lookup, alook_up, look_up
 from opengradient_x402.merkle import leaf_hash
 from opengradient_x402.networks import ChainContract, Network
@@ -89,11 +90,7 @@ def find_data_settlements(receipts: Sequence[SettlementReceipt], *, network: Net
 
 
 def _private(receipt: SettlementReceipt) -> DataSettlement:
-    finding = proven(
-        "nothing about the call's data was to be written on chain",
-        about=receipt.call_id,
-        why="the call was made in private mode; only the payment is on chain",
-    )
+    finding = private_finding(receipt.call_id)
     return DataSettlement(call_id=receipt.call_id, mode=SettlementMode.PRIVATE, findings=(finding,))
 
 
@@ -123,7 +120,7 @@ def _batched(
     for event in filter(None, map(batch_settlement, events)):
         if len(found) == len(waiting):
             break
-        blob = yield from _blob(event.blob_id, network)
+        blob = yield from read_blob(event.blob_id, network)
         try:
             tree = tree_of(event, blob.content) if blob.problem is None else None
         except ValueError as exc:
@@ -160,7 +157,7 @@ def _individual(
     if not events:
         return _missing(receipt, claimed, is_known=stated is not None)
     event = next((event for event in events if is_settlement_of(receipt, proof, event)), events[0])
-    blob = yield from _blob(event.blob_id, network)
+    blob = yield from read_blob(event.blob_id, network)
     return individual_findings(receipt, proof, event, blob)
 
 
@@ -203,7 +200,8 @@ def _logs_of(tx_hash: str, relay: ChainContract) -> Question[list[Log] | None]:
     return [log for log in done.logs if log.address == relay.address.lower()]
 
 
-def _blob(blob_id: str, network: Network) -> Lookup[Document]:
+def read_blob(blob_id: str, network: Network) -> Lookup[Document]:
+    """What the network's blob store has under an id; whoever wrote the event chose the id."""
     if network.blob_url is None:
         return Document(problem=f"the network {network.name} names no blob store")
     if _BLOB_ID.fullmatch(blob_id) is None:

@@ -5,7 +5,7 @@ The payer's signature is looked for in the calldata that settled, since a permit
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from opengradient_x402.authorizations import AuthorizationEntry
@@ -20,21 +20,29 @@ from opengradient_x402.receipts import ReceiptStatus
 from opengradient_x402.settlements import SettlementFound
 from opengradient_x402.signatures import SIGNATURE_BYTES, recover_address
 
-_SIGNED: Final = "the payer signed for this payment"
-_SHARES: Final = "the calls' shares add up to the settlement"
-_OPEN_TO_DISPUTE: Final = "claims and facts agree, or the receipt says that they do not"
+SIGNED: Final = "the payer signed for this payment"
+SHARES: Final = "the calls' shares add up to the settlement"
+OPEN_TO_DISPUTE: Final = "claims and facts agree, or the receipt says that they do not"
+ONCE: Final = "no payment and no proof is claimed twice"
+_SHOWN: Final = 5
+_STATUSES: Final[Mapping[str, tuple[ReceiptStatus, ...]]] = {
+    "signed": (ReceiptStatus.AUTHORIZED, ReceiptStatus.SERVED),
+    "settled": (ReceiptStatus.SETTLED,),
+    "expired": (ReceiptStatus.EXPIRED,),
+    "cancelled": (ReceiptStatus.CANCELLED,),
+}
 _SIGNATURE_LENGTH: Final = SIGNATURE_BYTES.to_bytes(32, "big")
 
 
 def share_findings(case: Case) -> list[Finding]:
     """Whether what the calls are charged is what was settled."""
-    settled = case.entry.settled_atomic
-    if settled is None:
+    if case.entry.settled_atomic is None and all(call.settled_atomic is None for call in case.receipts):
         return []
+    settled = case.entry.settled_atomic or 0
     shares = sum(call.settled_atomic or 0 for call in case.receipts)
     why = f"{len(case.receipts)} calls, {opg(shares)} of {opg(settled)}"
     make = proven if shares == settled else refuted
-    return [make(_SHARES, about=case.entry.id, why=why)]
+    return [make(SHARES, about=case.entry.id, why=why)]
 
 
 def dispute_findings(case: Case) -> list[Finding]:
@@ -43,23 +51,62 @@ def dispute_findings(case: Case) -> list[Finding]:
     for call in case.receipts:
         follows = dispute_of(call, entry=case.entry, siblings=case.receipts)
         if follows is not None and call.status is not ReceiptStatus.DISPUTED:
-            findings.append(refuted(_OPEN_TO_DISPUTE, about=call.call_id, why=f"it hides this: {follows}"))
+            findings.append(refuted(OPEN_TO_DISPUTE, about=call.call_id, why=f"it hides this: {follows}"))
         elif call.status is not ReceiptStatus.DISPUTED:
-            findings.append(proven(_OPEN_TO_DISPUTE, about=call.call_id, why="no contradiction"))
+            findings.append(proven(OPEN_TO_DISPUTE, about=call.call_id, why="no contradiction"))
         elif follows is not None:
-            findings.append(proven(_OPEN_TO_DISPUTE, about=call.call_id, why=f"it is disputed: {follows}"))
+            findings.append(proven(OPEN_TO_DISPUTE, about=call.call_id, why=f"it is disputed: {follows}"))
         else:
             why = f"it is disputed for a reason that is not in the evidence: {call.dispute}"
-            findings.append(not_proven(_OPEN_TO_DISPUTE, about=call.call_id, why=why))
+            findings.append(not_proven(OPEN_TO_DISPUTE, about=call.call_id, why=why))
     return findings
+
+
+def once_finding(cases: Sequence[Case]) -> Finding:
+    """Whether each payment, and each enclave's signature, is claimed once: a nonce can be used once, a proof too."""
+    claimed: dict[tuple[str, ...], str] = {}
+    claims: list[tuple[tuple[str, ...], str]]
+    twice: list[str] = []
+    for case in cases:
+        entry = case.entry
+        claims = [(("nonce", entry.payer.lower(), entry.asset.lower(), entry.transfer_method, entry.nonce), entry.id)]
+        claims += [(("proof", call.tee_signature), call.call_id) for call in case.receipts if call.tee_signature]
+        for claim, name in claims:
+            if claimed.setdefault(claim, name) != name:
+                twice.append(f"{claimed[claim]} and {name} have the same {claim[0]}")
+    if twice:
+        return refuted(ONCE, about="bundle", why="; ".join(twice[:_SHOWN]))
+    return proven(ONCE, about="bundle", why=f"{len(claimed)} nonces and enclave signatures, all different")
+
+
+def foreign(entry: AuthorizationEntry, network: Network) -> str | None:
+    """What about an authorization is not of this network: another token could be worth nothing."""
+    spenders = {
+        "permit2": (network.upto_proxy if entry.scheme == "upto" else network.exact_proxy).lower(),
+        "eip3009": network.asset.address.lower(),
+    }
+    if entry.network != network.caip2:
+        return f"it is on {entry.network}, and the bundle is about {network.caip2}"
+    if entry.asset.lower() != network.asset.address.lower():
+        return f"it pays in the token {entry.asset}, and the network's is {network.asset.address}"
+    if entry.spender.lower() != spenders[entry.transfer_method]:
+        return f"it allows {entry.spender} to take the payment, and no contract of the network"
+    return None
 
 
 def mismatch(case: Case) -> str | None:
     """Where a receipt tells another story than its authorization."""
     entry = case.entry
+    if entry.status != "settled" and entry.settled_atomic is not None:
+        return f"the authorization is {entry.status}, and has {opg(entry.settled_atomic)} settled"
     for call in case.receipts:
+        if call.status not in (*_STATUSES[entry.status], ReceiptStatus.DISPUTED):
+            return f"the receipt of call {call.call_id} is {call.status}; its authorization is {entry.status}"
         pairs: Mapping[str, tuple[object, object]] = {
             "network": (call.network, entry.network),
+            "scheme": (call.scheme, entry.scheme),
+            "facilitator": (call.facilitator, entry.facilitator),
+            "deadline": (call.deadline, entry.deadline),
             "payer": (call.payer, entry.payer),
             "payee": (call.payee, entry.payee),
             "asset": (call.asset, entry.asset),
@@ -68,6 +115,7 @@ def mismatch(case: Case) -> str | None:
             "settled amount": (call.authorization_settled_atomic, entry.settled_atomic),
             "transaction": (call.payment_tx_hash, entry.tx_hash),
             "block": (call.block_hash, entry.block_hash),
+            "block number": (call.block_number, entry.block_number),
         }
         for what, (said, known) in pairs.items():
             if said != known:
@@ -92,11 +140,11 @@ def signature_finding(entry: AuthorizationEntry, mined: Transaction, network: Ne
         for signature in _signatures_in(mined.input):
             if recover_address(digest, signature) == entry.payer:
                 why = f"their signature in {mined.tx_hash} allows at most {opg(entry.amount_atomic)} to {entry.payee}"
-                return proven(_SIGNED, about=entry.id, why=why)
+                return proven(SIGNED, about=entry.id, why=why)
     why = (
         f"transaction {mined.tx_hash} holds no signature of {entry.payer} over these terms (contract wallets have none)"
     )
-    return not_proven(_SIGNED, about=entry.id, why=why)
+    return not_proven(SIGNED, about=entry.id, why=why)
 
 
 def _digest(entry: AuthorizationEntry, network: Network) -> bytes | None:
