@@ -37,21 +37,26 @@ class BackgroundReconciler:
         self._reconciler = reconciler
         self._interval_s = interval_s
         self._on_change = on_change
+        self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Begins, with a first run at once. Starting twice changes nothing."""
-        if self._thread is None:
-            self._stop.clear()
-            self._thread = threading.Thread(target=self._run, name="opengradient-reconciler", daemon=True)
-            self._thread.start()
+        """Begins, with a first run at once. Starting twice changes nothing; after a fork the child starts its own."""
+        with self._lock:
+            if self._thread is None or not self._thread.is_alive():
+                self._stop = threading.Event()  # its own: a thread that is ending must still see that it shall
+                self._thread = threading.Thread(
+                    target=self._run, args=(self._stop,), name="opengradient-reconciler", daemon=True
+                )
+                self._thread.start()
 
     def stop(self) -> None:
-        """Ends the thread; waits for the run that is under way."""
-        thread, self._thread = self._thread, None
-        if thread is not None:
+        """Ends the thread; waits for the run that is under way, unless `on_change` calls this in that run."""
+        with self._lock:
+            thread, self._thread = self._thread, None
             self._stop.set()
+        if thread is not None and thread is not threading.current_thread():
             thread.join()
 
     def __enter__(self) -> Self:
@@ -63,11 +68,11 @@ class BackgroundReconciler:
     ) -> None:
         self.stop()
 
-    def _run(self) -> None:
+    def _run(self, stop: threading.Event) -> None:
         pause_s = self._interval_s
         while True:
             pause_s = self._interval_s if self._reconciled() else min(2 * pause_s, _LONGEST_PAUSE_S)
-            if self._stop.wait(pause_s):
+            if stop.wait(pause_s):
                 return
 
     def _reconciled(self) -> bool:
@@ -75,6 +80,9 @@ class BackgroundReconciler:
             report = self._reconciler.reconcile()
         except OpenGradientError as exc:
             _log.warning("Settlements could not be looked up; receipts stay as they are. %s", exc)
+            return False
+        except Exception:  # noqa: BLE001  the thread's boundary: ended, it would leave all receipts as they are, unsaid
+            _log.exception("Settlements could not be looked up; receipts stay as they are.")
             return False
         for receipt in report.changed:
             self._tell(receipt)

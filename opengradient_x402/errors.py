@@ -6,7 +6,8 @@
     │   │   ├── InvalidPrivateKey
     │   │   ├── UnknownNetwork
     │   │   ├── UnknownModel
-    │   │   └── InsecureEndpoint
+    │   │   ├── InsecureEndpoint
+    │   │   └── BundleUnreadable       (in `bundle`) the file is no audit bundle, or was changed
     │   ├── ChallengeInvalid           the gateway's 402 does not follow the protocol
     │   ├── PolicyRefused              the gateway's terms are not acceptable to the SpendPolicy
     │   │   └── BudgetExceeded

@@ -3,7 +3,10 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import subprocess
+import sys
 import threading
+import time
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -12,7 +15,7 @@ import pytest
 from opengradient_devnet import Devnet
 from opengradient_x402.authorizations import AuthorizationEntry
 from opengradient_x402.background_reconciler import BackgroundReconciler
-from opengradient_x402.errors import ChainUnavailable, ConfigurationError
+from opengradient_x402.errors import ChainUnavailable, ConfigurationError, LedgerUnavailable
 from opengradient_x402.ledger import Ledger
 from opengradient_x402.receipts import ReceiptStatus, SettlementReceipt
 from opengradient_x402.reconciler import Reconciler
@@ -180,6 +183,94 @@ def test_the_background_reconciler_tells_of_changes_and_survives_outages(devnet,
         assert not [thread for thread in threading.enumerate() if thread.name == "opengradient-reconciler"]
     assert "could not be looked up" in caplog.text
     assert "a listener's own fault" in caplog.text
+
+
+def reconciling_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "opengradient-reconciler"]
+
+
+def test_a_listener_may_stop_the_background_reconciler(devnet, wallet, tmp_path, caplog):
+    heard = threading.Event()
+
+    def listen(_):
+        background.stop()
+        heard.set()
+
+    with served_call(devnet, wallet, tmp_path) as (payments, _):
+        devnet.close_sessions()
+        background = BackgroundReconciler(payments.reconciler, interval_s=0.02, on_change=listen)
+        background.start()
+        (thread,) = reconciling_threads()
+        assert heard.wait(20)
+        thread.join(20)
+        assert reconciling_threads() == []
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+def test_threads_that_start_it_at_once_start_it_once_and_it_can_start_again(devnet, wallet, tmp_path):
+    with served_call(devnet, wallet, tmp_path) as (payments, _):
+        background = BackgroundReconciler(payments.reconciler, interval_s=5)
+        barrier = threading.Barrier(8)
+
+        def start():
+            barrier.wait()
+            background.start()
+
+        starters = [threading.Thread(target=start) for _ in range(8)]
+        for starter in starters:
+            starter.start()
+        for starter in starters:
+            starter.join()
+        assert len(reconciling_threads()) == 1
+        background.stop()
+        assert reconciling_threads() == []
+        with background:
+            assert len(reconciling_threads()) == 1
+
+
+def test_the_background_reconciler_outlives_a_failure_that_nobody_thought_of(devnet, tmp_path, caplog):
+    class Broken(Reconciler):
+        runs = 0
+
+        def reconcile(self, *, payer=None):
+            self.runs += 1
+            raise ZeroDivisionError("a mistake of ours")
+
+    ledger = Ledger(tmp_path / "l.sqlite")
+    reconciler = Broken(network_of(devnet), ledger)
+    with BackgroundReconciler(reconciler, interval_s=0.001):
+        deadline = time.monotonic() + 20
+        while reconciler.runs < 3 and time.monotonic() < deadline:
+            time.sleep(0.005)
+    assert reconciler.runs >= 3
+    assert "a mistake of ours" in caplog.text
+    ledger.close()
+
+
+def test_a_forked_worker_starts_a_background_reconciler_of_its_own(devnet, wallet, tmp_path):
+    script = (
+        "import os, sys, threading\n"
+        "from opengradient_x402 import BackgroundReconciler, Ledger, Reconciler, load_network\n"
+        "network, path = load_network(sys.argv[1]), sys.argv[2]\n"
+        "background = BackgroundReconciler(Reconciler(network, Ledger(path)), interval_s=60)\n"
+        "background.start()\n"
+        "if os.fork() == 0:\n"
+        "    background.start()\n"
+        "    alive = [t.name for t in threading.enumerate() if t.is_alive()]\n"
+        "    background.stop()\n"
+        "    os._exit(0 if alive.count('opengradient-reconciler') == 1 else 1)\n"
+        "sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))\n"  # with the thread left running
+    )
+    command = [sys.executable, "-c", script, f"{devnet.gateway_url}/network", str(tmp_path / "l.sqlite")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_receipt_of_payments_that_were_closed_says_so(devnet, wallet, tmp_path):
+    with served_call(devnet, wallet, tmp_path) as (_, receipt):
+        pass
+    with pytest.raises(LedgerUnavailable, match="was closed"):
+        receipt.refresh()
 
 
 def test_hundreds_of_authorizations_are_reconciled_through_rate_limits_and_small_windows(devnet, tmp_path):
