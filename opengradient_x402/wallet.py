@@ -41,6 +41,8 @@ Amount = str | int | Decimal
 """An amount in whole tokens: `"0.5"`, `5`, `Decimal("0.5")`."""
 
 UNLIMITED: Final = "unlimited"
+_MOST_BY_NUMBER: Final = 2**128
+"""More than any token has units. Whoever wants an approval without a limit has to say so by name."""
 _APPROVE: Final = bytes.fromhex("095ea7b3")  # approve(address,uint256), ERC-20
 _INVALIDATE_NONCES: Final = bytes.fromhex("3ff9dcb1")  # invalidateUnorderedNonces(uint256,uint256), Permit2
 _CANCEL_AUTHORIZATION: Final = bytes.fromhex("5a049a70")  # cancelAuthorization(...), EIP-3009
@@ -212,9 +214,12 @@ def _wanted(
     min_atomic = _parsed("min_allowance", min_allowance, network)
     if approve_amount == UNLIMITED:
         return _Wanted(min_atomic, MAX_UINT256)
-    if approve_amount is None:
-        return _Wanted(min_atomic, min(2 * min_atomic, MAX_UINT256))
-    approve_atomic = _parsed("approve_amount", approve_amount, network)
+    approve_atomic = 2 * min_atomic if approve_amount is None else _parsed("approve_amount", approve_amount, network)
+    if approve_atomic > _MOST_BY_NUMBER:
+        raise ConfigurationError(
+            f"An approval of {network.asset.format(approve_atomic)} is one without a limit: tokens treat it as such. "
+            'Nothing was sent. Name a smaller amount, or `approve_amount="unlimited"`.'
+        )
     if approve_atomic < min_atomic:
         raise ConfigurationError(
             f"`approve_amount` ({approve_amount}) is less than `min_allowance` ({min_allowance}): the approval "

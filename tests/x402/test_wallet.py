@@ -16,6 +16,7 @@ from opengradient_x402.errors import (
     InsufficientFunds,
     NotPaid,
 )
+from opengradient_x402.money import MAX_UINT256, format_amount
 from opengradient_x402.signer import LocalSigner
 from opengradient_x402.wallet import AsyncWallet, Wallet, require_funds
 from support.node import serving
@@ -95,6 +96,9 @@ def test_unlimited_has_to_be_said(unapproved):
         ({"approve_amount": 5}, "how much to allow"),
         ({"min_allowance": 0.5}, "float"),
         ({"min_allowance": "unlimited"}, "is not an amount"),
+        ({"min_allowance": 1, "approve_amount": format_amount(MAX_UINT256)}, "without a limit"),
+        ({"min_allowance": format_amount(2**255)}, "without a limit"),
+        ({"opg_amount": format_amount(MAX_UINT256)}, "without a limit"),
         ({"min_allowance": -1}, "is not an amount"),
         ({"min_allowance": 5, "approve_amount": 4}, "is less than `min_allowance`"),
         ({"min_allowance": 5, "opg_amount": 5}, "give one form"),
