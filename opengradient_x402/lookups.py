@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 MAX_DOCUMENT_BYTES: Final = 64 * 1024 * 1024
 _TIMEOUT_S: Final = 15.0
+_LONGEST_S: Final = 120.0
+"""For a whole document: a store that sends a byte now and then must not hold up all others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +120,7 @@ async def alook_up(lookup: Lookup[T]) -> T:
 def _downloaded(url: str) -> Document:
     import httpx
 
-    content = bytearray()
+    content, deadline = bytearray(), time.monotonic() + _LONGEST_S
     try:
         with (
             httpx.Client(verify=url.startswith("https:"), timeout=_TIMEOUT_S) as client,
@@ -126,8 +128,8 @@ def _downloaded(url: str) -> Document:
         ):
             for chunk in response.iter_bytes():
                 content += chunk
-                if len(content) > MAX_DOCUMENT_BYTES:
-                    break
+                if len(content) > MAX_DOCUMENT_BYTES or time.monotonic() > deadline:
+                    return _endless(response)
             return _document(response, content)
     except (httpx.HTTPError, httpx.InvalidURL) as exc:
         return Document(problem=f"{type(exc).__name__} at {url}")
@@ -136,7 +138,7 @@ def _downloaded(url: str) -> Document:
 async def _adownloaded(url: str) -> Document:
     import httpx
 
-    content = bytearray()
+    content, deadline = bytearray(), time.monotonic() + _LONGEST_S
     try:
         async with (
             httpx.AsyncClient(verify=url.startswith("https:"), timeout=_TIMEOUT_S) as client,
@@ -144,8 +146,8 @@ async def _adownloaded(url: str) -> Document:
         ):
             async for chunk in response.aiter_bytes():
                 content += chunk
-                if len(content) > MAX_DOCUMENT_BYTES:
-                    break
+                if len(content) > MAX_DOCUMENT_BYTES or time.monotonic() > deadline:
+                    return _endless(response)
             return _document(response, content)
     except (httpx.HTTPError, httpx.InvalidURL) as exc:
         return Document(problem=f"{type(exc).__name__} at {url}")
@@ -154,6 +156,8 @@ async def _adownloaded(url: str) -> Document:
 def _document(response: httpx.Response, content: bytearray) -> Document:
     if response.status_code != 200:
         return Document(problem=f"HTTP {response.status_code} at {response.url}")
-    if len(content) > MAX_DOCUMENT_BYTES:
-        return Document(problem=f"more than {MAX_DOCUMENT_BYTES} bytes at {response.url}")
     return Document(content=bytes(content))
+
+
+def _endless(response: httpx.Response) -> Document:
+    return Document(problem=f"more than {MAX_DOCUMENT_BYTES} bytes, or than {_LONGEST_S:g} s, at {response.url}")

@@ -10,6 +10,7 @@ from starlette.routing import Route
 
 from opengradient_devnet import Devnet
 from opengradient_devnet.faults import ForgeProof, WrongTransaction
+from opengradient_x402 import lookups
 from opengradient_x402.data_settlement import DataSettlements
 from opengradient_x402.findings import Standing
 from opengradient_x402.merkle import root_from_proof
@@ -189,6 +190,19 @@ def aged(method, params, net, *, head: int):
     number = head if params[0] == "latest" else int(params[0], 16)
     timestamp = hex(net.chain.now_s() - 2 * (head - number))
     return 200, {"result": {"number": hex(number), "hash": "0x" + "00" * 32, "timestamp": timestamp}}
+
+
+@pytest.mark.parametrize("limit", ["MAX_DOCUMENT_BYTES", "_LONGEST_S"])
+async def test_a_blob_without_an_end_is_left(monkeypatch, limit):
+    monkeypatch.setattr(lookups, limit, 0)
+    with serving(Starlette(routes=[Route("/blob", lambda _: Response(b"x" * 5000))])) as url:
+
+        def downloaded():
+            return (yield lookups.Download(f"{url}/blob"))
+
+        for document in (lookups.look_up(downloaded()), await lookups.alook_up(downloaded())):
+            assert "more than" in document.problem
+            assert document.content == b""
 
 
 def test_a_network_without_a_relay_proves_nothing(net, paid):
