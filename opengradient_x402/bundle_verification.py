@@ -112,10 +112,15 @@ def _with_care(network: Network) -> Network:
         SpendPolicy().check_endpoint(network.blob_url, network)
     except InsecureEndpoint:
         return replace(network, blob_url=None)
-    is_local = is_loopback(urlsplit(network.rpc_url).hostname)
-    return (
-        network if is_local or not is_loopback(urlsplit(network.blob_url).hostname) else replace(network, blob_url=None)
-    )
+    is_allowed = is_loopback(_host(network.rpc_url)) or not is_loopback(_host(network.blob_url))
+    return network if is_allowed else replace(network, blob_url=None)
+
+
+def _host(url: str) -> str | None:
+    try:
+        return urlsplit(url).hostname
+    except ValueError as exc:
+        raise ConfigurationError(f"The URL {url!r} cannot be read ({exc}). Nothing was checked. Correct it.") from exc
 
 
 def _address(text: str) -> str:

@@ -8,6 +8,7 @@ knows that they exist, and what the shell is told when they fail.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -35,7 +36,7 @@ _RECEIPTS = {
 COMMAND_GROUP = "opengradient_x402.commands"
 EXIT_CODES = {
     0: "done",
-    1: "a check or a verification failed",
+    1: "a check or a verification failed, or the output could not be written",
     2: "wrong usage, or configuration that cannot be used",
     3: "nothing was paid: the call was refused, or the gateway was not reached",
     4: "a payment was sent: see the receipt",
@@ -50,6 +51,20 @@ def main() -> None:
         build_app(sys.argv[1:])()
     except KeyboardInterrupt:  # before the command itself had begun
         sys.exit(130)
+    except OSError as exc:
+        _leave_output()
+        print(
+            f"The output could not be written ({exc.strerror}). What was paid is in the ledger: "
+            "`opengradient-x402 receipts list`.",
+            file=sys.stderr,
+        )
+        sys.exit(1)
+
+
+def _leave_output() -> None:
+    """Lets nothing more be written: the interpreter would try it once more at its end, and complain."""
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def build_app(arguments: list[str]) -> typer.Typer:

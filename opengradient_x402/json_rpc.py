@@ -120,7 +120,7 @@ class ChainReader:
 
         try:
             return _reply(client.post(self._node.rpc_url, content=post.content, headers=_HEADERS))
-        except httpx.HTTPError as exc:
+        except (httpx.HTTPError, httpx.InvalidURL) as exc:
             return exc
 
 
@@ -156,7 +156,7 @@ class AsyncChainReader:
 
         try:
             return _reply(await client.post(self._node.rpc_url, content=post.content, headers=_HEADERS))
-        except httpx.HTTPError as exc:
+        except (httpx.HTTPError, httpx.InvalidURL) as exc:
             return exc
 
 
@@ -180,7 +180,10 @@ class _Node:
     @property
     def shown(self) -> str:
         """The node in messages: host only, since paths often hold an API key."""
-        return urlsplit(self.rpc_url).netloc.rpartition("@")[2] or "the node"
+        try:
+            return urlsplit(self.rpc_url).netloc.rpartition("@")[2] or "the node"
+        except ValueError:
+            return "at an unreadable URL"
 
     def conversation(self, question: Question[T]) -> _Conversation[T]:
         try:

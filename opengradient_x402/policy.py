@@ -35,8 +35,9 @@ class SpendPolicy:
 
     `payees` and `facilitators` extend the network's own allow-lists. `max_price_increase_percent` bounds how
     far an asked amount may rise above the last accepted one of the same gateway. `pcr_hashes` are the enclave
-    images (0x-hex, 32 bytes) that may be called through the registry; None takes every registered one. Raises
-    ConfigurationError for limits that cannot be meant (floats, negative, unreadable).
+    images (0x-hex, 32 bytes) that may be called through the registry; None takes every registered one.
+    `sponsored_approval` is how much Permit2 may be allowed to move by an approval that the facilitator sends for a
+    wallet without gas; None (the default) never signs one. Raises ConfigurationError for limits that cannot be meant (floats, negative, unreadable).
     """
 
     max_per_authorization: Limit = "5"
@@ -49,11 +50,12 @@ class SpendPolicy:
     facilitators: Collection[str] = frozenset()
     allow_private_endpoints: bool = False
     pcr_hashes: Collection[str] | None = None
+    sponsored_approval: Limit | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_per_authorization", "max_per_day", "max_per_call"):
+        for name in ("max_per_authorization", "max_per_day", "max_per_call", "sponsored_approval"):
             limit = getattr(self, name)
-            if limit is not None or name != "max_per_call":
+            if limit is not None or name in ("max_per_authorization", "max_per_day"):
                 _check_limit(name, limit)
         for name in ("max_deadline_s", "max_price_increase_percent", "max_clock_skew_s"):
             _check_count(name, getattr(self, name))
@@ -65,6 +67,10 @@ class SpendPolicy:
     def per_authorization_atomic(self, asset: Asset) -> int:
         """The most that one signature may authorize."""
         return _atomic(self.max_per_authorization, asset)
+
+    def sponsored_approval_atomic(self, asset: Asset) -> int | None:
+        """How much a sponsored approval may allow; None when none is signed."""
+        return None if self.sponsored_approval is None else _atomic(self.sponsored_approval, asset)
 
     def per_day_atomic(self, asset: Asset) -> int:
         """The most that may be spent or outstanding within 24 hours."""
@@ -125,7 +131,10 @@ class SpendPolicy:
         https, or plain http on loopback; no private or link-local address unless it is loopback or
         `allow_private_endpoints`. Names are not resolved. Raises InsecureEndpoint.
         """
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+        except ValueError as exc:
+            raise InsecureEndpoint(f"The gateway's URL cannot be read ({exc}). Nothing was paid. Correct it.") from exc
         host = parts.hostname
         shown = f"{parts.scheme}://{host}"  # without the user part of the URL: it may hold a password
         if not host or parts.scheme not in ("http", "https"):

@@ -64,9 +64,10 @@ def _verify_tee(choice: str) -> VerifyTee:
 
 
 def _body(prompt: str | None, *, model: str, system: str | None, max_tokens: int | None) -> dict[str, Any]:
-    if prompt is None and sys.stdin.isatty():
+    piped = sys.stdin  # None when it is closed
+    if prompt is None and (piped is None or piped.isatty()):
         raise typer.BadParameter("say what to ask, or pipe it in", param_hint="prompt")
-    text = sys.stdin.read() if prompt in (None, "-") else prompt
+    text = ("" if piped is None else piped.read()) if prompt in (None, "-") else prompt
     if not text or not text.strip():
         raise typer.BadParameter("there is nothing to ask", param_hint="prompt")
     messages = [{"role": "system", "content": system}] if system else []
@@ -75,11 +76,18 @@ def _body(prompt: str | None, *, model: str, system: str | None, max_tokens: int
 
 
 def _asked(client: GatewayClient, body: dict[str, Any], *, quietly: bool) -> Completion:
-    with client.stream(body) as stream:
-        for delta in stream:
-            if not quietly:
-                typer.echo(delta.content, nl=False)
-                sys.stdout.flush()
+    from opengradient_x402.commands.output import note, write_answer
+
+    receipts: list[SettlementReceipt] = []
+    try:
+        with client.stream(body, on_receipt=receipts.append) as stream:
+            for delta in stream:
+                if not quietly:
+                    write_answer(delta.content)
+    except KeyboardInterrupt:
+        for receipt in receipts:
+            note(f"\nInterrupted; what was served is paid: `opengradient-x402 receipts show {receipt.call_id}`")
+        raise
     if not quietly:
         typer.echo()
     if stream.completion is None:

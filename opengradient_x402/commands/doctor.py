@@ -108,7 +108,9 @@ class _Examination:
         policy.check_endpoint(url, network)
         body = {"model": "gpt-5", "messages": [{"role": "user", "content": "ping"}], "max_tokens": 1}
         try:
-            response = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=15, follow_redirects=False)
+            # Only the headers are read: a body of any size may come with them.
+            with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=15) as response:
+                pass
         except httpx.HTTPError as exc:
             return _problem(
                 "gateway",
@@ -133,9 +135,9 @@ class _Examination:
         from opengradient_x402.chain import chain_time
 
         now_s = int(time.time())
-        if self._served_at is not None:
-            reference, whose = int(parsedate_to_datetime(self._served_at).timestamp()), "the gateway's"
-        else:
+        try:
+            reference, whose = int(parsedate_to_datetime(self._served_at or "").timestamp()), "the gateway's"
+        except (ValueError, OverflowError):
             network = self._known_network()
             reference, whose = self._reader(network).ask(chain_time()), "the chain's"
         skew_s = now_s - reference

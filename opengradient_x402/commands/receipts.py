@@ -12,7 +12,7 @@ from opengradient_x402.commands.since import parse_since
 
 if TYPE_CHECKING:
     from opengradient_x402.ledger import Ledger
-    from opengradient_x402.receipts import SettlementReceipt
+    from opengradient_x402.receipts import ReceiptStatus, SettlementReceipt
     from opengradient_x402.reconciler import Reconciler
 
 SinceOption = Annotated[
@@ -23,7 +23,9 @@ PayerOption = Annotated[str | None, typer.Option("--payer", help="Only this wall
 
 def list_receipts(
     since: SinceOption = None,
-    status: Annotated[str | None, typer.Option(help="Only receipts with this status.")] = None,
+    status: Annotated[
+        str | None, typer.Option(help="Only those authorized, served, settled, expired, cancelled or disputed.")
+    ] = None,
     payer: PayerOption = None,
     limit: Annotated[int, typer.Option(min=1, help="At most so many, the newest.")] = 50,
     ledger: LedgerOption = None,
@@ -32,9 +34,10 @@ def list_receipts(
     """List receipts, oldest first, as the ledger has them (`reconcile` brings them up to date)."""
     from opengradient_x402.commands.output import print_json, print_table
 
+    wanted = None if status is None else _status(status)
     with opened_ledger(ledger) as book:
         receipts = book.receipts(since=parse_since(since), payer=payer).result()
-    chosen = [receipt for receipt in receipts if status is None or receipt.status == status][-limit:]
+    chosen = [receipt for receipt in receipts if wanted in (None, receipt.status)][-limit:]
     if as_json:
         print_json([receipt.to_json() for receipt in chosen])
         return
@@ -74,7 +77,7 @@ def reconcile(
     as_json: JsonOption = False,
 ) -> None:
     """Read from the chain what became of open payments; exit code 1 when a receipt turned out disputed."""
-    from opengradient_x402.commands.output import print_json
+    from opengradient_x402.commands.output import note, print_json, shown
     from opengradient_x402.reconciler import Reconciler
 
     with opened_ledger(ledger) as book:
@@ -94,9 +97,9 @@ def reconcile(
             typer.echo(f"{receipt.call_id}  {receipt.status}  {receipt.payment_tx_hash or ''}")
         for proof in proofs:
             for finding in proof.findings:
-                typer.echo(f"{finding.about}  data {finding.standing}: {finding.why}")
+                typer.echo(shown(f"{finding.about}  data {finding.standing}: {finding.why}"))
         for receipt in disputed:
-            typer.echo(f"{receipt.call_id} is disputed: {receipt.dispute}", err=True)
+            note(f"{receipt.call_id} is disputed: {shown(receipt.dispute or '')}")
     if disputed:
         raise typer.Exit(1)
 
@@ -196,12 +199,24 @@ def verify(
 
 
 def _read(path: Path) -> bytes:
+    from opengradient_x402.bundle import MAX_BYTES
+
     if str(path) == "-":
-        return typer.get_binary_stream("stdin").read()
+        return typer.get_binary_stream("stdin").read(MAX_BYTES + 1)
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            return file.read(MAX_BYTES + 1)
     except OSError as exc:
         raise typer.BadParameter(f"{path} cannot be read ({exc.strerror})", param_hint="bundle") from exc
+
+
+def _status(name: str) -> ReceiptStatus:
+    from opengradient_x402.receipts import ReceiptStatus
+
+    try:
+        return ReceiptStatus(name.lower())
+    except ValueError as exc:
+        raise typer.BadParameter(f"{name!r} is not one of {', '.join(ReceiptStatus)}", param_hint="--status") from exc
 
 
 def _found(book: Ledger, call_id: str) -> SettlementReceipt:

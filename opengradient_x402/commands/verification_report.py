@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from opengradient_x402.commands.output import print_json
+from opengradient_x402.commands.output import print_json, shown
 from opengradient_x402.findings import Finding, Standing
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def _print_group(heading: str, findings: list[Finding], *, in_full: bool) -> Non
         same = list(group)
         typer.echo(f"  {statement}: {len(same)}")
         for finding in same if in_full else same[:_SHOWN]:
-            typer.echo(f"    {finding.about}: {finding.why}")
+            typer.echo(shown(f"    {finding.about}: {finding.why}"))
         if not in_full and len(same) > _SHOWN:
             typer.echo(f"    … and {len(same) - _SHOWN} more (`--json` lists all)")
     typer.echo()

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -161,6 +162,84 @@ def test_a_real_process_streams_into_a_pipe_and_survives_a_reader_that_leaves(ne
     assert b"Traceback" not in said
 
 
+@pytest.mark.parametrize("arguments", [("models",), ("receipts", "list"), ("--help",), ("chat", "What is x402?")])
+def test_output_that_cannot_be_written_is_said_in_a_sentence(net, run, arguments):
+    environ = os.environ | {"OG_PRIVATE_KEY": run.account.private_key, "OG_NETWORK": str(net.network_file)}
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [*COMMAND, *arguments], stdout=full, stderr=subprocess.PIPE, text=True, env=environ, check=False
+        )
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "could not be written (No space left on device)" in done.stderr
+
+
+def test_closed_streams_are_no_accident(net, run):
+    environ = os.environ | {"OG_PRIVATE_KEY": run.account.private_key, "OG_NETWORK": str(net.network_file)}
+
+    def shell(arguments: str) -> subprocess.CompletedProcess[str]:
+        line = f'"{sys.executable}" -c "{COMMAND[2]}" {arguments}'
+        return subprocess.run(["bash", "-c", line], capture_output=True, text=True, env=environ, check=False)
+
+    for command in ("chat hello", "models", "receipts list"):
+        done = shell(f"{command} >&-")
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr
+    done = shell("chat <&-")
+    assert done.returncode == 2
+    assert "say what to ask" in done.stderr
+
+
+def test_words_of_strangers_move_no_cursor():
+    from opengradient_x402.commands.output import shown
+
+    assert shown("a\x1b[2J\x9b1m\n0 refuted\u202e\ud800é 文 👩‍🚀") == (
+        "a\\x1b[2J\\x9b1m\\n0 refuted\\u202e\\ud800é 文 👩‍🚀"
+    )
+    assert shown("a\tb\nc\r", keep="\n\t") == "a\tb\nc\\r"
+
+
+def test_an_answer_that_is_no_text_is_written_all_the_same(capsys):
+    from opengradient_x402.commands.output import print_json, write_answer
+
+    write_answer("half an emoji: \ud83d")
+    print_json({"text": "\ud83d"})
+    assert capsys.readouterr().out == 'half an emoji: ?{\n  "text": "\\ud83d"\n}\n'
+
+
+def test_a_chat_that_is_interrupted_says_where_its_receipt_is(net, run):
+    from opengradient_x402.commands import output
+
+    def interrupt(text):
+        raise KeyboardInterrupt
+
+    run.monkeypatch.setattr(output, "write_answer", interrupt)
+    done = run("chat", "What is x402?")
+    assert done.code == 130
+    (receipt,) = run("receipts", "list", "--json").json()
+    assert f"receipts show {receipt['call_id']}" in done.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (("receipts", "list", "--status", "payed"), "is not one of authorized"),
+        (("chat", "hello", "--gateway", "http://[::1"), "cannot be read"),
+        (("models", "--live", "--gateway", "http://[::1"), "cannot be read"),
+    ],
+)
+def test_what_cannot_be_meant_is_wrong_usage(run, arguments, problem):
+    done = run(*arguments)
+    assert done.code == 2
+    assert problem in " ".join(done.err.replace("│", " ").split())
+
+
+def test_the_status_is_read_in_any_case(run):
+    run("chat", "hello")
+    assert len(run("receipts", "list", "--json", "--status", "SERVED").json()) == 1
+    assert run("receipts", "list", "--json", "--status", "settled").json() == []
+
+
 # -- wallet
 
 
@@ -249,6 +328,22 @@ def test_doctor_sees_terms_that_the_policy_refuses_and_a_clock_that_is_wrong(net
     real = time.time
     run.monkeypatch.setattr("opengradient_x402.commands.doctor.time", SimpleNamespace(time=lambda: real() + 500))
     assert states(run("doctor", "--json"))["clock"] == "problem"
+
+
+@pytest.mark.parametrize("date", ["yesterday", "", "Mon, 99 Foo 99999 00:00:00 GMT"])
+def test_doctor_is_not_put_out_by_a_gateway_whose_date_is_none(net, run, date):
+    import httpx
+
+    real = httpx.stream
+
+    @contextmanager
+    def dated(*args, **kwargs):
+        with real(*args, **kwargs) as response:
+            response.headers["date"] = date
+            yield response
+
+    run.monkeypatch.setattr(httpx, "stream", dated)
+    assert states(run("doctor", "--json"))["clock"] == "ok"
 
 
 def test_doctor_reminds_of_authorizations_that_were_never_reconciled(net, run, tmp_path):
