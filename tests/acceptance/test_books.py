@@ -103,7 +103,7 @@ def test_three_hundred_mixed_calls_of_three_wallets_are_explained_to_the_last_un
                 model.close()
 
         assert len(receipts) == len({receipt.call_id for receipt in receipts}) == CALLS
-        assert {receipt.status for receipt in receipts} == {ReceiptStatus.SETTLED}
+        assert {(receipt.status, receipt.is_final) for receipt in receipts} == {(ReceiptStatus.SETTLED, True)}
         assert {receipt.settlement_mode for receipt in receipts} == {mode.value for mode in modes}
         assert {receipt.outcome for receipt in receipts} == {"ok", "abandoned"}
 

@@ -1,4 +1,7 @@
-"""Three wallets, three hundred calls of every kind: what receipts say is what the chain took, to the last unit."""
+"""Three wallets with one ledger, calls of every kind, one bundle: everything that can be proven of it is.
+
+That receipts, transfers and balances agree is shown for more calls, and through both faces, in `acceptance/test_books`.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,10 @@ from opengradient_devnet import Devnet
 from opengradient_x402.bundle_export import export_bundle
 from opengradient_x402.bundle_verification import verify_bundle
 from opengradient_x402.findings import Standing
-from opengradient_x402.policy import SpendPolicy
-from opengradient_x402.receipts import ReceiptStatus, total_settled
-from opengradient_x402.settlements import TRANSFER, address_topic
-from support.payers import async_client_for, client_for, network_of, opg_balance, payments_for
+from opengradient_x402.receipts import ReceiptStatus
+from support.payers import async_client_for, client_for, network_of, payments_for
 
+CALLS = 90
 MODES = ("batch", "individual", "private")
 MODELS = ("openai/gpt-5", "anthropic/claude-sonnet-4-5", "google/gemini-2.5-flash", "x-ai/grok-4")
 TOOL = {
@@ -43,7 +45,7 @@ def call(client, number: int) -> None:
     if number % 2:
         with client.stream(body(number), settlement_mode=mode) as stream:
             for _ in stream:
-                if number % 25 == 1:
+                if number % 9 == 1:
                     break  # somebody who leaves early pays for what was served
     else:
         client.chat(body(number), settlement_mode=mode)
@@ -65,20 +67,15 @@ def net():
         yield net
 
 
-def test_receipts_transfers_and_balances_agree_for_three_hundred_mixed_calls(net, tmp_path):
+def test_an_audit_of_many_mixed_calls_leaves_nothing_open_but_what_nobody_can_know(net, tmp_path):
     accounts = [net.account(opg="50", approved=True) for _ in range(3)]
-    before = {account.address: opg_balance(net, account.address) for account in accounts}
-    first_block = int(net.chain.rpc("eth_blockNumber", []), 16) + 1
     with ExitStack() as stack:
         ledger_path = tmp_path / "shared.sqlite"
-        wallets = [
-            stack.enter_context(payments_for(net, account, ledger_path, policy=SpendPolicy(max_per_day="40")))
-            for account in accounts
-        ]
+        wallets = [stack.enter_context(payments_for(net, account, ledger_path)) for account in accounts]
 
         async def asynchronously() -> None:
             clients = [async_client_for(payments) for payments in wallets]
-            await asyncio.gather(*(acall(clients[number % 3], number) for number in range(150)))
+            await asyncio.gather(*(acall(clients[number % 3], number) for number in range(CALLS // 2)))
             for client in clients:
                 await client.aclose()
 
@@ -86,7 +83,7 @@ def test_receipts_transfers_and_balances_agree_for_three_hundred_mixed_calls(net
             runner.run(asynchronously())
         for position, payments in enumerate(wallets):
             with client_for(payments) as client:
-                for number in range(150 + position, 300, 3):
+                for number in range(CALLS // 2 + position, CALLS, 3):
                     call(client, number)
 
         net.flush_batches()
@@ -95,37 +92,14 @@ def test_receipts_transfers_and_balances_agree_for_three_hundred_mixed_calls(net
             payments.reconciler.reconcile(payer=payments.payer)
         ledger = wallets[0].ledger
         receipts = ledger.receipts().result()
-
-        assert len(receipts) == 300
-        assert {receipt.status for receipt in receipts} == {ReceiptStatus.SETTLED}
-        assert all(receipt.is_final for receipt in receipts)
-        paid = Counter()
-        for account in accounts:
-            mine = [receipt for receipt in receipts if receipt.payer == account.address]
-            assert len(mine) == 100
-            paid[account.address] = total_settled(mine)
-            assert paid[account.address] == before[account.address] - opg_balance(net, account.address) > 0
-            logs = net.chain.rpc(
-                "eth_getLogs",
-                [
-                    {
-                        "address": net.network["asset"]["address"],
-                        "topics": [TRANSFER, address_topic(account.address)],
-                        "fromBlock": hex(first_block),
-                        "toBlock": "latest",
-                    }
-                ],
-            )
-            assert sum(int(log["data"], 16) for log in logs) == paid[account.address]
-            # No transaction that no receipt explains.
-            assert {log["transactionHash"] for log in logs} == {receipt.payment_tx_hash for receipt in mine}
-
+        assert len(receipts) == CALLS
+        assert {(receipt.status, receipt.is_final) for receipt in receipts} == {(ReceiptStatus.SETTLED, True)}
         content = export_bundle(ledger, network=network_of(net)).to_bytes()
     verification = verify_bundle(content, rpc_url=net.network["rpc_url"])
     assert verification.of(Standing.REFUTED) == []
     open_questions = Counter(finding.statement for finding in verification.of(Standing.NOT_PROVEN))
     left_early = sum(receipt.outcome == "abandoned" for receipt in receipts)
-    assert left_early == 3
+    assert left_early == 2
     # Unsigned, and those who left early never saw the enclave's proof: nothing else is left open.
     assert open_questions == {
         "the bundle was made by the payer": 1,
