@@ -181,7 +181,7 @@ def _authorize(
     endpoint = Endpoint.of(request)
     terms = payments.choose(challenge, key, payees=None if endpoint is None else endpoint.payees)
     payments.check_call(call, key, cap_atomic=terms.amount_atomic)
-    if (funds := payments.check_funds(terms)) is not None:
+    if (funds := payments.funds.check(terms, challenge)) is not None:
         yield Wait(funds)
     if (pin := payments.gateways.pin_facilitator(terms, key.origin)) is not None:
         payments.gateways.confirm_facilitator(terms, key.origin, (yield Wait(pin)))

@@ -31,6 +31,7 @@ from opengradient_x402.errors import (
     NotPaid,
     PaymentRejected,
 )
+from opengradient_x402.funds import Funds
 from opengradient_x402.known_gateways import KnownGateways, origin_of
 from opengradient_x402.ledger import Ledger
 from opengradient_x402.models import find_model, usd_to_atomic
@@ -72,7 +73,7 @@ class Payments:
         self._lock = threading.RLock()
         self._terms: dict[SessionKey, Challenge] = {}
         self._doubtful: dict[SessionKey, list[SignedPayment]] = {}
-        self._funded_atomic = 0
+        self.funds = Funds(network=network, signer=signer, policy=self.policy)
         self._budget = Budget(limit_atomic=self.policy.per_day_atomic(network.asset))
 
     @classmethod
@@ -192,25 +193,6 @@ class Payments:
             return
         self.policy.check_clock(now_s=int(time.time()), server_now_s=server_now_s)
 
-    def check_funds(self, terms: PaymentTerms) -> Future[None] | None:
-        """Balance and allowance from the chain, before the first signature; None when known to suffice.
-
-        The future raises InsufficientFunds or AllowanceMissing. An RPC node that does not answer is no reason
-        to refuse: the gateway checks too.
-        """
-        if terms.amount_atomic <= self._funded_atomic:
-            return None
-        return in_thread(lambda: self._read_funds(terms), name="opengradient-funds")
-
-    def _read_funds(self, terms: PaymentTerms) -> None:
-        from opengradient_x402.wallet import require_funds
-
-        try:
-            require_funds(self.network, self.payer, terms)
-        except ChainUnavailable:
-            return
-        self._funded_atomic = terms.amount_atomic
-
     def draft(self, terms: PaymentTerms, call: Call, endpoint: str) -> AuthorizationEntry:
         """The ledger entry of the authorization that this call is about to sign."""
         now_s = int(time.time())
@@ -258,7 +240,7 @@ class Payments:
         authorization = authorize(
             terms, signer=self.signer, network=self.network, nonce=int(entry.nonce), now_s=entry.signed_at
         )
-        header = payment_header(authorization, resource=challenge.resource)
+        header = payment_header(authorization, resource=challenge.resource, extensions=self.funds.approval)
         return SignedPayment(entry=entry, authorization=authorization, header=header)
 
     # -- while a payment is out
@@ -293,7 +275,7 @@ class Payments:
     def rejected(self, call: Call, challenge: Challenge, key: SessionKey) -> PaymentRejected | NotPaid:
         """The error for a payment that the gateway refused, from the reason that it gave."""
         self.gateways.refused(key.origin)
-        self._funded_atomic = 0  # look at the chain again before the next signature
+        self.funds.forget()
         reason = challenge.error or "no reason given"
         kind: type[NotPaid] = PaymentRejected
         advice = "`opengradient-x402 doctor` checks wallet, clock, network and gateway."

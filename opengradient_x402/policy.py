@@ -37,7 +37,8 @@ class SpendPolicy:
     far an asked amount may rise above the last accepted one of the same gateway. `pcr_hashes` are the enclave
     images (0x-hex, 32 bytes) that may be called through the registry; None takes every registered one.
     `sponsored_approval` is how much Permit2 may be allowed to move by an approval that the facilitator sends for a
-    wallet without gas; None (the default) never signs one. Raises ConfigurationError for limits that cannot be meant (floats, negative, unreadable).
+    wallet without gas; None (the default) never signs one. Raises ConfigurationError for limits that cannot be
+    meant (floats, negative, unreadable).
     """
 
     max_per_authorization: Limit = "5"

@@ -120,17 +120,26 @@ def send_transaction(network: Network, signer: Signer, *, to: str, data: bytes, 
 
 
 def _prepared(network: Network, sender: str, to: str, data: bytes, what: str) -> Question[UnsignedTransaction]:
-    call = {"from": sender, "to": to, "data": "0x" + data.hex()}
     balance_wei = yield from native_balance(sender)
     if balance_wei == 0:
         raise _no_gas(network, sender, what, "it holds none")
+    unsigned = yield from prepare_transaction(network, sender, to=to, data=data)
+    if balance_wei < unsigned.max_cost_wei:
+        needed, held = format_amount(unsigned.max_cost_wei), format_amount(balance_wei)
+        raise _no_gas(network, sender, what, f"it holds {held} and up to {needed} may be needed")
+    return unsigned
+
+
+def prepare_transaction(network: Network, sender: str, *, to: str, data: bytes) -> Question[UnsignedTransaction]:
+    """A transaction with the sender's next nonce and today's fees; whether the sender can pay them is not asked."""
+    call = {"from": sender, "to": to, "data": "0x" + data.hex()}
     gas = int((yield RpcRequest("eth_estimateGas", (call,))), 16)
     price_wei = int((yield RpcRequest("eth_gasPrice", ())), 16)
     try:
         tip_wei = int((yield RpcRequest("eth_maxPriorityFeePerGas", ())), 16)
     except RpcError:  # not every node has the method; the gas price holds base fee and tip
         tip_wei = price_wei
-    unsigned = UnsignedTransaction(
+    return UnsignedTransaction(
         chain_id=network.chain_id,
         nonce=int((yield RpcRequest("eth_getTransactionCount", (sender, "pending"))), 16),
         max_priority_fee_wei=min(tip_wei, price_wei),
@@ -139,10 +148,6 @@ def _prepared(network: Network, sender: str, to: str, data: bytes, what: str) ->
         to=to,
         data=data,
     )
-    if balance_wei < unsigned.max_cost_wei:
-        needed, held = format_amount(unsigned.max_cost_wei), format_amount(balance_wei)
-        raise _no_gas(network, sender, what, f"it holds {held} and up to {needed} may be needed")
-    return unsigned
 
 
 def _no_gas(network: Network, sender: str, what: str, reason: str) -> InsufficientFunds:

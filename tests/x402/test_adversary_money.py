@@ -231,7 +231,7 @@ async def test_a_call_that_is_cancelled_before_it_signed_reserves_nothing(net, p
     task = asyncio.create_task(client.chat(PROMPT))
     for _ in range(500):
         await asyncio.sleep(0.01)
-        if payments._funded_atomic:
+        if payments.funds._known_atomic:
             break
     await asyncio.sleep(0.1)
     task.cancel()
@@ -529,7 +529,7 @@ def test_one_client_does_not_keep_the_loops_it_served(payments):
 
 def test_a_loop_that_ends_during_a_chain_read_leaves_no_noise(payments, caplog):
     release = threading.Event()
-    payments._read_funds = lambda terms: release.wait(5)
+    payments.funds._read = lambda terms, challenge: release.wait(5)
 
     async def go():
         client = async_client_for(payments)
