@@ -31,3 +31,9 @@ def test_the_graph_shows_tokens_and_receipts(capsys: pytest.CaptureFixture[str])
     assert "claude-sonnet-4-6 served" in shown
     assert "gemini-2.5-flash served" in shown
     assert "rain" in shown
+
+
+@pytest.mark.parametrize("example", ["langchain_agent.py", "langchain_graph.py"])
+def test_the_readme_shows_them_as_they_are(example: str):
+    _docstring, _, code = (HERE / example).read_text().partition('"""\n\n')
+    assert f"```python\n{code}```" in (HERE.parents[1] / "README.md").read_text()
