@@ -16,7 +16,7 @@ from sqlalchemy import Connection
 
 from opengradient_x402.authorizations import AuthorizationEntry, Budget, budget_exceeded
 from opengradient_x402.disputes import dispute_of
-from opengradient_x402.ledger_tables import authorizations, calls, pins
+from opengradient_x402.ledger_tables import authorizations, calls, lock, pins
 from opengradient_x402.receipts import ReceiptStatus, SettlementReceipt
 from opengradient_x402.shares import split_settlement
 
@@ -57,7 +57,7 @@ class Book:
         if previous is not None:
             reserved = max(reserved, previous.amount_atomic)
         if budget is not None:
-            self._lock(conn)
+            lock(conn)
             since = int(time.time()) - budget.window_s
             spent = self.spent(conn, entry.payer, entry.asset, entry.network, since, without=entry.id)
             if spent + reserved > budget.limit_atomic:
@@ -228,10 +228,6 @@ class Book:
             .one_or_none()
         )
         return None if row is None else _as_entry(row)
-
-    def _lock(self, conn: Connection) -> None:
-        if not self._is_sqlite:  # SQLite holds the write lock since BEGIN IMMEDIATE
-            conn.execute(sa.text("SELECT pg_advisory_xact_lock(402402)"))
 
 
 def _is_final(entry: AuthorizationEntry) -> bool:

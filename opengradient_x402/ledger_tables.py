@@ -94,9 +94,16 @@ def open_engine(url: str) -> Engine:
     return engine
 
 
+def lock(conn: Connection) -> None:
+    """Holds everybody else off until the transaction ends."""
+    if conn.dialect.name != "sqlite":  # SQLite has held the write lock since BEGIN IMMEDIATE
+        conn.execute(sa.text("SELECT pg_advisory_xact_lock(402402)"))
+
+
 def create(conn: Connection) -> None:
     """Makes the tables, and the columns of later versions, that are missing."""
     with conn.begin():
+        lock(conn)  # two processes may open a new database at once
         _metadata.create_all(conn)
         inspector = sa.inspect(conn)
         for table in _metadata.sorted_tables:

@@ -1,0 +1,25 @@
+"""Reserve what fits into a budget of one OPG, as one of several processes over one PostgreSQL ledger."""
+
+import json
+import sys
+import time
+
+from opengradient_x402.authorizations import AuthorizationEntry, Budget
+from opengradient_x402.errors import BudgetExceeded
+from opengradient_x402.ledger import Ledger
+
+task = json.load(sys.stdin)
+ledger = Ledger(task["url"])
+won = 0
+for number in range(task["first"], task["first"] + 30):
+    entry = AuthorizationEntry(
+        **task["entry"] | {"id": f"auth_{number}", "call_id": f"call_{number}", "signed_at": int(time.time())}
+    )
+    try:
+        ledger.authorize(entry, budget=Budget(limit_atomic=10**18)).result()
+        won += 1
+    except BudgetExceeded:
+        pass
+entries = len(ledger.authorizations().result())
+ledger.close()
+print(json.dumps({"won": won, "entries": entries}))
