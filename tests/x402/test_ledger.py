@@ -180,3 +180,14 @@ def test_the_ledger_file_is_readable_by_its_owner_only(ledger):
 
 def test_the_password_of_a_database_url_is_not_shown():
     assert "secret" not in repr(Ledger("postgresql://user:secret@host/db"))
+
+
+def test_many_ledgers_can_open_the_same_new_file_at_once(tmp_path):
+    for attempt in range(8):
+        books = [Ledger(tmp_path / f"{attempt}.sqlite") for _ in range(8)]
+        futures = [book.authorize(entry(number)) for number, book in enumerate(books)]
+        for future in futures:
+            future.result()
+        assert len(books[0].authorizations().result()) == 8
+        for book in books:
+            book.close()
