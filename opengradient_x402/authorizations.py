@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from opengradient_x402.errors import BudgetExceeded
 from opengradient_x402.money import format_amount
@@ -47,6 +48,23 @@ class Budget:
 
     limit_atomic: int
     window_s: int = 86_400
+
+
+def receipt_fields(entry: AuthorizationEntry) -> dict[str, Any]:
+    """What every receipt of a call says of the authorization that pays for it."""
+    return {
+        "network": entry.network,
+        "scheme": entry.scheme,
+        "asset": entry.asset,
+        "payer": entry.payer,
+        "payee": entry.payee,
+        "facilitator": entry.facilitator,
+        "authorization_id": entry.id,
+        "nonce": entry.nonce,
+        "deadline": entry.deadline,
+        "authorized_atomic": entry.amount_atomic,
+        "endpoint": entry.endpoint,
+    }
 
 
 def budget_exceeded(*, spent_atomic: int, entry: AuthorizationEntry, budget: Budget) -> BudgetExceeded:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from opengradient_x402.authorizations import receipt_fields
 from opengradient_x402.calls import Call
 from opengradient_x402.completions import Usage
 from opengradient_x402.money import parse_amount
@@ -42,17 +43,7 @@ def build_receipt(call: Call, *, outcome: str, error: str | None, answer: Answer
         created_at=call.created_at,
         outcome=outcome,
         error=error,
-        network=entry.network,
-        scheme=entry.scheme,
-        asset=entry.asset,
-        payer=entry.payer,
-        payee=entry.payee,
-        facilitator=entry.facilitator,
-        authorization_id=entry.id,
-        nonce=entry.nonce,
-        deadline=entry.deadline,
-        authorized_atomic=entry.amount_atomic,
-        endpoint=entry.endpoint,
+        **receipt_fields(entry),
         model=answer.model or call.model or entry.model,
         settlement_mode=call.settlement_mode or entry.settlement_mode,
         prompt_tokens=usage.prompt_tokens if usage else None,

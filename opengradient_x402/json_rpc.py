@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 from opengradient_x402 import wire_json
+from opengradient_x402.driving import drive, drive_async
 from opengradient_x402.errors import ChainUnavailable, ConfigurationError, RpcError
 
 if TYPE_CHECKING:
@@ -95,20 +96,13 @@ class ChainReader:
             return self._run(question, client)
 
     def _run(self, question: Question[T], client: httpx.Client) -> T:
-        conversation = self._node.conversation(question)
-        try:
-            effect = next(conversation)
-            while True:
-                if isinstance(effect, Pause):
-                    time.sleep(effect.seconds)
-                    effect = next(conversation)
-                else:
-                    effect = conversation.send(self._posted(client, effect))
-        except StopIteration as stop:
-            answer: T = stop.value
-            return answer
-        finally:
-            conversation.close()
+        def perform(effect: _Post | Pause) -> _Outcome:
+            if isinstance(effect, _Post):
+                return self._posted(client, effect)
+            time.sleep(effect.seconds)
+            return None
+
+        return drive(self._node.conversation(question), perform)
 
     def _connected(self) -> httpx.Client:
         import httpx
@@ -135,21 +129,15 @@ class AsyncChainReader:
         import anyio
         import httpx
 
-        conversation = self._node.conversation(question)
-        try:
-            async with httpx.AsyncClient(**self._node.client_options) as client:
-                effect = next(conversation)
-                while True:
-                    if isinstance(effect, Pause):
-                        await anyio.sleep(effect.seconds)
-                        effect = next(conversation)
-                    else:
-                        effect = conversation.send(await self._posted(client, effect))
-        except StopIteration as stop:
-            answer: T = stop.value
-            return answer
-        finally:
-            conversation.close()
+        async with httpx.AsyncClient(**self._node.client_options) as client:
+
+            async def perform(effect: _Post | Pause) -> _Outcome:
+                if isinstance(effect, _Post):
+                    return await self._posted(client, effect)
+                await anyio.sleep(effect.seconds)
+                return None
+
+            return await drive_async(self._node.conversation(question), perform)
 
     async def _posted(self, client: httpx.AsyncClient, post: _Post) -> _Reply | Exception:
         import httpx

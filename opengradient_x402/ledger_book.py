@@ -14,7 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from opengradient_x402.authorizations import AuthorizationEntry, Budget, budget_exceeded
+from opengradient_x402.authorizations import AuthorizationEntry, Budget, budget_exceeded, receipt_fields
 from opengradient_x402.disputes import dispute_of
 from opengradient_x402.ledger_tables import authorizations, calls, lock, pins
 from opengradient_x402.receipts import ReceiptStatus, SettlementReceipt
@@ -265,17 +265,7 @@ def _receipt_of(entry: AuthorizationEntry, *, status: ReceiptStatus) -> Settleme
         status=status,
         created_at=entry.signed_at,
         outcome="unknown",
-        network=entry.network,
-        scheme=entry.scheme,
-        asset=entry.asset,
-        payer=entry.payer,
-        payee=entry.payee,
-        facilitator=entry.facilitator,
-        authorization_id=entry.id,
-        nonce=entry.nonce,
-        deadline=entry.deadline,
-        authorized_atomic=entry.amount_atomic,
-        endpoint=entry.endpoint,
+        **receipt_fields(entry),
         model=entry.model,
         settlement_mode=entry.settlement_mode,
     )
