@@ -16,7 +16,8 @@ from dataclasses import replace
 from opengradient_x402.attestation import TeeProof, is_signed_by
 from opengradient_x402.authorizations import AuthorizationEntry
 from opengradient_x402.bundle_contents import Case, Contents, DataPlace
-from opengradient_x402.chain import (
+from opengradient_x402.chain.lookups import AskChain, Document, Lookup
+from opengradient_x402.chain.questions import (
     Question,
     Transaction,
     TransactionReceipt,
@@ -27,12 +28,13 @@ from opengradient_x402.chain import (
     receipt,
     transaction,
 )
+from opengradient_x402.chain.registry import RegisteredTee, registered_tee
+from opengradient_x402.chain.relay_events import batch_settlement, individual_settlement
 from opengradient_x402.data_evidence import DATA_SETTLED as _DATA
 from opengradient_x402.data_evidence import NOTHING_TO_SETTLE, batch_findings, individual_findings, private_finding
 from opengradient_x402.data_settlement import read_blob
 from opengradient_x402.errors import ChainUnavailable
 from opengradient_x402.findings import Finding, Standing, not_proven, proven, refuted
-from opengradient_x402.lookups import AskChain, Document, Lookup
 from opengradient_x402.networks import ChainContract, Network
 from opengradient_x402.receipt_checks import (
     ONCE,
@@ -49,8 +51,6 @@ from opengradient_x402.receipt_checks import (
     signature_finding,
 )
 from opengradient_x402.receipts import SettlementReceipt
-from opengradient_x402.registry import RegisteredTee, registered_tee
-from opengradient_x402.relay_events import batch_settlement, individual_settlement
 from opengradient_x402.settlement import SettlementMode
 from opengradient_x402.settlements import (
     SettlementFound,

@@ -10,10 +10,10 @@ import time
 from opengradient_x402.audit import audit
 from opengradient_x402.bundle import Bundle
 from opengradient_x402.bundle_contents import Contents, cases_of, describe, places_of
+from opengradient_x402.chain.lookups import Await, Lookup, alook_up, look_up
 from opengradient_x402.data_settlement import find_data_settlements
 from opengradient_x402.evidence import Evidence
 from opengradient_x402.ledger import Ledger
-from opengradient_x402.lookups import Await, Lookup, alook_up, look_up
 from opengradient_x402.networks import Network
 from opengradient_x402.receipts import SettlementReceipt
 from opengradient_x402.signer import Signer

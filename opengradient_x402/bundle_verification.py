@@ -14,10 +14,10 @@ from opengradient_x402.addresses import checksum_address
 from opengradient_x402.audit import audit
 from opengradient_x402.bundle import Bundle, origin_findings
 from opengradient_x402.bundle_contents import Contents, describe, network_of
+from opengradient_x402.chain.lookups import look_up
 from opengradient_x402.errors import ConfigurationError, InsecureEndpoint
 from opengradient_x402.evidence import Evidence
 from opengradient_x402.findings import Finding, Standing, overall, proven, refuted
-from opengradient_x402.lookups import look_up
 from opengradient_x402.networks import PRESETS, Network, is_loopback
 from opengradient_x402.policy import SpendPolicy
 

@@ -13,8 +13,15 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from opengradient_x402.attestation import TeeProof
-from opengradient_x402.chain import Log, Question, block, block_before, logs
-from opengradient_x402.chain import receipt as transaction_receipt
+from opengradient_x402.chain.lookups import AskChain, Document, Download, Lookup, alook_up, look_up
+from opengradient_x402.chain.questions import Log, Question, block, block_before, logs
+from opengradient_x402.chain.questions import receipt as transaction_receipt
+from opengradient_x402.chain.relay_events import (
+    BATCH_SETTLEMENT,
+    INDIVIDUAL_SETTLEMENT,
+    batch_settlement,
+    individual_settlement,
+)
 from opengradient_x402.data_evidence import (
     DATA_SETTLED,
     DataSettlement,
@@ -27,16 +34,9 @@ from opengradient_x402.data_evidence import (
 )
 from opengradient_x402.errors import RpcError
 from opengradient_x402.findings import not_proven, refuted
-from opengradient_x402.lookups import AskChain, Document, Download, Lookup, alook_up, look_up
 from opengradient_x402.merkle import leaf_hash
 from opengradient_x402.networks import ChainContract, Network
 from opengradient_x402.receipts import SettlementReceipt
-from opengradient_x402.relay_events import (
-    BATCH_SETTLEMENT,
-    INDIVIDUAL_SETTLEMENT,
-    batch_settlement,
-    individual_settlement,
-)
 from opengradient_x402.settlement import SettlementMode
 from opengradient_x402.settlements import address_topic
 

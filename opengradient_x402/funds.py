@@ -62,7 +62,7 @@ class Funds:
         allowed = self._policy.sponsored_approval_atomic(self._network.asset)
         if allowed is None or allowed < terms.amount_atomic:
             return None
-        from opengradient_x402.json_rpc import ChainReader
+        from opengradient_x402.chain.node import ChainReader
         from opengradient_x402.sponsored_approval import is_offered, signed_approval
 
         if not is_offered(challenge):

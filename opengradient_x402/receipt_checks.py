@@ -10,9 +10,9 @@ from typing import Final
 
 from opengradient_x402.authorizations import AuthorizationEntry
 from opengradient_x402.bundle_contents import Case
-from opengradient_x402.chain import Transaction
+from opengradient_x402.chain.eip712 import exact_permit_digest, transfer_authorization_digest, upto_permit_digest
+from opengradient_x402.chain.questions import Transaction
 from opengradient_x402.disputes import dispute_of
-from opengradient_x402.eip712 import exact_permit_digest, transfer_authorization_digest, upto_permit_digest
 from opengradient_x402.findings import Finding, not_proven, proven, refuted
 from opengradient_x402.money import format_amount
 from opengradient_x402.networks import Network

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Final, assert_never
 
-from opengradient_x402.chain import (
+from opengradient_x402.chain.questions import (
     Block,
     Log,
     Question,

@@ -18,6 +18,8 @@ from urllib.parse import urlsplit
 
 from opengradient_x402.admission import admit
 from opengradient_x402.background import in_thread
+from opengradient_x402.chain.node import ChainReader
+from opengradient_x402.chain.registry import RegisteredTee, active_tees
 from opengradient_x402.endpoints import Endpoint
 from opengradient_x402.errors import (
     ChainUnavailable,
@@ -26,10 +28,8 @@ from opengradient_x402.errors import (
     InsecureEndpoint,
     NotPaid,
 )
-from opengradient_x402.json_rpc import ChainReader
 from opengradient_x402.networks import ChainContract, Network, is_loopback
 from opengradient_x402.policy import SpendPolicy
-from opengradient_x402.registry import RegisteredTee, active_tees
 from opengradient_x402.steps import Steps, Wait
 
 _log = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from opengradient_x402.addresses import address_word, checksum_address
-from opengradient_x402.chain import Log, Transaction, TransactionReceipt
+from opengradient_x402.chain.questions import Log, Transaction, TransactionReceipt
 
 if TYPE_CHECKING:
     from opengradient_x402.networks import Network

@@ -18,8 +18,8 @@ from typing import Any, Final, NoReturn, Protocol, assert_never
 from pydantic import SecretStr
 
 from opengradient_x402.addresses import checksum_address
+from opengradient_x402.chain.eip712 import exact_permit_digest, transfer_authorization_digest, upto_permit_digest
 from opengradient_x402.challenge import PaymentTerms
-from opengradient_x402.eip712 import exact_permit_digest, transfer_authorization_digest, upto_permit_digest
 from opengradient_x402.errors import InvalidPrivateKey, PolicyRefused
 from opengradient_x402.keccak import keccak256
 from opengradient_x402.networks import Network

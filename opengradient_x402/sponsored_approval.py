@@ -10,11 +10,11 @@ from __future__ import annotations
 from typing import Any, Final
 
 from opengradient_x402.addresses import address_word
+from opengradient_x402.chain.node import Question
+from opengradient_x402.chain.transactions import prepare_transaction, sign_transaction
 from opengradient_x402.challenge import Challenge
-from opengradient_x402.json_rpc import Question
 from opengradient_x402.networks import Network
 from opengradient_x402.signer import Signer
-from opengradient_x402.transactions import prepare_transaction, sign_transaction
 
 EXTENSION: Final = "erc20ApprovalGasSponsoring"
 _VERSION: Final = "1"

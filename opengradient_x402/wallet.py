@@ -12,7 +12,8 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Final, Literal
 
 from opengradient_x402.addresses import address_word
-from opengradient_x402.chain import (
+from opengradient_x402.chain.eip712 import cancel_authorization_digest
+from opengradient_x402.chain.questions import (
     AsyncChainReader,
     ChainReader,
     Question,
@@ -22,7 +23,7 @@ from opengradient_x402.chain import (
     native_balance,
     nonce_used,
 )
-from opengradient_x402.eip712 import cancel_authorization_digest
+from opengradient_x402.chain.transactions import send_transaction
 from opengradient_x402.errors import (
     AllowanceMissing,
     ConfigurationError,
@@ -31,7 +32,6 @@ from opengradient_x402.errors import (
 from opengradient_x402.money import MAX_UINT256, parse_amount
 from opengradient_x402.networks import Network
 from opengradient_x402.signer import Signer
-from opengradient_x402.transactions import send_transaction
 
 if TYPE_CHECKING:
     from opengradient_x402.challenge import PaymentTerms

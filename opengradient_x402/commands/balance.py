@@ -16,7 +16,7 @@ def balance(
     as_json: JsonOption = False,
 ) -> None:
     """Show tokens, gas, allowance, and what today's payments have spent or reserved."""
-    from opengradient_x402.chain import ChainReader, allowance, balance_of, native_balance
+    from opengradient_x402.chain.questions import ChainReader, allowance, balance_of, native_balance
     from opengradient_x402.commands.options import signer_of_environment
     from opengradient_x402.commands.output import print_json, print_pairs
     from opengradient_x402.money import format_amount

@@ -16,7 +16,7 @@ import typer
 from opengradient_x402.commands.options import GatewayOption, JsonOption, LedgerOption, NetworkOption
 
 if TYPE_CHECKING:
-    from opengradient_x402.chain import ChainReader
+    from opengradient_x402.chain.questions import ChainReader
     from opengradient_x402.challenge import PaymentTerms
     from opengradient_x402.networks import Network
 
@@ -88,7 +88,7 @@ class _Examination:
         return _ok("key", f"wallet {self._address}")
 
     def _chain(self) -> Diagnosis:
-        from opengradient_x402.chain import block
+        from opengradient_x402.chain.questions import block
         from opengradient_x402.commands.options import network_of
 
         self._network = network_of(self._network_choice)
@@ -132,7 +132,7 @@ class _Examination:
     def _clock(self) -> Diagnosis:
         from email.utils import parsedate_to_datetime
 
-        from opengradient_x402.chain import chain_time
+        from opengradient_x402.chain.questions import chain_time
 
         now_s = int(time.time())
         try:
@@ -150,7 +150,7 @@ class _Examination:
         return _ok("clock", f"within {max(abs(skew_s), 1)} s of {whose}")
 
     def _gas(self) -> Diagnosis:
-        from opengradient_x402.chain import native_balance
+        from opengradient_x402.chain.questions import native_balance
         from opengradient_x402.money import format_amount
 
         network, address = self._known_network(), self._known_address()
@@ -165,7 +165,7 @@ class _Examination:
         return _ok("gas", f"{format_amount(wei)} ETH")
 
     def _tokens(self) -> Diagnosis:
-        from opengradient_x402.chain import balance_of
+        from opengradient_x402.chain.questions import balance_of
 
         network, address = self._known_network(), self._known_address()
         held, needed = self._reader(network).ask(balance_of(network.asset.address, address)), self._needed()
@@ -177,7 +177,7 @@ class _Examination:
         return _ok("tokens", found)
 
     def _allowance(self) -> Diagnosis:
-        from opengradient_x402.chain import allowance
+        from opengradient_x402.chain.questions import allowance
         from opengradient_x402.money import MAX_UINT256
 
         network, address = self._known_network(), self._known_address()
@@ -198,8 +198,8 @@ class _Examination:
         return _ok("allowance", f"payments may take {network.asset.format(allowed)}")
 
     def _registry(self) -> Diagnosis:
-        from opengradient_x402.chain import ChainReader
-        from opengradient_x402.registry import active_tees
+        from opengradient_x402.chain.questions import ChainReader
+        from opengradient_x402.chain.registry import active_tees
 
         registry = self._known_network().registry
         if registry is None:
@@ -244,7 +244,7 @@ class _Examination:
 
     @staticmethod
     def _reader(network: Network) -> ChainReader:
-        from opengradient_x402.chain import ChainReader
+        from opengradient_x402.chain.questions import ChainReader
 
         return ChainReader(network.rpc_url, network.chain_id)
 

@@ -9,7 +9,7 @@ import typer
 from opengradient_x402.commands.options import GatewayOption, JsonOption, NetworkOption, network_of
 
 if TYPE_CHECKING:
-    from opengradient_x402.lookups import Document, Download, Lookup
+    from opengradient_x402.chain.lookups import Document, Download, Lookup
     from opengradient_x402.models import ModelInfo
 
 _ABILITIES = ("tools", "json_schema", "reasoning", "images", "pdf", "audio", "image_output")
@@ -67,9 +67,9 @@ def _row(info: ModelInfo) -> dict[str, Any]:
 
 def _served(network: str | None, gateway: str | None) -> tuple[list[dict[str, Any]], str]:
     """A gateway's own list. Raises GatewayUnreachable when it has none."""
+    from opengradient_x402.chain.lookups import Download, look_up
     from opengradient_x402.commands.options import gateway_of
     from opengradient_x402.errors import GatewayUnreachable
-    from opengradient_x402.lookups import Download, look_up
     from opengradient_x402.policy import SpendPolicy
 
     chosen = network_of(network)

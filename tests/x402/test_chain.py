@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opengradient_devnet import Devnet
-from opengradient_x402.chain import (
+from opengradient_x402.chain.questions import (
     AsyncChainReader,
     Block,
     ChainReader,
@@ -21,9 +21,9 @@ from opengradient_x402.chain import (
     receipt,
     transaction,
 )
+from opengradient_x402.chain.transactions import UnsignedTransaction, rlp_encode, sign_transaction
 from opengradient_x402.errors import ChainUnavailable, ConfigurationError, RpcError
 from opengradient_x402.signer import LocalSigner
-from opengradient_x402.transactions import UnsignedTransaction, rlp_encode, sign_transaction
 from support.node import serving
 
 ANYONE = "0x" + "12" * 20

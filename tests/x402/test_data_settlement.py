@@ -10,7 +10,7 @@ from starlette.routing import Route
 
 from opengradient_devnet import Devnet
 from opengradient_devnet.faults import ForgeProof, WrongTransaction
-from opengradient_x402 import lookups
+from opengradient_x402.chain import lookups
 from opengradient_x402.data_settlement import DataSettlements
 from opengradient_x402.findings import Standing
 from opengradient_x402.merkle import root_from_proof

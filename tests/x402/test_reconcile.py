@@ -8,8 +8,8 @@ import pytest
 
 from opengradient_devnet import Account, Devnet
 from opengradient_devnet.contracts import PERMIT2, contract
-from opengradient_x402.chain import ChainReader
-from opengradient_x402.json_rpc import AsyncChainReader
+from opengradient_x402.chain.node import AsyncChainReader
+from opengradient_x402.chain.questions import ChainReader
 from opengradient_x402.reconcile import (
     Cancelled,
     NotSettled,

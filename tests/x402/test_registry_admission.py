@@ -8,11 +8,11 @@ import pytest
 
 from opengradient_devnet.certificates import make_certificate
 from opengradient_x402.admission import admit
+from opengradient_x402.chain.registry import RegisteredTee
 from opengradient_x402.endpoints import Endpoint
 from opengradient_x402.errors import ConfigurationError, InsecureEndpoint
 from opengradient_x402.networks import PRESETS
 from opengradient_x402.policy import SpendPolicy
-from opengradient_x402.registry import RegisteredTee
 
 BASE = PRESETS["base"]
 LOCAL = replace(BASE, gateway_url="http://127.0.0.1:4020", name="devnet")

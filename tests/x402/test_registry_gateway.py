@@ -12,7 +12,8 @@ from blockbuster import blockbuster_ctx
 
 from opengradient_devnet import Devnet, faults
 from opengradient_devnet.certificates import make_certificate
-from opengradient_x402.chain import ChainReader
+from opengradient_x402.chain.questions import ChainReader
+from opengradient_x402.chain.registry import active_tees
 from opengradient_x402.endpoints import StaticGateway
 from opengradient_x402.errors import (
     ChainUnavailable,
@@ -26,7 +27,6 @@ from opengradient_x402.errors import (
 )
 from opengradient_x402.payments import Payments
 from opengradient_x402.policy import SpendPolicy
-from opengradient_x402.registry import active_tees
 from opengradient_x402.registry_gateway import RegistryGateway
 from support.enclaves import PAYEE, dead_url, impostor, registry
 from support.payers import PROMPT, async_client_for, client_for, network_of, settled_receipts

@@ -8,7 +8,7 @@ from opengradient_devnet import Account, Devnet
 from opengradient_devnet.accounts import new_account
 from opengradient_devnet.chain import RpcError as ChainRefused
 from opengradient_devnet.contracts import OPG, PERMIT2, contract
-from opengradient_x402.chain import ChainReader
+from opengradient_x402.chain.questions import ChainReader
 from opengradient_x402.errors import (
     AllowanceMissing,
     ChainUnavailable,

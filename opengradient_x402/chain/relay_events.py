@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from opengradient_x402.addresses import checksum_address
-from opengradient_x402.chain import Log
+from opengradient_x402.chain.questions import Log
 
 BATCH_SETTLEMENT: Final = "0xc2aff8d8a10a4543baabf39bd9ff45e7fc3881d19098df350a3b7f339e911127"
 """keccak256("BatchSettlement(bytes32,uint256,bytes)")."""

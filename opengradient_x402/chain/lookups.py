@@ -14,8 +14,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar, assert_never
 
+from opengradient_x402.chain.node import AsyncChainReader, ChainReader, Question
 from opengradient_x402.driving import drive, drive_async
-from opengradient_x402.json_rpc import AsyncChainReader, ChainReader, Question
 
 if TYPE_CHECKING:
     import httpx

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from opengradient_x402.addresses import address_word
+from opengradient_x402.chain.node import AsyncChainReader, ChainReader, Pause, Question, RpcRequest
 from opengradient_x402.errors import RpcError
-from opengradient_x402.json_rpc import AsyncChainReader, ChainReader, Pause, Question, RpcRequest
 
 __all__ = [
     "AsyncChainReader",

@@ -10,10 +10,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from opengradient_x402.addresses import checksum_address
-from opengradient_x402.errors import RpcError
-from opengradient_x402.json_rpc import Question, RpcRequest
-from opengradient_x402.keccak import keccak256
-from opengradient_x402.tee_abi import (
+from opengradient_x402.chain.node import Question, RpcRequest
+from opengradient_x402.chain.tee_abi import (
     GET_ACTIVE_TEES,
     GET_TEE,
     TeeFields,
@@ -21,6 +19,8 @@ from opengradient_x402.tee_abi import (
     decode_tees,
     hex_bytes,
 )
+from opengradient_x402.errors import RpcError
+from opengradient_x402.keccak import keccak256
 
 LLM_PROXY: Final = 0
 """The type of enclaves that serve language models (design/wire.md, "Registry")."""

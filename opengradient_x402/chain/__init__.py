@@ -1,0 +1,1 @@
+"""Questions to a chain's node, and its answers as values."""
