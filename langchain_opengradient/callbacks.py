@@ -32,8 +32,8 @@ from langchain_core.tracers.context import register_configure_hook
 
 from langchain_opengradient.blocks import PROVIDER
 from langchain_opengradient.conversions import RECEIPT_KEY, is_from_cache
+from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.money import format_amount
-from opengradient_x402.receipts import SettlementReceipt
 
 _log = logging.getLogger(__name__)
 

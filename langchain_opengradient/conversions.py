@@ -19,7 +19,7 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 
 from langchain_opengradient.blocks import PROVIDER
 from opengradient_x402.completions import Completion, Delta, Usage
-from opengradient_x402.receipts import SettlementReceipt
+from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.tool_calls import ToolCall, ToolCallDelta
 
 RECEIPT_KEY: Final = "opengradient"

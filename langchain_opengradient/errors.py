@@ -25,7 +25,7 @@ from langchain_core import exceptions as core
 from langchain_core.exceptions import LangChainException, OutputParserException
 
 from opengradient_x402.errors import NotPaid, OpenGradientError
-from opengradient_x402.receipts import SettlementReceipt
+from opengradient_x402.ledger.receipts import SettlementReceipt
 
 _CORE_NAME_BY_KIND: Final = {
     "authentication": "ModelAuthenticationError",

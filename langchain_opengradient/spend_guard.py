@@ -16,8 +16,8 @@ from langchain_opengradient.blocks import PROVIDER
 from langchain_opengradient.callbacks import SettlementCallbackHandler
 from langchain_opengradient.errors import as_model_error
 from opengradient_x402.errors import BudgetExceeded
+from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.money import format_amount, parse_amount
-from opengradient_x402.receipts import SettlementReceipt
 
 
 class SpendGuard(SettlementCallbackHandler):

@@ -26,7 +26,7 @@ from typing_extensions import is_typeddict
 
 from langchain_opengradient.conversions import RECEIPT_KEY
 from langchain_opengradient.errors import ModelRefusal
-from opengradient_x402.receipts import SettlementReceipt
+from opengradient_x402.ledger.receipts import SettlementReceipt
 
 Schema = dict[str, Any] | type
 Method = Literal["json_schema", "function_calling", "json_mode"]

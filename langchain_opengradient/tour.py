@@ -22,11 +22,11 @@ from rich.table import Table
 from langchain_opengradient.callbacks import SettlementCallbackHandler, get_settlement_callback
 from langchain_opengradient.chat_models import ChatOpenGradient
 from opengradient_x402.devnet_process import DevnetProcess
-from opengradient_x402.ledger import Ledger
+from opengradient_x402.ledger.ledger import Ledger
+from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.money import format_amount
 from opengradient_x402.networks import load_network
 from opengradient_x402.payments import Payments
-from opengradient_x402.receipts import SettlementReceipt
 from opengradient_x402.reconciler import Reconciler
 from opengradient_x402.settlement import SettlementMode
 from opengradient_x402.wallet import Wallet

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from llama_index_opengradient.events import ReceiptEvent, SettlementEvent, SettlementUpdateEvent
     from llama_index_opengradient.handlers import SettlementCallbackHandler, SettlementLedgerHandler
     from llama_index_opengradient.llm import OpenGradient
+    from opengradient_x402.ledger.receipts import SettlementReceipt
     from opengradient_x402.policy import SpendPolicy
-    from opengradient_x402.receipts import SettlementReceipt
     from opengradient_x402.settlement import SettlementMode
 
 __all__ = [
@@ -36,7 +36,7 @@ _HOMES = {
     "SettlementEvent": "llama_index_opengradient.events",
     "SettlementLedgerHandler": "llama_index_opengradient.handlers",
     "SettlementMode": "opengradient_x402.settlement",
-    "SettlementReceipt": "opengradient_x402.receipts",
+    "SettlementReceipt": "opengradient_x402.ledger.receipts",
     "SettlementUpdateEvent": "llama_index_opengradient.events",
     "SpendPolicy": "opengradient_x402.policy",
 }

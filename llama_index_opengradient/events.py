@@ -19,7 +19,7 @@ from typing import Any, Final
 from llama_index_instrumentation import get_dispatcher
 from llama_index_instrumentation.base import BaseEvent
 
-from opengradient_x402.receipts import SettlementReceipt
+from opengradient_x402.ledger.receipts import SettlementReceipt
 
 _logger = logging.getLogger(__name__)
 

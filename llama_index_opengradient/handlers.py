@@ -3,7 +3,7 @@
 `SettlementLedgerHandler` listens to the event dispatcher and sorts receipts by run; it is the one to use.
 `SettlementCallbackHandler` does the same for code that still works with the legacy `CallbackManager`.
 
-Both are views for programs: the ledger (`opengradient_x402.ledger`) is the durable record, and the chain is
+Both are views for programs: the ledger (`opengradient_x402.ledger.ledger`) is the durable record, and the chain is
 the truth. Neither raises into the call that it hears of.
 """
 
@@ -22,7 +22,7 @@ from llama_index_instrumentation.base import BaseEvent
 from llama_index_instrumentation.event_handlers import BaseEventHandler
 
 from llama_index_opengradient.events import ReceiptEvent
-from opengradient_x402.receipts import SettlementReceipt
+from opengradient_x402.ledger.receipts import SettlementReceipt
 
 
 class _Receipts:

@@ -25,7 +25,7 @@ from pydantic import BaseModel, SecretStr
 
 from opengradient_x402.attestation import VerifyTee
 from opengradient_x402.connections import Connections, Route, Spender
-from opengradient_x402.ledger import Ledger
+from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.models import find_model
 from opengradient_x402.networks import Network
 from opengradient_x402.policy import SpendPolicy

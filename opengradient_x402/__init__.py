@@ -22,12 +22,12 @@ if TYPE_CHECKING:
         PaymentOutcomeUnknown,
     )
     from opengradient_x402.gateway import AsyncGatewayClient, GatewayClient
-    from opengradient_x402.ledger import Ledger
+    from opengradient_x402.ledger.ledger import Ledger
+    from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt
     from opengradient_x402.models import TEE_LLM
     from opengradient_x402.networks import Network, load_network
     from opengradient_x402.payments import Payments
     from opengradient_x402.policy import SpendPolicy
-    from opengradient_x402.receipts import ReceiptStatus, SettlementReceipt
     from opengradient_x402.reconciler import Reconciler
     from opengradient_x402.registry_gateway import RegistryGateway
     from opengradient_x402.settlement import SettlementMode
@@ -44,7 +44,7 @@ _HOMES = {
     "DataSettlements": "data_settlement",
     "Delta": "completions",
     "GatewayClient": "gateway",
-    "Ledger": "ledger",
+    "Ledger": "ledger.ledger",
     "LocalSigner": "signer",
     "Network": "networks",
     "NotPaid": "errors",
@@ -52,11 +52,11 @@ _HOMES = {
     "PaidButFailed": "errors",
     "PaymentOutcomeUnknown": "errors",
     "Payments": "payments",
-    "ReceiptStatus": "receipts",
+    "ReceiptStatus": "ledger.receipts",
     "Reconciler": "reconciler",
     "RegistryGateway": "registry_gateway",
     "SettlementMode": "settlement",
-    "SettlementReceipt": "receipts",
+    "SettlementReceipt": "ledger.receipts",
     "Signer": "signer",
     "SpendPolicy": "policy",
     "StaticGateway": "endpoints",

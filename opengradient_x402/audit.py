@@ -14,7 +14,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from opengradient_x402.attestation import TeeProof, is_signed_by
-from opengradient_x402.authorizations import AuthorizationEntry
 from opengradient_x402.bundle_contents import Case, Contents, DataPlace
 from opengradient_x402.chain.lookups import AskChain, Document, Lookup
 from opengradient_x402.chain.questions import (
@@ -35,6 +34,8 @@ from opengradient_x402.data_evidence import NOTHING_TO_SETTLE, batch_findings, i
 from opengradient_x402.data_settlement import read_blob
 from opengradient_x402.errors import ChainUnavailable
 from opengradient_x402.findings import Finding, Standing, not_proven, proven, refuted
+from opengradient_x402.ledger.authorizations import AuthorizationEntry
+from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.networks import ChainContract, Network
 from opengradient_x402.receipt_checks import (
     ONCE,
@@ -50,7 +51,6 @@ from opengradient_x402.receipt_checks import (
     share_findings,
     signature_finding,
 )
-from opengradient_x402.receipts import SettlementReceipt
 from opengradient_x402.settlement import SettlementMode
 from opengradient_x402.settlements import (
     SettlementFound,

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Self
 
 from opengradient_x402.errors import OpenGradientError
-from opengradient_x402.receipts import SettlementReceipt
+from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.reconciler import Reconciler
 
 _log = logging.getLogger(__name__)

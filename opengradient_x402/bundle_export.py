@@ -13,9 +13,9 @@ from opengradient_x402.bundle_contents import Contents, cases_of, describe, plac
 from opengradient_x402.chain.lookups import Await, Lookup, alook_up, look_up
 from opengradient_x402.data_settlement import find_data_settlements
 from opengradient_x402.evidence import Evidence
-from opengradient_x402.ledger import Ledger
+from opengradient_x402.ledger.ledger import Ledger
+from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.networks import Network
-from opengradient_x402.receipts import SettlementReceipt
 from opengradient_x402.signer import Signer
 
 

@@ -17,8 +17,8 @@ from typing import Any
 
 import httpx
 
-from opengradient_x402.authorizations import AuthorizationEntry
-from opengradient_x402.receipts import SettlementReceipt
+from opengradient_x402.ledger.authorizations import AuthorizationEntry
+from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.sessions import PaidSession
 from opengradient_x402.signer import Authorization
 

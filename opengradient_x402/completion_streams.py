@@ -17,7 +17,7 @@ import httpx
 
 from opengradient_x402.completions import Completion, Delta
 from opengradient_x402.exchange import Exchange
-from opengradient_x402.receipts import SettlementReceipt
+from opengradient_x402.ledger.receipts import SettlementReceipt
 
 
 class CompletionStream(Iterator[Delta]):

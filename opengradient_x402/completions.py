@@ -15,7 +15,7 @@ from opengradient_x402.stop_sequences import StopCutter
 from opengradient_x402.tool_calls import ToolCall, ToolCallAssembly, ToolCallDelta
 
 if TYPE_CHECKING:
-    from opengradient_x402.receipts import SettlementReceipt
+    from opengradient_x402.ledger.receipts import SettlementReceipt
 
 _MAX_TOKENS = 10**12
 """No call has so many tokens: a larger count is no count (and JSON may say Infinity)."""

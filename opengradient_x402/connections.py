@@ -23,7 +23,7 @@ from opengradient_x402.settings import Settings
 
 if TYPE_CHECKING:
     from opengradient_x402.gateway import AsyncGatewayClient, GatewayClient
-    from opengradient_x402.ledger import Ledger
+    from opengradient_x402.ledger.ledger import Ledger
     from opengradient_x402.networks import Network
     from opengradient_x402.payments import Payments
     from opengradient_x402.policy import SpendPolicy

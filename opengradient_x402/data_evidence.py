@@ -16,8 +16,8 @@ from opengradient_x402.chain.lookups import Document
 from opengradient_x402.chain.questions import Log
 from opengradient_x402.chain.relay_events import BatchSettlement, IndividualSettlement
 from opengradient_x402.findings import Finding, Standing, not_proven, overall, proven, refuted
+from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.merkle import MerkleTree, leaf_hash, root_from_proof
-from opengradient_x402.receipts import SettlementReceipt
 from opengradient_x402.settlement import SettlementMode
 
 DATA_SETTLED: Final = "the call's data were settled on chain"

@@ -34,9 +34,9 @@ from opengradient_x402.data_evidence import (
 )
 from opengradient_x402.errors import RpcError
 from opengradient_x402.findings import not_proven, refuted
+from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.merkle import leaf_hash
 from opengradient_x402.networks import ChainContract, Network
-from opengradient_x402.receipts import SettlementReceipt
 from opengradient_x402.settlement import SettlementMode
 from opengradient_x402.settlements import address_topic
 

@@ -35,7 +35,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from opengradient_x402.receipts import SettlementReceipt
+    from opengradient_x402.ledger.receipts import SettlementReceipt
 
 ErrorKind = Literal[
     "authentication",

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import httpx
 
 from opengradient_x402.errors import NotPaid, PolicyRefused
-from opengradient_x402.ledger import Ledger
+from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.models import quoted_price
 from opengradient_x402.networks import Network
 from opengradient_x402.policy import SpendPolicy

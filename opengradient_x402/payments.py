@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 import httpx
 from pydantic import SecretStr
 
-from opengradient_x402.authorizations import AuthorizationEntry, Budget
 from opengradient_x402.background import in_thread
 from opengradient_x402.call_receipts import Answer, build_receipt
 from opengradient_x402.calls import Call, SignedPayment
@@ -33,11 +32,12 @@ from opengradient_x402.errors import (
 )
 from opengradient_x402.funds import Funds
 from opengradient_x402.known_gateways import KnownGateways, origin_of
-from opengradient_x402.ledger import Ledger
+from opengradient_x402.ledger.authorizations import AuthorizationEntry, Budget
+from opengradient_x402.ledger.ledger import Ledger
+from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.models import find_model, usd_to_atomic
 from opengradient_x402.networks import Network, load_network
 from opengradient_x402.policy import SpendPolicy
-from opengradient_x402.receipts import SettlementReceipt
 from opengradient_x402.sessions import PaidSession, SessionKey, SessionPool
 from opengradient_x402.signer import LocalSigner, Signer, authorize, payment_header
 

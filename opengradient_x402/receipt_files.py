@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import fields
 
-from opengradient_x402.receipts import SettlementReceipt
+from opengradient_x402.ledger.receipts import SettlementReceipt
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 

@@ -15,7 +15,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from opengradient_x402.authorizations import AuthorizationEntry
+from opengradient_x402.ledger.authorizations import AuthorizationEntry
 
 IDLE_SHARE = 0.75
 """A session is used until this share of the gateway's idle time-out has passed without a call."""

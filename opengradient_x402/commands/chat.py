@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from opengradient_x402.attestation import VerifyTee
     from opengradient_x402.completions import Completion
     from opengradient_x402.gateway import GatewayClient
-    from opengradient_x402.receipts import SettlementReceipt
+    from opengradient_x402.ledger.receipts import SettlementReceipt
 
 
 def chat(

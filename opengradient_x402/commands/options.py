@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from opengradient_x402.ledger import Ledger
+    from opengradient_x402.ledger.ledger import Ledger
     from opengradient_x402.networks import Network
     from opengradient_x402.payments import Payments
     from opengradient_x402.signer import LocalSigner
@@ -53,7 +53,7 @@ def signer_of_environment() -> LocalSigner:
 @contextmanager
 def opened_ledger(choice: str | None) -> Iterator[Ledger]:
     """The ledger that was named, or the environment's; closed at the end."""
-    from opengradient_x402.ledger import Ledger
+    from opengradient_x402.ledger.ledger import Ledger
     from opengradient_x402.settings import Settings
 
     ledger = Ledger(choice if choice is not None else Settings.load().ledger_url)

@@ -11,8 +11,8 @@ from opengradient_x402.commands.options import JsonOption, LedgerOption, Network
 from opengradient_x402.commands.since import parse_since
 
 if TYPE_CHECKING:
-    from opengradient_x402.ledger import Ledger
-    from opengradient_x402.receipts import ReceiptStatus, SettlementReceipt
+    from opengradient_x402.ledger.ledger import Ledger
+    from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt
     from opengradient_x402.reconciler import Reconciler
 
 SinceOption = Annotated[
@@ -211,7 +211,7 @@ def _read(path: Path) -> bytes:
 
 
 def _status(name: str) -> ReceiptStatus:
-    from opengradient_x402.receipts import ReceiptStatus
+    from opengradient_x402.ledger.receipts import ReceiptStatus
 
     try:
         return ReceiptStatus(name.lower())

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from opengradient_x402.ledger import Ledger
+from opengradient_x402.ledger.ledger import Ledger
 
 COMMAND = [sys.executable, "-c", "from opengradient_x402.cli import main; main()", "demo"]
 

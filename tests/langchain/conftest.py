@@ -12,11 +12,11 @@ from langchain_core.language_models import BaseChatModel
 
 from langchain_opengradient import ChatOpenGradient
 from opengradient_devnet import Devnet
-from opengradient_x402.ledger import Ledger
+from opengradient_x402.ledger.ledger import Ledger
+from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.networks import load_network
 from opengradient_x402.payments import Payments
 from opengradient_x402.policy import SpendPolicy
-from opengradient_x402.receipts import SettlementReceipt
 from opengradient_x402.reconciler import Reconciler
 from opengradient_x402.signer import LocalSigner
 

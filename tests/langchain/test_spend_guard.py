@@ -8,7 +8,7 @@ from langchain_core.runnables import RunnableParallel
 from langchain_opengradient import SpendGuard
 from langchain_opengradient.callbacks import spent_at_most_atomic
 from opengradient_x402.errors import BudgetExceeded, NotPaid
-from opengradient_x402.receipts import ReceiptStatus, SettlementReceipt
+from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt
 
 from .conftest import Payer
 from .surfaces import agent

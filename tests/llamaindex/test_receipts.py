@@ -37,9 +37,9 @@ from opengradient_x402.errors import (
     PolicyRefused,
     StreamInterrupted,
 )
-from opengradient_x402.ledger import Ledger
+from opengradient_x402.ledger.ledger import Ledger
+from opengradient_x402.ledger.receipts import ReceiptStatus, total_settled
 from opengradient_x402.policy import SpendPolicy
-from opengradient_x402.receipts import ReceiptStatus, total_settled
 from support.payers import opg_balance, payments_for, settled_receipts
 
 pytestmark = [

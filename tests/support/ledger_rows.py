@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from opengradient_x402.authorizations import AuthorizationEntry
-from opengradient_x402.receipts import ReceiptStatus, SettlementReceipt
+from opengradient_x402.ledger.authorizations import AuthorizationEntry
+from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt
 
 OPG = 10**18
 NOW = 2_000_000_000

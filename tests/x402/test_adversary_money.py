@@ -25,7 +25,7 @@ from opengradient_x402.errors import (
     ResponseInvalid,
     StreamInterrupted,
 )
-from opengradient_x402.ledger import Ledger
+from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.sessions import SessionKey, SessionPool, Ticket
 from opengradient_x402.sse import EventDecoder
 from opengradient_x402.transport import AsyncX402Transport, X402Transport

@@ -15,7 +15,7 @@ from opengradient_x402.bundle_export import aexport_bundle, export_bundle
 from opengradient_x402.bundle_verification import verify_bundle
 from opengradient_x402.errors import ConfigurationError
 from opengradient_x402.findings import Standing
-from opengradient_x402.receipts import ReceiptStatus
+from opengradient_x402.ledger.receipts import ReceiptStatus
 from opengradient_x402.signatures import recover_address, text_digest
 from opengradient_x402.signer import LocalSigner
 from support.node import serving

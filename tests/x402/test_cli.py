@@ -19,7 +19,7 @@ from opengradient_devnet import Devnet
 from opengradient_devnet.faults import AlterTerms, ErrorEvent, SettleAtCap
 from opengradient_x402.cli import build_app
 from opengradient_x402.commands.since import parse_since
-from opengradient_x402.ledger import Ledger
+from opengradient_x402.ledger.ledger import Ledger
 from support.payers import PROMPT, client_for, payments_for
 
 COMMAND = [sys.executable, "-c", "from opengradient_x402.cli import main; main()"]

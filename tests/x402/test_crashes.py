@@ -7,7 +7,7 @@ import subprocess
 import sys
 import textwrap
 
-from opengradient_x402.ledger import Ledger
+from opengradient_x402.ledger.ledger import Ledger
 
 SCRIPT = textwrap.dedent("""
     import os, signal, sys

@@ -13,8 +13,8 @@ from opengradient_devnet.faults import ForgeProof, WrongTransaction
 from opengradient_x402.chain import lookups
 from opengradient_x402.data_settlement import DataSettlements
 from opengradient_x402.findings import Standing
+from opengradient_x402.ledger.receipts import ReceiptStatus
 from opengradient_x402.merkle import root_from_proof
-from opengradient_x402.receipts import ReceiptStatus
 from opengradient_x402.settlement import SettlementMode
 from support.loopback_server import serving
 from support.node import serving as node_of

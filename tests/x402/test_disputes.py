@@ -6,9 +6,9 @@ import pytest
 
 from opengradient_devnet import Devnet
 from opengradient_devnet.faults import SettleAtCap, WrongTransaction
-from opengradient_x402.ledger import Ledger
+from opengradient_x402.ledger.ledger import Ledger
+from opengradient_x402.ledger.receipts import ReceiptStatus
 from opengradient_x402.money import format_amount
-from opengradient_x402.receipts import ReceiptStatus
 from opengradient_x402.reconciler import Reconciler
 from support.node import serving
 from support.payers import PROMPT, client_for, payments_for, settled_receipts

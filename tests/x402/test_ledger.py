@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from opengradient_x402.authorizations import AuthorizationEntry, Budget
 from opengradient_x402.errors import BudgetExceeded, LedgerUnavailable
-from opengradient_x402.ledger import Ledger
-from opengradient_x402.receipts import ReceiptStatus
+from opengradient_x402.ledger.authorizations import AuthorizationEntry, Budget
+from opengradient_x402.ledger.ledger import Ledger
+from opengradient_x402.ledger.receipts import ReceiptStatus
 from support.ledger_rows import OPG, entry, served
 
 
@@ -97,8 +97,8 @@ def test_two_processes_cannot_overdraw_a_budget_together(tmp_path):
     script = textwrap.dedent("""
         import json, sys
         from opengradient_x402.errors import BudgetExceeded
-        from opengradient_x402.authorizations import AuthorizationEntry, Budget
-        from opengradient_x402.ledger import Ledger
+        from opengradient_x402.ledger.authorizations import AuthorizationEntry, Budget
+        from opengradient_x402.ledger.ledger import Ledger
         path, base, template = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
         ledger, won = Ledger(path), 0
         for n in range(base, base + 30):

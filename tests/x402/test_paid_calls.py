@@ -20,8 +20,8 @@ from opengradient_x402.errors import (
     StreamInterrupted,
     UnknownModel,
 )
+from opengradient_x402.ledger.receipts import ReceiptStatus
 from opengradient_x402.policy import SpendPolicy
-from opengradient_x402.receipts import ReceiptStatus
 from opengradient_x402.transport import AsyncX402Transport, X402Transport
 from support.payers import (
     PROMPT,

@@ -12,7 +12,7 @@ from langchain_opengradient import ChatOpenGradient, get_settlement_callback
 from llama_index_opengradient import OpenGradient, SettlementLedgerHandler
 from opengradient_devnet import Devnet
 from opengradient_x402 import SettlementReceipt
-from opengradient_x402.ledger import Ledger
+from opengradient_x402.ledger.ledger import Ledger
 
 
 @pytest.fixture(scope="module")

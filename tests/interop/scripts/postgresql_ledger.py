@@ -4,9 +4,9 @@ import json
 import sys
 import time
 
-from opengradient_x402.authorizations import AuthorizationEntry, Budget
 from opengradient_x402.errors import BudgetExceeded
-from opengradient_x402.ledger import Ledger
+from opengradient_x402.ledger.authorizations import AuthorizationEntry, Budget
+from opengradient_x402.ledger.ledger import Ledger
 
 task = json.load(sys.stdin)
 ledger = Ledger(task["url"])

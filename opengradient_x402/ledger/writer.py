@@ -18,7 +18,7 @@ from opengradient_x402.errors import LedgerUnavailable, OpenGradientError
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
-    from opengradient_x402.ledger_book import Book
+    from opengradient_x402.ledger.statements import Book
 
 CLOSED: Final = object()
 """The end marker of a queue: nothing may come behind it."""

@@ -16,8 +16,8 @@ from opengradient_x402.models import find_model, quoted_price, usd_to_atomic
 from opengradient_x402.money import Asset, format_amount
 
 if TYPE_CHECKING:
-    from opengradient_x402.authorizations import AuthorizationEntry
-    from opengradient_x402.receipts import SettlementReceipt
+    from opengradient_x402.ledger.authorizations import AuthorizationEntry
+    from opengradient_x402.ledger.receipts import SettlementReceipt
 
 _SHOWN_CALLS = 5
 

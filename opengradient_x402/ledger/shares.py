@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from opengradient_x402.receipts import SettlementReceipt
+from opengradient_x402.ledger.receipts import SettlementReceipt
 
 
 def split_settlement(settled_atomic: int, receipts: Sequence[SettlementReceipt]) -> list[int]:

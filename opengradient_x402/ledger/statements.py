@@ -14,11 +14,11 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from opengradient_x402.authorizations import AuthorizationEntry, Budget, budget_exceeded, receipt_fields
-from opengradient_x402.disputes import dispute_of
-from opengradient_x402.ledger_tables import authorizations, calls, lock, pins
-from opengradient_x402.receipts import ReceiptStatus, SettlementReceipt
-from opengradient_x402.shares import split_settlement
+from opengradient_x402.ledger.authorizations import AuthorizationEntry, Budget, budget_exceeded, receipt_fields
+from opengradient_x402.ledger.disputes import dispute_of
+from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt
+from opengradient_x402.ledger.shares import split_settlement
+from opengradient_x402.ledger.tables import authorizations, calls, lock, pins
 
 _ATOMIC_PER_GWEI = 10**9
 _ENTRY_COLUMNS = [column for column in authorizations.c if column.name not in ("reserved_gwei", "sequence")]

@@ -22,15 +22,15 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from opengradient_x402.authorizations import AuthorizationEntry, Budget
 from opengradient_x402.errors import LedgerUnavailable
-from opengradient_x402.ledger_writer import CLOSED, Job, Writer, without_password
-from opengradient_x402.receipts import SettlementReceipt
+from opengradient_x402.ledger.authorizations import AuthorizationEntry, Budget
+from opengradient_x402.ledger.receipts import SettlementReceipt
+from opengradient_x402.ledger.writer import CLOSED, Job, Writer, without_password
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-    from opengradient_x402.ledger_book import Book
+    from opengradient_x402.ledger.statements import Book
 
 T = TypeVar("T")
 

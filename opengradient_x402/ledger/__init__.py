@@ -1,0 +1,1 @@
+"""What was signed, called and paid: authorizations, calls, receipts."""
