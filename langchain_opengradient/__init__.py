@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         TokenCounterHandler,
     )
     from langchain_opengradient.spend_guard import SpendGuard
-    from opengradient_x402.settlement import SettlementMode
+    from opengradient_x402.settlement_mode import SettlementMode
 
 __all__ = [
     "ChatOpenGradient",
@@ -42,7 +42,7 @@ _HOME = {
     "OnTokenHandler": "langchain_opengradient.displays",
     "ProgressDotsHandler": "langchain_opengradient.displays",
     "SettlementCallbackHandler": "langchain_opengradient.callbacks",
-    "SettlementMode": "opengradient_x402.settlement",
+    "SettlementMode": "opengradient_x402.settlement_mode",
     "SpendGuard": "langchain_opengradient.spend_guard",
     "TokenCounterHandler": "langchain_opengradient.displays",
     "get_settlement_callback": "langchain_opengradient.callbacks",

@@ -17,7 +17,7 @@ from langchain_opengradient.messages import to_wire
 from langchain_opengradient.structured_output import to_response_format
 from opengradient_x402.completions import Completion
 from opengradient_x402.errors import ConfigurationError
-from opengradient_x402.settlement import SettlementMode
+from opengradient_x402.settlement_mode import SettlementMode
 
 _NOT_ALWAYS_FORWARDED: Final = ("seed", "top_p", "logprobs", "top_logprobs", "frequency_penalty", "presence_penalty")
 _FOR_LANGCHAIN_ONLY: Final = (

@@ -22,7 +22,7 @@ from langchain_opengradient.profiles import profile_of
 from opengradient_x402.connections import Connections
 from opengradient_x402.policy import SpendPolicy
 from opengradient_x402.settings import Settings
-from opengradient_x402.settlement import SettlementMode
+from opengradient_x402.settlement_mode import SettlementMode
 
 _SHARED_BY_COPIES: Final = ("connections", "payments", "ledger", "client", "async_client", "rate_limiter", "cache")
 _REQUEST_PARAMETERS: Final = frozenset(

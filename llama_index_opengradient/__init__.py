@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from llama_index_opengradient.llm import OpenGradient
     from opengradient_x402.ledger.receipts import SettlementReceipt
     from opengradient_x402.policy import SpendPolicy
-    from opengradient_x402.settlement import SettlementMode
+    from opengradient_x402.settlement_mode import SettlementMode
 
 __all__ = [
     "OpenGradient",
@@ -35,7 +35,7 @@ _HOMES = {
     "SettlementCallbackHandler": "llama_index_opengradient.handlers",
     "SettlementEvent": "llama_index_opengradient.events",
     "SettlementLedgerHandler": "llama_index_opengradient.handlers",
-    "SettlementMode": "opengradient_x402.settlement",
+    "SettlementMode": "opengradient_x402.settlement_mode",
     "SettlementReceipt": "opengradient_x402.ledger.receipts",
     "SettlementUpdateEvent": "llama_index_opengradient.events",
     "SpendPolicy": "opengradient_x402.policy",

@@ -29,7 +29,7 @@ from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.models import find_model
 from opengradient_x402.networks import Network
 from opengradient_x402.policy import SpendPolicy
-from opengradient_x402.settlement import SettlementMode
+from opengradient_x402.settlement_mode import SettlementMode
 
 if TYPE_CHECKING:
     from opengradient_x402.gateway import AsyncGatewayClient, GatewayClient

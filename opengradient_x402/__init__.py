@@ -9,7 +9,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from opengradient_x402.background_reconciler import BackgroundReconciler
     from opengradient_x402.bundle_export import export_bundle
     from opengradient_x402.bundle_verification import verify_bundle
     from opengradient_x402.completions import Completion, Delta, Usage
@@ -28,9 +27,10 @@ if TYPE_CHECKING:
     from opengradient_x402.networks import Network, load_network
     from opengradient_x402.payments import Payments
     from opengradient_x402.policy import SpendPolicy
-    from opengradient_x402.reconciler import Reconciler
     from opengradient_x402.registry_gateway import RegistryGateway
-    from opengradient_x402.settlement import SettlementMode
+    from opengradient_x402.settlement.background_reconciler import BackgroundReconciler
+    from opengradient_x402.settlement.reconciler import Reconciler
+    from opengradient_x402.settlement_mode import SettlementMode
     from opengradient_x402.signer import LocalSigner, Signer
     from opengradient_x402.tool_calls import ToolCall
     from opengradient_x402.transport import AsyncX402Transport, X402Transport
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "AsyncGatewayClient": "gateway",
     "AsyncX402Transport": "transport",
-    "BackgroundReconciler": "background_reconciler",
+    "BackgroundReconciler": "settlement.background_reconciler",
     "Completion": "completions",
     "DataSettlements": "data_settlement",
     "Delta": "completions",
@@ -53,9 +53,9 @@ _HOMES = {
     "PaymentOutcomeUnknown": "errors",
     "Payments": "payments",
     "ReceiptStatus": "ledger.receipts",
-    "Reconciler": "reconciler",
+    "Reconciler": "settlement.reconciler",
     "RegistryGateway": "registry_gateway",
-    "SettlementMode": "settlement",
+    "SettlementMode": "settlement_mode",
     "SettlementReceipt": "ledger.receipts",
     "Signer": "signer",
     "SpendPolicy": "policy",

@@ -51,8 +51,7 @@ from opengradient_x402.receipt_checks import (
     share_findings,
     signature_finding,
 )
-from opengradient_x402.settlement import SettlementMode
-from opengradient_x402.settlements import (
+from opengradient_x402.settlement.recognition import (
     SettlementFound,
     SignedTerms,
     diverted_settlement,
@@ -60,6 +59,7 @@ from opengradient_x402.settlements import (
     permit_settlements,
     transfer_settlements,
 )
+from opengradient_x402.settlement_mode import SettlementMode
 
 _PAID = "the settlement is as the receipt says"
 _CONFIRMED = "the settlement is in a block of the chain"

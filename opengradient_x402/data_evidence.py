@@ -18,7 +18,7 @@ from opengradient_x402.chain.relay_events import BatchSettlement, IndividualSett
 from opengradient_x402.findings import Finding, Standing, not_proven, overall, proven, refuted
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.merkle import MerkleTree, leaf_hash, root_from_proof
-from opengradient_x402.settlement import SettlementMode
+from opengradient_x402.settlement_mode import SettlementMode
 
 DATA_SETTLED: Final = "the call's data were settled on chain"
 NOTHING_TO_SETTLE: Final = "nothing about the call's data was to be written on chain"

@@ -37,8 +37,8 @@ from opengradient_x402.findings import not_proven, refuted
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.merkle import leaf_hash
 from opengradient_x402.networks import ChainContract, Network
-from opengradient_x402.settlement import SettlementMode
-from opengradient_x402.settlements import address_topic
+from opengradient_x402.settlement.recognition import address_topic
+from opengradient_x402.settlement_mode import SettlementMode
 
 CLOCK_MARGIN_S: Final = 900
 SEARCH_S: Final = 86_400

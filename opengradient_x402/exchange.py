@@ -27,7 +27,7 @@ from opengradient_x402.endpoints import Endpoint, EndpointSource, reach
 from opengradient_x402.errors import ConfigurationError, OpenGradientError
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.payments import Payments
-from opengradient_x402.settlement import SettlementMode
+from opengradient_x402.settlement_mode import SettlementMode
 from opengradient_x402.steps import Ask, Collect, Pause, Steps
 from opengradient_x402.stop_sequences import stop_sequences
 from opengradient_x402.tls import is_certificate_failure

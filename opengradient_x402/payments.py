@@ -43,9 +43,9 @@ from opengradient_x402.signer import LocalSigner, Signer, authorize, payment_hea
 
 if TYPE_CHECKING:
     from opengradient_x402.challenge import Challenge, PaymentTerms
-    from opengradient_x402.reconciler import Reconciler
     from opengradient_x402.registry_gateway import RegistryGateway
     from opengradient_x402.settings import Settings
+    from opengradient_x402.settlement.reconciler import Reconciler
 
 _log = logging.getLogger(__name__)
 BYTES_PER_TOKEN = 2
@@ -113,7 +113,7 @@ class Payments:
     @cached_property
     def reconciler(self) -> Reconciler:
         """Reads the chain for this ledger; receipts bring themselves forward with it."""
-        from opengradient_x402.reconciler import Reconciler
+        from opengradient_x402.settlement.reconciler import Reconciler
 
         return Reconciler(self.network, self.ledger)
 

@@ -17,7 +17,7 @@ from opengradient_x402.ledger.disputes import dispute_of
 from opengradient_x402.ledger.receipts import ReceiptStatus
 from opengradient_x402.money import format_amount
 from opengradient_x402.networks import Network
-from opengradient_x402.settlements import SettlementFound
+from opengradient_x402.settlement.recognition import SettlementFound
 from opengradient_x402.signatures import SIGNATURE_BYTES, recover_address
 
 SIGNED: Final = "the payer signed for this payment"

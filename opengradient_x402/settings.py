@@ -14,7 +14,7 @@ from typing import Final
 from pydantic import SecretStr
 
 from opengradient_x402.errors import ConfigurationError, InvalidPrivateKey
-from opengradient_x402.settlement import SettlementMode
+from opengradient_x402.settlement_mode import SettlementMode
 
 DEFAULT_NETWORK: Final = "base"
 _STATE_NAME: Final = "opengradient"

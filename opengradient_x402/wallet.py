@@ -35,7 +35,7 @@ from opengradient_x402.signer import Signer
 
 if TYPE_CHECKING:
     from opengradient_x402.challenge import PaymentTerms
-    from opengradient_x402.settlements import SignedTerms
+    from opengradient_x402.settlement.recognition import SignedTerms
 
 Amount = str | int | Decimal
 """An amount in whole tokens: `"0.5"`, `5`, `Decimal("0.5")`."""

@@ -13,7 +13,7 @@ from opengradient_x402.commands.since import parse_since
 if TYPE_CHECKING:
     from opengradient_x402.ledger.ledger import Ledger
     from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt
-    from opengradient_x402.reconciler import Reconciler
+    from opengradient_x402.settlement.reconciler import Reconciler
 
 SinceOption = Annotated[
     str | None, typer.Option("--since", help="24h, 7d, a date (2026-11-21), or Unix seconds; everything if not given.")
@@ -54,7 +54,7 @@ def show(
 ) -> None:
     """Show everything about one call's payment and proof: claims, facts, and disputes."""
     from opengradient_x402.commands.output import print_json, print_pairs
-    from opengradient_x402.reconciler import Reconciler
+    from opengradient_x402.settlement.reconciler import Reconciler
 
     with opened_ledger(ledger) as book:
         receipt = _found(book, call_id)
@@ -78,7 +78,7 @@ def reconcile(
 ) -> None:
     """Read from the chain what became of open payments; exit code 1 when a receipt turned out disputed."""
     from opengradient_x402.commands.output import note, print_json, shown
-    from opengradient_x402.reconciler import Reconciler
+    from opengradient_x402.settlement.reconciler import Reconciler
 
     with opened_ledger(ledger) as book:
         reconciler = Reconciler(network_of(network), book)

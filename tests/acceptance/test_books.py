@@ -16,8 +16,8 @@ from opengradient_x402.data_settlement import DataSettlements
 from opengradient_x402.findings import Standing
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.ledger.receipts import ReceiptStatus
-from opengradient_x402.reconciler import Reconciler
-from opengradient_x402.settlement import SettlementMode
+from opengradient_x402.settlement.reconciler import Reconciler
+from opengradient_x402.settlement_mode import SettlementMode
 from support.payers import network_of, opg_balance, payments_for
 
 CALLS = 300

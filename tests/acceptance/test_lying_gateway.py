@@ -8,7 +8,7 @@ from opengradient_devnet import Devnet
 from opengradient_devnet.faults import ForgeProof, SettleAtCap, SettleForSomebodyElse, WrongTransaction
 from opengradient_x402.errors import ProofRejected
 from opengradient_x402.ledger.receipts import ReceiptStatus
-from opengradient_x402.reconciler import Reconciler
+from opengradient_x402.settlement.reconciler import Reconciler
 from support.payers import PROMPT, client_for, opg_balance, payments_for
 
 

@@ -12,7 +12,7 @@ from opengradient_devnet.accounts import new_account
 from opengradient_devnet.challenge import PaymentTerms, Scheme
 from opengradient_x402.ledger.receipts import ReceiptStatus
 from opengradient_x402.policy import SpendPolicy
-from opengradient_x402.reconciler import Reconciler
+from opengradient_x402.settlement.reconciler import Reconciler
 from opengradient_x402.transport import X402Transport
 from support.payers import opg_balance, payments_for
 

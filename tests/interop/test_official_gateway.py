@@ -7,7 +7,7 @@ import pytest
 from opengradient_devnet.accounts import new_account
 from opengradient_x402.ledger.receipts import ReceiptStatus
 from opengradient_x402.policy import SpendPolicy
-from opengradient_x402.reconciler import Reconciler
+from opengradient_x402.settlement.reconciler import Reconciler
 from support.payers import PROMPT, client_for, opg_balance, payments_for
 
 OPG = 10**18

@@ -17,7 +17,7 @@ from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.networks import load_network
 from opengradient_x402.payments import Payments
 from opengradient_x402.policy import SpendPolicy
-from opengradient_x402.reconciler import Reconciler
+from opengradient_x402.settlement.reconciler import Reconciler
 from opengradient_x402.signer import LocalSigner
 
 MODEL = "openai/gpt-5"

@@ -23,7 +23,7 @@ from langchain_opengradient.calls import GatewayLimitation, build_call
 from opengradient_devnet import Devnet
 from opengradient_x402.errors import ConfigurationError
 from opengradient_x402.models import TEE_LLM
-from opengradient_x402.settlement import SettlementMode
+from opengradient_x402.settlement_mode import SettlementMode
 
 from .conftest import Payer
 

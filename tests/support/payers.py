@@ -12,7 +12,7 @@ from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.networks import Network, load_network
 from opengradient_x402.payments import Payments
 from opengradient_x402.policy import SpendPolicy
-from opengradient_x402.reconciler import Reconciler
+from opengradient_x402.settlement.reconciler import Reconciler
 
 PROMPT = {"model": "openai/gpt-5", "messages": [{"role": "user", "content": "What is x402?"}]}
 

@@ -15,7 +15,7 @@ from opengradient_x402.data_settlement import DataSettlements
 from opengradient_x402.findings import Standing
 from opengradient_x402.ledger.receipts import ReceiptStatus
 from opengradient_x402.merkle import root_from_proof
-from opengradient_x402.settlement import SettlementMode
+from opengradient_x402.settlement_mode import SettlementMode
 from support.loopback_server import serving
 from support.node import serving as node_of
 from support.payers import PROMPT, client_for, network_of, payments_for

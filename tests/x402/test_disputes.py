@@ -9,7 +9,7 @@ from opengradient_devnet.faults import SettleAtCap, WrongTransaction
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.ledger.receipts import ReceiptStatus
 from opengradient_x402.money import format_amount
-from opengradient_x402.reconciler import Reconciler
+from opengradient_x402.settlement.reconciler import Reconciler
 from support.node import serving
 from support.payers import PROMPT, client_for, payments_for, settled_receipts
 from support.settling import new_payer, settle

@@ -7,7 +7,7 @@ import pytest
 
 from opengradient_x402.errors import ConfigurationError, InvalidPrivateKey
 from opengradient_x402.settings import Settings, find_dotenv, state_directory
-from opengradient_x402.settlement import SettlementMode
+from opengradient_x402.settlement_mode import SettlementMode
 
 KEY = "0x" + "ab" * 32
 

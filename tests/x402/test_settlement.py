@@ -5,7 +5,7 @@ from enum import Enum
 import pytest
 
 from opengradient_x402.errors import ConfigurationError
-from opengradient_x402.settlement import SettlementMode
+from opengradient_x402.settlement_mode import SettlementMode
 
 
 @pytest.mark.parametrize(

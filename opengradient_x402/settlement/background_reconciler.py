@@ -14,7 +14,7 @@ from typing import Self
 
 from opengradient_x402.errors import OpenGradientError
 from opengradient_x402.ledger.receipts import SettlementReceipt
-from opengradient_x402.reconciler import Reconciler
+from opengradient_x402.settlement.reconciler import Reconciler
 
 _log = logging.getLogger(__name__)
 _LONGEST_PAUSE_S = 300.0

@@ -30,7 +30,8 @@ from opengradient_x402.ledger.disputes import forged_transaction, settled_elsewh
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt
 from opengradient_x402.networks import Network
-from opengradient_x402.reconcile import (
+from opengradient_x402.settlement.recognition import permit_settlements, transfer_settlements
+from opengradient_x402.settlement.search import (
     Cancelled,
     NotSettled,
     Outcome,
@@ -40,7 +41,6 @@ from opengradient_x402.reconcile import (
     Unexplained,
     find_settlements,
 )
-from opengradient_x402.settlements import permit_settlements, transfer_settlements
 
 _FIRST_LOOK_S = 0.1
 _LONGEST_LOOK_S = 2.0

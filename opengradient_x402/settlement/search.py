@@ -26,7 +26,7 @@ from opengradient_x402.chain.questions import (
     transaction,
 )
 from opengradient_x402.networks import Network
-from opengradient_x402.settlements import (
+from opengradient_x402.settlement.recognition import (
     AUTHORIZATION_CANCELED,
     AUTHORIZATION_USED,
     NONCE_INVALIDATION,

@@ -1,0 +1,1 @@
+"""What became of an authorization on chain, written into the ledger."""
