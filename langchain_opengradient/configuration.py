@@ -20,7 +20,7 @@ from langchain_opengradient.blocks import PROVIDER
 from langchain_opengradient.calls import model_name
 from langchain_opengradient.profiles import profile_of
 from opengradient_x402.connections import Connections
-from opengradient_x402.policy import SpendPolicy
+from opengradient_x402.payment.policy import SpendPolicy
 from opengradient_x402.settings import Settings
 from opengradient_x402.settlement_mode import SettlementMode
 

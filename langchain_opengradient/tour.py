@@ -26,10 +26,10 @@ from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.money import format_amount
 from opengradient_x402.networks import load_network
-from opengradient_x402.payments import Payments
+from opengradient_x402.payment.payments import Payments
+from opengradient_x402.payment.wallet import Wallet
 from opengradient_x402.settlement.reconciler import Reconciler
 from opengradient_x402.settlement_mode import SettlementMode
-from opengradient_x402.wallet import Wallet
 
 PROVIDERS = ("openai/gpt-5", "anthropic/claude-sonnet-4-6", "google/gemini-2.5-flash", "x-ai/grok-4")
 SETTLE_TIMEOUT_S = 20.0

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from llama_index_opengradient.handlers import SettlementCallbackHandler, SettlementLedgerHandler
     from llama_index_opengradient.llm import OpenGradient
     from opengradient_x402.ledger.receipts import SettlementReceipt
-    from opengradient_x402.policy import SpendPolicy
+    from opengradient_x402.payment.policy import SpendPolicy
     from opengradient_x402.settlement_mode import SettlementMode
 
 __all__ = [
@@ -38,7 +38,7 @@ _HOMES = {
     "SettlementMode": "opengradient_x402.settlement_mode",
     "SettlementReceipt": "opengradient_x402.ledger.receipts",
     "SettlementUpdateEvent": "llama_index_opengradient.events",
-    "SpendPolicy": "opengradient_x402.policy",
+    "SpendPolicy": "opengradient_x402.payment.policy",
 }
 
 

@@ -28,12 +28,12 @@ from opengradient_x402.connections import Connections, Route, Spender
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.models import find_model
 from opengradient_x402.networks import Network
-from opengradient_x402.policy import SpendPolicy
+from opengradient_x402.payment.policy import SpendPolicy
 from opengradient_x402.settlement_mode import SettlementMode
 
 if TYPE_CHECKING:
     from opengradient_x402.gateway import AsyncGatewayClient, GatewayClient
-    from opengradient_x402.payments import Payments
+    from opengradient_x402.payment.payments import Payments
 
 
 class PaidModel(FunctionCallingLLM):

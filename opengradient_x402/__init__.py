@@ -25,20 +25,20 @@ if TYPE_CHECKING:
     from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt
     from opengradient_x402.models import TEE_LLM
     from opengradient_x402.networks import Network, load_network
-    from opengradient_x402.payments import Payments
-    from opengradient_x402.policy import SpendPolicy
+    from opengradient_x402.payment.payments import Payments
+    from opengradient_x402.payment.policy import SpendPolicy
+    from opengradient_x402.payment.transport import AsyncX402Transport, X402Transport
+    from opengradient_x402.payment.wallet import Wallet
     from opengradient_x402.registry_gateway import RegistryGateway
     from opengradient_x402.settlement.background_reconciler import BackgroundReconciler
     from opengradient_x402.settlement.reconciler import Reconciler
     from opengradient_x402.settlement_mode import SettlementMode
     from opengradient_x402.signer import LocalSigner, Signer
     from opengradient_x402.tool_calls import ToolCall
-    from opengradient_x402.transport import AsyncX402Transport, X402Transport
-    from opengradient_x402.wallet import Wallet
 
 _HOMES = {
     "AsyncGatewayClient": "gateway",
-    "AsyncX402Transport": "transport",
+    "AsyncX402Transport": "payment.transport",
     "BackgroundReconciler": "settlement.background_reconciler",
     "Completion": "completions",
     "DataSettlements": "data_settlement",
@@ -51,20 +51,20 @@ _HOMES = {
     "OpenGradientError": "errors",
     "PaidButFailed": "errors",
     "PaymentOutcomeUnknown": "errors",
-    "Payments": "payments",
+    "Payments": "payment.payments",
     "ReceiptStatus": "ledger.receipts",
     "Reconciler": "settlement.reconciler",
     "RegistryGateway": "registry_gateway",
     "SettlementMode": "settlement_mode",
     "SettlementReceipt": "ledger.receipts",
     "Signer": "signer",
-    "SpendPolicy": "policy",
+    "SpendPolicy": "payment.policy",
     "StaticGateway": "endpoints",
     "TEE_LLM": "models",
     "ToolCall": "tool_calls",
     "Usage": "completions",
-    "Wallet": "wallet",
-    "X402Transport": "transport",
+    "Wallet": "payment.wallet",
+    "X402Transport": "payment.transport",
     "export_bundle": "bundle_export",
     "load_network": "networks",
     "verify_bundle": "bundle_verification",

@@ -18,7 +18,7 @@ from opengradient_x402.chain.registry import RegisteredTee
 from opengradient_x402.endpoints import Endpoint
 from opengradient_x402.errors import InsecureEndpoint
 from opengradient_x402.networks import Network, is_loopback
-from opengradient_x402.policy import SpendPolicy
+from opengradient_x402.payment.policy import SpendPolicy
 from opengradient_x402.tls import pinned_context
 
 _PRINTABLE: Final = re.compile(r"[!-~]{1,512}")

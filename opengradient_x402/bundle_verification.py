@@ -19,7 +19,7 @@ from opengradient_x402.errors import ConfigurationError, InsecureEndpoint
 from opengradient_x402.evidence import Evidence
 from opengradient_x402.findings import Finding, Standing, overall, proven, refuted
 from opengradient_x402.networks import PRESETS, Network, is_loopback
-from opengradient_x402.policy import SpendPolicy
+from opengradient_x402.payment.policy import SpendPolicy
 
 _NOWHERE = "https://offline.invalid"
 _NETWORK = "the contracts are those of the network that it names"

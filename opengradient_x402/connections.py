@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from opengradient_x402.gateway import AsyncGatewayClient, GatewayClient
     from opengradient_x402.ledger.ledger import Ledger
     from opengradient_x402.networks import Network
-    from opengradient_x402.payments import Payments
-    from opengradient_x402.policy import SpendPolicy
+    from opengradient_x402.payment.payments import Payments
+    from opengradient_x402.payment.policy import SpendPolicy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +142,7 @@ class Connections:
 
     def _prepare(self, route: Route) -> tuple[Payments, dict[str, Any]]:
         """The payments and the options of a client. Holds the lock: two threads must not open two ledgers."""
-        from opengradient_x402.payments import Payments
+        from opengradient_x402.payment.payments import Payments
 
         settings = Settings.load()
         spender = route.spender

@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol, TypeVar
 import httpx
 
 from opengradient_x402.networks import Network
-from opengradient_x402.policy import SpendPolicy
+from opengradient_x402.payment.policy import SpendPolicy
 from opengradient_x402.steps import Steps
 
 EXTENSION: Final = "opengradient.endpoint"

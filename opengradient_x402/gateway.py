@@ -26,10 +26,10 @@ from opengradient_x402.endpoints import REGISTRY, EndpointSource, StaticGateway,
 from opengradient_x402.errors import ConfigurationError
 from opengradient_x402.exchange import Exchange, Options, ReceiptListener
 from opengradient_x402.model_directory import ModelDirectory
-from opengradient_x402.payments import Payments
+from opengradient_x402.payment.payments import Payments
+from opengradient_x402.payment.transport import AsyncX402Transport, X402Transport
 from opengradient_x402.settlement_mode import SettlementMode
 from opengradient_x402.steps import Ask, Collect, Effect, Fetch, Pause, Steps, Wait
-from opengradient_x402.transport import AsyncX402Transport, X402Transport
 from opengradient_x402.wires import AsyncEndpointTransport, EndpointTransport
 
 

@@ -29,7 +29,7 @@ from opengradient_x402.errors import (
     NotPaid,
 )
 from opengradient_x402.networks import ChainContract, Network, is_loopback
-from opengradient_x402.policy import SpendPolicy
+from opengradient_x402.payment.policy import SpendPolicy
 from opengradient_x402.steps import Steps, Wait
 
 _log = logging.getLogger(__name__)

@@ -19,10 +19,10 @@ from pydantic import SecretStr
 
 from opengradient_x402.addresses import checksum_address
 from opengradient_x402.chain.eip712 import exact_permit_digest, transfer_authorization_digest, upto_permit_digest
-from opengradient_x402.challenge import PaymentTerms
 from opengradient_x402.errors import InvalidPrivateKey, PolicyRefused
 from opengradient_x402.keccak import keccak256
 from opengradient_x402.networks import Network
+from opengradient_x402.payment.challenge import PaymentTerms
 
 _CURVE_ORDER: Final = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141  # SEC 2, secp256k1
 _HEX_KEY = re.compile(r"(?:0x)?([0-9a-fA-F]{64})", re.ASCII)

@@ -21,7 +21,7 @@ def approve(
     """Allow payments up to an amount, once per wallet; does nothing when they are allowed already."""
     from opengradient_x402.commands.output import print_json
     from opengradient_x402.money import MAX_UINT256
-    from opengradient_x402.wallet import Wallet
+    from opengradient_x402.payment.wallet import Wallet
 
     chosen = network_of(network)
     approval = Wallet(chosen, signer_of_environment()).ensure_opg_approval(amount, approve_amount)

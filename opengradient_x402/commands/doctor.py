@@ -17,8 +17,8 @@ from opengradient_x402.commands.options import GatewayOption, JsonOption, Ledger
 
 if TYPE_CHECKING:
     from opengradient_x402.chain.questions import ChainReader
-    from opengradient_x402.challenge import PaymentTerms
     from opengradient_x402.networks import Network
+    from opengradient_x402.payment.challenge import PaymentTerms
 
 _MOST_SKEW_S = 30
 _MARKS = {"ok": "✓", "warning": "!", "problem": "✗", "skipped": "-"}
@@ -98,9 +98,9 @@ class _Examination:
     def _gateway(self) -> Diagnosis:
         import httpx
 
-        from opengradient_x402.challenge import parse_challenge
         from opengradient_x402.commands.options import gateway_of
-        from opengradient_x402.policy import SpendPolicy
+        from opengradient_x402.payment.challenge import parse_challenge
+        from opengradient_x402.payment.policy import SpendPolicy
 
         network = self._known_network()
         url = gateway_of(self._gateway_choice, network).rstrip("/").removesuffix("/v1")

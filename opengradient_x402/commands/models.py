@@ -70,7 +70,7 @@ def _served(network: str | None, gateway: str | None) -> tuple[list[dict[str, An
     from opengradient_x402.chain.lookups import Download, look_up
     from opengradient_x402.commands.options import gateway_of
     from opengradient_x402.errors import GatewayUnreachable
-    from opengradient_x402.policy import SpendPolicy
+    from opengradient_x402.payment.policy import SpendPolicy
 
     chosen = network_of(network)
     url = gateway_of(gateway, chosen).rstrip("/").removesuffix("/v1") + "/v1/models"

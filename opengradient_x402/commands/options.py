@@ -15,7 +15,7 @@ import typer
 if TYPE_CHECKING:
     from opengradient_x402.ledger.ledger import Ledger
     from opengradient_x402.networks import Network
-    from opengradient_x402.payments import Payments
+    from opengradient_x402.payment.payments import Payments
     from opengradient_x402.signer import LocalSigner
 
 NetworkOption = Annotated[
@@ -66,7 +66,7 @@ def opened_ledger(choice: str | None) -> Iterator[Ledger]:
 @contextmanager
 def opened_payments(network: str | None, ledger: str | None) -> Iterator[Payments]:
     """The paying side; closed at the end."""
-    from opengradient_x402.payments import Payments
+    from opengradient_x402.payment.payments import Payments
 
     payments = Payments.open(network=network_of(network), ledger=ledger)
     try:

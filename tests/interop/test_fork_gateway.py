@@ -8,7 +8,7 @@ import pytest
 from opengradient_devnet.accounts import new_account
 from opengradient_devnet.contracts import RELAY
 from opengradient_x402.ledger.receipts import ReceiptStatus
-from opengradient_x402.policy import SpendPolicy
+from opengradient_x402.payment.policy import SpendPolicy
 from opengradient_x402.settlement.reconciler import Reconciler
 from support.payers import PROMPT, client_for, opg_balance, payments_for
 

@@ -11,9 +11,9 @@ import pytest
 from opengradient_devnet.accounts import new_account
 from opengradient_devnet.challenge import PaymentTerms, Scheme
 from opengradient_x402.ledger.receipts import ReceiptStatus
-from opengradient_x402.policy import SpendPolicy
+from opengradient_x402.payment.policy import SpendPolicy
+from opengradient_x402.payment.transport import X402Transport
 from opengradient_x402.settlement.reconciler import Reconciler
-from opengradient_x402.transport import X402Transport
 from support.payers import opg_balance, payments_for
 
 OPG = 10**18

@@ -15,8 +15,8 @@ from opengradient_devnet import Devnet
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.networks import load_network
-from opengradient_x402.payments import Payments
-from opengradient_x402.policy import SpendPolicy
+from opengradient_x402.payment.payments import Payments
+from opengradient_x402.payment.policy import SpendPolicy
 from opengradient_x402.settlement.reconciler import Reconciler
 from opengradient_x402.signer import LocalSigner
 

@@ -18,7 +18,7 @@ from langchain_opengradient.content import to_part
 from langchain_opengradient.messages import NotResent, to_wire
 from langchain_opengradient.structured_output import to_response_format
 from opengradient_x402.errors import BudgetExceeded, ConfigurationError, NotPaid
-from opengradient_x402.policy import SpendPolicy
+from opengradient_x402.payment.policy import SpendPolicy
 
 from .conftest import Payer
 

@@ -134,7 +134,7 @@ assert "langchain_core" not in sys.modules and "opengradient_x402.gateway" not i
 from langchain_opengradient import ChatOpenGradient
 ChatOpenGradient(model="openai/gpt-5")
 heavy = {"web3", "eth_account", "openai", "sqlalchemy", "transformers", "tiktoken", "langchain", "IPython",
-         "opengradient_devnet", "opengradient_x402.gateway", "opengradient_x402.payments"}
+         "opengradient_devnet", "opengradient_x402.gateway", "opengradient_x402.payment.payments"}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)

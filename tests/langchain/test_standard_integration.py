@@ -11,7 +11,7 @@ from langchain_tests.integration_tests import chat_models as suite
 from vcr import VCR
 
 from langchain_opengradient import ChatOpenGradient
-from opengradient_x402.payments import Payments
+from opengradient_x402.payment.payments import Payments
 
 from .conftest import BETA, paid_alike
 from .media import PDF, PNG, WAV

@@ -39,7 +39,7 @@ from opengradient_x402.errors import (
 )
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.ledger.receipts import ReceiptStatus, total_settled
-from opengradient_x402.policy import SpendPolicy
+from opengradient_x402.payment.policy import SpendPolicy
 from support.payers import opg_balance, payments_for, settled_receipts
 
 pytestmark = [

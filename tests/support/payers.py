@@ -10,8 +10,8 @@ from opengradient_devnet import Account, Devnet
 from opengradient_x402.gateway import AsyncGatewayClient, GatewayClient
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.networks import Network, load_network
-from opengradient_x402.payments import Payments
-from opengradient_x402.policy import SpendPolicy
+from opengradient_x402.payment.payments import Payments
+from opengradient_x402.payment.policy import SpendPolicy
 from opengradient_x402.settlement.reconciler import Reconciler
 
 PROMPT = {"model": "openai/gpt-5", "messages": [{"role": "user", "content": "What is x402?"}]}

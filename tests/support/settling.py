@@ -11,8 +11,8 @@ from typing import Any
 
 from opengradient_devnet import Account, Devnet
 from opengradient_devnet.contracts import EXACT_PROXY, MULTICALL3, OPG, UPTO_PROXY, contract
-from opengradient_x402.challenge import parse_challenge
 from opengradient_x402.networks import Network, load_network
+from opengradient_x402.payment.challenge import parse_challenge
 from opengradient_x402.settlement.recognition import SignedTerms
 from opengradient_x402.signer import Authorization, LocalSigner, authorize
 

@@ -26,9 +26,9 @@ from opengradient_x402.errors import (
     StreamInterrupted,
 )
 from opengradient_x402.ledger.ledger import Ledger
-from opengradient_x402.sessions import SessionKey, SessionPool, Ticket
+from opengradient_x402.payment.sessions import SessionKey, SessionPool, Ticket
+from opengradient_x402.payment.transport import AsyncX402Transport, X402Transport
 from opengradient_x402.sse import EventDecoder
-from opengradient_x402.transport import AsyncX402Transport, X402Transport
 from support.ledger_rows import NOW, entry
 from support.payers import PROMPT, async_client_for, client_for, payments_for
 
@@ -424,7 +424,7 @@ def test_a_session_id_stays_below_the_client(payments):
 
 
 def test_two_threads_that_end_one_call_report_it_once(payments, heard, monkeypatch):
-    from opengradient_x402 import payments as module
+    from opengradient_x402.payment import payments as module
 
     original = module.build_receipt
 

@@ -16,8 +16,8 @@ from opengradient_x402.errors import (
     UnknownNetwork,
 )
 from opengradient_x402.gateway import GatewayClient
-from opengradient_x402.payments import Payments
-from opengradient_x402.policy import SpendPolicy
+from opengradient_x402.payment.payments import Payments
+from opengradient_x402.payment.policy import SpendPolicy
 from support.payers import PROMPT, client_for, network_of, payments_for
 
 KEY = "0x" + "11" * 32

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opengradient_x402.challenge import Challenge, parse_challenge
 from opengradient_x402.errors import ChallengeInvalid
+from opengradient_x402.payment.challenge import Challenge, parse_challenge
 
 VECTORS = Path(__file__).parent.parent / "vectors"
 PAYEE = "0x9deEBB5D1b22e4a6e027977CeAd13893A7E4cC1a"
@@ -231,7 +231,7 @@ def test_deep_nesting_is_refused_also_where_another_package_raised_the_recursion
     # py-evm sets 100,000 for the whole process; the JSON parser's own recursion would then overflow a stack.
     program = (
         "import base64, sys, threading; sys.setrecursionlimit(100_000); threading.stack_size(256 * 1024)\n"
-        "from opengradient_x402.challenge import parse_challenge\n"
+        "from opengradient_x402.payment.challenge import parse_challenge\n"
         "from opengradient_x402.errors import ChallengeInvalid\n"
         "def refused():\n"
         "    try: parse_challenge(base64.b64encode(b'[' * 48_000).decode())\n"

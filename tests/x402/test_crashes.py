@@ -11,9 +11,9 @@ from opengradient_x402.ledger.ledger import Ledger
 
 SCRIPT = textwrap.dedent("""
     import os, signal, sys
-    from opengradient_x402 import handshake
+    from opengradient_x402.payment import handshake
     from opengradient_x402.gateway import GatewayClient
-    from opengradient_x402.payments import Payments
+    from opengradient_x402.payment.payments import Payments
 
     sign = Payments.sign
 
@@ -47,7 +47,7 @@ def test_kill_9_between_signing_and_sending_leaves_the_authorization_in_the_ledg
 def test_a_forked_process_never_repeats_a_call_id():
     script = textwrap.dedent("""
         import os, sys
-        from opengradient_x402.calls import Call
+        from opengradient_x402.payment.call import Call
         Call()
         read, write = os.pipe()
         if os.fork() == 0:

@@ -21,8 +21,8 @@ from opengradient_x402.errors import (
     UnknownModel,
 )
 from opengradient_x402.ledger.receipts import ReceiptStatus
-from opengradient_x402.policy import SpendPolicy
-from opengradient_x402.transport import AsyncX402Transport, X402Transport
+from opengradient_x402.payment.policy import SpendPolicy
+from opengradient_x402.payment.transport import AsyncX402Transport, X402Transport
 from support.payers import (
     PROMPT,
     async_client_for,

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opengradient_x402.challenge import Challenge, parse_challenge
 from opengradient_x402.errors import ConfigurationError, InsecureEndpoint, PolicyRefused
 from opengradient_x402.networks import PRESETS
-from opengradient_x402.policy import SpendPolicy
+from opengradient_x402.payment.challenge import Challenge, parse_challenge
+from opengradient_x402.payment.policy import SpendPolicy
 
 BASE = PRESETS["base"]
 PAYEE = next(iter(BASE.payees))
@@ -188,7 +188,7 @@ def test_a_limit_finer_than_the_token_is_refused_where_the_token_is_known():
 
 
 def test_a_resource_at_another_host_is_logged_and_no_reason_to_refuse(caplog):
-    with caplog.at_level(logging.INFO, logger="opengradient_x402.policy"):
+    with caplog.at_level(logging.INFO, logger="opengradient_x402.payment.policy"):
         SpendPolicy().choose(asked(entry(), url="http://10.0.0.7:8000/v1"), network=BASE, origin=ORIGIN)
     assert "llm.opengradient.ai names a resource at another host (10.0.0.7)" in caplog.text
 

@@ -10,6 +10,7 @@ from opengradient_devnet import Account, Devnet
 from opengradient_devnet.contracts import PERMIT2, contract
 from opengradient_x402.chain.node import AsyncChainReader
 from opengradient_x402.chain.questions import ChainReader
+from opengradient_x402.payment.wallet import Wallet
 from opengradient_x402.settlement.search import (
     Cancelled,
     NotSettled,
@@ -20,7 +21,6 @@ from opengradient_x402.settlement.search import (
     find_settlement,
     find_settlements,
 )
-from opengradient_x402.wallet import Wallet
 from support.node import serving
 from support.settling import Payer, deploy_wallet, new_payer, settle, settle_call, settle_together
 

@@ -12,7 +12,7 @@ from opengradient_x402.chain.registry import RegisteredTee
 from opengradient_x402.endpoints import Endpoint
 from opengradient_x402.errors import ConfigurationError, InsecureEndpoint
 from opengradient_x402.networks import PRESETS
-from opengradient_x402.policy import SpendPolicy
+from opengradient_x402.payment.policy import SpendPolicy
 
 BASE = PRESETS["base"]
 LOCAL = replace(BASE, gateway_url="http://127.0.0.1:4020", name="devnet")

@@ -25,8 +25,8 @@ from opengradient_x402.errors import (
     ProofRejected,
     UnknownModel,
 )
-from opengradient_x402.payments import Payments
-from opengradient_x402.policy import SpendPolicy
+from opengradient_x402.payment.payments import Payments
+from opengradient_x402.payment.policy import SpendPolicy
 from opengradient_x402.registry_gateway import RegistryGateway
 from support.enclaves import PAYEE, dead_url, impostor, registry
 from support.payers import PROMPT, async_client_for, client_for, network_of, settled_receipts

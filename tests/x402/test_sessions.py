@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from opengradient_x402.sessions import PaidSession, SessionKey, SessionPool, Ticket, Waiting
+from opengradient_x402.payment.sessions import PaidSession, SessionKey, SessionPool, Ticket, Waiting
 from support.ledger_rows import NOW, entry
 
 KEY = SessionKey("http://127.0.0.1:1", "POST", "/v1/chat/completions", "0xpayer")

@@ -16,10 +16,10 @@ import pytest
 from pydantic import SecretStr
 
 from opengradient_x402 import signer as signer_module
-from opengradient_x402.challenge import PaymentTerms, parse_challenge
 from opengradient_x402.errors import InvalidPrivateKey, PolicyRefused
 from opengradient_x402.keccak import keccak256
 from opengradient_x402.networks import PRESETS
+from opengradient_x402.payment.challenge import PaymentTerms, parse_challenge
 from opengradient_x402.signer import Authorization, LocalSigner, authorize, payment_header
 
 CASES = json.loads((Path(__file__).parent.parent / "vectors" / "payment_signatures.json").read_text())["cases"]

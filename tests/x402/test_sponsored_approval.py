@@ -8,9 +8,9 @@ from eth_account import Account as Keys
 
 from opengradient_x402.errors import AllowanceMissing, ConfigurationError
 from opengradient_x402.ledger.receipts import ReceiptStatus
-from opengradient_x402.payments import Payments
-from opengradient_x402.policy import SpendPolicy
-from opengradient_x402.wallet import Wallet
+from opengradient_x402.payment.payments import Payments
+from opengradient_x402.payment.policy import SpendPolicy
+from opengradient_x402.payment.wallet import Wallet
 from support.payers import PROMPT, client_for, network_of, settled_receipts
 
 OPG = 10**18

@@ -17,8 +17,8 @@ from opengradient_x402.errors import (
     NotPaid,
 )
 from opengradient_x402.money import MAX_UINT256, format_amount
+from opengradient_x402.payment.wallet import AsyncWallet, Wallet, require_funds
 from opengradient_x402.signer import LocalSigner
-from opengradient_x402.wallet import AsyncWallet, Wallet, require_funds
 from support.node import serving
 from support.settling import Payer, new_payer, settle
 from support.settling import settle_call as settlement

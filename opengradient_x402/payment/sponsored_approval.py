@@ -12,8 +12,8 @@ from typing import Any, Final
 from opengradient_x402.addresses import address_word
 from opengradient_x402.chain.node import Question
 from opengradient_x402.chain.transactions import prepare_transaction, sign_transaction
-from opengradient_x402.challenge import Challenge
 from opengradient_x402.networks import Network
+from opengradient_x402.payment.challenge import Challenge
 from opengradient_x402.signer import Signer
 
 EXTENSION: Final = "erc20ApprovalGasSponsoring"

@@ -34,7 +34,7 @@ from opengradient_x402.networks import Network
 from opengradient_x402.signer import Signer
 
 if TYPE_CHECKING:
-    from opengradient_x402.challenge import PaymentTerms
+    from opengradient_x402.payment.challenge import PaymentTerms
     from opengradient_x402.settlement.recognition import SignedTerms
 
 Amount = str | int | Decimal

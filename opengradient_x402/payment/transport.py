@@ -12,12 +12,12 @@ from typing import Any, cast
 import httpx
 
 from opengradient_x402.background import awaited
-from opengradient_x402.calls import Call
 from opengradient_x402.driving import drive, drive_async
 from opengradient_x402.errors import OpenGradientError
-from opengradient_x402.handshake import Discard, Effect, Send, pay
-from opengradient_x402.log_redaction import redact_sessions
-from opengradient_x402.payments import Payments
+from opengradient_x402.payment.call import Call
+from opengradient_x402.payment.handshake import Discard, Effect, Send, pay
+from opengradient_x402.payment.log_redaction import redact_sessions
+from opengradient_x402.payment.payments import Payments
 from opengradient_x402.steps import Wait
 
 

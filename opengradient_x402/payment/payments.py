@@ -21,8 +21,6 @@ import httpx
 from pydantic import SecretStr
 
 from opengradient_x402.background import in_thread
-from opengradient_x402.call_receipts import Answer, build_receipt
-from opengradient_x402.calls import Call, SignedPayment
 from opengradient_x402.errors import (
     AllowanceMissing,
     ChainUnavailable,
@@ -30,19 +28,21 @@ from opengradient_x402.errors import (
     NotPaid,
     PaymentRejected,
 )
-from opengradient_x402.funds import Funds
-from opengradient_x402.known_gateways import KnownGateways, origin_of
 from opengradient_x402.ledger.authorizations import AuthorizationEntry, Budget
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.models import find_model, usd_to_atomic
 from opengradient_x402.networks import Network, load_network
-from opengradient_x402.policy import SpendPolicy
-from opengradient_x402.sessions import PaidSession, SessionKey, SessionPool
+from opengradient_x402.payment.call import Call, SignedPayment
+from opengradient_x402.payment.call_receipts import Answer, build_receipt
+from opengradient_x402.payment.funds import Funds
+from opengradient_x402.payment.gateways import KnownGateways, origin_of
+from opengradient_x402.payment.policy import SpendPolicy
+from opengradient_x402.payment.sessions import PaidSession, SessionKey, SessionPool
 from opengradient_x402.signer import LocalSigner, Signer, authorize, payment_header
 
 if TYPE_CHECKING:
-    from opengradient_x402.challenge import Challenge, PaymentTerms
+    from opengradient_x402.payment.challenge import Challenge, PaymentTerms
     from opengradient_x402.registry_gateway import RegistryGateway
     from opengradient_x402.settings import Settings
     from opengradient_x402.settlement.reconciler import Reconciler

@@ -21,8 +21,6 @@ from typing import Any, NoReturn, cast
 import httpx
 
 from opengradient_x402 import wire_json
-from opengradient_x402.calls import Call, SignedPayment
-from opengradient_x402.challenge import Challenge, parse_challenge
 from opengradient_x402.endpoints import Endpoint
 from opengradient_x402.errors import (
     BudgetExceeded,
@@ -32,8 +30,10 @@ from opengradient_x402.errors import (
     PaidButFailed,
     PaymentOutcomeUnknown,
 )
-from opengradient_x402.payments import Payments
-from opengradient_x402.sessions import PaidSession, SessionKey, Ticket, Waiting
+from opengradient_x402.payment.call import Call, SignedPayment
+from opengradient_x402.payment.challenge import Challenge, parse_challenge
+from opengradient_x402.payment.payments import Payments
+from opengradient_x402.payment.sessions import PaidSession, SessionKey, Ticket, Waiting
 from opengradient_x402.steps import Wait
 
 SESSION_HEADER = "X-Upto-Session"

@@ -15,10 +15,10 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from opengradient_x402.addresses import checksum_address
-from opengradient_x402.challenge import Challenge, PaymentTerms
 from opengradient_x402.errors import ConfigurationError, InsecureEndpoint, PolicyRefused
 from opengradient_x402.money import Asset, parse_amount
 from opengradient_x402.networks import Network, is_loopback
+from opengradient_x402.payment.challenge import Challenge, PaymentTerms
 
 logger = logging.getLogger(__name__)
 

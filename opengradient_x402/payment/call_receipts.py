@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from opengradient_x402.calls import Call
 from opengradient_x402.completions import Usage
 from opengradient_x402.ledger.authorizations import receipt_fields
 from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt
 from opengradient_x402.money import parse_amount
+from opengradient_x402.payment.call import Call
 
 _UNIX_TIME = re.compile(r"[0-9]{1,15}", re.ASCII)
 

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from opengradient_x402.background import in_thread
 from opengradient_x402.errors import AllowanceMissing, ChainUnavailable
 from opengradient_x402.networks import Network
-from opengradient_x402.policy import SpendPolicy
+from opengradient_x402.payment.policy import SpendPolicy
 from opengradient_x402.signer import Signer
 
 if TYPE_CHECKING:
-    from opengradient_x402.challenge import Challenge, PaymentTerms
+    from opengradient_x402.payment.challenge import Challenge, PaymentTerms
 
 
 class Funds:
@@ -44,7 +44,7 @@ class Funds:
         self._known_atomic = 0
 
     def _read(self, terms: PaymentTerms, challenge: Challenge) -> None:
-        from opengradient_x402.wallet import require_funds
+        from opengradient_x402.payment.wallet import require_funds
 
         try:
             require_funds(self._network, self._signer.address, terms)
@@ -63,7 +63,7 @@ class Funds:
         if allowed is None or allowed < terms.amount_atomic:
             return None
         from opengradient_x402.chain.node import ChainReader
-        from opengradient_x402.sponsored_approval import is_offered, signed_approval
+        from opengradient_x402.payment.sponsored_approval import is_offered, signed_approval
 
         if not is_offered(challenge):
             return None

@@ -19,7 +19,7 @@ import httpx
 
 from opengradient_x402.ledger.authorizations import AuthorizationEntry
 from opengradient_x402.ledger.receipts import SettlementReceipt
-from opengradient_x402.sessions import PaidSession
+from opengradient_x402.payment.sessions import PaidSession
 from opengradient_x402.signer import Authorization
 
 # Ids must be unique, not secret (nonces are derived from them with the key). The system's generator gives up the

@@ -19,10 +19,10 @@ from opengradient_x402.errors import NotPaid, PolicyRefused
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.models import quoted_price
 from opengradient_x402.networks import Network
-from opengradient_x402.policy import SpendPolicy
+from opengradient_x402.payment.policy import SpendPolicy
 
 if TYPE_CHECKING:
-    from opengradient_x402.challenge import PaymentTerms
+    from opengradient_x402.payment.challenge import PaymentTerms
 
 BREAKER_LIMIT = 3
 """So many refused payments in a row, and an origin is left alone for `BREAKER_PAUSE_S`."""

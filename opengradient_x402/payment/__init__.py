@@ -1,0 +1,1 @@
+"""Who may be paid, and the signature that pays."""
