@@ -23,12 +23,12 @@ from llama_index.core.bridge.pydantic import (
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from pydantic import BaseModel, SecretStr
 
-from opengradient_x402.attestation import VerifyTee
 from opengradient_x402.connections import Connections, Route, Spender
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.models import find_model
 from opengradient_x402.networks import Network
 from opengradient_x402.payment.policy import SpendPolicy
+from opengradient_x402.proofs.attestation import VerifyTee
 from opengradient_x402.settlement_mode import SettlementMode
 
 if TYPE_CHECKING:

@@ -9,10 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from opengradient_x402.bundle_export import export_bundle
-    from opengradient_x402.bundle_verification import verify_bundle
     from opengradient_x402.completions import Completion, Delta, Usage
-    from opengradient_x402.data_settlement import DataSettlements
     from opengradient_x402.endpoints import StaticGateway
     from opengradient_x402.errors import (
         NotPaid,
@@ -29,6 +26,9 @@ if TYPE_CHECKING:
     from opengradient_x402.payment.policy import SpendPolicy
     from opengradient_x402.payment.transport import AsyncX402Transport, X402Transport
     from opengradient_x402.payment.wallet import Wallet
+    from opengradient_x402.proofs.bundle_export import export_bundle
+    from opengradient_x402.proofs.data_settlement import DataSettlements
+    from opengradient_x402.proofs.verification import verify_bundle
     from opengradient_x402.registry_gateway import RegistryGateway
     from opengradient_x402.settlement.background_reconciler import BackgroundReconciler
     from opengradient_x402.settlement.reconciler import Reconciler
@@ -41,7 +41,7 @@ _HOMES = {
     "AsyncX402Transport": "payment.transport",
     "BackgroundReconciler": "settlement.background_reconciler",
     "Completion": "completions",
-    "DataSettlements": "data_settlement",
+    "DataSettlements": "proofs.data_settlement",
     "Delta": "completions",
     "GatewayClient": "gateway",
     "Ledger": "ledger.ledger",
@@ -65,9 +65,9 @@ _HOMES = {
     "Usage": "completions",
     "Wallet": "payment.wallet",
     "X402Transport": "payment.transport",
-    "export_bundle": "bundle_export",
+    "export_bundle": "proofs.bundle_export",
     "load_network": "networks",
-    "verify_bundle": "bundle_verification",
+    "verify_bundle": "proofs.verification",
 }
 
 __all__ = [

@@ -10,7 +10,6 @@ from typing import Any
 
 import httpx
 
-from opengradient_x402.attestation import Verdict
 from opengradient_x402.errors import (
     GatewayError,
     GatewayUnreachable,
@@ -23,6 +22,7 @@ from opengradient_x402.errors import (
 )
 from opengradient_x402.gateway_errors import describe_error, kind_of
 from opengradient_x402.payment.call import Call
+from opengradient_x402.proofs.attestation import Verdict
 from opengradient_x402.tls import is_certificate_failure
 
 

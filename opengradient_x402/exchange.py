@@ -17,7 +17,6 @@ import httpx
 
 from opengradient_x402 import wire_json
 from opengradient_x402.answer_reader import AnswerReader
-from opengradient_x402.attestation import Verdict, VerifyTee
 from opengradient_x402.call_errors import broken_line, unreachable, unreadable, withheld
 from opengradient_x402.completions import Completion, Delta, parse_usage
 from opengradient_x402.enclave_keys import Checked, ProofCheck
@@ -27,6 +26,7 @@ from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.payment.call import EXTENSION, Call
 from opengradient_x402.payment.call_receipts import Answer, build_receipt
 from opengradient_x402.payment.payments import Payments
+from opengradient_x402.proofs.attestation import Verdict, VerifyTee
 from opengradient_x402.settlement_mode import SettlementMode
 from opengradient_x402.steps import Ask, Collect, Pause, Steps
 from opengradient_x402.stop_sequences import stop_sequences

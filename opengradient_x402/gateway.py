@@ -16,7 +16,6 @@ from typing import Any, Self, TypedDict, Unpack, assert_never
 
 import httpx
 
-from opengradient_x402.attestation import VerifyTee
 from opengradient_x402.background import awaited
 from opengradient_x402.completion_streams import AsyncCompletionStream, CompletionStream
 from opengradient_x402.completions import Completion
@@ -28,6 +27,7 @@ from opengradient_x402.exchange import Exchange, Options, ReceiptListener
 from opengradient_x402.model_directory import ModelDirectory
 from opengradient_x402.payment.payments import Payments
 from opengradient_x402.payment.transport import AsyncX402Transport, X402Transport
+from opengradient_x402.proofs.attestation import VerifyTee
 from opengradient_x402.settlement_mode import SettlementMode
 from opengradient_x402.steps import Ask, Collect, Effect, Fetch, Pause, Steps, Wait
 from opengradient_x402.wires import AsyncEndpointTransport, EndpointTransport

@@ -10,10 +10,10 @@ import typer
 from opengradient_x402.commands.options import GatewayOption, JsonOption, LedgerOption, NetworkOption, opened_payments
 
 if TYPE_CHECKING:
-    from opengradient_x402.attestation import VerifyTee
     from opengradient_x402.completions import Completion
     from opengradient_x402.gateway import GatewayClient
     from opengradient_x402.ledger.receipts import SettlementReceipt
+    from opengradient_x402.proofs.attestation import VerifyTee
 
 
 def chat(
@@ -54,7 +54,7 @@ def chat(
 
 
 def _verify_tee(choice: str) -> VerifyTee:
-    from opengradient_x402.attestation import VerifyTee
+    from opengradient_x402.proofs.attestation import VerifyTee
 
     try:
         return VerifyTee(choice)

@@ -160,8 +160,8 @@ def export(
 
 
 def _bundle(book: Ledger, *, since: int, payer: str | None, network: str | None, is_signed: bool) -> bytes:
-    from opengradient_x402.bundle_export import export_bundle
     from opengradient_x402.commands.options import signer_of_environment
+    from opengradient_x402.proofs.bundle_export import export_bundle
 
     signer = signer_of_environment() if is_signed else None
     return export_bundle(book, network=network_of(network), since=since, payer=payer, signer=signer).to_bytes()
@@ -178,9 +178,9 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Check a bundle: what is proven, what is not, and why; exit code 1 when anything is refuted."""
-    from opengradient_x402.bundle import BundleUnreadable
-    from opengradient_x402.bundle_verification import verify_bundle
     from opengradient_x402.commands.verification_report import print_verification
+    from opengradient_x402.proofs.bundle import BundleUnreadable
+    from opengradient_x402.proofs.verification import verify_bundle
 
     content = _read(bundle)
     try:
@@ -199,7 +199,7 @@ def verify(
 
 
 def _read(path: Path) -> bytes:
-    from opengradient_x402.bundle import MAX_BYTES
+    from opengradient_x402.proofs.bundle import MAX_BYTES
 
     if str(path) == "-":
         return typer.get_binary_stream("stdin").read(MAX_BYTES + 1)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import typer
 
 from opengradient_x402.commands.output import print_json, shown
-from opengradient_x402.findings import Finding, Standing
+from opengradient_x402.proofs.findings import Finding, Standing
 
 if TYPE_CHECKING:
-    from opengradient_x402.bundle_verification import Verification
+    from opengradient_x402.proofs.verification import Verification
 
 _HEADINGS = {
     Standing.REFUTED: "Refuted",

@@ -21,15 +21,15 @@ from typing import Any, assert_never
 from opengradient_x402.chain.lookups import AskChain, Await, Lookup, Sleep, alook_up, look_up
 from opengradient_x402.chain.node import Question
 from opengradient_x402.chain.questions import block, receipt, transaction
-from opengradient_x402.data_evidence import DataSettlement
-from opengradient_x402.data_settlement import find_data_settlements
 from opengradient_x402.errors import RpcError
-from opengradient_x402.findings import Standing
 from opengradient_x402.ledger.authorizations import AuthorizationEntry
 from opengradient_x402.ledger.disputes import forged_transaction, settled_elsewhere
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt
 from opengradient_x402.networks import Network
+from opengradient_x402.proofs.data_evidence import DataSettlement
+from opengradient_x402.proofs.data_settlement import find_data_settlements
+from opengradient_x402.proofs.findings import Standing
 from opengradient_x402.settlement.recognition import permit_settlements, transfer_settlements
 from opengradient_x402.settlement.search import (
     Cancelled,

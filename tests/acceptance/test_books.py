@@ -12,10 +12,10 @@ from llama_index.core.tools import FunctionTool
 from langchain_opengradient import ChatOpenGradient, get_settlement_callback
 from llama_index_opengradient import OpenGradient
 from opengradient_devnet import Devnet
-from opengradient_x402.data_settlement import DataSettlements
-from opengradient_x402.findings import Standing
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.ledger.receipts import ReceiptStatus
+from opengradient_x402.proofs.data_settlement import DataSettlements
+from opengradient_x402.proofs.findings import Standing
 from opengradient_x402.settlement.reconciler import Reconciler
 from opengradient_x402.settlement_mode import SettlementMode
 from support.payers import network_of, opg_balance, payments_for

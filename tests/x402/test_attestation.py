@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives import serialization
 
-from opengradient_x402.attestation import TeeProof, Verdict, check_completion, check_proof, is_signed_by
 from opengradient_x402.completions import StreamAccumulator, parse_completion
+from opengradient_x402.proofs.attestation import TeeProof, Verdict, check_completion, check_proof, is_signed_by
 from opengradient_x402.sse import DONE, EventDecoder
 
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "gateway_responses.json").read_text())
@@ -110,7 +110,7 @@ def test_a_replayed_proof_is_stale_and_a_missing_or_mangled_one_is_said_so():
 def test_a_key_that_is_no_key_verifies_nothing():
     proof = TeeProof.from_fields(completion_of(CAPTURED[0]).raw)
     garbage = b"not a key"
-    from opengradient_x402.attestation import tee_id
+    from opengradient_x402.proofs.attestation import tee_id
 
     claimed = replace(proof, tee_id=tee_id(garbage))
     assert (

@@ -10,12 +10,12 @@ import pytest
 
 from opengradient_devnet import Devnet
 from opengradient_devnet.faults import SettleAtCap
-from opengradient_x402.bundle import Bundle, BundleUnreadable, Record
-from opengradient_x402.bundle_export import aexport_bundle, export_bundle
-from opengradient_x402.bundle_verification import verify_bundle
 from opengradient_x402.errors import ConfigurationError
-from opengradient_x402.findings import Standing
 from opengradient_x402.ledger.receipts import ReceiptStatus
+from opengradient_x402.proofs.bundle import Bundle, BundleUnreadable, Record
+from opengradient_x402.proofs.bundle_export import aexport_bundle, export_bundle
+from opengradient_x402.proofs.findings import Standing
+from opengradient_x402.proofs.verification import verify_bundle
 from opengradient_x402.signatures import recover_address, text_digest
 from opengradient_x402.signer import LocalSigner
 from support.node import serving
@@ -98,8 +98,8 @@ def test_another_machine_needs_neither_ledger_nor_key(net, bundle, tmp_path):
     path = tmp_path / "bundle.json"
     path.write_bytes(bundle.to_bytes())
     script = (
-        "import sys, pathlib; from opengradient_x402.bundle_verification import verify_bundle;"
-        "from opengradient_x402.findings import Standing;"
+        "import sys, pathlib; from opengradient_x402.proofs.verification import verify_bundle;"
+        "from opengradient_x402.proofs.findings import Standing;"
         "v = verify_bundle(pathlib.Path(sys.argv[1]).read_bytes(), rpc_url=sys.argv[2]);"
         "print(len(v.of(Standing.PROVEN)), len(v.of(Standing.REFUTED)))"
     )

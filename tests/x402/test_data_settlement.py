@@ -11,10 +11,10 @@ from starlette.routing import Route
 from opengradient_devnet import Devnet
 from opengradient_devnet.faults import ForgeProof, WrongTransaction
 from opengradient_x402.chain import lookups
-from opengradient_x402.data_settlement import DataSettlements
-from opengradient_x402.findings import Standing
 from opengradient_x402.ledger.receipts import ReceiptStatus
-from opengradient_x402.merkle import root_from_proof
+from opengradient_x402.proofs.data_settlement import DataSettlements
+from opengradient_x402.proofs.findings import Standing
+from opengradient_x402.proofs.merkle import root_from_proof
 from opengradient_x402.settlement_mode import SettlementMode
 from support.loopback_server import serving
 from support.node import serving as node_of
@@ -164,7 +164,7 @@ def test_a_blob_store_cannot_make_a_batch_say_something_else(net, paid, spoil, e
 
 def _other_tree(blob: bytes) -> bytes:
     from opengradient_devnet.merkle import MerkleTree
-    from opengradient_x402.merkle import LEAF_TYPES
+    from opengradient_x402.proofs.merkle import LEAF_TYPES
 
     return json.dumps(MerkleTree([(b"\1" * 32,) * 3 + (b"", 5)], types=LEAF_TYPES).dump()).encode()
 

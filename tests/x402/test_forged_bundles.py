@@ -8,12 +8,12 @@ from dataclasses import replace
 import pytest
 
 from opengradient_devnet import Devnet
-from opengradient_x402.bundle import Bundle, BundleUnreadable, Record
-from opengradient_x402.bundle_contents import Contents, cases_of, describe
-from opengradient_x402.bundle_export import export_bundle
-from opengradient_x402.bundle_verification import Verification, verify_bundle
 from opengradient_x402.errors import ConfigurationError
-from opengradient_x402.findings import Finding, Standing
+from opengradient_x402.proofs.bundle import Bundle, BundleUnreadable, Record
+from opengradient_x402.proofs.bundle_contents import Contents, cases_of, describe
+from opengradient_x402.proofs.bundle_export import export_bundle
+from opengradient_x402.proofs.findings import Finding, Standing
+from opengradient_x402.proofs.verification import Verification, verify_bundle
 from support.ledger_rows import entry, served
 from support.payers import PROMPT, client_for, network_of, payments_for, settled_receipts
 
@@ -207,8 +207,8 @@ def test_a_blob_store_in_the_readers_own_network_is_not_called(net, bundle, audi
 
 
 def test_a_bundle_cannot_make_a_live_chain_final_sooner():
-    from opengradient_x402.bundle_verification import _with_care
     from opengradient_x402.networks import PRESETS
+    from opengradient_x402.proofs.verification import _with_care
 
     network = replace(PRESETS["base"], confirmations=1)
     assert _with_care(network).confirmations == PRESETS["base"].confirmations > 1

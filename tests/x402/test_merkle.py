@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opengradient_devnet import merkle as independent
-from opengradient_x402.attestation import TeeProof
-from opengradient_x402.merkle import LEAF_TYPES, MerkleTree, leaf_hash, root_from_proof
+from opengradient_x402.proofs.attestation import TeeProof
+from opengradient_x402.proofs.merkle import LEAF_TYPES, MerkleTree, leaf_hash, root_from_proof
 
 BATCHES = json.loads((Path(__file__).parents[1] / "vectors" / "merkle_batches.json").read_text())["batches"]
 

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from opengradient_x402.attestation import TeeProof, is_signed_by
-from opengradient_x402.bundle_contents import Case, Contents, DataPlace
 from opengradient_x402.chain.lookups import AskChain, Document, Lookup
 from opengradient_x402.chain.questions import (
     Question,
@@ -29,15 +27,22 @@ from opengradient_x402.chain.questions import (
 )
 from opengradient_x402.chain.registry import RegisteredTee, registered_tee
 from opengradient_x402.chain.relay_events import batch_settlement, individual_settlement
-from opengradient_x402.data_evidence import DATA_SETTLED as _DATA
-from opengradient_x402.data_evidence import NOTHING_TO_SETTLE, batch_findings, individual_findings, private_finding
-from opengradient_x402.data_settlement import read_blob
 from opengradient_x402.errors import ChainUnavailable
-from opengradient_x402.findings import Finding, Standing, not_proven, proven, refuted
 from opengradient_x402.ledger.authorizations import AuthorizationEntry
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.networks import ChainContract, Network
-from opengradient_x402.receipt_checks import (
+from opengradient_x402.proofs.attestation import TeeProof, is_signed_by
+from opengradient_x402.proofs.bundle_contents import Case, Contents, DataPlace
+from opengradient_x402.proofs.data_evidence import DATA_SETTLED as _DATA
+from opengradient_x402.proofs.data_evidence import (
+    NOTHING_TO_SETTLE,
+    batch_findings,
+    individual_findings,
+    private_finding,
+)
+from opengradient_x402.proofs.data_settlement import read_blob
+from opengradient_x402.proofs.findings import Finding, Standing, not_proven, proven, refuted
+from opengradient_x402.proofs.receipt_checks import (
     ONCE,
     OPEN_TO_DISPUTE,
     SHARES,

@@ -11,11 +11,11 @@ import json
 from collections.abc import Generator, Iterable
 from typing import Any, TypeVar, assert_never
 
-from opengradient_x402.bundle import Record
 from opengradient_x402.chain.lookups import AskChain, Await, Document, Download, Lookup, Need, Sleep
 from opengradient_x402.chain.node import Pause, Question, RpcRequest
 from opengradient_x402.driving import drive
 from opengradient_x402.errors import ChainUnavailable, RpcError
+from opengradient_x402.proofs.bundle import Record
 
 T = TypeVar("T")
 RPC = "rpc"

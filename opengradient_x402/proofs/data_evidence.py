@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from opengradient_x402 import wire_json
-from opengradient_x402.attestation import TeeProof
 from opengradient_x402.chain.lookups import Document
 from opengradient_x402.chain.questions import Log
 from opengradient_x402.chain.relay_events import BatchSettlement, IndividualSettlement
-from opengradient_x402.findings import Finding, Standing, not_proven, overall, proven, refuted
 from opengradient_x402.ledger.receipts import SettlementReceipt
-from opengradient_x402.merkle import MerkleTree, leaf_hash, root_from_proof
+from opengradient_x402.proofs.attestation import TeeProof
+from opengradient_x402.proofs.findings import Finding, Standing, not_proven, overall, proven, refuted
+from opengradient_x402.proofs.merkle import MerkleTree, leaf_hash, root_from_proof
 from opengradient_x402.settlement_mode import SettlementMode
 
 DATA_SETTLED: Final = "the call's data were settled on chain"

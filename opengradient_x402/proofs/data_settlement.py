@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Any, Final
 from urllib.parse import quote
 
-from opengradient_x402.attestation import TeeProof
 from opengradient_x402.chain.lookups import AskChain, Document, Download, Lookup, alook_up, look_up
 from opengradient_x402.chain.questions import Log, Question, block, block_before, logs
 from opengradient_x402.chain.questions import receipt as transaction_receipt
@@ -22,7 +21,11 @@ from opengradient_x402.chain.relay_events import (
     batch_settlement,
     individual_settlement,
 )
-from opengradient_x402.data_evidence import (
+from opengradient_x402.errors import RpcError
+from opengradient_x402.ledger.receipts import SettlementReceipt
+from opengradient_x402.networks import ChainContract, Network
+from opengradient_x402.proofs.attestation import TeeProof
+from opengradient_x402.proofs.data_evidence import (
     DATA_SETTLED,
     DataSettlement,
     batch_findings,
@@ -32,11 +35,8 @@ from opengradient_x402.data_evidence import (
     private_finding,
     tree_of,
 )
-from opengradient_x402.errors import RpcError
-from opengradient_x402.findings import not_proven, refuted
-from opengradient_x402.ledger.receipts import SettlementReceipt
-from opengradient_x402.merkle import leaf_hash
-from opengradient_x402.networks import ChainContract, Network
+from opengradient_x402.proofs.findings import not_proven, refuted
+from opengradient_x402.proofs.merkle import leaf_hash
 from opengradient_x402.settlement.recognition import address_topic
 from opengradient_x402.settlement_mode import SettlementMode
 

@@ -11,13 +11,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from opengradient_x402.addresses import checksum_address
-from opengradient_x402.bundle import Bundle, Record
-from opengradient_x402.bundle_shape import check_shape
-from opengradient_x402.data_evidence import DataSettlement
 from opengradient_x402.ledger.authorizations import AuthorizationEntry
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.money import Asset
 from opengradient_x402.networks import ChainContract, Network
+from opengradient_x402.proofs.bundle import Bundle, Record
+from opengradient_x402.proofs.bundle_schema import check_shape
+from opengradient_x402.proofs.data_evidence import DataSettlement
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import time
 
-from opengradient_x402.audit import audit
-from opengradient_x402.bundle import Bundle
-from opengradient_x402.bundle_contents import Contents, cases_of, describe, places_of
 from opengradient_x402.chain.lookups import Await, Lookup, alook_up, look_up
-from opengradient_x402.data_settlement import find_data_settlements
-from opengradient_x402.evidence import Evidence
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.networks import Network
+from opengradient_x402.proofs.audit import audit
+from opengradient_x402.proofs.bundle import Bundle
+from opengradient_x402.proofs.bundle_contents import Contents, cases_of, describe, places_of
+from opengradient_x402.proofs.data_settlement import find_data_settlements
+from opengradient_x402.proofs.evidence import Evidence
 from opengradient_x402.signer import Signer
 
 

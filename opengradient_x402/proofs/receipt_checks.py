@@ -8,15 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
-from opengradient_x402.bundle_contents import Case
 from opengradient_x402.chain.eip712 import exact_permit_digest, transfer_authorization_digest, upto_permit_digest
 from opengradient_x402.chain.questions import Transaction
-from opengradient_x402.findings import Finding, not_proven, proven, refuted
 from opengradient_x402.ledger.authorizations import AuthorizationEntry
 from opengradient_x402.ledger.disputes import dispute_of
 from opengradient_x402.ledger.receipts import ReceiptStatus
 from opengradient_x402.money import format_amount
 from opengradient_x402.networks import Network
+from opengradient_x402.proofs.bundle_contents import Case
+from opengradient_x402.proofs.findings import Finding, not_proven, proven, refuted
 from opengradient_x402.settlement.recognition import SettlementFound
 from opengradient_x402.signatures import SIGNATURE_BYTES, recover_address
 

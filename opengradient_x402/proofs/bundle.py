@@ -16,8 +16,8 @@ from typing import Any, Final
 
 from opengradient_x402.addresses import checksum_address
 from opengradient_x402.errors import ConfigurationError
-from opengradient_x402.findings import Finding, not_proven, proven, refuted
 from opengradient_x402.keccak import keccak256
+from opengradient_x402.proofs.findings import Finding, not_proven, proven, refuted
 from opengradient_x402.signatures import recover_address, text_digest
 from opengradient_x402.signer import Signer
 from opengradient_x402.wire_json import check_depth

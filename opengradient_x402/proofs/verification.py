@@ -11,15 +11,15 @@ from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
 from opengradient_x402.addresses import checksum_address
-from opengradient_x402.audit import audit
-from opengradient_x402.bundle import Bundle, origin_findings
-from opengradient_x402.bundle_contents import Contents, describe, network_of
 from opengradient_x402.chain.lookups import look_up
 from opengradient_x402.errors import ConfigurationError, InsecureEndpoint
-from opengradient_x402.evidence import Evidence
-from opengradient_x402.findings import Finding, Standing, overall, proven, refuted
 from opengradient_x402.networks import PRESETS, Network, is_loopback
 from opengradient_x402.payment.policy import SpendPolicy
+from opengradient_x402.proofs.audit import audit
+from opengradient_x402.proofs.bundle import Bundle, origin_findings
+from opengradient_x402.proofs.bundle_contents import Contents, describe, network_of
+from opengradient_x402.proofs.evidence import Evidence
+from opengradient_x402.proofs.findings import Finding, Standing, overall, proven, refuted
 
 _NOWHERE = "https://offline.invalid"
 _NETWORK = "the contracts are those of the network that it names"

@@ -1,0 +1,1 @@
+"""What an enclave, an audit bundle and a blob prove."""
