@@ -27,7 +27,7 @@ from langchain_opengradient.conversions import to_chunk, to_result, to_terminal_
 from langchain_opengradient.errors import raised_as_model_errors
 from langchain_opengradient.tokens import count_messages, count_text
 from langchain_opengradient.tools import ToolLike, is_web_search, to_wire_choice, to_wire_tool
-from opengradient_x402.connections import Route, Spender
+from opengradient_x402.gateway.clients import Route, Spender
 
 
 class ChatOpenGradient(ConfiguredChatModel):

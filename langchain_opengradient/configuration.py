@@ -19,7 +19,7 @@ from pydantic import ConfigDict, Field, SecretStr, field_validator, model_valida
 from langchain_opengradient.blocks import PROVIDER
 from langchain_opengradient.calls import model_name
 from langchain_opengradient.profiles import profile_of
-from opengradient_x402.connections import Connections
+from opengradient_x402.gateway.clients import Connections
 from opengradient_x402.payment.policy import SpendPolicy
 from opengradient_x402.settings import Settings
 from opengradient_x402.settlement_mode import SettlementMode

@@ -70,8 +70,8 @@ if TYPE_CHECKING:
     from llama_index.core.chat_engine.types import AgentChatResponse
     from llama_index.core.tools.types import BaseTool
 
-    from opengradient_x402.completion_streams import AsyncCompletionStream, CompletionStream
-    from opengradient_x402.connections import Connections
+    from opengradient_x402.gateway.clients import Connections
+    from opengradient_x402.gateway.completion_streams import AsyncCompletionStream, CompletionStream
 
 _dispatcher = get_dispatcher(__name__)
 

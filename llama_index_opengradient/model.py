@@ -23,7 +23,7 @@ from llama_index.core.bridge.pydantic import (
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from pydantic import BaseModel, SecretStr
 
-from opengradient_x402.connections import Connections, Route, Spender
+from opengradient_x402.gateway.clients import Connections, Route, Spender
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.models import find_model
 from opengradient_x402.networks import Network
@@ -32,7 +32,7 @@ from opengradient_x402.proofs.attestation import VerifyTee
 from opengradient_x402.settlement_mode import SettlementMode
 
 if TYPE_CHECKING:
-    from opengradient_x402.gateway import AsyncGatewayClient, GatewayClient
+    from opengradient_x402.gateway.client import AsyncGatewayClient, GatewayClient
     from opengradient_x402.payment.payments import Payments
 
 

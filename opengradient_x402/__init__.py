@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from opengradient_x402.completions import Completion, Delta, Usage
-    from opengradient_x402.endpoints import StaticGateway
     from opengradient_x402.errors import (
         NotPaid,
         OpenGradientError,
         PaidButFailed,
         PaymentOutcomeUnknown,
     )
-    from opengradient_x402.gateway import AsyncGatewayClient, GatewayClient
+    from opengradient_x402.gateway.client import AsyncGatewayClient, GatewayClient
+    from opengradient_x402.gateway.enclaves import RegistryGateway
+    from opengradient_x402.gateway.endpoints import StaticGateway
     from opengradient_x402.ledger.ledger import Ledger
     from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt
     from opengradient_x402.models import TEE_LLM
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from opengradient_x402.proofs.bundle_export import export_bundle
     from opengradient_x402.proofs.data_settlement import DataSettlements
     from opengradient_x402.proofs.verification import verify_bundle
-    from opengradient_x402.registry_gateway import RegistryGateway
     from opengradient_x402.settlement.background_reconciler import BackgroundReconciler
     from opengradient_x402.settlement.reconciler import Reconciler
     from opengradient_x402.settlement_mode import SettlementMode
@@ -37,13 +37,13 @@ if TYPE_CHECKING:
     from opengradient_x402.tool_calls import ToolCall
 
 _HOMES = {
-    "AsyncGatewayClient": "gateway",
+    "AsyncGatewayClient": "gateway.client",
     "AsyncX402Transport": "payment.transport",
     "BackgroundReconciler": "settlement.background_reconciler",
     "Completion": "completions",
     "DataSettlements": "proofs.data_settlement",
     "Delta": "completions",
-    "GatewayClient": "gateway",
+    "GatewayClient": "gateway.client",
     "Ledger": "ledger.ledger",
     "LocalSigner": "signer",
     "Network": "networks",
@@ -54,12 +54,12 @@ _HOMES = {
     "Payments": "payment.payments",
     "ReceiptStatus": "ledger.receipts",
     "Reconciler": "settlement.reconciler",
-    "RegistryGateway": "registry_gateway",
+    "RegistryGateway": "gateway.enclaves",
     "SettlementMode": "settlement_mode",
     "SettlementReceipt": "ledger.receipts",
     "Signer": "signer",
     "SpendPolicy": "payment.policy",
-    "StaticGateway": "endpoints",
+    "StaticGateway": "gateway.endpoints",
     "TEE_LLM": "models",
     "ToolCall": "tool_calls",
     "Usage": "completions",

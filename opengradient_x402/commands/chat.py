@@ -11,7 +11,7 @@ from opengradient_x402.commands.options import GatewayOption, JsonOption, Ledger
 
 if TYPE_CHECKING:
     from opengradient_x402.completions import Completion
-    from opengradient_x402.gateway import GatewayClient
+    from opengradient_x402.gateway.client import GatewayClient
     from opengradient_x402.ledger.receipts import SettlementReceipt
     from opengradient_x402.proofs.attestation import VerifyTee
 
@@ -31,7 +31,7 @@ def chat(
 ) -> None:
     """Ask a model, pay for the answer, and show what it cost and its receipt."""
     from opengradient_x402.commands.options import gateway_of
-    from opengradient_x402.gateway import GatewayClient
+    from opengradient_x402.gateway.client import GatewayClient
     from opengradient_x402.settings import Settings
 
     body = _body(prompt, model=model, system=system, max_tokens=max_tokens)

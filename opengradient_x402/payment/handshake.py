@@ -21,7 +21,6 @@ from typing import Any, NoReturn, cast
 import httpx
 
 from opengradient_x402 import wire_json
-from opengradient_x402.endpoints import Endpoint
 from opengradient_x402.errors import (
     BudgetExceeded,
     ChallengeInvalid,
@@ -30,6 +29,7 @@ from opengradient_x402.errors import (
     PaidButFailed,
     PaymentOutcomeUnknown,
 )
+from opengradient_x402.gateway.endpoints import Endpoint
 from opengradient_x402.payment.call import Call, SignedPayment
 from opengradient_x402.payment.challenge import Challenge, parse_challenge
 from opengradient_x402.payment.payments import Payments

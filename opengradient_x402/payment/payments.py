@@ -42,8 +42,8 @@ from opengradient_x402.payment.sessions import PaidSession, SessionKey, SessionP
 from opengradient_x402.signer import LocalSigner, Signer, authorize, payment_header
 
 if TYPE_CHECKING:
+    from opengradient_x402.gateway.enclaves import RegistryGateway
     from opengradient_x402.payment.challenge import Challenge, PaymentTerms
-    from opengradient_x402.registry_gateway import RegistryGateway
     from opengradient_x402.settings import Settings
     from opengradient_x402.settlement.reconciler import Reconciler
 
@@ -123,7 +123,7 @@ class Payments:
 
         Raises ConfigurationError for a network that has none.
         """
-        from opengradient_x402.registry_gateway import RegistryGateway
+        from opengradient_x402.gateway.enclaves import RegistryGateway
 
         return RegistryGateway(self.network, policy=self.policy)
 

@@ -130,11 +130,11 @@ def test_importing_the_package_loads_no_framework_and_nothing_heavy():
     script = """
 import sys
 import langchain_opengradient
-assert "langchain_core" not in sys.modules and "opengradient_x402.gateway" not in sys.modules
+assert "langchain_core" not in sys.modules and "opengradient_x402.gateway.client" not in sys.modules
 from langchain_opengradient import ChatOpenGradient
 ChatOpenGradient(model="openai/gpt-5")
 heavy = {"web3", "eth_account", "openai", "sqlalchemy", "transformers", "tiktoken", "langchain", "IPython",
-         "opengradient_devnet", "opengradient_x402.gateway", "opengradient_x402.payment.payments"}
+         "opengradient_devnet", "opengradient_x402.gateway.client", "opengradient_x402.payment.payments"}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
@@ -223,7 +223,7 @@ async def test_closing_and_using_it_again_works(devnet: Devnet):
 
 
 def test_a_client_that_was_passed_in_is_never_closed(payer: Payer):
-    from opengradient_x402.gateway import GatewayClient
+    from opengradient_x402.gateway.client import GatewayClient
 
     with GatewayClient(payer.payments) as client:
         with ChatOpenGradient(model="openai/gpt-5", client=client, payments=payer.payments) as model:

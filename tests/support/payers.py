@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from opengradient_devnet import Account, Devnet
-from opengradient_x402.gateway import AsyncGatewayClient, GatewayClient
+from opengradient_x402.gateway.client import AsyncGatewayClient, GatewayClient
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.networks import Network, load_network
 from opengradient_x402.payment.payments import Payments

@@ -25,10 +25,10 @@ from opengradient_x402.errors import (
     ResponseInvalid,
     StreamInterrupted,
 )
+from opengradient_x402.gateway.sse import EventDecoder
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.payment.sessions import SessionKey, SessionPool, Ticket
 from opengradient_x402.payment.transport import AsyncX402Transport, X402Transport
-from opengradient_x402.sse import EventDecoder
 from support.ledger_rows import NOW, entry
 from support.payers import PROMPT, async_client_for, client_for, payments_for
 

@@ -11,8 +11,8 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 
 from opengradient_x402.completions import StreamAccumulator, parse_completion
+from opengradient_x402.gateway.sse import DONE, EventDecoder
 from opengradient_x402.proofs.attestation import TeeProof, Verdict, check_completion, check_proof, is_signed_by
-from opengradient_x402.sse import DONE, EventDecoder
 
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "gateway_responses.json").read_text())
 CAPTURED = VECTORS["responses"]

@@ -15,7 +15,7 @@ from opengradient_x402.errors import (
     PolicyRefused,
     UnknownNetwork,
 )
-from opengradient_x402.gateway import GatewayClient
+from opengradient_x402.gateway.client import GatewayClient
 from opengradient_x402.payment.payments import Payments
 from opengradient_x402.payment.policy import SpendPolicy
 from support.payers import PROMPT, client_for, network_of, payments_for

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opengradient_x402.completions import ErrorEvent, StreamAccumulator, Truncated, parse_completion
-from opengradient_x402.sse import DONE, EventDecoder
+from opengradient_x402.gateway.sse import DONE, EventDecoder
 from opengradient_x402.tool_calls import ToolCall
 
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "gateway_responses.json").read_text())

@@ -14,8 +14,8 @@ import pytest
 from pydantic import SecretStr
 
 from opengradient_devnet import Account, Devnet
-from opengradient_x402.connections import Connections, Route, Spender
 from opengradient_x402.errors import InsecureEndpoint, InvalidPrivateKey
+from opengradient_x402.gateway.clients import Connections, Route, Spender
 from support.payers import PROMPT, payments_for
 
 

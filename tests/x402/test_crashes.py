@@ -12,7 +12,7 @@ from opengradient_x402.ledger.ledger import Ledger
 SCRIPT = textwrap.dedent("""
     import os, signal, sys
     from opengradient_x402.payment import handshake
-    from opengradient_x402.gateway import GatewayClient
+    from opengradient_x402.gateway.client import GatewayClient
     from opengradient_x402.payment.payments import Payments
 
     sign = Payments.sign

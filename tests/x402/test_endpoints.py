@@ -16,10 +16,10 @@ from cryptography.x509.oid import NameOID
 
 from opengradient_devnet.certificates import make_certificate
 from opengradient_x402.driving import drive
-from opengradient_x402.endpoints import Endpoint, StaticGateway, reach
 from opengradient_x402.errors import InsecureEndpoint
-from opengradient_x402.tls import context_for, is_certificate_failure, pinned_context
-from opengradient_x402.wires import AsyncEndpointTransport, EndpointTransport
+from opengradient_x402.gateway.connections import AsyncEndpointTransport, EndpointTransport
+from opengradient_x402.gateway.endpoints import Endpoint, StaticGateway, reach
+from opengradient_x402.gateway.tls import context_for, is_certificate_failure, pinned_context
 from support.enclaves import impostor
 
 NOW = dt.datetime.now(dt.UTC)

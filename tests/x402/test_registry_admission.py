@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 
 from opengradient_devnet.certificates import make_certificate
-from opengradient_x402.admission import admit
 from opengradient_x402.chain.registry import RegisteredTee
-from opengradient_x402.endpoints import Endpoint
 from opengradient_x402.errors import ConfigurationError, InsecureEndpoint
+from opengradient_x402.gateway.admission import admit
+from opengradient_x402.gateway.endpoints import Endpoint
 from opengradient_x402.networks import PRESETS
 from opengradient_x402.payment.policy import SpendPolicy
 

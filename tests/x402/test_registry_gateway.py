@@ -14,7 +14,6 @@ from opengradient_devnet import Devnet, faults
 from opengradient_devnet.certificates import make_certificate
 from opengradient_x402.chain.questions import ChainReader
 from opengradient_x402.chain.registry import active_tees
-from opengradient_x402.endpoints import StaticGateway
 from opengradient_x402.errors import (
     ChainUnavailable,
     ConfigurationError,
@@ -25,9 +24,10 @@ from opengradient_x402.errors import (
     ProofRejected,
     UnknownModel,
 )
+from opengradient_x402.gateway.enclaves import RegistryGateway
+from opengradient_x402.gateway.endpoints import StaticGateway
 from opengradient_x402.payment.payments import Payments
 from opengradient_x402.payment.policy import SpendPolicy
-from opengradient_x402.registry_gateway import RegistryGateway
 from support.enclaves import PAYEE, dead_url, impostor, registry
 from support.payers import PROMPT, async_client_for, client_for, network_of, settled_receipts
 

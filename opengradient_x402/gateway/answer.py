@@ -13,11 +13,11 @@ from typing import Any, Final, cast
 import httpx
 
 from opengradient_x402 import wire_json
-from opengradient_x402.call_errors import interrupted, refused, unreadable
 from opengradient_x402.completions import Completion, Delta, ErrorEvent, StreamAccumulator, Truncated, parse_completion
 from opengradient_x402.errors import NotPaid, OpenGradientError, ResponseInvalid
+from opengradient_x402.gateway.failures import interrupted, refused, unreadable
+from opengradient_x402.gateway.sse import DONE, EventDecoder, EventTooLarge
 from opengradient_x402.payment.call import Call
-from opengradient_x402.sse import DONE, EventDecoder, EventTooLarge
 from opengradient_x402.steps import Collect, Steps
 
 MAX_BODY_BYTES: Final = 256 * 1024 * 1024

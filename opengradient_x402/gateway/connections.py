@@ -13,9 +13,9 @@ from typing import Generic, TypeVar
 
 import httpx
 
-from opengradient_x402.endpoints import Endpoint
 from opengradient_x402.errors import InsecureEndpoint
-from opengradient_x402.tls import context_for
+from opengradient_x402.gateway.endpoints import Endpoint
+from opengradient_x402.gateway.tls import context_for
 
 _LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=4.0)
 """Idle connections are dropped before common servers (uvicorn: 5 s) close them under a request."""

@@ -20,10 +20,10 @@ from opengradient_x402.errors import (
     ResponseInvalid,
     StreamInterrupted,
 )
-from opengradient_x402.gateway_errors import describe_error, kind_of
+from opengradient_x402.gateway.gateway_errors import describe_error, kind_of
+from opengradient_x402.gateway.tls import is_certificate_failure
 from opengradient_x402.payment.call import Call
 from opengradient_x402.proofs.attestation import Verdict
-from opengradient_x402.tls import is_certificate_failure
 
 
 def unreachable(call: Call, exc: httpx.TransportError) -> NotPaid:

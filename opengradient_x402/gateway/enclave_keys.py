@@ -15,7 +15,7 @@ import httpx
 
 from opengradient_x402 import wire_json
 from opengradient_x402.completions import Completion
-from opengradient_x402.endpoints import Endpoint, EndpointSource
+from opengradient_x402.gateway.endpoints import Endpoint, EndpointSource
 from opengradient_x402.proofs.attestation import Verdict, VerifyTee, check_completion
 from opengradient_x402.steps import Steps, fetch
 

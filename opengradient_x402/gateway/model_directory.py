@@ -13,8 +13,8 @@ from typing import Any
 import httpx
 
 from opengradient_x402 import wire_json
-from opengradient_x402.endpoints import Endpoint, EndpointSource, reach
 from opengradient_x402.errors import UnknownModel
+from opengradient_x402.gateway.endpoints import Endpoint, EndpointSource, reach
 from opengradient_x402.models import find_model, wire_name
 from opengradient_x402.steps import Steps, fetch
 

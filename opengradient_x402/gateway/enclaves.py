@@ -16,11 +16,9 @@ from dataclasses import dataclass, replace
 from random import SystemRandom
 from urllib.parse import urlsplit
 
-from opengradient_x402.admission import admit
 from opengradient_x402.background import in_thread
 from opengradient_x402.chain.node import ChainReader
 from opengradient_x402.chain.registry import RegisteredTee, active_tees
-from opengradient_x402.endpoints import Endpoint
 from opengradient_x402.errors import (
     ChainUnavailable,
     ConfigurationError,
@@ -28,6 +26,8 @@ from opengradient_x402.errors import (
     InsecureEndpoint,
     NotPaid,
 )
+from opengradient_x402.gateway.admission import admit
+from opengradient_x402.gateway.endpoints import Endpoint
 from opengradient_x402.networks import ChainContract, Network, is_loopback
 from opengradient_x402.payment.policy import SpendPolicy
 from opengradient_x402.steps import Steps, Wait

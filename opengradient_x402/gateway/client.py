@@ -17,20 +17,20 @@ from typing import Any, Self, TypedDict, Unpack, assert_never
 import httpx
 
 from opengradient_x402.background import awaited
-from opengradient_x402.completion_streams import AsyncCompletionStream, CompletionStream
 from opengradient_x402.completions import Completion
 from opengradient_x402.driving import drive, drive_async
-from opengradient_x402.enclave_keys import EnclaveKeys, ProofCheck
-from opengradient_x402.endpoints import REGISTRY, EndpointSource, StaticGateway, checked_gateway
 from opengradient_x402.errors import ConfigurationError
-from opengradient_x402.exchange import Exchange, Options, ReceiptListener
-from opengradient_x402.model_directory import ModelDirectory
+from opengradient_x402.gateway.completion_streams import AsyncCompletionStream, CompletionStream
+from opengradient_x402.gateway.connections import AsyncEndpointTransport, EndpointTransport
+from opengradient_x402.gateway.enclave_keys import EnclaveKeys, ProofCheck
+from opengradient_x402.gateway.endpoints import REGISTRY, EndpointSource, StaticGateway, checked_gateway
+from opengradient_x402.gateway.exchange import Exchange, Options, ReceiptListener
+from opengradient_x402.gateway.model_directory import ModelDirectory
 from opengradient_x402.payment.payments import Payments
 from opengradient_x402.payment.transport import AsyncX402Transport, X402Transport
 from opengradient_x402.proofs.attestation import VerifyTee
 from opengradient_x402.settlement_mode import SettlementMode
 from opengradient_x402.steps import Ask, Collect, Effect, Fetch, Pause, Steps, Wait
-from opengradient_x402.wires import AsyncEndpointTransport, EndpointTransport
 
 
 class CallOptions(TypedDict, total=False):

@@ -11,7 +11,7 @@ import ssl
 
 import httpx
 
-from opengradient_x402.endpoints import Endpoint
+from opengradient_x402.gateway.endpoints import Endpoint
 
 
 def context_for(endpoint: Endpoint) -> ssl.SSLContext:

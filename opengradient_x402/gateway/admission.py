@@ -15,11 +15,11 @@ from urllib.parse import urlsplit
 import httpx
 
 from opengradient_x402.chain.registry import RegisteredTee
-from opengradient_x402.endpoints import Endpoint
 from opengradient_x402.errors import InsecureEndpoint
+from opengradient_x402.gateway.endpoints import Endpoint
+from opengradient_x402.gateway.tls import pinned_context
 from opengradient_x402.networks import Network, is_loopback
 from opengradient_x402.payment.policy import SpendPolicy
-from opengradient_x402.tls import pinned_context
 
 _PRINTABLE: Final = re.compile(r"[!-~]{1,512}")
 _HOST: Final = re.compile(r"[0-9a-z._:-]+")

@@ -16,12 +16,13 @@ from typing import Any
 import httpx
 
 from opengradient_x402 import wire_json
-from opengradient_x402.answer_reader import AnswerReader
-from opengradient_x402.call_errors import broken_line, unreachable, unreadable, withheld
 from opengradient_x402.completions import Completion, Delta, parse_usage
-from opengradient_x402.enclave_keys import Checked, ProofCheck
-from opengradient_x402.endpoints import Endpoint, EndpointSource, reach
 from opengradient_x402.errors import ConfigurationError, OpenGradientError
+from opengradient_x402.gateway.answer import AnswerReader
+from opengradient_x402.gateway.enclave_keys import Checked, ProofCheck
+from opengradient_x402.gateway.endpoints import Endpoint, EndpointSource, reach
+from opengradient_x402.gateway.failures import broken_line, unreachable, unreadable, withheld
+from opengradient_x402.gateway.tls import is_certificate_failure
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.payment.call import EXTENSION, Call
 from opengradient_x402.payment.call_receipts import Answer, build_receipt
@@ -30,7 +31,6 @@ from opengradient_x402.proofs.attestation import Verdict, VerifyTee
 from opengradient_x402.settlement_mode import SettlementMode
 from opengradient_x402.steps import Ask, Collect, Pause, Steps
 from opengradient_x402.stop_sequences import stop_sequences
-from opengradient_x402.tls import is_certificate_failure
 
 CHAT_PATH = "/v1/chat/completions"
 ReceiptListener = Callable[[SettlementReceipt], None]

@@ -16,7 +16,7 @@ from typing import Self
 import httpx
 
 from opengradient_x402.completions import Completion, Delta
-from opengradient_x402.exchange import Exchange
+from opengradient_x402.gateway.exchange import Exchange
 from opengradient_x402.ledger.receipts import SettlementReceipt
 
 

@@ -22,7 +22,7 @@ from pydantic import SecretStr
 from opengradient_x402.settings import Settings
 
 if TYPE_CHECKING:
-    from opengradient_x402.gateway import AsyncGatewayClient, GatewayClient
+    from opengradient_x402.gateway.client import AsyncGatewayClient, GatewayClient
     from opengradient_x402.ledger.ledger import Ledger
     from opengradient_x402.networks import Network
     from opengradient_x402.payment.payments import Payments
@@ -121,7 +121,7 @@ class Connections:
         return Connections, ()
 
     def _open(self, route: Route) -> GatewayClient:
-        from opengradient_x402.gateway import GatewayClient
+        from opengradient_x402.gateway.client import GatewayClient
 
         with self._lock:
             if (found := self._opened.clients.get(route)) is not None:
@@ -131,7 +131,7 @@ class Connections:
         return made
 
     def _open_async(self, route: Route) -> AsyncGatewayClient:
-        from opengradient_x402.gateway import AsyncGatewayClient
+        from opengradient_x402.gateway.client import AsyncGatewayClient
 
         with self._lock:
             if (found := self._opened.async_clients.get(route)) is not None:

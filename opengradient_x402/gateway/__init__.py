@@ -1,0 +1,1 @@
+"""A question goes out, an answer comes back."""
