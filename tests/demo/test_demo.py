@@ -14,7 +14,7 @@ import pytest
 
 from opengradient_x402.ledger.ledger import Ledger
 
-COMMAND = [sys.executable, "-c", "from opengradient_x402.cli import main; main()", "demo"]
+COMMAND = [sys.executable, "-c", "from opengradient_x402.cli.main import main; main()", "demo"]
 
 
 def children_of(pid: int) -> list[int]:

@@ -17,12 +17,12 @@ from typer.testing import CliRunner
 
 from opengradient_devnet import Devnet
 from opengradient_devnet.faults import AlterTerms, ErrorEvent, SettleAtCap
-from opengradient_x402.cli import build_app
-from opengradient_x402.commands.since import parse_since
+from opengradient_x402.cli.main import build_app
+from opengradient_x402.cli.since import parse_since
 from opengradient_x402.ledger.ledger import Ledger
 from support.payers import PROMPT, client_for, payments_for
 
-COMMAND = [sys.executable, "-c", "from opengradient_x402.cli import main; main()"]
+COMMAND = [sys.executable, "-c", "from opengradient_x402.cli.main import main; main()"]
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def test_a_mistyped_command_is_wrong_usage(run):
 def test_help_imports_no_heavy_library():
     script = (
         "import sys; sys.argv = ['x', 'receipts', '--help']\n"
-        "from opengradient_x402.cli import main\n"
+        "from opengradient_x402.cli.main import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
         "heavy = ('sqlalchemy', 'httpx', 'web3', 'langchain_core', 'cryptography')\n"
@@ -191,7 +191,7 @@ def test_closed_streams_are_no_accident(net, run):
 
 
 def test_words_of_strangers_move_no_cursor():
-    from opengradient_x402.commands.output import shown
+    from opengradient_x402.cli.output import shown
 
     assert shown("a\x1b[2J\x9b1m\n0 refuted\u202e\ud800é 文 👩‍🚀") == (
         "a\\x1b[2J\\x9b1m\\n0 refuted\\u202e\\ud800é 文 👩‍🚀"
@@ -200,7 +200,7 @@ def test_words_of_strangers_move_no_cursor():
 
 
 def test_an_answer_that_is_no_text_is_written_all_the_same(capsys):
-    from opengradient_x402.commands.output import print_json, write_answer
+    from opengradient_x402.cli.output import print_json, write_answer
 
     write_answer("half an emoji: \ud83d")
     print_json({"text": "\ud83d"})
@@ -326,7 +326,7 @@ def test_doctor_sees_terms_that_the_policy_refuses_and_a_clock_that_is_wrong(net
     done = run("doctor", "--json")
     assert states(done)["gateway"] == "problem"
     real = time.time
-    run.monkeypatch.setattr("opengradient_x402.commands.doctor.time", SimpleNamespace(time=lambda: real() + 500))
+    run.monkeypatch.setattr("opengradient_x402.cli.doctor.time", SimpleNamespace(time=lambda: real() + 500))
     assert states(run("doctor", "--json"))["clock"] == "problem"
 
 
@@ -455,7 +455,7 @@ def test_exports_as_lines_and_as_a_table_hold_the_same(net, paid, tmp_path):
 
 
 def test_a_spreadsheet_runs_nothing_that_a_gateway_wrote(tmp_path):
-    from opengradient_x402.receipt_files import csv_bytes
+    from opengradient_x402.cli.receipt_files import csv_bytes
     from support.ledger_rows import entry, served
 
     text = csv_bytes([served(entry(1), "call_1", data_blob_id='=HYPERLINK("http://evil")')]).decode()

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from opengradient_x402.commands.options import JsonOption, LedgerOption, NetworkOption, network_of, opened_ledger
-from opengradient_x402.commands.since import parse_since
+from opengradient_x402.cli.options import JsonOption, LedgerOption, NetworkOption, network_of, opened_ledger
+from opengradient_x402.cli.since import parse_since
 
 if TYPE_CHECKING:
     from opengradient_x402.ledger.ledger import Ledger
@@ -32,7 +32,7 @@ def list_receipts(
     as_json: JsonOption = False,
 ) -> None:
     """List receipts, oldest first, as the ledger has them (`reconcile` brings them up to date)."""
-    from opengradient_x402.commands.output import print_json, print_table
+    from opengradient_x402.cli.output import print_json, print_table
 
     wanted = None if status is None else _status(status)
     with opened_ledger(ledger) as book:
@@ -53,7 +53,7 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """Show everything about one call's payment and proof: claims, facts, and disputes."""
-    from opengradient_x402.commands.output import print_json, print_pairs
+    from opengradient_x402.cli.output import print_json, print_pairs
     from opengradient_x402.settlement.reconciler import Reconciler
 
     with opened_ledger(ledger) as book:
@@ -77,7 +77,7 @@ def reconcile(
     as_json: JsonOption = False,
 ) -> None:
     """Read from the chain what became of open payments; exit code 1 when a receipt turned out disputed."""
-    from opengradient_x402.commands.output import note, print_json, shown
+    from opengradient_x402.cli.output import note, print_json, shown
     from opengradient_x402.settlement.reconciler import Reconciler
 
     with opened_ledger(ledger) as book:
@@ -133,8 +133,8 @@ def export(
     as_json: Annotated[bool, typer.Option("--json", help="Say in JSON what was written (with --output).")] = False,
 ) -> None:
     """Write receipts to a file: as lines, as a table, or as a bundle that anybody can check."""
-    from opengradient_x402.commands.output import note, print_json
-    from opengradient_x402.receipt_files import csv_bytes, jsonl_bytes
+    from opengradient_x402.cli.output import note, print_json
+    from opengradient_x402.cli.receipt_files import csv_bytes, jsonl_bytes
 
     start = parse_since(since)
     with opened_ledger(ledger) as book:
@@ -160,7 +160,7 @@ def export(
 
 
 def _bundle(book: Ledger, *, since: int, payer: str | None, network: str | None, is_signed: bool) -> bytes:
-    from opengradient_x402.commands.options import signer_of_environment
+    from opengradient_x402.cli.options import signer_of_environment
     from opengradient_x402.proofs.bundle_export import export_bundle
 
     signer = signer_of_environment() if is_signed else None
@@ -178,7 +178,7 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Check a bundle: what is proven, what is not, and why; exit code 1 when anything is refuted."""
-    from opengradient_x402.commands.verification_report import print_verification
+    from opengradient_x402.cli.verification_report import print_verification
     from opengradient_x402.proofs.bundle import BundleUnreadable
     from opengradient_x402.proofs.verification import verify_bundle
 

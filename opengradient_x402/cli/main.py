@@ -111,7 +111,7 @@ def _group(name: str) -> typer.Typer:
 
 def _own(place: str) -> Callable[..., None]:
     module, _, name = place.partition(":")
-    command: Callable[..., None] = getattr(importlib.import_module(f"opengradient_x402.commands.{module}"), name)
+    command: Callable[..., None] = getattr(importlib.import_module(f"opengradient_x402.cli.{module}"), name)
     return command
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from opengradient_x402.commands.options import JsonOption, LedgerOption, NetworkOption, network_of, opened_ledger
+from opengradient_x402.cli.options import JsonOption, LedgerOption, NetworkOption, network_of, opened_ledger
 
 
 def balance(
@@ -17,8 +17,8 @@ def balance(
 ) -> None:
     """Show tokens, gas, allowance, and what today's payments have spent or reserved."""
     from opengradient_x402.chain.questions import ChainReader, allowance, balance_of, native_balance
-    from opengradient_x402.commands.options import signer_of_environment
-    from opengradient_x402.commands.output import print_json, print_pairs
+    from opengradient_x402.cli.options import signer_of_environment
+    from opengradient_x402.cli.output import print_json, print_pairs
     from opengradient_x402.money import format_amount
 
     chosen = network_of(network)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from opengradient_x402.commands.output import print_json, shown
+from opengradient_x402.cli.output import print_json, shown
 from opengradient_x402.proofs.findings import Finding, Standing
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from opengradient_x402.commands.options import GatewayOption, JsonOption, NetworkOption, network_of
+from opengradient_x402.cli.options import GatewayOption, JsonOption, NetworkOption, network_of
 
 if TYPE_CHECKING:
     from opengradient_x402.chain.lookups import Document, Download, Lookup
@@ -24,7 +24,7 @@ def models(
     as_json: JsonOption = False,
 ) -> None:
     """List models with their limits and prices (USD per million tokens)."""
-    from opengradient_x402.commands.output import note, print_json, print_table
+    from opengradient_x402.cli.output import note, print_json, print_table
     from opengradient_x402.models import catalog
 
     if live:
@@ -68,7 +68,7 @@ def _row(info: ModelInfo) -> dict[str, Any]:
 def _served(network: str | None, gateway: str | None) -> tuple[list[dict[str, Any]], str]:
     """A gateway's own list. Raises GatewayUnreachable when it has none."""
     from opengradient_x402.chain.lookups import Download, look_up
-    from opengradient_x402.commands.options import gateway_of
+    from opengradient_x402.cli.options import gateway_of
     from opengradient_x402.errors import GatewayUnreachable
     from opengradient_x402.payment.policy import SpendPolicy
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 import typer
 
-from opengradient_x402.commands.options import GatewayOption, JsonOption, LedgerOption, NetworkOption
+from opengradient_x402.cli.options import GatewayOption, JsonOption, LedgerOption, NetworkOption
 
 if TYPE_CHECKING:
     from opengradient_x402.chain.questions import ChainReader
@@ -41,7 +41,7 @@ def doctor(
     as_json: JsonOption = False,
 ) -> None:
     """Check key, network, gas, tokens, allowance, gateway, registry, clock and ledger; exit code 1 for a problem."""
-    from opengradient_x402.commands.output import print_json
+    from opengradient_x402.cli.output import print_json
 
     found = _Examination(network, gateway, ledger).diagnoses()
     if as_json:
@@ -82,14 +82,14 @@ class _Examination:
         return [_diagnosed(name, check) for name, check in checks]
 
     def _key(self) -> Diagnosis:
-        from opengradient_x402.commands.options import signer_of_environment
+        from opengradient_x402.cli.options import signer_of_environment
 
         self._address = signer_of_environment().address
         return _ok("key", f"wallet {self._address}")
 
     def _chain(self) -> Diagnosis:
         from opengradient_x402.chain.questions import block
-        from opengradient_x402.commands.options import network_of
+        from opengradient_x402.cli.options import network_of
 
         self._network = network_of(self._network_choice)
         head = self._reader(self._network).ask(block())
@@ -98,7 +98,7 @@ class _Examination:
     def _gateway(self) -> Diagnosis:
         import httpx
 
-        from opengradient_x402.commands.options import gateway_of
+        from opengradient_x402.cli.options import gateway_of
         from opengradient_x402.payment.challenge import parse_challenge
         from opengradient_x402.payment.policy import SpendPolicy
 
@@ -215,7 +215,7 @@ class _Examination:
         return _ok("registry", f"{len(found)} active enclave{'s' if len(found) > 1 else ''}")
 
     def _ledger(self) -> Diagnosis:
-        from opengradient_x402.commands.options import opened_ledger
+        from opengradient_x402.cli.options import opened_ledger
 
         with opened_ledger(self._ledger_choice) as ledger:
             waiting = ledger.authorizations(status="signed").result()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from opengradient_x402.commands.options import GatewayOption, JsonOption, LedgerOption, NetworkOption, opened_payments
+from opengradient_x402.cli.options import GatewayOption, JsonOption, LedgerOption, NetworkOption, opened_payments
 
 if TYPE_CHECKING:
     from opengradient_x402.completions import Completion
@@ -30,7 +30,7 @@ def chat(
     as_json: JsonOption = False,
 ) -> None:
     """Ask a model, pay for the answer, and show what it cost and its receipt."""
-    from opengradient_x402.commands.options import gateway_of
+    from opengradient_x402.cli.options import gateway_of
     from opengradient_x402.gateway.client import GatewayClient
     from opengradient_x402.settings import Settings
 
@@ -76,7 +76,7 @@ def _body(prompt: str | None, *, model: str, system: str | None, max_tokens: int
 
 
 def _asked(client: GatewayClient, body: dict[str, Any], *, quietly: bool) -> Completion:
-    from opengradient_x402.commands.output import note, write_answer
+    from opengradient_x402.cli.output import note, write_answer
 
     receipts: list[SettlementReceipt] = []
     try:
@@ -96,7 +96,7 @@ def _asked(client: GatewayClient, body: dict[str, Any], *, quietly: bool) -> Com
 
 
 def _print_json(completion: Completion, receipt: SettlementReceipt | None) -> None:
-    from opengradient_x402.commands.output import print_json
+    from opengradient_x402.cli.output import print_json
 
     usage = completion.usage
     print_json(
@@ -113,7 +113,7 @@ def _print_json(completion: Completion, receipt: SettlementReceipt | None) -> No
 
 
 def _print_bill(completion: Completion, receipt: SettlementReceipt, *, symbol: str) -> None:
-    from opengradient_x402.commands.output import note
+    from opengradient_x402.cli.output import note
     from opengradient_x402.money import format_amount
 
     usage = completion.usage

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from opengradient_x402.commands.options import JsonOption, NetworkOption, network_of, signer_of_environment
+from opengradient_x402.cli.options import JsonOption, NetworkOption, network_of, signer_of_environment
 
 
 def approve(
@@ -19,7 +19,7 @@ def approve(
     as_json: JsonOption = False,
 ) -> None:
     """Allow payments up to an amount, once per wallet; does nothing when they are allowed already."""
-    from opengradient_x402.commands.output import print_json
+    from opengradient_x402.cli.output import print_json
     from opengradient_x402.money import MAX_UINT256
     from opengradient_x402.payment.wallet import Wallet
 
