@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from opengradient_x402 import wire_json
+from opengradient_x402 import strict_json
 from opengradient_x402.addresses import checksum_address
 from opengradient_x402.errors import InsecureEndpoint, UnknownNetwork
 from opengradient_x402.money import Asset
@@ -226,7 +226,7 @@ def _parse(content: bytes, *, origin: str) -> Network:
 def _document(content: bytes) -> dict[str, Any]:
     if len(content) > _MAX_DESCRIPTION_BYTES:
         raise ValueError(f"more than {_MAX_DESCRIPTION_BYTES} bytes")
-    document = wire_json.loads(content)
+    document = strict_json.loads(content)
     if not isinstance(document, dict):
         raise TypeError("not a JSON object")
     return document

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from opengradient_x402 import wire_json
+from opengradient_x402 import strict_json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +61,7 @@ class _OpenCall:
     def is_complete(self) -> bool:
         """Whether the arguments so far are a whole JSON document."""
         try:
-            wire_json.loads("".join(self.pieces))
+            strict_json.loads("".join(self.pieces))
         except ValueError:
             return False
         return True
@@ -73,7 +73,7 @@ class _OpenCall:
 def _arguments_text(arguments: Any) -> str:
     if isinstance(arguments, str):
         return arguments
-    return "" if arguments is None else wire_json.dumps(arguments).decode()
+    return "" if arguments is None else strict_json.dumps(arguments).decode()
 
 
 class ToolCallAssembly:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import urlsplit
 
-from opengradient_x402 import wire_json
+from opengradient_x402 import strict_json
 from opengradient_x402.driving import drive, drive_async
 from opengradient_x402.errors import ChainUnavailable, ConfigurationError, RpcError
 
@@ -243,7 +243,7 @@ def _document(outcome: _Outcome) -> dict[str, Any]:
     if not isinstance(outcome, _Reply):
         return {}
     try:
-        document = wire_json.loads(outcome.content)
+        document = strict_json.loads(outcome.content)
     except ValueError:
         return {}
     return document if isinstance(document, dict) else {}

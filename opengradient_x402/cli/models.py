@@ -92,10 +92,10 @@ def _one(need: Download) -> Lookup[Document]:
 
 
 def _parsed(content: bytes) -> tuple[list[dict[str, Any]], str | None]:
-    from opengradient_x402 import wire_json
+    from opengradient_x402 import strict_json
     from opengradient_x402.models import find_model
 
-    document = wire_json.loads(content)
+    document = strict_json.loads(content)
     rows = []
     for entry in document["data"]:
         info = find_model(entry["id"])

@@ -12,7 +12,7 @@ from typing import Any, Final, cast
 
 import httpx
 
-from opengradient_x402 import wire_json
+from opengradient_x402 import strict_json
 from opengradient_x402.completions import Completion, Delta, ErrorEvent, StreamAccumulator, Truncated, parse_completion
 from opengradient_x402.errors import NotPaid, OpenGradientError, ResponseInvalid
 from opengradient_x402.gateway.failures import interrupted, refused, unreadable
@@ -102,7 +102,7 @@ class AnswerReader:
 
     def _parsed(self, response: httpx.Response) -> dict[str, Any]:
         try:
-            body = wire_json.loads(b"".join(self._body))
+            body = strict_json.loads(b"".join(self._body))
         except ValueError as exc:
             if response.is_error:
                 return self._as_text()
@@ -167,7 +167,7 @@ class AnswerReader:
                 self._has_end_marker = True
                 break
             try:
-                delta = self._accumulator.feed(wire_json.loads(payload))
+                delta = self._accumulator.feed(strict_json.loads(payload))
             except ErrorEvent as exc:
                 self._break(refused(self._call, None, exc.error), exc)
                 break

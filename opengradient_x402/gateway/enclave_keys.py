@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 
-from opengradient_x402 import wire_json
+from opengradient_x402 import strict_json
 from opengradient_x402.completions import Completion
 from opengradient_x402.gateway.endpoints import Endpoint, EndpointSource
 from opengradient_x402.proofs.attestation import Verdict, VerifyTee, check_completion
@@ -91,7 +91,7 @@ def _key_in(response: httpx.Response) -> bytes | None:
     if response.status_code != httpx.codes.OK:
         return None
     try:
-        pem = wire_json.loads(response.content)["public_key"]
+        pem = strict_json.loads(response.content)["public_key"]
         key = serialization.load_pem_public_key(str(pem).encode())
     except (ValueError, KeyError, TypeError):
         return None

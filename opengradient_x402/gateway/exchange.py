@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 
-from opengradient_x402 import wire_json
+from opengradient_x402 import strict_json
 from opengradient_x402.completions import Completion, Delta, parse_usage
 from opengradient_x402.errors import ConfigurationError, OpenGradientError
 from opengradient_x402.gateway.answer import AnswerReader
@@ -79,7 +79,7 @@ class Exchange:
         if proof_check is not None:
             proof_check.request = request
         try:
-            self._content = wire_json.dumps(request)
+            self._content = strict_json.dumps(request)
         except (TypeError, ValueError, RecursionError) as exc:
             raise ConfigurationError(
                 f"The request cannot be written as JSON: {exc}. Nothing was sent or paid. "

@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from opengradient_x402 import wire_json
+from opengradient_x402 import strict_json
 from opengradient_x402.errors import UnknownModel
 from opengradient_x402.gateway.endpoints import Endpoint, EndpointSource, reach
 from opengradient_x402.models import find_model, wire_name
@@ -89,7 +89,7 @@ def _listing(gateway: str, response: httpx.Response) -> Listing:
     if response.status_code != httpx.codes.OK:
         return Listing(gateway=gateway)
     try:
-        document = wire_json.loads(response.content)
+        document = strict_json.loads(response.content)
         names = frozenset(str(entry["id"]) for entry in document["data"])
         return Listing(gateway=gateway, names=names, opg_price_usd=document.get("opg_price_usd"))
     except (ValueError, KeyError, TypeError, AttributeError):

@@ -19,7 +19,7 @@ from typing import Any, Final, Literal
 from opengradient_x402.addresses import checksum_address
 from opengradient_x402.errors import ChallengeInvalid
 from opengradient_x402.money import MAX_UINT256
-from opengradient_x402.wire_json import check_depth
+from opengradient_x402.strict_json import check_depth
 
 MAX_HEADER_CHARS: Final = 64 * 1024
 MAX_DEPTH: Final = 32

@@ -20,7 +20,7 @@ from typing import Any, NoReturn, cast
 
 import httpx
 
-from opengradient_x402 import wire_json
+from opengradient_x402 import strict_json
 from opengradient_x402.errors import (
     BudgetExceeded,
     ChallengeInvalid,
@@ -323,7 +323,7 @@ def _payment_response(response: httpx.Response) -> dict[str, Any]:
     if header is None:
         return {}
     try:
-        claims = wire_json.loads(base64.b64decode(header, validate=True))
+        claims = strict_json.loads(base64.b64decode(header, validate=True))
     except (ValueError, binascii.Error):
         return {}
     return cast("dict[str, Any]", claims) if isinstance(claims, dict) else {}

@@ -20,7 +20,7 @@ from opengradient_x402.keccak import keccak256
 from opengradient_x402.proofs.findings import Finding, not_proven, proven, refuted
 from opengradient_x402.signatures import recover_address, text_digest
 from opengradient_x402.signer import Signer
-from opengradient_x402.wire_json import check_depth
+from opengradient_x402.strict_json import check_depth
 
 FORMAT: Final = "opengradient-audit-bundle/1"
 MAX_BYTES: Final = 512 * 1024 * 1024

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from opengradient_x402 import wire_json
+from opengradient_x402 import strict_json
 from opengradient_x402.chain.lookups import Document
 from opengradient_x402.chain.questions import Log
 from opengradient_x402.chain.relay_events import BatchSettlement, IndividualSettlement
@@ -126,7 +126,7 @@ def individual_findings(
 
 def tree_of(event: BatchSettlement, blob: bytes) -> MerkleTree:
     """The tree in a blob. Raises ValueError when it is not the one whose root is on chain."""
-    tree = MerkleTree.from_dump(wire_json.loads(blob))
+    tree = MerkleTree.from_dump(strict_json.loads(blob))
     if tree.root != event.merkle_root or len(tree.leaves) != event.batch_size:
         raise ValueError("the blob's tree has another root or size than the chain")
     return tree
@@ -176,7 +176,7 @@ def _blob_finding(about: str, event: IndividualSettlement, blob: Document) -> Fi
     if blob.problem is not None:
         return not_proven(statement, about=about, why=f"the blob {event.blob_id[:64]} was not read: {blob.problem}")
     try:
-        record = wire_json.loads(blob.content)
+        record = strict_json.loads(blob.content)
         proof = TeeProof.from_fields(record)
     except (ValueError, AttributeError) as exc:
         return refuted(statement, about=about, why=f"the blob {event.blob_id[:64]} cannot be read: {exc}")
