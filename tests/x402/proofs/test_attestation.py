@@ -14,7 +14,7 @@ from opengradient_x402.completions import StreamAccumulator, parse_completion
 from opengradient_x402.gateway.sse import DONE, EventDecoder
 from opengradient_x402.proofs.attestation import TeeProof, Verdict, check_completion, check_proof, is_signed_by
 
-VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "gateway_responses.json").read_text())
+VECTORS = json.loads((Path(__file__).parents[2] / "vectors" / "gateway_responses.json").read_text())
 CAPTURED = VECTORS["responses"]
 KEY = serialization.load_pem_public_key(VECTORS["signing_key"]["public_key"].encode()).public_bytes(
     serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from opengradient_x402.errors import ChallengeInvalid
 from opengradient_x402.payment.challenge import Challenge, parse_challenge
 
-VECTORS = Path(__file__).parent.parent / "vectors"
+VECTORS = Path(__file__).parents[2] / "vectors"
 PAYEE = "0x9deEBB5D1b22e4a6e027977CeAd13893A7E4cC1a"
 
 

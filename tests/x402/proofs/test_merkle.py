@@ -12,7 +12,7 @@ from opengradient_devnet import merkle as independent
 from opengradient_x402.proofs.attestation import TeeProof
 from opengradient_x402.proofs.merkle import LEAF_TYPES, MerkleTree, leaf_hash, root_from_proof
 
-BATCHES = json.loads((Path(__file__).parents[1] / "vectors" / "merkle_batches.json").read_text())["batches"]
+BATCHES = json.loads((Path(__file__).parents[2] / "vectors" / "merkle_batches.json").read_text())["batches"]
 
 
 def proof_of(value: list[str]) -> TeeProof:
