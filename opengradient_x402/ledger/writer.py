@@ -109,14 +109,14 @@ class Writer:
         return problem
 
     def _connect(self, *, durable: bool) -> tuple[Book, Connection]:
-        from opengradient_x402 import ledger_book, ledger_tables
+        from opengradient_x402.ledger import statements, tables
 
         if self._engine is None:
-            self._engine = ledger_tables.open_engine(self._url)
+            self._engine = tables.open_engine(self._url)
         if self._conn is None:
             self._conn = self._engine.connect()
-            ledger_tables.create(self._conn)
-        book = ledger_book.Book(self._conn.dialect.name)
+            tables.create(self._conn)
+        book = statements.Book(self._conn.dialect.name)
         book.set_durable(self._conn, durable)
         return book, self._conn
 
