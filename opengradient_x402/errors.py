@@ -7,7 +7,7 @@
     │   │   ├── UnknownNetwork
     │   │   ├── UnknownModel
     │   │   ├── InsecureEndpoint
-    │   │   └── BundleUnreadable       (in `bundle`) the file is no audit bundle, or was changed
+    │   │   └── BundleUnreadable       the file is no audit bundle, or was changed
     │   ├── ChallengeInvalid           the gateway's 402 does not follow the protocol
     │   ├── PolicyRefused              the gateway's terms are not acceptable to the SpendPolicy
     │   │   └── BudgetExceeded
@@ -131,6 +131,10 @@ class UnknownModel(ConfigurationError):
 
 class InsecureEndpoint(ConfigurationError):
     """An endpoint that money must not be sent to: plain http off loopback, or an unexpected address."""
+
+
+class BundleUnreadable(ConfigurationError):
+    """The file is not an audit bundle, or not the bytes of one any more."""
 
 
 class ChallengeInvalid(NotPaid):

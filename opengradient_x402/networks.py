@@ -164,6 +164,47 @@ def is_loopback(host: str | None) -> bool:
         return False
 
 
+def check_payable_url(url: str, network: Network, *, allow_private: bool = False) -> None:
+    """Refuse a URL at which somebody else may answer, or that leads into the user's own network.
+
+    https, or plain http on loopback; no private or link-local address unless it is loopback or `allow_private`.
+    Names are not resolved. Raises InsecureEndpoint.
+    """
+    try:
+        parts = urlsplit(url)
+    except ValueError as exc:
+        raise InsecureEndpoint(f"The gateway's URL cannot be read ({exc}). Nothing was paid. Correct it.") from exc
+    host = parts.hostname
+    shown = f"{parts.scheme}://{host}"  # without the user part of the URL: it may hold a password
+    if not host or parts.scheme not in ("http", "https"):
+        raise InsecureEndpoint(
+            f"{shown!r} is not an http(s) URL. Nothing was paid. "
+            f"Give the gateway as https://host, for example {network.gateway_url}."
+        )
+    if is_loopback(host):
+        return
+    if parts.scheme != "https":
+        raise InsecureEndpoint(
+            f"{shown} is plain http: anybody on the way could redirect payments. Nothing was paid. "
+            "Use https (plain http is accepted on loopback only)."
+        )
+    if not allow_private and _is_private(host):
+        raise InsecureEndpoint(
+            f"{shown} is a private, link-local or reserved address. Nothing was paid. "
+            "If this gateway is yours, set `allow_private_endpoints=True`."
+        )
+
+
+def _is_private(host: str) -> bool:
+    from ipaddress import ip_address
+
+    try:
+        address = ip_address(host)
+        return not address.is_global or address.is_multicast
+    except ValueError:
+        return False
+
+
 def _looks_like_path(source: str) -> bool:
     return source.endswith(".json") or "/" in source or "\\" in source or Path(source).is_file()
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from opengradient_x402.addresses import address_word
-from opengradient_x402.chain.node import AsyncChainReader, ChainReader, Pause, Question, RpcRequest
+from opengradient_x402.chain.node import AsyncChainReader, ChainReader, Question, RpcRequest
 from opengradient_x402.errors import RpcError
 
 __all__ = [
@@ -19,7 +19,6 @@ __all__ = [
     "Block",
     "ChainReader",
     "Log",
-    "Pause",
     "Question",
     "RpcRequest",
     "Transaction",

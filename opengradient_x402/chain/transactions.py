@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from opengradient_x402.chain.questions import Pause, Question, RpcRequest, native_balance, receipt
+from opengradient_x402.chain.questions import Question, RpcRequest, native_balance, receipt
+from opengradient_x402.effects import Sleep
 from opengradient_x402.errors import ChainUnavailable, InsufficientFunds, NotPaid, RpcError
 from opengradient_x402.keccak import keccak256
 from opengradient_x402.money import format_amount
@@ -111,7 +112,7 @@ def send_transaction(network: Network, signer: Signer, *, to: str, data: bytes, 
                 "Look at it in the explorer; the token may be paused.",
                 kind="chain",
             )
-        yield Pause(pause_s)
+        yield Sleep(pause_s)
         waited_s, pause_s = waited_s + pause_s, min(2 * pause_s, _LONGEST_LOOK_S)
     raise ChainUnavailable(
         f"{what} was sent as {signed.tx_hash} and is not mined after {_RECEIPT_TIMEOUT_S:.0f} s. No tokens moved. "

@@ -9,7 +9,6 @@ import typer
 from opengradient_x402.cli.options import GatewayOption, JsonOption, NetworkOption, network_of
 
 if TYPE_CHECKING:
-    from opengradient_x402.chain.lookups import Document, Download, Lookup
     from opengradient_x402.models import ModelInfo
 
 _ABILITIES = ("tools", "json_schema", "reasoning", "images", "pdf", "audio", "image_output")
@@ -67,7 +66,8 @@ def _row(info: ModelInfo) -> dict[str, Any]:
 
 def _served(network: str | None, gateway: str | None) -> tuple[list[dict[str, Any]], str]:
     """A gateway's own list. Raises GatewayUnreachable when it has none."""
-    from opengradient_x402.chain.lookups import Download, look_up
+    from opengradient_x402.chain.node import look_up
+    from opengradient_x402.chain.sources import Sources
     from opengradient_x402.cli.options import gateway_of
     from opengradient_x402.errors import GatewayUnreachable
     from opengradient_x402.payment.policy import SpendPolicy
@@ -75,7 +75,7 @@ def _served(network: str | None, gateway: str | None) -> tuple[list[dict[str, An
     chosen = network_of(network)
     url = gateway_of(gateway, chosen).rstrip("/").removesuffix("/v1") + "/v1/models"
     SpendPolicy().check_endpoint(url, chosen)
-    document = look_up(_one(Download(url)))
+    document = look_up(Sources().document(url))
     try:
         rows, token_usd = _parsed(document.content)
     except (ValueError, KeyError, TypeError, AttributeError) as exc:
@@ -84,11 +84,6 @@ def _served(network: str | None, gateway: str | None) -> tuple[list[dict[str, An
             "Leave out `--live` for the catalogue."
         ) from exc
     return rows, f"Prices of {url}" + (f"; one {chosen.asset.symbol} is {token_usd} USD there." if token_usd else ".")
-
-
-def _one(need: Download) -> Lookup[Document]:
-    document: Document = yield need
-    return document
 
 
 def _parsed(content: bytes) -> tuple[list[dict[str, Any]], str | None]:

@@ -78,12 +78,13 @@ def reconcile(
 ) -> None:
     """Read from the chain what became of open payments; exit code 1 when a receipt turned out disputed."""
     from opengradient_x402.cli.output import note, print_json, shown
+    from opengradient_x402.proofs.data_settlement import DataSettlements
     from opengradient_x402.settlement.reconciler import Reconciler
 
     with opened_ledger(ledger) as book:
         reconciler = Reconciler(network_of(network), book)
         counts, changed = _reconciled(reconciler, payer=payer, wait_s=wait_s)
-        proofs = reconciler.prove_data(list(changed.values())) if data else []
+        proofs = DataSettlements(reconciler.network, book).prove(list(changed.values())) if data else []
         latest = book.receipts(call_ids=list(changed)).result() if changed else []
     disputed = [receipt for receipt in latest if receipt.dispute is not None]
     if as_json:
@@ -179,7 +180,7 @@ def verify(
 ) -> None:
     """Check a bundle: what is proven, what is not, and why; exit code 1 when anything is refuted."""
     from opengradient_x402.cli.verification_report import print_verification
-    from opengradient_x402.proofs.bundle import BundleUnreadable
+    from opengradient_x402.errors import BundleUnreadable
     from opengradient_x402.proofs.verification import verify_bundle
 
     content = _read(bundle)

@@ -14,11 +14,11 @@ import httpx
 
 from opengradient_x402 import strict_json
 from opengradient_x402.completions import Completion, Delta, ErrorEvent, StreamAccumulator, Truncated, parse_completion
+from opengradient_x402.effects import Read, Steps
 from opengradient_x402.errors import NotPaid, OpenGradientError, ResponseInvalid
 from opengradient_x402.gateway.failures import interrupted, refused, unreadable
 from opengradient_x402.gateway.sse import DONE, EventDecoder, EventTooLarge
 from opengradient_x402.payment.call import Call
-from opengradient_x402.steps import Collect, Steps
 
 MAX_BODY_BYTES: Final = 256 * 1024 * 1024
 _SHOWN_BYTES: Final = 500
@@ -60,12 +60,7 @@ class AnswerReader:
         if encoding in _ENCODINGS:
             return
         problem = unreadable(self._call, f"it is encoded as {encoding[:40]!r}, which was not asked for")
-        del response.headers["content-encoding"]  # reading its first byte would unpack it
-
-        def refuse(_: bytes) -> None:
-            raise problem
-
-        yield Collect(response, refuse)
+        yield Read(response)  # unread: reading its first byte would unpack it
         raise problem
 
     # -- in one piece

@@ -1,36 +1,33 @@
 """Clients for an OpenGradient gateway: `chat` and `stream`, sync and async, over one sans-I/O `Exchange`.
 
-Below them is the paying transport, without an httpx client in between: cookies, redirects and auth flows have
-no place in a paid call, and cost more than the call. Frameworks and their vocabularies are not known here.
+There is no httpx client in between: cookies, redirects and auth flows have no place in a paid call, and cost more
+than the call. Frameworks and their vocabularies are not known here.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
 import weakref
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Self, TypedDict, Unpack, assert_never
+from typing import Any, Self, TypedDict, Unpack
 
 import httpx
 
-from opengradient_x402.background import awaited
 from opengradient_x402.completions import Completion
-from opengradient_x402.driving import drive, drive_async
+from opengradient_x402.effects import Steps, drive, drive_async
 from opengradient_x402.errors import ConfigurationError
 from opengradient_x402.gateway.completion_streams import AsyncCompletionStream, CompletionStream
 from opengradient_x402.gateway.connections import AsyncEndpointTransport, EndpointTransport
 from opengradient_x402.gateway.enclave_keys import EnclaveKeys, ProofCheck
+from opengradient_x402.gateway.enclaves import shared_registry
 from opengradient_x402.gateway.endpoints import REGISTRY, EndpointSource, StaticGateway, checked_gateway
 from opengradient_x402.gateway.exchange import Exchange, Options, ReceiptListener
 from opengradient_x402.gateway.model_directory import ModelDirectory
 from opengradient_x402.payment.payments import Payments
-from opengradient_x402.payment.transport import AsyncX402Transport, X402Transport
 from opengradient_x402.proofs.attestation import VerifyTee
 from opengradient_x402.settlement_mode import SettlementMode
-from opengradient_x402.steps import Ask, Collect, Effect, Fetch, Pause, Steps, Wait
 
 
 class CallOptions(TypedDict, total=False):
@@ -67,6 +64,7 @@ class _Client:
             timeout_s=timeout_s,
             max_retries=max_retries,
             settlement_mode=SettlementMode.parse(settlement_mode),
+            is_blocking=isinstance(self, GatewayClient),
         )
         self._models = ModelDirectory(self.endpoints)
         self._verify_tee = VerifyTee(verify_tee)
@@ -138,45 +136,24 @@ class GatewayClient(_Client):
     def __init__(
         self, payments: Payments, *, http_transport: httpx.BaseTransport | None = None, **options: Any
     ) -> None:
-        """`http_transport` is what the paying transport wraps; `options` are those of the class above:
+        """`http_transport` sends the requests; `options` are those of the class above:
         `base_url` ("registry": the enclaves of the network's registry) or `gateway`, `timeout_s`, `max_retries`,
         `settlement_mode`, `verify_tee`."""
         super().__init__(payments, **options)
         self._check_given(http_transport)
         self._wire = http_transport or EndpointTransport()
         self._owns_wire = http_transport is None
-        self._transport = X402Transport(payments, wrapped=self._wire)
 
     def chat(self, body: Mapping[str, Any], **call: Unpack[CallOptions]) -> Completion:
         """One answer to an OpenAI-shaped request body (without `stream`).
 
         Raises NotPaid, PaymentOutcomeUnknown or PaidButFailed; the latter two carry the receipt.
         """
-        return drive(self._chat(body, **call), self._perform)
+        return drive(self._chat(body, **call), self._wire.handle_request)
 
     def stream(self, body: Mapping[str, Any], **call: Unpack[CallOptions]) -> CompletionStream:
         """The answer piece by piece; the response is open when this returns. Close it, or use `with`."""
-        return CompletionStream(*drive(self._open_stream(body, **call), self._perform))
-
-    def _perform(self, effect: Effect) -> Any:
-        match effect:
-            case Ask(request):
-                return self._transport.handle_request(request)
-            case Fetch(request):
-                return self._wire.handle_request(request)
-            case Collect(response, take):
-                try:
-                    for chunk in response.iter_bytes():
-                        take(chunk)
-                finally:
-                    response.close()
-            case Pause(seconds):
-                time.sleep(seconds)
-            case Wait(future, timeout_s):
-                return future.result(timeout_s)
-            case _:
-                assert_never(effect)
-        return None
+        return CompletionStream(*drive(self._open_stream(body, **call), self._wire.handle_request))
 
     def close(self) -> None:
         """Closes connections. Payments, and a transport that was passed in, stay open: they are the caller's."""
@@ -196,7 +173,7 @@ class AsyncGatewayClient(_Client):
     def __init__(
         self, payments: Payments, *, http_transport: httpx.AsyncBaseTransport | None = None, **options: Any
     ) -> None:
-        """`http_transport` is what the paying transport wraps; `options` are those of the class above:
+        """`http_transport` sends the requests; `options` are those of the class above:
         `base_url` ("registry": the enclaves of the network's registry) or `gateway`, `timeout_s`, `max_retries`,
         `settlement_mode`, `verify_tee`."""
         super().__init__(payments, **options)
@@ -207,19 +184,19 @@ class AsyncGatewayClient(_Client):
     async def chat(self, body: Mapping[str, Any], **call: Unpack[CallOptions]) -> Completion:
         """See `GatewayClient.chat`."""
         line = await self._line()
-        return await drive_async(self._chat(body, **call), line.perform)
+        return await drive_async(self._chat(body, **call), line.wire.handle_async_request)
 
     async def stream(self, body: Mapping[str, Any], **call: Unpack[CallOptions]) -> AsyncCompletionStream:
         """See `GatewayClient.stream`."""
         line = await self._line()
-        return AsyncCompletionStream(*await drive_async(self._open_stream(body, **call), line.perform))
+        opened = await drive_async(self._open_stream(body, **call), line.wire.handle_async_request)
+        return AsyncCompletionStream(*opened)
 
     async def _line(self) -> _Line:
         loop = asyncio.get_running_loop()
         line = self._lines.get(loop)
         if line is None:
-            wire = self._given or AsyncEndpointTransport()
-            line = self._lines.setdefault(loop, _Line(wire, AsyncX402Transport(self.payments, wrapped=wire)))
+            line = self._lines.setdefault(loop, _Line(self._given or AsyncEndpointTransport()))
             if self._given is None:
                 await line.close_with_loop()
         return line
@@ -242,31 +219,9 @@ class AsyncGatewayClient(_Client):
 class _Line:
     """The connections of one event loop."""
 
-    def __init__(self, wire: httpx.AsyncBaseTransport, paying: AsyncX402Transport) -> None:
+    def __init__(self, wire: httpx.AsyncBaseTransport) -> None:
         self.wire = wire
-        self.paying = paying
         self._guard: AsyncGenerator[None, None] | None = None
-
-    async def perform(self, effect: Effect) -> Any:
-        """Performs one effect of an exchange."""
-        match effect:
-            case Ask(request):
-                return await self.paying.handle_async_request(request)
-            case Fetch(request):
-                return await self.wire.handle_async_request(request)
-            case Collect(response, take):
-                try:
-                    async for chunk in response.aiter_bytes():
-                        take(chunk)
-                finally:
-                    await response.aclose()
-            case Pause(seconds):
-                await asyncio.sleep(seconds)
-            case Wait(future, timeout_s):
-                return await awaited(future, timeout_s)
-            case _:
-                assert_never(effect)
-        return None
 
     async def close_with_loop(self) -> None:
         """Closes the connections when the loop shuts down: `asyncio.run` ends open async generators first.
@@ -288,7 +243,7 @@ class _Line:
 def _source(payments: Payments, base_url: str | None, gateway: EndpointSource | None) -> EndpointSource:
     if gateway is None:
         if base_url == REGISTRY:
-            return payments.registry_gateway
+            return shared_registry(payments)
         return checked_gateway(
             base_url or payments.network.gateway_url, network=payments.network, policy=payments.policy
         )

@@ -15,9 +15,9 @@ import httpx
 
 from opengradient_x402 import strict_json
 from opengradient_x402.completions import Completion
-from opengradient_x402.gateway.endpoints import Endpoint, EndpointSource
+from opengradient_x402.effects import Steps
+from opengradient_x402.gateway.endpoints import Endpoint, EndpointSource, fetch
 from opengradient_x402.proofs.attestation import Verdict, VerifyTee, check_completion
-from opengradient_x402.steps import Steps, fetch
 
 KEY_PATH = "/signing-key"
 _TIMEOUT_S = 10.0

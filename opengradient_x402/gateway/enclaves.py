@@ -10,15 +10,17 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from random import SystemRandom
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from opengradient_x402.background import in_thread
 from opengradient_x402.chain.node import ChainReader
 from opengradient_x402.chain.registry import RegisteredTee, active_tees
+from opengradient_x402.effects import Steps, Wait, in_thread
 from opengradient_x402.errors import (
     ChainUnavailable,
     ConfigurationError,
@@ -30,7 +32,9 @@ from opengradient_x402.gateway.admission import admit
 from opengradient_x402.gateway.endpoints import Endpoint
 from opengradient_x402.networks import ChainContract, Network, is_loopback
 from opengradient_x402.payment.policy import SpendPolicy
-from opengradient_x402.steps import Steps, Wait
+
+if TYPE_CHECKING:
+    from opengradient_x402.payment.payments import Payments
 
 _log = logging.getLogger(__name__)
 _LONGEST_READ_S = 30.0
@@ -206,6 +210,21 @@ class RegistryGateway:
             f"The TEE registry of {self._network.name} cannot be read, so it is not known whom to call and to pay: "
             f"{why} Nothing was signed. Try again, or name a gateway with `base_url`."
         )
+
+
+_shared: weakref.WeakKeyDictionary[Payments, RegistryGateway] = weakref.WeakKeyDictionary()
+_sharing = threading.Lock()
+
+
+def shared_registry(payments: Payments) -> RegistryGateway:
+    """The enclaves of the network's registry, read once for all clients of one payer.
+
+    Raises ConfigurationError for a network that has none.
+    """
+    with _sharing:
+        if payments not in _shared:
+            _shared[payments] = RegistryGateway(payments.network, policy=payments.policy)
+        return _shared[payments]
 
 
 def _contract_of(network: Network) -> ChainContract:

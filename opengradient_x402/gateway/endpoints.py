@@ -15,12 +15,14 @@ from typing import Any, Final, Protocol, TypeVar
 
 import httpx
 
+from opengradient_x402.effects import Read, Send, Steps
 from opengradient_x402.networks import Network
 from opengradient_x402.payment.policy import SpendPolicy
-from opengradient_x402.steps import Steps
 
 EXTENSION: Final = "opengradient.endpoint"
-"""Where a request carries its endpoint, for those who connect and for those who pay."""
+"""Where a request carries its endpoint, for those who connect."""
+MAX_PUBLIC_BYTES: Final = 4 * 1024 * 1024
+"""Lists of models and keys stay far below."""
 REGISTRY: Final = "registry"
 """What users write for `base_url` to have endpoints taken from the network's registry."""
 
@@ -134,3 +136,21 @@ def checked_gateway(base_url: str, *, network: Network, policy: SpendPolicy) -> 
     gateway = StaticGateway(base_url)
     policy.check_endpoint(gateway.base_url, network)
     return gateway
+
+
+def fetch(request: httpx.Request, *, timeout_s: float) -> Steps[httpx.Response]:
+    """Public data, read to its end within the time limit and without paying. Raises httpx.TransportError."""
+    deadline = time.monotonic() + timeout_s
+    body = bytearray()
+
+    def take(piece: bytes) -> None:
+        body.extend(piece)
+        if len(body) > MAX_PUBLIC_BYTES:
+            raise httpx.ReadError(f"more than {MAX_PUBLIC_BYTES} bytes")
+        if time.monotonic() > deadline:
+            raise httpx.ReadTimeout(f"not complete after {timeout_s:g} s")
+
+    response: httpx.Response = yield Send(request)
+    response.headers.pop("content-encoding", None)  # no encoding was asked for, so none is undone
+    yield Read(response, take)
+    return httpx.Response(response.status_code, content=bytes(body))

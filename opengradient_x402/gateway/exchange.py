@@ -1,4 +1,4 @@
-"""One chat-completions request and its response, without I/O: both gateway clients drive this.
+"""One chat-completions call as steps, from the first attempt to its receipt: both gateway clients drive this.
 
 It builds the HTTP request, sees a call through from its first attempt to its end, and reports the receipt
 exactly once. Reading is `answer_reader`, the words for failures are `call_errors`. It does not know whether its
@@ -17,6 +17,7 @@ import httpx
 
 from opengradient_x402 import strict_json
 from opengradient_x402.completions import Completion, Delta, parse_usage
+from opengradient_x402.effects import Read, Sleep, Steps
 from opengradient_x402.errors import ConfigurationError, OpenGradientError
 from opengradient_x402.gateway.answer import AnswerReader
 from opengradient_x402.gateway.enclave_keys import Checked, ProofCheck
@@ -24,12 +25,12 @@ from opengradient_x402.gateway.endpoints import Endpoint, EndpointSource, reach
 from opengradient_x402.gateway.failures import broken_line, unreachable, unreadable, withheld
 from opengradient_x402.gateway.tls import is_certificate_failure
 from opengradient_x402.ledger.receipts import SettlementReceipt
-from opengradient_x402.payment.call import EXTENSION, Call
+from opengradient_x402.payment.call import Call
 from opengradient_x402.payment.call_receipts import Answer, build_receipt
+from opengradient_x402.payment.handshake import pay
 from opengradient_x402.payment.payments import Payments
 from opengradient_x402.proofs.attestation import Verdict, VerifyTee
 from opengradient_x402.settlement_mode import SettlementMode
-from opengradient_x402.steps import Ask, Collect, Pause, Steps
 from opengradient_x402.stop_sequences import stop_sequences
 
 CHAT_PATH = "/v1/chat/completions"
@@ -44,6 +45,7 @@ class Options:
     timeout_s: float
     max_retries: int
     settlement_mode: SettlementMode
+    is_blocking: bool
 
 
 class Exchange:
@@ -72,7 +74,7 @@ class Exchange:
             model=str(body.get("model") or wire_model),
             settlement_mode=options.settlement_mode.value,
             timeout_s=options.timeout_s,
-            is_managed=True,
+            is_blocking=options.is_blocking,
         )
         max_tokens = body.get("max_tokens") or body.get("max_completion_tokens")
         request = {**body, "model": wire_model, **({"stream": True} if is_stream else {})}
@@ -117,7 +119,7 @@ class Exchange:
         """One whole answer; ends the call."""
         try:
             response = yield from self._opening()
-            yield Collect(response, self._reader.take_body)
+            yield Read(response, self._reader.take_body)
             return self._ended_well(self._reader.completion(response))
         except BaseException as exc:  # noqa: BLE001  (ends the call, whatever ended it)
             problem = self.fail(exc)
@@ -128,7 +130,7 @@ class Exchange:
         try:
             response = yield from self._opening()
             if response.is_error:
-                yield Collect(response, self._reader.take_body)
+                yield Read(response, self._reader.take_body)
                 raise self._reader.refusal(response)
             return response
         except BaseException as exc:  # noqa: BLE001  (ends the call, whatever ended it)
@@ -148,14 +150,14 @@ class Exchange:
                 if self.call.entry is not None:
                     raise
                 raise unreachable(self.call, exc) from exc
-            yield Pause(min(0.25 * 2**attempt, 4.0))
+            yield Sleep(min(0.25 * 2**attempt, 4.0))
         raise AssertionError("the last attempt returns or raises")
 
     def _ask(self, endpoint: Endpoint) -> Steps[httpx.Response]:
-        self.call.base_url = endpoint.base_url
+        self.call.base_url, self.call.payees = endpoint.base_url, endpoint.payees
         if self._proof_check is not None:
             self._proof_check.trust(endpoint)
-        response: httpx.Response = yield Ask(self._request(endpoint))
+        response = yield from pay(self._request(endpoint), call=self.call, payments=self._payments)
         yield from self._reader.check_encoding(response)
         return response
 
@@ -166,10 +168,7 @@ class Exchange:
             CHAT_PATH,
             headers=self._headers,
             content=self._content,
-            extensions={
-                EXTENSION: self.call,
-                "timeout": {"connect": min(timeout, 10.0), "read": timeout, "write": timeout, "pool": timeout},
-            },
+            extensions={"timeout": {"connect": min(timeout, 10.0), "read": timeout, "write": timeout, "pool": timeout}},
         )
 
     # -- reading a stream

@@ -13,10 +13,10 @@ from typing import Any
 import httpx
 
 from opengradient_x402 import strict_json
+from opengradient_x402.effects import Steps
 from opengradient_x402.errors import UnknownModel
-from opengradient_x402.gateway.endpoints import Endpoint, EndpointSource, reach
+from opengradient_x402.gateway.endpoints import Endpoint, EndpointSource, fetch, reach
 from opengradient_x402.models import find_model, wire_name
-from opengradient_x402.steps import Steps, fetch
 
 _TIMEOUT_S = 10.0
 

@@ -28,8 +28,8 @@ _ids = random.Random(secrets.randbits(256))  # noqa: S311
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=lambda: _ids.seed(secrets.randbits(256)))
 
-EXTENSION = "opengradient.call"
-"""Where a request carries its call: httpx copies extensions to redirected requests, so a call stays one call."""
+_EXTENSION = "opengradient.call"
+"""Where a request of any httpx client carries its call: redirected requests have it too, so a call stays one call."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,8 +53,10 @@ class Call:
     timeout_s: float | None = None
     prompt_bytes: int = 0
     max_tokens: int | None = None
-    is_managed: bool = False
-    """Whether a client promised to finish the call; otherwise closing the response finishes it."""
+    payees: frozenset[str] | None = None
+    """All that may be paid at the endpoint that was asked last; None leaves it to network and policy."""
+    is_blocking: bool = False
+    """Whether the caller waits by blocking its thread."""
     created_at: int = field(default_factory=lambda: int(time.time()))
 
     entry: AuthorizationEntry | None = None
@@ -72,9 +74,9 @@ class Call:
     """Taken for good by whoever ends the call: a reader, or another thread that closes the stream."""
 
     @classmethod
-    def of(cls, request: httpx.Request) -> Call:
-        """The call of this request; a request that has none becomes a new, unmanaged call."""
-        call = request.extensions.get(EXTENSION)
+    def of(cls, request: httpx.Request, *, is_blocking: bool) -> Call:
+        """The call of a request that no gateway client made; the first request of a call begins it."""
+        call = request.extensions.get(_EXTENSION)
         if not isinstance(call, Call):
-            call = request.extensions[EXTENSION] = cls()
+            call = request.extensions[_EXTENSION] = cls(is_blocking=is_blocking)
         return call

@@ -1,7 +1,7 @@
 """Whether a wallet can pay what it is about to sign for: balance and allowance, read before the first signature.
 
 Known to suffice, it is not read again until a gateway says otherwise. An RPC node that does not answer is no reason
-to refuse: the gateway looks too. Reading is done in a thread, so that neither colour of caller blocks.
+to refuse: the gateway looks too. Reading is done in a thread, for sync and async callers alike.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
-from opengradient_x402.background import in_thread
+from opengradient_x402.effects import in_thread
 from opengradient_x402.errors import AllowanceMissing, ChainUnavailable
 from opengradient_x402.networks import Network
 from opengradient_x402.payment.policy import SpendPolicy

@@ -5,7 +5,7 @@ tells the terms. At most one authorization a call: a second signature, after the
 reuses the same nonce, so the chain can settle only one of the two. After a signature or a session id has
 left, nothing is sent again unless the gateway itself said that it did not take it.
 
-The two drivers are in `transport`. Who may be paid is `policy`, what is remembered is `payments`.
+Who may be paid is `policy`, what is remembered is `payments`.
 """
 
 from __future__ import annotations
@@ -14,13 +14,12 @@ import base64
 import binascii
 import re
 import time
-from collections.abc import Generator
-from dataclasses import dataclass
 from typing import Any, NoReturn, cast
 
 import httpx
 
 from opengradient_x402 import strict_json
+from opengradient_x402.effects import Read, Send, Steps, Wait
 from opengradient_x402.errors import (
     BudgetExceeded,
     ChallengeInvalid,
@@ -29,12 +28,10 @@ from opengradient_x402.errors import (
     PaidButFailed,
     PaymentOutcomeUnknown,
 )
-from opengradient_x402.gateway.endpoints import Endpoint
 from opengradient_x402.payment.call import Call, SignedPayment
 from opengradient_x402.payment.challenge import Challenge, parse_challenge
 from opengradient_x402.payment.payments import Payments
 from opengradient_x402.payment.sessions import PaidSession, SessionKey, Ticket, Waiting
-from opengradient_x402.steps import Wait
 
 SESSION_HEADER = "X-Upto-Session"
 CHALLENGE_HEADER = "PAYMENT-REQUIRED"
@@ -48,25 +45,7 @@ _NEVER_LEFT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, http
 """Failures before a single byte of the request was written."""
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
-    """Send this request and give back the response, body unread."""
-
-    request: httpx.Request
-
-
-@dataclass(frozen=True, slots=True)
-class Discard:
-    """Close this response without reading it: its body means nothing, and may be endless."""
-
-    response: httpx.Response
-
-
-Effect = Send | Discard | Wait
-Handshake = Generator[Effect, Any, httpx.Response]
-
-
-def pay(request: httpx.Request, *, call: Call, payments: Payments, blocking: bool) -> Handshake:
+def pay(request: httpx.Request, *, call: Call, payments: Payments) -> Steps[httpx.Response]:
     """Obtain a response to `request`, paying for it if the gateway wants that."""
     payments.gateways.check_endpoint(str(request.url))
     if call.entry is not None:
@@ -78,7 +57,7 @@ def pay(request: httpx.Request, *, call: Call, payments: Payments, blocking: boo
     key = payments.session_key(request)
     started, dead_sessions = time.monotonic(), 0
     while dead_sessions < _MAX_DEAD_SESSIONS:
-        seat = payments.sessions.enter(key, blocking=blocking)
+        seat = payments.sessions.enter(key, blocking=call.is_blocking)
         if isinstance(seat, Waiting):
             yield from _wait_for_opening(seat, call, waited_s=time.monotonic() - started)
         elif isinstance(seat, Ticket):
@@ -98,7 +77,7 @@ def pay(request: httpx.Request, *, call: Call, payments: Payments, blocking: boo
     )
 
 
-def _wait_for_opening(seat: Waiting, call: Call, *, waited_s: float) -> Generator[Effect, Any, None]:
+def _wait_for_opening(seat: Waiting, call: Call, *, waited_s: float) -> Steps[None]:
     try:
         # The time limit holds for all openings that this call waits for, not for each.
         yield Wait(seat.done, None if call.timeout_s is None else max(0.0, call.timeout_s - waited_s))
@@ -111,9 +90,7 @@ def _wait_for_opening(seat: Waiting, call: Call, *, waited_s: float) -> Generato
         ) from exc
 
 
-def _ride(
-    request: httpx.Request, call: Call, payments: Payments, session: PaidSession
-) -> Generator[Effect, Any, httpx.Response | None]:
+def _ride(request: httpx.Request, call: Call, payments: Payments, session: PaidSession) -> Steps[httpx.Response | None]:
     """Send within a live session. None: the gateway no longer knows the session, and did not serve."""
     payments.attach_session(call, session)
     try:
@@ -136,11 +113,11 @@ def _ride(
     if CHALLENGE_HEADER in response.headers:
         yield from _read_challenge(response, payments, session.key)
     else:
-        yield Discard(response)
+        yield Read(response)  # unread: its body means nothing, and may be endless
     return None
 
 
-def _open(request: httpx.Request, call: Call, payments: Payments, ticket: Ticket) -> Handshake:
+def _open(request: httpx.Request, call: Call, payments: Payments, ticket: Ticket) -> Steps[httpx.Response]:
     """Pay with an authorization: one in doubt if there is one, else a new one over the known or asked terms."""
     response: httpx.Response
     if (doubtful := payments.take_doubtful(ticket.key)) is not None:
@@ -174,12 +151,11 @@ def _open(request: httpx.Request, call: Call, payments: Payments, ticket: Ticket
 
 def _authorize(
     challenge: Challenge, request: httpx.Request, call: Call, payments: Payments, key: SessionKey
-) -> Generator[Effect, Any, SignedPayment]:
+) -> Steps[SignedPayment]:
     """Check funds (first time only), reserve the budget durably, then sign."""
     if (last := payments.gateways.recall_price(key.origin)) is not None:
         payments.gateways.recalled_price(key.origin, (yield Wait(last)))
-    endpoint = Endpoint.of(request)
-    terms = payments.choose(challenge, key, payees=None if endpoint is None else endpoint.payees)
+    terms = payments.choose(challenge, key, payees=call.payees)
     payments.check_call(call, key, cap_atomic=terms.amount_atomic)
     if (funds := payments.funds.check(terms, challenge)) is not None:
         yield Wait(funds)
@@ -202,7 +178,7 @@ def _authorize(
 
 def _send_signed(
     request: httpx.Request, call: Call, payments: Payments, ticket: Ticket, signed: SignedPayment
-) -> Handshake:
+) -> Steps[httpx.Response]:
     is_first_use = signed.entry.call_id == call.id
     call.entry = signed.entry
     try:
@@ -249,11 +225,11 @@ def _take_session(
 
 def _settlement_failed(
     response: httpx.Response, call: Call, payments: Payments, ticket: Ticket, signed: SignedPayment
-) -> Generator[Effect, Any, NoReturn]:
+) -> Steps[NoReturn]:
     """The gateway took the payment to the chain and says that it failed there: only the chain knows."""
     call.claims = _payment_response(response)
     payments.doubt(ticket.key, signed)
-    yield Discard(response)
+    yield Read(response)
     reason = str(call.claims.get("errorReason") or "no reason given")[:_MAX_REASON_CHARS]
     raise PaymentOutcomeUnknown(
         f"The gateway tried to settle the payment of call {call.id} and reports: {reason}. It did not serve the "
@@ -265,13 +241,13 @@ def _settlement_failed(
     )
 
 
-def _answered(response: httpx.Response, call: Call) -> Handshake:
+def _answered(response: httpx.Response, call: Call) -> Steps[httpx.Response]:
     call.is_answered = True
     # The session's id spends its cap: nobody above, and no repr or log of theirs, needs it.
     response.headers.pop(SESSION_HEADER, None)
     call.headers = response.headers
     if response.has_redirect_location:
-        yield Discard(response)
+        yield Read(response)
         raise PaidButFailed(
             f"The gateway answered the paid call {call.id} with a redirect to another address. It was not "
             "followed: a payment is never carried to another host. The call may be charged; see its receipt. "
@@ -282,9 +258,9 @@ def _answered(response: httpx.Response, call: Call) -> Handshake:
     return response
 
 
-def _read_challenge(response: httpx.Response, payments: Payments, key: SessionKey) -> Generator[Effect, Any, Challenge]:
+def _read_challenge(response: httpx.Response, payments: Payments, key: SessionKey) -> Steps[Challenge]:
     header = response.headers.get(CHALLENGE_HEADER)
-    yield Discard(response)
+    yield Read(response)
     payments.forget_terms(key)
     if header is None:
         raise ChallengeInvalid(

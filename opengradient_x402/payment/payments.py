@@ -1,7 +1,7 @@
 """What one payer remembers and decides: terms, funds, budget, sessions, receipts. Shared by all its clients.
 
 It stands between the handshake, which knows the order of things on the wire, and policy, signer, ledger and
-sessions, which each know one thing. Anything slow is a `Future`, so that neither colour of caller blocks.
+sessions, which each know one thing. Anything slow is a `Future`, for sync and async callers alike.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import httpx
 from pydantic import SecretStr
 
-from opengradient_x402.background import in_thread
+from opengradient_x402.effects import in_thread
 from opengradient_x402.errors import (
     AllowanceMissing,
     ChainUnavailable,
@@ -37,12 +37,12 @@ from opengradient_x402.payment.call import Call, SignedPayment
 from opengradient_x402.payment.call_receipts import Answer, build_receipt
 from opengradient_x402.payment.funds import Funds
 from opengradient_x402.payment.gateways import KnownGateways, origin_of
+from opengradient_x402.payment.log_redaction import redact_sessions
 from opengradient_x402.payment.policy import SpendPolicy
 from opengradient_x402.payment.sessions import PaidSession, SessionKey, SessionPool
 from opengradient_x402.signer import LocalSigner, Signer, authorize, payment_header
 
 if TYPE_CHECKING:
-    from opengradient_x402.gateway.enclaves import RegistryGateway
     from opengradient_x402.payment.challenge import Challenge, PaymentTerms
     from opengradient_x402.settings import Settings
     from opengradient_x402.settlement.reconciler import Reconciler
@@ -63,6 +63,7 @@ class Payments:
         policy: SpendPolicy | None = None,
         ledger: Ledger,
     ) -> None:
+        redact_sessions()
         self.network = network
         self.signer = signer
         self.policy = policy if policy is not None else SpendPolicy()
@@ -116,16 +117,6 @@ class Payments:
         from opengradient_x402.settlement.reconciler import Reconciler
 
         return Reconciler(self.network, self.ledger)
-
-    @cached_property
-    def registry_gateway(self) -> RegistryGateway:
-        """The enclaves of the network's registry, read once for all clients of this payer.
-
-        Raises ConfigurationError for a network that has none.
-        """
-        from opengradient_x402.gateway.enclaves import RegistryGateway
-
-        return RegistryGateway(self.network, policy=self.policy)
 
     def close(self) -> None:
         """Writes what the ledger still holds; closes it if it was opened here. Sessions settle on their own."""

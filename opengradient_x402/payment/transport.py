@@ -1,55 +1,41 @@
-"""Two httpx transports that pay: thin drivers of one handshake, the only coloured code of the payment.
+"""Two httpx transports that pay, to put under any `httpx.Client` or `httpx.AsyncClient`.
 
-Put one under any `httpx.Client` or `httpx.AsyncClient`. They sit below redirects on purpose, and wrap any
-other transport. They decide nothing: see `handshake`.
+They sit below redirects on purpose, and wrap any other transport. What is paid is decided by `handshake`. The
+gateway clients need neither: they run the handshake themselves.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from typing import Any, cast
+from typing import cast
 
 import httpx
 
-from opengradient_x402.background import awaited
-from opengradient_x402.driving import drive, drive_async
+from opengradient_x402.effects import drive, drive_async
 from opengradient_x402.errors import OpenGradientError
 from opengradient_x402.payment.call import Call
-from opengradient_x402.payment.handshake import Discard, Effect, Send, pay
-from opengradient_x402.payment.log_redaction import redact_sessions
+from opengradient_x402.payment.handshake import pay
 from opengradient_x402.payment.payments import Payments
-from opengradient_x402.steps import Wait
 
 
 class X402Transport(httpx.BaseTransport):
     """Pays what `wrapped` is asked to pay for. Thread-safe as far as `wrapped` is."""
 
     def __init__(self, payments: Payments, *, wrapped: httpx.BaseTransport | None = None) -> None:
-        redact_sessions()
         self._payments = payments
         self._wrapped = wrapped if wrapped is not None else httpx.HTTPTransport()
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Sends, and pays when asked to. Raises httpx errors while nothing was signed, ours afterwards."""
-        call = Call.of(request)
+        call = Call.of(request, is_blocking=True)
         request.read()
         try:
-            response = drive(pay(request, call=call, payments=self._payments, blocking=True), self._perform)
+            response = drive(pay(request, call=call, payments=self._payments), self._wrapped.handle_request)
         except BaseException as exc:
-            _end_unmanaged(self._payments, call, exc)
+            _end(self._payments, call, exc)
             raise
-        if not call.is_managed:
-            response.stream = _Stream(cast("httpx.SyncByteStream", response.stream), self._payments, call)
+        response.stream = _Stream(cast("httpx.SyncByteStream", response.stream), self._payments, call)
         return response
-
-    def _perform(self, effect: Effect) -> Any:
-        match effect:
-            case Send(request):
-                return self._wrapped.handle_request(request)
-            case Discard(response):
-                return response.close()
-            case Wait(future, timeout_s):
-                return future.result(timeout_s)
 
     def close(self) -> None:
         """Closes the wrapped transport. Open sessions settle on their own."""
@@ -60,42 +46,29 @@ class AsyncX402Transport(httpx.AsyncBaseTransport):
     """The same over asyncio. One per event loop; any number may share one `Payments`."""
 
     def __init__(self, payments: Payments, *, wrapped: httpx.AsyncBaseTransport | None = None) -> None:
-        redact_sessions()
         self._payments = payments
         self._wrapped = wrapped if wrapped is not None else httpx.AsyncHTTPTransport()
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Sends, and pays when asked to. Raises httpx errors while nothing was signed, ours afterwards."""
-        call = Call.of(request)
+        call = Call.of(request, is_blocking=False)
         await request.aread()
         try:
-            steps = pay(request, call=call, payments=self._payments, blocking=False)
-            response = await drive_async(steps, self._perform)
+            steps = pay(request, call=call, payments=self._payments)
+            response = await drive_async(steps, self._wrapped.handle_async_request)
         except BaseException as exc:
-            _end_unmanaged(self._payments, call, exc)
+            _end(self._payments, call, exc)
             raise
-        if not call.is_managed:
-            response.stream = _AsyncStream(cast("httpx.AsyncByteStream", response.stream), self._payments, call)
+        response.stream = _AsyncStream(cast("httpx.AsyncByteStream", response.stream), self._payments, call)
         return response
-
-    async def _perform(self, effect: Effect) -> Any:
-        match effect:
-            case Send(request):
-                return await self._wrapped.handle_async_request(request)
-            case Discard(response):
-                return await response.aclose()
-            case Wait(future, timeout_s):
-                return await awaited(future, timeout_s)
 
     async def aclose(self) -> None:
         """Closes the wrapped transport. Open sessions settle on their own."""
         await self._wrapped.aclose()
 
 
-def _end_unmanaged(payments: Payments, call: Call, exc: BaseException) -> None:
-    """A call without a client ends here; a client ends its own, with more to say."""
-    if call.is_managed:
-        return
+def _end(payments: Payments, call: Call, exc: BaseException) -> None:
+    """Ends a call that failed before it had a response."""
     payments.finish(call, outcome="failed", error=type(exc).__name__)
     if isinstance(exc, OpenGradientError) and exc.receipt is None:
         exc.receipt = call.receipt

@@ -1,7 +1,7 @@
 """Re-checking receipts against evidence: which of their statements hold, which do not, and why.
 
-One lookup, run live against nodes, or replayed from a bundle's evidence. Replayed, everything that rests on
-signatures and hashes is proven as well as live; that a chain holds what the evidence shows is not, and says so.
+The same checks run live against nodes, or on the evidence in a bundle: that depends on the sources. On evidence,
+everything that rests on signatures and hashes is proven as well as live; that a chain holds it is not, and says so.
 
 Statements per authorization: the payer signed these terms; so much was settled, to whom, in which transaction,
 with how many confirmations (or: nothing was and can be); the calls' shares add up; disputes are not hidden. Per
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from opengradient_x402.chain.lookups import AskChain, Document, Lookup
 from opengradient_x402.chain.questions import (
     Question,
     Transaction,
@@ -27,6 +26,8 @@ from opengradient_x402.chain.questions import (
 )
 from opengradient_x402.chain.registry import RegisteredTee, registered_tee
 from opengradient_x402.chain.relay_events import batch_settlement, individual_settlement
+from opengradient_x402.chain.sources import Document, Sources
+from opengradient_x402.effects import Steps
 from opengradient_x402.errors import ChainUnavailable
 from opengradient_x402.ledger.authorizations import AuthorizationEntry
 from opengradient_x402.ledger.receipts import SettlementReceipt
@@ -73,9 +74,9 @@ _ENCLAVE = "the enclave's key signed the call's hashes"
 _REGISTERED = "the key is registered as an enclave's"
 
 
-def audit(contents: Contents, *, network: Network, is_live: bool) -> Lookup[list[Finding]]:
+def audit(contents: Contents, *, network: Network, sources: Sources, is_live: bool) -> Steps[list[Finding]]:
     """Everything that can be found out about these receipts."""
-    auditor = _Auditor(contents, network)
+    auditor = _Auditor(contents, network, sources)
     findings = yield from auditor.findings()
     if is_live:
         return findings
@@ -96,16 +97,17 @@ def _as_recorded(finding: Finding) -> Finding:
 class _Auditor:
     """One audit: what it is about, and what was already looked up."""
 
-    def __init__(self, contents: Contents, network: Network) -> None:
+    def __init__(self, contents: Contents, network: Network, sources: Sources) -> None:
         self._contents = contents
         self._network = network
+        self._sources = sources
         self._terms = [SignedTerms.of_entry(case.entry) for case in contents.cases]
         self._places = {place.call_id: place for place in contents.data_places}
         self._enclaves: dict[str, RegisteredTee | None] = {}
         self._mined: dict[tuple[int, str], TransactionReceipt | None] = {}
         self._blobs: dict[str, Document] = {}
 
-    def findings(self) -> Lookup[list[Finding]]:
+    def findings(self) -> Steps[list[Finding]]:
         findings = [once_finding(self._contents.cases)]
         for case in self._contents.cases:
             findings += yield from self._of_payment(case)
@@ -118,7 +120,7 @@ class _Auditor:
 
     # -- payments
 
-    def _of_payment(self, case: Case) -> Lookup[list[Finding]]:
+    def _of_payment(self, case: Case) -> Steps[list[Finding]]:
         entry = case.entry
         contradiction = foreign(entry, self._network) or mismatch(case)
         if contradiction is not None:
@@ -137,9 +139,9 @@ class _Auditor:
         except ChainUnavailable as exc:
             return [not_proven(_PAID, about=entry.id, why=exc.message)]
 
-    def _of_settlement(self, entry: AuthorizationEntry) -> Lookup[list[Finding]]:
+    def _of_settlement(self, entry: AuthorizationEntry) -> Steps[list[Finding]]:
         about, tx_hash = entry.id, entry.tx_hash or ""
-        done, mined = yield self._asked(_transaction_of(tx_hash))
+        done, mined = yield from self._sources.ask(self._network, _transaction_of(tx_hash))
         if done is None or mined is None:
             return [refuted(_PAID, about=about, why=f"transaction {tx_hash} is not on the chain")]
         findings = [signature_finding(entry, mined, self._network)]
@@ -165,9 +167,9 @@ class _Auditor:
         )
         return found.get(terms) or diverted_settlement(mined, done, terms)
 
-    def _of_block(self, entry: AuthorizationEntry) -> Lookup[Finding]:
+    def _of_block(self, entry: AuthorizationEntry) -> Steps[Finding]:
         about, number = entry.id, entry.block_number or 0
-        head, at_height = yield self._asked(_block_and_head(number))
+        head, at_height = yield from self._sources.ask(self._network, _block_and_head(number))
         if at_height != entry.block_hash:
             why = f"block {number} is {at_height} and not {entry.block_hash}: the chain was reorganised"
             return refuted(_CONFIRMED, about=about, why=why)
@@ -176,16 +178,18 @@ class _Auditor:
         make = proven if confirmations >= self._network.confirmations else not_proven
         return make(_CONFIRMED, about=about, why=why)
 
-    def _of_expiry(self, entry: AuthorizationEntry) -> Lookup[Finding]:
-        now_s, is_used = yield self._asked(_time_and_use(SignedTerms.of_entry(entry), self._network))
+    def _of_expiry(self, entry: AuthorizationEntry) -> Steps[Finding]:
+        now_s, is_used = yield from self._sources.ask(
+            self._network, _time_and_use(SignedTerms.of_entry(entry), self._network)
+        )
         if is_used:
             return refuted(_NOTHING_TAKEN, about=entry.id, why="its nonce is used on the chain")
         if now_s <= entry.deadline:
             return refuted(_NOTHING_TAKEN, about=entry.id, why="its deadline has not passed yet on the chain")
         return proven(_NOTHING_TAKEN, about=entry.id, why="its nonce is unused and its deadline has passed")
 
-    def _of_cancellation(self, entry: AuthorizationEntry) -> Lookup[Finding]:
-        done = yield self._asked(receipt(entry.tx_hash or ""))
+    def _of_cancellation(self, entry: AuthorizationEntry) -> Steps[Finding]:
+        done = yield from self._sources.ask(self._network, receipt(entry.tx_hash or ""))
         terms = SignedTerms.of_entry(entry)
         source = terms.asset if terms.transfer_method == "eip3009" else self._network.permit2
         if done is None or not any(log.address == source.lower() and invalidates(log, terms) for log in done.logs):
@@ -196,7 +200,7 @@ class _Auditor:
 
     # -- enclaves
 
-    def _of_enclave(self, call: SettlementReceipt) -> Lookup[list[Finding]]:
+    def _of_enclave(self, call: SettlementReceipt) -> Steps[list[Finding]]:
         try:
             proof = TeeProof.from_fields(call.to_json())
         except ValueError as exc:
@@ -221,14 +225,14 @@ class _Auditor:
             proven(_REGISTERED, about=call.call_id, why=f"the registry {registry.address} lists {proof.tee_id}"),
         ]
 
-    def _enclave(self, tee_id: str, registry: ChainContract) -> Lookup[RegisteredTee | None]:
+    def _enclave(self, tee_id: str, registry: ChainContract) -> Steps[RegisteredTee | None]:
         if tee_id not in self._enclaves:
-            self._enclaves[tee_id] = yield _asked_at(registry, registered_tee(registry.address, tee_id))
+            self._enclaves[tee_id] = yield from self._sources.ask(registry, registered_tee(registry.address, tee_id))
         return self._enclaves[tee_id]
 
     # -- data settlements
 
-    def _of_data(self, call: SettlementReceipt) -> Lookup[list[Finding]]:
+    def _of_data(self, call: SettlementReceipt) -> Steps[list[Finding]]:
         mode = SettlementMode.parse(call.settlement_mode)
         if mode is SettlementMode.PRIVATE:
             return [private_finding(call.call_id)]
@@ -244,7 +248,7 @@ class _Auditor:
 
     def _of_event(
         self, call: SettlementReceipt, proof: TeeProof, mode: SettlementMode, place: DataPlace, relay: ChainContract
-    ) -> Lookup[list[Finding]]:
+    ) -> Steps[list[Finding]]:
         done = yield from self._receipt(place.tx_hash, relay)
         logs = () if done is None else done.logs
         log = next(
@@ -265,23 +269,16 @@ class _Auditor:
             return [refuted(_DATA, about=call.call_id, why=f"transaction {place.tx_hash} holds no {mode} settlement")]
         return list(found.findings)
 
-    def _receipt(self, tx_hash: str, relay: ChainContract) -> Lookup[TransactionReceipt | None]:
+    def _receipt(self, tx_hash: str, relay: ChainContract) -> Steps[TransactionReceipt | None]:
         key = (relay.chain_id, tx_hash)
         if key not in self._mined:
-            self._mined[key] = yield _asked_at(relay, receipt(tx_hash))
+            self._mined[key] = yield from self._sources.ask(relay, receipt(tx_hash))
         return self._mined[key]
 
-    def _blob(self, blob_id: str) -> Lookup[Document]:
+    def _blob(self, blob_id: str) -> Steps[Document]:
         if blob_id not in self._blobs:
-            self._blobs[blob_id] = yield from read_blob(blob_id, self._network)
+            self._blobs[blob_id] = yield from read_blob(blob_id, self._network, self._sources)
         return self._blobs[blob_id]
-
-    def _asked(self, question: Question[object]) -> AskChain:
-        return AskChain(question=question, rpc_url=self._network.rpc_url, chain_id=self._network.chain_id)
-
-
-def _asked_at(contract: ChainContract, question: Question[object]) -> AskChain:
-    return AskChain(question=question, rpc_url=contract.rpc_url, chain_id=contract.chain_id)
 
 
 def _readable_proof(call: SettlementReceipt) -> TeeProof | None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from opengradient_x402.addresses import checksum_address
-from opengradient_x402.errors import ConfigurationError
+from opengradient_x402.errors import BundleUnreadable
 from opengradient_x402.keccak import keccak256
 from opengradient_x402.proofs.findings import Finding, not_proven, proven, refuted
 from opengradient_x402.signatures import recover_address, text_digest
@@ -27,10 +27,6 @@ MAX_BYTES: Final = 512 * 1024 * 1024
 _ABOUT: Final = "bundle"
 _UNCHANGED: Final = "the file is whole: its records hash to its head"
 _SIGNED: Final = "the bundle was made by the payer"
-
-
-class BundleUnreadable(ConfigurationError):
-    """The file is not an audit bundle, or not the bytes of one any more."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import time
 
-from opengradient_x402.chain.lookups import Await, Lookup, alook_up, look_up
+from opengradient_x402.chain.node import alook_up, look_up
+from opengradient_x402.chain.sources import Sources
+from opengradient_x402.effects import Steps, Wait
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.networks import Network
@@ -15,7 +17,7 @@ from opengradient_x402.proofs.audit import audit
 from opengradient_x402.proofs.bundle import Bundle
 from opengradient_x402.proofs.bundle_contents import Contents, cases_of, describe, places_of
 from opengradient_x402.proofs.data_settlement import find_data_settlements
-from opengradient_x402.proofs.evidence import Evidence
+from opengradient_x402.proofs.evidence import Evidence, Recorded
 from opengradient_x402.signer import Signer
 
 
@@ -39,18 +41,18 @@ async def aexport_bundle(
 
 def _bundled(
     ledger: Ledger, *, network: Network, since: int, payer: str | None, signer: Signer | None
-) -> Lookup[Bundle]:
-    entries = yield Await(ledger.authorizations(payer=payer, network=network.caip2))
-    recent: list[SettlementReceipt] = yield Await(ledger.receipts(since=since, payer=payer))
+) -> Steps[Bundle]:
+    entries = yield Wait(ledger.authorizations(payer=payer, network=network.caip2))
+    recent: list[SettlementReceipt] = yield Wait(ledger.receipts(since=since, payer=payer))
     wanted = {receipt.authorization_id for receipt in recent}
-    everything: list[SettlementReceipt] = yield Await(ledger.receipts(payer=payer))
+    everything: list[SettlementReceipt] = yield Wait(ledger.receipts(payer=payer))
     receipts = [receipt for receipt in everything if receipt.authorization_id in wanted]
     cases = tuple(cases_of(entries, receipts))
     included = [receipt for case in cases for receipt in case.receipts]
-    places = places_of((yield from find_data_settlements(included, network=network)))
+    places = places_of((yield from find_data_settlements(included, network=network, sources=Sources())))
     contents = Contents(cases=cases, data_places=places)
     evidence = Evidence()
-    yield from evidence.recorded(audit(contents, network=network, is_live=True))
+    yield from audit(contents, network=network, sources=Recorded(evidence), is_live=True)
     bundle = Bundle(
         created_at=int(time.time()),
         network=describe(network),

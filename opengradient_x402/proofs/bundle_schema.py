@@ -15,8 +15,9 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from opengradient_x402.addresses import checksum_address
+from opengradient_x402.errors import BundleUnreadable
 from opengradient_x402.money import MAX_UINT256
-from opengradient_x402.proofs.bundle import Bundle, BundleUnreadable
+from opengradient_x402.proofs.bundle import Bundle
 
 
 def _address(text: str) -> str:

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from opengradient_x402 import strict_json
-from opengradient_x402.chain.lookups import Document
 from opengradient_x402.chain.questions import Log
 from opengradient_x402.chain.relay_events import BatchSettlement, IndividualSettlement
+from opengradient_x402.chain.sources import Document
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.proofs.attestation import TeeProof
 from opengradient_x402.proofs.findings import Finding, Standing, not_proven, overall, proven, refuted

@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 from urllib.parse import quote
 
-from opengradient_x402.chain.lookups import AskChain, Document, Download, Lookup, alook_up, look_up
+from opengradient_x402.chain.node import alook_up, look_up
 from opengradient_x402.chain.questions import Log, Question, block, block_before, logs
 from opengradient_x402.chain.questions import receipt as transaction_receipt
 from opengradient_x402.chain.relay_events import (
@@ -21,7 +21,10 @@ from opengradient_x402.chain.relay_events import (
     batch_settlement,
     individual_settlement,
 )
+from opengradient_x402.chain.sources import Document, Sources
+from opengradient_x402.effects import Steps, Wait
 from opengradient_x402.errors import RpcError
+from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.networks import ChainContract, Network
 from opengradient_x402.proofs.attestation import TeeProof
@@ -35,7 +38,7 @@ from opengradient_x402.proofs.data_evidence import (
     private_finding,
     tree_of,
 )
-from opengradient_x402.proofs.findings import not_proven, refuted
+from opengradient_x402.proofs.findings import Standing, not_proven, refuted
 from opengradient_x402.proofs.merkle import leaf_hash
 from opengradient_x402.settlement.recognition import address_topic
 from opengradient_x402.settlement_mode import SettlementMode
@@ -51,22 +54,35 @@ _BLOB_ID = re.compile(r"[A-Za-z0-9_-]{1,128}", re.ASCII)
 class DataSettlements:
     """Proves the data settlements of one network, from its relay and blob store.
 
-    Raises ChainUnavailable when the relay's node does not answer.
+    With a `ledger`, a receipt whose data settlement is refuted becomes disputed there. Raises ChainUnavailable when
+    the relay's node does not answer.
     """
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, ledger: Ledger | None = None) -> None:
         self._network = network
+        self._ledger = ledger
 
     def prove(self, receipts: Sequence[SettlementReceipt]) -> list[DataSettlement]:
         """What is known of each receipt's data settlement, in order."""
-        return look_up(find_data_settlements(receipts, network=self._network))
+        return look_up(self._proving(receipts))
 
     async def aprove(self, receipts: Sequence[SettlementReceipt]) -> list[DataSettlement]:
         """As `prove`, for coroutines."""
-        return await alook_up(find_data_settlements(receipts, network=self._network))
+        return await alook_up(self._proving(receipts))
+
+    def _proving(self, receipts: Sequence[SettlementReceipt]) -> Steps[list[DataSettlement]]:
+        found = yield from find_data_settlements(receipts, network=self._network, sources=Sources())
+        for settlement in found:
+            wrong = [finding for finding in settlement.findings if finding.standing is Standing.REFUTED]
+            if wrong and self._ledger is not None:
+                dispute = " ".join(f"Not true that {finding.statement}: {finding.why}." for finding in wrong)
+                yield Wait(self._ledger.record_dispute(settlement.call_id, dispute))
+        return found
 
 
-def find_data_settlements(receipts: Sequence[SettlementReceipt], *, network: Network) -> Lookup[list[DataSettlement]]:
+def find_data_settlements(
+    receipts: Sequence[SettlementReceipt], *, network: Network, sources: Sources
+) -> Steps[list[DataSettlement]]:
     """What is known of each receipt's data settlement, in order; batches are read once for all."""
     found: dict[str, DataSettlement] = {}
     batched: dict[str, TeeProof] = {}
@@ -82,10 +98,10 @@ def find_data_settlements(receipts: Sequence[SettlementReceipt], *, network: Net
         elif mode is SettlementMode.BATCH:
             batched[receipt.call_id] = proof
         else:
-            found[receipt.call_id] = yield from _individual(receipt, proof, network, network.relay)
+            found[receipt.call_id] = yield from _individual(receipt, proof, network, network.relay, sources)
     if batched and network.relay is not None:
         times_s = [receipt.created_at for receipt in receipts if receipt.call_id in batched]
-        found |= yield from _batched(batched, times_s, network, network.relay)
+        found |= yield from _batched(batched, times_s, network, network.relay, sources)
     return [found[receipt.call_id] for receipt in receipts]
 
 
@@ -111,16 +127,16 @@ def _proof_of(receipt: SettlementReceipt) -> tuple[TeeProof | None, str]:
 
 
 def _batched(
-    waiting: dict[str, TeeProof], times_s: Sequence[int], network: Network, relay: ChainContract
-) -> Lookup[dict[str, DataSettlement]]:
-    events = yield _asked(relay, _events(relay, [BATCH_SETTLEMENT], times_s))
+    waiting: dict[str, TeeProof], times_s: Sequence[int], network: Network, relay: ChainContract, sources: Sources
+) -> Steps[dict[str, DataSettlement]]:
+    events = yield from sources.ask(relay, _events(relay, [BATCH_SETTLEMENT], times_s))
     leaves = {leaf_hash(proof): call_id for call_id, proof in waiting.items()}
     found: dict[str, DataSettlement] = {}
     unreadable: list[str] = []
     for event in filter(None, map(batch_settlement, events)):
         if len(found) == len(waiting):
             break
-        blob = yield from read_blob(event.blob_id, network)
+        blob = yield from read_blob(event.blob_id, network, sources)
         try:
             tree = tree_of(event, blob.content) if blob.problem is None else None
         except ValueError as exc:
@@ -144,20 +160,20 @@ def _batched(
 
 
 def _individual(
-    receipt: SettlementReceipt, proof: TeeProof, network: Network, relay: ChainContract
-) -> Lookup[DataSettlement]:
+    receipt: SettlementReceipt, proof: TeeProof, network: Network, relay: ChainContract, sources: Sources
+) -> Steps[DataSettlement]:
     claimed = receipt.data_tx_hash
-    stated = (yield _asked(relay, _logs_of(claimed, relay))) if claimed is not None else None
+    stated = (yield from sources.ask(relay, _logs_of(claimed, relay))) if claimed is not None else None
     topics = [INDIVIDUAL_SETTLEMENT, proof.tee_id, address_topic(receipt.payer)]
     events = list(filter(None, map(individual_settlement, stated or ())))
     if not any(is_settlement_of(receipt, proof, event) for event in events):
-        searched = yield _asked(relay, _events(relay, topics, [receipt.created_at]))
+        searched = yield from sources.ask(relay, _events(relay, topics, [receipt.created_at]))
         elsewhere = list(filter(None, map(individual_settlement, searched)))
         events = [event for event in elsewhere if is_settlement_of(receipt, proof, event)] or events
     if not events:
         return _missing(receipt, claimed, is_known=stated is not None)
     event = next((event for event in events if is_settlement_of(receipt, proof, event)), events[0])
-    blob = yield from read_blob(event.blob_id, network)
+    blob = yield from read_blob(event.blob_id, network, sources)
     return individual_findings(receipt, proof, event, blob)
 
 
@@ -173,10 +189,6 @@ def _missing(receipt: SettlementReceipt, claimed: str | None, *, is_known: bool)
 
 
 # -- reading
-
-
-def _asked(relay: ChainContract, question: Question[Any]) -> AskChain:
-    return AskChain(question=question, rpc_url=relay.rpc_url, chain_id=relay.chain_id)
 
 
 def _events(relay: ChainContract, topics: Sequence[str], times_s: Sequence[int]) -> Question[list[Log]]:
@@ -200,11 +212,10 @@ def _logs_of(tx_hash: str, relay: ChainContract) -> Question[list[Log] | None]:
     return [log for log in done.logs if log.address == relay.address.lower()]
 
 
-def read_blob(blob_id: str, network: Network) -> Lookup[Document]:
+def read_blob(blob_id: str, network: Network, sources: Sources) -> Steps[Document]:
     """What the network's blob store has under an id; whoever wrote the event chose the id."""
     if network.blob_url is None:
         return Document(problem=f"the network {network.name} names no blob store")
     if _BLOB_ID.fullmatch(blob_id) is None:
         return Document(problem="the chain's blob id is not one")
-    document: Document = yield Download(f"{network.blob_url.rstrip('/')}/{quote(blob_id, safe='')}")
-    return document
+    return (yield from sources.document(f"{network.blob_url.rstrip('/')}/{quote(blob_id, safe='')}"))

@@ -1,23 +1,22 @@
-"""Keeping what a lookup was told, and telling it the same again: how one check runs live, and from a file.
+"""What sources answered, kept so that one check runs live, and again from a file.
 
-`recorded` notes every answer that a lookup gets; `replayed` runs a lookup on noted answers alone. What was not
-noted is an RpcError or a missing document, which the lookup must take for "not known". Does not judge answers.
+`Recorded` sources note every answer that they give; `Replayed` sources give noted answers alone. What was not noted
+is an RpcError or a missing document, which a check must treat as "not known". Answers are not judged here.
 """
 
 from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Generator, Iterable
-from typing import Any, TypeVar, assert_never
+from collections.abc import Iterable
+from typing import Any
 
-from opengradient_x402.chain.lookups import AskChain, Await, Document, Download, Lookup, Need, Sleep
-from opengradient_x402.chain.node import Pause, Question, RpcRequest
-from opengradient_x402.driving import drive
-from opengradient_x402.errors import ChainUnavailable, RpcError
+from opengradient_x402.chain.node import RpcRequest
+from opengradient_x402.chain.sources import Document, Place, Sources
+from opengradient_x402.effects import Steps
+from opengradient_x402.errors import RpcError
 from opengradient_x402.proofs.bundle import Record
 
-T = TypeVar("T")
 RPC = "rpc"
 DOCUMENT = "document"
 
@@ -35,61 +34,28 @@ class Evidence:
         """Everything noted, in the order in which it was first asked for."""
         return list(self._records.values())
 
-    def recorded(self, lookup: Lookup[T]) -> Lookup[T]:
-        """The same lookup, with every answer noted here."""
-        return _intercepted(lookup, self._noting)
+    def note_result(self, chain_id: int, request: RpcRequest, result: Any) -> None:
+        """Keeps what a node answered."""
+        body = {"chain_id": chain_id, "method": request.method, "params": list(request.params), "result": result}
+        self._add(Record(RPC, json.loads(json.dumps(body))))
 
-    def replayed(self, lookup: Lookup[T]) -> T:
-        """The lookup's answer from what is noted here; nothing is asked of anybody."""
-        return drive(lookup, self._answer)
+    def note_document(self, url: str, content: bytes) -> None:
+        """Keeps a document."""
+        self._add(Record(DOCUMENT, {"url": url, "content_base64": base64.b64encode(content).decode("ascii")}))
 
-    def _noting(self, need: Need) -> Lookup[Any]:
-        match need:
-            case AskChain():
-                question = self._listening(need.question, need.chain_id)
-                return (yield AskChain(question=question, rpc_url=need.rpc_url, chain_id=need.chain_id))
-            case Download(url):
-                document: Document = yield need
-                if document.problem is None:
-                    content = base64.b64encode(document.content).decode("ascii")
-                    self._add(Record(DOCUMENT, {"url": url, "content_base64": content}))
-                return document
-            case Await() | Sleep():
-                return (yield need)
-            case _:
-                assert_never(need)
-
-    def _listening(self, question: Question[T], chain_id: int) -> Question[T]:
-        def note(request: RpcRequest, result: Any) -> None:
-            body = {"chain_id": chain_id, "method": request.method, "params": list(request.params), "result": result}
-            self._add(Record(RPC, json.loads(json.dumps(body))))
-
-        return _overheard(question, note)
-
-    def _answer(self, need: Need) -> Any:
-        match need:
-            case AskChain():
-                chain_id = need.chain_id
-                return drive(need.question, lambda effect: self._result(chain_id, effect))
-            case Download(url):
-                record = self._records.get((DOCUMENT, url))
-                if record is None:
-                    return Document(problem="it is not in the bundle")
-                return Document(content=base64.b64decode(record.body["content_base64"], validate=True))
-            case Await(future):
-                return future.result()
-            case Sleep():
-                return None
-            case _:
-                assert_never(need)
-
-    def _result(self, chain_id: int, effect: RpcRequest | Pause) -> Any:
-        if isinstance(effect, Pause):
-            return None
-        record = self._records.get(_rpc_key(chain_id, effect.method, effect.params))
+    def result(self, chain_id: int, request: RpcRequest) -> Any:
+        """What a node answered. Raises RpcError when that was not noted."""
+        record = self._records.get(_rpc_key(chain_id, request.method, request.params))
         if record is None:
-            raise RpcError(f"The bundle has no answer of chain {chain_id} to {effect.method}.")
+            raise RpcError(f"The bundle has no answer of chain {chain_id} to {request.method}.")
         return record.body["result"]
+
+    def document(self, url: str) -> Document:
+        """The document, if it was noted."""
+        record = self._records.get((DOCUMENT, url))
+        if record is None:
+            return Document(problem="it is not in the bundle")
+        return Document(content=base64.b64decode(record.body["content_base64"], validate=True))
 
     def _add(self, record: Record) -> None:
         if record.kind == RPC:
@@ -101,37 +67,44 @@ class Evidence:
         self._records[key] = record
 
 
-def _rpc_key(chain_id: int, method: str, params: Any) -> tuple[str, ...]:
-    return (RPC, str(chain_id), method, json.dumps(list(params), sort_keys=True))
+class Recorded(Sources):
+    """Live sources whose answers are noted as evidence."""
 
+    def __init__(self, evidence: Evidence) -> None:
+        super().__init__()
+        self._evidence = evidence
 
-def _intercepted(lookup: Lookup[T], intercept: Any) -> Lookup[T]:
-    try:
-        need = next(lookup)
-        while True:
-            try:
-                answer = yield from intercept(need)
-            except ChainUnavailable as exc:
-                need = lookup.throw(exc)
-            else:
-                need = lookup.send(answer)
-    except StopIteration as done:
-        result: T = done.value
+    def request(self, place: Place, request: RpcRequest) -> Steps[Any]:
+        """See `Sources.request`."""
+        result = yield from super().request(place, request)
+        self._evidence.note_result(place.chain_id, request, result)
         return result
 
+    def document(self, url: str) -> Steps[Document]:
+        """See `Sources.document`."""
+        document = yield from super().document(url)
+        if document.problem is None:
+            self._evidence.note_document(url, document.content)
+        return document
 
-def _overheard(question: Question[T], note: Any) -> Generator[RpcRequest | Pause, Any, T]:
-    try:
-        effect = next(question)
-        while True:
-            try:
-                result = yield effect
-            except ChainUnavailable as exc:
-                effect = question.throw(exc)
-                continue
-            if isinstance(effect, RpcRequest):
-                note(effect, result)
-            effect = question.send(result)
-    except StopIteration as done:
-        answer: T = done.value
-        return answer
+
+class Replayed(Sources):
+    """Sources that ask nobody: evidence is all that they know."""
+
+    def __init__(self, evidence: Evidence) -> None:
+        super().__init__()
+        self._evidence = evidence
+
+    def request(self, place: Place, request: RpcRequest) -> Steps[Any]:
+        """See `Sources.request`."""
+        yield from ()
+        return self._evidence.result(place.chain_id, request)
+
+    def document(self, url: str) -> Steps[Document]:
+        """See `Sources.document`."""
+        yield from ()
+        return self._evidence.document(url)
+
+
+def _rpc_key(chain_id: int, method: str, params: Any) -> tuple[str, ...]:
+    return (RPC, str(chain_id), method, json.dumps(list(params), sort_keys=True))

@@ -11,14 +11,14 @@ from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
 from opengradient_x402.addresses import checksum_address
-from opengradient_x402.chain.lookups import look_up
+from opengradient_x402.chain.node import look_up
+from opengradient_x402.chain.sources import Sources
 from opengradient_x402.errors import ConfigurationError, InsecureEndpoint
-from opengradient_x402.networks import PRESETS, Network, is_loopback
-from opengradient_x402.payment.policy import SpendPolicy
+from opengradient_x402.networks import PRESETS, Network, check_payable_url, is_loopback
 from opengradient_x402.proofs.audit import audit
 from opengradient_x402.proofs.bundle import Bundle, origin_findings
 from opengradient_x402.proofs.bundle_contents import Contents, describe, network_of
-from opengradient_x402.proofs.evidence import Evidence
+from opengradient_x402.proofs.evidence import Evidence, Replayed
 from opengradient_x402.proofs.findings import Finding, Standing, overall, proven, refuted
 
 _NOWHERE = "https://offline.invalid"
@@ -66,14 +66,14 @@ def verify_bundle(
     findings = origin_findings(bundle, payers=contents.payers, expected_signer=expected_signer)
     findings += _network_findings(bundle)
     urls = _known_urls() | _given_urls(bundle, relay_rpc_url)
-    recorded = Evidence(bundle.records).replayed(
-        audit(contents, network=network_of(bundle, rpc_url=_NOWHERE, other_rpc_urls={}), is_live=False)
-    )
+    described = network_of(bundle, rpc_url=_NOWHERE, other_rpc_urls={})
+    replayed = Replayed(Evidence(bundle.records))
+    recorded = look_up(audit(contents, network=described, sources=replayed, is_live=False))
     if is_offline:
         found = recorded
     else:
         network = network_of(bundle, rpc_url=rpc_url or _node_for(bundle, urls), other_rpc_urls=urls)
-        live = look_up(audit(contents, network=_with_care(network), is_live=True))
+        live = look_up(audit(contents, network=_with_care(network), sources=Sources(), is_live=True))
         # Evidence that contradicts its own receipts is told as well, whatever the chain says now.
         contradictions = [item for item in recorded if item.standing is Standing.REFUTED and item not in live]
         found = live + contradictions
@@ -109,7 +109,7 @@ def _with_care(network: Network) -> Network:
     if network.blob_url is None:
         return network
     try:
-        SpendPolicy().check_endpoint(network.blob_url, network)
+        check_payable_url(network.blob_url, network)
     except InsecureEndpoint:
         return replace(network, blob_url=None)
     is_allowed = is_loopback(_host(network.rpc_url)) or not is_loopback(_host(network.blob_url))

@@ -18,18 +18,16 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any, assert_never
 
-from opengradient_x402.chain.lookups import AskChain, Await, Lookup, Sleep, alook_up, look_up
-from opengradient_x402.chain.node import Question
+from opengradient_x402.chain.node import Question, alook_up, look_up
 from opengradient_x402.chain.questions import block, receipt, transaction
+from opengradient_x402.chain.sources import Sources
+from opengradient_x402.effects import Sleep, Steps, Wait
 from opengradient_x402.errors import RpcError
 from opengradient_x402.ledger.authorizations import AuthorizationEntry
 from opengradient_x402.ledger.disputes import forged_transaction, settled_elsewhere
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt
 from opengradient_x402.networks import Network
-from opengradient_x402.proofs.data_evidence import DataSettlement
-from opengradient_x402.proofs.data_settlement import find_data_settlements
-from opengradient_x402.proofs.findings import Standing
 from opengradient_x402.settlement.recognition import permit_settlements, transfer_settlements
 from opengradient_x402.settlement.search import (
     Cancelled,
@@ -82,6 +80,7 @@ class Reconciler:
     def __init__(self, network: Network, ledger: Ledger, *, confirmations: int | None = None) -> None:
         self.network = network
         self._ledger = ledger
+        self._sources = Sources()
         self._needed = network.confirmations if confirmations is None else confirmations
 
     def reconcile(self, *, payer: str | None = None) -> ReconcileReport:
@@ -108,31 +107,14 @@ class Reconciler:
         """As `wait_settled`, for coroutines."""
         return await alook_up(self._waiting(receipt, timeout_s))
 
-    def prove_data(self, receipts: Sequence[SettlementReceipt]) -> list[DataSettlement]:
-        """What is known of each receipt's data settlement; a refuted one makes the receipt disputed."""
-        return look_up(self._proving(receipts))
-
-    async def aprove_data(self, receipts: Sequence[SettlementReceipt]) -> list[DataSettlement]:
-        """As `prove_data`, for coroutines."""
-        return await alook_up(self._proving(receipts))
-
     # -- the work
 
-    def _proving(self, receipts: Sequence[SettlementReceipt]) -> Lookup[list[DataSettlement]]:
-        found = yield from find_data_settlements(receipts, network=self.network)
-        for settlement in found:
-            wrong = [finding for finding in settlement.findings if finding.standing is Standing.REFUTED]
-            if wrong:
-                dispute = " ".join(f"Not true that {finding.statement}: {finding.why}." for finding in wrong)
-                yield Await(self._ledger.record_dispute(settlement.call_id, dispute))
-        return found
-
-    def _refreshing(self, receipt: SettlementReceipt) -> Lookup[SettlementReceipt]:
-        entries = yield Await(self._ledger.unfinished(network=self.network.caip2, payer=receipt.payer))
+    def _refreshing(self, receipt: SettlementReceipt) -> Steps[SettlementReceipt]:
+        entries = yield Wait(self._ledger.unfinished(network=self.network.caip2, payer=receipt.payer))
         yield from self._brought_forward([entry for entry in entries if entry.id == receipt.authorization_id])
         return (yield from self._latest(receipt))
 
-    def _waiting(self, receipt: SettlementReceipt, timeout_s: float) -> Lookup[SettlementReceipt]:
+    def _waiting(self, receipt: SettlementReceipt, timeout_s: float) -> Steps[SettlementReceipt]:
         deadline, pause_s = time.monotonic() + timeout_s, _FIRST_LOOK_S
         while True:
             current = yield from self._refreshing(receipt)
@@ -142,16 +124,16 @@ class Reconciler:
             yield Sleep(min(pause_s, left_s))
             pause_s = min(2 * pause_s, _LONGEST_LOOK_S)
 
-    def _latest(self, receipt: SettlementReceipt) -> Lookup[SettlementReceipt]:
-        found = yield Await(self._ledger.receipts(call_ids=[receipt.call_id]))
+    def _latest(self, receipt: SettlementReceipt) -> Steps[SettlementReceipt]:
+        found = yield Wait(self._ledger.receipts(call_ids=[receipt.call_id]))
         current: SettlementReceipt = found[0] if found else replace(receipt)
         return current.followed_by(self)
 
-    def _reconciling(self, payer: str | None) -> Lookup[ReconcileReport]:
-        entries = yield Await(self._ledger.unfinished(network=self.network.caip2, payer=payer))
+    def _reconciling(self, payer: str | None) -> Steps[ReconcileReport]:
+        entries = yield Wait(self._ledger.unfinished(network=self.network.caip2, payer=payer))
         return (yield from self._brought_forward(entries))
 
-    def _brought_forward(self, entries: Sequence[AuthorizationEntry]) -> Lookup[ReconcileReport]:
+    def _brought_forward(self, entries: Sequence[AuthorizationEntry]) -> Steps[ReconcileReport]:
         seen = [entry for entry in entries if entry.status != "signed"]
         waiting = [entry for entry in entries if entry.status == "signed"]
         before = yield from self._receipts_of(entries)
@@ -174,11 +156,13 @@ class Reconciler:
             ),
         )
 
-    def _confirmed(self, seen: Sequence[AuthorizationEntry]) -> Lookup[list[AuthorizationEntry]]:
+    def _confirmed(self, seen: Sequence[AuthorizationEntry]) -> Steps[list[AuthorizationEntry]]:
         """Counts confirmations anew. Gives back those whose block is gone, opened again."""
         if not seen:
             return []
-        head, hashes = yield self._asked(_hashes_of({entry.block_number or 0 for entry in seen}))
+        head, hashes = yield from self._sources.ask(
+            self.network, _hashes_of({entry.block_number or 0 for entry in seen})
+        )
         reopened, writes = [], []
         for entry in seen:
             at_height = hashes[entry.block_number or 0]
@@ -193,10 +177,12 @@ class Reconciler:
         yield from _all(writes)
         return reopened
 
-    def _searched(self, entries: Sequence[AuthorizationEntry]) -> Lookup[Counter[type[Outcome] | str]]:
+    def _searched(self, entries: Sequence[AuthorizationEntry]) -> Steps[Counter[type[Outcome] | str]]:
         """Asks the chain about open authorizations, and writes what it says."""
         by_terms = {SignedTerms.of_entry(entry): entry for entry in entries}
-        outcomes: dict[SignedTerms, Outcome] = yield self._asked(find_settlements(by_terms, network=self.network))
+        outcomes: dict[SignedTerms, Outcome] = yield from self._sources.ask(
+            self.network, find_settlements(by_terms, network=self.network)
+        )
         counted: Counter[type[Outcome] | str] = Counter()
         writes, unsettled = [], []
         for terms, outcome in outcomes.items():
@@ -211,16 +197,16 @@ class Reconciler:
         yield from self._claims_checked(unsettled)
         return counted
 
-    def _claims_checked(self, entries: Sequence[AuthorizationEntry]) -> Lookup[None]:
+    def _claims_checked(self, entries: Sequence[AuthorizationEntry]) -> Steps[None]:
         """A transaction that is mined, and that the gateway names, must be the settlement."""
         for call in (yield from self._receipts_of(entries)).values():
             claimed = call.claimed_payment_tx_hash
             if claimed is None or call.status is ReceiptStatus.DISPUTED:
                 continue
             terms = SignedTerms.of_entry(next(entry for entry in entries if entry.id == call.authorization_id))
-            if (yield self._asked(_is_something_else(claimed, terms))):
+            if (yield from self._sources.ask(self.network, _is_something_else(claimed, terms))):
                 dispute = forged_transaction(claimed, why="that transaction is mined and did not settle it")
-                yield Await(self._ledger.record_dispute(call.call_id, dispute))
+                yield Wait(self._ledger.record_dispute(call.call_id, dispute))
 
     def _judged(self, entry: AuthorizationEntry, outcome: Outcome) -> AuthorizationEntry | None:
         """The entry with what the outcome means for it; None while it stays reserved in full."""
@@ -261,9 +247,6 @@ class Reconciler:
             confirmations_needed=self._needed,
         )
 
-    def _asked(self, question: Question[Any]) -> AskChain:
-        return AskChain(question=question, rpc_url=self.network.rpc_url, chain_id=self.network.chain_id)
-
     def _write(self, entry: AuthorizationEntry) -> Future[None]:
         return self._ledger.record_settlement(
             entry.id,
@@ -277,10 +260,10 @@ class Reconciler:
             dispute=entry.dispute,
         )
 
-    def _receipts_of(self, entries: Sequence[AuthorizationEntry]) -> Lookup[dict[str, SettlementReceipt]]:
+    def _receipts_of(self, entries: Sequence[AuthorizationEntry]) -> Steps[dict[str, SettlementReceipt]]:
         found: dict[str, SettlementReceipt] = {}
         for some in _batches(entries):
-            receipts = yield Await(self._ledger.receipts(authorization_ids=[entry.id for entry in some]))
+            receipts = yield Wait(self._ledger.receipts(authorization_ids=[entry.id for entry in some]))
             found |= {receipt.call_id: receipt for receipt in receipts}
         return found
 
@@ -326,9 +309,9 @@ def _is_something_else(tx_hash: str, terms: SignedTerms) -> Question[bool]:
     return not permit_settlements(mined, done, [terms])
 
 
-def _all(futures: Iterable[Future[None]]) -> Lookup[None]:
+def _all(futures: Iterable[Future[None]]) -> Steps[None]:
     for future in futures:
-        yield Await(future)
+        yield Wait(future)
 
 
 def _batches(entries: Sequence[AuthorizationEntry]) -> Iterator[Sequence[AuthorizationEntry]]:

@@ -117,6 +117,11 @@ def soon(seconds):
     return str(int(time.time()) + seconds)
 
 
+def from_now(changes):
+    """The changes, with every number of seconds made a moment: a list of parameters is older than the test."""
+    return {name: soon(value) if isinstance(value, int) else value for name, value in changes.items()}
+
+
 @pytest.mark.parametrize(
     ("scheme", "changes", "reason"),
     [
@@ -124,24 +129,24 @@ def soon(seconds):
         ("upto", {"spender": "0x"}, "invalid_permit2_spender"),
         ("upto", {"to": STRANGER}, "invalid_permit2_recipient_mismatch"),
         ("upto", {"facilitator": STRANGER}, "upto_facilitator_mismatch"),
-        ("upto", {"deadline": soon(4)}, "permit2_deadline_expired"),
+        ("upto", {"deadline": 4}, "permit2_deadline_expired"),
         ("upto", {"deadline": "0"}, "permit2_deadline_expired"),
-        ("upto", {"validAfter": soon(60)}, "permit2_not_yet_valid"),
+        ("upto", {"validAfter": 60}, "permit2_not_yet_valid"),
         ("upto", {"amount": str(AMOUNT - 1)}, "permit2_amount_mismatch"),
         ("upto", {"amount": str(AMOUNT + 1)}, "permit2_amount_mismatch"),
         ("upto", {"token": STRANGER}, "permit2_token_mismatch"),
         ("exact", {"spender": UPTO_PROXY}, "invalid_permit2_spender"),
         ("exact", {"to": STRANGER}, "invalid_permit2_recipient_mismatch"),
-        ("exact", {"deadline": soon(4)}, "permit2_deadline_expired"),
-        ("exact", {"validAfter": soon(60)}, "permit2_not_yet_valid"),
+        ("exact", {"deadline": 4}, "permit2_deadline_expired"),
+        ("exact", {"validAfter": 60}, "permit2_not_yet_valid"),
         ("exact", {"amount": str(AMOUNT - 1)}, "permit2_amount_mismatch"),
         ("exact", {"token": STRANGER}, "permit2_token_mismatch"),
         # The order of the checks: of two faults the earlier one is named.
         ("upto", {"spender": EXACT_PROXY, "to": STRANGER}, "invalid_permit2_spender"),
         ("upto", {"to": STRANGER, "facilitator": STRANGER}, "invalid_permit2_recipient_mismatch"),
         ("upto", {"facilitator": STRANGER, "deadline": "0"}, "upto_facilitator_mismatch"),
-        ("upto", {"deadline": "0", "validAfter": soon(60)}, "permit2_deadline_expired"),
-        ("upto", {"validAfter": soon(60), "amount": "1"}, "permit2_not_yet_valid"),
+        ("upto", {"deadline": "0", "validAfter": 60}, "permit2_deadline_expired"),
+        ("upto", {"validAfter": 60, "amount": "1"}, "permit2_not_yet_valid"),
         ("upto", {"amount": "1", "token": STRANGER}, "permit2_amount_mismatch"),
     ],
 )
@@ -151,7 +156,7 @@ def test_permit2_terms_that_differ_are_refused_by_name(chain, facilitator, payer
         payment = pay(chain, payer, terms)
         payment["payload"]["permit2Authorization"]["spender"] = "0x"
     else:
-        payment = pay(chain, payer, terms, **changes)
+        payment = pay(chain, payer, terms, **from_now(changes))
     verdict = facilitator.verify(payment, terms)
     assert (verdict.is_valid, verdict.reason, verdict.payer) == (False, reason, payer.address)
     settled = facilitator.settle(payment, terms)
@@ -422,8 +427,8 @@ def test_an_approval_that_is_not_needed_is_not_sent(chain, facilitator, payer, w
     [
         ({"to": STRANGER}, {}, "invalid_exact_evm_payload_recipient_mismatch"),
         ({"value": "1"}, {}, "invalid_exact_evm_payload_authorization_value_mismatch"),
-        ({"validBefore": soon(4)}, {}, "invalid_exact_evm_payload_authorization_valid_before"),
-        ({"validAfter": soon(60)}, {}, "invalid_exact_evm_payload_authorization_valid_after"),
+        ({"validBefore": 4}, {}, "invalid_exact_evm_payload_authorization_valid_before"),
+        ({"validAfter": 60}, {}, "invalid_exact_evm_payload_authorization_valid_after"),
         ({}, {"name": None}, "missing_eip712_domain"),
         ({}, {"version": "7"}, "invalid_exact_evm_payload_signature"),
         ({"to": STRANGER, "value": "1"}, {}, "invalid_exact_evm_payload_recipient_mismatch"),
@@ -431,7 +436,7 @@ def test_an_approval_that_is_not_needed_is_not_sent(chain, facilitator, payer, w
 )
 def test_eip3009_terms_that_differ_are_refused_by_name(chain, facilitator, payer, wanted, changes, extra, reason):
     terms = wanted("exact", "eip3009")
-    payment = pay(chain, payer, terms, **changes)
+    payment = pay(chain, payer, terms, **from_now(changes))
     required = {**terms, "extra": terms["extra"] | extra}
     assert facilitator.verify(payment, required).reason == reason
     assert facilitator.settle(payment, required).reason == reason

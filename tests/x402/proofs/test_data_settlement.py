@@ -10,7 +10,8 @@ from starlette.routing import Route
 
 from opengradient_devnet import Devnet
 from opengradient_devnet.faults import ForgeProof, WrongTransaction
-from opengradient_x402.chain import lookups
+from opengradient_x402.chain import sources
+from opengradient_x402.chain.node import alook_up, look_up
 from opengradient_x402.ledger.receipts import ReceiptStatus
 from opengradient_x402.proofs.data_settlement import DataSettlements
 from opengradient_x402.proofs.findings import Standing
@@ -97,7 +98,7 @@ def test_private_mode_says_that_nothing_is_on_chain(net, paid):
 def test_a_wrong_data_transaction_is_refuted_by_the_real_one_and_makes_the_receipt_disputed(net, paid):
     net.faults.inject(WrongTransaction())
     receipt = paid(SettlementMode.INDIVIDUAL)
-    (found,) = paid.payments.reconciler.prove_data([receipt])
+    (found,) = DataSettlements(network_of(net), paid.payments.ledger).prove([receipt])
     assert found.standing is Standing.REFUTED
     assert receipt.data_tx_hash in why(found)
     assert found.log.tx_hash in why(found)
@@ -194,13 +195,12 @@ def aged(method, params, net, *, head: int):
 
 @pytest.mark.parametrize("limit", ["MAX_DOCUMENT_BYTES", "_LONGEST_S"])
 async def test_a_blob_without_an_end_is_left(monkeypatch, limit):
-    monkeypatch.setattr(lookups, limit, 0)
+    monkeypatch.setattr(sources, limit, 0)
     with serving(Starlette(routes=[Route("/blob", lambda _: Response(b"x" * 5000))])) as url:
-
-        def downloaded():
-            return (yield lookups.Download(f"{url}/blob"))
-
-        for document in (lookups.look_up(downloaded()), await lookups.alook_up(downloaded())):
+        for document in (
+            look_up(sources.Sources().document(f"{url}/blob")),
+            await alook_up(sources.Sources().document(f"{url}/blob")),
+        ):
             assert "more than" in document.problem
             assert document.content == b""
 

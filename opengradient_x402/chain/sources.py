@@ -1,0 +1,101 @@
+"""Where facts are read: the node of each chain, and public documents.
+
+What needs facts is given a `Sources`, so that one check runs live, is recorded, and is replayed from a file.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+
+from opengradient_x402.chain.node import HttpNode, Node, Question, RpcRequest, ask
+from opengradient_x402.effects import Read, Send, Steps
+
+if TYPE_CHECKING:
+    import httpx
+
+T = TypeVar("T")
+MAX_DOCUMENT_BYTES: Final = 64 * 1024 * 1024
+_TIMEOUT_S: Final = 15.0
+_LONGEST_S: Final = 120.0
+"""For a whole document: a store that sends a byte now and then must not delay all others."""
+
+
+class Place(Protocol):
+    """A chain, and the URL of a node that serves it: a `Network`, a `ChainContract`."""
+
+    @property
+    def rpc_url(self) -> str: ...
+    @property
+    def chain_id(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Document:
+    """What was downloaded; `problem` says why there is nothing."""
+
+    content: bytes = b""
+    problem: str | None = None
+
+
+class Sources:
+    """The live ones. A chain's node is asked once which chain it serves."""
+
+    def __init__(self) -> None:
+        self._nodes: dict[tuple[str, int], Node] = {}
+
+    def ask(self, place: Place, question: Question[T]) -> Steps[T]:
+        """The answer to a question about a chain. Raises ChainUnavailable."""
+        return (yield from ask(_At(self, place), question))
+
+    def request(self, place: Place, request: RpcRequest) -> Steps[Any]:
+        """The result of one JSON-RPC request. Raises ChainUnavailable."""
+        key = (place.rpc_url, place.chain_id)
+        if key not in self._nodes:
+            self._nodes[key] = HttpNode(*key)
+        return (yield from self._nodes[key].request(request))
+
+    def document(self, url: str) -> Steps[Document]:
+        """A public document; a `Document` says how that went."""
+        import httpx
+
+        content, deadline = bytearray(), time.monotonic() + _LONGEST_S
+
+        def take(piece: bytes) -> None:
+            content.extend(piece)
+            if len(content) > MAX_DOCUMENT_BYTES or time.monotonic() > deadline:
+                raise _Endless
+
+        try:
+            response: httpx.Response = yield Send(_get(url))
+            yield Read(response, take)
+        except (httpx.HTTPError, httpx.InvalidURL) as exc:
+            return Document(problem=f"{type(exc).__name__} at {url}")
+        except _Endless:
+            return Document(problem=f"more than {MAX_DOCUMENT_BYTES} bytes, or than {_LONGEST_S:g} s, at {url}")
+        if response.status_code != httpx.codes.OK:
+            return Document(problem=f"HTTP {response.status_code} at {url}")
+        return Document(content=bytes(content))
+
+
+class _Endless(Exception):
+    """The document does not end."""
+
+
+class _At:
+    """One chain of the sources, as a node."""
+
+    def __init__(self, sources: Sources, place: Place) -> None:
+        self._sources = sources
+        self._place = place
+
+    def request(self, request: RpcRequest) -> Steps[Any]:
+        return (yield from self._sources.request(self._place, request))
+
+
+def _get(url: str) -> httpx.Request:
+    import httpx
+
+    timeouts = dict.fromkeys(("connect", "read", "write", "pool"), _TIMEOUT_S)
+    return httpx.Request("GET", url, headers={"accept-encoding": "gzip, deflate"}, extensions={"timeout": timeouts})

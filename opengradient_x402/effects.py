@@ -1,0 +1,157 @@
+"""The four effects that the logic asks for, and the two drivers that perform them.
+
+Whatever waits for something outside is a generator: it yields an effect and receives the result. A driver performs
+the effects, and throws what goes wrong back into the generator, which alone knows what a failure means. These two
+loops are the only place where sync and async differ in control flow.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Awaitable, Callable, Generator
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar, assert_never, cast
+
+if TYPE_CHECKING:
+    import httpx
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send the request; the result is the response, its body unread."""
+
+    request: httpx.Request
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """Give the body to `take`, piece by piece, and close the response; without `take`, close it unread."""
+
+    response: httpx.Response
+    take: Callable[[bytes], None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Wait for the future; the result is its result. Raises TimeoutError after `timeout_s`."""
+
+    future: Future[Any]
+    timeout_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sleep:
+    """Wait before going on."""
+
+    seconds: float
+
+
+Effect = Send | Read | Wait | Sleep
+Steps = Generator[Effect, Any, T]
+"""Work that yields effects; what the generator returns is the result."""
+
+
+def drive(steps: Steps[T], send: Callable[[httpx.Request], httpx.Response]) -> T:
+    """Runs `steps` to the end in this thread, and returns the result."""
+    try:
+        effect = next(steps)
+        while True:
+            try:
+                result = _performed(effect, send)
+            except BaseException as exc:  # noqa: BLE001  (the generator decides what a failure means)
+                effect = steps.throw(exc)
+            else:
+                effect = steps.send(result)
+    except StopIteration as done:
+        return cast("T", done.value)
+
+
+async def drive_async(steps: Steps[T], send: Callable[[httpx.Request], Awaitable[httpx.Response]]) -> T:
+    """Runs `steps` to the end in this task, and returns the result."""
+    try:
+        effect = next(steps)
+        while True:
+            try:
+                result = await _performed_async(effect, send)
+            except BaseException as exc:  # noqa: BLE001  (cancellation included: it may come after a signature)
+                effect = steps.throw(exc)
+            else:
+                effect = steps.send(result)
+    except StopIteration as done:
+        return cast("T", done.value)
+
+
+def _performed(effect: Effect, send: Callable[[httpx.Request], httpx.Response]) -> Any:
+    match effect:
+        case Send(request):
+            return send(request)
+        case Read(response, take):
+            try:
+                for piece in () if take is None else response.iter_bytes():
+                    cast("Callable[[bytes], None]", take)(piece)
+            finally:
+                response.close()
+        case Wait(future, timeout_s):
+            return future.result(timeout_s)
+        case Sleep(seconds):
+            time.sleep(seconds)
+        case _:
+            assert_never(effect)
+    return None
+
+
+async def _performed_async(effect: Effect, send: Callable[[httpx.Request], Awaitable[httpx.Response]]) -> Any:
+    match effect:
+        case Send(request):
+            return await send(request)
+        case Read(response, take):
+            try:
+                if take is not None:
+                    async for piece in response.aiter_bytes():
+                        take(piece)
+            finally:
+                await response.aclose()
+        case Wait(future, timeout_s):
+            return await awaited(future, timeout_s)
+        case Sleep(seconds):
+            await asyncio.sleep(seconds)
+        case _:
+            assert_never(effect)
+    return None
+
+
+def in_thread(work: Callable[[], T], *, name: str) -> Future[T]:
+    """Runs rare, slow work in a thread of its own, which does not keep the process alive; `Wait` for the result."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as exc:  # noqa: BLE001  (the thread's boundary: everything goes to who waits)
+            future.set_exception(exc)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return future
+
+
+async def awaited(future: Future[T], timeout_s: float | None = None) -> T:
+    """The future's result, from a coroutine. Raises TimeoutError."""
+    if future.done():
+        return future.result()
+    # Not `wrap_future`: the future is shared with others, who must not be cancelled with this task, and it may
+    # be done when this loop is closed.
+    loop, done = asyncio.get_running_loop(), asyncio.Event()
+
+    def wake(_: Future[T]) -> None:
+        with suppress(RuntimeError):  # the loop is closed: nobody waits there any more
+            loop.call_soon_threadsafe(done.set)
+
+    future.add_done_callback(wake)
+    await asyncio.wait_for(done.wait(), timeout_s)
+    return future.result()
