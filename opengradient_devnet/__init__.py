@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from opengradient_devnet.accounts import Account
+    from opengradient_devnet.chain.accounts import Account
     from opengradient_devnet.challenge import Scheme
     from opengradient_devnet.devnet import Devnet
     from opengradient_devnet.faults import Faults
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["Account", "CanonicalStyle", "Devnet", "Faults", "Scheme", "SettlementRecord"]
 
 _HOMES = {
-    "Account": "accounts",
+    "Account": "chain.accounts",
     "CanonicalStyle": "tee",
     "Devnet": "devnet",
     "Faults": "faults",

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import assert_never
 
-from opengradient_devnet.chain import Chain
+from opengradient_devnet.chain.chain import Chain
 from opengradient_devnet.eip3009_checks import Eip3009Checks, eip3009_call, eip3009_settle_reason
 from opengradient_devnet.payments import Eip3009Payment, Payment, Permit2Payment, Requirements
 from opengradient_devnet.permit2_checks import Permit2Checks, permit2_call, permit2_settle_reason

@@ -19,9 +19,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from opengradient_devnet.accounts import LIVE_CHAIN_IDS
-from opengradient_devnet.anvil import AnvilNotFound
-from opengradient_devnet.chain import PRIVATE_CHAIN_ID
+from opengradient_devnet.chain.accounts import LIVE_CHAIN_IDS
+from opengradient_devnet.chain.anvil import AnvilNotFound
+from opengradient_devnet.chain.chain import PRIVATE_CHAIN_ID
 from opengradient_devnet.challenge import Scheme
 from opengradient_devnet.devnet import IDLE_TIMEOUT_S, Devnet
 from opengradient_devnet.parent import ParentWatch

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from opengradient_devnet.accounts import Wallets
-from opengradient_devnet.chain import Chain, KeyHolder
+from opengradient_devnet.chain.accounts import Wallets
+from opengradient_devnet.chain.chain import Chain, KeyHolder
 from opengradient_devnet.decoy import decoy_payment
 from opengradient_devnet.facilitator import Facilitator, Settlement, Verification
 from opengradient_devnet.faults import FailSettlement, Faults, NeverSettle, SettleAtCap, SettleForSomebodyElse

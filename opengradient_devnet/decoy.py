@@ -16,7 +16,7 @@ from typing import Any
 
 from eth_keys.datatypes import PrivateKey
 
-from opengradient_devnet.accounts import Account, Wallets
+from opengradient_devnet.chain.accounts import Account, Wallets
 from opengradient_devnet.contracts import UPTO_PROXY
 from opengradient_devnet.digests import permit2_digest
 from opengradient_devnet.payments import X402_VERSION

@@ -20,7 +20,10 @@ from starlette.applications import Starlette
 from starlette.routing import BaseRoute, Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from opengradient_devnet.accounts import (
+from opengradient_devnet.admission import Door
+from opengradient_devnet.batches import BatchRecord, BlobStore, DataSettler
+from opengradient_devnet.certificates import make_certificate
+from opengradient_devnet.chain.accounts import (
     LIVE_CHAIN_IDS,
     WALLET_GAS_WEI,
     Account,
@@ -28,10 +31,8 @@ from opengradient_devnet.accounts import (
     new_account,
     opg_to_atomic,
 )
-from opengradient_devnet.admission import Door
-from opengradient_devnet.batches import BatchRecord, BlobStore, DataSettler
-from opengradient_devnet.certificates import make_certificate
-from opengradient_devnet.chain import PRIVATE_CHAIN_ID, Chain
+from opengradient_devnet.chain.chain import PRIVATE_CHAIN_ID, Chain
+from opengradient_devnet.chain.rpc import rpc_app
 from opengradient_devnet.challenge import PaymentTerms, Scheme
 from opengradient_devnet.collector import Collector, HouseFacilitator
 from opengradient_devnet.contracts import OPG
@@ -47,7 +48,6 @@ from opengradient_devnet.network_file import describe_network, remove_network_fi
 from opengradient_devnet.pricing import load_prices
 from opengradient_devnet.public import PublicRoutes
 from opengradient_devnet.registry import register_gateway
-from opengradient_devnet.rpc import rpc_app
 from opengradient_devnet.server import ServerThread, Site, listen
 from opengradient_devnet.service import ModelService
 from opengradient_devnet.sessions import SessionBook, SettlementRecord
@@ -313,11 +313,11 @@ class Devnet:
 def _start_chain(engine: str, chain_id: int) -> Chain:
     match engine:
         case "pyevm":
-            from opengradient_devnet.pyevm import PyEvmChain
+            from opengradient_devnet.chain.pyevm import PyEvmChain
 
             return PyEvmChain(chain_id=chain_id)
         case "anvil":
-            from opengradient_devnet.anvil import AnvilChain
+            from opengradient_devnet.chain.anvil import AnvilChain
 
             return AnvilChain(chain_id=chain_id)
         case _:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from eth_abi.abi import decode
 from eth_abi.exceptions import DecodingError
 
-from opengradient_devnet.chain import Chain, RpcError
+from opengradient_devnet.chain.chain import Chain, RpcError
 from opengradient_devnet.contracts import contract
 from opengradient_devnet.digests import eip3009_digest, recover
 from opengradient_devnet.payments import Eip3009Payment, Payment, Requirements

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from opengradient_devnet.chain import Chain, ChainTimeout, KeyHolder, RpcError
+from opengradient_devnet.chain.chain import Chain, ChainTimeout, KeyHolder, RpcError
 from opengradient_devnet.checks import Checker, Transfer, settle_reason
 from opengradient_devnet.contracts import contract
 from opengradient_devnet.payments import (

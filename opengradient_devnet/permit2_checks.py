@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from eth_utils.address import is_hex_address, to_checksum_address
 
-from opengradient_devnet.chain import Chain, RpcError
+from opengradient_devnet.chain.chain import Chain, RpcError
 from opengradient_devnet.contracts import EXACT_PROXY, PERMIT2, UPTO_PROXY, contract
 from opengradient_devnet.digests import permit2_digest, recover
 from opengradient_devnet.payments import Payment, Permit2Payment, Requirements, SponsoredPermit, decimal

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from opengradient_devnet.chain import Chain
+from opengradient_devnet.chain.chain import Chain
 from opengradient_devnet.payments import Payment, Requirements
 
 UPTO = "upto"

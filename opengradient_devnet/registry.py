@@ -5,7 +5,7 @@ It does not know how the keys or the certificate were made, and it does not read
 
 from __future__ import annotations
 
-from opengradient_devnet.chain import Chain, KeyHolder
+from opengradient_devnet.chain.chain import Chain, KeyHolder
 from opengradient_devnet.contracts import TEE_REGISTRY, contract
 
 LLM_PROXY = 0

@@ -20,7 +20,7 @@ from eth_utils.crypto import keccak
 from eth_utils.exceptions import ValidationError
 from rlp.exceptions import RLPException  # type: ignore[import-untyped]  # rlp has no py.typed
 
-from opengradient_devnet.chain import Chain, ChainTimeout, KeyHolder, RpcError
+from opengradient_devnet.chain.chain import Chain, ChainTimeout, KeyHolder, RpcError
 from opengradient_devnet.contracts import PERMIT2, contract
 from opengradient_devnet.payments import SponsoredApproval, decimal
 from opengradient_devnet.refusals import PaymentInvalid, require, same_address

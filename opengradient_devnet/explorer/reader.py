@@ -14,7 +14,7 @@ from typing import Any
 from eth_abi.exceptions import DecodingError
 from eth_utils.address import to_checksum_address
 
-from opengradient_devnet.chain import Chain
+from opengradient_devnet.chain.chain import Chain
 from opengradient_devnet.contracts import ADDRESSES, EXACT_PROXY, OPG, PERMIT2, RELAY, UPTO_PROXY, contract
 from opengradient_devnet.explorer.settle_calls import SettleCall, settle_calls
 

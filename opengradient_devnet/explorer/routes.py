@@ -19,7 +19,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from opengradient_devnet.batches import BlobStore
-from opengradient_devnet.chain import Chain
+from opengradient_devnet.chain.chain import Chain
 from opengradient_devnet.contracts import ADDRESSES
 from opengradient_devnet.explorer import chain_pages, payment_pages
 from opengradient_devnet.explorer.layout import cards, lead, note, page, pager, section, table

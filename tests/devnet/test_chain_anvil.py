@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from opengradient_devnet.anvil import AnvilChain, AnvilFailed, AnvilNotFound, arguments, find_anvil
-from opengradient_devnet.chain import RpcError
+from opengradient_devnet.chain.anvil import AnvilChain, AnvilFailed, AnvilNotFound, arguments, find_anvil
+from opengradient_devnet.chain.chain import RpcError
 from opengradient_devnet.contracts import ADDRESSES, OPG, contract
 from opengradient_devnet.facilitator import Facilitator
 from support.chain_parties import funded_party, permit2_payment, requirements
@@ -114,7 +114,7 @@ def test_a_stale_block_is_replaced_before_a_call_tells_the_time(fake, fake_log, 
         started = len(asked(fake_log))
         chain.rpc("eth_call", [{}])
         now = time.monotonic()
-        monkeypatch.setattr("opengradient_devnet.anvil.time.monotonic", lambda: now + 5)
+        monkeypatch.setattr("opengradient_devnet.chain.anvil.time.monotonic", lambda: now + 5)
         chain.rpc("eth_getBalance", [])
         chain.rpc("eth_call", [{}])
         methods = [line.split('"')[1] for line in asked(fake_log)[started:]]

@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from eth_account import Account as EthAccount
 
-from opengradient_devnet.chain import RpcError, sign_transaction
+from opengradient_devnet.chain.chain import RpcError, sign_transaction
+from opengradient_devnet.chain.pyevm import PyEvmChain
 from opengradient_devnet.contracts import OPG, contract
-from opengradient_devnet.pyevm import PyEvmChain
 from support.chain_parties import funded_party, new_party
 
 TOKEN = contract("OPG")

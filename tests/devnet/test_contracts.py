@@ -8,7 +8,8 @@ import time
 import pytest
 from eth_utils.crypto import keccak
 
-from opengradient_devnet.chain import RpcError
+from opengradient_devnet.chain.chain import RpcError
+from opengradient_devnet.chain.pyevm import PyEvmChain
 from opengradient_devnet.contracts import (
     ADDRESSES,
     EXACT_PROXY,
@@ -23,7 +24,6 @@ from opengradient_devnet.contracts import (
     signature_of,
 )
 from opengradient_devnet.contracts.build import sources_sha256
-from opengradient_devnet.pyevm import PyEvmChain
 from support.chain_parties import (
     deploy_wallet,
     eip3009_authorization,

@@ -18,7 +18,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 
 from opengradient_devnet import Account, Devnet
-from opengradient_devnet.accounts import opg_to_atomic
+from opengradient_devnet.chain.accounts import opg_to_atomic
 from opengradient_devnet.contracts import TEE_REGISTRY, contract
 from opengradient_devnet.devnet import LiveChainRefused
 from opengradient_devnet.network_file import remove_network_file, write_network_file

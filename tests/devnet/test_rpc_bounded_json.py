@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from opengradient_devnet import evm  # noqa: F401  # py-evm raises the recursion limit, which is the danger
 from opengradient_devnet.bounded_json import MAX_DEPTH, JsonRefused, parse_json
+from opengradient_devnet.chain import evm  # noqa: F401  # py-evm raises the recursion limit, which is the danger
 
 
 def test_nesting_is_allowed_up_to_the_limit_and_refused_beyond_it_even_in_a_thread():

@@ -9,9 +9,9 @@ import pytest
 from web3 import Web3
 from web3.exceptions import ContractCustomError, ContractLogicError, TransactionNotFound
 
+from opengradient_devnet.chain.pyevm import PyEvmChain
+from opengradient_devnet.chain.rpc import rpc_app
 from opengradient_devnet.contracts import OPG, UPTO_PROXY, contract
-from opengradient_devnet.pyevm import PyEvmChain
-from opengradient_devnet.rpc import rpc_app
 from support.chain_parties import funded_party, new_party
 from support.loopback_server import serving
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from opengradient_devnet.accounts import new_account
+from opengradient_devnet.chain.accounts import new_account
 from opengradient_devnet.challenge import PaymentTerms, Scheme
 from opengradient_devnet.contracts import OPG as TOKEN
 from opengradient_devnet.contracts import PERMIT2, contract

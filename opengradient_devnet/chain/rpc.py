@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from opengradient_devnet.bounded_json import JsonRefused, parse_json
-from opengradient_devnet.chain import Chain, ChainTimeout, RpcError
+from opengradient_devnet.chain.chain import Chain, ChainTimeout, RpcError
 
 PARSE_ERROR = -32700
 INVALID_REQUEST = -32600

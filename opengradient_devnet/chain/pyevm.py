@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable, Collection
 from typing import Any, Literal
 
-from opengradient_devnet.chain import FAUCET_WEI, PRIVATE_CHAIN_ID, Chain, new_faucet_key
+from opengradient_devnet.chain.chain import FAUCET_WEI, PRIVATE_CHAIN_ID, Chain, new_faucet_key
+from opengradient_devnet.chain.evm import Evm
+from opengradient_devnet.chain.methods import answer
 from opengradient_devnet.contracts import ADDRESSES, contract
-from opengradient_devnet.evm import Evm
-from opengradient_devnet.methods import answer
 
 
 class PyEvmChain(Chain):

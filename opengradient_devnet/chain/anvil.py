@@ -19,7 +19,7 @@ from typing import Any
 
 import httpx
 
-from opengradient_devnet.chain import FAUCET_WEI, PRIVATE_CHAIN_ID, Chain, RpcError, new_faucet_key
+from opengradient_devnet.chain.chain import FAUCET_WEI, PRIVATE_CHAIN_ID, Chain, RpcError, new_faucet_key
 from opengradient_devnet.contracts import ADDRESSES, contract, revert_reason
 
 START_TIMEOUT_S = 15.0

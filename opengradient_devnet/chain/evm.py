@@ -32,7 +32,7 @@ from eth_utils.exceptions import ValidationError
 from rlp import encode as rlp_encode  # type: ignore[import-untyped]  # rlp has no py.typed
 from rlp.exceptions import RLPException  # type: ignore[import-untyped]  # rlp has no py.typed
 
-from opengradient_devnet.blocks import (
+from opengradient_devnet.chain.blocks import (
     BlockStore,
     MinedBlock,
     base_fee_wei,
@@ -41,8 +41,8 @@ from opengradient_devnet.blocks import (
     receipt_json,
     transaction_json,
 )
-from opengradient_devnet.calls import CallRequest, ExecutionFailed
-from opengradient_devnet.logs import LogIndex
+from opengradient_devnet.chain.calls import CallRequest, ExecutionFailed
+from opengradient_devnet.chain.logs import LogIndex
 
 # py-evm asks Python for 12,288 frames, which 1,024 nested calls need, but py_ecc, which it imports, for 100,000.
 # CPython 3.11 counts C frames with them: 100 KB of "[" would then overflow a thread's stack in the JSON parser

@@ -11,10 +11,10 @@ from typing import Any
 
 from eth_utils.address import is_address, to_canonical_address
 
-from opengradient_devnet.blocks import hex_data
-from opengradient_devnet.calls import CallRequest, StateOverride
-from opengradient_devnet.chain import RpcError
-from opengradient_devnet.logs import TopicFilter
+from opengradient_devnet.chain.blocks import hex_data
+from opengradient_devnet.chain.calls import CallRequest, StateOverride
+from opengradient_devnet.chain.chain import RpcError
+from opengradient_devnet.chain.logs import TopicFilter
 
 INVALID_PARAMS = -32602
 

@@ -11,13 +11,13 @@ from typing import Any
 from eth_utils.address import to_canonical_address
 from eth_utils.crypto import keccak
 
-from opengradient_devnet.blocks import MinedBlock, base_fee_wei, hex_data
-from opengradient_devnet.calls import ExecutionFailed
-from opengradient_devnet.chain import RpcError
+from opengradient_devnet.chain.blocks import MinedBlock, base_fee_wei, hex_data
+from opengradient_devnet.chain.calls import ExecutionFailed
+from opengradient_devnet.chain.chain import RpcError
+from opengradient_devnet.chain.evm import Evm, TransactionRefused
+from opengradient_devnet.chain.logs import LogQuery
+from opengradient_devnet.chain.parameters import address, data, invalid, mapping, parse_call, parse_topics, quantity
 from opengradient_devnet.contracts import revert_reason
-from opengradient_devnet.evm import Evm, TransactionRefused
-from opengradient_devnet.logs import LogQuery
-from opengradient_devnet.parameters import address, data, invalid, mapping, parse_call, parse_topics, quantity
 
 METHOD_NOT_FOUND = -32601
 SERVER_ERROR = -32000

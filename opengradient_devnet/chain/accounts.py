@@ -15,7 +15,7 @@ from fractions import Fraction
 
 from eth_keys.datatypes import PrivateKey
 
-from opengradient_devnet.chain import Chain
+from opengradient_devnet.chain.chain import Chain
 from opengradient_devnet.contracts import OPG, PERMIT2, contract
 from opengradient_devnet.pricing import ATOMIC_PER_OPG
 
