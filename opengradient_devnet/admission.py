@@ -23,7 +23,7 @@ from starlette.requests import Request
 
 from opengradient_devnet import challenge
 from opengradient_devnet.challenge import PAYMENT_REQUIRED, PAYMENT_RESPONSE, PAYMENT_SIGNATURE
-from opengradient_devnet.facilitator import PaymentMalformed, Settlement, Verification
+from opengradient_devnet.facilitator.facilitator import PaymentMalformed, Settlement, Verification
 from opengradient_devnet.faults import (
     AlterChallenge,
     AlterTerms,

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Protocol
 
-from opengradient_devnet.facilitator import DataSettlement
+from opengradient_devnet.facilitator.facilitator import DataSettlement
 from opengradient_devnet.merkle import MerkleTree
 from opengradient_devnet.tee import Proof
 

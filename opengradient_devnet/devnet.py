@@ -38,7 +38,7 @@ from opengradient_devnet.collector import Collector, HouseFacilitator
 from opengradient_devnet.contracts import OPG
 from opengradient_devnet.dating import dated
 from opengradient_devnet.explorer.routes import Explorer
-from opengradient_devnet.facilitator_api import facilitator_app
+from opengradient_devnet.facilitator.api import facilitator_app
 from opengradient_devnet.faults import Faults
 from opengradient_devnet.gateway import Gateway
 from opengradient_devnet.housekeeper import Housekeeper

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
 
-from opengradient_devnet.facilitator import Settlement
+from opengradient_devnet.facilitator.facilitator import Settlement
 from opengradient_devnet.session_views import SessionView, session_mark
 
 # A session is settled this long before its signature expires, so that the transaction still gets in.

@@ -12,7 +12,7 @@ from eth_utils.crypto import keccak
 from opengradient_devnet import Devnet
 from opengradient_devnet.batches import LEAF_TYPES, BlobStore, DataSettler, SettlementType
 from opengradient_devnet.contracts import RELAY, contract
-from opengradient_devnet.facilitator import DataSettlement
+from opengradient_devnet.facilitator.facilitator import DataSettlement
 from opengradient_devnet.merkle import MerkleTree, root_from_proof
 from opengradient_devnet.tee import Proof
 from support.payer import Payer, chat_body

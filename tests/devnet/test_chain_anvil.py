@@ -14,7 +14,7 @@ import pytest
 from opengradient_devnet.chain.anvil import AnvilChain, AnvilFailed, AnvilNotFound, arguments, find_anvil
 from opengradient_devnet.chain.chain import RpcError
 from opengradient_devnet.contracts import ADDRESSES, OPG, contract
-from opengradient_devnet.facilitator import Facilitator
+from opengradient_devnet.facilitator.facilitator import Facilitator
 from support.chain_parties import funded_party, permit2_payment, requirements
 
 NPM_PACKAGE = "@foundry-rs/anvil-linux-amd64@1.7.1"

@@ -13,9 +13,9 @@ import pytest
 from opengradient_devnet.chain.chain import sign_transaction
 from opengradient_devnet.chain.pyevm import PyEvmChain
 from opengradient_devnet.contracts import EXACT_PROXY, OPG, PERMIT2, UPTO_PROXY, contract
-from opengradient_devnet.digests import eip3009_digest, permit2_digest, recover
-from opengradient_devnet.facilitator import Facilitator
-from opengradient_devnet.payments import PaymentMalformed, parse_payment
+from opengradient_devnet.facilitator.digests import eip3009_digest, permit2_digest, recover
+from opengradient_devnet.facilitator.facilitator import Facilitator
+from opengradient_devnet.facilitator.payments import PaymentMalformed, parse_payment
 from support.chain_parties import (
     deploy_wallet,
     eip3009_payment,

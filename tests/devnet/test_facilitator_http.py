@@ -11,9 +11,9 @@ from eth_utils.crypto import keccak
 
 from opengradient_devnet.chain.pyevm import PyEvmChain
 from opengradient_devnet.contracts import RELAY, contract
-from opengradient_devnet.data_settlement import leaf, parse_record
-from opengradient_devnet.facilitator import Facilitator
-from opengradient_devnet.facilitator_api import MAX_BODY_BYTES, facilitator_app
+from opengradient_devnet.facilitator.api import MAX_BODY_BYTES, facilitator_app
+from opengradient_devnet.facilitator.data_settlement import leaf, parse_record
+from opengradient_devnet.facilitator.facilitator import Facilitator
 from support.chain_parties import funded_party, new_party, permit2_payment, requirements
 from support.loopback_server import serving
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from opengradient_devnet.facilitator import Settlement
+from opengradient_devnet.facilitator.facilitator import Settlement
 from opengradient_devnet.sessions import DEADLINE_MARGIN_S, NonceInUse, Payment, SessionBook
 
 ROUTE = ("POST", "/v1/chat/completions")

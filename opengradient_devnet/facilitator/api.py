@@ -17,8 +17,8 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from opengradient_devnet.bounded_json import JsonRefused, parse_json
-from opengradient_devnet.data_settlement import DataMalformed, anchor, parse_record
-from opengradient_devnet.facilitator import (
+from opengradient_devnet.facilitator.data_settlement import DataMalformed, anchor, parse_record
+from opengradient_devnet.facilitator.facilitator import (
     DataSettlement,
     Facilitator,
     PaymentMalformed,

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from opengradient_devnet.chain.chain import Chain, ChainTimeout, KeyHolder, RpcError
-from opengradient_devnet.checks import Checker, Transfer, settle_reason
 from opengradient_devnet.contracts import contract
-from opengradient_devnet.payments import (
+from opengradient_devnet.facilitator.checks import Checker, Transfer, settle_reason
+from opengradient_devnet.facilitator.payments import (
     EIP2612_EXTENSION,
     ERC20_APPROVAL_EXTENSION,
     X402_VERSION,
@@ -26,8 +26,8 @@ from opengradient_devnet.payments import (
     parse_payment,
     parse_requirements,
 )
-from opengradient_devnet.refusals import EXACT, UPTO, PaymentInvalid
-from opengradient_devnet.sponsored_approval import send_approval
+from opengradient_devnet.facilitator.refusals import EXACT, UPTO, PaymentInvalid
+from opengradient_devnet.facilitator.sponsored_approval import send_approval
 
 __all__ = ["DataSettlement", "Facilitator", "PaymentMalformed", "Settlement", "Verification"]
 

@@ -10,9 +10,9 @@ from eth_utils.address import is_hex_address, to_checksum_address
 
 from opengradient_devnet.chain.chain import Chain, RpcError
 from opengradient_devnet.contracts import EXACT_PROXY, PERMIT2, UPTO_PROXY, contract
-from opengradient_devnet.digests import permit2_digest, recover
-from opengradient_devnet.payments import Payment, Permit2Payment, Requirements, SponsoredPermit, decimal
-from opengradient_devnet.refusals import (
+from opengradient_devnet.facilitator.digests import permit2_digest, recover
+from opengradient_devnet.facilitator.payments import Payment, Permit2Payment, Requirements, SponsoredPermit, decimal
+from opengradient_devnet.facilitator.refusals import (
     DEADLINE_MARGIN_S,
     EXACT,
     UPTO,
@@ -21,7 +21,7 @@ from opengradient_devnet.refusals import (
     require,
     same_address,
 )
-from opengradient_devnet.sponsored_approval import ApprovalTransaction, check_approval
+from opengradient_devnet.facilitator.sponsored_approval import ApprovalTransaction, check_approval
 
 _EIP1271_MAGIC = bytes.fromhex("1626ba7e")
 

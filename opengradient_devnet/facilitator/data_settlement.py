@@ -17,7 +17,7 @@ from eth_utils.address import is_hex_address
 from eth_utils.crypto import keccak
 
 from opengradient_devnet.bounded_json import JsonRefused, parse_json
-from opengradient_devnet.facilitator import DataSettlement, Facilitator
+from opengradient_devnet.facilitator.facilitator import DataSettlement, Facilitator
 
 PRIVATE = "private"
 BATCH = "batch"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from opengradient_devnet.chain.chain import Chain
-from opengradient_devnet.payments import Payment, Requirements
+from opengradient_devnet.facilitator.payments import Payment, Requirements
 
 UPTO = "upto"
 EXACT = "exact"

@@ -22,8 +22,8 @@ from rlp.exceptions import RLPException  # type: ignore[import-untyped]  # rlp h
 
 from opengradient_devnet.chain.chain import Chain, ChainTimeout, KeyHolder, RpcError
 from opengradient_devnet.contracts import PERMIT2, contract
-from opengradient_devnet.payments import SponsoredApproval, decimal
-from opengradient_devnet.refusals import PaymentInvalid, require, same_address
+from opengradient_devnet.facilitator.payments import SponsoredApproval, decimal
+from opengradient_devnet.facilitator.refusals import PaymentInvalid, require, same_address
 
 # Who signs an absurd gas price would be given it, and keep the change: this much is enough for any approval.
 MAX_SPONSORED_WEI = 10**16

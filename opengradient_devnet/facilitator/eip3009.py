@@ -11,9 +11,9 @@ from eth_abi.exceptions import DecodingError
 
 from opengradient_devnet.chain.chain import Chain, RpcError
 from opengradient_devnet.contracts import contract
-from opengradient_devnet.digests import eip3009_digest, recover
-from opengradient_devnet.payments import Eip3009Payment, Payment, Requirements
-from opengradient_devnet.refusals import (
+from opengradient_devnet.facilitator.digests import eip3009_digest, recover
+from opengradient_devnet.facilitator.payments import Eip3009Payment, Payment, Requirements
+from opengradient_devnet.facilitator.refusals import (
     DEADLINE_MARGIN_S,
     EXACT,
     PaymentInvalid,

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from typing import assert_never
 
 from opengradient_devnet.chain.chain import Chain
-from opengradient_devnet.eip3009_checks import Eip3009Checks, eip3009_call, eip3009_settle_reason
-from opengradient_devnet.payments import Eip3009Payment, Payment, Permit2Payment, Requirements
-from opengradient_devnet.permit2_checks import Permit2Checks, permit2_call, permit2_settle_reason
-from opengradient_devnet.refusals import EXACT, UPTO, PaymentInvalid
-from opengradient_devnet.sponsored_approval import ApprovalTransaction
+from opengradient_devnet.facilitator.eip3009 import Eip3009Checks, eip3009_call, eip3009_settle_reason
+from opengradient_devnet.facilitator.payments import Eip3009Payment, Payment, Permit2Payment, Requirements
+from opengradient_devnet.facilitator.permit2 import Permit2Checks, permit2_call, permit2_settle_reason
+from opengradient_devnet.facilitator.refusals import EXACT, UPTO, PaymentInvalid
+from opengradient_devnet.facilitator.sponsored_approval import ApprovalTransaction
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
