@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from typing import Any
 
-from opengradient_devnet.models import Chunk, ModelError
+from opengradient_devnet.model.protocol import Chunk, ModelError
 from opengradient_devnet.pricing import ModelPrice
 from opengradient_devnet.transcript import Transcript
 

@@ -43,7 +43,8 @@ from opengradient_devnet.faults import Faults
 from opengradient_devnet.gateway import Gateway
 from opengradient_devnet.housekeeper import Housekeeper
 from opengradient_devnet.menu import Menu
-from opengradient_devnet.models import Model
+from opengradient_devnet.model.protocol import Model
+from opengradient_devnet.model.upstream import open_model
 from opengradient_devnet.network_file import describe_network, remove_network_file, write_network_file
 from opengradient_devnet.pricing import load_prices
 from opengradient_devnet.public import PublicRoutes
@@ -53,7 +54,6 @@ from opengradient_devnet.service import ModelService
 from opengradient_devnet.sessions import SessionBook, SettlementRecord
 from opengradient_devnet.tee import CanonicalStyle, Enclave
 from opengradient_devnet.unpaid import unpaid_app
-from opengradient_devnet.upstream import open_model
 
 # Base's OPG answers so; Base Sepolia's says version "2" (EIP-712 domain of the token).
 ASSET = {"symbol": "OPG", "decimals": 18, "name": "OpenGradient", "version": "1"}

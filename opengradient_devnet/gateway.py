@@ -40,7 +40,7 @@ from opengradient_devnet.intake import (
     read_body,
 )
 from opengradient_devnet.menu import Menu
-from opengradient_devnet.models import Delivery, ModelError
+from opengradient_devnet.model.protocol import Delivery, ModelError
 from opengradient_devnet.service import Call, ModelService
 from opengradient_devnet.tee import Enclave
 

@@ -19,7 +19,7 @@ from opengradient_devnet.event_stream import EventKind, EventStream, StreamEvent
 from opengradient_devnet.faults import Faults, ForgeProof, GarbleBody, OmitUsage, WrongTransaction
 from opengradient_devnet.forgery import forge
 from opengradient_devnet.intake import HeaderList
-from opengradient_devnet.models import Chunk, Delivery, Model, ModelError
+from opengradient_devnet.model.protocol import Chunk, Delivery, Model, ModelError
 from opengradient_devnet.pricing import Cost, ModelPrice, PriceList
 from opengradient_devnet.tee import Enclave, Proof, canonical_request
 from opengradient_devnet.transcript import Transcript, count_prompt

@@ -13,8 +13,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from opengradient_devnet.models import Answer, Chunk, ModelError
-from opengradient_devnet.rules.tokens import count, count_message, count_request
+from opengradient_devnet.model.protocol import Answer, Chunk, ModelError
+from opengradient_devnet.model.tokens import count, count_message, count_request
 
 
 def count_prompt(request: Mapping[str, Any]) -> int:

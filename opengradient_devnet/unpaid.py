@@ -19,7 +19,7 @@ from opengradient_devnet.answers import DONE, event, models_page
 from opengradient_devnet.bounded_json import parse_json
 from opengradient_devnet.event_stream import EventKind, EventStream, StreamEvent
 from opengradient_devnet.menu import Menu
-from opengradient_devnet.models import Chunk, ModelError
+from opengradient_devnet.model.protocol import Chunk, ModelError
 
 
 def unpaid_app(menu: Menu) -> Starlette:

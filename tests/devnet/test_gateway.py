@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from opengradient_devnet import Devnet, Scheme
-from opengradient_devnet.models import Chunk, ModelError
+from opengradient_devnet.model.protocol import Chunk, ModelError
 from opengradient_devnet.pricing import load_prices
 from opengradient_devnet.tee import output_hash, request_hash, verify_proof
 from support.answers import answer_of, events_of, proof_of

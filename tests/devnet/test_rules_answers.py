@@ -9,9 +9,9 @@ import time
 
 import pytest
 
-from opengradient_devnet.models import Delivery, ModelError, ToolCallStyle
-from opengradient_devnet.rules import RulesModel
-from opengradient_devnet.rules.tokens import count, tokens
+from opengradient_devnet.model.protocol import Delivery, ModelError, ToolCallStyle
+from opengradient_devnet.model.rules import RulesModel
+from opengradient_devnet.model.tokens import count, tokens
 
 TOOL = {
     "type": "function",

@@ -35,7 +35,7 @@ from llama_index.core.question_gen.prompts import DEFAULT_SUB_QUESTION_PROMPT_TM
 from llama_index.core.selectors.prompts import DEFAULT_MULTI_SELECT_PROMPT_TMPL, DEFAULT_SINGLE_SELECT_PROMPT_TMPL
 from llama_index.core.tools import FunctionTool, ToolMetadata
 
-from opengradient_devnet.rules import RulesModel
+from opengradient_devnet.model.rules import RulesModel
 
 CONTEXT = (
     "file_name: facts.txt\n\nThe Eiffel Tower stands in Paris. It was finished in 1889.\n\n"

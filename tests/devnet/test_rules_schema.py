@@ -13,8 +13,8 @@ from uuid import UUID
 import pytest
 from pydantic import BaseModel, Field
 
-from opengradient_devnet.models import ModelError
-from opengradient_devnet.rules import RulesModel
+from opengradient_devnet.model.protocol import ModelError
+from opengradient_devnet.model.rules import RulesModel
 
 T = TypeVar("T")
 

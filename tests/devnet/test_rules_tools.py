@@ -7,8 +7,8 @@ import json
 
 import pytest
 
-from opengradient_devnet.models import ModelError
-from opengradient_devnet.rules import RulesModel
+from opengradient_devnet.model.protocol import ModelError
+from opengradient_devnet.model.rules import RulesModel
 
 
 def tool(name, description, **parameters):

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from opengradient_devnet.models import Chunk, Delivery, ModelError
-from opengradient_devnet.rules import RulesModel
-from opengradient_devnet.upstream import UpstreamModel, open_model
+from opengradient_devnet.model.protocol import Chunk, Delivery, ModelError
+from opengradient_devnet.model.rules import RulesModel
+from opengradient_devnet.model.upstream import UpstreamModel, open_model
 
 REQUEST = {"model": "openai/gpt-5", "messages": [{"role": "user", "content": "Hi there"}], "temperature": 0.5}
 USAGE = {"prompt_tokens": 11, "completion_tokens": 2, "total_tokens": 13}

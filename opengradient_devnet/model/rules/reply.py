@@ -16,14 +16,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from opengradient_devnet.models import ModelError
-from opengradient_devnet.rules.conversation import Call, Conversation, read_conversation
-from opengradient_devnet.rules.evidence import Evidence
-from opengradient_devnet.rules.plan import Situation, next_calls
-from opengradient_devnet.rules.programs import json_object, read_printed_schema, without_format_talk
-from opengradient_devnet.rules.prose import plain_answer, tool_answer
-from opengradient_devnet.rules.react import read_react
-from opengradient_devnet.rules.retrieval import (
+from opengradient_devnet.model.protocol import ModelError
+from opengradient_devnet.model.rules.reading.conversation import Call, Conversation, read_conversation
+from opengradient_devnet.model.rules.reading.evidence import Evidence
+from opengradient_devnet.model.rules.reading.toolbox import read_choice, read_tools
+from opengradient_devnet.model.rules.schemas.programs import json_object, read_printed_schema, without_format_talk
+from opengradient_devnet.model.rules.schemas.schema import fill
+from opengradient_devnet.model.rules.writing.plan import Situation, next_calls
+from opengradient_devnet.model.rules.writing.prose import plain_answer, tool_answer
+from opengradient_devnet.model.rules.writing.react import read_react
+from opengradient_devnet.model.rules.writing.retrieval import (
     NOT_IN_CONTEXT,
     Reading,
     read_retrieval,
@@ -31,9 +33,7 @@ from opengradient_devnet.rules.retrieval import (
     standalone_question,
     summary_of,
 )
-from opengradient_devnet.rules.schema import fill
-from opengradient_devnet.rules.selection import Selection, read_selection
-from opengradient_devnet.rules.toolbox import read_choice, read_tools
+from opengradient_devnet.model.rules.writing.selection import Selection, read_selection
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

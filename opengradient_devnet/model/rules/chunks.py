@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any, assert_never
 
-from opengradient_devnet.models import Delivery, ToolCallStyle
-from opengradient_devnet.rules.tokens import tokens
+from opengradient_devnet.model.protocol import Delivery, ToolCallStyle
+from opengradient_devnet.model.tokens import tokens
 
 _FEWEST_PIECES = 3
 

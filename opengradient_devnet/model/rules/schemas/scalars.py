@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
-from opengradient_devnet.rules.evidence import Evidence
+from opengradient_devnet.model.rules.reading.evidence import Evidence
 
 _FORMATS: dict[str, str] = {
     "date": "2025-01-01",

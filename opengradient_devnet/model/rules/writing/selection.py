@@ -11,8 +11,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from opengradient_devnet.rules.layout import json_values, numbered_items, ruled_blocks, section
-from opengradient_devnet.rules.text import STOPWORDS, one_line, overlap, raw_words, stems
+from opengradient_devnet.model.rules.reading.layout import json_values, numbered_items, ruled_blocks, section
+from opengradient_devnet.model.rules.reading.text import STOPWORDS, one_line, overlap, raw_words, stems
 
 _CHOICES = re.compile(r"numbered\s+list\s*\(1 to (\d+)\)", re.IGNORECASE)
 _MOST = re.compile(r"no more than (\d+)", re.IGNORECASE)

@@ -7,6 +7,6 @@ one noun each: `conversation`, `media`, `text`, `clauses`, `evidence`, `schema`,
 It does not know payments or HTTP, and it never recognises who asks.
 """
 
-from opengradient_devnet.rules.model import RulesModel
+from opengradient_devnet.model.rules.model import RulesModel
 
 __all__ = ["RulesModel"]

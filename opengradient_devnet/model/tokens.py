@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from opengradient_devnet.rules.media import Attachment, MediaKind, attachments_of
+from opengradient_devnet.model.media import Attachment, MediaKind, attachments_of
 
 _TOKEN = re.compile(r" ?[A-Za-z]{1,8}| ?[0-9]{1,3}| ?[^\sA-Za-z0-9]|\s+")
 _TOKENS_PER_MESSAGE = 3

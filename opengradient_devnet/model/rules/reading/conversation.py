@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from opengradient_devnet.models import ModelError
-from opengradient_devnet.rules.media import Attachment, attachments_of
+from opengradient_devnet.model.media import Attachment, attachments_of
+from opengradient_devnet.model.protocol import ModelError
 
 _ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
 _PARTS = frozenset({"text", "image_url", "input_audio", "file", "refusal"})

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from opengradient_devnet.rules.text import STOPWORDS, one_line, raw_words, stem
+from opengradient_devnet.model.rules.reading.text import STOPWORDS, one_line, raw_words, stem
 
 _QUOTED = re.compile(
     r"(?<!\w)'([^'\n]+)'(?!\w)|\"([^\"\n]+)\"|“([^”\n]+)”|\u2018([^\u2019\n]+)\u2019|`([^`\n]+)`|「([^」\n]+)」|«([^»\n]+)»"

@@ -10,9 +10,9 @@ import re
 from collections.abc import Sequence
 from itertools import cycle, islice
 
-from opengradient_devnet.rules.conversation import Conversation, Turn
-from opengradient_devnet.rules.retrieval import recalled
-from opengradient_devnet.rules.text import one_line
+from opengradient_devnet.model.rules.reading.conversation import Conversation, Turn
+from opengradient_devnet.model.rules.reading.text import one_line
+from opengradient_devnet.model.rules.writing.retrieval import recalled
 
 _COUNT = re.compile(r"\bcount\s+(?:up\s+)?(?:from\s+(?P<first>\d+)\s+)?to\s+(?P<last>\d+)", re.IGNORECASE)
 _LENGTH = re.compile(r"\b(?P<number>\d+)[\s-]+(?P<unit>words?|sentences?|lines?|paragraphs?)\b", re.IGNORECASE)

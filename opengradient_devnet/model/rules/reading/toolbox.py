@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from opengradient_devnet.models import ModelError
-from opengradient_devnet.rules.text import mentions, stems
+from opengradient_devnet.model.protocol import ModelError
+from opengradient_devnet.model.rules.reading.text import mentions, stems
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 _TYPE_NAME = re.compile(r"(?:[A-Z][a-z0-9]+)+(?:_[A-Za-z0-9_]*)?\Z|_?Response\w*\Z")

@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from opengradient_devnet.models import ModelError
-from opengradient_devnet.rules.clauses import clauses
-from opengradient_devnet.rules.evidence import Evidence
-from opengradient_devnet.rules.scalars import bounded, cut, formatted
-from opengradient_devnet.rules.text import STOPWORDS, mentions, one_line, stems
+from opengradient_devnet.model.protocol import ModelError
+from opengradient_devnet.model.rules.reading.clauses import clauses
+from opengradient_devnet.model.rules.reading.evidence import Evidence
+from opengradient_devnet.model.rules.reading.text import STOPWORDS, mentions, one_line, stems
+from opengradient_devnet.model.rules.schemas.scalars import bounded, cut, formatted
 
 Schema = Mapping[str, Any]
 

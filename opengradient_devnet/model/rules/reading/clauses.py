@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from opengradient_devnet.rules.text import sentences
+from opengradient_devnet.model.rules.reading.text import sentences
 
 _QUOTES = re.compile(r"(?<!\w)'[^'\n]+'(?!\w)|\"[^\"\n]+\"|“[^”\n]+”|`[^`\n]+`")
 _JOINT = re.compile(

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from opengradient_devnet.rules.evidence import Evidence
-from opengradient_devnet.rules.layout import json_values
-from opengradient_devnet.rules.schema import fill
-from opengradient_devnet.rules.text import sentences
+from opengradient_devnet.model.rules.reading.evidence import Evidence
+from opengradient_devnet.model.rules.reading.layout import json_values
+from opengradient_devnet.model.rules.reading.text import sentences
+from opengradient_devnet.model.rules.schemas.schema import fill
 
 _SPEAKS_OF_FORMAT = re.compile(r"\bschema\b|\bJSON\b|\bformat(?:ted)?\b|\bkeys?\b", re.IGNORECASE)
 _KEYS = re.compile(r"\b(?:keys?|fields?|JSON)\b", re.IGNORECASE)

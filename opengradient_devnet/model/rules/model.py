@@ -14,11 +14,11 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from opengradient_devnet.models import Answer, Chunk, Delivery, ModelError, ToolCallStyle
-from opengradient_devnet.rules.chunks import deltas
-from opengradient_devnet.rules.conversation import Call
-from opengradient_devnet.rules.reply import reply_to
-from opengradient_devnet.rules.tokens import count, count_message, count_request, tokens, usage
+from opengradient_devnet.model.protocol import Answer, Chunk, Delivery, ModelError, ToolCallStyle
+from opengradient_devnet.model.rules.chunks import deltas
+from opengradient_devnet.model.rules.reading.conversation import Call
+from opengradient_devnet.model.rules.reply import reply_to
+from opengradient_devnet.model.tokens import count, count_message, count_request, tokens, usage
 
 _SILENT_EFFORTS = frozenset({None, "", "none", "minimal"})
 

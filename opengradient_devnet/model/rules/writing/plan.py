@@ -13,12 +13,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from opengradient_devnet.rules.clauses import clauses
-from opengradient_devnet.rules.conversation import Call
-from opengradient_devnet.rules.evidence import Evidence
-from opengradient_devnet.rules.schema import fill, needs
-from opengradient_devnet.rules.text import STOPWORDS, raw_words
-from opengradient_devnet.rules.toolbox import FITTING, Tool, ToolChoice, fit
+from opengradient_devnet.model.rules.reading.clauses import clauses
+from opengradient_devnet.model.rules.reading.conversation import Call
+from opengradient_devnet.model.rules.reading.evidence import Evidence
+from opengradient_devnet.model.rules.reading.text import STOPWORDS, raw_words
+from opengradient_devnet.model.rules.reading.toolbox import FITTING, Tool, ToolChoice, fit
+from opengradient_devnet.model.rules.schemas.schema import fill, needs
 
 _REFERS_BACK = re.compile(r"\b(?:result|the answer|the sum|the product|that|it)\b", re.IGNORECASE)
 

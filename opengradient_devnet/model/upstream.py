@@ -19,9 +19,9 @@ from weakref import WeakKeyDictionary
 
 import httpx
 
-from opengradient_devnet.models import Answer, Chunk, Delivery, Model, ModelError
-from opengradient_devnet.rules import RulesModel
-from opengradient_devnet.rules.tokens import PromptCount, count, count_message, count_request, usage
+from opengradient_devnet.model.protocol import Answer, Chunk, Delivery, Model, ModelError
+from opengradient_devnet.model.rules import RulesModel
+from opengradient_devnet.model.tokens import PromptCount, count, count_message, count_request, usage
 
 _AS_WRITTEN = Delivery()
 _GATEWAY_FIELDS = frozenset({"web_search", "stream", "stream_options", "model"})
@@ -51,7 +51,7 @@ def open_model(
         return RulesModel(compensates=upstream == "rules")
     kind, _, place = upstream.partition(":")
     if kind == "langchain":
-        from opengradient_devnet.langchain_upstream import LangChainModel, load_chat_model
+        from opengradient_devnet.model.langchain_upstream import LangChainModel, load_chat_model
 
         return LangChainModel(chat=load_chat_model(place))
     if kind != "openai" or not place.startswith(("http://", "https://")):

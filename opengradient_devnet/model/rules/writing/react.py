@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from opengradient_devnet.rules.conversation import Call, Conversation
-from opengradient_devnet.rules.layout import json_values, section
-from opengradient_devnet.rules.plan import Situation, next_calls
-from opengradient_devnet.rules.toolbox import Tool, ToolChoice, make_tool
+from opengradient_devnet.model.rules.reading.conversation import Call, Conversation
+from opengradient_devnet.model.rules.reading.layout import json_values, section
+from opengradient_devnet.model.rules.reading.toolbox import Tool, ToolChoice, make_tool
+from opengradient_devnet.model.rules.writing.plan import Situation, next_calls
 
 _FORMAT = re.compile(r"^\s*Action:.*^\s*Action Input:", re.MULTILINE | re.DOTALL)
 _TOOL = re.compile(r"^> Tool Name: (?P<name>[^\n]+)\nTool Description: ", re.MULTILINE)

@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from opengradient_devnet.rules.conversation import Conversation
-from opengradient_devnet.rules.layout import ruled_blocks, section
-from opengradient_devnet.rules.text import content_words, one_line, overlap, sentences, stems
+from opengradient_devnet.model.rules.reading.conversation import Conversation
+from opengradient_devnet.model.rules.reading.layout import ruled_blocks, section
+from opengradient_devnet.model.rules.reading.text import content_words, one_line, overlap, sentences, stems
 
 NOT_IN_CONTEXT = "The context does not say."
 

@@ -1,0 +1,1 @@
+"""Reading a request: its words, clauses, layout, conversation, facts and tools."""

@@ -1,0 +1,1 @@
+"""Filling in JSON schemas with the facts of a prompt."""
