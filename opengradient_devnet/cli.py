@@ -22,8 +22,8 @@ import typer
 from opengradient_devnet.chain.accounts import LIVE_CHAIN_IDS
 from opengradient_devnet.chain.anvil import AnvilNotFound
 from opengradient_devnet.chain.chain import PRIVATE_CHAIN_ID
-from opengradient_devnet.challenge import Scheme
 from opengradient_devnet.devnet import IDLE_TIMEOUT_S, Devnet
+from opengradient_devnet.gateway.payment.challenge import Scheme
 from opengradient_devnet.parent import ParentWatch
 from opengradient_devnet.server import ServerFailed
 

@@ -20,9 +20,6 @@ from starlette.applications import Starlette
 from starlette.routing import BaseRoute, Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from opengradient_devnet.admission import Door
-from opengradient_devnet.batches import BatchRecord, BlobStore, DataSettler
-from opengradient_devnet.certificates import make_certificate
 from opengradient_devnet.chain.accounts import (
     LIVE_CHAIN_IDS,
     WALLET_GAS_WEI,
@@ -33,27 +30,30 @@ from opengradient_devnet.chain.accounts import (
 )
 from opengradient_devnet.chain.chain import PRIVATE_CHAIN_ID, Chain
 from opengradient_devnet.chain.rpc import rpc_app
-from opengradient_devnet.challenge import PaymentTerms, Scheme
-from opengradient_devnet.collector import Collector, HouseFacilitator
 from opengradient_devnet.contracts import OPG
-from opengradient_devnet.dating import dated
 from opengradient_devnet.explorer.routes import Explorer
 from opengradient_devnet.facilitator.api import facilitator_app
 from opengradient_devnet.faults import Faults
-from opengradient_devnet.gateway import Gateway
-from opengradient_devnet.housekeeper import Housekeeper
-from opengradient_devnet.menu import Menu
+from opengradient_devnet.gateway.dating import dated
+from opengradient_devnet.gateway.gateway import Gateway
+from opengradient_devnet.gateway.housekeeper import Housekeeper
+from opengradient_devnet.gateway.menu import Menu
+from opengradient_devnet.gateway.payment.challenge import PaymentTerms, Scheme
+from opengradient_devnet.gateway.payment.collector import Collector, HouseFacilitator
+from opengradient_devnet.gateway.payment.door import Door
+from opengradient_devnet.gateway.payment.sessions import SessionBook, SettlementRecord
+from opengradient_devnet.gateway.pricing import load_prices
+from opengradient_devnet.gateway.proofs.batches import BatchRecord, BlobStore, DataSettler
+from opengradient_devnet.gateway.proofs.certificates import make_certificate
+from opengradient_devnet.gateway.proofs.registry import register_gateway
+from opengradient_devnet.gateway.proofs.tee import CanonicalStyle, Enclave
+from opengradient_devnet.gateway.service import ModelService
+from opengradient_devnet.gateway.unpaid import unpaid_app
 from opengradient_devnet.model.protocol import Model
 from opengradient_devnet.model.upstream import open_model
 from opengradient_devnet.network_file import describe_network, remove_network_file, write_network_file
-from opengradient_devnet.pricing import load_prices
 from opengradient_devnet.public import PublicRoutes
-from opengradient_devnet.registry import register_gateway
 from opengradient_devnet.server import ServerThread, Site, listen
-from opengradient_devnet.service import ModelService
-from opengradient_devnet.sessions import SessionBook, SettlementRecord
-from opengradient_devnet.tee import CanonicalStyle, Enclave
-from opengradient_devnet.unpaid import unpaid_app
 
 # Base's OPG answers so; Base Sepolia's says version "2" (EIP-712 domain of the token).
 ASSET = {"symbol": "OPG", "decimals": 18, "name": "OpenGradient", "version": "1"}

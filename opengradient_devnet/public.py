@@ -15,11 +15,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from opengradient_devnet.batches import BlobStore
 from opengradient_devnet.bounded_json import parse_json
 from opengradient_devnet.chain.accounts import WalletRefused, Wallets
 from opengradient_devnet.chain.chain import Chain
 from opengradient_devnet.faults import FAULT_KINDS, Faults, FaultUnknown, parse_fault
+from opengradient_devnet.gateway.proofs.batches import BlobStore
 
 DEFAULT_OPG = "10"
 

@@ -18,7 +18,7 @@ import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from opengradient_devnet.event_stream import HANG_UP
+from opengradient_devnet.gateway.event_stream import HANG_UP
 
 LOOPBACK = "127.0.0.1"
 _START_TIMEOUT_S = 10.0

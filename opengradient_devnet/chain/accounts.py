@@ -17,7 +17,7 @@ from eth_keys.datatypes import PrivateKey
 
 from opengradient_devnet.chain.chain import Chain
 from opengradient_devnet.contracts import OPG, PERMIT2, contract
-from opengradient_devnet.pricing import ATOMIC_PER_OPG
+from opengradient_devnet.gateway.pricing import ATOMIC_PER_OPG
 
 # Base and Base Sepolia, where OpenGradient's gateways take payments.
 LIVE_CHAIN_IDS = frozenset({8453, 84532})

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from eth_utils.address import to_checksum_address
 
-from opengradient_devnet.batches import BlobStore
 from opengradient_devnet.explorer.reader import ChainReader, DataRecord
-from opengradient_devnet.sessions import SessionBook
+from opengradient_devnet.gateway.payment.sessions import SessionBook
+from opengradient_devnet.gateway.proofs.batches import BlobStore
 
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]{40}", re.ASCII)
 _WORD = re.compile(r"(?:0x)?[0-9a-fA-F]{64}", re.ASCII)

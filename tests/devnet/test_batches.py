@@ -10,11 +10,11 @@ import pytest
 from eth_utils.crypto import keccak
 
 from opengradient_devnet import Devnet
-from opengradient_devnet.batches import LEAF_TYPES, BlobStore, DataSettler, SettlementType
 from opengradient_devnet.contracts import RELAY, contract
 from opengradient_devnet.facilitator.facilitator import DataSettlement
-from opengradient_devnet.merkle import MerkleTree, root_from_proof
-from opengradient_devnet.tee import Proof
+from opengradient_devnet.gateway.proofs.batches import LEAF_TYPES, BlobStore, DataSettler, SettlementType
+from opengradient_devnet.gateway.proofs.merkle import MerkleTree, root_from_proof
+from opengradient_devnet.gateway.proofs.tee import Proof
 from support.payer import Payer, chat_body
 
 BATCHES = json.loads((Path(__file__).parents[1] / "vectors" / "merkle_batches.json").read_text())["batches"]

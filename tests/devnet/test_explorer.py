@@ -15,7 +15,7 @@ from opengradient_devnet.explorer.markup import Html, element, fragment
 from opengradient_devnet.explorer.notation import Notation, opg, utc
 from opengradient_devnet.explorer.payment_pages import blob_body
 from opengradient_devnet.explorer.settle_calls import settle_calls
-from opengradient_devnet.session_views import session_mark
+from opengradient_devnet.gateway.payment.session_views import session_mark
 from support.payer import Payer, chat_body, decode
 
 HOSTILE = "<script>alert('x')</script>\"&<img src=x onerror=alert(1)>"

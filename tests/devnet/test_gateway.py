@@ -13,9 +13,9 @@ import httpx
 import pytest
 
 from opengradient_devnet import Devnet, Scheme
+from opengradient_devnet.gateway.pricing import load_prices
+from opengradient_devnet.gateway.proofs.tee import output_hash, request_hash, verify_proof
 from opengradient_devnet.model.protocol import Chunk, ModelError
-from opengradient_devnet.pricing import load_prices
-from opengradient_devnet.tee import output_hash, request_hash, verify_proof
 from support.answers import answer_of, events_of, proof_of
 from support.payer import Payer, chat_body, decode, encode
 

@@ -42,8 +42,8 @@ from opengradient_devnet.faults import (
     WrongTransaction,
     parse_fault,
 )
+from opengradient_devnet.gateway.proofs.tee import verify_proof
 from opengradient_devnet.model.protocol import ToolCallStyle
-from opengradient_devnet.tee import verify_proof
 from support.answers import answer_of, events_of, proof_of
 from support.payer import Payer, chat_body, decode
 

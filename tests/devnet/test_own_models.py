@@ -21,10 +21,10 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from opengradient_devnet import Devnet
+from opengradient_devnet.gateway.pricing import load_prices
 from opengradient_devnet.model.langchain_upstream import LangChainModel, load_chat_model
 from opengradient_devnet.model.protocol import Chunk, Delivery, ModelError
 from opengradient_devnet.model.upstream import open_model
-from opengradient_devnet.pricing import load_prices
 from support.answers import events_of
 from support.loopback_server import serving
 from support.payer import Payer, chat_body

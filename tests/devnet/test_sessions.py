@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from opengradient_devnet.facilitator.facilitator import Settlement
-from opengradient_devnet.sessions import DEADLINE_MARGIN_S, NonceInUse, Payment, SessionBook
+from opengradient_devnet.gateway.payment.sessions import DEADLINE_MARGIN_S, NonceInUse, Payment, SessionBook
 
 ROUTE = ("POST", "/v1/chat/completions")
 NOW_S = 1_795_000_000.0

@@ -10,8 +10,8 @@ import pytest
 from eth_utils.crypto import keccak
 
 from opengradient_devnet.faults import ForgeProof
-from opengradient_devnet.forgery import forge
-from opengradient_devnet.tee import (
+from opengradient_devnet.gateway.proofs.forgery import forge
+from opengradient_devnet.gateway.proofs.tee import (
     CanonicalStyle,
     Enclave,
     canonical_request,

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from opengradient_devnet.chain.accounts import new_account
-from opengradient_devnet.challenge import PaymentTerms, Scheme
+from opengradient_devnet.gateway.payment.challenge import PaymentTerms, Scheme
 from opengradient_x402.ledger.receipts import ReceiptStatus
 from opengradient_x402.payment.policy import SpendPolicy
 from opengradient_x402.payment.transport import X402Transport

@@ -21,8 +21,6 @@ from anyio import to_thread
 from starlette.datastructures import Headers
 from starlette.requests import Request
 
-from opengradient_devnet import challenge
-from opengradient_devnet.challenge import PAYMENT_REQUIRED, PAYMENT_RESPONSE, PAYMENT_SIGNATURE
 from opengradient_devnet.facilitator.facilitator import PaymentMalformed, Settlement, Verification
 from opengradient_devnet.faults import (
     AlterChallenge,
@@ -34,7 +32,9 @@ from opengradient_devnet.faults import (
     RefusePayment,
     WrongTransaction,
 )
-from opengradient_devnet.sessions import NonceInUse, Payment, SessionBook, SessionCall, SettlementRecord
+from opengradient_devnet.gateway.payment import challenge
+from opengradient_devnet.gateway.payment.challenge import PAYMENT_REQUIRED, PAYMENT_RESPONSE, PAYMENT_SIGNATURE
+from opengradient_devnet.gateway.payment.sessions import NonceInUse, Payment, SessionBook, SessionCall, SettlementRecord
 
 SESSION_HEADER = "X-Upto-Session"
 DEAD_SESSION_BODY = b'{"error": "Session expired or exhausted"}'

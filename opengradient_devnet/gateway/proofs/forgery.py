@@ -11,7 +11,7 @@ from typing import Literal, assert_never
 from eth_utils.crypto import keccak
 
 from opengradient_devnet.faults import ForgeProof
-from opengradient_devnet.tee import Enclave, Proof
+from opengradient_devnet.gateway.proofs.tee import Enclave, Proof
 
 _STALE_BY_S = 3600
 

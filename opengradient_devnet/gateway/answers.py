@@ -15,9 +15,9 @@ from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from typing import Any
 
+from opengradient_devnet.gateway.pricing import ModelPrice
+from opengradient_devnet.gateway.transcript import Transcript
 from opengradient_devnet.model.protocol import Chunk, ModelError
-from opengradient_devnet.pricing import ModelPrice
-from opengradient_devnet.transcript import Transcript
 
 DONE = b"data: [DONE]\n\n"
 

@@ -15,10 +15,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from opengradient_devnet.answers import DONE, event, models_page
 from opengradient_devnet.bounded_json import parse_json
-from opengradient_devnet.event_stream import EventKind, EventStream, StreamEvent
-from opengradient_devnet.menu import Menu
+from opengradient_devnet.gateway.answers import DONE, event, models_page
+from opengradient_devnet.gateway.event_stream import EventKind, EventStream, StreamEvent
+from opengradient_devnet.gateway.menu import Menu
 from opengradient_devnet.model.protocol import Chunk, ModelError
 
 

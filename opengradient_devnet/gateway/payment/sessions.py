@@ -19,7 +19,7 @@ from enum import Enum
 from typing import Any, Protocol
 
 from opengradient_devnet.facilitator.facilitator import Settlement
-from opengradient_devnet.session_views import SessionView, session_mark
+from opengradient_devnet.gateway.payment.session_views import SessionView, session_mark
 
 # A session is settled this long before its signature expires, so that the transaction still gets in.
 DEADLINE_MARGIN_S = 15.0

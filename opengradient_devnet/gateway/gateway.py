@@ -17,10 +17,6 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from opengradient_devnet import answers
-from opengradient_devnet.admission import Admission, CollectionFailed, Door, Refusal
-from opengradient_devnet.batches import SettlementType
-from opengradient_devnet.event_stream import hang_up
 from opengradient_devnet.faults import (
     AnswerStatus,
     Faults,
@@ -30,7 +26,9 @@ from opengradient_devnet.faults import (
     SlowDrip,
     StreamStyle,
 )
-from opengradient_devnet.intake import (
+from opengradient_devnet.gateway import answers
+from opengradient_devnet.gateway.event_stream import hang_up
+from opengradient_devnet.gateway.intake import (
     Declined,
     HeaderList,
     chat_from_text,
@@ -39,10 +37,12 @@ from opengradient_devnet.intake import (
     parse_json,
     read_body,
 )
-from opengradient_devnet.menu import Menu
+from opengradient_devnet.gateway.menu import Menu
+from opengradient_devnet.gateway.payment.door import Admission, CollectionFailed, Door, Refusal
+from opengradient_devnet.gateway.proofs.batches import SettlementType
+from opengradient_devnet.gateway.proofs.tee import Enclave
+from opengradient_devnet.gateway.service import Call, ModelService
 from opengradient_devnet.model.protocol import Delivery, ModelError
-from opengradient_devnet.service import Call, ModelService
-from opengradient_devnet.tee import Enclave
 
 _PIECE = b" " * 2**16
 

@@ -17,8 +17,8 @@ import anyio
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from opengradient_devnet.answers import DONE, event
 from opengradient_devnet.faults import EmptyStream, ErrorEvent, Faults, OmitDone, RawEvent, TruncateStream
+from opengradient_devnet.gateway.answers import DONE, event
 
 # ASGI has no way to drop a connection; `server` puts one into the scope under this name.
 HANG_UP = "opengradient.hang_up"

@@ -11,7 +11,7 @@ from typing import Any
 
 from starlette.requests import Request
 
-from opengradient_devnet import answers
+from opengradient_devnet.gateway import answers
 
 MAX_BODY_BYTES = 32 * 2**20
 

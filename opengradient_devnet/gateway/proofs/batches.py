@@ -20,8 +20,8 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from opengradient_devnet.facilitator.facilitator import DataSettlement
-from opengradient_devnet.merkle import MerkleTree
-from opengradient_devnet.tee import Proof
+from opengradient_devnet.gateway.proofs.merkle import MerkleTree
+from opengradient_devnet.gateway.proofs.tee import Proof
 
 # In this order: teeId, inputHash, outputHash, teeSignature, timestamp.
 LEAF_TYPES = ("bytes32", "bytes32", "bytes32", "bytes", "uint256")

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from opengradient_devnet.gateway.pricing import ModelPrice, PriceList
 from opengradient_devnet.model.protocol import ListsModels, Model, ModelError
-from opengradient_devnet.pricing import ModelPrice, PriceList
 
 _UPSTREAM = "upstream"
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from opengradient_devnet.chain.accounts import Wallets
 from opengradient_devnet.chain.chain import Chain, KeyHolder
-from opengradient_devnet.decoy import decoy_payment
 from opengradient_devnet.facilitator.facilitator import Facilitator, Settlement, Verification
 from opengradient_devnet.faults import FailSettlement, Faults, NeverSettle, SettleAtCap, SettleForSomebodyElse
+from opengradient_devnet.gateway.payment.decoy import decoy_payment
 
 PAYER_REFUSED = "payer_not_made_by_this_devnet"
 

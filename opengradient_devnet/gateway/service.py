@@ -12,17 +12,17 @@ from typing import Any
 
 from anyio import to_thread
 
-from opengradient_devnet import answers
-from opengradient_devnet.admission import Admission
-from opengradient_devnet.batches import DataSettler, IndividualRecord, SettlementType
-from opengradient_devnet.event_stream import EventKind, EventStream, StreamEvent, spoiled
 from opengradient_devnet.faults import Faults, ForgeProof, GarbleBody, OmitUsage, WrongTransaction
-from opengradient_devnet.forgery import forge
-from opengradient_devnet.intake import HeaderList
+from opengradient_devnet.gateway import answers
+from opengradient_devnet.gateway.event_stream import EventKind, EventStream, StreamEvent, spoiled
+from opengradient_devnet.gateway.intake import HeaderList
+from opengradient_devnet.gateway.payment.door import Admission
+from opengradient_devnet.gateway.pricing import Cost, ModelPrice, PriceList
+from opengradient_devnet.gateway.proofs.batches import DataSettler, IndividualRecord, SettlementType
+from opengradient_devnet.gateway.proofs.forgery import forge
+from opengradient_devnet.gateway.proofs.tee import Enclave, Proof, canonical_request
+from opengradient_devnet.gateway.transcript import Transcript, count_prompt
 from opengradient_devnet.model.protocol import Chunk, Delivery, Model, ModelError
-from opengradient_devnet.pricing import Cost, ModelPrice, PriceList
-from opengradient_devnet.tee import Enclave, Proof, canonical_request
-from opengradient_devnet.transcript import Transcript, count_prompt
 
 # The gateways' own default when a request names no limit.
 DEFAULT_MAX_TOKENS = 4096

@@ -1,0 +1,1 @@
+"""What proves an answer: the enclave's signature, its certificate and registry entry, and the data settlement."""
