@@ -26,7 +26,6 @@ from opengradient_devnet.chain.accounts import (
     Account,
     Wallets,
     new_account,
-    opg_to_atomic,
 )
 from opengradient_devnet.chain.chain import PRIVATE_CHAIN_ID, Chain
 from opengradient_devnet.chain.rpc import rpc_app
@@ -51,6 +50,7 @@ from opengradient_devnet.gateway.service import ModelService
 from opengradient_devnet.gateway.unpaid import unpaid_app
 from opengradient_devnet.model.protocol import Model
 from opengradient_devnet.model.upstream import open_model
+from opengradient_devnet.money import opg_to_atomic
 from opengradient_devnet.network_file import describe_network, remove_network_file, write_network_file
 from opengradient_devnet.public import PublicRoutes
 from opengradient_devnet.server import ServerThread, Site, listen

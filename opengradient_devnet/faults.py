@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from opengradient_devnet.model.protocol import ToolCallStyle
+from opengradient_devnet.tool_call_styles import ToolCallStyle
 
 MEBIBYTE = 2**20
 

@@ -11,13 +11,12 @@ from __future__ import annotations
 import secrets
 import threading
 from dataclasses import dataclass, field
-from fractions import Fraction
 
 from eth_keys.datatypes import PrivateKey
 
 from opengradient_devnet.chain.chain import Chain
 from opengradient_devnet.contracts import OPG, PERMIT2, contract
-from opengradient_devnet.gateway.pricing import ATOMIC_PER_OPG
+from opengradient_devnet.money import opg_to_atomic
 
 # Base and Base Sepolia, where OpenGradient's gateways take payments.
 LIVE_CHAIN_IDS = frozenset({8453, 84532})
@@ -41,18 +40,6 @@ def new_account() -> Account:
     """A random account with nothing in it."""
     key = PrivateKey(secrets.token_bytes(32))
     return Account(address=key.public_key.to_checksum_address(), private_key=key.to_hex())
-
-
-def opg_to_atomic(amount: str | int) -> int:
-    """Read an amount of OPG such as "0.1" exactly; floats and fractions of a wei are refused."""
-    if isinstance(amount, bool) or not isinstance(amount, str | int):
-        raise TypeError(f"OPG amounts are decimal strings or whole numbers, not {type(amount).__name__}.")
-    if isinstance(amount, str) and not (amount.isascii() and amount.replace(".", "", 1).isdigit()):
-        raise ValueError(f'{amount!r} is not an amount of OPG; write it like "0.1".')
-    atomic = Fraction(amount) * ATOMIC_PER_OPG
-    if atomic.denominator != 1 or atomic < 0:
-        raise ValueError(f"{amount!r} OPG is not a whole number of wei.")
-    return int(atomic)
 
 
 class Wallets:

@@ -13,7 +13,7 @@ from fractions import Fraction
 from eth_utils.address import to_checksum_address
 
 from opengradient_devnet.explorer.markup import Html, element, fragment
-from opengradient_devnet.gateway.pricing import ATOMIC_PER_OPG, decimal_text
+from opengradient_devnet.money import ATOMIC_PER_OPG, decimal_text
 
 BASE = "/explorer"
 UNLIMITED = 2**256 - 1

@@ -28,8 +28,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-OPG_DECIMALS = 18
-ATOMIC_PER_OPG = 10**OPG_DECIMALS
+from opengradient_devnet.money import ATOMIC_PER_OPG, decimal_text
+
 TOKENS_PER_PRICE_UNIT = 10**6
 
 BUILT_IN_PRICES = Path(__file__).with_name("prices.json")
@@ -37,15 +37,6 @@ BUILT_IN_PRICES = Path(__file__).with_name("prices.json")
 
 class PriceListInvalid(ValueError):
     """The price file cannot be used; the message names the entry. No call is served with made-up prices."""
-
-
-def decimal_text(value: Fraction) -> str:
-    """A finite decimal fraction as plain digits, without exponent or trailing zeros."""
-    digits = 0
-    while (value * 10**digits).denominator != 1:
-        digits += 1
-    whole, rest = divmod(int(value * 10**digits), 10**digits)
-    return f"{whole}.{rest:0{digits}d}" if digits else str(whole)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,8 +21,9 @@ from opengradient_devnet.gateway.pricing import Cost, ModelPrice, PriceList
 from opengradient_devnet.gateway.proofs.batches import DataSettler, IndividualRecord, SettlementType
 from opengradient_devnet.gateway.proofs.forgery import forge
 from opengradient_devnet.gateway.proofs.tee import Enclave, Proof, canonical_request
-from opengradient_devnet.gateway.transcript import Transcript, count_prompt
+from opengradient_devnet.gateway.transcript import Transcript
 from opengradient_devnet.model.protocol import Chunk, Delivery, Model, ModelError
+from opengradient_devnet.model.usage import estimate_prompt
 
 # The gateways' own default when a request names no limit.
 DEFAULT_MAX_TOKENS = 4096
@@ -178,7 +179,7 @@ class ModelService:
         limit = call.request.get("max_completion_tokens") or call.request.get("max_tokens")
         return self._prices.cost(
             call.price,
-            prompt_tokens=count_prompt(call.request),
+            prompt_tokens=estimate_prompt(call.request).total,
             completion_tokens=min(limit or DEFAULT_MAX_TOKENS, call.price.max_output_tokens),
         )
 

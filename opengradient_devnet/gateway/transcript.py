@@ -9,21 +9,12 @@ It does not know prices, proofs or HTTP.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
-from opengradient_devnet.model.protocol import Answer, Chunk, ModelError
-from opengradient_devnet.model.tokens import count, count_message, count_request
-
-
-def count_prompt(request: Mapping[str, Any]) -> int:
-    """An estimate of a request's tokens, for where the model has given none."""
-    try:
-        return count_request(request).total
-    except ModelError:
-        # An upstream model may take parts that the rule model's tokenizer does not know.
-        return count(json.dumps(request["messages"]))
+from opengradient_devnet.model.protocol import Answer, Chunk
+from opengradient_devnet.model.tokens import count_message
+from opengradient_devnet.model.usage import estimate_prompt
 
 
 class Transcript:
@@ -59,7 +50,7 @@ class Transcript:
         """The model's own usage, or a count of what was asked and has been answered so far."""
         if self._usage is not None:
             return self._usage
-        prompt_tokens = count_prompt(self._request)
+        prompt_tokens = estimate_prompt(self._request).total
         said = {"content": self.text, "reasoning_content": self.reasoning, "tool_calls": self.tool_calls}
         completion_tokens = count_message(said)
         return {

@@ -26,8 +26,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from opengradient_devnet.model.protocol import Answer, Chunk, Delivery, ModelError
-from opengradient_devnet.model.upstream import complete_usage, status_for
+from opengradient_devnet.model.protocol import Answer, Chunk, Delivery, ModelError, status_for
+from opengradient_devnet.model.usage import complete_usage
 
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel

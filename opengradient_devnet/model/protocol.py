@@ -28,25 +28,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any, Protocol, runtime_checkable
 
+from opengradient_devnet.tool_call_styles import ToolCallStyle
 
-class ToolCallStyle(StrEnum):
-    """The ways in which real gateways have been seen to stream tool calls; clients must read them all."""
-
-    FRAGMENTS = "fragments"
-    """id and name first, then the arguments in pieces: what OpenAI does."""
-    WHOLE = "whole"
-    """every call complete in one chunk of its own."""
-    NULL_INDEX = "null_index"
-    """as fragments, but `index` is null; only the first piece of a call names its id."""
-    REPEATED_IDS = "repeated_ids"
-    """as fragments, but every piece repeats id, type and name."""
-    INTERLEAVED = "interleaved"
-    """as fragments, but the pieces of several calls take turns."""
-    WITH_TEXT = "with_text"
-    """every call complete, in one chunk that carries text as well."""
+# What a provider's refusal is for the gateway's client. The provider's 401 is the gateway's key, not the
+# client's, so it must not look as if the client had failed to authenticate.
+_STATUSES = {400: 400, 404: 404, 408: 504, 413: 413, 415: 415, 422: 400, 429: 429, 503: 503, 504: 504}
+_BAD_GATEWAY = 502
+_RETRYABLE = frozenset({429, 502, 503, 504})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +116,12 @@ class ModelError(Exception):
         self.provider_status = provider_status
         """what the provider itself answered, when it did answer."""
         self.is_retryable = is_retryable
+
+
+def status_for(provider_status: int) -> tuple[int, bool]:
+    """What a provider's HTTP status becomes for the gateway's client, and whether trying again may help."""
+    status = _STATUSES.get(provider_status, _BAD_GATEWAY)
+    return status, status in _RETRYABLE
 
 
 class Model(Protocol):

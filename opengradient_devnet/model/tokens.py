@@ -63,22 +63,6 @@ def count_request(request: Mapping[str, Any]) -> PromptCount:
     return PromptCount(total=total, audio=audio, cached=sum(marked[:-1]), cache_creation=marked[-1])
 
 
-def usage(
-    *, prompt: PromptCount, completion_tokens: int, reasoning_tokens: int = 0, audio_tokens: int = 0
-) -> dict[str, Any]:
-    """The `usage` object of a chat completion. `completion_tokens` includes reasoning and audio."""
-    prompt_details = {"cached_tokens": prompt.cached, "audio_tokens": prompt.audio}
-    if prompt.cache_creation:
-        prompt_details["cache_creation_tokens"] = prompt.cache_creation
-    return {
-        "prompt_tokens": prompt.total,
-        "completion_tokens": completion_tokens,
-        "total_tokens": prompt.total + completion_tokens,
-        "prompt_tokens_details": prompt_details,
-        "completion_tokens_details": {"reasoning_tokens": reasoning_tokens, "audio_tokens": audio_tokens},
-    }
-
-
 def count_message(message: Mapping[str, Any]) -> int:
     """The tokens of an assistant message: its text, its reasoning, and its tool calls' names and arguments."""
     return sum(count(text) for text in _texts(message))

@@ -19,17 +19,13 @@ from weakref import WeakKeyDictionary
 
 import httpx
 
-from opengradient_devnet.model.protocol import Answer, Chunk, Delivery, Model, ModelError
+from opengradient_devnet.model.protocol import Answer, Chunk, Delivery, Model, ModelError, status_for
 from opengradient_devnet.model.rules import RulesModel
-from opengradient_devnet.model.tokens import PromptCount, count, count_message, count_request, usage
+from opengradient_devnet.model.usage import complete_usage
 
 _AS_WRITTEN = Delivery()
 _GATEWAY_FIELDS = frozenset({"web_search", "stream", "stream_options", "model"})
-# What a provider's refusal is for the gateway's client. The provider's 401 is the gateway's key, not the
-# client's, so it must not look as if the client had failed to authenticate.
-_STATUSES = {400: 400, 404: 404, 408: 504, 413: 413, 415: 415, 422: 400, 429: 429, 503: 503, 504: 504}
 _BAD_GATEWAY = 502
-_RETRYABLE = frozenset({429, 502, 503, 504})
 _LIST_TIMEOUT_S = 5.0
 
 
@@ -228,25 +224,5 @@ def _refusal(response: httpx.Response) -> ModelError:
     )
 
 
-def status_for(provider_status: int) -> tuple[int, bool]:
-    """What a provider's HTTP status becomes for the gateway's client, and whether trying again may help."""
-    status = _STATUSES.get(provider_status, _BAD_GATEWAY)
-    return status, status in _RETRYABLE
-
-
 def _message(error: object) -> str:
     return str(error.get("message") or error) if isinstance(error, Mapping) else str(error)
-
-
-def complete_usage(given: object, request: Mapping[str, Any], *, said: Mapping[str, Any]) -> dict[str, Any]:
-    """The server's usage, completed; an estimate when it gave none."""
-    if isinstance(given, Mapping) and given.get("prompt_tokens") is not None:
-        prompt_tokens, completion_tokens = int(given["prompt_tokens"]), int(given.get("completion_tokens") or 0)
-        counts = {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
-        return {**given, **counts, "total_tokens": int(given.get("total_tokens") or sum(counts.values()))}
-    try:
-        prompt = count_request(request)
-    except ModelError:
-        # The server took parts that the rule model would refuse; the answer is here and has to be priced.
-        prompt = PromptCount(total=count(json.dumps(request["messages"])))
-    return usage(prompt=prompt, completion_tokens=count_message(said))

@@ -43,7 +43,7 @@ from opengradient_devnet.faults import (
     parse_fault,
 )
 from opengradient_devnet.gateway.proofs.tee import verify_proof
-from opengradient_devnet.model.protocol import ToolCallStyle
+from opengradient_devnet.tool_call_styles import ToolCallStyle
 from support.answers import answer_of, events_of, proof_of
 from support.payer import Payer, chat_body, decode
 

@@ -9,9 +9,10 @@ import time
 
 import pytest
 
-from opengradient_devnet.model.protocol import Delivery, ModelError, ToolCallStyle
+from opengradient_devnet.model.protocol import Delivery, ModelError
 from opengradient_devnet.model.rules import RulesModel
 from opengradient_devnet.model.tokens import count, tokens
+from opengradient_devnet.tool_call_styles import ToolCallStyle
 
 TOOL = {
     "type": "function",

@@ -20,7 +20,7 @@ from opengradient_devnet.chain.accounts import Account, Wallets
 from opengradient_devnet.contracts import UPTO_PROXY
 from opengradient_devnet.facilitator.digests import permit2_digest
 from opengradient_devnet.facilitator.payments import X402_VERSION
-from opengradient_devnet.gateway.pricing import ATOMIC_PER_OPG, decimal_text
+from opengradient_devnet.money import ATOMIC_PER_OPG, decimal_text
 
 _LIFETIME_S = 300
 

@@ -9,8 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any, assert_never
 
-from opengradient_devnet.model.protocol import Delivery, ToolCallStyle
+from opengradient_devnet.model.protocol import Delivery
 from opengradient_devnet.model.tokens import tokens
+from opengradient_devnet.tool_call_styles import ToolCallStyle
 
 _FEWEST_PIECES = 3
 

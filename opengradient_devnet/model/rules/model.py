@@ -14,11 +14,13 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from opengradient_devnet.model.protocol import Answer, Chunk, Delivery, ModelError, ToolCallStyle
+from opengradient_devnet.model.protocol import Answer, Chunk, Delivery, ModelError
 from opengradient_devnet.model.rules.chunks import deltas
 from opengradient_devnet.model.rules.reading.conversation import Call
 from opengradient_devnet.model.rules.reply import reply_to
-from opengradient_devnet.model.tokens import count, count_message, count_request, tokens, usage
+from opengradient_devnet.model.tokens import count, count_message, count_request, tokens
+from opengradient_devnet.model.usage import usage
+from opengradient_devnet.tool_call_styles import ToolCallStyle
 
 _SILENT_EFFORTS = frozenset({None, "", "none", "minimal"})
 
