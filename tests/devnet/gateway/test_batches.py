@@ -17,7 +17,7 @@ from opengradient_devnet.gateway.proofs.merkle import MerkleTree, root_from_proo
 from opengradient_devnet.gateway.proofs.tee import Proof
 from support.payer import Payer, chat_body
 
-BATCHES = json.loads((Path(__file__).parents[1] / "vectors" / "merkle_batches.json").read_text())["batches"]
+BATCHES = json.loads((Path(__file__).parents[2] / "vectors" / "merkle_batches.json").read_text())["batches"]
 
 
 def values_of(batch):

@@ -19,7 +19,7 @@ from opengradient_devnet.model.protocol import Chunk, ModelError
 from support.answers import answer_of, events_of, proof_of
 from support.payer import Payer, chat_body, decode, encode
 
-VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "gateway_responses.json").read_text())
+VECTORS = json.loads((Path(__file__).parents[2] / "vectors" / "gateway_responses.json").read_text())
 CAPTURED = {entry["name"]: entry for entry in [*VECTORS["responses"], *VECTORS["errors"]]}
 TOOLS = CAPTURED["tools"]["request"]["tools"]
 

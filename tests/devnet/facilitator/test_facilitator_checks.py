@@ -28,7 +28,7 @@ from support.chain_parties import (
 
 AMOUNT = 10**17
 STRANGER = "0x" + "22" * 20
-VECTORS = Path(__file__).parent.parent / "vectors" / "payment_signatures.json"
+VECTORS = Path(__file__).parents[2] / "vectors" / "payment_signatures.json"
 
 
 @pytest.fixture(scope="module")

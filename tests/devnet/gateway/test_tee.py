@@ -21,7 +21,7 @@ from opengradient_devnet.gateway.proofs.tee import (
 )
 from support.answers import answer_of, proof_of
 
-VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "gateway_responses.json").read_text())
+VECTORS = json.loads((Path(__file__).parents[2] / "vectors" / "gateway_responses.json").read_text())
 CAPTURED = {response["name"]: response for response in VECTORS["responses"]}
 PUBLIC_KEY = VECTORS["signing_key"]["public_key"]
 
