@@ -1,7 +1,6 @@
-"""`opengradient-devnet`: runs a devnet until it is told to stop, and says where it listens.
+"""`opengradient-devnet`: runs a devnet until it is told to stop, and prints where it listens.
 
-SIGINT and SIGTERM end it cleanly: open sessions are settled, batches written. It does not know how a devnet
-works.
+SIGINT and SIGTERM end it cleanly: open sessions are settled, batches written.
 """
 
 from __future__ import annotations

@@ -1,10 +1,7 @@
 """`Devnet`: an OpenGradient-like network in this process, from chain to paid gateway, on loopback.
 
-Composes the parts and owns their threads. Everything that holds money or signs is new for every run: faucet,
-facilitator, payee, operator and enclave. Closing it ends connections, settles open sessions, flushes batches
-and stops every thread.
-
-It does not know how any part works, and is long because it knows all of them.
+It puts the parts together and owns their threads. All keys are new for every run: faucet, facilitator, payee, operator
+and enclave. Closing it ends connections, settles open sessions, writes batches and stops every thread.
 """
 
 from __future__ import annotations

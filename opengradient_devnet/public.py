@@ -1,7 +1,4 @@
-"""The devnet's side doors: accounts, faucet, blobs, the network description, fault control.
-
-It does not know the paid gateway, or the explorer.
-"""
+"""The devnet's side doors: accounts, faucet, blobs, the network description, control of faults."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""HTTP servers in a background thread: sockets on loopback, one event loop for all of them, a clean end.
-
-It does not know what the apps do.
-"""
+"""HTTP servers in a background thread: sockets on loopback, one event loop for all of them, a clean end."""
 
 from __future__ import annotations
 

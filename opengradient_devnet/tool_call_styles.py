@@ -1,4 +1,4 @@
-"""The ways in which gateways stream tool calls: what a fault asks for, and what a model then does."""
+"""The styles in which gateways stream tool calls. A fault asks for one, and the model writes it."""
 
 from __future__ import annotations
 

@@ -1,9 +1,7 @@
-"""Accounts of the devnet: the operators' own, and funded wallets for whoever tests against it.
+"""Accounts of the devnet: those of its operators, and funded wallets for its users.
 
-All keys are random and new for every run. `Wallets` remembers which wallets it made: on a live chain id only
-those are served, because what any other wallet signs here is valid on the real chain, too.
-
-It does not know HTTP or payments.
+All keys are random and new for every run. `Wallets` remembers which wallets it made. On a live chain id it serves
+only those, because a signature that another wallet gives here is valid on the real chain, too.
 """
 
 from __future__ import annotations

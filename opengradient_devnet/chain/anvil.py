@@ -1,9 +1,9 @@
-"""The same chain on a found anvil binary: its process, the contracts put into it, and its clock kept right.
+"""The same chain on anvil: starts the program, puts the contracts in, and keeps its clock right.
 
-It finds and drives anvil; it does not install it. Everything above JSON-RPC is `chain.Chain`'s.
+anvil must be installed already. Everything above JSON-RPC is written once, in `chain.Chain`.
 
-anvil gives calls the time of the last block (0 on a fresh chain), so a block is mined at the start, and again
-before anything that reads the time once the last one is stale.
+anvil gives calls the time of the last block (0 on a fresh chain). So a block is mined at the start, and again before
+anything that reads the time when the last block is old.
 """
 
 from __future__ import annotations

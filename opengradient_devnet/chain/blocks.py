@@ -1,7 +1,6 @@
-"""Blocks, transactions and receipts of a running chain, and the JSON that eth_ methods show of them.
+"""Stores the blocks, transactions and receipts of a running chain, and writes them as the JSON of eth_ methods.
 
-It keeps what it is given, in memory, and forgets only what is rewound. It knows py-evm's headers and transactions,
-not how they came about.
+They come from `evm` as py-evm's objects and stay in memory; only a rewind removes them.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""A call that changes nothing: what is asked, what is pretended for it, and how it may fail.
+"""A call that changes nothing (`eth_call`, `eth_estimateGas`): its parameters, its overrides, and its failure.
 
-It is data. Running a call is the matter of `evm`, reading one from JSON that of `parameters`.
+`parameters` reads one from JSON, `evm` runs it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What every part of the devnet may ask of a chain, whichever engine runs it.
+"""`Chain`: what the parts of the devnet ask of a chain, the same for both engines.
 
-An engine brings `rpc`, `now_s` and `close`; sending, calling and funding are written once, over JSON-RPC.
-It does not know py-evm, anvil or HTTP: see `pyevm.PyEvmChain`, `anvil.AnvilChain` and `rpc.rpc_app`.
+An engine implements `rpc`, `now_s`, `close` and `rewind` (`pyevm.PyEvmChain`, `anvil.AnvilChain`). Sending, calling and
+funding are written here, over JSON-RPC.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""An Ethereum virtual machine on py-evm: one block for each transaction, everything at wall-clock time.
+"""An Ethereum virtual machine on py-evm: one block for each transaction, with the time of the clock on the wall.
 
-It executes, mines and remembers; it is not thread-safe and does not know JSON-RPC (`methods`), HTTP (`rpc`)
-or what the contracts in its genesis are for.
+It executes, mines and stores. It is not thread-safe (`pyevm` puts a lock around it); JSON-RPC is in `methods`.
 
 Why not eth-tester: after 12 s idle its calls ran 12 s in the past, 200 quick transactions pushed its clock
 187 s into the future (a 300 s payment deadline does not survive that), and its logs are scanned, not indexed.

@@ -1,6 +1,6 @@
-"""Event logs, indexed by emitting address, so that a query costs what it finds and not what there is.
+"""Event logs, indexed by the address that emitted them: a query costs as much as it finds.
 
-It knows JSON-RPC log objects and block numbers, not where they come from or how far back one may ask.
+Logs come in as JSON-RPC log objects, together with their block number.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The JSON-RPC methods of the embedded chain: parameters in, plain JSON out.
 
-`parameters` parses, `evm` does the work, `blocks` has the shapes. It knows no HTTP, batches or ids.
+`parameters` parses, `evm` executes, `blocks` writes the JSON. HTTP, batches and ids are in `rpc`.
 """
 
 from __future__ import annotations

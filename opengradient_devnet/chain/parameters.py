@@ -1,7 +1,7 @@
-"""Parameters of JSON-RPC methods: hex text and objects in, numbers, bytes and requests out.
+"""Parameters of JSON-RPC methods: hex text and objects in; numbers, bytes and requests out.
 
-What does not parse is refused with -32602 and a sentence. It knows no chain: whether a block or an account
-exists is not its matter.
+What does not parse is refused with code -32602 and a sentence. Whether a block or an account exists is not checked
+here.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """The embedded chain: an `Evm` behind a lock, with the contracts in its genesis.
 
-It puts the parts together and serializes access. How transactions run is `evm`'s matter, and what the methods
-mean that of `methods`.
+`evm` runs transactions, `methods` gives JSON-RPC its meaning; this module puts them together.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """JSON-RPC 2.0 over HTTP for a chain: single calls, batches, notifications, and errors in JSON.
 
-It knows ASGI and the envelope; what a method does is the chain's matter.
+It reads and writes the envelope; `Chain.rpc` answers the method.
 """
 
 from __future__ import annotations

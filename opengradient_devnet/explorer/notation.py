@@ -1,7 +1,4 @@
-"""How single values are written: amounts, times, hashes, and addresses with the names that people know them by.
-
-It does not know pages.
-"""
+"""How single values are written: amounts, times, hashes, and addresses with the names that people know."""
 
 from __future__ import annotations
 

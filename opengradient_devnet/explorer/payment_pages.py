@@ -1,6 +1,6 @@
-"""Pages about what is paid for: payments, sessions, data settlements, blobs.
+"""Pages about payments, sessions, data settlements and blobs.
 
-What the chain says and what the gateway says stand apart. They show what they are given; they do not read.
+What the chain says and what the gateway says are shown apart. `reader` has read what they show.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Reads a chain for people: blocks, transactions, payments, data settlements, in small frozen pieces.
+"""Reads a chain for people: blocks, transactions, payments, data settlements, as small frozen objects.
 
-Everything comes over JSON-RPC, so any engine will do, and only what a page shows is read. It does not know HTML,
-sessions or what the gateway claims.
+It asks over JSON-RPC, so it works with both engines, and reads only what a page shows. What the gateway claims comes
+from elsewhere.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The explorer's routes: reads what a page needs, and serves it.
 
-Endpoints are plain functions, so the server runs them in threads. It does not know how anything is written.
+Endpoints are plain functions, so the server runs them in threads.
 """
 
 from __future__ import annotations

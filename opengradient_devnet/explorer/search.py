@@ -1,7 +1,4 @@
-"""One box for everything: finds the page that a text names, whatever kind of hash, number or id it is.
-
-It does not know HTML.
-"""
+"""One search box for everything: finds the page of a hash, a number or an id."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The facilitator over HTTP: `/supported`, `/verify`, `/settle`, `/settle_data`.
 
-JSON shapes are those of x402 v2 §7 (camelCase, absent when null). A payment that fails a check is an answer (200,
-with a reason code); a request that is not one is a 400. It decides nothing about payments.
+JSON shapes are those of x402 v2 §7 (camelCase, absent when null). For a payment that fails a check the answer is a 200
+with a reason code; for a request that holds no payment it is a 400.
 """
 
 from __future__ import annotations

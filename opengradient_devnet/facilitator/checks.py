@@ -1,8 +1,7 @@
 """Is this payment good? The checks of the x402 v2 schemes, and the transaction that would settle it.
 
-The cheap ones come first and need no chain; then come signature, allowance, balance, and a simulation of the
-settlement itself. Nothing here sends a transaction. Each way of paying has its own module: `permit2_checks`,
-`eip3009_checks`.
+Checks that need no chain come first; then come signature, allowance, balance, and a simulation of the settlement.
+Nothing here sends a transaction. Each way to pay has its own module: `permit2`, `eip3009`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """`POST /settle_data`: one inference's hashes and signature, from HTTP headers to the settlement relay.
 
-The request has OpenGradient's facilitator's form: `X-Settlement-Type` and `X-Settlement-Data`, the latter base64
-JSON. It knows neither Merkle trees nor blobs: a batch entry is anchored as a batch of one.
+The request has the form of OpenGradient's facilitator: `X-Settlement-Type` and `X-Settlement-Data`, the latter base64
+JSON. A batch entry is anchored as a batch of one.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""The EIP-712 digests that payers sign, and who signed one.
+"""The EIP-712 digests that payers sign, and who signed one. Pure functions.
 
-It is pure: no chain, no keys. It shares no code with the paying side on purpose: a mistake there must not be
-agreed with here.
+They share no code with the paying side on purpose: a mistake there must not be repeated here, or no test would see it.
 """
 
 from __future__ import annotations

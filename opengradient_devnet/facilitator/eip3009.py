@@ -1,7 +1,7 @@
-"""Checks of payments by EIP-3009, the exact scheme's `transferWithAuthorization`.
+"""Checks payments by EIP-3009, the exact scheme's `transferWithAuthorization`.
 
-It reads the chain and simulates; it sends nothing. Order and reason codes: x402 v2, scheme exact on EVM, as the
-official facilitator 2.25 has them.
+It reads the chain and simulates; it sends nothing. Order and reason codes: x402 v2, scheme exact on EVM, as in the
+official facilitator 2.25.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The devnet's x402 facilitator: verifies payments, settles them on chain, anchors inference data.
 
-The checks are in `checks`, the HTTP face in `facilitator_api`. It holds the only key that can settle an upto
-payment, and it knows nothing of sessions, prices or models: it takes what it is told, up to what was signed.
+It holds the only key that can settle an upto payment. It settles any amount that it is told, up to the signed one.
+The checks are in `checks`, the HTTP routes in `api`.
 """
 
 from __future__ import annotations

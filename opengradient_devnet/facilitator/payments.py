@@ -1,7 +1,7 @@
 """x402 v2 payments as a facilitator receives them: JSON in, frozen objects out.
 
-It refuses what has not the shape of the protocol. Whether a well-formed payment is any good is the matter of
-`checks`; numbers and addresses that the protocol has a reason code for stay text until then.
+It refuses JSON that does not have the protocol's shape. `checks` decides whether a well-formed payment is good; so
+numbers and addresses for which the protocol has a reason code stay text until then.
 """
 
 from __future__ import annotations

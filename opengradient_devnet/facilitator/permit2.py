@@ -1,7 +1,7 @@
-"""Checks of payments over Permit2: the upto scheme, and the exact scheme with a Permit2 witness.
+"""Checks payments over Permit2: the upto scheme, and the exact scheme with a Permit2 witness.
 
-It reads the chain and simulates; it sends nothing. Order and reason codes: x402 v2, schemes upto and exact on
-EVM, as the official facilitator 2.25 has them.
+It reads the chain and simulates; it sends nothing. Order and reason codes: x402 v2, schemes upto and exact on EVM, as
+in the official facilitator 2.25.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A payment that fails a check, and the few words that every check is written in."""
+"""`PaymentInvalid`, the failure of a check, and the small checks that all ways to pay share."""
 
 from __future__ import annotations
 

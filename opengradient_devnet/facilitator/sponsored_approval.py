@@ -1,10 +1,8 @@
-"""Approvals that come along with a payment: signed by the payer, paid for and sent by the facilitator.
+"""Approvals that come with a payment: the payer signs them, the facilitator sends them and pays the gas.
 
-x402 extension `erc20ApprovalGasSponsoring` 1: the payment carries a raw signed transaction that calls
+x402 extension `erc20ApprovalGasSponsoring` 1: the payment contains a raw signed transaction that calls
 `approve(Permit2, …)` on the token. The facilitator sends it just before the settlement, and gives the payer the
 gas money that is missing. Reason codes are those of the official facilitator 2.25.
-
-It does not know payments beyond payer, asset and amount.
 """
 
 from __future__ import annotations

@@ -1,10 +1,8 @@
-"""The bodies of a gateway's answers: byte for byte the notation of the live ones.
+"""The bodies of a gateway's answers, byte for byte as the live gateways write them.
 
-Complete answers and plain errors are written by the framework of the live gateways (sorted, indented, newline);
-stream events by `json.dumps` with default separators, except the final event of an individually settled
-stream, which is compact.
-
-It does not know payments, HTTP or the model.
+Complete answers and plain errors are written by the live gateways' framework (sorted, indented, newline); stream
+events by `json.dumps` with default separators, except the final event of an individually settled stream, which is
+compact.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""The Date header of every response, right or, when a fault says so, wrong on the gateway's paths.
-
-It does not know what is answered.
-"""
+"""The Date header of every response: right, or wrong on the gateway's paths when a fault says so."""
 
 from __future__ import annotations
 

@@ -1,9 +1,7 @@
-"""Server-sent events over ASGI: each event goes out the moment it exists, and a reader who leaves is noticed.
+"""Server-sent events over ASGI: each event is sent as soon as it exists, and a reader who leaves is noticed.
 
 When the client disconnects, or the server stops, the generator of events is cancelled and closed, and `on_end`
-does the accounts, even if nothing was ever sent. The faults that spoil a stream are carried out here, too.
-
-It does not know what the events say.
+records the cost, even if nothing was sent. The faults that damage a stream are carried out here, too.
 """
 
 from __future__ import annotations

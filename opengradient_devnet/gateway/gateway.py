@@ -1,9 +1,7 @@
-"""The paid gateway: OpenAI-shaped chat completions behind a door that takes payments.
+"""The paid gateway: routes for OpenAI's chat completions and completions, behind a door that takes payments.
 
-A call passes the door (`admission`), is checked (`intake`) and answered (`service`). Errors cost nothing.
-
-It does not know how payments are verified or settled, how answers come about, or on which sockets it is served.
-Nothing of a payload is ever logged.
+A call passes the door (`payment.door`), is checked (`intake`) and answered (`service`). Errors cost nothing. Payloads
+are never logged.
 """
 
 from __future__ import annotations

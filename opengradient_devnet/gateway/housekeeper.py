@@ -1,6 +1,6 @@
-"""A thread that runs chores: at a steady beat, and at once when somebody has work for it.
+"""A thread that runs chores: at a regular interval, and at once when somebody has work for it.
 
-It does not know what the chores are. One that fails is logged and tried again at the next beat.
+A chore that fails is logged and tried again the next time.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What comes in: reading a request's body and checking it, after it was paid for.
+"""Reads the body of a request and checks it, after it was paid for.
 
-Each check raises `Declined` with the answer that the live gateways give. It does not know payments or models.
+Each check raises `Declined` with the answer that the live gateways give.
 """
 
 from __future__ import annotations

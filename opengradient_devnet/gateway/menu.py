@@ -1,7 +1,4 @@
-"""What a gateway has on offer: the models of its price list, and those that its upstream says it has.
-
-It does not know HTTP, or who asks.
-"""
+"""The models that a gateway offers: those of its price list, and those that its upstream lists."""
 
 from __future__ import annotations
 

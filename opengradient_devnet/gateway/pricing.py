@@ -1,7 +1,7 @@
 """What a call costs: model prices in USD per million tokens, and the OPG price that turns USD into OPG.
 
 Prices are data (`prices.json`, or a file of the same shape) and are read as decimal strings; the cost of a call
-is rounded up once, to the atomic unit, the way the live gateways do it.
+is rounded up once, to the atomic unit, as on the live gateways.
 
 A price file, for a gateway of your own (`anything_else` is optional: without it, other models are not sold):
 
@@ -11,10 +11,7 @@ A price file, for a gateway of your own (`anything_else` is optional: without it
      "anything_else": {"context_tokens": 8192, "max_output_tokens": 2048,
                        "input_usd_per_mtok": "0.10", "output_usd_per_mtok": "0.20"}}
 
-What stands before the first slash is the seller's name for the provider; clients ask for the model with or without
-it.
-
-It does not know payments, sessions or where token counts come from.
+The part before the first slash is the seller's name for the provider; clients ask for the model with or without it.
 """
 
 from __future__ import annotations
@@ -56,7 +53,7 @@ class ModelPrice:
         return f"{self.provider}/{self.name}"
 
     def cost_usd(self, *, prompt_tokens: int, completion_tokens: int) -> Fraction:
-        """The price of so many tokens, exact."""
+        """The exact price of these numbers of tokens."""
         total = prompt_tokens * Fraction(self.input_usd_per_mtok)
         total += completion_tokens * Fraction(self.output_usd_per_mtok)
         return total / TOKENS_PER_PRICE_UNIT
@@ -118,7 +115,7 @@ class PriceList:
         return replace(self, opg_usd=_opg_price(opg_usd))
 
     def cost(self, model: ModelPrice, *, prompt_tokens: int, completion_tokens: int) -> Cost:
-        """What so many tokens of `model` cost."""
+        """What these numbers of tokens of `model` cost."""
         usd = model.cost_usd(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
         opg = usd / Fraction(self.opg_usd) * ATOMIC_PER_OPG
         return Cost(atomic=-(-opg.numerator // opg.denominator), usd=usd, opg_usd=self.opg_usd)

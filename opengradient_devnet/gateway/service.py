@@ -1,6 +1,6 @@
-"""Answering an admitted call: model, price, proof, data settlement, collection; whole or as a stream.
+"""Answers an admitted call: model, price, proof, data settlement, collection; in one piece or as a stream.
 
-It does not know routes, challenges, or how a call was admitted.
+The call comes from `gateway`, which has the routes; `payment.door` has admitted it.
 """
 
 from __future__ import annotations

@@ -1,10 +1,8 @@
-"""What a streamed answer has said so far: its text, its tool calls, and what it used.
+"""What an answer has said so far: its text, its tool calls, and its usage.
 
-Reads the deltas of every tool-call dialect and assembles the calls in index order, because the proof and the
-price of a stream are made from the whole. A stream that was cut short has no usage of its own; then the tokens
-that went out are counted.
-
-It does not know prices, proofs or HTTP.
+It reads the deltas of every tool-call style and assembles the calls in index order, because the proof and the price
+of a stream are made from the whole. A stream that was cut short has no usage of its own; then the tokens that were
+sent are counted.
 """
 
 from __future__ import annotations

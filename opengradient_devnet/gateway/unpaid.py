@@ -1,6 +1,6 @@
 """The same model without a price: a plain OpenAI-compatible server, as a baseline for frameworks.
 
-It does not know payments, proofs or sessions; any bearer token, or none, will do.
+It accepts any bearer token, or none. Answers have no proof.
 """
 
 from __future__ import annotations

@@ -9,11 +9,11 @@ The attribute is a chat model, or something that makes one when it is called wit
     opengradient-devnet --upstream langchain:my_models:model --prices prices.json
 
 Messages, tools and the usual parameters go in as OpenAI writes them; text, reasoning, tool calls and usage come
-out that way. Usage is estimated when the model gives none (set `stream_usage=True` where a model has it). Which
-model is named in a request does not matter to the model: it is one model, and what it is sold as is the price list's
-matter. This is the only module that knows LangChain, and langchain-core is imported only when it is used.
+out that way. Usage is estimated when the model gives none (set `stream_usage=True` where a model has it). The model
+name of a request is ignored, because there is only one model; the price list says under which names it is sold. What
+the model leaves out is not added.
 
-It does not know payments, and it does not compensate for what the model leaves out.
+This is the only module that imports LangChain, and it imports langchain-core only when it is used.
 """
 
 from __future__ import annotations

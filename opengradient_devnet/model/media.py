@@ -1,7 +1,6 @@
 """Media in messages: which images, files and recordings arrived, of what type and how large.
 
-It does not look into them: no pixel, page or sample is decoded. Saying exactly what arrived is what lets a
-test see that an attachment went through unharmed.
+Contents are not decoded. The exact type and size let a test see that an attachment arrived undamaged.
 """
 
 from __future__ import annotations

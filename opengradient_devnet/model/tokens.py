@@ -1,11 +1,11 @@
-"""A small tokenizer: text -> pieces whose concatenation is the text again, and token counts of whole requests.
+"""A small tokenizer: cuts text into pieces, and counts the tokens of whole requests.
 
-A token is a run of up to eight ASCII letters, or of up to three digits, or any other single character, each
-together with one blank before it; further white space counts one token a run. A message costs three tokens
-besides its text, a request three more; an image costs 85 (OpenAI's price of a low-detail image), a second of
-16 kHz audio about 10, a file one per 1000 bytes.
+The pieces, joined, are the text again. A token is a run of up to eight ASCII letters, or of up to three digits, or any
+other single character, each together with one blank before it; other white space counts one token a run. A message
+costs three tokens besides its text, a request three more; an image costs 85 (OpenAI's price of a low-detail image), a
+second of 16 kHz audio about 10, a file one per 1000 bytes.
 
-It does not know any real model's vocabulary: counts are of the right size, stable, and easy to check by hand.
+No real model has this vocabulary: counts have the right size, are stable, and are easy to check by hand.
 """
 
 from __future__ import annotations

@@ -1,10 +1,8 @@
-"""A real model behind the devnet: any server that speaks OpenAI's chat completions, an Ollama say.
+"""A real model behind the devnet: any server that speaks OpenAI's chat completions, for example Ollama.
 
-Requests pass through as they are, except for the model's name and what is the gateway's own; streams pass on
-each event as it arrives, and closing a stream closes the connection. Usage is asked for, and estimated by the
-rule model's tokenizer when the server gives none. Nothing is retried: whoever pays decides about that.
-
-It does not know payments, and it does not compensate for what the server leaves out.
+Requests are passed on as they are, except for the model's name and the gateway's own fields. A stream passes on
+each event as it arrives; closing it closes the connection. Usage is asked for, and estimated when the server gives
+none. Nothing is retried: the client who pays decides about that. What the server leaves out is not added.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""The `usage` object of a chat completion: written from token counts, completed, or estimated.
-
-The counts of an estimate are those of `tokens`.
-"""
+"""The `usage` object of a chat completion: written from token counts, completed, or estimated with `tokens`."""
 
 from __future__ import annotations
 

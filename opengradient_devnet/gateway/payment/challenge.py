@@ -1,10 +1,8 @@
-"""The payment dialogue of x402 v2: what a gateway asks for (402), and reading what a payer sends back.
+"""The payment dialogue of x402 v2: writes what a gateway asks for (402), and reads what a payer sends back.
 
 Offers are the `accepts` entries; a payment quotes one of them verbatim as `accepted`. Matching is as strict as
 on the live gateways: scheme, network, amount, asset (case-sensitive), payTo and maxTimeoutSeconds must be equal,
-and `extra` may only be a superset.
-
-It does not verify signatures, and it does not know sessions or the chain.
+and `extra` may only be a superset. Signatures are not verified here: the facilitator does that.
 """
 
 from __future__ import annotations

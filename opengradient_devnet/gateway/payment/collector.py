@@ -1,6 +1,6 @@
-"""The way from an ended call or session to the facilitator: its guard, and the faults that can lie on it.
+"""Asks the facilitator to settle what a call or session cost, and carries out the faults of that step.
 
-It does not know sessions or HTTP.
+Under a live chain id it refuses payers that this devnet did not make.
 """
 
 from __future__ import annotations

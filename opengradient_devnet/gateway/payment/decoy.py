@@ -1,9 +1,7 @@
-"""Settlements for somebody else: real transactions that pay, but not what they are said to pay.
+"""Settlements for somebody else: real transactions that pay, but not what the gateway says that they pay.
 
-A gateway that lies about settlements does best with a transaction that exists. So a wallet is made that nobody
-asked for, it signs an authorization of the same kind, and that is settled; the client's own stays unspent.
-
-It does not know when this is done.
+A gateway that lies about settlements does best with a transaction that exists. So a new wallet is made, it signs an
+authorization of the same kind, and that one is settled; the client's own stays unspent.
 """
 
 from __future__ import annotations

@@ -1,13 +1,11 @@
-"""Who may make a call, and how it is collected: the door of the paid gateway.
+"""The door of the paid gateway: who may make a call, and how its cost is collected.
 
-A request comes in with a session id, with a signed payment, or with neither. `Door.admit` gives an admission
-for the first two, and for everything else a refusal: a 402 challenge, or the bare 402 of a dead session. The
-session is looked at first, so a request with both spends the session.
+A request comes in with a session id, with a signed payment, or with neither. `Door.admit` returns an admission
+for the first two, and otherwise a refusal: a 402 challenge, or the bare 402 of a session that has ended. The session
+id is read first, so a request with both spends the session.
 
 An admission is either a `SessionAdmission` (cost is added to the session, settled later) or a
-`DirectAdmission` (settled before the answer's body goes out).
-
-It does not know models, prices, proofs or what an answer looks like.
+`DirectAdmission` (settled before the answer's body is sent).
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What may be shown of a paid session: everything but its id, which alone spends what was signed.
-
-It does not know how sessions work, or who looks.
-"""
+"""What may be shown of a paid session: everything but its id, because the id alone can spend what was signed."""
 
 from __future__ import annotations
 

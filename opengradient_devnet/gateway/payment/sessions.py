@@ -1,11 +1,10 @@
-"""Paid sessions: one signed payment, many calls, one settlement for the sum of what they cost.
+"""Paid sessions: one signed payment, many calls, one settlement for the sum of their costs.
 
 A session opens with a verified payment and serves calls of one method and path until it is idle, its cap is
 used up, its deadline comes near, or the gateway closes. Then it takes no more calls, waits for those in flight,
-and is settled once. A call that runs beyond the cap is served, and its excess goes unpaid.
+and is settled once. A call that costs more than is left of the cap is served, and the rest is not paid.
 
-It does not know HTTP, prices or models, and starts no thread: whoever owns a `SessionBook` calls `settle_due`.
-All of it may be used from any thread. It is long because sessions, their book and its states belong together.
+It starts no thread: the owner of a `SessionBook` calls `settle_due`. All of it may be used from any thread.
 """
 
 from __future__ import annotations

@@ -1,10 +1,8 @@
-"""Data settlement: what was asked and answered, anchored on chain through the settlement relay.
+"""Data settlement: anchors requests and answers on chain, through the settlement relay.
 
-`individual` writes one call's hashes and a blob with its full record in a transaction of its own; `batch`
-collects calls and writes the root of a Merkle tree over them, the tree's dump being the blob. `private` writes
-nothing and never comes here. Blobs are kept in memory under the id that the chain records.
-
-It does not know payments (those are `sessions`), HTTP, or who asked; the payer's address is passed through.
+`individual` writes one call's hashes, and a blob with its full record, in a transaction of its own. `batch` collects
+calls and writes the root of a Merkle tree over them; its blob is the tree. `private` writes nothing and never comes
+here. Blobs are kept in memory under the id that the chain records.
 """
 
 from __future__ import annotations

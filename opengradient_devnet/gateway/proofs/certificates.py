@@ -1,7 +1,6 @@
 """A self-signed TLS certificate for 127.0.0.1, new for every run, and the server context that presents it.
 
-Clients trust it only through the TEE registry, which publishes the DER bytes. It does not know the registry or
-the server.
+Clients trust it only through the TEE registry, which publishes the DER bytes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Wrong TEE proofs, for clients to find out.
-
-It does not know when a proof is to be forged.
-"""
+"""Wrong TEE proofs, for clients to find out. The fault `ForgeProof` says which part is wrong."""
 
 from __future__ import annotations
 

@@ -1,9 +1,7 @@
 """OpenZeppelin's standard Merkle tree (@openzeppelin/merkle-tree, format `standard-v1`) over ABI tuples.
 
-Leaves are `keccak(keccak(abi.encode(value)))`, sorted by hash and laid into a complete binary tree from the
+Leaves are `keccak(keccak(abi.encode(value)))`, sorted by hash and put into a complete binary tree from the
 end; an inner node hashes its two children in sorted order.
-
-It does not know what the values mean.
 """
 
 from __future__ import annotations

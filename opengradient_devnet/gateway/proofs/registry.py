@@ -1,7 +1,4 @@
-"""Writes the devnet's gateway into the on-chain TEE registry, the way OpenGradient publishes its enclaves.
-
-It does not know how the keys or the certificate were made, and it does not read the registry: clients do.
-"""
+"""Writes the devnet's gateway into the on-chain TEE registry, the way OpenGradient publishes its enclaves."""
 
 from __future__ import annotations
 

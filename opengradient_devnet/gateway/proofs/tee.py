@@ -1,10 +1,8 @@
-"""The enclave of the devnet: hashes of what was asked and answered, and a signature over both.
+"""The enclave of the devnet: hashes of a request and its answer, and a signature over both.
 
 One RSA-2048 key per run. `tee_signature` is RSA-PSS (SHA-256, MGF1 SHA-256, salt 32) over
 `keccak256(request_hash ‖ output_hash ‖ uint256(timestamp))`, `tee_id` the keccak256 of the DER public key.
 The hashes are those of the live gateways, see `canonical_request`.
-
-It does not know HTTP, payments or where a proof is put; it holds no wallet key.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""An answer cut into stream deltas, in any of the ways in which gateways have been seen to do it.
-
-Pure: it yields deltas in order and knows neither time nor the event stream around them.
-"""
+"""Cuts an answer into stream deltas, in each of the styles that gateways have been seen to use. Pure."""
 
 from __future__ import annotations
 

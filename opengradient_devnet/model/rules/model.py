@@ -1,8 +1,7 @@
 """`RulesModel`: the deterministic model of the devnet, as a `Model`.
 
-Turns a reply into an answer with ids, limits and usage, and delivers it whole or piece by piece. The same
-request always gets the same answer; `temperature`, `top_p` and `seed` change nothing. What to say is decided
-in `reply`.
+It makes an answer of a reply, with ids, limits and usage, and delivers it in one piece or many. The same
+request always gets the same answer; `temperature`, `top_p` and `seed` change nothing. `reply` decides what to say.
 """
 
 from __future__ import annotations

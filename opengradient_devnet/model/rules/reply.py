@@ -1,12 +1,12 @@
 """The reply to a request: tool calls, a filled-in form, or text. The rules, in the order in which they apply.
 
-1. Tools: what the choice forces, or else what the question asks for and has not been done (`plan`).
+1. Tools: those that the choice forces, or that the question asks for and that have not been called yet (`plan`).
 2. `response_format`: the JSON schema, or a JSON object, filled in.
 3. A ReAct prompt: its next step.
 4. A printed JSON schema: filled in.
 5. Text: see `_text`.
 
-It knows a request only by its structure and its words. No rule looks for a particular caller or test.
+The rules use only the structure and the words of a request. None looks for a particular caller or test.
 """
 
 from __future__ import annotations

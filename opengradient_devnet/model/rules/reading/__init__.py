@@ -1,1 +1,1 @@
-"""Reading a request: its words, clauses, layout, conversation, facts and tools."""
+"""Reads a request: its words, clauses, layout, conversation, facts and tools."""

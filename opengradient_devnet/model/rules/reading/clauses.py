@@ -1,7 +1,7 @@
-"""Clauses: a request cut into the things that it asks for, one after the other.
+"""Clauses: cuts a request into the things that it asks for, one after the other.
 
-"Add 2 and 3, then tell me the weather in Paris and London" has four pieces; which of them belong together is
-for the plan to say. It knows nothing of tools. Quoted text is never cut.
+"Add 2 and 3, then tell me the weather in Paris and London" has four pieces; `plan` decides which of them belong
+together. Quoted text is never cut.
 """
 
 from __future__ import annotations

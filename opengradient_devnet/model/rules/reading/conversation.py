@@ -1,7 +1,7 @@
-"""The conversation of a request: turns, what was asked last, and what tools have answered since.
+"""The conversation of a request: its turns, the last question, and the results of tools since then.
 
-It refuses what a provider refuses (unknown roles and parts, tool results that answer no call), so that a
-client which builds its messages wrongly learns it here. It does not know what any tool is for.
+It refuses what a provider refuses (unknown roles and parts, tool results that answer no call), so that the author
+of a client sees the mistake here.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The facts of a prompt: numbers, quoted strings, names, and phrases, each handed out once.
+"""The facts of a prompt: numbers, quoted strings, names, and phrases, each given out once.
 
-A field of a form asks for the fact that fits it best: one that stands beside the field's own name, or else the
-next unused one of its kind. It does not understand sentences: what stands nearer is taken to belong together.
+A field of a form gets the fact that fits it best: one that stands beside the field's own name, or else the
+next unused one of its kind. Sentences are not understood: words that stand close together are taken to belong together.
 """
 
 from __future__ import annotations

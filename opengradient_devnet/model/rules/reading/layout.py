@@ -1,7 +1,6 @@
-"""The layout of a prompt: blocks between rules of dashes, labelled sections, lists, and JSON inside text.
+"""The layout of a prompt: blocks between lines of dashes, labelled sections, lists, and JSON inside text.
 
-Frameworks build prompts from templates; whatever the words, the parts stand in blocks and behind labels. This
-reads the parts and leaves their meaning to others.
+Frameworks build prompts from templates: whatever the words, the parts stand in blocks and after labels.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Words, sentences and relevance: what the rules read text with.
+"""Words, sentences and relevance: how the rules read text.
 
-English only, by spelling: a short list of words that carry no meaning, a suffix-stripping stem so that
-"adds", "adding" and "adder" meet, and an overlap count in place of understanding.
+English only, by spelling: a short list of words without meaning of their own, a stem without suffix so that "adds",
+"adding" and "adder" are the same, and a count of shared words instead of understanding.
 """
 
 from __future__ import annotations

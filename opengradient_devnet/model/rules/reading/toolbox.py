@@ -1,6 +1,6 @@
-"""Tools as a request offers them, and how well each one's words fit a text.
+"""The tools that a request offers, and how well the words of each fit a text.
 
-It does not decide whether a tool is called (that is the plan's) nor with what (the schema's).
+`plan` decides whether a tool is called, `schema` with which arguments.
 """
 
 from __future__ import annotations

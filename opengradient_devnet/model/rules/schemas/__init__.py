@@ -1,1 +1,1 @@
-"""Filling in JSON schemas with the facts of a prompt."""
+"""Fills in JSON schemas with the facts of a prompt."""

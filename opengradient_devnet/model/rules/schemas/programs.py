@@ -1,6 +1,6 @@
 """Prompts that print a JSON schema, or ask for a JSON object, and want the filled-in form as text.
 
-It does not know which framework wrote the prompt: a schema is a JSON object that has properties.
+A schema is any JSON object that has properties, whichever framework printed it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Single values made to fit their schema: numbers within bounds, strings of a length or a format.
+"""Makes single values fit their schema: numbers within bounds, strings of a length or a format.
 
-It does not know `pattern`, nor where the values come from.
+`pattern` is not supported.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Filling in a JSON schema from evidence: every value valid for its schema, taken from the prompt if it can be.
+"""Fills in a JSON schema from evidence: every value is valid, and comes from the prompt if possible.
 
-Knows `$ref`/`$defs`, anyOf, oneOf, allOf, enum, const, type lists, nullable, objects, dictionaries, arrays,
-tuples, numeric bounds and multiples, lengths, the common string formats, and defaults. It does not know
-`pattern`, `not`, `if`/`then`, or references to other documents.
+Supported: `$ref`/`$defs`, anyOf, oneOf, allOf, enum, const, type lists, nullable, objects, dictionaries, arrays,
+tuples, numeric bounds and multiples, lengths, the common string formats, and defaults. Not supported: `pattern`,
+`not`, `if`/`then`, and references to other documents.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Writing an answer: tool calls, selections, answers from given text, plain sentences."""
+"""Writes an answer: tool calls, selections, answers from given text, plain sentences."""

@@ -1,8 +1,8 @@
-"""The plan: which tools a request asks for, in which order, with which arguments, and what is done of it.
+"""The plan: which tools a request asks for, in which order, with which arguments, and which are done.
 
-The request is cut into clauses; each clause goes to the tool that its words fit best. What has been called
-since the question was asked is struck off, so an agent loop always ends: a plan never has more calls than its
-question has clauses. It does not know what tools answer, except that later steps may use the numbers of it.
+The request is cut into clauses; each clause goes to the tool that its words fit best. Calls that were made since the
+question are removed, so an agent's loop always ends: a plan never has more calls than its question has clauses. Of
+the tools' results only the numbers are used, by later steps.
 """
 
 from __future__ import annotations

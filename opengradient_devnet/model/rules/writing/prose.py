@@ -1,7 +1,7 @@
 """Plain answers: what the model says when no form, tool or context tells it what to say.
 
-It is frank about being a rule: it repeats what it was asked, names the model it plays and what arrived. It
-counts and pads when asked to, so that long streams can be had.
+It says openly that it is a rule: it repeats the question, and names the model that it stands for and what arrived. It
+counts, or adds words, when it is asked to, so that a test can get a long stream.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """ReAct prompts: tools described in text, answered with `Thought/Action/Action Input` lines.
 
-Reads the printed tools, the question and the steps so far, wherever the prompt keeps them, and writes the next
-step. Which tool comes next is the plan's business, as with real tool calls.
+It reads the printed tools, the question and the steps so far, wherever the prompt has them, and writes the next
+step. `plan` decides which tool comes next, as for real tool calls.
 """
 
 from __future__ import annotations

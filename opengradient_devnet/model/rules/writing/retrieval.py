@@ -1,7 +1,7 @@
 """Questions over given text: answer from a context, refine an answer, summarize, make a question stand alone.
 
-A question is answered with the sentences of the context that share most words with it, verbatim, so that a
-test can tell which document an answer came from. It knows nothing but the context, and says so.
+The answer is the sentences of the context that share most words with the question, verbatim, so that a test can see
+which document an answer came from. When the context has none, the answer says so.
 """
 
 from __future__ import annotations

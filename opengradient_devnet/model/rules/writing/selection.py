@@ -1,7 +1,6 @@
-"""Prompts that ask to choose: one or several of a numbered list, ranked documents, tools for sub-questions,
-keywords.
+"""Prompts that ask to choose: from a numbered list, ranked documents, tools for sub-questions, keywords.
 
-Numbers are 1-based, as the prompts print them. It does not execute what it chooses.
+Numbers start at 1, as the prompts print them.
 """
 
 from __future__ import annotations
