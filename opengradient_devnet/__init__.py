@@ -13,22 +13,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from opengradient_devnet.accounts import Account
-    from opengradient_devnet.challenge import Scheme
+    from opengradient_devnet.chain.accounts import Account
     from opengradient_devnet.devnet import Devnet
     from opengradient_devnet.faults import Faults
-    from opengradient_devnet.sessions import SettlementRecord
-    from opengradient_devnet.tee import CanonicalStyle
+    from opengradient_devnet.gateway.payment.challenge import Scheme
+    from opengradient_devnet.gateway.payment.sessions import SettlementRecord
+    from opengradient_devnet.gateway.proofs.tee import CanonicalStyle
 
 __all__ = ["Account", "CanonicalStyle", "Devnet", "Faults", "Scheme", "SettlementRecord"]
 
 _HOMES = {
-    "Account": "accounts",
-    "CanonicalStyle": "tee",
+    "Account": "chain.accounts",
+    "CanonicalStyle": "gateway.proofs.tee",
     "Devnet": "devnet",
     "Faults": "faults",
-    "Scheme": "challenge",
-    "SettlementRecord": "sessions",
+    "Scheme": "gateway.payment.challenge",
+    "SettlementRecord": "gateway.payment.sessions",
 }
 
 

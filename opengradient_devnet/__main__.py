@@ -1,4 +1,4 @@
-"""`opengradient-devnet`, also as `python -m opengradient_devnet`: says what to install where its packages are not."""
+"""`opengradient-devnet`, also as `python -m opengradient_devnet`: says what to install when packages are missing."""
 
 import sys
 

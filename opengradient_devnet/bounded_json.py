@@ -1,8 +1,7 @@
-"""JSON from strangers, with a limit on nesting.
+"""Parses JSON from strangers, with a limit on nesting.
 
-The EVM needs a high recursion limit, which in CPython 3.11 is also what stops the JSON parser: where threads have
-small stacks (512 KB on macOS), 100 KB of `[` would overflow one and kill the network. It knows bytes, not
-requests.
+The EVM needs a high recursion limit. In CPython 3.11 that limit is also the only one of the JSON parser: where threads
+have small stacks (512 KB on macOS), 100 KB of `[` would overflow one and end the process.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""`opengradient-devnet`: runs a devnet until it is told to stop, and says where it listens.
+"""`opengradient-devnet`: runs a devnet until it is told to stop, and prints where it listens.
 
-SIGINT and SIGTERM end it cleanly: open sessions are settled, batches written. It does not know how a devnet
-works.
+SIGINT and SIGTERM end it cleanly: open sessions are settled, batches written.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ from typing import Annotated, Literal
 
 import typer
 
-from opengradient_devnet.accounts import LIVE_CHAIN_IDS
-from opengradient_devnet.anvil import AnvilNotFound
-from opengradient_devnet.chain import PRIVATE_CHAIN_ID
-from opengradient_devnet.challenge import Scheme
+from opengradient_devnet.chain.accounts import LIVE_CHAIN_IDS
+from opengradient_devnet.chain.anvil import AnvilNotFound
+from opengradient_devnet.chain.chain import PRIVATE_CHAIN_ID
 from opengradient_devnet.devnet import IDLE_TIMEOUT_S, Devnet
+from opengradient_devnet.gateway.payment.challenge import Scheme
 from opengradient_devnet.parent import ParentWatch
 from opengradient_devnet.server import ServerFailed
 

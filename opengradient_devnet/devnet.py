@@ -1,10 +1,7 @@
 """`Devnet`: an OpenGradient-like network in this process, from chain to paid gateway, on loopback.
 
-Composes the parts and owns their threads. Everything that holds money or signs is new for every run: faucet,
-facilitator, payee, operator and enclave. Closing it ends connections, settles open sessions, flushes batches
-and stops every thread.
-
-It does not know how any part works, and is long because it knows all of them.
+It puts the parts together and owns their threads. All keys are new for every run: faucet, facilitator, payee, operator
+and enclave. Closing it ends connections, settles open sessions, writes batches and stops every thread.
 """
 
 from __future__ import annotations
@@ -20,40 +17,40 @@ from starlette.applications import Starlette
 from starlette.routing import BaseRoute, Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from opengradient_devnet.accounts import (
+from opengradient_devnet.chain.accounts import (
     LIVE_CHAIN_IDS,
     WALLET_GAS_WEI,
     Account,
     Wallets,
     new_account,
-    opg_to_atomic,
 )
-from opengradient_devnet.admission import Door
-from opengradient_devnet.batches import BatchRecord, BlobStore, DataSettler
-from opengradient_devnet.certificates import make_certificate
-from opengradient_devnet.chain import PRIVATE_CHAIN_ID, Chain
-from opengradient_devnet.challenge import PaymentTerms, Scheme
-from opengradient_devnet.collector import Collector, HouseFacilitator
+from opengradient_devnet.chain.chain import PRIVATE_CHAIN_ID, Chain
+from opengradient_devnet.chain.rpc import rpc_app
 from opengradient_devnet.contracts import OPG
-from opengradient_devnet.dating import dated
 from opengradient_devnet.explorer.routes import Explorer
-from opengradient_devnet.facilitator_api import facilitator_app
+from opengradient_devnet.facilitator.api import facilitator_app
 from opengradient_devnet.faults import Faults
-from opengradient_devnet.gateway import Gateway
-from opengradient_devnet.housekeeper import Housekeeper
-from opengradient_devnet.menu import Menu
-from opengradient_devnet.models import Model
+from opengradient_devnet.gateway.dating import dated
+from opengradient_devnet.gateway.gateway import Gateway
+from opengradient_devnet.gateway.housekeeper import Housekeeper
+from opengradient_devnet.gateway.menu import Menu
+from opengradient_devnet.gateway.payment.challenge import PaymentTerms, Scheme
+from opengradient_devnet.gateway.payment.collector import Collector, HouseFacilitator
+from opengradient_devnet.gateway.payment.door import Door
+from opengradient_devnet.gateway.payment.sessions import SessionBook, SettlementRecord
+from opengradient_devnet.gateway.pricing import load_prices
+from opengradient_devnet.gateway.proofs.batches import BatchRecord, BlobStore, DataSettler
+from opengradient_devnet.gateway.proofs.certificates import make_certificate
+from opengradient_devnet.gateway.proofs.registry import register_gateway
+from opengradient_devnet.gateway.proofs.tee import CanonicalStyle, Enclave
+from opengradient_devnet.gateway.service import ModelService
+from opengradient_devnet.gateway.unpaid import unpaid_app
+from opengradient_devnet.model.protocol import Model
+from opengradient_devnet.model.upstream import open_model
+from opengradient_devnet.money import opg_to_atomic
 from opengradient_devnet.network_file import describe_network, remove_network_file, write_network_file
-from opengradient_devnet.pricing import load_prices
 from opengradient_devnet.public import PublicRoutes
-from opengradient_devnet.registry import register_gateway
-from opengradient_devnet.rpc import rpc_app
 from opengradient_devnet.server import ServerThread, Site, listen
-from opengradient_devnet.service import ModelService
-from opengradient_devnet.sessions import SessionBook, SettlementRecord
-from opengradient_devnet.tee import CanonicalStyle, Enclave
-from opengradient_devnet.unpaid import unpaid_app
-from opengradient_devnet.upstream import open_model
 
 # Base's OPG answers so; Base Sepolia's says version "2" (EIP-712 domain of the token).
 ASSET = {"symbol": "OPG", "decimals": 18, "name": "OpenGradient", "version": "1"}
@@ -313,11 +310,11 @@ class Devnet:
 def _start_chain(engine: str, chain_id: int) -> Chain:
     match engine:
         case "pyevm":
-            from opengradient_devnet.pyevm import PyEvmChain
+            from opengradient_devnet.chain.pyevm import PyEvmChain
 
             return PyEvmChain(chain_id=chain_id)
         case "anvil":
-            from opengradient_devnet.anvil import AnvilChain
+            from opengradient_devnet.chain.anvil import AnvilChain
 
             return AnvilChain(chain_id=chain_id)
         case _:

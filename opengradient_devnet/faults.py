@@ -1,11 +1,10 @@
 """What a gateway can be told to do wrong, and how often.
 
-Each fault is a small value; `Faults` holds those that are armed, and the gateway's parts ask for the kind that
-concerns them at the point where it strikes. A fault strikes `times` times (None: until cleared), after skipping
-the first `skip` occasions. `parse_fault` reads the JSON of the `POST /faults` control route.
+Each fault is a small value. `Faults` holds those that are armed; the parts of the gateway ask it for the kind that
+they can carry out. A fault strikes `times` times (None: until cleared), after skipping the first `skip` occasions.
+`parse_fault` reads the JSON of the `POST /faults` control route.
 
-It does not know how a fault is carried out: that is written where the right behaviour is. It is long because it
-is a catalogue.
+How a fault is carried out is written where the right behaviour is. The module is long because it is a catalog.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from opengradient_devnet.models import ToolCallStyle
+from opengradient_devnet.tool_call_styles import ToolCallStyle
 
 MEBIBYTE = 2**20
 
@@ -94,7 +93,7 @@ class HugeChallenge:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefusePayment:
-    """Answer a good payment with another 402: for ever, or as if its settlement had timed out."""
+    """Answer a good payment with another 402: each time, or as if its settlement had timed out."""
 
     error: str = "Payment required"
 
@@ -188,7 +187,7 @@ class GarbleBody:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TruncateStream:
-    """Stop a stream after so many deltas: without the final event and [DONE], or by cutting the connection."""
+    """Stop a stream after this number of deltas: without the final event and [DONE], or by cutting the connection."""
 
     after_deltas: int = 1
     cut_connection: bool = False
@@ -217,7 +216,7 @@ class EmptyStream:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RawEvent:
-    """Put this text into a stream, as it is, after so many deltas."""
+    """Put this text into a stream, as it is, after this number of deltas."""
 
     text: str
     after_deltas: int = 1
@@ -225,7 +224,7 @@ class RawEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlowDrip:
-    """Let so many seconds pass before every chunk of a stream."""
+    """Wait this number of seconds before every chunk of a stream."""
 
     pace_s: float
 
@@ -246,7 +245,7 @@ class OmitUsage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SkewClock:
-    """Let the gateway's Date header be wrong by so many seconds (negative: it is behind)."""
+    """Let the gateway's Date header be wrong by this number of seconds (negative: it is behind)."""
 
     by_s: float
 

@@ -1,6 +1,6 @@
 """What a client must know of a running devnet, as JSON: served at GET /network and written to a file.
 
-It holds no secret. It does not know how clients read it.
+It holds no secret.
 """
 
 from __future__ import annotations

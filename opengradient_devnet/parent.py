@@ -1,7 +1,7 @@
-"""Notices that the process which started this one is gone, so that no devnet is left behind.
+"""Notices that the process which started this one has ended, so that no devnet is left behind.
 
-Two signs: the parent's process id changes (the orphan is adopted), or the pipe at standard input ends (it has
-no writer left). It does not know what to do about it.
+Two signs: the parent's process id changes (another process adopts the orphan), or the pipe at standard input ends
+(it has no writer left). The command line then stops the devnet.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""The devnet's side doors: accounts, faucet, blobs, the network description, fault control.
-
-It does not know the paid gateway, or the explorer.
-"""
+"""The devnet's side doors: accounts, faucet, blobs, the network description, control of faults."""
 
 from __future__ import annotations
 
@@ -15,11 +12,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from opengradient_devnet.accounts import WalletRefused, Wallets
-from opengradient_devnet.batches import BlobStore
 from opengradient_devnet.bounded_json import parse_json
-from opengradient_devnet.chain import Chain
+from opengradient_devnet.chain.accounts import WalletRefused, Wallets
+from opengradient_devnet.chain.chain import Chain
 from opengradient_devnet.faults import FAULT_KINDS, Faults, FaultUnknown, parse_fault
+from opengradient_devnet.gateway.proofs.batches import BlobStore
 
 DEFAULT_OPG = "10"
 

@@ -1,7 +1,4 @@
-"""HTTP servers in a background thread: sockets on loopback, one event loop for all of them, a clean end.
-
-It does not know what the apps do.
-"""
+"""HTTP servers in a background thread: sockets on loopback, one event loop for all of them, a clean end."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from opengradient_devnet.event_stream import HANG_UP
+from opengradient_devnet.gateway.event_stream import HANG_UP
 
 LOOPBACK = "127.0.0.1"
 _START_TIMEOUT_S = 10.0

@@ -1,6 +1,6 @@
-"""The devnet's contracts: where they live, their ABIs, and encoding and decoding by name.
+"""The devnet's contracts: their addresses, their ABIs, and encoding and decoding by name.
 
-It does not know whether or where a chain runs, nor the compiler: `build.py` made `artifacts.json`.
+`build.py` compiles the sources to `artifacts.json`; the package itself needs no compiler.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Pages about the chain itself: blocks, transactions, accounts.
-
-They show what the reader says; they do not read.
-"""
+"""Pages about the chain itself: blocks, transactions, accounts. `reader` has read what they show."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The frame of every page, and the shapes that pages are made of: facts, tables, cards, notes.
-
-It does not know a chain.
-"""
+"""The frame of every page, and the shapes that pages are made of: facts, tables, cards, notes."""
 
 from __future__ import annotations
 

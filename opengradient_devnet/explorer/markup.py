@@ -1,8 +1,6 @@
 """HTML in which text cannot become markup: everything is escaped, except what was built here.
 
-    element("a", "<b>", href="/x")  ->  <a href="/x">&lt;b&gt;</a>
-
-It does not know what is shown.
+element("a", "<b>", href="/x")  ->  <a href="/x">&lt;b&gt;</a>
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""How single values are written: amounts, times, hashes, and addresses with the names that people know them by.
-
-It does not know pages.
-"""
+"""How single values are written: amounts, times, hashes, and addresses with the names that people know."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from fractions import Fraction
 from eth_utils.address import to_checksum_address
 
 from opengradient_devnet.explorer.markup import Html, element, fragment
-from opengradient_devnet.pricing import ATOMIC_PER_OPG, decimal_text
+from opengradient_devnet.money import ATOMIC_PER_OPG, decimal_text
 
 BASE = "/explorer"
 UNLIMITED = 2**256 - 1

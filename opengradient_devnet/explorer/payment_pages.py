@@ -1,6 +1,6 @@
-"""Pages about what is paid for: payments, sessions, data settlements, blobs.
+"""Pages about payments, sessions, data settlements and blobs.
 
-What the chain says and what the gateway says stand apart. They show what they are given; they do not read.
+What the chain says and what the gateway says are shown apart. `reader` has read what they show.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from opengradient_devnet.explorer.layout import facts, raw, section, table, unfo
 from opengradient_devnet.explorer.markup import Html, Node, element, fragment
 from opengradient_devnet.explorer.notation import Notation, badge, number, opg, short, utc
 from opengradient_devnet.explorer.reader import DataRecord, Payment
-from opengradient_devnet.session_views import SessionView, session_mark
-from opengradient_devnet.sessions import SettlementRecord
+from opengradient_devnet.gateway.payment.session_views import SessionView, session_mark
+from opengradient_devnet.gateway.payment.sessions import SettlementRecord
 
 
 def payments_table(payments: Sequence[Payment], notation: Notation) -> Html:

@@ -1,7 +1,7 @@
-"""Reads a chain for people: blocks, transactions, payments, data settlements, in small frozen pieces.
+"""Reads a chain for people: blocks, transactions, payments, data settlements, as small frozen objects.
 
-Everything comes over JSON-RPC, so any engine will do, and only what a page shows is read. It does not know HTML,
-sessions or what the gateway claims.
+It asks over JSON-RPC, so it works with both engines, and reads only what a page shows. What the gateway claims comes
+from elsewhere.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from eth_abi.exceptions import DecodingError
 from eth_utils.address import to_checksum_address
 
-from opengradient_devnet.chain import Chain
+from opengradient_devnet.chain.chain import Chain
 from opengradient_devnet.contracts import ADDRESSES, EXACT_PROXY, OPG, PERMIT2, RELAY, UPTO_PROXY, contract
 from opengradient_devnet.explorer.settle_calls import SettleCall, settle_calls
 

@@ -1,6 +1,6 @@
 """The explorer's routes: reads what a page needs, and serves it.
 
-Endpoints are plain functions, so the server runs them in threads. It does not know how anything is written.
+Endpoints are plain functions, so the server runs them in threads.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from opengradient_devnet.batches import BlobStore
-from opengradient_devnet.chain import Chain
+from opengradient_devnet.chain.chain import Chain
 from opengradient_devnet.contracts import ADDRESSES
 from opengradient_devnet.explorer import chain_pages, payment_pages
 from opengradient_devnet.explorer.layout import cards, lead, note, page, pager, section, table
@@ -27,7 +26,8 @@ from opengradient_devnet.explorer.markup import Node, element
 from opengradient_devnet.explorer.notation import BASE, Notation, link, number, opg
 from opengradient_devnet.explorer.reader import Block, ChainReader
 from opengradient_devnet.explorer.search import Search
-from opengradient_devnet.sessions import SessionBook
+from opengradient_devnet.gateway.payment.sessions import SessionBook
+from opengradient_devnet.gateway.proofs.batches import BlobStore
 
 _PAGE = 25
 _GLANCE = 6

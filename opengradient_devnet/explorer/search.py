@@ -1,7 +1,4 @@
-"""One box for everything: finds the page that a text names, whatever kind of hash, number or id it is.
-
-It does not know HTML.
-"""
+"""One search box for everything: finds the page of a hash, a number or an id."""
 
 from __future__ import annotations
 
@@ -11,9 +8,9 @@ from dataclasses import dataclass
 
 from eth_utils.address import to_checksum_address
 
-from opengradient_devnet.batches import BlobStore
 from opengradient_devnet.explorer.reader import ChainReader, DataRecord
-from opengradient_devnet.sessions import SessionBook
+from opengradient_devnet.gateway.payment.sessions import SessionBook
+from opengradient_devnet.gateway.proofs.batches import BlobStore
 
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]{40}", re.ASCII)
 _WORD = re.compile(r"(?:0x)?[0-9a-fA-F]{64}", re.ASCII)

@@ -1,7 +1,7 @@
-"""Signed payments found in call data: who authorized what, wherever in a transaction the call is nested.
+"""Finds signed payments in call data: who authorized what, wherever in a transaction the call is nested.
 
 A facilitator may be a contract, or settle several payments at once, so every occurrence of a settling function's
-selector is tried. It does not know whether the transaction succeeded.
+selector is tried. Whether the transaction succeeded is not checked here.
 """
 
 from __future__ import annotations

@@ -18,11 +18,11 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 
 from opengradient_devnet import Account, Devnet
-from opengradient_devnet.accounts import opg_to_atomic
 from opengradient_devnet.contracts import TEE_REGISTRY, contract
 from opengradient_devnet.devnet import LiveChainRefused
+from opengradient_devnet.gateway.pricing import PriceListInvalid, load_prices
+from opengradient_devnet.money import opg_to_atomic
 from opengradient_devnet.network_file import remove_network_file, write_network_file
-from opengradient_devnet.pricing import PriceListInvalid, load_prices
 from opengradient_devnet.server import ServerFailed
 from support.payer import Payer, chat_body, decode
 

@@ -136,7 +136,7 @@ def test_the_commands_of_a_page_run_as_written_one_after_the_other(page, environ
 
 def _starts_and_stops(line: str, environment: dict[str, str], folder: Path) -> None:
     """A devnet that announces itself, writes its file, and ends well when it is told to."""
-    (folder / "prices.json").write_text((ROOT / "opengradient_devnet" / "prices.json").read_text())
+    (folder / "prices.json").write_text((ROOT / "opengradient_devnet" / "gateway" / "prices.json").read_text())
     process = subprocess.Popen(
         shlex.split(line.removesuffix("&").strip()),
         cwd=folder,

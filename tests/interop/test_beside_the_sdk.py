@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from opengradient_devnet import Devnet
-from opengradient_devnet.pricing import load_prices
+from opengradient_devnet.gateway.pricing import load_prices
 from support.payers import opg_balance
 
 OPG = 10**18

@@ -5,7 +5,7 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from opengradient_devnet.accounts import new_account
+from opengradient_devnet.chain.accounts import new_account
 from opengradient_devnet.contracts import RELAY
 from opengradient_x402.ledger.receipts import ReceiptStatus
 from opengradient_x402.payment.policy import SpendPolicy

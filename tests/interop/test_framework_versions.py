@@ -41,7 +41,7 @@ PURE_TESTS = ("x402/test_signer.py", "x402/test_completions.py", "x402/test_chal
 
 OPTIONAL = ("coincurve", "orjson", "langchain_core", "langchain", "llama_index.core", "eth", "starlette", "uvicorn")
 DATA_FILES = {
-    "opengradient_devnet/prices.json",
+    "opengradient_devnet/gateway/prices.json",
     "opengradient_devnet/contracts/artifacts.json",
     "opengradient_devnet/contracts/OPG.vy",
     "opengradient_devnet/explorer/style.css",

@@ -8,7 +8,7 @@ from decimal import Decimal
 import pytest
 
 from opengradient_devnet import Devnet
-from opengradient_devnet.challenge import Scheme
+from opengradient_devnet.gateway.payment.challenge import Scheme
 from support.payers import PROMPT, opg_balance
 
 OPG = 10**18

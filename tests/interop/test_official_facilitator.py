@@ -8,8 +8,8 @@ import json
 import httpx
 import pytest
 
-from opengradient_devnet.accounts import new_account
-from opengradient_devnet.challenge import PaymentTerms, Scheme
+from opengradient_devnet.chain.accounts import new_account
+from opengradient_devnet.gateway.payment.challenge import PaymentTerms, Scheme
 from opengradient_x402.ledger.receipts import ReceiptStatus
 from opengradient_x402.payment.policy import SpendPolicy
 from opengradient_x402.payment.transport import X402Transport

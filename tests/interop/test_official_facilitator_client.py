@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from opengradient_devnet.accounts import new_account
-from opengradient_devnet.challenge import PaymentTerms, Scheme
+from opengradient_devnet.chain.accounts import new_account
 from opengradient_devnet.contracts import OPG as TOKEN
 from opengradient_devnet.contracts import PERMIT2, contract
+from opengradient_devnet.gateway.payment.challenge import PaymentTerms, Scheme
 from support.payers import opg_balance
 
 OPG = 10**18

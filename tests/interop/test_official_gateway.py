@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from opengradient_devnet.accounts import new_account
+from opengradient_devnet.chain.accounts import new_account
 from opengradient_x402.ledger.receipts import ReceiptStatus
 from opengradient_x402.payment.policy import SpendPolicy
 from opengradient_x402.settlement.reconciler import Reconciler

@@ -16,7 +16,7 @@ import pytest
 from opengradient_devnet import Account, Devnet
 from opengradient_devnet.contracts import OPG as TOKEN
 from opengradient_devnet.contracts import PERMIT2, contract
-from opengradient_devnet.pricing import load_prices
+from opengradient_devnet.gateway.pricing import load_prices
 from support.payers import opg_balance
 
 BASE = 8453

@@ -13,7 +13,7 @@ from langchain_core.tools import tool
 
 from opengradient_devnet import Devnet
 from opengradient_devnet.faults import StreamStyle
-from opengradient_devnet.models import ToolCallStyle
+from opengradient_devnet.tool_call_styles import ToolCallStyle
 
 from .conftest import BETA, HAS_V3, Payer
 

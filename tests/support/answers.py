@@ -6,7 +6,7 @@ import base64
 import json
 from typing import Any
 
-from opengradient_devnet.tee import Proof
+from opengradient_devnet.gateway.proofs.tee import Proof
 
 
 def events_of(body: str) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from typing import Any
 from eth_account import Account as EthAccount
 from eth_account.messages import encode_typed_data
 
-from opengradient_devnet.chain import Chain
+from opengradient_devnet.chain.chain import Chain
 from opengradient_devnet.contracts import EXACT_PROXY, OPG, PERMIT2, UPTO_PROXY, contract
 
 UNLIMITED = 2**256 - 1

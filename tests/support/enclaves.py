@@ -9,12 +9,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from socket import create_server, socket
 
-from opengradient_devnet.accounts import Account, new_account
-from opengradient_devnet.certificates import Certificate, make_certificate
-from opengradient_devnet.chain import Chain
+from opengradient_devnet.chain.accounts import Account, new_account
+from opengradient_devnet.chain.chain import Chain
+from opengradient_devnet.chain.pyevm import PyEvmChain
 from opengradient_devnet.contracts import TEE_REGISTRY, contract
-from opengradient_devnet.pyevm import PyEvmChain
-from opengradient_devnet.tee import keccak
+from opengradient_devnet.gateway.proofs.certificates import Certificate, make_certificate
+from opengradient_devnet.gateway.proofs.tee import keccak
 from opengradient_x402.networks import ChainContract
 from support import node as rpc_node
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from opengradient_devnet.chain import Chain, RpcError
+from opengradient_devnet.chain.chain import Chain, RpcError
 
 Misbehaviour = Callable[[str, list[Any], int], "tuple[int, Any] | None"]
 """(method, params, number of the request) -> (HTTP status, body) to answer instead of the chain, or None."""

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from opengradient_devnet.certificates import make_certificate
+from opengradient_devnet.gateway.proofs.certificates import make_certificate
 from opengradient_x402.effects import drive
 from opengradient_x402.errors import InsecureEndpoint
 from opengradient_x402.gateway.connections import AsyncEndpointTransport, EndpointTransport

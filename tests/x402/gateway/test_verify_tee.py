@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from opengradient_devnet import Devnet, faults
-from opengradient_devnet.tee import CanonicalStyle
+from opengradient_devnet.gateway.proofs.tee import CanonicalStyle
 from opengradient_x402.errors import ProofRejected
 from support.payers import PROMPT, async_client_for, client_for, payments_for
 

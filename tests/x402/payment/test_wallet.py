@@ -5,8 +5,8 @@ from decimal import Decimal
 import pytest
 
 from opengradient_devnet import Account, Devnet
-from opengradient_devnet.accounts import new_account
-from opengradient_devnet.chain import RpcError as ChainRefused
+from opengradient_devnet.chain.accounts import new_account
+from opengradient_devnet.chain.chain import RpcError as ChainRefused
 from opengradient_devnet.contracts import OPG, PERMIT2, contract
 from opengradient_x402.chain.questions import ChainReader
 from opengradient_x402.errors import (

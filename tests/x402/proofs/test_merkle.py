@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opengradient_devnet import merkle as independent
+from opengradient_devnet.gateway.proofs import merkle as independent
 from opengradient_x402.proofs.attestation import TeeProof
 from opengradient_x402.proofs.merkle import LEAF_TYPES, MerkleTree, leaf_hash, root_from_proof
 

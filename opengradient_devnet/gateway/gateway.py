@@ -1,0 +1,233 @@
+"""The paid gateway: routes for OpenAI's chat completions and completions, behind a door that takes payments.
+
+A call passes the door (`payment.door`), is checked (`intake`) and answered (`service`). Errors cost nothing. Payloads
+are never logged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+from collections.abc import AsyncGenerator, Callable
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from opengradient_devnet.faults import (
+    AnswerStatus,
+    Faults,
+    HangUp,
+    HugeChallenge,
+    Redirect,
+    SlowDrip,
+    StreamStyle,
+)
+from opengradient_devnet.gateway import answers
+from opengradient_devnet.gateway.event_stream import hang_up
+from opengradient_devnet.gateway.intake import (
+    Declined,
+    HeaderList,
+    chat_from_text,
+    check_bearer,
+    check_chat,
+    parse_json,
+    read_body,
+)
+from opengradient_devnet.gateway.menu import Menu
+from opengradient_devnet.gateway.payment.door import Admission, CollectionFailed, Door, Refusal
+from opengradient_devnet.gateway.proofs.batches import SettlementType
+from opengradient_devnet.gateway.proofs.tee import Enclave
+from opengradient_devnet.gateway.service import Call, ModelService
+from opengradient_devnet.model.protocol import Delivery, ModelError
+
+_PIECE = b" " * 2**16
+
+
+class HungUp(Exception):
+    """The connection is to be dropped without an answer."""
+
+
+class Gateway:
+    """The routes of one gateway. Its parts come in ready to use."""
+
+    def __init__(
+        self,
+        *,
+        door: Door,
+        service: ModelService,
+        menu: Menu,
+        enclave: Enclave,
+        operator_address: str,
+        faults: Faults,
+        pace_s: float = 0.0,
+    ) -> None:
+        self._door = door
+        self._service = service
+        self._menu = menu
+        self._prices = menu.prices
+        self._enclave = enclave
+        self._operator_address = operator_address
+        self._faults = faults
+        self._pace_s = pace_s
+
+    def routes(self) -> list[Route]:
+        """What to mount at the root of the gateway's origin."""
+        return [
+            Route("/v1/chat/completions", self._chat, methods=["POST"]),
+            Route("/v1/completions", self._complete_text, methods=["POST"]),
+            Route("/v1/models", self._list_models, methods=["GET"]),
+            Route("/health", self._health, methods=["GET"]),
+            Route("/signing-key", self._signing_key, methods=["GET"]),
+        ]
+
+    # --- free routes ---------------------------------------------------------------------------------------
+
+    async def _list_models(self, _request: Request) -> Response:
+        offered = await self._menu.models()
+        return _json(200, answers.pretty(answers.models_page(offered, opg_usd=self._prices.opg_usd)))
+
+    async def _health(self, _request: Request) -> Response:
+        return _json(200, answers.pretty({"status": "ok", "timestamp": _now_iso()}))
+
+    async def _signing_key(self, _request: Request) -> Response:
+        return _json(
+            200,
+            answers.pretty(
+                {
+                    "enclave_info": {"instance_type": "devnet", "platform": "none", "version": "1.0.0"},
+                    "measurements": None,
+                    "public_key": self._enclave.public_key_pem,
+                    "tee_id": "0x" + self._enclave.tee_id.hex(),
+                    "timestamp": _now_iso(),
+                    "wallet_address": self._operator_address,
+                }
+            ),
+        )
+
+    # --- paid routes ---------------------------------------------------------------------------------------
+
+    async def _chat(self, request: Request) -> Response:
+        return await self._paid(request, self._answer_chat)
+
+    async def _complete_text(self, request: Request) -> Response:
+        return await self._paid(request, self._answer_text)
+
+    async def _paid(self, request: Request, answer: Callable[[Request, bytes | None, Admission], Any]) -> Response:
+        # The body is read first: a connection whose request was left unread cannot be used again.
+        body = await read_body(request)
+        redirect = self._faults.take(Redirect, when="unpaid")
+        if redirect is not None:
+            return Response(status_code=redirect.status, headers={"location": redirect.location})
+        admission = await self._door.admit(request)
+        if isinstance(admission, Refusal):
+            return self._refused(admission)
+        try:
+            response: Response = await answer(request, body, admission)
+        except Declined as exc:
+            return _response(exc.status, exc.body, exc.headers + admission.waive())
+        except ModelError as exc:
+            return _json(exc.status, answers.provider_error(exc), admission.waive())
+        except CollectionFailed as exc:
+            return self._refused(exc.refusal)
+        except HungUp:
+            hang_up(request.scope)
+            return Response(status_code=204)
+        except BaseException:
+            admission.waive()
+            raise
+        return response
+
+    def _refused(self, refusal: Refusal) -> Response:
+        huge = self._faults.take(HugeChallenge)
+        if huge is None:
+            return _response(402, refusal.body, refusal.headers)
+
+        async def pieces() -> AsyncGenerator[bytes, None]:
+            for _ in range(huge.body_bytes // len(_PIECE)):
+                await asyncio.sleep(huge.pace_s)
+                yield _PIECE
+
+        response = StreamingResponse(pieces(), status_code=402)
+        response.raw_headers = _raw(refusal.headers)
+        return response
+
+    async def _answer_chat(self, request: Request, body: bytes | None, admission: Admission) -> Response:
+        call = self._parse(request, body, admission)
+        await self._misbehave(call)
+        if call.request.get("stream"):
+            return await self._service.begin_stream(call)
+        answer = await self._service.answer(call, is_text=False)
+        return _json(200, answer.body, answer.headers)
+
+    async def _answer_text(self, request: Request, body: bytes | None, admission: Admission) -> Response:
+        call = self._parse(request, body, admission, is_text=True)
+        await self._misbehave(call)
+        answer = await self._service.answer(call, is_text=True)
+        return _json(200, answer.body, answer.headers)
+
+    # --- checking ------------------------------------------------------------------------------------------
+
+    def _parse(self, request: Request, body: bytes | None, admission: Admission, *, is_text: bool = False) -> Call:
+        check_bearer(request)
+        content = parse_json(request, body)
+        if is_text:
+            content = chat_from_text(content)
+        check_chat(content)
+        price = self._prices.find(content["model"])
+        if price is None:
+            raise Declined(400, answers.error(f"Model '{content['model']}' is not supported"))
+        return Call(
+            request=content,
+            price=price,
+            admission=admission,
+            settlement_type=SettlementType.from_header(request.headers.get("x-settlement-type")),
+            delivery=self._delivery(),
+        )
+
+    def _delivery(self) -> Delivery:
+        drip, style = self._faults.take(SlowDrip), self._faults.take(StreamStyle) or StreamStyle()
+        return Delivery(
+            pace_s=self._pace_s if drip is None else drip.pace_s,
+            tool_calls=style.tool_calls,
+            as_message=style.as_message,
+            broken_arguments=style.broken_arguments,
+        )
+
+    async def _misbehave(self, call: Call) -> None:
+        """Carry out the faults that replace an answer."""
+        status = self._faults.take(AnswerStatus)
+        if status is not None:
+            retry_after = [("retry-after", str(status.retry_after_s))] if status.retry_after_s else []
+            raise Declined(status.status, status.body.encode(), content_type=status.content_type, headers=retry_after)
+        redirect = self._faults.take(Redirect, when="paid")
+        if redirect is not None:
+            raise Declined(redirect.status, b"", headers=[("location", redirect.location)])
+        vanish = self._faults.take(HangUp)
+        if vanish is not None:
+            await asyncio.sleep(vanish.after_s)
+            if vanish.charge:
+                transcript = await self._service.ask(call)
+                await call.admission.collect(self._service.cost(call, transcript).atomic)
+            else:
+                call.admission.waive()
+            raise HungUp
+
+
+def _raw(headers: HeaderList) -> list[tuple[bytes, bytes]]:
+    return [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers]
+
+
+def _response(status: int, body: bytes, headers: HeaderList) -> Response:
+    response = Response(body, status_code=status)
+    response.raw_headers += _raw(headers)
+    return response
+
+
+def _json(status: int, body: bytes, headers: HeaderList | None = None) -> Response:
+    return _response(status, body, [("content-type", "application/json"), *(headers or [])])
+
+
+def _now_iso() -> str:
+    return dt.datetime.now(dt.UTC).isoformat()

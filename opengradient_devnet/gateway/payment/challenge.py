@@ -1,0 +1,165 @@
+"""The payment dialogue of x402 v2: writes what a gateway asks for (402), and reads what a payer sends back.
+
+Offers are the `accepts` entries; a payment quotes one of them verbatim as `accepted`. Matching is as strict as
+on the live gateways: scheme, network, amount, asset (case-sensitive), payTo and maxTimeoutSeconds must be equal,
+and `extra` may only be a superset. Signatures are not verified here: the facilitator does that.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+X402_VERSION = 2
+PAYMENT_REQUIRED = "PAYMENT-REQUIRED"
+PAYMENT_SIGNATURE = "PAYMENT-SIGNATURE"
+PAYMENT_RESPONSE = "PAYMENT-RESPONSE"
+
+_MATCHED_EXACTLY = ("scheme", "network", "amount", "asset", "payTo", "maxTimeoutSeconds")
+
+# Advertised by the gateways beside every challenge, and supported (see `sponsored_approval`); the text is the
+# extension's own declaration (x402 extensions, erc20ApprovalGasSponsoring 1).
+_GAS_SPONSORING = {
+    "erc20ApprovalGasSponsoring": {
+        "info": {
+            "description": "The facilitator accepts a raw signed approval transaction and will sponsor the gas fees.",
+            "version": "1",
+        },
+        "schema": {
+            "$schema": "https://json-schema.org/draft/2020-12/schema",
+            "type": "object",
+            "properties": {
+                "from": {
+                    "type": "string",
+                    "pattern": "^0x[a-fA-F0-9]{40}$",
+                    "description": "The address of the sender.",
+                },
+                "asset": {
+                    "type": "string",
+                    "pattern": "^0x[a-fA-F0-9]{40}$",
+                    "description": "The ERC-20 token contract address to approve.",
+                },
+                "spender": {
+                    "type": "string",
+                    "pattern": "^0x[a-fA-F0-9]{40}$",
+                    "description": "The address of the spender (Canonical Permit2).",
+                },
+                "amount": {
+                    "type": "string",
+                    "pattern": "^[0-9]+$",
+                    "description": "Approval amount (uint256).",
+                },
+                "signedTransaction": {
+                    "type": "string",
+                    "pattern": "^0x[a-fA-F0-9]+$",
+                    "description": "RLP-encoded signed transaction calling ERC20.approve().",
+                },
+                "version": {
+                    "type": "string",
+                    "pattern": "^[0-9]+(\\.[0-9]+)*$",
+                    "description": "Schema version identifier.",
+                },
+            },
+            "required": ["from", "asset", "spender", "amount", "signedTransaction", "version"],
+        },
+    }
+}
+
+
+class Scheme(StrEnum):
+    """The ways to pay that a gateway can offer."""
+
+    UPTO = "upto"
+    """Permit2, settled for what the calls cost, at most the signed amount."""
+    EXACT_PERMIT2 = "exact-permit2"
+    """Permit2, settled for exactly the signed amount."""
+    EXACT_EIP3009 = "exact-eip3009"
+    """The token's own transferWithAuthorization, settled for exactly the signed amount."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PaymentTerms:
+    """What every offer of one gateway has in common."""
+
+    network: str
+    asset: str
+    asset_name: str
+    asset_version: str
+    pay_to: str
+    facilitator_address: str
+    max_timeout_s: int
+
+    def offer(self, scheme: Scheme, *, amount_atomic: int) -> dict[str, Any]:
+        """One `accepts` entry, in the field order of the live gateways."""
+        extra: dict[str, Any] = {"name": self.asset_name, "version": self.asset_version}
+        if scheme is not Scheme.EXACT_EIP3009:
+            extra["assetTransferMethod"] = "permit2"
+        if scheme is Scheme.UPTO:
+            extra["facilitatorAddress"] = self.facilitator_address
+        return {
+            "scheme": "upto" if scheme is Scheme.UPTO else "exact",
+            "network": self.network,
+            "asset": self.asset,
+            "amount": str(amount_atomic),
+            "payTo": self.pay_to,
+            "maxTimeoutSeconds": self.max_timeout_s,
+            "extra": extra,
+        }
+
+
+def encode_header(content: Mapping[str, Any]) -> str:
+    """JSON in base64, the form of all three x402 headers."""
+    return base64.b64encode(json.dumps(content, separators=(",", ":")).encode()).decode()
+
+
+def decode_header(header: str) -> dict[str, Any] | None:
+    """The JSON object in a base64 header; None when it is anything else."""
+    try:
+        content = json.loads(base64.b64decode(header, validate=True))
+    except (binascii.Error, ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def challenge(
+    *, resource_url: str, offers: Iterable[Mapping[str, Any]], error: str = "Payment required"
+) -> dict[str, Any]:
+    """The content of PAYMENT-REQUIRED (x402 v2 §5.1)."""
+    return {
+        "x402Version": X402_VERSION,
+        "error": error,
+        "resource": {
+            "url": resource_url,
+            "description": "Chat completion",
+            "mimeType": "application/json",
+        },
+        "accepts": [dict(offer) for offer in offers],
+        "extensions": _GAS_SPONSORING,
+    }
+
+
+def parse_payment(header: str) -> dict[str, Any] | None:
+    """The content of PAYMENT-SIGNATURE when it has the form of an x402 v2 payment, else None."""
+    payment = decode_header(header)
+    if payment is None or payment.get("x402Version") != X402_VERSION:
+        return None
+    if not isinstance(payment.get("payload"), dict) or not isinstance(payment.get("accepted"), dict):
+        return None
+    return payment
+
+
+def matching_offer(accepted: Mapping[str, Any], offers: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
+    """The offer that `accepted` quotes, or None."""
+    return next((offer for offer in offers if _quotes(accepted, offer)), None)
+
+
+def _quotes(accepted: Mapping[str, Any], offer: Mapping[str, Any]) -> bool:
+    if any(accepted.get(field) != offer[field] for field in _MATCHED_EXACTLY):
+        return False
+    extra = accepted.get("extra")
+    return isinstance(extra, dict) and all(extra.get(key) == value for key, value in offer["extra"].items())

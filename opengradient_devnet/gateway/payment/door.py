@@ -1,0 +1,292 @@
+"""The door of the paid gateway: who may make a call, and how its cost is collected.
+
+A request comes in with a session id, with a signed payment, or with neither. `Door.admit` returns an admission
+for the first two, and otherwise a refusal: a 402 challenge, or the bare 402 of a session that has ended. The session
+id is read first, so a request with both spends the session.
+
+An admission is either a `SessionAdmission` (cost is added to the session, settled later) or a
+`DirectAdmission` (settled before the answer's body is sent).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from anyio import to_thread
+from starlette.datastructures import Headers
+from starlette.requests import Request
+
+from opengradient_devnet.facilitator.facilitator import PaymentMalformed, Settlement, Verification
+from opengradient_devnet.faults import (
+    AlterChallenge,
+    AlterTerms,
+    Faults,
+    ForgeSessionId,
+    KillSession,
+    RawChallenge,
+    RefusePayment,
+    WrongTransaction,
+)
+from opengradient_devnet.gateway.payment import challenge
+from opengradient_devnet.gateway.payment.challenge import PAYMENT_REQUIRED, PAYMENT_RESPONSE, PAYMENT_SIGNATURE
+from opengradient_devnet.gateway.payment.sessions import NonceInUse, Payment, SessionBook, SessionCall, SettlementRecord
+
+SESSION_HEADER = "X-Upto-Session"
+DEAD_SESSION_BODY = b'{"error": "Session expired or exhausted"}'
+# The facilitator's own code for an authorization that is being settled already.
+DUPLICATE = "duplicate_settlement"
+
+HeaderList = list[tuple[str, str]]
+
+
+class Cashier(Protocol):
+    """The part of a facilitator that the door needs. Both calls block."""
+
+    def verify(self, payload: dict[str, Any], requirements: dict[str, Any]) -> Verification: ...
+
+    def settle(
+        self, payload: dict[str, Any], requirements: dict[str, Any], amount_atomic: int | None = None
+    ) -> Settlement: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """A 402. `headers` hold the challenge, unless it was a session that is dead."""
+
+    headers: HeaderList
+    body: bytes
+
+
+class CollectionFailed(Exception):
+    """The payment of an admitted call could not be settled; the client gets this instead of its answer."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__("settlement failed")
+        self.refusal = refusal
+
+
+class Admission(Protocol):
+    """One admitted call. Exactly one of the three ends it; each returns headers for the response."""
+
+    @property
+    def payment(self) -> Payment: ...
+
+    async def collect(self, cost_atomic: int) -> HeaderList:
+        """The answer is complete and costs this much. Raises CollectionFailed."""
+        ...
+
+    async def begin_stream(self, worst_case_atomic: int) -> HeaderList:
+        """The answer begins, and will cost at most this much; `end_stream` follows. Raises CollectionFailed."""
+        ...
+
+    def end_stream(self, cost_atomic: int) -> None:
+        """The stream is over, or was abandoned. Ending twice changes nothing."""
+        ...
+
+    def waive(self) -> HeaderList:
+        """The answer is an error: it costs nothing."""
+        ...
+
+
+class SessionAdmission:
+    """A call inside a session."""
+
+    def __init__(self, call: SessionCall, *, faults: Faults) -> None:
+        self._call = call
+        self._faults = faults
+
+    @property
+    def payment(self) -> Payment:
+        return self._call.payment
+
+    async def collect(self, cost_atomic: int) -> HeaderList:
+        self._call.finish(cost_atomic=cost_atomic)
+        return self._headers()
+
+    async def begin_stream(self, worst_case_atomic: int) -> HeaderList:  # noqa: ARG002 - paid as it comes
+        return self._headers()
+
+    def end_stream(self, cost_atomic: int) -> None:
+        self._call.finish(cost_atomic=cost_atomic)
+
+    def waive(self) -> HeaderList:
+        self._call.finish(cost_atomic=0)
+        return self._headers()
+
+    def _headers(self) -> HeaderList:
+        forged = self._faults.take(ForgeSessionId)
+        return [(SESSION_HEADER, forged.value if forged else self._call.session_id)]
+
+
+class DirectAdmission:
+    """A call that is paid on its own.
+
+    The header that names the transaction precedes the body, so a stream paid with upto is settled before its
+    first token, for the most that it can cost; an exact payment is always taken whole.
+    """
+
+    def __init__(self, payment: Payment, *, door: Door) -> None:
+        self._payment = payment
+        self._door = door
+
+    @property
+    def payment(self) -> Payment:
+        return self._payment
+
+    async def collect(self, cost_atomic: int) -> HeaderList:
+        try:
+            return await self._door.settle_now(self._payment, cost_atomic=cost_atomic)
+        finally:
+            self._door.forget(self._payment)
+
+    async def begin_stream(self, worst_case_atomic: int) -> HeaderList:
+        return await self.collect(worst_case_atomic)
+
+    def end_stream(self, cost_atomic: int) -> None:
+        """Nothing is left to do: it was settled at the beginning."""
+
+    def waive(self) -> HeaderList:
+        self._door.forget(self._payment)
+        return []
+
+
+class Door:
+    """Decides about payments. Runs on the event loop; verification and settlement happen in threads."""
+
+    def __init__(
+        self,
+        cashier: Cashier,
+        *,
+        offers: Sequence[dict[str, Any]],
+        sessions: SessionBook | None,
+        records: SessionBook,
+        faults: Faults,
+    ) -> None:
+        self._cashier = cashier
+        self._offers = list(offers)
+        self._sessions = sessions
+        self._records = records
+        self._faults = faults
+        self._lock = threading.Lock()
+        self._offered_once: list[dict[str, Any]] = []
+        self._being_settled: set[str] = set()
+
+    async def admit(self, request: Request) -> Admission | Refusal:
+        """Let a request in, or say what it has to pay."""
+        route = (request.method, request.url.path)
+        session_id = request.headers.get(SESSION_HEADER)
+        if session_id is not None:
+            return self._enter_session(session_id, route=route)
+        payment, error = await self._verified_payment(request.headers)
+        if payment is None:
+            return self.refuse(request, error=error)
+        refused = self._faults.take(RefusePayment)
+        if refused is not None:
+            return self.refuse(request, error=refused.error)
+        try:
+            if self._sessions is not None and payment.requirements["scheme"] == "upto":
+                return SessionAdmission(self._sessions.open(payment, route=route), faults=self._faults)
+            self._reserve(payment)
+        except NonceInUse:
+            return self.refuse(request, error=DUPLICATE)
+        return DirectAdmission(payment, door=self)
+
+    def refuse(self, request: Request, *, error: str = "Payment required") -> Refusal:
+        """A 402 with the challenge for this request."""
+        raw = self._faults.take(RawChallenge)
+        if raw is not None:
+            copies = raw.copies if raw.header is not None else 0
+            return Refusal(headers=[(PAYMENT_REQUIRED, raw.header or "")] * copies, body=b"{}")
+        content = challenge.challenge(
+            resource_url=str(request.url.replace(query="")), offers=self._current_offers(), error=error
+        )
+        altered = self._faults.take(AlterChallenge)
+        if altered is not None:
+            content = altered.apply(content)
+        # The live gateways send the type twice (both the framework and the middleware add it).
+        json_type = ("content-type", "application/json")
+        header = (PAYMENT_REQUIRED, challenge.encode_header(content))
+        return Refusal(headers=[json_type, header, json_type], body=b"{}")
+
+    async def settle_now(self, payment: Payment, *, cost_atomic: int) -> HeaderList:
+        """Settle a payment that has no session; the header says what came of it. Raises CollectionFailed."""
+        is_exact = payment.requirements["scheme"] == "exact"
+        outcome = await to_thread.run_sync(
+            self._cashier.settle,
+            payment.payload,
+            payment.requirements,
+            None if is_exact else min(cost_atomic, payment.cap_atomic),
+        )
+        self._records.record(SettlementRecord.of(outcome, payment=payment))
+        headers = [(PAYMENT_RESPONSE, challenge.encode_header(self._response(outcome, payment.payer)))]
+        if not outcome.success:
+            raise CollectionFailed(Refusal(headers=headers, body=b"{}"))
+        return headers
+
+    def forget(self, payment: Payment) -> None:
+        """A direct call is over: from here on the chain keeps its nonce from being used again."""
+        with self._lock:
+            self._being_settled.discard(payment.authorization_id)
+
+    def _response(self, outcome: Settlement, payer: str) -> dict[str, Any]:
+        wrong = self._faults.take(WrongTransaction)
+        content: dict[str, Any] = {
+            "success": outcome.success,
+            "payer": payer,
+            "transaction": wrong.transaction if wrong else outcome.transaction,
+            "network": outcome.network,
+            "amount": str(outcome.amount_atomic or 0),
+        }
+        if outcome.reason is not None:
+            content["errorReason"] = outcome.reason
+        return content
+
+    def _enter_session(self, session_id: str, *, route: tuple[str, str]) -> Admission | Refusal:
+        call = None
+        if self._sessions is not None and self._faults.take(KillSession) is None:
+            call = self._sessions.enter(session_id, route=route)
+        if call is None:
+            return Refusal(headers=[("content-type", "application/json")], body=DEAD_SESSION_BODY)
+        return SessionAdmission(call, faults=self._faults)
+
+    async def _verified_payment(self, headers: Headers) -> tuple[Payment | None, str]:
+        header = headers.get(PAYMENT_SIGNATURE)
+        content = challenge.parse_payment(header) if header is not None else None
+        if content is None:
+            return None, "Payment required"
+        offer = challenge.matching_offer(content["accepted"], self._honoured_offers())
+        if offer is None:
+            return None, "No matching payment requirements"
+        try:
+            verdict = await to_thread.run_sync(self._cashier.verify, content, offer)
+        except PaymentMalformed as exc:
+            return None, str(exc)
+        if not verdict.is_valid or verdict.payer is None:
+            return None, verdict.reason or "Payment required"
+        return Payment(payload=content, requirements=offer, payer=verdict.payer), ""
+
+    def _reserve(self, payment: Payment) -> None:
+        with self._lock:
+            if payment.authorization_id in self._being_settled:
+                raise NonceInUse
+            self._being_settled.add(payment.authorization_id)
+
+    def _current_offers(self) -> list[dict[str, Any]]:
+        lasting = self._faults.lasting(AlterTerms)
+        altered = self._faults.take(AlterTerms)
+        if altered is None:
+            return self._offers
+        offers = [altered.apply(offer) for offer in self._offers]
+        if altered is not lasting:
+            with self._lock:
+                self._offered_once.extend(offers)
+        return offers
+
+    def _honoured_offers(self) -> list[dict[str, Any]]:
+        lasting = self._faults.lasting(AlterTerms)
+        with self._lock:
+            once = list(self._offered_once)
+        return [lasting.apply(offer) if lasting else offer for offer in self._offers] + once

@@ -1,0 +1,86 @@
+"""What an answer has said so far: its text, its tool calls, and its usage.
+
+It reads the deltas of every tool-call style and assembles the calls in index order, because the proof and the price
+of a stream are made from the whole. A stream that was cut short has no usage of its own; then the tokens that were
+sent are counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from opengradient_devnet.model.protocol import Answer, Chunk
+from opengradient_devnet.model.tokens import count_message
+from opengradient_devnet.model.usage import estimate_prompt
+
+
+class Transcript:
+    """One answer, complete or in the making."""
+
+    def __init__(self, request: Mapping[str, Any]) -> None:
+        self._request = request
+        self._calls: dict[int, dict[str, Any]] = {}
+        self._latest = -1
+        self._usage: dict[str, Any] | None = None
+        self.text = ""
+        self.reasoning = ""
+        self.finish_reason: str | None = None
+
+    @classmethod
+    def of(cls, answer: Answer, *, request: Mapping[str, Any]) -> Transcript:
+        """The transcript of an answer that came in one piece."""
+        transcript = cls(request)
+        transcript.text = answer.message.get("content") or ""
+        transcript.reasoning = answer.message.get("reasoning_content") or ""
+        transcript._calls = dict(enumerate(answer.message.get("tool_calls") or []))
+        transcript.finish_reason = answer.finish_reason
+        transcript._usage = answer.usage
+        return transcript
+
+    @property
+    def tool_calls(self) -> list[dict[str, Any]]:
+        """The assembled calls, in index order."""
+        return [self._calls[index] for index in sorted(self._calls)]
+
+    @property
+    def usage(self) -> dict[str, Any]:
+        """The model's own usage, or a count of what was asked and has been answered so far."""
+        if self._usage is not None:
+            return self._usage
+        prompt_tokens = estimate_prompt(self._request).total
+        said = {"content": self.text, "reasoning_content": self.reasoning, "tool_calls": self.tool_calls}
+        completion_tokens = count_message(said)
+        return {
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": completion_tokens,
+            "total_tokens": prompt_tokens + completion_tokens,
+        }
+
+    def add(self, chunk: Chunk) -> None:
+        """Take in one chunk, in order."""
+        self.text += chunk.delta.get("content") or ""
+        self.reasoning += chunk.delta.get("reasoning_content") or ""
+        for part in chunk.delta.get("tool_calls") or []:
+            self._add_part(part)
+        self.finish_reason = chunk.finish_reason or self.finish_reason
+        self._usage = chunk.usage or self._usage
+
+    def _add_part(self, part: Mapping[str, Any]) -> None:
+        self._latest = self._index_of(part)
+        call = self._calls.setdefault(
+            self._latest, {"id": None, "type": "function", "function": {"name": "", "arguments": ""}}
+        )
+        function = part.get("function") or {}
+        call["id"] = part.get("id") or call["id"]
+        # Some dialects repeat the name with every piece: it replaces, only arguments grow.
+        call["function"]["name"] = function.get("name") or call["function"]["name"]
+        call["function"]["arguments"] += function.get("arguments") or ""
+
+    def _index_of(self, part: Mapping[str, Any]) -> int:
+        if part.get("index") is not None:
+            return int(part["index"])
+        for index, call in self._calls.items():
+            if part.get("id") and call["id"] == part["id"]:
+                return index
+        return self._latest + 1 if part.get("id") else max(self._latest, 0)

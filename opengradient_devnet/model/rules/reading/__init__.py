@@ -1,0 +1,1 @@
+"""Reads a request: its words, clauses, layout, conversation, facts and tools."""

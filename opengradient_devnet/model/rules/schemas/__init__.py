@@ -1,0 +1,1 @@
+"""Fills in JSON schemas with the facts of a prompt."""

@@ -1,0 +1,1 @@
+"""Writes an answer: tool calls, selections, answers from given text, plain sentences."""
