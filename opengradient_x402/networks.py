@@ -7,13 +7,13 @@ environment, keys, or what is happening on the chain.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 from opengradient_x402 import strict_json
-from opengradient_x402.addresses import checksum_address
+from opengradient_x402.addresses import checksum_address, is_in_one_case
 from opengradient_x402.errors import InsecureEndpoint, UnknownNetwork
 from opengradient_x402.money import Asset
 from opengradient_x402.settings import state_directory
@@ -33,6 +33,10 @@ _PRIVATE_CHAIN_IDS: Final = frozenset({1337, 31337, 31402})
 """Ganache, anvil and hardhat, and this project's devnet: one node makes all the blocks, and none goes away."""
 _MAX_DESCRIPTION_BYTES: Final = 256 * 1024
 _FETCH_TIMEOUT_S: Final = 5.0
+
+
+def _spelled(address: str) -> str:
+    return checksum_address(address) if is_in_one_case(address) else address
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +76,17 @@ class Network:
     session_idle_s: float = 60
     confirmations: int = 3
     """So many blocks, its own included, make a settlement final."""
+
+    def __post_init__(self) -> None:
+        # Presets are written with checksums; computing them again would load a hash at every start.
+        for name in ("permit2", "upto_proxy", "exact_proxy"):
+            object.__setattr__(self, name, _spelled(getattr(self, name)))
+        for name in ("payees", "facilitators"):
+            object.__setattr__(self, name, frozenset(map(_spelled, getattr(self, name))))
+        for name in ("asset", "registry", "relay"):
+            contract = getattr(self, name)
+            if contract is not None and (address := _spelled(contract.address)) != contract.address:
+                object.__setattr__(self, name, replace(contract, address=address))
 
     @property
     def caip2(self) -> str:

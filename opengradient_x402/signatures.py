@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from opengradient_x402.addresses import checksum_address
-from opengradient_x402.keccak import keccak256
+from opengradient_x402.addresses import address_of, keccak256
 
 _HALF_ORDER: Final = 0x7FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF5D576E7357A4501DDFE92F46681B20A0  # SEC 2, secp256k1; EIP-2
 SIGNATURE_BYTES: Final = 65
@@ -30,7 +29,7 @@ def recover_address(digest: bytes, signature: bytes) -> str | None:
     if int.from_bytes(signature[32:64], "big") > _HALF_ORDER:
         return None
     public_key = _recovered(digest, signature)
-    return None if public_key is None else checksum_address("0x" + keccak256(public_key)[-20:].hex())
+    return None if public_key is None else address_of(keccak256(public_key))
 
 
 def _recovered(digest: bytes, signature: bytes) -> bytes | None:

@@ -17,10 +17,9 @@ from typing import Any, Final, NoReturn, Protocol, assert_never
 
 from pydantic import SecretStr
 
-from opengradient_x402.addresses import checksum_address
+from opengradient_x402.addresses import address_of, keccak256
 from opengradient_x402.chain.eip712 import exact_permit_digest, transfer_authorization_digest, upto_permit_digest
 from opengradient_x402.errors import InvalidPrivateKey, PolicyRefused
-from opengradient_x402.keccak import keccak256
 from opengradient_x402.networks import Network
 from opengradient_x402.payment.challenge import PaymentTerms
 
@@ -56,7 +55,7 @@ class LocalSigner:
     def __init__(self, private_key: str | SecretStr) -> None:
         secret = _secret_bytes(private_key)
         self.__sign, public_key = _fast_key(secret) or _pure_key(secret)
-        self.__address = checksum_address("0x" + keccak256(public_key)[-20:].hex())
+        self.__address = address_of(keccak256(public_key))
         self.__nonce = _nonce_function(secret)
 
     @property

@@ -9,8 +9,7 @@ from __future__ import annotations
 from functools import cache, lru_cache
 from typing import Final
 
-from opengradient_x402.addresses import address_word
-from opengradient_x402.keccak import keccak256
+from opengradient_x402.addresses import address_word, keccak256
 
 _PERMISSIONS: Final = "TokenPermissions(address token,uint256 amount)"  # Permit2, PermitHash.sol
 _UPTO_WITNESS: Final = "Witness(address to,address facilitator,uint256 validAfter)"  # x402 upto proxy

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from opengradient_x402.addresses import address_word
+from opengradient_x402.addresses import address_word, checksum_address
 from opengradient_x402.chain.node import AsyncChainReader, ChainReader, Question, RpcRequest
 from opengradient_x402.errors import RpcError
 
@@ -59,7 +59,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Log:
-    """An event. Hex text is lower case."""
+    """An event. Its address is EIP-55, other hex text is lower case."""
 
     address: str
     topics: tuple[str, ...]
@@ -231,7 +231,7 @@ def _bytes(value: str) -> bytes:
 
 def _log(entry: dict[str, Any]) -> Log:
     return Log(
-        address=entry["address"].lower(),
+        address=checksum_address(entry["address"]),
         topics=tuple(topic.lower() for topic in entry["topics"]),
         data=_bytes(entry["data"]),
         block_number=int(entry["blockNumber"], 16),

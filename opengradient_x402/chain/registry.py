@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final
 
-from opengradient_x402.addresses import checksum_address
+from opengradient_x402.addresses import checksum_address, keccak256
 from opengradient_x402.chain.node import Question, RpcRequest
 from opengradient_x402.chain.tee_abi import (
     GET_ACTIVE_TEES,
@@ -20,7 +20,6 @@ from opengradient_x402.chain.tee_abi import (
     hex_bytes,
 )
 from opengradient_x402.errors import RpcError
-from opengradient_x402.keccak import keccak256
 
 LLM_PROXY: Final = 0
 """The type of enclaves that serve language models (design/wire.md, "Registry")."""

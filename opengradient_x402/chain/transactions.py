@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from opengradient_x402.addresses import keccak256
 from opengradient_x402.chain.questions import Question, RpcRequest, native_balance, receipt
 from opengradient_x402.effects import Sleep
 from opengradient_x402.errors import ChainUnavailable, InsufficientFunds, NotPaid, RpcError
-from opengradient_x402.keccak import keccak256
 from opengradient_x402.money import format_amount
 from opengradient_x402.networks import Network
 from opengradient_x402.signer import Signer

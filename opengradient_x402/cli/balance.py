@@ -6,11 +6,13 @@ from typing import Annotated
 
 import typer
 
-from opengradient_x402.cli.options import JsonOption, LedgerOption, NetworkOption, network_of, opened_ledger
+from opengradient_x402.cli.options import JsonOption, LedgerOption, NetworkOption, address_of, network_of, opened_ledger
 
 
 def balance(
-    address: Annotated[str | None, typer.Argument(help="Another wallet than that of OG_PRIVATE_KEY.")] = None,
+    address: Annotated[
+        str | None, typer.Argument(callback=address_of, help="Another wallet than that of OG_PRIVATE_KEY.")
+    ] = None,
     network: NetworkOption = None,
     ledger: LedgerOption = None,
     as_json: JsonOption = False,
@@ -22,7 +24,7 @@ def balance(
     from opengradient_x402.money import format_amount
 
     chosen = network_of(network)
-    owner = _checked(address) if address is not None else signer_of_environment().address
+    owner = address or signer_of_environment().address
     asset = chosen.asset
     with ChainReader(chosen.rpc_url, chosen.chain_id) as chain:
         held = chain.ask(balance_of(asset.address, owner))
@@ -51,12 +53,3 @@ def balance(
             ("today", f"{asset.format(spent)} spent or reserved"),
         ]
     )
-
-
-def _checked(address: str) -> str:
-    from opengradient_x402.addresses import checksum_address
-
-    try:
-        return checksum_address(address)
-    except ValueError as exc:
-        raise typer.BadParameter(str(exc), param_hint="address") from exc

@@ -27,6 +27,16 @@ LedgerOption = Annotated[str | None, typer.Option("--ledger", help="SQLite file 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
+def address_of(text: str | None) -> str | None:
+    """An address in its EIP-55 spelling. Raises BadParameter for a text that is none."""
+    from opengradient_x402.addresses import checksum_address
+
+    try:
+        return None if text is None else checksum_address(text)
+    except ValueError as exc:
+        raise typer.BadParameter(str(exc)) from exc
+
+
 def network_of(choice: str | None) -> Network:
     """The network that was named, or the environment's."""
     from opengradient_x402.networks import load_network

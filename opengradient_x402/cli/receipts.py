@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from opengradient_x402.cli.options import JsonOption, LedgerOption, NetworkOption, network_of, opened_ledger
+from opengradient_x402.cli.options import (
+    JsonOption,
+    LedgerOption,
+    NetworkOption,
+    address_of,
+    network_of,
+    opened_ledger,
+)
 from opengradient_x402.cli.since import parse_since
 
 if TYPE_CHECKING:
@@ -18,7 +25,7 @@ if TYPE_CHECKING:
 SinceOption = Annotated[
     str | None, typer.Option("--since", help="24h, 7d, a date (2026-11-21), or Unix seconds; everything if not given.")
 ]
-PayerOption = Annotated[str | None, typer.Option("--payer", help="Only this wallet's.")]
+PayerOption = Annotated[str | None, typer.Option("--payer", callback=address_of, help="Only this wallet's.")]
 
 
 def list_receipts(

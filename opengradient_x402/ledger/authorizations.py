@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from opengradient_x402.addresses import checksum_address
 from opengradient_x402.errors import BudgetExceeded
 from opengradient_x402.money import format_amount
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuthorizationEntry:
-    """What the ledger keeps of one authorization. Amounts are atomic units, times Unix seconds."""
+    """What the ledger keeps of one authorization. Amounts are atomic units, times Unix seconds, addresses EIP-55."""
 
     id: str
     call_id: str
@@ -40,6 +41,12 @@ class AuthorizationEntry:
     confirmations_needed: int | None = None
     dispute: str | None = None
     """What the chain shows and the signed terms do not allow, in words with the numbers."""
+
+    def __post_init__(self) -> None:
+        # From the database, from a bundle or from a signer: equal text is equal address from here on.
+        for name in ("asset", "payer", "payee", "spender", "facilitator"):
+            if (address := getattr(self, name)) is not None:
+                object.__setattr__(self, name, checksum_address(address))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

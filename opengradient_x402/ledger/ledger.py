@@ -22,7 +22,8 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from opengradient_x402.errors import LedgerUnavailable
+from opengradient_x402.addresses import checksum_address
+from opengradient_x402.errors import ConfigurationError, LedgerUnavailable
 from opengradient_x402.ledger.authorizations import AuthorizationEntry, Budget
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.ledger.writer import CLOSED, Job, Writer, without_password
@@ -124,6 +125,7 @@ class Ledger:
         payer: str | None = None,
     ) -> Future[list[SettlementReceipt]]:
         """Receipts, oldest first; calls that were authorized and never came back included."""
+        payer = _wallet(payer)
         return self._submit(
             lambda book, conn: book.receipts(
                 conn, since=since, call_ids=call_ids, authorization_ids=authorization_ids, payer=payer
@@ -132,12 +134,14 @@ class Ledger:
 
     def unfinished(self, *, network: str, payer: str | None = None) -> Future[list[AuthorizationEntry]]:
         """Authorizations about which the chain may still say something new: open ones, and unconfirmed ones."""
+        payer = _wallet(payer)
         return self._submit(lambda book, conn: book.unfinished(conn, network=network, payer=payer))
 
     def authorizations(
         self, *, status: str | None = None, payer: str | None = None, network: str | None = None
     ) -> Future[list[AuthorizationEntry]]:
         """Authorizations, oldest first."""
+        payer = _wallet(payer)
         return self._submit(lambda book, conn: book.authorizations(conn, status=status, payer=payer, network=network))
 
     def note(self, key: str, value: str) -> Future[None]:
@@ -151,7 +155,8 @@ class Ledger:
     def spent(self, *, payer: str, asset: str, network: str, window_s: int = 86_400) -> Future[int]:
         """Reserved plus settled in the window, in atomic units: what a budget counts."""
         since = int(time.time()) - window_s
-        return self._submit(lambda book, conn: book.spent(conn, payer, asset, network, since))
+        owner, token = _spelled(payer), _spelled(asset)
+        return self._submit(lambda book, conn: book.spent(conn, owner, token, network, since))
 
     def flush(self) -> None:
         """Returns when everything submitted so far is in the database."""
@@ -211,6 +216,17 @@ def _close_open_ledgers() -> None:
     # The writer is a daemon thread, so that a forgotten close() cannot hang the interpreter's exit.
     for ledger in list(_open_ledgers):
         ledger.close()
+
+
+def _wallet(payer: str | None) -> str | None:
+    return None if payer is None else _spelled(payer)
+
+
+def _spelled(address: str) -> str:
+    try:
+        return checksum_address(address)
+    except ValueError as exc:
+        raise ConfigurationError(f"{exc} Nothing was read. Give the whole address.") from exc
 
 
 def _as_url(url: str | Path) -> str:

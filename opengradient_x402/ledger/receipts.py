@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Any, Protocol
 
+from opengradient_x402.addresses import checksum_address
 from opengradient_x402.errors import ConfigurationError
 
 
@@ -170,16 +171,22 @@ class SettlementReceipt(_Followed):
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> SettlementReceipt:
-        """The receipt that `to_json` wrote; keys that this version does not know are ignored."""
+        """The receipt that `to_json` wrote; keys that this version does not know are ignored.
+
+        Raises ValueError for an address that is none.
+        """
         known: dict[str, Any] = {name: data[name] for name in _FIELD_NAMES if name in data}
         for name, value in known.items():
             if name.endswith("_atomic"):
                 known[name] = int(value)
+        for name in _ADDRESSES & known.keys():
+            known[name] = None if known[name] is None else checksum_address(known[name])
         known["status"] = ReceiptStatus(known["status"])
         return cls(**known)
 
 
 _FIELD_NAMES = tuple(field.name for field in fields(SettlementReceipt))
+_ADDRESSES = {"asset", "payer", "payee", "facilitator"}
 
 
 def total_settled(receipts: list[SettlementReceipt] | tuple[SettlementReceipt, ...]) -> int:

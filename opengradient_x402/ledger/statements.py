@@ -194,7 +194,7 @@ class Book:
             query = query.where(calls.c.authorization_id.in_(authorization_ids))
         rows = conn.execute(query.order_by(calls.c.sequence)).all()
         found = (SettlementReceipt.from_json(json.loads(row.receipt)) for row in rows)
-        return [receipt for receipt in found if payer is None or receipt.payer.lower() == payer.lower()]
+        return [receipt for receipt in found if payer in (None, receipt.payer)]
 
     def authorizations(
         self, conn: Connection, *, status: str | None, payer: str | None, network: str | None

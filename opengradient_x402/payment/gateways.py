@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import httpx
 
+from opengradient_x402.addresses import checksum_address
 from opengradient_x402.errors import NotPaid, PolicyRefused
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.models import quoted_price
@@ -114,8 +115,8 @@ class KnownGateways:
 
     def confirm_facilitator(self, terms: PaymentTerms, origin: str, pinned: str) -> None:
         """Refuses terms whose facilitator is not the one that was pinned before."""
-        self._facilitators[origin] = pinned
-        if terms.facilitator is not None and pinned.lower() != terms.facilitator.lower():
+        pinned = self._facilitators[origin] = checksum_address(pinned)
+        if terms.facilitator is not None and pinned != terms.facilitator:
             raise PolicyRefused(
                 f"{origin} names the facilitator {terms.facilitator}, but {pinned} was pinned at first use. "
                 "Nothing was signed. If the change is legitimate, allow it in the policy's `facilitators`."

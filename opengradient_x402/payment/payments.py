@@ -310,7 +310,7 @@ class Payments:
 
 def _authorization_id(network: Network, payer: str, nonce: int) -> str:
     """One id for one nonce: whatever is signed under it, the chain settles it at most once."""
-    content = f"{network.caip2} {payer.lower()} {nonce}"
+    content = f"{network.caip2} {payer} {nonce}"
     return "auth_" + hashlib.sha256(content.encode()).hexdigest()[:32]
 
 

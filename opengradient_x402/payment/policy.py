@@ -171,7 +171,7 @@ class SpendPolicy:
                     f"its facilitator {terms.facilitator} is not allowed on {network.name}. "
                     "If you trust it, add it to the policy's `facilitators`"
                 )
-        elif pinned_facilitator is not None and terms.facilitator.lower() != pinned_facilitator.lower():
+        elif pinned_facilitator is not None and terms.facilitator != checksum_address(pinned_facilitator):
             return (
                 f"its facilitator changed from {pinned_facilitator} (pinned at first use) to "
                 f"{terms.facilitator}. If that is intended, add the new one to the policy's `facilitators`"
@@ -219,7 +219,7 @@ class SpendPolicy:
 def _wrong_place(terms: PaymentTerms, network: Network) -> str | None:
     if terms.chain_id != network.chain_id:
         return f"the client pays on {network.caip2} ({network.name}) only"
-    if terms.asset.lower() != network.asset.address.lower():
+    if terms.asset != network.asset.address:
         paid_in = f"{network.asset.symbol} {network.asset.address}"
         return f"it wants token {terms.asset}, the client pays in {paid_in}"
     if terms.transfer_method == "eip3009" and (terms.asset_name, terms.asset_version) != (
@@ -238,8 +238,7 @@ def _preference(terms: PaymentTerms) -> tuple[bool, int]:
 
 
 def _listed(address: str, *allow_lists: Collection[str]) -> bool:
-    wanted = address.lower()
-    return any(wanted == allowed.lower() for allow_list in allow_lists for allowed in allow_list)
+    return any(address in allow_list for allow_list in allow_lists)
 
 
 def _note_foreign_resource(challenge: Challenge, origin: str) -> None:

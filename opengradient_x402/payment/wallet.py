@@ -246,7 +246,7 @@ def _ensure_approval(network: Network, signer: Signer, wanted: _Wanted) -> Quest
 
 
 def _cancel(network: Network, signer: Signer, terms: SignedTerms) -> Question[Cancellation]:
-    if terms.payer.lower() != signer.address.lower():
+    if terms.payer != signer.address:
         raise ConfigurationError(
             f"The authorization is {terms.payer}'s, and this wallet is {signer.address}: only the payer can "
             "cancel. Nothing was sent."

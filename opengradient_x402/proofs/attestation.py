@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
+from opengradient_x402.addresses import keccak256
 from opengradient_x402.completions import Completion
-from opengradient_x402.keccak import keccak256
 from opengradient_x402.tool_calls import ToolCall
 
 SALT_BYTES: Final = 32

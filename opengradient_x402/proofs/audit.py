@@ -192,7 +192,7 @@ class _Auditor:
         done = yield from self._sources.ask(self._network, receipt(entry.tx_hash or ""))
         terms = SignedTerms.of_entry(entry)
         source = terms.asset if terms.transfer_method == "eip3009" else self._network.permit2
-        if done is None or not any(log.address == source.lower() and invalidates(log, terms) for log in done.logs):
+        if done is None or not any(log.address == source and invalidates(log, terms) for log in done.logs):
             why = f"transaction {entry.tx_hash} does not invalidate its nonce"
             return refuted(_NOTHING_TAKEN, about=entry.id, why=why)
         why = f"the payer invalidated its nonce in transaction {entry.tx_hash}"
@@ -251,9 +251,7 @@ class _Auditor:
     ) -> Steps[list[Finding]]:
         done = yield from self._receipt(place.tx_hash, relay)
         logs = () if done is None else done.logs
-        log = next(
-            (log for log in logs if log.log_index == place.log_index and log.address == relay.address.lower()), None
-        )
+        log = next((log for log in logs if log.log_index == place.log_index and log.address == relay.address), None)
         if log is None:
             why = f"transaction {place.tx_hash} holds no event of the relay at that place"
             return [refuted(_DATA, about=call.call_id, why=why)]

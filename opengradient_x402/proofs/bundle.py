@@ -14,9 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from opengradient_x402.addresses import checksum_address
+from opengradient_x402.addresses import checksum_address, keccak256
 from opengradient_x402.errors import BundleUnreadable
-from opengradient_x402.keccak import keccak256
 from opengradient_x402.proofs.findings import Finding, not_proven, proven, refuted
 from opengradient_x402.signatures import recover_address, text_digest
 from opengradient_x402.signer import Signer

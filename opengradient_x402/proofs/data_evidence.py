@@ -142,7 +142,7 @@ def _compared(
 ) -> list[tuple[str, object, object]]:
     return [
         ("enclave", event.tee_id.lower(), proof.tee_id.lower()),
-        ("payer", event.payer.lower(), receipt.payer.lower()),
+        ("payer", event.payer, receipt.payer),
         ("request hash", event.input_hash, proof.request_hash),
         ("output hash", event.output_hash, proof.output_hash),
         ("time", event.timestamp_s, proof.timestamp_s),

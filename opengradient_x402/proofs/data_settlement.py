@@ -209,7 +209,7 @@ def _logs_of(tx_hash: str, relay: ChainContract) -> Question[list[Log] | None]:
         return None
     if done is None:
         return None
-    return [log for log in done.logs if log.address == relay.address.lower()]
+    return [log for log in done.logs if log.address == relay.address]
 
 
 def read_blob(blob_id: str, network: Network, sources: Sources) -> Steps[Document]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from opengradient_x402.keccak import keccak256
+from opengradient_x402.addresses import keccak256
 from opengradient_x402.proofs.attestation import TeeProof
 
 FORMAT: Final = "standard-v1"  # @openzeppelin/merkle-tree, StandardMerkleTree.dump()

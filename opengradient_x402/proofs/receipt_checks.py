@@ -69,7 +69,7 @@ def once_finding(cases: Sequence[Case]) -> Finding:
     twice: list[str] = []
     for case in cases:
         entry = case.entry
-        claims = [(("nonce", entry.payer.lower(), entry.asset.lower(), entry.transfer_method, entry.nonce), entry.id)]
+        claims = [(("nonce", entry.payer, entry.asset, entry.transfer_method, entry.nonce), entry.id)]
         claims += [(("proof", call.tee_signature), call.call_id) for call in case.receipts if call.tee_signature]
         for claim, name in claims:
             if claimed.setdefault(claim, name) != name:
@@ -82,14 +82,14 @@ def once_finding(cases: Sequence[Case]) -> Finding:
 def foreign(entry: AuthorizationEntry, network: Network) -> str | None:
     """What about an authorization is not of this network: another token could be worth nothing."""
     spenders = {
-        "permit2": (network.upto_proxy if entry.scheme == "upto" else network.exact_proxy).lower(),
-        "eip3009": network.asset.address.lower(),
+        "permit2": network.upto_proxy if entry.scheme == "upto" else network.exact_proxy,
+        "eip3009": network.asset.address,
     }
     if entry.network != network.caip2:
         return f"it is on {entry.network}, and the bundle is about {network.caip2}"
-    if entry.asset.lower() != network.asset.address.lower():
+    if entry.asset != network.asset.address:
         return f"it pays in the token {entry.asset}, and the network's is {network.asset.address}"
-    if entry.spender.lower() != spenders[entry.transfer_method]:
+    if entry.spender != spenders[entry.transfer_method]:
         return f"it allows {entry.spender} to take the payment, and no contract of the network"
     return None
 
@@ -127,7 +127,7 @@ def differences(entry: AuthorizationEntry, found: SettlementFound) -> Iterator[s
     """Where the chain tells another story than the authorization's entry."""
     if found.amount_atomic != entry.settled_atomic:
         yield f"{opg(found.amount_atomic)} and not {opg(entry.settled_atomic)}"
-    if found.payee.lower() != entry.payee.lower() and entry.dispute is None:
+    if found.payee != entry.payee and entry.dispute is None:
         yield f"a payment to {found.payee} and not to {entry.payee}"
     if (found.block_number, found.block_hash) != (entry.block_number, entry.block_hash):
         yield f"block {found.block_number} ({found.block_hash}) and not {entry.block_number} ({entry.block_hash})"

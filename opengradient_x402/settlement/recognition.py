@@ -167,7 +167,7 @@ def permit_settlements(
     """
     if not done.is_success:
         return {}
-    transfers = list(_settled_transfers(done, {terms.spender.lower() for terms in authorizations}))
+    transfers = list(_settled_transfers(done, {terms.spender for terms in authorizations}))
     found: dict[SignedTerms, SettlementFound] = {}
     for position, terms in sorted(_positions(mined.input, authorizations), key=lambda pair: pair[0]):
         stated = _stated_amounts(mined.input, position)
@@ -204,8 +204,8 @@ def diverted_settlement(mined: Transaction, done: TransactionReceipt, terms: Sig
         return None
     outgoing = [
         log
-        for log in _settled_transfers(done, {terms.spender.lower()})
-        if log.address == terms.asset.lower() and log.topics[1:2] == (address_topic(terms.payer),)
+        for log in _settled_transfers(done, {terms.spender})
+        if log.address == terms.asset and log.topics[1:2] == (address_topic(terms.payer),)
     ]
     stated = _stated_amounts(mined.input, position)
     transfer = next((log for log in outgoing if _amount(log) in stated), None)
@@ -217,13 +217,13 @@ def diverted_settlement(mined: Transaction, done: TransactionReceipt, terms: Sig
 def uses(log: Log, terms: SignedTerms) -> bool:
     """Whether a token's event says that the EIP-3009 authorization was used."""
     topics = (AUTHORIZATION_USED, address_topic(terms.payer), nonce_topic(terms.nonce))
-    return log.address == terms.asset.lower() and log.topics == topics
+    return log.address == terms.asset and log.topics == topics
 
 
 def is_transfer_of(log: Log, terms: SignedTerms) -> bool:
     """Whether an event moves the token from the payer to the payee."""
     return (
-        log.address == terms.asset.lower()
+        log.address == terms.asset
         and log.topics == (TRANSFER, address_topic(terms.payer), address_topic(terms.payee))
         and len(log.data) == _WORD
     )
@@ -233,7 +233,7 @@ def invalidates(log: Log, terms: SignedTerms) -> bool:
     """Whether an event says that the payer burned the nonce: Permit2's or, for EIP-3009, the token's."""
     if terms.transfer_method == "eip3009":
         topics = (AUTHORIZATION_CANCELED, address_topic(terms.payer), nonce_topic(terms.nonce))
-        return log.address == terms.asset.lower() and log.topics == topics
+        return log.address == terms.asset and log.topics == topics
     if len(log.data) != 2 * _WORD or log.topics != (NONCE_INVALIDATION, address_topic(terms.payer)):
         return False
     word, mask = int.from_bytes(log.data[:_WORD], "big"), int.from_bytes(log.data[_WORD:], "big")

@@ -87,7 +87,7 @@ def find_settlements(
     used: defaultdict[tuple[str, str, str], list[SignedTerms]] = defaultdict(list)
     for terms in authorizations:
         if (yield from _is_used(terms, network)):
-            used[terms.payer.lower(), terms.asset.lower(), terms.transfer_method].append(terms)
+            used[terms.payer, terms.asset, terms.transfer_method].append(terms)
         else:
             outcomes[terms] = NotSettled(is_expired=now_s > terms.deadline_s + EXPIRY_MARGIN_S)
     if used:

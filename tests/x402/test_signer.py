@@ -16,8 +16,8 @@ import pytest
 from pydantic import SecretStr
 
 from opengradient_x402 import signer as signer_module
+from opengradient_x402.addresses import keccak256
 from opengradient_x402.errors import InvalidPrivateKey, PolicyRefused
-from opengradient_x402.keccak import keccak256
 from opengradient_x402.networks import PRESETS
 from opengradient_x402.payment.challenge import PaymentTerms, parse_challenge
 from opengradient_x402.signer import Authorization, LocalSigner, authorize, payment_header

@@ -208,7 +208,7 @@ def test_an_answer_that_is_no_text_is_written_all_the_same(capsys):
 
 
 def test_a_chat_that_is_interrupted_says_where_its_receipt_is(net, run):
-    from opengradient_x402.commands import output
+    from opengradient_x402.cli import output
 
     def interrupt(text):
         raise KeyboardInterrupt

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from opengradient_x402.errors import BudgetExceeded, LedgerUnavailable
+from opengradient_x402.errors import BudgetExceeded, ConfigurationError, LedgerUnavailable
 from opengradient_x402.ledger.authorizations import AuthorizationEntry, Budget
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.ledger.receipts import ReceiptStatus
@@ -191,3 +191,26 @@ def test_many_ledgers_can_open_the_same_new_file_at_once(tmp_path):
         assert len(books[0].authorizations().result()) == 8
         for book in books:
             book.close()
+
+
+def test_a_wallet_is_found_under_every_spelling_of_its_address(ledger):
+    ledger.authorize(entry()).result()
+    for spelling in (entry().payer, entry().payer.lower(), "0x" + entry().payer[2:].upper()):
+        assert ledger.authorizations(payer=spelling).result() == [entry()]
+        assert ledger.unfinished(payer=spelling, network=entry().network).result() == [entry()]
+        assert len(ledger.receipts(payer=spelling).result()) == 1
+        spent = ledger.spent(
+            payer=spelling, asset=entry().asset.lower(), network=entry().network, window_s=2 * entry().signed_at
+        )
+        assert spent.result() == entry().amount_atomic
+
+
+def test_an_authorization_is_written_in_one_spelling_however_its_addresses_came(ledger):
+    ledger.authorize(entry(payer=entry().payer.lower(), asset=entry().asset.lower())).result()
+    assert ledger.authorizations().result() == [entry()]
+    assert [receipt.payer for receipt in ledger.receipts().result()] == [entry().payer]
+
+
+def test_a_payer_that_is_no_address_is_an_error_and_not_an_empty_list(ledger):
+    with pytest.raises(ConfigurationError, match=r"is not an address .*Nothing was read"):
+        ledger.receipts(payer="0x1234")
