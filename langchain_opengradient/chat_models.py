@@ -27,7 +27,7 @@ from langchain_opengradient.conversions import to_chunk, to_result, to_terminal_
 from langchain_opengradient.errors import raised_as_model_errors
 from langchain_opengradient.tokens import count_messages, count_text
 from langchain_opengradient.tools import ToolLike, is_web_search, to_wire_choice, to_wire_tool
-from opengradient_x402.gateway.clients import Route, Spender
+from opengradient_x402.gateway.clients import Route
 
 
 class ChatOpenGradient(ConfiguredChatModel):
@@ -43,8 +43,9 @@ class ChatOpenGradient(ConfiguredChatModel):
     ```
 
     What is not given comes from the environment or a `.env` file (`OG_PRIVATE_KEY`, `OG_NETWORK`,
-    `OG_GATEWAY_URL`, `OG_LEDGER_URL`, `OG_SETTLEMENT_MODE`). Key, wallet and network are looked at on first
-    use. Every field can be overridden per call: `model.invoke(…, temperature=0, settlement_mode="private")`.
+    `OG_GATEWAY_URL`, `OG_LEDGER_URL`, `OG_SETTLEMENT_MODE`), read once, when the model is made. Key, wallet and
+    network are checked on first use. Every field can be overridden per call:
+    `model.invoke(…, temperature=0, settlement_mode="private")`.
 
     Each answer carries its receipt in `response_metadata["opengradient"]`. Errors subclass LangChain's typed
     model errors and say what happened to the money; see `langchain_opengradient.errors`.
@@ -270,14 +271,16 @@ class ChatOpenGradient(ConfiguredChatModel):
         return await self.connections.async_client(self._route())
 
     def _route(self) -> Route:
-        spender = Spender(
+        return Route(
             private_key=self.private_key,
             network=self.network,
             policy=self.spend_policy,
             ledger=self.ledger,
             payments=self.payments,
+            base_url=self.base_url,
+            max_retries=self.max_retries,
+            verify_tee=self.verify_tee,
         )
-        return Route(spender=spender, base_url=self.base_url, max_retries=self.max_retries, verify_tee=self.verify_tee)
 
     def close(self) -> None:
         """Close what this model and its copies opened; the next call opens it again."""

@@ -118,6 +118,7 @@ class ConfiguredChatModel(BaseChatModel):
             ("private_key", settings.private_key),
             ("network", settings.network),
             ("base_url", settings.gateway_url),
+            ("ledger", settings.ledger_url),
             ("settlement_mode", mode if mode is not None else settings.settlement_mode),
         ):
             if fields.get(name) is None:
@@ -198,11 +199,16 @@ class ConfiguredChatModel(BaseChatModel):
 
     def __getstate__(self) -> dict[Any, Any]:
         state = super().__getstate__()
-        # The key stays in this process; where the model is unpickled, OG_PRIVATE_KEY is read on first use.
+        # The key stays in this process; where the model is unpickled, `__setstate__` reads the environment again.
         own = {**state["__dict__"], "private_key": None, "connections": Connections()}
         for name in ("payments", "ledger", "client", "async_client"):
             own[name] = None
         return {**state, "__dict__": own}
+
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        settings = Settings.load()
+        own = {**state["__dict__"], "private_key": settings.private_key, "ledger": settings.ledger_url}
+        super().__setstate__({**state, "__dict__": own})
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         memo = {} if memo is None else memo

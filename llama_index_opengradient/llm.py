@@ -89,9 +89,10 @@ class OpenGradient(PaidModel):
     print(llm.complete("What is a TEE?"))
     ```
 
-    Nothing is opened, read or checked before the first call. One instance serves any number of threads, tasks
-    and event loops. Errors are those of `opengradient_x402.errors`: each says what happened to the money and
-    carries the receipt if there is one. No layer of the framework repeats a call after a signature has left.
+    The environment is read once, when the model is made; nothing is opened or checked before the first call. One
+    instance serves any number of threads, tasks and event loops. Errors are those of `opengradient_x402.errors`:
+    each says what happened to the money and carries the receipt if there is one. No layer of the framework repeats
+    a call after a signature has left.
     """
 
     # -- calls
@@ -104,7 +105,7 @@ class OpenGradient(PaidModel):
             kwargs["settlement_mode"] = mode
         options = {name: kwargs.pop(name) for name in _CALL_OPTIONS if kwargs.get(name) is not None}
         options["timeout_s"] = options.pop("timeout", self.timeout)
-        options.setdefault("settlement_mode", self.settlement_mode)
+        options.setdefault("settlement_mode", self.settlement_mode or self._environment.settlement_mode)
         body = {
             "model": self.model,
             "messages": wire_messages(messages),

@@ -23,12 +23,13 @@ from llama_index.core.bridge.pydantic import (
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from pydantic import BaseModel, SecretStr
 
-from opengradient_x402.gateway.clients import Connections, Route, Spender
+from opengradient_x402.gateway.clients import Connections, Route
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.models import find_model
 from opengradient_x402.networks import Network
 from opengradient_x402.payment.policy import SpendPolicy
 from opengradient_x402.proofs.attestation import VerifyTee
+from opengradient_x402.settings import Settings
 from opengradient_x402.settlement_mode import SettlementMode
 
 if TYPE_CHECKING:
@@ -39,8 +40,8 @@ if TYPE_CHECKING:
 class PaidModel(FunctionCallingLLM):
     """Fields and identity of an `OpenGradient` model; abstract, since it cannot be called.
 
-    Nothing is opened, read or checked before the first call. Keys never leave through a dump, a pickle, a repr
-    or a trace.
+    The environment is read once, when the model is made; nothing is opened or checked before the first call. Keys
+    never leave through a dump, a pickle, a repr or a trace.
     """
 
     model: str = Field(description="The model's name, as in `openai/gpt-5`.")
@@ -79,6 +80,7 @@ class PaidModel(FunctionCallingLLM):
     is_function_calling_model: bool | None = Field(default=None, description="Overrides the catalog.")
 
     _connections: Connections = PrivateAttr(default_factory=Connections)
+    _environment: Settings = PrivateAttr(default_factory=Settings.load)
 
     # A misspelt limit must not pass for none at all, and a wrong field must not print the key beside it.
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
@@ -166,14 +168,17 @@ class PaidModel(FunctionCallingLLM):
         return await self._connections.async_client(self._route())
 
     def _route(self) -> Route:
-        spender = Spender(
-            private_key=self.private_key,
-            network=self.network,
+        found = self._environment
+        return Route(
+            private_key=self.private_key or found.private_key,
+            network=self.network or found.network,
             policy=self.spend_policy,
-            ledger=self.ledger,
+            ledger=self.ledger or found.ledger_url,
             payments=self.payments,
+            base_url=self.base_url or found.gateway_url,
+            max_retries=self.max_retries,
+            verify_tee=self.verify_tee,
         )
-        return Route(spender=spender, base_url=self.base_url, max_retries=self.max_retries, verify_tee=self.verify_tee)
 
     def close(self) -> None:
         """Close what sync calls of this model and its copies opened; the next call opens it again."""

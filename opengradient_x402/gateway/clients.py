@@ -1,11 +1,11 @@
-"""The gateway clients of one model: made on first use, shared by its copies, one set per spender and route.
+"""The gateway clients of one model: made on first use, shared by its copies, one set per route.
 
 Frameworks copy models freely, some once per call, and change their fields; a `Connections` is what all copies
 share, and with it the paid sessions and the budget. What a call needs is looked up by value, so that a copy with
 another key or gateway never pays with the first one's.
 
-Making a client reads the environment for what was left open, opens the ledger and may load certificates: async
-callers have it done in a thread. Does not know models or messages, and never closes what was passed in.
+Making a client opens the ledger and may load certificates: async callers have it done in a thread. Does not read
+the environment (a route is complete), does not know models or messages, and never closes what was passed in.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ from __future__ import annotations
 import asyncio
 import threading
 import weakref
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import SecretStr
 
+from opengradient_x402.errors import InvalidPrivateKey
 from opengradient_x402.settings import Settings
 
 if TYPE_CHECKING:
@@ -30,8 +32,12 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Spender:
-    """Whose money is spent, on which network and under which rules, in the forms that `Payments.open` takes."""
+class Route:
+    """Whose money is spent, on which network, under which rules, and which gateway serves the calls.
+
+    The first four are what `Payments.open` takes. Nothing is left to the environment: whoever makes a route has
+    read it. `base_url` None takes the network's own gateway.
+    """
 
     private_key: SecretStr | None = None
     network: str | Path | Network | None = None
@@ -39,27 +45,20 @@ class Spender:
     ledger: Ledger | str | Path | None = field(default=None, repr=False)  # a URL may hold a password
     payments: Payments | None = None
     """Payments that are open already; they replace the four above and are never closed here."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Route:
-    """Which gateway serves a spender's calls, and what holds for all of them.
-
-    `base_url` None takes OG_GATEWAY_URL, or else the network's own. Calls that choose no settlement mode take
-    OG_SETTLEMENT_MODE.
-    """
-
-    spender: Spender
     base_url: str | None = None
     max_retries: int = 2
     verify_tee: str = "off"
+
+    def __post_init__(self) -> None:
+        if self.payments is None and (self.network is None or self.ledger is None):
+            raise TypeError("A route needs `payments`, or else a network and a ledger.")
 
 
 @dataclass(slots=True)
 class _Opened:
     """What there is to close; apart from `Connections`, whose finalizer must not keep it alive."""
 
-    payments: dict[Spender, Payments] = field(default_factory=dict)
+    payments: dict[Hashable, Payments] = field(default_factory=dict)
     clients: dict[Route, GatewayClient] = field(default_factory=dict)
     async_clients: dict[Route, AsyncGatewayClient] = field(default_factory=dict)
 
@@ -142,22 +141,31 @@ class Connections:
 
     def _prepare(self, route: Route) -> tuple[Payments, dict[str, Any]]:
         """The payments and the options of a client. Holds the lock: two threads must not open two ledgers."""
-        from opengradient_x402.payment.payments import Payments
-
-        settings = Settings.load()
-        spender = route.spender
-        payments = spender.payments or self._opened.payments.get(spender)
-        if payments is None:
-            payments = self._opened.payments[spender] = Payments.open(
-                network=spender.network,
-                private_key=spender.private_key,
-                policy=spender.policy,
-                ledger=spender.ledger,
-                settings=settings,
-            )
+        if (payments := route.payments) is None:
+            wallet = (route.private_key, route.network, route.policy, route.ledger)
+            payments = self._opened.payments.get(wallet)
+            if payments is None:
+                payments = self._opened.payments[wallet] = _open_payments(route)
         return payments, {
-            "base_url": route.base_url or settings.gateway_url,
+            "base_url": route.base_url,
             "max_retries": route.max_retries,
-            "settlement_mode": settings.settlement_mode,
             "verify_tee": route.verify_tee,
         }
+
+
+def _open_payments(route: Route) -> Payments:
+    from opengradient_x402.payment.payments import Payments
+
+    if route.private_key is None:
+        raise InvalidPrivateKey(
+            "This model has no private key to pay with. Nothing was paid. Pass `private_key`, or set OG_PRIVATE_KEY "
+            "(in the environment or in .env) before the model is made. A devnet hands out funded keys: "
+            "`opengradient-devnet`."
+        )
+    return Payments.open(
+        network=route.network,
+        private_key=route.private_key,
+        policy=route.policy,
+        ledger=route.ledger,
+        settings=Settings(),  # complete as it is: the environment was read when the model was made
+    )

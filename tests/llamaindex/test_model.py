@@ -133,6 +133,7 @@ def test_a_pickle_keeps_limits_and_ledger_but_not_the_key(wallet: Account, devne
     with pytest.raises(InvalidPrivateKey):
         again.complete("Who pays?")
     monkeypatch.setenv("OG_PRIVATE_KEY", wallet.private_key)
+    again = pickle.loads(pickled)
     assert again.complete("I do.").raw["x402"]["payer"] == wallet.address
     again.close()
 
@@ -141,11 +142,11 @@ def test_a_model_that_was_given_payments_travels_without_them(payments_on_devnet
     payments, account = payments_on_devnet
     llm = OpenGradient(model="openai/gpt-5", payments=payments)
     llm.complete("Shared.")
+    monkeypatch.setenv("OG_PRIVATE_KEY", account.private_key)
     again = pickle.loads(pickle.dumps(llm))
     assert again.payments is None
     assert again.network == payments.network
     assert again.ledger == payments.ledger.url
-    monkeypatch.setenv("OG_PRIVATE_KEY", account.private_key)
     assert again.complete("Alone.").raw["x402"]["payer"] == account.address
     again.close()
     llm.close()

@@ -15,18 +15,17 @@ from pydantic import SecretStr
 
 from opengradient_devnet import Account, Devnet
 from opengradient_x402.errors import InsecureEndpoint, InvalidPrivateKey
-from opengradient_x402.gateway.clients import Connections, Route, Spender
+from opengradient_x402.gateway.clients import Connections, Route
 from support.payers import PROMPT, payments_for
 
 
 @pytest.fixture
 def route(devnet: Devnet, wallet: Account, tmp_path) -> Route:
-    spender = Spender(
+    return Route(
         private_key=SecretStr(wallet.private_key),
         network=f"{devnet.gateway_url}/network",
         ledger=tmp_path / "ledger.sqlite",
     )
-    return Route(spender=spender)
 
 
 @pytest.fixture
@@ -47,7 +46,7 @@ def test_one_client_per_route_however_many_threads_ask(connections: Connections,
     assert len(set(map(id, found))) == 1
 
 
-def test_routes_of_one_spender_share_its_payments(connections: Connections, route: Route):
+def test_routes_of_one_wallet_share_its_payments(connections: Connections, route: Route):
     proving = replace(route, verify_tee="require")
     assert connections.client(proving) is not connections.client(route)
     assert connections.client(proving).payments is connections.client(route).payments
@@ -56,7 +55,7 @@ def test_routes_of_one_spender_share_its_payments(connections: Connections, rout
 
 def test_another_key_never_spends_the_first_one_s_money(connections: Connections, route: Route, devnet: Devnet):
     other = devnet.account(opg="1", approved=True)
-    theirs = replace(route, spender=replace(route.spender, private_key=SecretStr(other.private_key)))
+    theirs = replace(route, private_key=SecretStr(other.private_key))
     connections.client(route).chat(PROMPT)
     assert connections.client(theirs).chat(PROMPT).receipt.payer == other.address
 
@@ -75,7 +74,7 @@ def test_what_is_closed_opens_again(connections: Connections, route: Route):
 
 def test_payments_that_were_given_stay_open(connections: Connections, devnet: Devnet, wallet: Account, tmp_path):
     with payments_for(devnet, wallet, tmp_path / "theirs.sqlite") as payments:
-        given = Route(spender=Spender(payments=payments))
+        given = Route(payments=payments)
         connections.client(given).chat(PROMPT)
         connections.close()
         assert len(payments.ledger.receipts().result()) == 1
@@ -106,33 +105,33 @@ def test_a_copy_is_the_same_one_and_a_pickle_is_an_empty_one(connections: Connec
     again.close()
 
 
-def test_the_environment_decides_what_was_left_open(
-    connections: Connections, route: Route, monkeypatch: pytest.MonkeyPatch
+def test_the_environment_changes_nothing_about_a_route(
+    connections: Connections, route: Route, devnet: Devnet, wallet: Account, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setenv("OG_PRIVATE_KEY", route.spender.private_key.get_secret_value())
-    monkeypatch.setenv("OG_NETWORK", str(route.spender.network))
+    monkeypatch.setenv("OG_PRIVATE_KEY", devnet.account(opg="1", approved=True).private_key)
+    monkeypatch.setenv("OG_NETWORK", "base-sepolia")
     monkeypatch.setenv("OG_SETTLEMENT_MODE", "private")
-    left_open = Route(spender=Spender(ledger=route.spender.ledger))
-    receipt = connections.client(left_open).chat(PROMPT).receipt
-    assert receipt.settlement_mode == "private"
-    connections.close()
     monkeypatch.setenv("OG_GATEWAY_URL", "http://gateway.example")
+    receipt = connections.client(route).chat(PROMPT).receipt
+    assert (receipt.payer, receipt.settlement_mode) == (wallet.address, "batch")
     with pytest.raises(InsecureEndpoint, match=r"gateway\.example"):
-        connections.client(left_open).chat(PROMPT)
+        connections.client(replace(route, base_url="http://gateway.example"))
 
 
-def test_a_missing_key_opens_nothing_and_can_be_supplied_later(
-    connections: Connections, route: Route, monkeypatch: pytest.MonkeyPatch
-):
-    keyless = replace(route, spender=replace(route.spender, private_key=None))
-    with pytest.raises(InvalidPrivateKey):
+def test_a_missing_key_opens_nothing_and_says_how_to_give_one(connections: Connections, route: Route):
+    keyless = replace(route, private_key=None)
+    with pytest.raises(InvalidPrivateKey, match="OG_PRIVATE_KEY"):
         connections.client(keyless)
-    monkeypatch.setenv("OG_PRIVATE_KEY", route.spender.private_key.get_secret_value())
-    assert connections.client(keyless).chat(PROMPT).content
+    assert connections.client(route).chat(PROMPT).content
+
+
+def test_a_route_without_network_or_ledger_is_refused(route: Route):
+    for missing in ("network", "ledger"):
+        with pytest.raises(TypeError, match="ledger"):
+            replace(route, **{missing: None})
 
 
 def test_neither_key_nor_ledger_password_is_shown(route: Route, wallet: Account):
-    spender = replace(route.spender, ledger="postgresql://user:hunter2@db/ledger")
-    shown = repr(replace(route, spender=spender))
+    shown = repr(replace(route, ledger="postgresql://user:hunter2@db/ledger"))
     assert "hunter2" not in shown
     assert wallet.private_key not in shown
