@@ -5,14 +5,13 @@ One writer thread owns the connection: it batches what waits into one transactio
 calls cost one flush), keeps event loops free of disk I/O, and flushes to disk only where money needs it.
 Everything is a `Future`: sync code takes `.result()`, async code awaits it.
 
-The thread is `ledger_writer`, the statements are `ledger_book`. This module does not know HTTP, chains, or who
+The thread is in `writer`, the statements are in `statements`. This module does not know HTTP, chains, or who
 decides what may be spent.
 """
 
 from __future__ import annotations
 
-import atexit
-import os
+import logging
 import queue
 import threading
 import time
@@ -26,30 +25,40 @@ from opengradient_x402.addresses import checksum_address
 from opengradient_x402.errors import ConfigurationError, LedgerUnavailable
 from opengradient_x402.ledger.authorizations import AuthorizationEntry, Budget
 from opengradient_x402.ledger.receipts import SettlementReceipt
-from opengradient_x402.ledger.writer import CLOSED, Job, Writer, without_password
+from opengradient_x402.ledger.writer import CLOSED, Job, Rest, Writer, is_in_memory, without_password
+from opengradient_x402.process import Ending, Resident, belongs
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from opengradient_x402.ledger.statements import Book
 
+_log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+CLOSING_WAIT_S = 60.0
+"""The longest that closing waits for the database: twice what SQLite waits for another process."""
 
-class Ledger:
+
+class Ledger(Resident):
     """Authorizations, calls and receipts of one database. Thread-safe; safe to share between processes.
 
-    `url` is a path to a SQLite file, or any SQLAlchemy URL. Nothing is opened before first use. Raises
-    LedgerUnavailable from its futures when the database cannot be read or written: nothing is signed then.
+    `url` is a path to a SQLite file, or any SQLAlchemy URL. Nothing is opened before first use; a forked child
+    opens anew. Raises LedgerUnavailable from its futures when the database cannot be read or written: nothing is
+    signed then.
     """
 
     def __init__(self, url: str | Path) -> None:
         self.url = _as_url(url)
+        self._location = location(url)
         self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._ending: threading.Thread | None = None
+        self._finalizer: weakref.finalize[..., Any] | None = None
+        self._resting: Rest | None = None
         self._lock = threading.RLock()  # reentrant: the garbage collector may end a dropped stream anywhere
-        self._pid = 0
         self._closed = False
+        belongs(self, Ending.LEDGERS)
 
     # -- writing
 
@@ -68,7 +77,10 @@ class Ledger:
 
     def record_call(self, receipt: SettlementReceipt) -> Future[None]:
         """Records how a call ended. Not flushed for every call: the authorization is what money needs."""
-        return self._submit(lambda book, conn: book.record_call(conn, receipt))
+        return self._submit(
+            lambda book, conn: book.record_call(conn, receipt),
+            otherwise="Only this receipt is missing: the call was made, and its authorization was recorded before.",
+        )
 
     def record_settlement(
         self,
@@ -160,39 +172,95 @@ class Ledger:
 
     def flush(self) -> None:
         """Returns when everything submitted so far is in the database."""
-        if self._thread is not None and self._pid == os.getpid():
+        if self._thread is not None:
             self._submit(lambda _book, _conn: None, durable=True).result()
+
+    def rest(self) -> None:
+        """Writes what waits, and ends thread and connection; the next use begins them again."""
+        if not is_in_memory(self.url):
+            self._stop(CLOSING_WAIT_S)
 
     def close(self) -> None:
         """Writes what waits and closes the database. Later use raises LedgerUnavailable."""
+        self._closed = True
+        self._stop(CLOSING_WAIT_S)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it was closed for good."""
+        return self._closed
+
+    def _stop(self, timeout_s: float) -> None:
         with self._lock:
-            self._closed = True
             thread, self._thread = self._thread, None
-            is_ours = thread is not None and self._pid == os.getpid()
-            if is_ours:
+            if thread is not None:
+                self._ending = thread
                 self._queue.put(CLOSED)  # under the lock: no job may come to stand behind it
-        if thread is not None and is_ours:
-            thread.join()
-        _open_ledgers.discard(self)
+                if self._finalizer is not None:
+                    self._finalizer.detach()
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(timeout_s)
+            if thread.is_alive():
+                _log.error(
+                    "%r did not finish writing within %.0f s: receipts of the last calls may be missing from it. "
+                    "Every authorization was recorded before its signature left.",
+                    self,
+                    timeout_s,
+                )
+
+    # -- the process: fork and exit
+
+    def come_to_rest(self) -> Callable[[float], object] | None:
+        """Has the writer close its connection before a fork, so that the child inherits none."""
+        if not self._lock.acquire(timeout=1.0):
+            return None
+        try:
+            if self._thread is None:
+                return None
+            self._resting = rest = Rest()
+            self._queue.put(rest)
+        finally:
+            self._lock.release()
+        return rest.is_resting.wait
+
+    def go_on(self) -> None:
+        """The parent's writer opens its connection again at the next job."""
+        rest, self._resting = self._resting, None
+        if rest is not None:
+            rest.may_go_on.set()
+
+    def renew(self) -> None:
+        """A child has neither the thread nor what waits for it: the parent writes that."""
+        self._lock = threading.RLock()
+        self._queue = queue.SimpleQueue()
+        self._thread = self._ending = self._resting = None
+        if self._finalizer is not None:
+            self._finalizer.detach()
+            self._finalizer = None
+
+    def end(self, timeout_s: float) -> None:
+        """At the end of the process: writes what waits."""
+        self._closed = True
+        self._stop(timeout_s)
 
     def __repr__(self) -> str:
         return f"Ledger({without_password(self.url)!r})"
 
     # -- the writer
 
-    def _submit(self, work: Callable[[Book, Connection], T], *, durable: bool = False) -> Future[T]:
+    def _submit(
+        self,
+        work: Callable[[Book, Connection], T],
+        *,
+        durable: bool = False,
+        otherwise: str = "Nothing was signed and nothing was paid.",
+    ) -> Future[T]:
+        """`otherwise` says what it means for the money when this is not done."""
         future: Future[T] = Future()
-        job = Job(work=work, durable=durable, future=cast("Future[Any]", future))
-        if self._pid != os.getpid():
-            # After a fork the parent's lock, thread and connection are not ours: start afresh.
-            self._lock, self._thread, self._pid = threading.RLock(), None, os.getpid()
+        job = Job(work=work, durable=durable, future=cast("Future[Any]", future), otherwise=otherwise)
         with self._lock:
             if self._closed:
-                future.set_exception(
-                    LedgerUnavailable(
-                        "This ledger was closed; nothing was signed and nothing was paid. Open a new client."
-                    )
-                )
+                future.set_exception(LedgerUnavailable(f"{self!r} was closed. {otherwise} Open a new client."))
                 return future
             if self._thread is None:
                 self._start()
@@ -200,22 +268,24 @@ class Ledger:
         return future
 
     def _start(self) -> None:
+        # The thread is a daemon, so that a forgotten close() cannot hang the end of the process.
         self._queue = queue.SimpleQueue()
-        writer = Writer(self.url, self._queue)
+        writer = Writer(self._location, self._queue, after=self._ending)
         self._thread = threading.Thread(target=writer.run, name="opengradient-ledger", daemon=True)
         self._thread.start()
-        weakref.finalize(self, self._queue.put, CLOSED)  # forgotten without close(): its thread ends with it
-        _open_ledgers.add(self)
+        self._ending = None
+        # Forgotten without close(): its thread ends with it. At exit the process ends it, in its turn.
+        self._finalizer = weakref.finalize(self, self._queue.put, CLOSED)
+        self._finalizer.atexit = False
 
 
-_open_ledgers: weakref.WeakSet[Ledger] = weakref.WeakSet()
-
-
-@atexit.register
-def _close_open_ledgers() -> None:
-    # The writer is a daemon thread, so that a forgotten close() cannot hang the interpreter's exit.
-    for ledger in list(_open_ledgers):
-        ledger.close()
+def location(url: str | Path) -> str:
+    """The one URL of a database: a relative path means the working directory of now, also after it was changed."""
+    text = _as_url(url)
+    if not text.startswith("sqlite:///") or is_in_memory(text):
+        return text
+    path, mark, query = text.removeprefix("sqlite:///").partition("?")
+    return f"sqlite:///{Path(path).absolute()}{mark}{query}" if path and not path.startswith("file:") else text
 
 
 def _wallet(payer: str | None) -> str | None:

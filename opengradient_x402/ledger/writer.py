@@ -7,10 +7,11 @@ know what the jobs do.
 from __future__ import annotations
 
 import queue
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from opengradient_x402.errors import LedgerUnavailable, OpenGradientError
@@ -23,41 +24,77 @@ if TYPE_CHECKING:
 CLOSED: Final = object()
 """The end marker of a queue: nothing may come behind it."""
 _MAX_BATCH: Final = 256
+_LONGEST_REST_S: Final = 30.0
+"""Should nobody say that the fork is over, the writer goes on by itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """Work on the database; `durable` work is flushed to disk before its future is done."""
+    """Work on the database; `durable` work is flushed to disk before its future is done.
+
+    `otherwise` says what it means for the money when the work is not done.
+    """
 
     work: Callable[[Any, Any], Any]
     durable: bool
     future: Future[Any]
+    otherwise: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rest:
+    """Asks the writer to close its connection, say so, and wait: nothing of a database may be inherited by a fork.
+
+    SQLite forbids to use, and even to close, in a child what the parent opened (sqlite.org/howtocorrupt, 2.6).
+    """
+
+    is_resting: threading.Event = field(default_factory=threading.Event)
+    may_go_on: threading.Event = field(default_factory=threading.Event)
 
 
 class Writer:
-    """The thread's side: takes jobs off the queue in order, one database transaction per batch."""
+    """The thread's side: takes jobs off the queue in order, one database transaction per batch.
 
-    def __init__(self, url: str, jobs: queue.SimpleQueue[Any]) -> None:
+    `after` is an earlier writer of the same ledger, which may still be at work.
+    """
+
+    def __init__(self, url: str, jobs: queue.SimpleQueue[Any], *, after: threading.Thread | None = None) -> None:
         self._url = url
         self._jobs = jobs
+        self._after = after
         self._engine: Engine | None = None
         self._conn: Connection | None = None
 
     def run(self) -> None:
+        if self._after is not None:
+            self._after.join()
+            self._after = None
         running = True
         while running:
-            batch = [self._jobs.get()]
-            while len(batch) < _MAX_BATCH and not self._jobs.empty():
-                batch.append(self._jobs.get())
-            if CLOSED in batch:
-                running = False
-                batch = [job for job in batch if job is not CLOSED]
+            batch, mark = self._take()
             # From here on a job cannot be cancelled; one that was cancelled while it waited is left out.
             batch = [job for job in batch if job.future.set_running_or_notify_cancel()]
             if batch:
                 self._perform(batch)
             batch = []  # its answers hold receipts, and those may be all that keeps the ledger alive
+            if isinstance(mark, Rest):
+                if not is_in_memory(self._url):  # such a database would be gone, and no child can reach it
+                    self._disconnect()
+                mark.is_resting.set()
+                mark.may_go_on.wait(_LONGEST_REST_S)
+            running = mark is not CLOSED
         self._disconnect()
+
+    def _take(self) -> tuple[list[Job], object | None]:
+        """What waits, up to the next mark, if one stands behind it."""
+        batch: list[Job] = []
+        item = self._jobs.get()
+        while isinstance(item, Job):
+            batch.append(item)
+            if len(batch) == _MAX_BATCH or self._jobs.empty():
+                return batch, None
+            item = self._jobs.get()
+        return batch, item
 
     def _perform(self, batch: list[Job]) -> None:
         answers: list[tuple[Future[Any], Any, BaseException | None]] = []
@@ -78,8 +115,7 @@ class Writer:
                             savepoint.rollback()
         except Exception as exc:  # noqa: BLE001  (the thread's boundary: it must live on, and everybody gets an answer)
             self._disconnect()
-            problem = self._unavailable(exc)
-            answers = [(job.future, None, problem) for job in batch]
+            answers = [(job.future, None, self._unavailable(exc, job)) for job in batch]
         for future, value, error in answers:
             if error is None:
                 future.set_result(value)
@@ -96,12 +132,12 @@ class Writer:
         except OpenGradientError as exc:  # e.g. BudgetExceeded: this job is rolled back, the batch goes on
             return job.future, None, exc
         except Exception as exc:  # noqa: BLE001  (e.g. a number that no column holds: the fault of this job alone)
-            return job.future, None, self._unavailable(exc)
+            return job.future, None, self._unavailable(exc, job)
 
-    def _unavailable(self, exc: Exception) -> LedgerUnavailable:
+    def _unavailable(self, exc: Exception, job: Job) -> LedgerUnavailable:
         problem = LedgerUnavailable(
             f"The ledger at {without_password(self._url)} cannot be written ({type(exc).__name__}: "
-            f"{_first_line(exc)}). Nothing was signed and nothing was paid. Free disk space, check the "
+            f"{_first_line(exc)}). {job.otherwise} Free disk space, check the "
             "permissions, or set OG_LEDGER_URL to another place.",
             is_retryable=False,
         )
@@ -130,6 +166,11 @@ class Writer:
                 conn.close()
         if engine is not None:
             engine.dispose()
+
+
+def is_in_memory(url: str) -> bool:
+    """Whether the database lives in its connection, and ends with it."""
+    return url == "sqlite://" or (url.startswith("sqlite") and (":memory:" in url or "mode=memory" in url))
 
 
 def without_password(url: str) -> str:
