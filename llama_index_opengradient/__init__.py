@@ -1,7 +1,7 @@
 """OpenGradient for LlamaIndex: verifiable LLMs, paid per call over x402, with a receipt for each call.
 
 Knows the framework's vocabulary; wallets, payments and the wire are `opengradient_x402`'s. Names are imported at
-first use, so that `llama_index_opengradient.testing` works with any LLM and without the payment stack.
+first use, so that importing the package is cheap.
 """
 
 from __future__ import annotations

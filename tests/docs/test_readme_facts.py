@@ -9,7 +9,7 @@ from pathlib import Path
 from langchain_tests.integration_tests import ChatModelIntegrationTests
 from langchain_tests.unit_tests import ChatModelUnitTests
 
-from llama_index_opengradient.testing import FunctionCallingLLMTests
+from llamaindex.suite import FunctionCallingLLMTests
 from opengradient_x402 import SpendPolicy
 
 ROOT = Path(__file__).parents[2]

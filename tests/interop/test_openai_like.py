@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from llama_index_opengradient.testing import FunctionCallingLLMTests
+from llamaindex.suite import FunctionCallingLLMTests
 from opengradient_devnet import Devnet
-from support.venvs import PROJECT, Venv, make_venv
+from support.venvs import Venv, make_venv
 
 _HERE = Path(__file__).parent
 
@@ -66,7 +66,7 @@ def openai_like() -> Venv:
 @pytest.mark.timeout(600)
 def test_the_suite_finds_exactly_what_is_wrong_with_openai_like(openai_like: Venv):
     with Devnet() as net:
-        task = {"project": str(PROJECT), "unpaid_url": net.unpaid_url}
+        task = {"tests": str(_HERE.parent), "unpaid_url": net.unpaid_url}
         found = openai_like.run(_HERE / "scripts" / "conformance_openai_like.py", task, timeout_s=500)
     assert {name: tuple(counts) for name, counts in found["failed"].items()} == KNOWN_FAILURES
     assert found["tests"] == sorted(name for name in dir(FunctionCallingLLMTests) if name.startswith("test_"))

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from llama_index_opengradient import OpenGradient
-from llama_index_opengradient.testing import FunctionCallingLLMTests, ScriptedServer
+from llamaindex.suite import FunctionCallingLLMTests, ScriptedServer
 from opengradient_devnet import Account, Devnet
 from opengradient_devnet.faults import NeverSettle
 from support.relay import Relay

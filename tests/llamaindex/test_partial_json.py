@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_index_opengradient.partial_json import parse_partial_object
-from llama_index_opengradient.testing.tools import is_beginning
+from llamaindex.suite.tools import is_beginning
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),

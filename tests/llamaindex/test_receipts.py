@@ -24,10 +24,10 @@ from llama_index_opengradient import (
     SettlementReceipt,
     SettlementUpdateEvent,
 )
-from llama_index_opengradient.testing import agents, engines
-from llama_index_opengradient.testing.events import EventRecorder, recorded
-from llama_index_opengradient.testing.forms import ALL, STREAMS, ask, is_async, subject
-from llama_index_opengradient.testing.structured import PROMPT, Car
+from llamaindex.suite import agents, engines
+from llamaindex.suite.events import EventRecorder, recorded
+from llamaindex.suite.forms import ALL, STREAMS, ask, is_async, subject
+from llamaindex.suite.structured import PROMPT, Car
 from opengradient_devnet import Account, Devnet, faults
 from opengradient_x402.errors import (
     GatewayError,

@@ -24,7 +24,6 @@ from llama_index.core.base.llms.types import (
 )
 
 from llama_index_opengradient.messages import wire_messages
-from llama_index_opengradient.testing.messages import PDF, PNG, WAV
 from llama_index_opengradient.tools import (
     INVALID_ARGUMENTS,
     parse_arguments,
@@ -33,6 +32,7 @@ from llama_index_opengradient.tools import (
     tool_calls_of,
     wire_name,
 )
+from llamaindex.suite.messages import PDF, PNG, WAV
 
 
 def sent(*blocks, role="user", **extra):

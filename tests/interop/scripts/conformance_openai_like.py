@@ -1,6 +1,6 @@
 """Runs the LlamaIndex conformance suite against `llama-index-llms-openai-like`, and tells which tests fail.
 
-Runs in an environment of its own; reads the path of this checkout and the URL of an unpaid OpenAI-shaped server.
+Runs in an environment of its own; reads the path of these tests and the URL of an unpaid OpenAI-shaped server.
 """
 
 import json
@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 TASK = json.loads(sys.stdin.readline())
-sys.path.insert(0, TASK["project"])
+sys.path.insert(0, TASK["tests"])
 
 from llama_index.llms.openai_like import OpenAILike  # noqa: E402
 
-from llama_index_opengradient.testing import FunctionCallingLLMTests  # noqa: E402
+from llamaindex.suite import FunctionCallingLLMTests  # noqa: E402
 
 
 class TestOpenAILike(FunctionCallingLLMTests):

@@ -29,7 +29,7 @@ STRUCTURED: Final = (
 
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine to its end in an event loop of its own."""
-    return asyncio.run(work)  # noqa: TID251 - a test has no caller's loop
+    return asyncio.run(work)
 
 
 def is_async(form: str) -> bool:

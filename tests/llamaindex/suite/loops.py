@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from llama_index_opengradient.testing.base import LLMTestBase
-from llama_index_opengradient.testing.forms import ALL, ask, is_async, run, subject, text_of
-from llama_index_opengradient.testing.server import ScriptedServer
+from llamaindex.suite.base import LLMTestBase
+from llamaindex.suite.forms import ALL, ask, is_async, run, subject, text_of
+from llamaindex.suite.server import ScriptedServer
 
 HELLO = "Hello from the script."
 

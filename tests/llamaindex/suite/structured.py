@@ -11,10 +11,10 @@ from llama_index.core.base.llms.types import MessageRole
 from llama_index.core.prompts import PromptTemplate
 from pydantic import BaseModel
 
-from llama_index_opengradient.testing.base import LLMTestBase
-from llama_index_opengradient.testing.forms import CHAT, STRUCTURED, ask, is_async, is_stream, run, user
-from llama_index_opengradient.testing.server import Reply, ScriptedServer, call_to
-from llama_index_opengradient.testing.tools import is_beginning
+from llamaindex.suite.base import LLMTestBase
+from llamaindex.suite.forms import CHAT, STRUCTURED, ask, is_async, is_stream, run, user
+from llamaindex.suite.server import Reply, ScriptedServer, call_to
+from llamaindex.suite.tools import is_beginning
 
 T = TypeVar("T")
 

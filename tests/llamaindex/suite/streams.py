@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from llama_index_opengradient.testing.base import LLMTestBase
-from llama_index_opengradient.testing.forms import (
+from llamaindex.suite.base import LLMTestBase
+from llamaindex.suite.forms import (
     ALL,
     CHAT_STREAMS,
     STREAMS,
@@ -19,7 +19,7 @@ from llama_index_opengradient.testing.forms import (
     subject,
     text_of,
 )
-from llama_index_opengradient.testing.server import USAGE, Reply, ScriptedServer
+from llamaindex.suite.server import USAGE, Reply, ScriptedServer
 
 TEXT = "One answer in several pieces."
 

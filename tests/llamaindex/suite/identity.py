@@ -13,9 +13,9 @@ import pytest
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import LLM
 
-from llama_index_opengradient.testing.base import LLMTestBase
-from llama_index_opengradient.testing.forms import ALL, ask, subject, text_of
-from llama_index_opengradient.testing.server import ScriptedServer
+from llamaindex.suite.base import LLMTestBase
+from llamaindex.suite.forms import ALL, ask, subject, text_of
+from llamaindex.suite.server import ScriptedServer
 
 
 class IdentityTests(LLMTestBase):
@@ -75,7 +75,7 @@ class IdentityTests(LLMTestBase):
     @pytest.mark.parametrize("form", ALL)
     def test_a_pickled_llm_answers_after_use(self, scripted_llm: Any, form: str) -> None:
         ask(scripted_llm, form, subject(form))
-        again = self.keep(pickle.loads(pickle.dumps(scripted_llm)))  # noqa: S301 - our own bytes
+        again = self.keep(pickle.loads(pickle.dumps(scripted_llm)))
         for name, value in self.params_missing_from_pickle.items():
             setattr(again, name, value)
         assert text_of(ask(again, form, subject(form))[-1]) == "Hello from the script."

@@ -1,7 +1,7 @@
 """A conformance suite for any LlamaIndex `FunctionCallingLLM`: inherit one class, set a few properties.
 
 ```python
-from llama_index_opengradient.testing import FunctionCallingLLMTests
+from llamaindex.suite import FunctionCallingLLMTests
 
 class TestMyLLM(FunctionCallingLLMTests):
     @property
@@ -31,7 +31,7 @@ pytest.register_assert_rewrite(
     *(f"{__name__}.{part}" for part in ("streams", "structured", "tools")),
 )
 
-from llama_index_opengradient.testing.server import Reply, ScriptedServer, call_to
-from llama_index_opengradient.testing.suite import FunctionCallingLLMTests
+from llamaindex.suite.server import Reply, ScriptedServer, call_to
+from llamaindex.suite.suite import FunctionCallingLLMTests
 
 __all__ = ["FunctionCallingLLMTests", "Reply", "ScriptedServer", "call_to"]

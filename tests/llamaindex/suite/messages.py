@@ -22,9 +22,9 @@ from llama_index.core.base.llms.types import (
     ToolCallBlock,
 )
 
-from llama_index_opengradient.testing.base import LLMTestBase
-from llama_index_opengradient.testing.forms import CHAT, CHAT_STREAMS, ask, user
-from llama_index_opengradient.testing.server import Reply, ScriptedServer
+from llamaindex.suite.base import LLMTestBase
+from llamaindex.suite.forms import CHAT, CHAT_STREAMS, ask, user
+from llamaindex.suite.server import Reply, ScriptedServer
 
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="

@@ -11,9 +11,9 @@ import pytest
 from llama_index.core.base.llms.types import ChatMessage, ToolCallBlock
 from llama_index.core.tools import FunctionTool
 
-from llama_index_opengradient.testing.base import LLMTestBase
-from llama_index_opengradient.testing.forms import CHAT_STREAMS, WITH_TOOLS, ask, run, user
-from llama_index_opengradient.testing.server import Reply, ScriptedServer, call_to
+from llamaindex.suite.base import LLMTestBase
+from llamaindex.suite.forms import CHAT_STREAMS, WITH_TOOLS, ask, run, user
+from llamaindex.suite.server import Reply, ScriptedServer, call_to
 
 STREAMS_WITH_TOOLS = tuple(f"{form}_with_tools" for form in CHAT_STREAMS)
 

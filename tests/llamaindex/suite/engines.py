@@ -18,8 +18,8 @@ from llama_index.core.response_synthesizers import ResponseMode
 from llama_index.core.selectors import LLMMultiSelector, LLMSingleSelector, PydanticSingleSelector
 from llama_index.core.tools import QueryEngineTool
 
-from llama_index_opengradient.testing.base import LLMTestBase
-from llama_index_opengradient.testing.forms import run
+from llamaindex.suite.base import LLMTestBase
+from llamaindex.suite.forms import run
 
 RESPONSE_MODES: Final = (
     ResponseMode.COMPACT,

@@ -15,9 +15,9 @@ from llama_index.core.agent.workflow import (
 )
 from llama_index.core.tools import FunctionTool
 
-from llama_index_opengradient.testing.base import LLMTestBase
-from llama_index_opengradient.testing.forms import run
-from llama_index_opengradient.testing.server import USAGE, Reply, ScriptedServer, call_to
+from llamaindex.suite.base import LLMTestBase
+from llamaindex.suite.forms import run
+from llamaindex.suite.server import USAGE, Reply, ScriptedServer, call_to
 
 
 def multiply(a: int, b: int) -> int:

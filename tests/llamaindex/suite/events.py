@@ -23,9 +23,9 @@ from llama_index_instrumentation import get_dispatcher
 from llama_index_instrumentation.base import BaseEvent
 from llama_index_instrumentation.event_handlers import BaseEventHandler
 
-from llama_index_opengradient.testing.base import LLMTestBase
-from llama_index_opengradient.testing.forms import ALL, STREAMS, ask, is_async, run, subject
-from llama_index_opengradient.testing.server import USAGE, Reply, ScriptedServer
+from llamaindex.suite.base import LLMTestBase
+from llamaindex.suite.forms import ALL, STREAMS, ask, is_async, run, subject
+from llamaindex.suite.server import USAGE, Reply, ScriptedServer
 
 STARTS = LLMChatStartEvent, LLMCompletionStartEvent
 ENDS = LLMChatEndEvent, LLMCompletionEndEvent

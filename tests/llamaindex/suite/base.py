@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import pytest
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 
-from llama_index_opengradient.testing.server import ScriptedServer
+from llamaindex.suite.server import ScriptedServer
 
 
 class LLMTestBase:
@@ -105,6 +105,6 @@ class LLMTestBase:
         scripted_server.reset()
 
     @pytest.fixture
-    def scripted_llm(self, scripted_base_url: str, script: ScriptedServer) -> Any:  # noqa: ARG002 - fresh script
+    def scripted_llm(self, scripted_base_url: str, script: ScriptedServer) -> Any:
         """An LLM that talks to the scripted server."""
         return self.make_llm(**{self.base_url_param: scripted_base_url})
