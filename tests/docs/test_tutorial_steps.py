@@ -1,7 +1,6 @@
 """Each step of the tutorials that this project answers, and where it is shown: in LangChain and in LlamaIndex.
 
-A step names cells of the notebooks by their tags, or a test by its path and name. What is named must exist, and a
-cell must be one that was run and showed its result.
+A step names cells of the notebooks by their tags. Each cell must exist, and must have run and shown its result.
 """
 
 from __future__ import annotations
@@ -17,16 +16,11 @@ STREAMS = "02_streaming_patterns"
 AGENT = "03_verified_agent"
 AUDITS = "05_receipts_and_audits"
 PROVIDERS = "04_many_providers_and_local_models"
-OLD_NAMES = "tests/docs/test_old_names.py"
 
 # tutorial, step: where LangChain shows it, where LlamaIndex shows it
 STEPS: dict[tuple[str, str], tuple[str, str]] = {
     ("sync and async", "private key from the environment"): (f"{CHAT}#setup", f"{CHAT}#setup"),
     ("sync and async", "approve OPG, idempotently"): (f"{CHAT}#approve", f"{CHAT}#approve"),
-    ("sync", "ensure_opg_approval(opg_amount=)"): (
-        f"{OLD_NAMES}::test_approval_takes_the_older_opg_amount",
-        f"{OLD_NAMES}::test_approval_takes_the_older_opg_amount",
-    ),
     ("async", "ensure_opg_approval(min_allowance=)"): (f"{CHAT}#approve", f"{CHAT}#approve"),
     ("sync and async", "1: basic chat, finish reason"): (f"{CHAT}#lc:basic", f"{CHAT}#li:basic"),
     ("sync and async", "1: payment_hash"): (f"{CHAT}#lc:payment-hash", f"{CHAT}#li:payment-hash"),
@@ -35,14 +29,6 @@ STEPS: dict[tuple[str, str], tuple[str, str]] = {
     ("async", "3: streaming with async for"): (f"{CHAT}#lc:async", f"{CHAT}#li:async"),
     ("sync and async", "4: three settlement modes"): (f"{CHAT}#lc:modes", f"{CHAT}#li:modes"),
     ("sync and async", "4: receipts of the three modes"): (f"{CHAT}#lc:mode-receipts", f"{CHAT}#li:mode-receipts"),
-    ("sync", "4: SETTLE, SETTLE_BATCH, SETTLE_METADATA"): (
-        f"{OLD_NAMES}::test_every_old_mode_name_reaches_the_wire_from_langchain",
-        f"{OLD_NAMES}::test_every_old_mode_name_reaches_the_wire_from_llama_index",
-    ),
-    ("async", "4: PRIVATE, BATCH_HASHED, INDIVIDUAL_FULL"): (
-        f"{OLD_NAMES}::test_every_old_mode_name_reaches_the_wire_from_langchain",
-        f"{OLD_NAMES}::test_every_old_mode_name_reaches_the_wire_from_llama_index",
-    ),
     ("sync and async", "5: function calling"): (f"{CHAT}#lc:tools", f"{CHAT}#li:tools"),
     ("sync and async", "5: tool results in a follow-up call"): (f"{CHAT}#lc:tools", f"{CHAT}#li:tools"),
     ("sync and async", "complete code"): (f"{CHAT}#lc:complete", f"{CHAT}#li:complete"),
@@ -77,10 +63,6 @@ STEPS: dict[tuple[str, str], tuple[str, str]] = {
         f"{PROVIDERS}#lc:self-play",
         f"{PROVIDERS}#li:self-play",
     ),
-    ("four providers", "key management: .env"): (
-        "tests/x402/test_settings.py::test_a_dotenv_of_a_parent_directory_is_read",
-        "tests/x402/test_settings.py::test_a_dotenv_of_a_parent_directory_is_read",
-    ),
 }
 FRAMEWORKS = {"lc:": ("chat", "Chat", "agent", "langchain"), "li:": ("llm", "OpenGradient(", "handler", "llama_index")}
 
@@ -93,10 +75,6 @@ def tagged_cells(notebook: str, tag: str) -> list[dict]:
 @pytest.mark.parametrize(("step", "places"), STEPS.items(), ids=lambda value: " - ".join(value).replace("/", "-"))
 def test_each_step_of_the_tutorials_is_shown_in_both_frameworks(step, places):
     for place in places:
-        if "::" in place:
-            path, _, name = place.partition("::")
-            assert f"def {name}" in (ROOT / path).read_text(), f"{step}: {place} does not exist"
-            continue
         notebook, _, tag = place.partition("#")
         cells = tagged_cells(notebook, tag)
         assert cells, f"{step}: no cell of {notebook} has the tag {tag}"
