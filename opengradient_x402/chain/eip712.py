@@ -6,10 +6,13 @@ separators are computed once and kept: a digest is then four or five hashes.
 
 from __future__ import annotations
 
-from functools import cache, lru_cache
-from typing import Final
+from functools import cache, lru_cache, partial
+from typing import TYPE_CHECKING, Final, Protocol
 
 from opengradient_x402.addresses import address_word, keccak256
+
+if TYPE_CHECKING:
+    from opengradient_x402.networks import Network
 
 _PERMISSIONS: Final = "TokenPermissions(address token,uint256 amount)"  # Permit2, PermitHash.sol
 _UPTO_WITNESS: Final = "Witness(address to,address facilitator,uint256 validAfter)"  # x402 upto proxy
@@ -25,6 +28,70 @@ _TRANSFER_WITH_AUTHORIZATION: Final = (  # EIP-3009
 _CANCEL_AUTHORIZATION: Final = "CancelAuthorization(address authorizer,bytes32 nonce)"  # EIP-3009
 _PERMIT2_DOMAIN: Final = "EIP712Domain(string name,uint256 chainId,address verifyingContract)"  # no version
 _ASSET_DOMAIN: Final = "EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)"
+
+
+class Terms(Protocol):
+    """What is signed, whoever keeps it. Addresses are EIP-55, the deadline is in Unix seconds."""
+
+    @property
+    def scheme(self) -> str: ...
+    @property
+    def transfer_method(self) -> str: ...
+    @property
+    def asset(self) -> str: ...
+    @property
+    def payee(self) -> str: ...
+    @property
+    def facilitator(self) -> str | None: ...
+    @property
+    def spender(self) -> str: ...
+    @property
+    def amount_atomic(self) -> int: ...
+    @property
+    def deadline(self) -> int: ...
+
+
+def payment_digest(
+    terms: Terms,
+    *,
+    payer: str,
+    nonce: int,
+    network: Network,
+    token_name: str | None = None,
+    token_version: str | None = None,
+) -> bytes:
+    """The digest that pays by these terms, in whichever of the three ways they name.
+
+    `token_name` and `token_version` are the token's EIP-712 domain, the network's when left out. Raises ValueError
+    for upto terms without a facilitator, which nobody can settle.
+    """
+    if terms.transfer_method == "eip3009":
+        return transfer_authorization_digest(
+            chain_id=network.chain_id,
+            token=terms.asset,
+            token_name=network.asset.name if token_name is None else token_name,
+            token_version=network.asset.version if token_version is None else token_version,
+            payer=payer,
+            pay_to=terms.payee,
+            amount_atomic=terms.amount_atomic,
+            nonce=nonce,
+            valid_before_s=terms.deadline,
+        )
+    digest_of = exact_permit_digest
+    if terms.scheme == "upto":
+        if terms.facilitator is None:
+            raise ValueError("upto terms without a facilitator")
+        digest_of = partial(upto_permit_digest, facilitator=terms.facilitator)
+    return digest_of(
+        chain_id=network.chain_id,
+        permit2=network.permit2,
+        token=terms.asset,
+        amount_atomic=terms.amount_atomic,
+        spender=terms.spender,
+        nonce=nonce,
+        deadline_s=terms.deadline,
+        pay_to=terms.payee,
+    )
 
 
 def upto_permit_digest(

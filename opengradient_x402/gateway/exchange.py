@@ -108,7 +108,7 @@ class Exchange:
 
         None for a call that nothing pays for.
         """
-        if self.call.receipt is not None or self.call.entry is None:
+        if self.call.receipt is not None or self.call.authorization is None:
             return self.call.receipt
         so_far = build_receipt(self.call, outcome="unknown", error=None, answer=None)
         return so_far.followed_by(self._payments.reconciler)
@@ -147,7 +147,7 @@ class Exchange:
                 if attempt == self._options.max_retries or is_certificate_failure(exc):
                     raise unreachable(self.call, exc) from exc
             except httpx.TransportError as exc:
-                if self.call.entry is not None:
+                if self.call.authorization is not None:
                     raise
                 raise unreachable(self.call, exc) from exc
             yield Sleep(min(0.25 * 2**attempt, 4.0))

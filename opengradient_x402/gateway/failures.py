@@ -45,7 +45,7 @@ def unreachable(call: Call, exc: httpx.TransportError) -> NotPaid:
 def interrupted(call: Call, what: str, *, shown_chars: int, is_timeout: bool = False) -> OpenGradientError:
     """The answer stopped before its end."""
     incomplete = f"The answer to call {call.id} is incomplete: {what} (after {shown_chars} characters)."
-    if call.entry is None:
+    if call.authorization is None:
         return NotPaid(
             f"{incomplete} The gateway did not ask for a payment, and nothing was paid.",
             call_id=call.id,
@@ -72,7 +72,7 @@ def broken_line(call: Call, exc: httpx.TransportError, *, shown_chars: int) -> O
 
 def unreadable(call: Call, reason: object) -> OpenGradientError:
     """Something answered, and it is not a chat completion."""
-    if call.entry is None:
+    if call.authorization is None:
         return NotPaid(
             f"What answers at {call.base_url} did not ask for a payment, and its answer is not a chat completion "
             f"({reason}). Nothing was paid. Check the address, and that no proxy or login page answers.",
@@ -91,7 +91,7 @@ def refused(call: Call, status: int | None, body: Mapping[str, Any]) -> OpenGrad
     said = describe_error(body)
     kind = kind_of(status, said, body)
     shown = f" (HTTP {status})" if status is not None else ""
-    if call.entry is None:
+    if call.authorization is None:
         return NotPaid(
             f"The gateway refused call {call.id}{shown}: {said}. Nothing was paid.",
             call_id=call.id,

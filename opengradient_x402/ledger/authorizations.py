@@ -1,36 +1,57 @@
-"""What is kept of an authorization, and the budget that it must fit into. Plain data."""
+"""What is kept of an authorization, with every signature made under its nonce, and the budget that it must fit into.
+
+Plain data. Amounts are atomic units, times Unix seconds. The signatures' bytes are nowhere in it.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from opengradient_x402.addresses import checksum_address
 from opengradient_x402.errors import BudgetExceeded
 from opengradient_x402.money import format_amount
 
+TransferMethod = Literal["permit2", "eip3009"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AuthorizationEntry:
-    """What the ledger keeps of one authorization. Amounts are atomic units, times Unix seconds, addresses EIP-55."""
+class SignedTerms:
+    """What one signature allows: to whom, how much, how long, and through which contract (`spender`)."""
+
+    scheme: str
+    transfer_method: TransferMethod
+    asset: str
+    payee: str
+    facilitator: str | None
+    spender: str
+    """The x402 proxy that Permit2 lets take the payment, or the token itself for EIP-3009."""
+    amount_atomic: int
+    signed_at: int
+    deadline: int
+
+    def __post_init__(self) -> None:
+        _spell(self, "asset", "payee", "spender", "facilitator")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Authorization:
+    """Permission to take up to an amount, under one nonce, with the terms of every signature made for it.
+
+    The chain settles at most one of the signatures. What is reserved is the largest amount, until the latest
+    deadline: a later signature for less, or for a shorter time, does not take back an earlier one.
+    """
 
     id: str
     call_id: str
     network: str
-    scheme: str
-    transfer_method: str
-    asset: str
     payer: str
-    payee: str
-    facilitator: str | None
-    spender: str
-    nonce: str
-    amount_atomic: int
-    signed_at: int
-    deadline: int
+    nonce: int
     endpoint: str
     model: str
     settlement_mode: str
+    signed: tuple[SignedTerms, ...]
+    """Oldest first; never empty."""
     status: str = "signed"
     """`signed`, `settled`, `expired`, `cancelled` or `unsent` (the signature provably never left)."""
     settled_atomic: int | None = None
@@ -43,10 +64,56 @@ class AuthorizationEntry:
     """What the chain shows and the signed terms do not allow, in words with the numbers."""
 
     def __post_init__(self) -> None:
-        # From the database, from a bundle or from a signer: equal text is equal address from here on.
-        for name in ("asset", "payer", "payee", "spender", "facilitator"):
-            if (address := getattr(self, name)) is not None:
-                object.__setattr__(self, name, checksum_address(address))
+        _spell(self, "payer")
+
+    @property
+    def terms(self) -> SignedTerms:
+        """The terms that were signed last."""
+        return self.signed[-1]
+
+    @property
+    def transfer_method(self) -> TransferMethod:
+        """How it is settled: the same for all signatures, since the method's contract keeps the nonce."""
+        return self.signed[0].transfer_method
+
+    @property
+    def asset(self) -> str:
+        """The token; the same for all signatures."""
+        return self.signed[0].asset
+
+    @property
+    def payees(self) -> frozenset[str]:
+        """Everybody whom a signature allows to be paid."""
+        return frozenset(terms.payee for terms in self.signed)
+
+    @property
+    def amount_atomic(self) -> int:
+        """The most that can be taken."""
+        return max(terms.amount_atomic for terms in self.signed)
+
+    @property
+    def signed_at(self) -> int:
+        """When the first signature was made."""
+        return min(terms.signed_at for terms in self.signed)
+
+    @property
+    def deadline(self) -> int:
+        """Until when something can be taken."""
+        return max(terms.deadline for terms in self.signed)
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the chain has said its last word: found, and confirmed often enough."""
+        if self.status == "signed":
+            return False
+        return self.confirmations_needed is None or (self.confirmations or 0) >= self.confirmations_needed
+
+    @property
+    def reserved_atomic(self) -> int:
+        """What it takes from a budget: what was settled, once that is final; the most that can be, before."""
+        if self.status == "unsent":
+            return 0
+        return (self.settled_atomic or 0) if self.is_final else self.amount_atomic
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,30 +124,37 @@ class Budget:
     window_s: int = 86_400
 
 
-def receipt_fields(entry: AuthorizationEntry) -> dict[str, Any]:
+def _spell(record: object, *names: str) -> None:
+    # From the database, from a bundle or from a signer: equal text is equal address from here on.
+    for name in names:
+        if (address := getattr(record, name)) is not None:
+            object.__setattr__(record, name, checksum_address(address))
+
+
+def receipt_fields(authorization: Authorization) -> dict[str, Any]:
     """What every receipt of a call says of the authorization that pays for it."""
     return {
-        "network": entry.network,
-        "scheme": entry.scheme,
-        "asset": entry.asset,
-        "payer": entry.payer,
-        "payee": entry.payee,
-        "facilitator": entry.facilitator,
-        "authorization_id": entry.id,
-        "nonce": entry.nonce,
-        "deadline": entry.deadline,
-        "authorized_atomic": entry.amount_atomic,
-        "endpoint": entry.endpoint,
+        "network": authorization.network,
+        "scheme": authorization.terms.scheme,
+        "asset": authorization.asset,
+        "payer": authorization.payer,
+        "payee": authorization.terms.payee,
+        "facilitator": authorization.terms.facilitator,
+        "authorization_id": authorization.id,
+        "nonce": str(authorization.nonce),
+        "deadline": authorization.deadline,
+        "authorized_atomic": authorization.amount_atomic,
+        "endpoint": authorization.endpoint,
     }
 
 
-def budget_exceeded(*, spent_atomic: int, entry: AuthorizationEntry, budget: Budget) -> BudgetExceeded:
+def budget_exceeded(*, spent_atomic: int, authorization: Authorization, budget: Budget) -> BudgetExceeded:
     """The error for a reservation that does not fit, with the numbers."""
     hours = budget.window_s // 3600
     return BudgetExceeded(
-        f"Authorizing {format_amount(entry.amount_atomic)} OPG would exceed the budget: "
+        f"Authorizing {format_amount(authorization.amount_atomic)} OPG would exceed the budget: "
         f"{format_amount(spent_atomic)} OPG of {format_amount(budget.limit_atomic)} OPG are spent or reserved in "
         f"the last {hours} h. Nothing was signed and nothing was paid. Wait for open authorizations to settle or "
         "expire (`opengradient-x402 receipts reconcile`), or raise `max_per_day` of the SpendPolicy.",
-        call_id=entry.call_id,
+        call_id=authorization.call_id,
     )

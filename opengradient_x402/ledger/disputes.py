@@ -16,7 +16,7 @@ from opengradient_x402.models import find_model, quoted_price, usd_to_atomic
 from opengradient_x402.money import Asset, format_amount
 
 if TYPE_CHECKING:
-    from opengradient_x402.ledger.authorizations import AuthorizationEntry
+    from opengradient_x402.ledger.authorizations import Authorization
     from opengradient_x402.ledger.receipts import SettlementReceipt
 
 _SHOWN_CALLS = 5
@@ -25,7 +25,7 @@ _SHOWN_CALLS = 5
 def dispute_of(
     receipt: SettlementReceipt,
     *,
-    entry: AuthorizationEntry,
+    authorization: Authorization,
     siblings: Sequence[SettlementReceipt],
     recorded: str | None = None,
 ) -> str | None:
@@ -33,21 +33,31 @@ def dispute_of(
 
     `siblings` are all calls of the authorization, `recorded` what was found out about this call before.
     """
-    said = [entry.dispute, recorded, overcharge(entry, siblings), _forged_transaction(receipt, entry)]
+    said = [
+        authorization.dispute,
+        recorded,
+        overcharge(authorization, siblings),
+        _forged_transaction(receipt, authorization),
+    ]
     return " ".join(dict.fromkeys(text for text in said if text)) or None
 
 
-def overcharge(entry: AuthorizationEntry, receipts: Sequence[SettlementReceipt]) -> str | None:
+def overcharge(authorization: Authorization, receipts: Sequence[SettlementReceipt]) -> str | None:
     """More was taken than was signed for, or than the calls cost by the gateway's own quotes."""
-    settled = entry.settled_atomic
+    settled = authorization.settled_atomic
     if settled is None:
         return None
-    if settled > entry.amount_atomic:
-        return f"{_opg(settled)} was settled, and at most {_opg(entry.amount_atomic)} was authorized."
+    if settled > authorization.amount_atomic:
+        return f"{_opg(settled)} was settled, and at most {_opg(authorization.amount_atomic)} was authorized."
     costs = [allowed_cost(receipt) for receipt in receipts]
     known = [cost for cost in costs if cost is not None]
     # A gateway may round each call up, or their sum.
-    if entry.scheme == "exact" or not receipts or len(known) < len(costs) or settled <= sum(known) + len(known):
+    if (
+        authorization.terms.scheme == "exact"
+        or not receipts
+        or len(known) < len(costs)
+        or settled <= sum(known) + len(known)
+    ):
         return None
     listed = ", ".join(
         f"{receipt.call_id} {_opg(cost)}" for receipt, cost in zip(receipts[:_SHOWN_CALLS], known, strict=False)
@@ -75,11 +85,12 @@ def allowed_cost(receipt: SettlementReceipt) -> int | None:
     return usd_to_atomic(usd, asset_usd=opg_usd, asset=_EIGHTEEN_DECIMALS)
 
 
-def settled_elsewhere(entry: AuthorizationEntry, *, payee: str, amount_atomic: int, tx_hash: str) -> str:
+def settled_elsewhere(authorization: Authorization, *, payee: str, amount_atomic: int, tx_hash: str) -> str:
     """The nonce was used for a payment to somebody else."""
     return (
-        f"The nonce of this authorization was used to pay {_opg(amount_atomic)} to {payee} instead of {entry.payee}, "
-        f"in transaction {tx_hash}. Only the payer's key can have signed that: look for another user of the key."
+        f"The nonce of this authorization was used to pay {_opg(amount_atomic)} to {payee} instead of "
+        f"{authorization.terms.payee}, in transaction {tx_hash}. Only the payer's key can have signed that: look for "
+        "another user of the key."
     )
 
 
@@ -88,15 +99,15 @@ def forged_transaction(claimed: str, *, why: str) -> str:
     return f"The gateway named {claimed} as the transaction of this payment, and {why}."
 
 
-def _forged_transaction(receipt: SettlementReceipt, entry: AuthorizationEntry) -> str | None:
+def _forged_transaction(receipt: SettlementReceipt, authorization: Authorization) -> str | None:
     claimed = receipt.claimed_payment_tx_hash
-    if claimed is None or entry.status not in ("settled", "expired", "cancelled"):
+    if claimed is None or authorization.status not in ("settled", "expired", "cancelled"):
         return None
-    if entry.tx_hash is not None and claimed.lower() == entry.tx_hash.lower():
+    if authorization.tx_hash is not None and claimed.lower() == authorization.tx_hash.lower():
         return None
-    if entry.status == "settled":
-        return forged_transaction(claimed, why=f"the chain shows the settlement in {entry.tx_hash}")
-    return forged_transaction(claimed, why=f"nothing was ever settled: the authorization is {entry.status}")
+    if authorization.status == "settled":
+        return forged_transaction(claimed, why=f"the chain shows the settlement in {authorization.tx_hash}")
+    return forged_transaction(claimed, why=f"nothing was ever settled: the authorization is {authorization.status}")
 
 
 def _opg(amount_atomic: int) -> str:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from opengradient_x402.addresses import checksum_address
 from opengradient_x402.errors import ConfigurationError, LedgerUnavailable
-from opengradient_x402.ledger.authorizations import AuthorizationEntry, Budget
+from opengradient_x402.ledger.authorizations import Authorization, Budget
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.ledger.writer import CLOSED, Job, Rest, Writer, is_in_memory, without_password
 from opengradient_x402.process import Ending, Resident, belongs
@@ -62,14 +62,15 @@ class Ledger(Resident):
 
     # -- writing
 
-    def authorize(self, entry: AuthorizationEntry, *, budget: Budget | None = None) -> Future[None]:
+    def authorize(self, authorization: Authorization, *, budget: Budget | None = None) -> Future[Authorization]:
         """Reserves the amount and records the authorization, flushed to disk, in one atomic step.
 
-        Raises BudgetExceeded (and records nothing) when reservations and settlements of the window, with this
-        one, would go over the budget. A second entry with the same id replaces the first (same nonce, new
-        terms): the larger amount stays reserved, since the chain accepts either one, never both.
+        One that is there already (the same nonce, new terms) gets the further signature: its largest amount stays
+        reserved until its latest deadline, since the chain accepts either signature, never both. The result has
+        all of them. Raises BudgetExceeded (and records nothing) when reservations and settlements of the window,
+        with this one, would exceed the budget.
         """
-        return self._submit(lambda book, conn: book.authorize(conn, entry, budget), durable=True)
+        return self._submit(lambda book, conn: book.authorize(conn, authorization, budget), durable=True)
 
     def mark_unsent(self, authorization_id: str) -> Future[None]:
         """Releases a reservation whose signature provably never left this process."""
@@ -82,41 +83,13 @@ class Ledger(Resident):
             otherwise="Only this receipt is missing: the call was made, and its authorization was recorded before.",
         )
 
-    def record_settlement(
-        self,
-        authorization_id: str,
-        *,
-        status: str,
-        settled_atomic: int | None = None,
-        tx_hash: str | None = None,
-        block_number: int | None = None,
-        block_hash: str | None = None,
-        confirmations: int | None = None,
-        confirmations_needed: int | None = None,
-        dispute: str | None = None,
-    ) -> Future[None]:
+    def record_settlement(self, authorization: Authorization) -> Future[None]:
         """Records what the chain says: frees or fixes the reservation, and shares the amount among the calls.
 
         `status="signed"` opens the authorization again (its block is gone). With fewer `confirmations` than
         needed the whole amount stays reserved: the block may still go.
         """
-        return self._submit(
-            lambda book, conn: book.record_settlement(
-                conn,
-                authorization_id,
-                {
-                    "status": status,
-                    "settled_atomic": None if settled_atomic is None else str(settled_atomic),
-                    "tx_hash": tx_hash,
-                    "block_number": block_number,
-                    "block_hash": block_hash,
-                    "confirmations": confirmations,
-                    "confirmations_needed": confirmations_needed,
-                    "dispute": dispute,
-                },
-            ),
-            durable=True,
-        )
+        return self._submit(lambda book, conn: book.record_settlement(conn, authorization), durable=True)
 
     def record_dispute(self, call_id: str, dispute: str) -> Future[None]:
         """Marks one call's receipt as disputed: a claim about it was refuted. The money's state is untouched."""
@@ -144,14 +117,14 @@ class Ledger(Resident):
             )
         )
 
-    def unfinished(self, *, network: str, payer: str | None = None) -> Future[list[AuthorizationEntry]]:
+    def unfinished(self, *, network: str, payer: str | None = None) -> Future[list[Authorization]]:
         """Authorizations about which the chain may still say something new: open ones, and unconfirmed ones."""
         payer = _wallet(payer)
         return self._submit(lambda book, conn: book.unfinished(conn, network=network, payer=payer))
 
     def authorizations(
         self, *, status: str | None = None, payer: str | None = None, network: str | None = None
-    ) -> Future[list[AuthorizationEntry]]:
+    ) -> Future[list[Authorization]]:
         """Authorizations, oldest first."""
         payer = _wallet(payer)
         return self._submit(lambda book, conn: book.authorizations(conn, status=status, payer=payer, network=network))

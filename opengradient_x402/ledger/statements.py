@@ -9,19 +9,32 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from opengradient_x402.ledger.authorizations import AuthorizationEntry, Budget, budget_exceeded, receipt_fields
+from opengradient_x402.ledger.authorizations import Authorization, Budget, SignedTerms, budget_exceeded, receipt_fields
 from opengradient_x402.ledger.disputes import dispute_of
 from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt
 from opengradient_x402.ledger.shares import split_settlement
-from opengradient_x402.ledger.tables import authorizations, calls, lock, pins
+from opengradient_x402.ledger.tables import authorizations, calls, lock, pins, signatures
 
 _ATOMIC_PER_GWEI = 10**9
-_ENTRY_COLUMNS = [column for column in authorizations.c if column.name not in ("reserved_gwei", "sequence")]
+_TERMS = [column.name for column in signatures.c if column.name not in ("sequence", "authorization_id")]
+_OWN = [
+    column.name for column in authorizations.c if column.name not in ("sequence", "asset", "signed_at", "reserved_gwei")
+]
+_WITH_SIGNATURES = (
+    sa.select(
+        *(authorizations.c[name] for name in _OWN),
+        *(signatures.c[name].label(f"signed_{name}") for name in _TERMS),
+    )
+    .join_from(authorizations, signatures, signatures.c.authorization_id == authorizations.c.id)
+    .order_by(authorizations.c.sequence, signatures.c.sequence)
+)
 _STATUS = {"settled": ReceiptStatus.SETTLED, "expired": ReceiptStatus.EXPIRED, "cancelled": ReceiptStatus.CANCELLED}
 
 # Statements of every call, built once: SQLAlchemy takes longer to build one than SQLite takes to run it.
@@ -51,23 +64,30 @@ class Book:
             raw = conn.connection.dbapi_connection
             raw.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")  # type: ignore[union-attr]
 
-    def authorize(self, conn: Connection, entry: AuthorizationEntry, budget: Budget | None) -> None:
-        previous = self._entry(conn, entry.id)
-        reserved = entry.amount_atomic
-        if previous is not None:
-            reserved = max(reserved, previous.amount_atomic)
+    def authorize(self, conn: Connection, authorization: Authorization, budget: Budget | None) -> Authorization:
         if budget is not None:
             lock(conn)
+        known = self._authorization(conn, authorization.id)
+        whole = authorization
+        if known is not None and known.status == "unsent":  # what was signed before has never left
+            conn.execute(signatures.delete().where(signatures.c.authorization_id == known.id))
+        elif known is not None:
+            whole = replace(known, signed=(*known.signed, *authorization.signed), endpoint=authorization.endpoint)
+        if budget is not None:
             since = int(time.time()) - budget.window_s
-            spent = self.spent(conn, entry.payer, entry.asset, entry.network, since, without=entry.id)
-            if spent + reserved > budget.limit_atomic:
-                raise budget_exceeded(spent_atomic=spent, entry=entry, budget=budget)
-        row = _as_row(entry) | {"reserved_gwei": _gwei(reserved)}
-        if previous is None:
+            spent = self.spent(conn, whole.payer, whole.asset, whole.network, since, without=whole.id)
+            if spent + whole.reserved_atomic > budget.limit_atomic:
+                raise budget_exceeded(spent_atomic=spent, authorization=whole, budget=budget)
+        row = _as_row(whole)
+        if known is None:
             conn.execute(authorizations.insert().values(row))
         else:
-            conn.execute(authorizations.update().where(authorizations.c.id == entry.id).values(row))
-        self._record(conn, _receipt_of(entry, status=ReceiptStatus.AUTHORIZED))
+            conn.execute(authorizations.update().where(authorizations.c.id == whole.id).values(row))
+        for terms in authorization.signed:
+            stored = asdict(terms) | {"authorization_id": whole.id, "amount_atomic": str(terms.amount_atomic)}
+            conn.execute(signatures.insert().values(stored))
+        self._record(conn, _receipt_of(whole, status=ReceiptStatus.AUTHORIZED))
+        return whole
 
     def spent(
         self, conn: Connection, payer: str, asset: str, network: str, since: int, *, without: str | None = None
@@ -95,44 +115,39 @@ class Book:
     def record_call(self, conn: Connection, receipt: SettlementReceipt) -> None:
         self._record(conn, receipt)
         status = conn.execute(_STATUS_OF, {"wanted": receipt.authorization_id}).scalar_one_or_none()
-        if status in _STATUS and (entry := self._entry(conn, receipt.authorization_id)) is not None:
+        if status in _STATUS and (settled := self._authorization(conn, receipt.authorization_id)) is not None:
             # The settlement was seen before this call ended (its stream was slow to close): share anew.
-            self._share_out(conn, entry)
+            self._share_out(conn, settled)
 
-    def record_settlement(self, conn: Connection, authorization_id: str, found: dict[str, Any]) -> None:
-        previous = self._entry(conn, authorization_id)
-        if previous is None:
+    def record_settlement(self, conn: Connection, authorization: Authorization) -> None:
+        known = self._authorization(conn, authorization.id)
+        if known is None:
             return
-        entry = replace(previous, **found | {"settled_atomic": _int_or_none(found["settled_atomic"])})
-        reserved = (entry.settled_atomic or 0) if _is_final(entry) else entry.amount_atomic
-        conn.execute(
-            authorizations.update()
-            .where(authorizations.c.id == authorization_id)
-            .values(reserved_gwei=_gwei(reserved), **found)
-        )
-        self._share_out(conn, entry)
+        found = replace(authorization, signed=known.signed)  # a signature may have been added meanwhile
+        conn.execute(authorizations.update().where(authorizations.c.id == found.id).values(_as_row(found)))
+        self._share_out(conn, found)
 
     def record_dispute(self, conn: Connection, call_id: str, dispute: str) -> None:
         conn.execute(calls.update().where(calls.c.call_id == call_id).values(dispute=dispute))
         query = sa.select(calls.c.authorization_id).where(calls.c.call_id == call_id)
         authorization_id = conn.execute(query).scalar_one_or_none()
-        entry = None if authorization_id is None else self._entry(conn, authorization_id)
-        if entry is not None:
-            self._share_out(conn, entry)
+        authorization = None if authorization_id is None else self._authorization(conn, authorization_id)
+        if authorization is not None:
+            self._share_out(conn, authorization)
 
-    def _share_out(self, conn: Connection, entry: AuthorizationEntry) -> None:
+    def _share_out(self, conn: Connection, authorization: Authorization) -> None:
         rows = conn.execute(
             sa.select(calls.c.receipt, calls.c.answered_as, calls.c.dispute)
-            .where(calls.c.authorization_id == entry.id)
+            .where(calls.c.authorization_id == authorization.id)
             .order_by(calls.c.sequence)
         ).all()
         receipts = [SettlementReceipt.from_json(json.loads(row.receipt)) for row in rows]
         shares: Sequence[int | None] = [None] * len(receipts)
-        if entry.settled_atomic is not None:
-            shares = split_settlement(entry.settled_atomic, receipts)
+        if authorization.settled_atomic is not None:
+            shares = split_settlement(authorization.settled_atomic, receipts)
         for row, receipt, share in zip(rows, receipts, shares, strict=True):
-            status = _STATUS.get(entry.status) or ReceiptStatus(row.answered_as or ReceiptStatus.SERVED)
-            dispute = dispute_of(receipt, entry=entry, siblings=receipts, recorded=row.dispute)
+            status = _STATUS.get(authorization.status) or ReceiptStatus(row.answered_as or ReceiptStatus.SERVED)
+            dispute = dispute_of(receipt, authorization=authorization, siblings=receipts, recorded=row.dispute)
             self._store(
                 conn,
                 replace(
@@ -140,13 +155,13 @@ class Book:
                     status=status if dispute is None else ReceiptStatus.DISPUTED,
                     dispute=dispute,
                     settled_atomic=share,
-                    authorization_settled_atomic=entry.settled_atomic,
-                    payment_tx_hash=entry.tx_hash,
-                    block_number=entry.block_number,
-                    block_hash=entry.block_hash,
-                    confirmations=entry.confirmations,
+                    authorization_settled_atomic=authorization.settled_atomic,
+                    payment_tx_hash=authorization.tx_hash,
+                    block_number=authorization.block_number,
+                    block_hash=authorization.block_hash,
+                    confirmations=authorization.confirmations,
                     # Disputed while still open: the money is not final, whatever the status says.
-                    confirmations_needed=1 if entry.status == "signed" else entry.confirmations_needed,
+                    confirmations_needed=1 if authorization.status == "signed" else authorization.confirmations_needed,
                 ),
             )
 
@@ -198,8 +213,8 @@ class Book:
 
     def authorizations(
         self, conn: Connection, *, status: str | None, payer: str | None, network: str | None
-    ) -> list[AuthorizationEntry]:
-        query = sa.select(*_ENTRY_COLUMNS).order_by(authorizations.c.sequence)
+    ) -> list[Authorization]:
+        query = _WITH_SIGNATURES
         for column, value in (
             (authorizations.c.status, status),
             (authorizations.c.payer, payer),
@@ -207,65 +222,57 @@ class Book:
         ):
             if value is not None:
                 query = query.where(column == value)
-        return [_as_entry(row) for row in conn.execute(query).mappings()]
+        return _read(conn, query)
 
-    def unfinished(self, conn: Connection, *, network: str, payer: str | None) -> list[AuthorizationEntry]:
+    def unfinished(self, conn: Connection, *, network: str, payer: str | None) -> list[Authorization]:
         is_unconfirmed = authorizations.c.confirmations < authorizations.c.confirmations_needed
-        query = (
-            sa.select(*_ENTRY_COLUMNS)
-            .where(authorizations.c.network == network)
-            .where(sa.or_(authorizations.c.status == "signed", is_unconfirmed))
-            .order_by(authorizations.c.sequence)
+        query = _WITH_SIGNATURES.where(authorizations.c.network == network).where(
+            sa.or_(authorizations.c.status == "signed", is_unconfirmed)
         )
         if payer is not None:
             query = query.where(authorizations.c.payer == payer)
-        return [_as_entry(row) for row in conn.execute(query).mappings()]
+        return _read(conn, query)
 
-    def _entry(self, conn: Connection, authorization_id: str) -> AuthorizationEntry | None:
-        row = (
-            conn.execute(sa.select(*_ENTRY_COLUMNS).where(authorizations.c.id == authorization_id))
-            .mappings()
-            .one_or_none()
-        )
-        return None if row is None else _as_entry(row)
+    def _authorization(self, conn: Connection, authorization_id: str) -> Authorization | None:
+        found = _read(conn, _WITH_SIGNATURES.where(authorizations.c.id == authorization_id))
+        return found[0] if found else None
 
 
-def _is_final(entry: AuthorizationEntry) -> bool:
-    if entry.status == "signed":
-        return False
-    return entry.confirmations_needed is None or (entry.confirmations or 0) >= entry.confirmations_needed
+def _read(conn: Connection, query: sa.Select[Any]) -> list[Authorization]:
+    """The authorizations of a query over `_WITH_SIGNATURES`, which has a row for each signature."""
+    found: list[Authorization] = []
+    for _, rows in groupby(conn.execute(query).mappings(), key=itemgetter("id")):
+        same = list(rows)
+        values = {name: same[0][name] for name in _OWN}
+        values["nonce"] = int(values["nonce"])
+        values["settled_atomic"] = None if values["settled_atomic"] is None else int(values["settled_atomic"])
+        found.append(Authorization(**values, signed=tuple(map(_terms_in, same))))
+    return found
 
 
-def _int_or_none(text: str | None) -> int | None:
-    return None if text is None else int(text)
+def _terms_in(row: Any) -> SignedTerms:
+    values = {name: row[f"signed_{name}"] for name in _TERMS}
+    return SignedTerms(**values | {"amount_atomic": int(values["amount_atomic"])})
 
 
-def _gwei(atomic: int) -> int:
-    return -(-atomic // _ATOMIC_PER_GWEI)
-
-
-def _as_row(entry: AuthorizationEntry) -> dict[str, Any]:
-    row = asdict(entry)
-    row["amount_atomic"] = str(entry.amount_atomic)
-    row["settled_atomic"] = None if entry.settled_atomic is None else str(entry.settled_atomic)
+def _as_row(authorization: Authorization) -> dict[str, Any]:
+    row: dict[str, Any] = {name: getattr(authorization, name) for name in _OWN}
+    row["nonce"] = str(authorization.nonce)
+    row["settled_atomic"] = None if authorization.settled_atomic is None else str(authorization.settled_atomic)
+    row["asset"] = authorization.asset
+    row["signed_at"] = authorization.terms.signed_at
+    row["reserved_gwei"] = -(-authorization.reserved_atomic // _ATOMIC_PER_GWEI)
     return row
 
 
-def _as_entry(row: Any) -> AuthorizationEntry:
-    values = dict(row)
-    values["amount_atomic"] = int(values["amount_atomic"])
-    values["settled_atomic"] = _int_or_none(values["settled_atomic"])
-    return AuthorizationEntry(**values)
-
-
-def _receipt_of(entry: AuthorizationEntry, *, status: ReceiptStatus) -> SettlementReceipt:
+def _receipt_of(authorization: Authorization, *, status: ReceiptStatus) -> SettlementReceipt:
     """The receipt of a call of which nothing is known but its authorization."""
     return SettlementReceipt(
-        call_id=entry.call_id,
+        call_id=authorization.call_id,
         status=status,
-        created_at=entry.signed_at,
+        created_at=authorization.signed_at,
         outcome="unknown",
-        **receipt_fields(entry),
-        model=entry.model,
-        settlement_mode=entry.settlement_mode,
+        **receipt_fields(authorization),
+        model=authorization.model,
+        settlement_mode=authorization.settlement_mode,
     )

@@ -137,8 +137,8 @@ class Writer:
     def _unavailable(self, exc: Exception, job: Job) -> LedgerUnavailable:
         problem = LedgerUnavailable(
             f"The ledger at {without_password(self._url)} cannot be written ({type(exc).__name__}: "
-            f"{_first_line(exc)}). {job.otherwise} Free disk space, check the "
-            "permissions, or set OG_LEDGER_URL to another place.",
+            f"{_first_line(exc)}). {job.otherwise} {_advice(exc)}, or set OG_LEDGER_URL to "
+            "another place.",
             is_retryable=False,
         )
         problem.__cause__ = exc
@@ -177,6 +177,12 @@ def without_password(url: str) -> str:
     """The URL, fit to be shown."""
     scheme, _, rest = url.partition("://")
     return f"{scheme}://{rest.rpartition('@')[2]}"
+
+
+def _advice(exc: BaseException) -> str:
+    if type(exc).__name__ == "NewerSchema":
+        return "Upgrade this package (`pip install -U opengradient-integrations`)"
+    return "Free disk space, check the permissions"
 
 
 def _first_line(exc: BaseException) -> str:

@@ -17,10 +17,9 @@ from typing import Any
 
 import httpx
 
-from opengradient_x402.ledger.authorizations import AuthorizationEntry
+from opengradient_x402.ledger.authorizations import Authorization
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.payment.sessions import PaidSession
-from opengradient_x402.signer import Authorization
 
 # Ids must be unique, not secret (nonces are derived from them with the key). The system's generator gives up the
 # interpreter lock, which costs half a millisecond a call while the ledger writes.
@@ -30,15 +29,6 @@ if hasattr(os, "register_at_fork"):
 
 _EXTENSION = "opengradient.call"
 """Where a request of any httpx client carries its call: redirected requests have it too, so a call stays one call."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SignedPayment:
-    """An authorization with its signature, ready to be sent. It is worth money: the header is in no repr."""
-
-    entry: AuthorizationEntry
-    authorization: Authorization = field(repr=False)
-    header: str = field(repr=False)
 
 
 @dataclass(slots=True, eq=False)
@@ -59,7 +49,7 @@ class Call:
     """Whether the caller waits by blocking its thread."""
     created_at: int = field(default_factory=lambda: int(time.time()))
 
-    entry: AuthorizationEntry | None = None
+    authorization: Authorization | None = None
     """The authorization that pays, from the moment its signature or session id may have left."""
     session: PaidSession | None = None
     has_signed_out: bool = False

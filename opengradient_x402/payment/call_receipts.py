@@ -32,8 +32,8 @@ class Answer:
 
 def build_receipt(call: Call, *, outcome: str, error: str | None, answer: Answer | None) -> SettlementReceipt:
     """The receipt of a call that has a payment attached."""
-    entry = call.entry
-    if entry is None:
+    authorization = call.authorization
+    if authorization is None:
         raise ValueError("A call without a payment has no receipt.")
     answer = answer if answer is not None else Answer()
     usage = answer.usage
@@ -43,9 +43,9 @@ def build_receipt(call: Call, *, outcome: str, error: str | None, answer: Answer
         created_at=call.created_at,
         outcome=outcome,
         error=error,
-        **receipt_fields(entry),
-        model=answer.model or call.model or entry.model,
-        settlement_mode=call.settlement_mode or entry.settlement_mode,
+        **receipt_fields(authorization),
+        model=answer.model or call.model or authorization.model,
+        settlement_mode=call.settlement_mode or authorization.settlement_mode,
         prompt_tokens=usage.prompt_tokens if usage else None,
         completion_tokens=usage.completion_tokens if usage else None,
         cost_atomic=_claimed_cost(call, answer),

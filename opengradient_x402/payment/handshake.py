@@ -28,9 +28,10 @@ from opengradient_x402.errors import (
     PaidButFailed,
     PaymentOutcomeUnknown,
 )
-from opengradient_x402.payment.call import Call, SignedPayment
+from opengradient_x402.payment.call import Call
 from opengradient_x402.payment.challenge import Challenge, parse_challenge
 from opengradient_x402.payment.payments import Payments
+from opengradient_x402.payment.permits import SignedPayment
 from opengradient_x402.payment.sessions import PaidSession, SessionKey, Ticket, Waiting
 
 SESSION_HEADER = "X-Upto-Session"
@@ -48,7 +49,7 @@ _NEVER_LEFT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, http
 def pay(request: httpx.Request, *, call: Call, payments: Payments) -> Steps[httpx.Response]:
     """Obtain a response to `request`, paying for it if the gateway wants that."""
     payments.gateways.check_endpoint(str(request.url))
-    if call.entry is not None:
+    if call.authorization is not None:
         raise PaidButFailed(
             f"Call {call.id} is already paid, and its response led to another request ({request.url.host}). "
             "It was not sent: one call pays once. Check the gateway's address; it must not redirect.",
@@ -94,7 +95,7 @@ def _ride(request: httpx.Request, call: Call, payments: Payments, session: PaidS
     """Send within a live session. None: the gateway no longer knows the session, and did not serve."""
     payments.attach_session(call, session)
     try:
-        payments.check_call(call, session.key, cap_atomic=session.entry.amount_atomic)
+        payments.check_call(call, session.key, cap_atomic=session.authorization.terms.amount_atomic)
     except NotPaid:
         payments.detach(call)
         raise
@@ -138,7 +139,7 @@ def _open(request: httpx.Request, call: Call, payments: Payments, ticket: Ticket
     response = yield from _send_signed(request, call, payments, ticket, signed)
     if response.status_code == httpx.codes.PAYMENT_REQUIRED and not was_asked:
         current = yield from _read_challenge(response, payments, ticket.key)
-        if signed.authorization.terms.raw in [terms.raw for terms in current.terms]:
+        if signed.accepted.raw in [terms.raw for terms in current.terms]:
             raise payments.rejected(call, current, ticket.key)
         # The terms changed since they were cached: sign the new ones with the same nonce.
         signed = yield from _authorize(current, request, call, payments, ticket.key)
@@ -161,26 +162,26 @@ def _authorize(
         yield Wait(funds)
     if (pin := payments.gateways.pin_facilitator(terms, key.origin)) is not None:
         payments.gateways.confirm_facilitator(terms, key.origin, (yield Wait(pin)))
-    entry = payments.draft(terms, call, str(request.url))
+    drafted = payments.draft(terms, call, str(request.url))
     try:
         try:
-            yield Wait(payments.reserve(entry))
+            authorization = yield Wait(payments.reserve(drafted))
         except BudgetExceeded:
             # Authorizations past their deadline may hold budget that was never spent: ask the chain first.
             yield Wait(payments.reclaim())
-            yield Wait(payments.reserve(entry))
-        return payments.sign(terms, entry, challenge)
+            authorization = yield Wait(payments.reserve(drafted))
+        return payments.sign(terms, authorization, challenge)
     except BaseException:  # cancelled, or the signer failed: what never left must not hold budget
         if not call.has_signed_out:
-            payments.ledger.mark_unsent(entry.id)
+            payments.ledger.mark_unsent(drafted.id)
         raise
 
 
 def _send_signed(
     request: httpx.Request, call: Call, payments: Payments, ticket: Ticket, signed: SignedPayment
 ) -> Steps[httpx.Response]:
-    is_first_use = signed.entry.call_id == call.id
-    call.entry = signed.entry
+    is_first_use = signed.authorization.call_id == call.id
+    call.authorization = signed.authorization
     try:
         response: httpx.Response = yield Send(_with_header(request, SIGNATURE_HEADER, signed.header))
     except _NEVER_LEFT as exc:
@@ -189,7 +190,7 @@ def _send_signed(
             raise _outcome_unknown(call, exc) from exc
         payments.detach(call)
         if is_first_use:
-            yield Wait(payments.ledger.mark_unsent(signed.entry.id))
+            yield Wait(payments.ledger.mark_unsent(signed.authorization.id))
         else:
             payments.doubt(ticket.key, signed)
         raise
@@ -205,7 +206,7 @@ def _send_signed(
             yield from _settlement_failed(response, call, payments, ticket, signed)
         return response
     _take_session(response, call, payments, ticket, signed)
-    payments.gateways.accepted(ticket.key.origin, amount_atomic=signed.entry.amount_atomic)
+    payments.gateways.accepted(ticket.key.origin, amount_atomic=signed.authorization.terms.amount_atomic)
     return (yield from _answered(response, call))
 
 
@@ -215,7 +216,7 @@ def _take_session(
     """What an accepted payment bought: a session, this one answer, or nothing that we know of."""
     session_id = response.headers.get(SESSION_HEADER)
     if session_id is not None and _SESSION_ID.fullmatch(session_id):
-        call.session = payments.sessions.opened(ticket, session_id=session_id, entry=signed.entry)
+        call.session = payments.sessions.opened(ticket, session_id=session_id, authorization=signed.authorization)
     elif response.is_success:
         call.claims = _payment_response(response)
         payments.sessions.sessionless(ticket)

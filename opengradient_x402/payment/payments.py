@@ -28,19 +28,20 @@ from opengradient_x402.errors import (
     NotPaid,
     PaymentRejected,
 )
-from opengradient_x402.ledger.authorizations import AuthorizationEntry, Budget
+from opengradient_x402.ledger.authorizations import Authorization, Budget
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.models import find_model, usd_to_atomic
 from opengradient_x402.networks import Network, load_network
-from opengradient_x402.payment.call import Call, SignedPayment
+from opengradient_x402.payment.call import Call
 from opengradient_x402.payment.call_receipts import Answer, build_receipt
 from opengradient_x402.payment.funds import Funds
 from opengradient_x402.payment.gateways import KnownGateways, origin_of
 from opengradient_x402.payment.log_redaction import redact_sessions
+from opengradient_x402.payment.permits import SignedPayment, payment_header, signed_payload, terms_to_sign
 from opengradient_x402.payment.policy import SpendPolicy
 from opengradient_x402.payment.sessions import PaidSession, SessionKey, SessionPool
-from opengradient_x402.signer import LocalSigner, Signer, authorize, payment_header
+from opengradient_x402.signer import LocalSigner, Signer
 
 if TYPE_CHECKING:
     from opengradient_x402.payment.challenge import Challenge, PaymentTerms
@@ -184,37 +185,27 @@ class Payments:
             return
         self.policy.check_clock(now_s=int(time.time()), server_now_s=server_now_s)
 
-    def draft(self, terms: PaymentTerms, call: Call, endpoint: str) -> AuthorizationEntry:
-        """The ledger entry of the authorization that this call is about to sign."""
-        now_s = int(time.time())
+    def draft(self, terms: PaymentTerms, call: Call, endpoint: str) -> Authorization:
+        """The authorization that this call is about to sign. Raises PolicyRefused for another chain's terms."""
         nonce = self.signer.nonce_for(call.id)
-        if terms.transfer_method == "eip3009":
-            spender = terms.asset
-        else:
-            spender = self.network.upto_proxy if terms.scheme == "upto" else self.network.exact_proxy
-        return AuthorizationEntry(
+        return Authorization(
             id=_authorization_id(self.network, self.payer, nonce),
             call_id=call.id,
             network=self.network.caip2,
-            scheme=terms.scheme,
-            transfer_method=terms.transfer_method,
-            asset=terms.asset,
             payer=self.payer,
-            payee=terms.pay_to,
-            facilitator=terms.facilitator,
-            spender=spender,
-            nonce=str(nonce),
-            amount_atomic=terms.amount_atomic,
-            signed_at=now_s,
-            deadline=now_s + terms.max_timeout_s,
+            nonce=nonce,
             endpoint=endpoint,
             model=call.model,
             settlement_mode=call.settlement_mode,
+            signed=(terms_to_sign(terms, network=self.network, now_s=int(time.time())),),
         )
 
-    def reserve(self, entry: AuthorizationEntry) -> Future[None]:
-        """Writes the entry, and its amount into the day's budget, durably. Raises BudgetExceeded."""
-        return self.ledger.authorize(entry, budget=self._budget)
+    def reserve(self, authorization: Authorization) -> Future[Authorization]:
+        """Writes it, and its amount into the day's budget, durably; the result has all signatures of its nonce.
+
+        Raises BudgetExceeded.
+        """
+        return self.ledger.authorize(authorization, budget=self._budget)
 
     def reclaim(self) -> Future[None]:
         """Asks the chain about authorizations past their deadline, and frees what was never taken."""
@@ -226,26 +217,24 @@ class Payments:
         except ChainUnavailable:
             return  # the budget error that follows says what is reserved
 
-    def sign(self, terms: PaymentTerms, entry: AuthorizationEntry, challenge: Challenge) -> SignedPayment:
+    def sign(self, terms: PaymentTerms, authorization: Authorization, challenge: Challenge) -> SignedPayment:
         """The signature over what the ledger already holds."""
-        authorization = authorize(
-            terms, signer=self.signer, network=self.network, nonce=int(entry.nonce), now_s=entry.signed_at
-        )
-        header = payment_header(authorization, resource=challenge.resource, extensions=self.funds.approval)
-        return SignedPayment(entry=entry, authorization=authorization, header=header)
+        payload = signed_payload(authorization, accepted=terms, signer=self.signer, network=self.network)
+        header = payment_header(payload, accepted=terms, resource=challenge.resource, extensions=self.funds.approval)
+        return SignedPayment(authorization=authorization, accepted=terms, header=header)
 
     # -- while a payment is out
 
     def attach_session(self, call: Call, session: PaidSession) -> None:
         """This session pays for the call."""
         call.session = session
-        call.entry = session.entry
+        call.authorization = session.authorization
 
     def detach(self, call: Call) -> None:
         """Nothing pays for the call: what was attached was not sent, or was not taken."""
         if call.session is not None:
             self.sessions.leave(call.session)
-        call.session = call.entry = None
+        call.session = call.authorization = None
 
     def doubt(self, key: SessionKey, signed: SignedPayment) -> None:
         """Keeps a payment whose fate is unknown: the next call uses it before it signs anything new."""
@@ -258,8 +247,8 @@ class Payments:
             waiting = self._doubtful.get(key, [])
             while waiting:
                 signed = waiting.pop()
-                lifetime = signed.entry.deadline - signed.entry.signed_at
-                if time.time() < signed.entry.deadline - lifetime / 4:
+                terms = signed.authorization.terms
+                if time.time() < terms.deadline - (terms.deadline - terms.signed_at) / 4:
                     return signed
         return None
 
@@ -295,7 +284,7 @@ class Payments:
 
         None when nothing was paid, and for everybody who comes later: `call.receipt` has it.
         """
-        if call.entry is None or not call.ending.acquire(blocking=False):
+        if call.authorization is None or not call.ending.acquire(blocking=False):
             return None
         receipt = build_receipt(call, outcome=outcome, error=error, answer=answer).followed_by(self.reconciler)
         call.receipt = receipt

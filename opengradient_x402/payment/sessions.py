@@ -15,7 +15,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from opengradient_x402.ledger.authorizations import AuthorizationEntry
+from opengradient_x402.ledger.authorizations import Authorization
 
 IDLE_SHARE = 0.75
 """A session is used until this share of the gateway's idle time-out has passed without a call."""
@@ -40,7 +40,7 @@ class PaidSession:
 
     key: SessionKey
     id: str = field(repr=False)
-    entry: AuthorizationEntry
+    authorization: Authorization
     opened_at: float
     last_used: float
     spent_atomic: int = 0
@@ -109,13 +109,13 @@ class SessionPool:
                 return Ticket(key, threading.get_ident(), is_shared=False)
             return Waiting(opening.done)
 
-    def opened(self, ticket: Ticket, *, session_id: str, entry: AuthorizationEntry) -> PaidSession:
+    def opened(self, ticket: Ticket, *, session_id: str, authorization: Authorization) -> PaidSession:
         """Adds the session that this ticket opened, with the opener's call in flight, and wakes who waited."""
         now = self._clock()
         session = PaidSession(
             key=ticket.key,
             id=session_id,
-            entry=entry,
+            authorization=authorization,
             opened_at=now,
             last_used=now,
             in_flight=1,
@@ -164,17 +164,17 @@ class SessionPool:
 
     def _is_usable(self, session: PaidSession) -> bool:
         now, wall = self._clock(), self._wall_clock()
-        entry = session.entry
-        margin = min(DEADLINE_MARGIN_S, (entry.deadline - entry.signed_at) / 4)
+        terms = session.authorization.terms  # those that the gateway accepted
+        margin = min(DEADLINE_MARGIN_S, (terms.deadline - terms.signed_at) / 4)
         is_idle = session.in_flight == 0 and now - session.last_used > self._idle_s
         # Beyond the cap a gateway serves unpaid and then closes the session: the loss would not be ours, so
         # the largest call seen so far is estimate enough for those in flight.
         typical = self._largest_call.get(session.key, 0)
-        is_full = session.spent_atomic + (session.in_flight + 1) * typical > entry.amount_atomic
+        is_full = session.spent_atomic + (session.in_flight + 1) * typical > terms.amount_atomic
         return not (
             session.is_retired
             or is_idle
             or now - session.opened_at > MAX_AGE_S
-            or wall > entry.deadline - margin
+            or wall > terms.deadline - margin
             or (is_full and session.spent_atomic > 0)
         )

@@ -34,8 +34,8 @@ from opengradient_x402.networks import Network
 from opengradient_x402.signer import Signer
 
 if TYPE_CHECKING:
+    from opengradient_x402.ledger.authorizations import Authorization
     from opengradient_x402.payment.challenge import PaymentTerms
-    from opengradient_x402.settlement.recognition import SignedTerms
 
 Amount = str | int | Decimal
 """An amount in whole tokens: `"0.5"`, `5`, `Decimal("0.5")`."""
@@ -108,7 +108,7 @@ class Wallet:
             )
         )
 
-    def cancel(self, authorization: SignedTerms) -> Cancellation:
+    def cancel(self, authorization: Authorization) -> Cancellation:
         """Burn the nonce of an authorization, so that nobody can settle it. Costs gas.
 
         The settlement may come first: reconcile afterwards.
@@ -155,7 +155,7 @@ class AsyncWallet:
             )
         )
 
-    async def cancel(self, authorization: SignedTerms) -> Cancellation:
+    async def cancel(self, authorization: Authorization) -> Cancellation:
         """As `Wallet.cancel`."""
         return await self._chain.ask(_cancel(self.network, self.signer, authorization))
 
@@ -245,18 +245,18 @@ def _ensure_approval(network: Network, signer: Signer, wanted: _Wanted) -> Quest
     return Approval(allowance_before_atomic=before, allowance_after_atomic=after, tx_hash=tx_hash)
 
 
-def _cancel(network: Network, signer: Signer, terms: SignedTerms) -> Question[Cancellation]:
-    if terms.payer != signer.address:
+def _cancel(network: Network, signer: Signer, authorization: Authorization) -> Question[Cancellation]:
+    if authorization.payer != signer.address:
         raise ConfigurationError(
-            f"The authorization is {terms.payer}'s, and this wallet is {signer.address}: only the payer can "
+            f"The authorization is {authorization.payer}'s, and this wallet is {signer.address}: only the payer can "
             "cancel. Nothing was sent."
         )
-    if terms.transfer_method == "eip3009":
-        is_used = yield from authorization_state(terms.asset, terms.payer, terms.nonce)
-        to, data = terms.asset, _cancel_authorization_call(network, signer, terms)
+    if authorization.transfer_method == "eip3009":
+        is_used = yield from authorization_state(authorization.asset, authorization.payer, authorization.nonce)
+        to, data = authorization.asset, _cancel_authorization_call(network, signer, authorization)
     else:
-        is_used = yield from nonce_used(network.permit2, terms.payer, terms.nonce)
-        to, data = network.permit2, _invalidate_nonce_call(terms)
+        is_used = yield from nonce_used(network.permit2, authorization.payer, authorization.nonce)
+        to, data = network.permit2, _invalidate_nonce_call(authorization)
     if is_used:
         return Cancellation(tx_hash=None)
     return Cancellation(
@@ -264,23 +264,23 @@ def _cancel(network: Network, signer: Signer, terms: SignedTerms) -> Question[Ca
     )
 
 
-def _invalidate_nonce_call(terms: SignedTerms) -> bytes:
-    return _INVALIDATE_NONCES + _word(terms.nonce >> 8) + _word(1 << (terms.nonce & 255))
+def _invalidate_nonce_call(authorization: Authorization) -> bytes:
+    return _INVALIDATE_NONCES + _word(authorization.nonce >> 8) + _word(1 << (authorization.nonce & 255))
 
 
-def _cancel_authorization_call(network: Network, signer: Signer, terms: SignedTerms) -> bytes:
+def _cancel_authorization_call(network: Network, signer: Signer, authorization: Authorization) -> bytes:
     signature = signer.sign_digest(
         cancel_authorization_digest(
             chain_id=network.chain_id,
-            token=terms.asset,
+            token=authorization.asset,
             token_name=network.asset.name,
             token_version=network.asset.version,
-            payer=terms.payer,
-            nonce=terms.nonce,
+            payer=authorization.payer,
+            nonce=authorization.nonce,
         )
     )
     r, s, v = signature[:32], signature[32:64], signature[64]
-    return _CANCEL_AUTHORIZATION + address_word(terms.payer) + _word(terms.nonce) + _word(v) + r + s
+    return _CANCEL_AUTHORIZATION + address_word(authorization.payer) + _word(authorization.nonce) + _word(v) + r + s
 
 
 def _word(value: int) -> bytes:

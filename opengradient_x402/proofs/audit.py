@@ -3,7 +3,7 @@
 The same checks run live against nodes, or on the evidence in a bundle: that depends on the sources. On evidence,
 everything that rests on signatures and hashes is proven as well as live; that a chain holds it is not, and says so.
 
-Statements per authorization: the payer signed these terms; so much was settled, to whom, in which transaction,
+Statements per authorization: the payer signed these entry; so much was settled, to whom, in which transaction,
 with how many confirmations (or: nothing was and can be); the calls' shares add up; disputes are not hidden. Per
 call: the enclave signed its hashes, the key is registered, the data were settled as the mode says. What was asked
 and answered is in no receipt, so nothing is said about it here.
@@ -29,7 +29,7 @@ from opengradient_x402.chain.relay_events import batch_settlement, individual_se
 from opengradient_x402.chain.sources import Document, Sources
 from opengradient_x402.effects import Steps
 from opengradient_x402.errors import ChainUnavailable
-from opengradient_x402.ledger.authorizations import AuthorizationEntry
+from opengradient_x402.ledger.authorizations import Authorization
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.networks import ChainContract, Network
 from opengradient_x402.proofs.attestation import TeeProof, is_signed_by
@@ -59,7 +59,6 @@ from opengradient_x402.proofs.receipt_checks import (
 )
 from opengradient_x402.settlement.recognition import (
     SettlementFound,
-    SignedTerms,
     diverted_settlement,
     invalidates,
     permit_settlements,
@@ -101,7 +100,7 @@ class _Auditor:
         self._contents = contents
         self._network = network
         self._sources = sources
-        self._terms = [SignedTerms.of_entry(case.entry) for case in contents.cases]
+        self._authorizations = [case.entry for case in contents.cases]
         self._places = {place.call_id: place for place in contents.data_places}
         self._enclaves: dict[str, RegisteredTee | None] = {}
         self._mined: dict[tuple[int, str], TransactionReceipt | None] = {}
@@ -139,7 +138,7 @@ class _Auditor:
         except ChainUnavailable as exc:
             return [not_proven(_PAID, about=entry.id, why=exc.message)]
 
-    def _of_settlement(self, entry: AuthorizationEntry) -> Steps[list[Finding]]:
+    def _of_settlement(self, entry: Authorization) -> Steps[list[Finding]]:
         about, tx_hash = entry.id, entry.tx_hash or ""
         done, mined = yield from self._sources.ask(self._network, _transaction_of(tx_hash))
         if done is None or mined is None:
@@ -150,24 +149,25 @@ class _Auditor:
         if wrong:
             why = f"transaction {tx_hash} shows {', '.join(wrong)}"
             return [*findings, refuted(_PAID, about=about, why=why)]
-        paid = f"{opg(entry.settled_atomic)} from {entry.payer} to {found.payee if found else entry.payee}"
+        paid = f"{opg(entry.settled_atomic)} from {entry.payer} to {found.payee if found else entry.terms.payee}"
         findings.append(proven(_PAID, about=about, why=f"{paid} in transaction {tx_hash}"))
         findings.append((yield from self._of_block(entry)))
         return findings
 
     def _settlement_in(
-        self, entry: AuthorizationEntry, done: TransactionReceipt, mined: Transaction
+        self, entry: Authorization, done: TransactionReceipt, mined: Transaction
     ) -> SettlementFound | None:
-        terms = SignedTerms.of_entry(entry)
         # All authorizations together: a transaction that settles several is told apart by them.
         found = (
-            transfer_settlements(done, [item for item in self._terms if item.transfer_method == "eip3009"])
-            if terms.transfer_method == "eip3009"
-            else permit_settlements(mined, done, [item for item in self._terms if item.transfer_method == "permit2"])
+            transfer_settlements(done, [item for item in self._authorizations if item.transfer_method == "eip3009"])
+            if entry.transfer_method == "eip3009"
+            else permit_settlements(
+                mined, done, [item for item in self._authorizations if item.transfer_method == "permit2"]
+            )
         )
-        return found.get(terms) or diverted_settlement(mined, done, terms)
+        return found.get(entry) or diverted_settlement(mined, done, entry)
 
-    def _of_block(self, entry: AuthorizationEntry) -> Steps[Finding]:
+    def _of_block(self, entry: Authorization) -> Steps[Finding]:
         about, number = entry.id, entry.block_number or 0
         head, at_height = yield from self._sources.ask(self._network, _block_and_head(number))
         if at_height != entry.block_hash:
@@ -178,21 +178,18 @@ class _Auditor:
         make = proven if confirmations >= self._network.confirmations else not_proven
         return make(_CONFIRMED, about=about, why=why)
 
-    def _of_expiry(self, entry: AuthorizationEntry) -> Steps[Finding]:
-        now_s, is_used = yield from self._sources.ask(
-            self._network, _time_and_use(SignedTerms.of_entry(entry), self._network)
-        )
+    def _of_expiry(self, entry: Authorization) -> Steps[Finding]:
+        now_s, is_used = yield from self._sources.ask(self._network, _time_and_use(entry, self._network))
         if is_used:
             return refuted(_NOTHING_TAKEN, about=entry.id, why="its nonce is used on the chain")
         if now_s <= entry.deadline:
             return refuted(_NOTHING_TAKEN, about=entry.id, why="its deadline has not passed yet on the chain")
         return proven(_NOTHING_TAKEN, about=entry.id, why="its nonce is unused and its deadline has passed")
 
-    def _of_cancellation(self, entry: AuthorizationEntry) -> Steps[Finding]:
+    def _of_cancellation(self, entry: Authorization) -> Steps[Finding]:
         done = yield from self._sources.ask(self._network, receipt(entry.tx_hash or ""))
-        terms = SignedTerms.of_entry(entry)
-        source = terms.asset if terms.transfer_method == "eip3009" else self._network.permit2
-        if done is None or not any(log.address == source and invalidates(log, terms) for log in done.logs):
+        source = entry.asset if entry.transfer_method == "eip3009" else self._network.permit2
+        if done is None or not any(log.address == source and invalidates(log, entry) for log in done.logs):
             why = f"transaction {entry.tx_hash} does not invalidate its nonce"
             return refuted(_NOTHING_TAKEN, about=entry.id, why=why)
         why = f"the payer invalidated its nonce in transaction {entry.tx_hash}"
@@ -299,8 +296,8 @@ def _block_and_head(number: int) -> Question[tuple[int, str]]:
     return head.number, (yield from block(number)).hash
 
 
-def _time_and_use(terms: SignedTerms, network: Network) -> Question[tuple[int, bool]]:
+def _time_and_use(entry: Authorization, network: Network) -> Question[tuple[int, bool]]:
     now_s = yield from chain_time()
-    if terms.transfer_method == "eip3009":
-        return now_s, (yield from authorization_state(terms.asset, terms.payer, terms.nonce))
-    return now_s, (yield from nonce_used(network.permit2, terms.payer, terms.nonce))
+    if entry.transfer_method == "eip3009":
+        return now_s, (yield from authorization_state(entry.asset, entry.payer, entry.nonce))
+    return now_s, (yield from nonce_used(network.permit2, entry.payer, entry.nonce))

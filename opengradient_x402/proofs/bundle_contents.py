@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from opengradient_x402.addresses import checksum_address
-from opengradient_x402.ledger.authorizations import AuthorizationEntry
+from opengradient_x402.ledger.authorizations import Authorization, SignedTerms
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.money import Asset
 from opengradient_x402.networks import ChainContract, Network
@@ -24,7 +24,7 @@ from opengradient_x402.proofs.data_evidence import DataSettlement
 class Case:
     """One authorization and all the calls that it paid for."""
 
-    entry: AuthorizationEntry
+    entry: Authorization
     receipts: tuple[SettlementReceipt, ...]
 
 
@@ -72,7 +72,7 @@ class Contents:
         return cls(cases=tuple(cases_of(entries, receipts)), data_places=places)
 
 
-def cases_of(entries: Iterable[AuthorizationEntry], receipts: Sequence[SettlementReceipt]) -> list[Case]:
+def cases_of(entries: Iterable[Authorization], receipts: Sequence[SettlementReceipt]) -> list[Case]:
     """Receipts sorted to their authorizations; authorizations without any are left out."""
     by_id: dict[str, list[SettlementReceipt]] = {}
     for receipt in receipts:
@@ -140,11 +140,24 @@ def _contract(about: Mapping[str, Any] | None, urls: Mapping[int, str]) -> Chain
     return ChainContract(address=checksum_address(about["address"]), rpc_url=urls.get(chain_id, ""), chain_id=chain_id)
 
 
-def _entry_json(entry: AuthorizationEntry) -> dict[str, Any]:
-    known = {name: value for name, value in asdict(entry).items() if value is not None}
+def _entry_json(authorization: Authorization) -> dict[str, Any]:
+    body = _texts(asdict(authorization))
+    return body | {
+        "nonce": str(authorization.nonce),
+        "signed": [_texts(asdict(terms)) for terms in authorization.signed],
+    }
+
+
+def _texts(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What is known, with amounts as text."""
+    known = {name: value for name, value in values.items() if value is not None}
     return {name: str(value) if name.endswith("_atomic") else value for name, value in known.items()}
 
 
-def _entry(body: Mapping[str, Any]) -> AuthorizationEntry:
-    values: dict[str, Any] = {name: int(value) if name.endswith("_atomic") else value for name, value in body.items()}
-    return AuthorizationEntry(**({"facilitator": None} | values))  # exact payments name none
+def _entry(body: Mapping[str, Any]) -> Authorization:
+    signed = tuple(SignedTerms(**{"facilitator": None} | _amounts(terms)) for terms in body["signed"])
+    return Authorization(**_amounts(body) | {"nonce": int(body["nonce"]), "signed": signed})
+
+
+def _amounts(body: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: int(value) if name.endswith("_atomic") else value for name, value in body.items()}

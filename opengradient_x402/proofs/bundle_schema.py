@@ -53,13 +53,8 @@ class _Settlement(_Shape):
     """What authorizations and receipts have in common."""
 
     network: _Chain
-    scheme: Literal["upto", "exact"]
-    asset: _Address
     payer: _Address
-    payee: _Address
-    facilitator: _Address | None = None
     nonce: _Amount
-    deadline: _Count
     endpoint: str
     model: str
     settlement_mode: _Mode
@@ -71,13 +66,22 @@ class _Settlement(_Shape):
     dispute: str | None = None
 
 
-class _Authorization(_Settlement):
-    id: _Name
-    call_id: _Name
+class _SignedTerms(_Shape):
+    scheme: Literal["upto", "exact"]
     transfer_method: Literal["permit2", "eip3009"]
+    asset: _Address
+    payee: _Address
+    facilitator: _Address | None = None
     spender: _Address
     amount_atomic: _Amount
     signed_at: _Count
+    deadline: _Count
+
+
+class _Authorization(_Settlement):
+    id: _Name
+    call_id: _Name
+    signed: Annotated[list[_SignedTerms], Field(min_length=1)]
     status: Literal["signed", "settled", "expired", "cancelled"]
     tx_hash: _Hash | None = None
 
@@ -87,6 +91,11 @@ class _Receipt(_Settlement):
     status: Literal["authorized", "served", "settled", "expired", "cancelled", "disputed"]
     created_at: _Count
     outcome: str
+    scheme: Literal["upto", "exact"]
+    asset: _Address
+    payee: _Address
+    facilitator: _Address | None = None
+    deadline: _Count
     authorization_id: _Name
     authorized_atomic: _Amount
     authorization_settled_atomic: _Amount | None = None

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
-from opengradient_x402.chain.eip712 import exact_permit_digest, transfer_authorization_digest, upto_permit_digest
+from opengradient_x402.chain.eip712 import payment_digest
 from opengradient_x402.chain.questions import Transaction
-from opengradient_x402.ledger.authorizations import AuthorizationEntry
+from opengradient_x402.ledger.authorizations import Authorization
 from opengradient_x402.ledger.disputes import dispute_of
 from opengradient_x402.ledger.receipts import ReceiptStatus
 from opengradient_x402.money import format_amount
@@ -49,7 +49,7 @@ def dispute_findings(case: Case) -> list[Finding]:
     """Whether receipts own up to the contradictions that the evidence shows."""
     findings = []
     for call in case.receipts:
-        follows = dispute_of(call, entry=case.entry, siblings=case.receipts)
+        follows = dispute_of(call, authorization=case.entry, siblings=case.receipts)
         if follows is not None and call.status is not ReceiptStatus.DISPUTED:
             findings.append(refuted(OPEN_TO_DISPUTE, about=call.call_id, why=f"it hides this: {follows}"))
         elif call.status is not ReceiptStatus.DISPUTED:
@@ -69,7 +69,7 @@ def once_finding(cases: Sequence[Case]) -> Finding:
     twice: list[str] = []
     for case in cases:
         entry = case.entry
-        claims = [(("nonce", entry.payer, entry.asset, entry.transfer_method, entry.nonce), entry.id)]
+        claims = [(("nonce", entry.payer, entry.asset, entry.transfer_method, str(entry.nonce)), entry.id)]
         claims += [(("proof", call.tee_signature), call.call_id) for call in case.receipts if call.tee_signature]
         for claim, name in claims:
             if claimed.setdefault(claim, name) != name:
@@ -79,18 +79,20 @@ def once_finding(cases: Sequence[Case]) -> Finding:
     return proven(ONCE, about="bundle", why=f"{len(claimed)} nonces and enclave signatures, all different")
 
 
-def foreign(entry: AuthorizationEntry, network: Network) -> str | None:
+def foreign(entry: Authorization, network: Network) -> str | None:
     """What about an authorization is not of this network: another token could be worth nothing."""
     spenders = {
-        "permit2": network.upto_proxy if entry.scheme == "upto" else network.exact_proxy,
-        "eip3009": network.asset.address,
+        ("permit2", "upto"): network.upto_proxy,
+        ("permit2", "exact"): network.exact_proxy,
+        ("eip3009", "exact"): network.asset.address,
     }
     if entry.network != network.caip2:
         return f"it is on {entry.network}, and the bundle is about {network.caip2}"
-    if entry.asset != network.asset.address:
-        return f"it pays in the token {entry.asset}, and the network's is {network.asset.address}"
-    if entry.spender != spenders[entry.transfer_method]:
-        return f"it allows {entry.spender} to take the payment, and no contract of the network"
+    for terms in entry.signed:
+        if terms.asset != network.asset.address:
+            return f"it pays in the token {terms.asset}, and the network's is {network.asset.address}"
+        if terms.spender != spenders.get((terms.transfer_method, terms.scheme)):
+            return f"it allows {terms.spender} to take the payment, and no contract of the network"
     return None
 
 
@@ -104,13 +106,13 @@ def mismatch(case: Case) -> str | None:
             return f"the receipt of call {call.call_id} is {call.status}; its authorization is {entry.status}"
         pairs: Mapping[str, tuple[object, object]] = {
             "network": (call.network, entry.network),
-            "scheme": (call.scheme, entry.scheme),
-            "facilitator": (call.facilitator, entry.facilitator),
+            "scheme": (call.scheme, entry.terms.scheme),
+            "facilitator": (call.facilitator, entry.terms.facilitator),
             "deadline": (call.deadline, entry.deadline),
             "payer": (call.payer, entry.payer),
-            "payee": (call.payee, entry.payee),
+            "payee": (call.payee, entry.terms.payee),
             "asset": (call.asset, entry.asset),
-            "nonce": (call.nonce, entry.nonce),
+            "nonce": (call.nonce, str(entry.nonce)),
             "authorized amount": (call.authorized_atomic, entry.amount_atomic),
             "settled amount": (call.authorization_settled_atomic, entry.settled_atomic),
             "transaction": (call.payment_tx_hash, entry.tx_hash),
@@ -123,68 +125,30 @@ def mismatch(case: Case) -> str | None:
     return None
 
 
-def differences(entry: AuthorizationEntry, found: SettlementFound) -> Iterator[str]:
+def differences(entry: Authorization, found: SettlementFound) -> Iterator[str]:
     """Where the chain tells another story than the authorization's entry."""
     if found.amount_atomic != entry.settled_atomic:
         yield f"{opg(found.amount_atomic)} and not {opg(entry.settled_atomic)}"
-    if found.payee != entry.payee and entry.dispute is None:
-        yield f"a payment to {found.payee} and not to {entry.payee}"
+    if found.payee not in entry.payees and entry.dispute is None:
+        yield f"a payment to {found.payee} and not to {entry.terms.payee}"
     if (found.block_number, found.block_hash) != (entry.block_number, entry.block_hash):
         yield f"block {found.block_number} ({found.block_hash}) and not {entry.block_number} ({entry.block_hash})"
 
 
-def signature_finding(entry: AuthorizationEntry, mined: Transaction, network: Network) -> Finding:
+def signature_finding(entry: Authorization, mined: Transaction, network: Network) -> Finding:
     """The payer's signature over exactly these terms, found in the calldata that settled them."""
-    digest = _digest(entry, network)
-    if digest is not None:
+    for terms in entry.signed:
+        if terms.scheme == "upto" and terms.facilitator is None:
+            continue
+        digest = payment_digest(terms, payer=entry.payer, nonce=entry.nonce, network=network)
         for signature in _signatures_in(mined.input):
             if recover_address(digest, signature) == entry.payer:
-                why = f"their signature in {mined.tx_hash} allows at most {opg(entry.amount_atomic)} to {entry.payee}"
+                why = f"their signature in {mined.tx_hash} allows at most {opg(terms.amount_atomic)} to {terms.payee}"
                 return proven(SIGNED, about=entry.id, why=why)
     why = (
         f"transaction {mined.tx_hash} holds no signature of {entry.payer} over these terms (contract wallets have none)"
     )
     return not_proven(SIGNED, about=entry.id, why=why)
-
-
-def _digest(entry: AuthorizationEntry, network: Network) -> bytes | None:
-    nonce = int(entry.nonce)
-    if entry.transfer_method == "eip3009":
-        return transfer_authorization_digest(
-            chain_id=network.chain_id,
-            token=entry.asset,
-            token_name=network.asset.name,
-            token_version=network.asset.version,
-            payer=entry.payer,
-            pay_to=entry.payee,
-            amount_atomic=entry.amount_atomic,
-            nonce=nonce,
-            valid_before_s=entry.deadline,
-        )
-    if entry.scheme == "exact":
-        return exact_permit_digest(
-            chain_id=network.chain_id,
-            permit2=network.permit2,
-            token=entry.asset,
-            amount_atomic=entry.amount_atomic,
-            spender=entry.spender,
-            nonce=nonce,
-            deadline_s=entry.deadline,
-            pay_to=entry.payee,
-        )
-    if entry.facilitator is None:
-        return None
-    return upto_permit_digest(
-        chain_id=network.chain_id,
-        permit2=network.permit2,
-        token=entry.asset,
-        amount_atomic=entry.amount_atomic,
-        spender=entry.spender,
-        nonce=nonce,
-        deadline_s=entry.deadline,
-        pay_to=entry.payee,
-        facilitator=entry.facilitator,
-    )
 
 
 def _signatures_in(calldata: bytes) -> Iterable[bytes]:

@@ -10,15 +10,13 @@ gateway says is not looked at. Does not know how the data were read.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final, Literal, Protocol
+from dataclasses import dataclass, field
+from operator import itemgetter
+from typing import Final
 
 from opengradient_x402.addresses import address_word, checksum_address
 from opengradient_x402.chain.questions import Log, Transaction, TransactionReceipt
-
-if TYPE_CHECKING:
-    from opengradient_x402.networks import Network
-    from opengradient_x402.signer import Authorization
+from opengradient_x402.ledger.authorizations import Authorization
 
 TRANSFER: Final = "0xddf252ad1be2c89b69c2b068fc378daa952ba7f163c4a11628f55a4df523b3ef"
 """keccak256("Transfer(address,address,uint256)"), ERC-20."""
@@ -36,76 +34,6 @@ AUTHORIZATION_CANCELED: Final = "0x1cdd46ff242716cdaa72d159d339a485b3438398348d6
 _WORD: Final = 32
 _UNGUESSABLE: Final = 2**128
 """A nonce above this is nobody's counter: its word in calldata is no coincidence."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SignedTerms:
-    """What of an authorization the chain can confirm. `spender` is the proxy, or the token for EIP-3009."""
-
-    payer: str
-    payee: str
-    asset: str
-    spender: str
-    transfer_method: Literal["permit2", "eip3009"]
-    nonce: int
-    amount_atomic: int
-    signed_at_s: int
-    deadline_s: int
-
-    @classmethod
-    def of(cls, authorization: Authorization, *, network: Network) -> SignedTerms:
-        """What an authorization signed."""
-        terms = authorization.terms
-        proxy = network.upto_proxy if terms.scheme == "upto" else network.exact_proxy
-        return cls(
-            payer=authorization.payer,
-            payee=terms.pay_to,
-            asset=terms.asset,
-            spender=terms.asset if terms.transfer_method == "eip3009" else proxy,
-            transfer_method=terms.transfer_method,
-            nonce=authorization.nonce,
-            amount_atomic=authorization.amount_atomic,
-            signed_at_s=authorization.signed_at_s,
-            deadline_s=authorization.deadline_s,
-        )
-
-    @classmethod
-    def of_entry(cls, entry: LedgerEntry) -> SignedTerms:
-        """What a ledger entry says was signed."""
-        return cls(
-            payer=entry.payer,
-            payee=entry.payee,
-            asset=entry.asset,
-            spender=entry.spender,
-            transfer_method="eip3009" if entry.transfer_method == "eip3009" else "permit2",
-            nonce=int(entry.nonce),
-            amount_atomic=entry.amount_atomic,
-            signed_at_s=entry.signed_at,
-            deadline_s=entry.deadline,
-        )
-
-
-class LedgerEntry(Protocol):
-    """The fields of the ledger's entry that matter here."""
-
-    @property
-    def payer(self) -> str: ...
-    @property
-    def payee(self) -> str: ...
-    @property
-    def asset(self) -> str: ...
-    @property
-    def spender(self) -> str: ...
-    @property
-    def transfer_method(self) -> str: ...
-    @property
-    def nonce(self) -> str: ...
-    @property
-    def amount_atomic(self) -> int: ...
-    @property
-    def signed_at(self) -> int: ...
-    @property
-    def deadline(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,8 +86,8 @@ Outcome = SettlementFound | SettledElsewhere | Cancelled | NotSettled | Unexplai
 
 
 def permit_settlements(
-    mined: Transaction, done: TransactionReceipt, authorizations: Sequence[SignedTerms]
-) -> dict[SignedTerms, SettlementFound]:
+    mined: Transaction, done: TransactionReceipt, authorizations: Sequence[Authorization]
+) -> dict[Authorization, SettlementFound]:
     """Which of the Permit2 authorizations a transaction settled, and for how much.
 
     A transaction may settle several; each is paired with the transfer of the amount that its calldata states,
@@ -167,88 +95,92 @@ def permit_settlements(
     """
     if not done.is_success:
         return {}
-    transfers = list(_settled_transfers(done, {terms.spender for terms in authorizations}))
-    found: dict[SignedTerms, SettlementFound] = {}
-    for position, terms in sorted(_positions(mined.input, authorizations), key=lambda pair: pair[0]):
+    spenders = {terms.spender for authorization in authorizations for terms in authorization.signed}
+    transfers = list(_settled_transfers(done, spenders))
+    found: dict[Authorization, SettlementFound] = {}
+    for position, authorization in sorted(_positions(mined.input, authorizations), key=itemgetter(0)):
         stated = _stated_amounts(mined.input, position)
-        fitting = [log for log in transfers if is_transfer_of(log, terms)]
+        fitting = [log for log in transfers if is_transfer_of(log, authorization)]
         if fitting:
             transfer = next((log for log in fitting if _amount(log) in stated), fitting[0])
             transfers.remove(transfer)
-            found[terms] = settlement(transfer, terms)
+            found[authorization] = settlement(transfer)
     return found
 
 
 def transfer_settlements(
-    done: TransactionReceipt, authorizations: Sequence[SignedTerms]
-) -> dict[SignedTerms, SettlementFound]:
+    done: TransactionReceipt, authorizations: Sequence[Authorization]
+) -> dict[Authorization, SettlementFound]:
     """Which of the EIP-3009 authorizations a transaction used, and for how much."""
     transfers = list(done.logs) if done.is_success else []
-    found: dict[SignedTerms, SettlementFound] = {}
-    for terms in authorizations:
-        used = next((log for log in done.logs if uses(log, terms)), None)
-        fitting = [log for log in transfers if is_transfer_of(log, terms)]
+    found: dict[Authorization, SettlementFound] = {}
+    for authorization in authorizations:
+        used = next((log for log in done.logs if uses(log, authorization)), None)
+        fitting = [log for log in transfers if is_transfer_of(log, authorization)]
         if used is not None and fitting:
-            exact = [log for log in fitting if _amount(log) == terms.amount_atomic]
+            amounts = {terms.amount_atomic for terms in authorization.signed}
+            exact = [log for log in fitting if _amount(log) in amounts]
             # Tokens emit the two events side by side, in either order.
             transfer = min(exact or fitting, key=lambda log: abs(log.log_index - used.log_index))
             transfers.remove(transfer)
-            found[terms] = settlement(transfer, terms)
+            found[authorization] = settlement(transfer)
     return found
 
 
-def diverted_settlement(mined: Transaction, done: TransactionReceipt, terms: SignedTerms) -> SettlementFound | None:
+def diverted_settlement(
+    mined: Transaction, done: TransactionReceipt, authorization: Authorization
+) -> SettlementFound | None:
     """The payment to another payee in which a Permit2 nonce was used; None when the transaction is not one."""
-    position = mined.input.find(terms.nonce.to_bytes(_WORD, "big")) if done.is_success else -1
-    if position < 0 or terms.nonce <= _UNGUESSABLE:
+    position = mined.input.find(authorization.nonce.to_bytes(_WORD, "big")) if done.is_success else -1
+    if position < 0 or authorization.nonce <= _UNGUESSABLE:
         return None
     outgoing = [
         log
-        for log in _settled_transfers(done, {terms.spender})
-        if log.address == terms.asset and log.topics[1:2] == (address_topic(terms.payer),)
+        for log in _settled_transfers(done, {terms.spender for terms in authorization.signed})
+        if log.address == authorization.asset and log.topics[1:2] == (address_topic(authorization.payer),)
     ]
     stated = _stated_amounts(mined.input, position)
     transfer = next((log for log in outgoing if _amount(log) in stated), None)
-    if transfer is None:
-        return None
-    return replace(settlement(transfer, terms), payee=checksum_address("0x" + transfer.topics[2][-40:]))
+    return None if transfer is None else settlement(transfer)
 
 
-def uses(log: Log, terms: SignedTerms) -> bool:
+def uses(log: Log, authorization: Authorization) -> bool:
     """Whether a token's event says that the EIP-3009 authorization was used."""
-    topics = (AUTHORIZATION_USED, address_topic(terms.payer), nonce_topic(terms.nonce))
-    return log.address == terms.asset and log.topics == topics
+    topics = (AUTHORIZATION_USED, address_topic(authorization.payer), nonce_topic(authorization.nonce))
+    return log.address == authorization.asset and log.topics == topics
 
 
-def is_transfer_of(log: Log, terms: SignedTerms) -> bool:
-    """Whether an event moves the token from the payer to the payee."""
+def is_transfer_of(log: Log, authorization: Authorization) -> bool:
+    """Whether an event moves the token from the payer to a payee that was signed for."""
     return (
-        log.address == terms.asset
-        and log.topics == (TRANSFER, address_topic(terms.payer), address_topic(terms.payee))
+        log.address == authorization.asset
+        and log.topics[:2] == (TRANSFER, address_topic(authorization.payer))
+        and log.topics[2:] in [(address_topic(payee),) for payee in authorization.payees]
         and len(log.data) == _WORD
     )
 
 
-def invalidates(log: Log, terms: SignedTerms) -> bool:
+def invalidates(log: Log, authorization: Authorization) -> bool:
     """Whether an event says that the payer burned the nonce: Permit2's or, for EIP-3009, the token's."""
-    if terms.transfer_method == "eip3009":
-        topics = (AUTHORIZATION_CANCELED, address_topic(terms.payer), nonce_topic(terms.nonce))
-        return log.address == terms.asset and log.topics == topics
-    if len(log.data) != 2 * _WORD or log.topics != (NONCE_INVALIDATION, address_topic(terms.payer)):
+    payer, nonce = address_topic(authorization.payer), authorization.nonce
+    if authorization.transfer_method == "eip3009":
+        topics = (AUTHORIZATION_CANCELED, payer, nonce_topic(nonce))
+        return log.address == authorization.asset and log.topics == topics
+    if len(log.data) != 2 * _WORD or log.topics != (NONCE_INVALIDATION, payer):
         return False
     word, mask = int.from_bytes(log.data[:_WORD], "big"), int.from_bytes(log.data[_WORD:], "big")
-    return word == terms.nonce >> 8 and bool(mask >> (terms.nonce & 255) & 1)
+    return word == nonce >> 8 and bool(mask >> (nonce & 255) & 1)
 
 
-def settlement(transfer: Log, terms: SignedTerms) -> SettlementFound:
+def settlement(transfer: Log) -> SettlementFound:
     """The settlement that a transfer is."""
     return SettlementFound(
         tx_hash=transfer.tx_hash,
         block_number=transfer.block_number,
         block_hash=transfer.block_hash,
         amount_atomic=_amount(transfer),
-        payer=terms.payer,
-        payee=terms.payee,
+        payer=_address(transfer.topics[1]),
+        payee=_address(transfer.topics[2]),
         log_index=transfer.log_index,
     )
 
@@ -274,22 +206,29 @@ def _settled_transfers(done: TransactionReceipt, spenders: set[str]) -> Iterator
             pending.clear()
 
 
-def _positions(calldata: bytes, authorizations: Iterable[SignedTerms]) -> Iterator[tuple[int, SignedTerms]]:
+def _positions(calldata: bytes, authorizations: Iterable[Authorization]) -> Iterator[tuple[int, Authorization]]:
     """Where the permits of the authorizations stand in the calldata: the offset of their nonce."""
-    for terms in authorizations:
-        nonce = terms.nonce.to_bytes(_WORD, "big")
-        permitted = address_word(terms.asset) + terms.amount_atomic.to_bytes(_WORD, "big")
-        start = calldata.find(permitted + nonce + terms.deadline_s.to_bytes(_WORD, "big"))
-        if start >= 0:
-            yield start + len(permitted), terms
-        elif terms.nonce > _UNGUESSABLE and (start := calldata.find(nonce)) >= 0:
-            yield start, terms  # a contract that packs its arguments in a way of its own
+    for authorization in authorizations:
+        nonce = authorization.nonce.to_bytes(_WORD, "big")
+        for terms in authorization.signed:
+            permitted = address_word(terms.asset) + terms.amount_atomic.to_bytes(_WORD, "big")
+            start = calldata.find(permitted + nonce + terms.deadline.to_bytes(_WORD, "big"))
+            if start >= 0:
+                yield start + len(permitted), authorization
+                break
+        else:
+            if authorization.nonce > _UNGUESSABLE and (start := calldata.find(nonce)) >= 0:
+                yield start, authorization  # a contract that packs its arguments in a way of its own
 
 
 def _stated_amounts(calldata: bytes, nonce_position: int) -> set[int]:
     """Amounts beside a nonce: before it what was permitted, and behind the deadline what upto takes."""
     before, behind = nonce_position - _WORD, nonce_position + 2 * _WORD
     return {int.from_bytes(calldata[start : start + _WORD], "big") for start in (before, behind) if start >= 0}
+
+
+def _address(topic: str) -> str:
+    return checksum_address("0x" + topic[-40:])
 
 
 def _amount(log: Log) -> int:

@@ -23,7 +23,7 @@ from opengradient_x402.chain.questions import block, receipt, transaction
 from opengradient_x402.chain.sources import Sources
 from opengradient_x402.effects import Sleep, Steps, Wait
 from opengradient_x402.errors import RpcError
-from opengradient_x402.ledger.authorizations import AuthorizationEntry
+from opengradient_x402.ledger.authorizations import Authorization
 from opengradient_x402.ledger.disputes import forged_transaction, settled_elsewhere
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt
@@ -35,7 +35,6 @@ from opengradient_x402.settlement.search import (
     Outcome,
     SettledElsewhere,
     SettlementFound,
-    SignedTerms,
     Unexplained,
     find_settlements,
 )
@@ -110,8 +109,10 @@ class Reconciler:
     # -- the work
 
     def _refreshing(self, receipt: SettlementReceipt) -> Steps[SettlementReceipt]:
-        entries = yield Wait(self._ledger.unfinished(network=self.network.caip2, payer=receipt.payer))
-        yield from self._brought_forward([entry for entry in entries if entry.id == receipt.authorization_id])
+        authorizations = yield Wait(self._ledger.unfinished(network=self.network.caip2, payer=receipt.payer))
+        yield from self._brought_forward(
+            [authorization for authorization in authorizations if authorization.id == receipt.authorization_id]
+        )
         return (yield from self._latest(receipt))
 
     def _waiting(self, receipt: SettlementReceipt, timeout_s: float) -> Steps[SettlementReceipt]:
@@ -130,21 +131,21 @@ class Reconciler:
         return current.followed_by(self)
 
     def _reconciling(self, payer: str | None) -> Steps[ReconcileReport]:
-        entries = yield Wait(self._ledger.unfinished(network=self.network.caip2, payer=payer))
-        return (yield from self._brought_forward(entries))
+        authorizations = yield Wait(self._ledger.unfinished(network=self.network.caip2, payer=payer))
+        return (yield from self._brought_forward(authorizations))
 
-    def _brought_forward(self, entries: Sequence[AuthorizationEntry]) -> Steps[ReconcileReport]:
-        seen = [entry for entry in entries if entry.status != "signed"]
-        waiting = [entry for entry in entries if entry.status == "signed"]
-        before = yield from self._receipts_of(entries)
+    def _brought_forward(self, authorizations: Sequence[Authorization]) -> Steps[ReconcileReport]:
+        seen = [authorization for authorization in authorizations if authorization.status != "signed"]
+        waiting = [authorization for authorization in authorizations if authorization.status == "signed"]
+        before = yield from self._receipts_of(authorizations)
         reopened = yield from self._confirmed(seen)
         waiting += reopened
         outcomes: Counter[type[Outcome] | str] = Counter()
         for some in _batches(waiting):
             outcomes += yield from self._searched(some)
-        after = yield from self._receipts_of(entries)
+        after = yield from self._receipts_of(authorizations)
         return ReconcileReport(
-            asked=len(entries),
+            asked=len(authorizations),
             settled=outcomes[SettlementFound] + outcomes[SettledElsewhere],
             expired=outcomes["expired"],
             cancelled=outcomes[Cancelled],
@@ -156,71 +157,69 @@ class Reconciler:
             ),
         )
 
-    def _confirmed(self, seen: Sequence[AuthorizationEntry]) -> Steps[list[AuthorizationEntry]]:
+    def _confirmed(self, seen: Sequence[Authorization]) -> Steps[list[Authorization]]:
         """Counts confirmations anew. Gives back those whose block is gone, opened again."""
         if not seen:
             return []
         head, hashes = yield from self._sources.ask(
-            self.network, _hashes_of({entry.block_number or 0 for entry in seen})
+            self.network, _hashes_of({authorization.block_number or 0 for authorization in seen})
         )
         reopened, writes = [], []
-        for entry in seen:
-            at_height = hashes[entry.block_number or 0]
+        for authorization in seen:
+            at_height = hashes[authorization.block_number or 0]
             if at_height is None:
                 continue  # a node that lags behind the one that was asked before: it knows no better
-            if at_height == entry.block_hash:
-                confirmations = head - (entry.block_number or 0) + 1
-                writes.append(self._write(replace(entry, confirmations=confirmations)))
+            if at_height == authorization.block_hash:
+                confirmations = head - (authorization.block_number or 0) + 1
+                writes.append(self._ledger.record_settlement(replace(authorization, confirmations=confirmations)))
             else:
-                reopened.append(replace(entry, **_OPEN))
-                writes.append(self._write(reopened[-1]))
+                reopened.append(replace(authorization, **_OPEN))
+                writes.append(self._ledger.record_settlement(reopened[-1]))
         yield from _all(writes)
         return reopened
 
-    def _searched(self, entries: Sequence[AuthorizationEntry]) -> Steps[Counter[type[Outcome] | str]]:
+    def _searched(self, authorizations: Sequence[Authorization]) -> Steps[Counter[type[Outcome] | str]]:
         """Asks the chain about open authorizations, and writes what it says."""
-        by_terms = {SignedTerms.of_entry(entry): entry for entry in entries}
-        outcomes: dict[SignedTerms, Outcome] = yield from self._sources.ask(
-            self.network, find_settlements(by_terms, network=self.network)
-        )
+        outcomes = yield from self._sources.ask(self.network, find_settlements(authorizations, network=self.network))
         counted: Counter[type[Outcome] | str] = Counter()
         writes, unsettled = [], []
-        for terms, outcome in outcomes.items():
-            entry = by_terms[terms]
+        for authorization, outcome in outcomes.items():
             is_expired = isinstance(outcome, NotSettled) and outcome.is_expired
             counted["expired" if is_expired else type(outcome)] += 1
-            if (found := self._judged(entry, outcome)) is not None:
-                writes.append(self._write(found))
+            if (found := self._judged(authorization, outcome)) is not None:
+                writes.append(self._ledger.record_settlement(found))
             elif isinstance(outcome, NotSettled):
-                unsettled.append(entry)
+                unsettled.append(authorization)
         yield from _all(writes)
         yield from self._claims_checked(unsettled)
         return counted
 
-    def _claims_checked(self, entries: Sequence[AuthorizationEntry]) -> Steps[None]:
+    def _claims_checked(self, authorizations: Sequence[Authorization]) -> Steps[None]:
         """A transaction that is mined, and that the gateway names, must be the settlement."""
-        for call in (yield from self._receipts_of(entries)).values():
+        for call in (yield from self._receipts_of(authorizations)).values():
             claimed = call.claimed_payment_tx_hash
             if claimed is None or call.status is ReceiptStatus.DISPUTED:
                 continue
-            terms = SignedTerms.of_entry(next(entry for entry in entries if entry.id == call.authorization_id))
-            if (yield from self._sources.ask(self.network, _is_something_else(claimed, terms))):
+            authorization = next(
+                authorization for authorization in authorizations if authorization.id == call.authorization_id
+            )
+            if (yield from self._sources.ask(self.network, _is_something_else(claimed, authorization))):
                 dispute = forged_transaction(claimed, why="that transaction is mined and did not settle it")
                 yield Wait(self._ledger.record_dispute(call.call_id, dispute))
 
-    def _judged(self, entry: AuthorizationEntry, outcome: Outcome) -> AuthorizationEntry | None:
-        """The entry with what the outcome means for it; None while it stays reserved in full."""
+    def _judged(self, authorization: Authorization, outcome: Outcome) -> Authorization | None:
+        """The authorization with what the outcome means for it; None while it stays reserved in full."""
         match outcome:
             case SettlementFound():
-                return self._settled(entry, outcome)
+                return self._settled(authorization, outcome)
             case SettledElsewhere(settlement=found):
                 dispute = settled_elsewhere(
-                    entry, payee=found.payee, amount_atomic=found.amount_atomic, tx_hash=found.tx_hash
+                    authorization, payee=found.payee, amount_atomic=found.amount_atomic, tx_hash=found.tx_hash
                 )
-                return replace(self._settled(entry, found), dispute=dispute)
+                return replace(self._settled(authorization, found), dispute=dispute)
             case Cancelled():
                 return replace(
-                    entry,
+                    authorization,
                     status="cancelled",
                     tx_hash=outcome.tx_hash,
                     block_number=outcome.block_number,
@@ -229,15 +228,15 @@ class Reconciler:
                     confirmations_needed=self._needed,
                 )
             case NotSettled(is_expired=True):
-                return replace(entry, status="expired", confirmations=0, confirmations_needed=0)
+                return replace(authorization, status="expired", confirmations=0, confirmations_needed=0)
             case NotSettled() | Unexplained():
                 return None
             case _:
                 assert_never(outcome)
 
-    def _settled(self, entry: AuthorizationEntry, found: SettlementFound) -> AuthorizationEntry:
+    def _settled(self, authorization: Authorization, found: SettlementFound) -> Authorization:
         return replace(
-            entry,
+            authorization,
             status="settled",
             settled_atomic=found.amount_atomic,
             tx_hash=found.tx_hash,
@@ -247,23 +246,10 @@ class Reconciler:
             confirmations_needed=self._needed,
         )
 
-    def _write(self, entry: AuthorizationEntry) -> Future[None]:
-        return self._ledger.record_settlement(
-            entry.id,
-            status=entry.status,
-            settled_atomic=entry.settled_atomic,
-            tx_hash=entry.tx_hash,
-            block_number=entry.block_number,
-            block_hash=entry.block_hash,
-            confirmations=entry.confirmations,
-            confirmations_needed=entry.confirmations_needed,
-            dispute=entry.dispute,
-        )
-
-    def _receipts_of(self, entries: Sequence[AuthorizationEntry]) -> Steps[dict[str, SettlementReceipt]]:
+    def _receipts_of(self, authorizations: Sequence[Authorization]) -> Steps[dict[str, SettlementReceipt]]:
         found: dict[str, SettlementReceipt] = {}
-        for some in _batches(entries):
-            receipts = yield Wait(self._ledger.receipts(authorization_ids=[entry.id for entry in some]))
+        for some in _batches(authorizations):
+            receipts = yield Wait(self._ledger.receipts(authorization_ids=[authorization.id for authorization in some]))
             found |= {receipt.call_id: receipt for receipt in receipts}
         return found
 
@@ -292,7 +278,7 @@ def _hashes_of(numbers: Iterable[int]) -> Question[tuple[int, dict[int, str | No
     return head.number, hashes
 
 
-def _is_something_else(tx_hash: str, terms: SignedTerms) -> Question[bool]:
+def _is_something_else(tx_hash: str, authorization: Authorization) -> Question[bool]:
     """Whether a transaction is mined and is not the settlement.
 
     Only the transaction counts, not the nonce: a node that lags would show the nonce of a settlement as unused.
@@ -304,9 +290,9 @@ def _is_something_else(tx_hash: str, terms: SignedTerms) -> Question[bool]:
         return True
     if done is None or mined is None:
         return False
-    if terms.transfer_method == "eip3009":
-        return not transfer_settlements(done, [terms])
-    return not permit_settlements(mined, done, [terms])
+    if authorization.transfer_method == "eip3009":
+        return not transfer_settlements(done, [authorization])
+    return not permit_settlements(mined, done, [authorization])
 
 
 def _all(futures: Iterable[Future[None]]) -> Steps[None]:
@@ -314,9 +300,9 @@ def _all(futures: Iterable[Future[None]]) -> Steps[None]:
         yield Wait(future)
 
 
-def _batches(entries: Sequence[AuthorizationEntry]) -> Iterator[Sequence[AuthorizationEntry]]:
-    for first in range(0, len(entries), _AT_ONCE):
-        yield entries[first : first + _AT_ONCE]
+def _batches(authorizations: Sequence[Authorization]) -> Iterator[Sequence[Authorization]]:
+    for first in range(0, len(authorizations), _AT_ONCE):
+        yield authorizations[first : first + _AT_ONCE]
 
 
 def _moved(before: SettlementReceipt | None, after: SettlementReceipt) -> bool:

@@ -25,6 +25,7 @@ from opengradient_x402.chain.questions import (
     receipt,
     transaction,
 )
+from opengradient_x402.ledger.authorizations import Authorization
 from opengradient_x402.networks import Network
 from opengradient_x402.settlement.recognition import (
     AUTHORIZATION_CANCELED,
@@ -36,7 +37,6 @@ from opengradient_x402.settlement.recognition import (
     Outcome,
     SettledElsewhere,
     SettlementFound,
-    SignedTerms,
     Unexplained,
     address_topic,
     diverted_settlement,
@@ -52,7 +52,6 @@ __all__ = [
     "Outcome",
     "SettledElsewhere",
     "SettlementFound",
-    "SignedTerms",
     "Unexplained",
     "check_transaction",
     "find_settlement",
@@ -68,28 +67,28 @@ _BLOCKS_OF_SLACK: Final = 64
 _NONCES_PER_QUERY: Final = 100
 
 
-def find_settlement(terms: SignedTerms, *, network: Network) -> Question[Outcome]:
+def find_settlement(authorization: Authorization, *, network: Network) -> Question[Outcome]:
     """What became of one authorization."""
-    outcomes = yield from find_settlements([terms], network=network)
-    return outcomes[terms]
+    outcomes = yield from find_settlements([authorization], network=network)
+    return outcomes[authorization]
 
 
 def find_settlements(
-    authorizations: Iterable[SignedTerms], *, network: Network
-) -> Question[dict[SignedTerms, Outcome]]:
+    authorizations: Iterable[Authorization], *, network: Network
+) -> Question[dict[Authorization, Outcome]]:
     """What became of many authorizations of one network.
 
     Whoever asks sees ChainUnavailable (RpcError) when the node does not answer.
     """
-    outcomes: dict[SignedTerms, Outcome] = {}
+    outcomes: dict[Authorization, Outcome] = {}
     # The order matters: a nonce that is unused *after* this time was read was unused at this time.
     now_s = yield from chain_time()
-    used: defaultdict[tuple[str, str, str], list[SignedTerms]] = defaultdict(list)
-    for terms in authorizations:
-        if (yield from _is_used(terms, network)):
-            used[terms.payer, terms.asset, terms.transfer_method].append(terms)
+    used: defaultdict[tuple[str, str, str], list[Authorization]] = defaultdict(list)
+    for authorization in authorizations:
+        if (yield from _is_used(authorization, network)):
+            used[authorization.payer, authorization.asset, authorization.transfer_method].append(authorization)
         else:
-            outcomes[terms] = NotSettled(is_expired=now_s > terms.deadline_s + EXPIRY_MARGIN_S)
+            outcomes[authorization] = NotSettled(is_expired=now_s > authorization.deadline + EXPIRY_MARGIN_S)
     if used:
         head = yield from block()  # read last: every use that was seen lies at or below it
         for group in used.values():
@@ -97,42 +96,51 @@ def find_settlements(
     return outcomes
 
 
-def check_transaction(terms: SignedTerms, tx_hash: str, *, network: Network) -> Question[SettlementFound | None]:
+def check_transaction(
+    authorization: Authorization, tx_hash: str, *, network: Network
+) -> Question[SettlementFound | None]:
     """Whether a transaction that somebody names is the settlement of an authorization; None when it is not."""
-    if not (yield from _is_used(terms, network)):
+    if not (yield from _is_used(authorization, network)):
         return None
     head = yield from block()
-    found = (yield from _settled_in(tx_hash, [terms])).get(terms)
+    found = (yield from _settled_in(tx_hash, [authorization])).get(authorization)
     return None if found is None else _confirmed(found, head)
 
 
-def _is_used(terms: SignedTerms, network: Network) -> Question[bool]:
-    if terms.transfer_method == "permit2":
-        return (yield from nonce_used(network.permit2, terms.payer, terms.nonce))
-    if terms.transfer_method == "eip3009":
-        return (yield from authorization_state(terms.asset, terms.payer, terms.nonce))
-    assert_never(terms.transfer_method)
+def _is_used(authorization: Authorization, network: Network) -> Question[bool]:
+    if authorization.transfer_method == "permit2":
+        return (yield from nonce_used(network.permit2, authorization.payer, authorization.nonce))
+    if authorization.transfer_method == "eip3009":
+        return (yield from authorization_state(authorization.asset, authorization.payer, authorization.nonce))
+    assert_never(authorization.transfer_method)
 
 
-def _explained(group: Sequence[SignedTerms], *, head: Block, network: Network) -> Question[dict[SignedTerms, Outcome]]:
+def _explained(
+    group: Sequence[Authorization], *, head: Block, network: Network
+) -> Question[dict[Authorization, Outcome]]:
     """By what the used nonces of one payer, token and method were used."""
     start, end = yield from _span(group, head)
     find = _transfers if group[0].transfer_method == "eip3009" else _permits
-    found: dict[SignedTerms, Outcome] = {}
-    for terms, settled in (yield from find(group, start, end)).items():
-        found[terms] = _confirmed(settled, head)
-    if lost := [terms for terms in group if terms not in found]:
+    found: dict[Authorization, Outcome] = {}
+    for authorization, settled in (yield from find(group, start, end)).items():
+        found[authorization] = _confirmed(settled, head)
+    if lost := [authorization for authorization in group if authorization not in found]:
         # The payer may cancel at any time, also long after the deadline.
         burned = yield from _burned(lost, start, head, network)
-        diverted = yield from _diverted([terms for terms in lost if terms not in burned], start, head)
-        found |= {terms: burned.get(terms) or diverted.get(terms) or Unexplained() for terms in lost}
+        diverted = yield from _diverted(
+            [authorization for authorization in lost if authorization not in burned], start, head
+        )
+        found |= {
+            authorization: burned.get(authorization) or diverted.get(authorization) or Unexplained()
+            for authorization in lost
+        }
     return found
 
 
-def _span(group: Sequence[SignedTerms], head: Block) -> Question[tuple[int, int]]:
+def _span(group: Sequence[Authorization], head: Block) -> Question[tuple[int, int]]:
     """The blocks in which the authorizations can have been settled."""
-    signed_s = min(terms.signed_at_s for terms in group)
-    closed_s = max(terms.deadline_s for terms in group) + EXPIRY_MARGIN_S
+    signed_s = min(authorization.signed_at for authorization in group)
+    closed_s = max(authorization.deadline for authorization in group) + EXPIRY_MARGIN_S
     start = yield from block_before(signed_s - CLOCK_MARGIN_S, head=head)
     if closed_s >= head.timestamp_s:
         return start, head.number
@@ -140,14 +148,14 @@ def _span(group: Sequence[SignedTerms], head: Block) -> Question[tuple[int, int]
     return start, min(head.number, end + _BLOCKS_OF_SLACK)
 
 
-def _permits(group: Sequence[SignedTerms], start: int, end: int) -> Question[dict[SignedTerms, SettlementFound]]:
-    payees = tuple(sorted({address_topic(terms.payee) for terms in group}))
+def _permits(group: Sequence[Authorization], start: int, end: int) -> Question[dict[Authorization, SettlementFound]]:
+    payees = tuple(sorted({address_topic(payee) for authorization in group for payee in authorization.payees}))
     topics = [TRANSFER, address_topic(group[0].payer), payees]
     candidates = yield from logs(group[0].asset, topics, from_block=start, to_block=end)
     return (yield from _settled_in_any(candidates, group))
 
 
-def _transfers(group: Sequence[SignedTerms], start: int, end: int) -> Question[dict[SignedTerms, SettlementFound]]:
+def _transfers(group: Sequence[Authorization], start: int, end: int) -> Question[dict[Authorization, SettlementFound]]:
     candidates: list[Log] = []
     for nonces in _nonce_batches(group):
         topics = [AUTHORIZATION_USED, address_topic(group[0].payer), nonces]
@@ -156,32 +164,38 @@ def _transfers(group: Sequence[SignedTerms], start: int, end: int) -> Question[d
 
 
 def _settled_in_any(
-    candidates: Sequence[Log], group: Sequence[SignedTerms]
-) -> Question[dict[SignedTerms, SettlementFound]]:
-    found: dict[SignedTerms, SettlementFound] = {}
+    candidates: Sequence[Log], group: Sequence[Authorization]
+) -> Question[dict[Authorization, SettlementFound]]:
+    found: dict[Authorization, SettlementFound] = {}
     for tx_hash in dict.fromkeys(log.tx_hash for log in candidates):
-        waiting = [terms for terms in group if terms not in found]
+        waiting = [authorization for authorization in group if authorization not in found]
         if waiting:
             found |= yield from _settled_in(tx_hash, waiting)
     return found
 
 
-def _settled_in(tx_hash: str, group: Sequence[SignedTerms]) -> Question[dict[SignedTerms, SettlementFound]]:
+def _settled_in(tx_hash: str, group: Sequence[Authorization]) -> Question[dict[Authorization, SettlementFound]]:
     if group[0].transfer_method == "eip3009":
         done = yield from receipt(tx_hash)
         return {} if done is None else transfer_settlements(done, group)
     mined = yield from transaction(tx_hash)
     # The calldata tell whether the transaction matters: of those that settle other sessions nothing more is read.
-    named = [] if mined is None else [terms for terms in group if terms.nonce.to_bytes(32, "big") in mined.input]
+    named = (
+        []
+        if mined is None
+        else [authorization for authorization in group if authorization.nonce.to_bytes(32, "big") in mined.input]
+    )
     if mined is None or not named:
         return {}
     done = yield from receipt(tx_hash)
     return {} if done is None else permit_settlements(mined, done, named)
 
 
-def _diverted(group: Sequence[SignedTerms], start: int, head: Block) -> Question[dict[SignedTerms, SettledElsewhere]]:
+def _diverted(
+    group: Sequence[Authorization], start: int, head: Block
+) -> Question[dict[Authorization, SettledElsewhere]]:
     """Payments to others with these nonces: every settled transfer of the payer is looked into."""
-    found: dict[SignedTerms, SettledElsewhere] = {}
+    found: dict[Authorization, SettledElsewhere] = {}
     if not group or group[0].transfer_method == "eip3009":  # its event would have named the nonce
         return found
     topics = [TRANSFER, address_topic(group[0].payer)]
@@ -190,15 +204,15 @@ def _diverted(group: Sequence[SignedTerms], start: int, head: Block) -> Question
         mined, done = (yield from transaction(tx_hash)), (yield from receipt(tx_hash))
         if mined is None or done is None:
             continue
-        for terms in group:
-            if terms not in found and (diverted := diverted_settlement(mined, done, terms)) is not None:
-                found[terms] = SettledElsewhere(settlement=_confirmed(diverted, head))
+        for authorization in group:
+            if authorization not in found and (diverted := diverted_settlement(mined, done, authorization)) is not None:
+                found[authorization] = SettledElsewhere(settlement=_confirmed(diverted, head))
     return found
 
 
 def _burned(
-    group: Sequence[SignedTerms], start: int, head: Block, network: Network
-) -> Question[dict[SignedTerms, Cancelled]]:
+    group: Sequence[Authorization], start: int, head: Block, network: Network
+) -> Question[dict[Authorization, Cancelled]]:
     payer, end = address_topic(group[0].payer), head.number
     events: list[Log] = []
     if group[0].transfer_method == "eip3009":
@@ -208,21 +222,21 @@ def _burned(
     else:
         events = yield from logs(network.permit2, [NONCE_INVALIDATION, payer], from_block=start, to_block=end)
     return {
-        terms: Cancelled(
+        authorization: Cancelled(
             tx_hash=event.tx_hash,
             block_number=event.block_number,
             block_hash=event.block_hash,
             confirmations=max(1, head.number - event.block_number + 1),
         )
-        for terms in group
+        for authorization in group
         for event in events
-        if invalidates(event, terms)
+        if invalidates(event, authorization)
     }
 
 
-def _nonce_batches(group: Sequence[SignedTerms]) -> Iterator[tuple[str, ...]]:
+def _nonce_batches(group: Sequence[Authorization]) -> Iterator[tuple[str, ...]]:
     for first in range(0, len(group), _NONCES_PER_QUERY):
-        yield tuple(nonce_topic(terms.nonce) for terms in group[first : first + _NONCES_PER_QUERY])
+        yield tuple(nonce_topic(authorization.nonce) for authorization in group[first : first + _NONCES_PER_QUERY])
 
 
 def _confirmed(settled: SettlementFound, head: Block) -> SettlementFound:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from opengradient_x402.ledger.authorizations import AuthorizationEntry
+from opengradient_x402.ledger.authorizations import Authorization, SignedTerms, receipt_fields
 from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt
 
 OPG = 10**18
 NOW = 2_000_000_000
 
 
-def entry(number: int = 1, *, amount_atomic: int = OPG // 10, **changes) -> AuthorizationEntry:
+_TERMS = set(SignedTerms.__slots__)
+
+
+def entry(number: int = 1, *, amount_atomic: int = OPG // 10, **changes) -> Authorization:
+    """An authorization with one signature; `changes` are of its fields or of its terms."""
     values = {
         "id": f"auth_{number}",
         "call_id": f"call_{number}",
@@ -21,7 +25,7 @@ def entry(number: int = 1, *, amount_atomic: int = OPG // 10, **changes) -> Auth
         "payee": "0x8C2e0718822cE47cA8c74107e66cb0E4B2B3f4D5",
         "facilitator": None,
         "spender": "0x4020A4f3b7b90ccA423B9fabCc0CE57C6C240002",
-        "nonce": str(2**255 + number),
+        "nonce": 2**255 + number,
         "amount_atomic": amount_atomic,
         "signed_at": NOW + number,
         "deadline": NOW + 300,
@@ -29,21 +33,18 @@ def entry(number: int = 1, *, amount_atomic: int = OPG // 10, **changes) -> Auth
         "model": "openai/gpt-5",
         "settlement_mode": "batch",
     }
-    return AuthorizationEntry(**(values | changes))
+    values |= changes
+    terms = SignedTerms(**{name: values.pop(name) for name in _TERMS})
+    return Authorization(**({"signed": (terms,)} | values))
 
 
-def served(source: AuthorizationEntry, call_id: str, **changes) -> SettlementReceipt:
-    values = {
-        name: getattr(source, name)
-        for name in ("network", "scheme", "asset", "payer", "payee", "nonce", "deadline", "endpoint", "model")
-    }
-    values |= {
+def served(source: Authorization, call_id: str, **changes) -> SettlementReceipt:
+    values = receipt_fields(source) | {
         "call_id": call_id,
         "status": ReceiptStatus.SERVED,
         "created_at": NOW,
         "outcome": "ok",
-        "authorization_id": source.id,
-        "authorized_atomic": source.amount_atomic,
+        "model": source.model,
         "settlement_mode": "batch",
     }
     return SettlementReceipt(**(values | changes))

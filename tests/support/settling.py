@@ -11,12 +11,22 @@ from typing import Any
 
 from opengradient_devnet import Account, Devnet
 from opengradient_devnet.contracts import EXACT_PROXY, MULTICALL3, OPG, UPTO_PROXY, contract
+from opengradient_x402.ledger.authorizations import Authorization
 from opengradient_x402.networks import Network, load_network
-from opengradient_x402.payment.challenge import parse_challenge
-from opengradient_x402.settlement.recognition import SignedTerms
-from opengradient_x402.signer import Authorization, LocalSigner, authorize
+from opengradient_x402.payment.challenge import PaymentTerms, parse_challenge
+from opengradient_x402.payment.permits import signed_payload, terms_to_sign
+from opengradient_x402.signer import LocalSigner
 
 _calls = itertools.count()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Signed:
+    """An authorization and the one signature under it."""
+
+    authorization: Authorization
+    accepted: PaymentTerms
+    signature: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,8 +51,8 @@ class Payer:
         nonce: int | None = None,
         ago_s: int = 0,
         timeout_s: int = 300,
-    ) -> Authorization:
-        entry = {
+    ) -> Signed:
+        offer = {
             "scheme": scheme,
             "network": self.network.caip2,
             "asset": OPG,
@@ -56,46 +66,52 @@ class Payer:
                 "facilitatorAddress": facilitator,
             },
         }
-        document = {"x402Version": 2, "resource": {"url": "http://127.0.0.1"}, "accepts": [entry]}
+        document = {"x402Version": 2, "resource": {"url": "http://127.0.0.1"}, "accepts": [offer]}
         challenge = parse_challenge(base64.b64encode(json.dumps(document).encode()).decode())
-        return authorize(
-            challenge.terms[0],
-            signer=self.signer,
-            network=self.network,
-            nonce=self.signer.nonce_for(f"call-{next(_calls)}") if nonce is None else nonce,
-            now_s=int(time.time()) - ago_s,
+        number = next(_calls)
+        authorization = Authorization(
+            id=f"auth_{number}",
+            call_id=f"call_{number}",
+            network=self.network.caip2,
+            payer=self.signer.address,
+            nonce=self.signer.nonce_for(f"call-{number}") if nonce is None else nonce,
+            endpoint="http://127.0.0.1/v1/chat/completions",
+            model="openai/gpt-5",
+            settlement_mode="batch",
+            signed=(terms_to_sign(challenge.terms[0], network=self.network, now_s=int(time.time()) - ago_s),),
         )
-
-    def terms(self, authorization: Authorization) -> SignedTerms:
-        return SignedTerms.of(authorization, network=self.network)
+        payload = signed_payload(authorization, accepted=challenge.terms[0], signer=self.signer, network=self.network)
+        return Signed(
+            authorization=authorization, accepted=challenge.terms[0], signature=bytes.fromhex(payload["signature"][2:])
+        )
 
 
 def new_payer(net: Devnet, *, opg: str = "10", approved: bool = True) -> Payer:
     return Payer(account=net.account(opg=opg, approved=approved), network=load_network(f"{net.gateway_url}/network"))
 
 
-def settle_call(authorization: Authorization, amount_atomic: int | None = None) -> tuple[str, bytes]:
+def settle_call(signed: Signed, amount_atomic: int | None = None) -> tuple[str, bytes]:
     """Where to send a settlement, and its calldata."""
-    signature = bytes.fromhex(authorization.payload["signature"][2:])
+    authorization, signature = signed.authorization, signed.signature
     terms = authorization.terms
     if terms.transfer_method == "eip3009":
         call = contract("OPG").encode(
             "transferWithAuthorization(address,address,uint256,uint256,uint256,bytes32,bytes)",
             authorization.payer,
-            terms.pay_to,
+            terms.payee,
             terms.amount_atomic,
             0,
-            authorization.deadline_s,
+            terms.deadline,
             authorization.nonce.to_bytes(32, "big"),
             signature,
         )
         return OPG, call
-    permit = ((terms.asset, terms.amount_atomic), authorization.nonce, authorization.deadline_s)
+    permit = ((terms.asset, terms.amount_atomic), authorization.nonce, terms.deadline)
     if terms.scheme == "exact":
-        witness: tuple[Any, ...] = (terms.pay_to, 0)
+        witness: tuple[Any, ...] = (terms.payee, 0)
         call = contract("ExactProxy").encode("settle", permit, authorization.payer, witness, signature)
         return EXACT_PROXY, call
-    witness = (terms.pay_to, terms.facilitator, 0)
+    witness = (terms.payee, terms.facilitator, 0)
     amount = terms.amount_atomic if amount_atomic is None else amount_atomic
     return UPTO_PROXY, contract("UptoProxy").encode("settle", permit, amount, authorization.payer, witness, signature)
 
@@ -103,23 +119,23 @@ def settle_call(authorization: Authorization, amount_atomic: int | None = None) 
 def settle(
     net: Devnet,
     sender: Account,
-    authorization: Authorization,
+    signed: Signed,
     amount_atomic: int | None = None,
     *,
     appended: bytes = b"",
     wallet: str | None = None,
 ) -> str:
     """Settle on chain, directly or through a smart-contract wallet; the transaction's hash."""
-    to, data = settle_call(authorization, amount_atomic)
+    to, data = settle_call(signed, amount_atomic)
     data += appended
     if wallet is not None:
         to, data = wallet, contract("SmartWallet").encode("execute", to, data)
     return mined(net.chain.send(sender, to=to, data=data))
 
 
-def settle_together(net: Devnet, sender: Account, authorizations: list[Authorization]) -> str:
+def settle_together(net: Devnet, sender: Account, signed: list[Signed]) -> str:
     """Settle several exact payments in one transaction of an aggregating contract."""
-    calls = [settle_call(authorization) for authorization in authorizations]
+    calls = [settle_call(one) for one in signed]
     data = contract("Multicall3").encode("tryAggregate", True, calls)
     return mined(net.chain.send(sender, to=MULTICALL3, data=data))
 

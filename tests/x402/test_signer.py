@@ -18,9 +18,12 @@ from pydantic import SecretStr
 from opengradient_x402 import signer as signer_module
 from opengradient_x402.addresses import keccak256
 from opengradient_x402.errors import InvalidPrivateKey, PolicyRefused
+from opengradient_x402.ledger.authorizations import Authorization
 from opengradient_x402.networks import PRESETS
 from opengradient_x402.payment.challenge import PaymentTerms, parse_challenge
-from opengradient_x402.signer import Authorization, LocalSigner, authorize, payment_header
+from opengradient_x402.payment.permits import SignedPayment, payment_header, signed_payload, terms_to_sign
+from opengradient_x402.signer import LocalSigner
+from support.ledger_rows import entry
 
 CASES = json.loads((Path(__file__).parent.parent / "vectors" / "payment_signatures.json").read_text())["cases"]
 CANARY = "c0ffee" + "5eed" * 14 + "01"
@@ -32,16 +35,17 @@ def terms_of(requirements: dict[str, Any]) -> PaymentTerms:
     return parse_challenge(base64.b64encode(json.dumps(document).encode()).decode()).terms[0]
 
 
-def signed(case: dict[str, Any]) -> Authorization:
-    terms = terms_of(case["requirements"])
+def signed(case: dict[str, Any]) -> tuple[Authorization, dict[str, Any]]:
+    """The authorization of a vector, and its signed payload."""
+    terms, signer = terms_of(case["requirements"]), LocalSigner(case["private_key"])
     message = case["payload"].get("permit2Authorization") or case["payload"]["authorization"]
-    return authorize(
-        terms,
-        signer=LocalSigner(case["private_key"]),
-        network=replace(PRESETS["base"], chain_id=terms.chain_id),
+    network = replace(PRESETS["base"], chain_id=terms.chain_id)
+    authorization = entry(
+        payer=signer.address,
         nonce=int(message["nonce"], 0),
-        now_s=case["signed_at"],
+        signed=(terms_to_sign(terms, network=network, now_s=case["signed_at"]),),
     )
+    return authorization, signed_payload(authorization, accepted=terms, signer=signer, network=network)
 
 
 @pytest.fixture(params=["coincurve", "pure python"])
@@ -55,10 +59,10 @@ def implementation(request, monkeypatch):
 
 @pytest.mark.parametrize("case", CASES, ids=[f"{i}-{case['scheme']}" for i, case in enumerate(CASES)])
 def test_payloads_are_byte_identical_to_the_official_client(case, implementation):
-    authorization = signed(case)
+    authorization, payload = signed(case)
     assert authorization.payer == case["address"]
-    assert json.dumps(authorization.payload) == json.dumps(case["payload"])
-    assert authorization.deadline_s == case["signed_at"] + case["requirements"]["maxTimeoutSeconds"]
+    assert json.dumps(payload) == json.dumps(case["payload"])
+    assert authorization.deadline == case["signed_at"] + case["requirements"]["maxTimeoutSeconds"]
 
 
 def test_the_vectors_hold_every_way_to_pay():
@@ -67,42 +71,41 @@ def test_the_vectors_hold_every_way_to_pay():
 
 def test_the_header_carries_the_accepted_terms_verbatim_as_compact_json():
     requirements = {**CASES[0]["requirements"], "unknown": {"kept": [1, "é", None]}}
-    authorization = signed({**CASES[0], "requirements": requirements})
-    header = payment_header(authorization, resource=RESOURCE, extensions={"x": {"y": 1}})
+    _, payload = signed({**CASES[0], "requirements": requirements})
+    accepted = terms_of(requirements)
+    header = payment_header(payload, accepted=accepted, resource=RESOURCE, extensions={"x": {"y": 1}})
     content = base64.b64decode(header, validate=True)
     assert json.loads(content) == {
         "x402Version": 2,
-        "payload": authorization.payload,
+        "payload": payload,
         "accepted": requirements,
         "resource": RESOURCE,
         "extensions": {"x": {"y": 1}},
     }
     assert b": " not in content
-    assert "extensions" not in json.loads(base64.b64decode(payment_header(authorization, resource=RESOURCE)))
+    plain = payment_header(payload, accepted=accepted, resource=RESOURCE)
+    assert "extensions" not in json.loads(base64.b64decode(plain))
 
 
 def test_terms_of_another_chain_are_never_signed():
-    case = CASES[0]
     with pytest.raises(PolicyRefused, match="eip155:8453 only"):
-        authorize(
-            terms_of(case["requirements"]),
-            signer=LocalSigner(case["private_key"]),
-            network=PRESETS["base"],
-            nonce=1,
-            now_s=0,
-        )
+        terms_to_sign(terms_of(CASES[0]["requirements"]), network=PRESETS["base"], now_s=0)
 
 
 def test_lower_case_terms_sign_the_same_digest():
     requirements = CASES[0]["requirements"]
     lower = {**requirements, "payTo": requirements["payTo"].lower(), "asset": requirements["asset"].lower()}
-    assert signed({**CASES[0], "requirements": lower}).payload == CASES[0]["payload"]
+    _, payload = signed({**CASES[0], "requirements": lower})
+    assert payload == CASES[0]["payload"]
 
 
-def test_the_authorization_names_itself_by_its_digest_and_hides_its_signature():
-    authorization = signed(CASES[0])
-    assert authorization.authorization_id == "0x" + authorization.digest.hex()
-    assert CASES[0]["payload"]["signature"][2:40] not in repr(authorization)
+def test_neither_an_authorization_nor_a_signed_payment_shows_the_signature():
+    authorization, payload = signed(CASES[0])
+    accepted = terms_of(CASES[0]["requirements"])
+    header = payment_header(payload, accepted=accepted, resource=RESOURCE)
+    shown = repr(SignedPayment(authorization=authorization, accepted=accepted, header=header)) + repr(authorization)
+    assert CASES[0]["payload"]["signature"][2:40] not in shown
+    assert header[:40] not in shown
 
 
 def test_a_call_has_one_nonce_and_other_calls_and_keys_have_others():
@@ -172,7 +175,7 @@ def test_a_bad_key_is_refused_and_not_repeated(key):
 
 def test_the_key_leaves_through_no_channel(implementation, caplog):
     signer = LocalSigner(CANARY)
-    authorization = replace(signed(CASES[0]), payer=signer.address)
+    authorization = replace(signed(CASES[0])[0], payer=signer.address)
     with caplog.at_level(logging.DEBUG):
         logging.getLogger("x").debug("%s %r", signer, {"signer": signer})
     seen = [repr(signer), str(signer), f"{signer}", repr([signer]), caplog.text, repr(authorization)]

@@ -5,16 +5,15 @@ import sys
 import time
 
 from opengradient_x402.errors import BudgetExceeded
-from opengradient_x402.ledger.authorizations import AuthorizationEntry, Budget
+from opengradient_x402.ledger.authorizations import Authorization, Budget, SignedTerms
 from opengradient_x402.ledger.ledger import Ledger
 
 task = json.load(sys.stdin)
 ledger = Ledger(task["url"])
 won = 0
 for number in range(task["first"], task["first"] + 30):
-    entry = AuthorizationEntry(
-        **task["entry"] | {"id": f"auth_{number}", "call_id": f"call_{number}", "signed_at": int(time.time())}
-    )
+    terms = SignedTerms(**task["entry"]["signed"][0] | {"signed_at": int(time.time())})
+    entry = Authorization(**task["entry"] | {"signed": (terms,), "id": f"auth_{number}", "call_id": f"call_{number}"})
     try:
         ledger.authorize(entry, budget=Budget(limit_atomic=10**18)).result()
         won += 1

@@ -249,7 +249,7 @@ def test_an_impostor_is_left_for_an_enclave_that_is_what_it_says(pay, book, list
         list_devnet()
         assert call(payments, gateway=gateway_for(payments, first=server.url), max_retries=0)
     assert (server.connections, server.heard) == (1, [])
-    assert [entry.payee for entry in authorizations(payments)] == [enclave.payment_address]
+    assert [entry.terms.payee for entry in authorizations(payments)] == [enclave.payment_address]
 
 
 def test_an_enclave_that_dies_between_challenge_and_signature_is_left_without_paying_twice(

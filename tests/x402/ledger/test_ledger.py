@@ -7,12 +7,13 @@ import subprocess
 import sys
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from opengradient_x402.errors import BudgetExceeded, ConfigurationError, LedgerUnavailable
-from opengradient_x402.ledger.authorizations import AuthorizationEntry, Budget
+from opengradient_x402.ledger.authorizations import Budget
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.ledger.receipts import ReceiptStatus
 from support.ledger_rows import OPG, entry, served
@@ -33,7 +34,7 @@ def test_an_authorization_is_readable_by_another_connection_when_its_future_is_d
 
 
 def test_a_256_bit_amount_and_nonce_survive_the_round_trip(ledger):
-    huge = entry(amount_atomic=9 * 10**27, nonce=str(2**256 - 1))
+    huge = entry(amount_atomic=9 * 10**27, nonce=2**256 - 1)
     ledger.authorize(huge).result()
     assert ledger.authorizations().result() == [huge]
 
@@ -59,7 +60,7 @@ def test_a_settlement_frees_what_was_reserved_and_not_taken(ledger):
     with pytest.raises(BudgetExceeded):
         ledger.authorize(entry(2, amount_atomic=OPG // 100), budget=budget).result()
     ledger.record_settlement(
-        "auth_1", status="settled", settled_atomic=7, tx_hash="0xab", block_number=5, block_hash="0xcd"
+        replace(entry(1), status="settled", settled_atomic=7, tx_hash="0xab", block_number=5, block_hash="0xcd")
     ).result()
     ledger.authorize(entry(2, amount_atomic=OPG // 100), budget=budget).result()
 
@@ -97,18 +98,19 @@ def test_two_processes_cannot_overdraw_a_budget_together(tmp_path):
     script = textwrap.dedent("""
         import json, sys
         from opengradient_x402.errors import BudgetExceeded
-        from opengradient_x402.ledger.authorizations import AuthorizationEntry, Budget
+        from opengradient_x402.ledger.authorizations import Authorization, Budget, SignedTerms
         from opengradient_x402.ledger.ledger import Ledger
         path, base, template = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
         ledger, won = Ledger(path), 0
         for n in range(base, base + 30):
-            row = AuthorizationEntry(**template | {"id": f"auth_{n}", "call_id": f"call_{n}"})
+            signed = tuple(SignedTerms(**terms) for terms in template["signed"])
+            row = Authorization(**template | {"signed": signed, "id": f"auth_{n}", "call_id": f"call_{n}"})
             try:
                 ledger.authorize(row, budget=Budget(limit_atomic=10**18)).result(); won += 1
             except BudgetExceeded: pass
         ledger.close(); print(won)
     """)
-    template = json.dumps({f: getattr(entry(), f) for f in AuthorizationEntry.__slots__})
+    template = json.dumps(asdict(entry()))
     workers = [
         subprocess.Popen([sys.executable, "-c", script, str(path), str(base), template], stdout=subprocess.PIPE)
         for base in (0, 100, 200)
@@ -120,7 +122,9 @@ def test_shares_of_a_settlement_add_up_to_it_and_follow_the_claims(ledger):
     ledger.authorize(entry(1)).result()
     for call, cost in (("call_1", 10), ("call_2", 20), ("call_3", 3)):
         ledger.record_call(served(entry(1), call, cost_atomic=cost)).result()
-    ledger.record_settlement("auth_1", status="settled", settled_atomic=34, tx_hash="0x1", block_number=1).result()
+    ledger.record_settlement(
+        replace(entry(1), status="settled", settled_atomic=34, tx_hash="0x1", block_number=1)
+    ).result()
     receipts = {r.call_id: r for r in ledger.receipts().result()}
     assert sum(r.settled_atomic for r in receipts.values()) == 34
     assert receipts["call_2"].settled_atomic == 21
@@ -130,14 +134,16 @@ def test_shares_of_a_settlement_add_up_to_it_and_follow_the_claims(ledger):
 def test_a_call_recorded_after_its_settlement_is_shared_in(ledger):
     ledger.authorize(entry(1)).result()
     ledger.record_call(served(entry(1), "call_1", cost_atomic=10)).result()
-    ledger.record_settlement("auth_1", status="settled", settled_atomic=30, tx_hash="0x1", block_number=1).result()
+    ledger.record_settlement(
+        replace(entry(1), status="settled", settled_atomic=30, tx_hash="0x1", block_number=1)
+    ).result()
     ledger.record_call(served(entry(1), "call_2", cost_atomic=20)).result()
     assert {r.call_id: r.settled_atomic for r in ledger.receipts().result()} == {"call_1": 10, "call_2": 20}
 
 
 def test_an_expired_authorization_makes_its_receipts_expired_and_costs_nothing(ledger):
     ledger.authorize(entry(1)).result()
-    ledger.record_settlement("auth_1", status="expired").result()
+    ledger.record_settlement(replace(entry(1), status="expired")).result()
     (receipt,) = ledger.receipts().result()
     assert (receipt.status, receipt.settled_atomic) == (ReceiptStatus.EXPIRED, None)
     assert ledger.spent(payer=entry().payer, asset=entry().asset, network=entry().network).result() == 0

@@ -11,6 +11,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import wait as wait_all
 from contextlib import nullcontext, suppress
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -158,7 +159,7 @@ async def test_a_cancelled_question_does_not_stop_the_ledger(ledger):
 def test_a_number_that_the_database_cannot_hold_fails_its_own_job_only(ledger):
     ledger.authorize(entry(1)).result(5)
     with pytest.raises(LedgerUnavailable):
-        ledger.record_settlement("auth_1", status="settled", settled_atomic=2**250).result(5)
+        ledger.record_settlement(replace(entry(1), status="settled", settled_atomic=2**250)).result(5)
     (row,) = ledger.authorizations().result(5)
     assert row.status == "signed"
 
@@ -488,7 +489,7 @@ def test_sessions_that_are_over_are_forgotten():
     for number in range(50):
         seat = pool.enter(key, blocking=False)
         assert isinstance(seat, Ticket)
-        pool.leave(pool.opened(seat, session_id=f"session-{number:04}", entry=entry()))
+        pool.leave(pool.opened(seat, session_id=f"session-{number:04}", authorization=entry()))
         clock[0] += 100
     assert sum(map(len, pool._sessions.values())) <= 2
 
@@ -507,7 +508,7 @@ def test_a_forked_process_does_not_wait_for_an_opening_of_its_parent():
 def test_a_stream_that_is_collected_inside_the_pool_does_not_lock_it():
     pool = SessionPool(idle_s=60, wall_clock=lambda: NOW)
     key = SessionKey("http://127.0.0.1:1", "POST", "/v1", "0xpayer")
-    session = pool.opened(pool.enter(key, blocking=False), session_id="session-0001", entry=entry())
+    session = pool.opened(pool.enter(key, blocking=False), session_id="session-0001", authorization=entry())
 
     def work():
         with pool._lock:  # the garbage collector may run here, and end a dropped stream

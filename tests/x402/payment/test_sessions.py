@@ -36,7 +36,7 @@ def pool(clock):
 def open_session(pool, **changes) -> PaidSession:
     ticket = pool.enter(KEY, blocking=False)
     assert isinstance(ticket, Ticket)
-    return pool.opened(ticket, session_id="session-0001", entry=entry(**changes))
+    return pool.opened(ticket, session_id="session-0001", authorization=entry(**changes))
 
 
 def elsewhere(work):
@@ -52,7 +52,7 @@ def test_the_first_opens_and_the_others_wait_then_ride(pool):
     waiting = [pool.enter(KEY, blocking=False) for _ in range(99)]
     assert isinstance(ticket, Ticket)
     assert all(isinstance(seat, Waiting) and not seat.done.done() for seat in waiting)
-    session = pool.opened(ticket, session_id="session-0001", entry=entry())
+    session = pool.opened(ticket, session_id="session-0001", authorization=entry())
     assert all(seat.done.done() for seat in waiting)
     assert pool.enter(KEY, blocking=False) is session
 

@@ -129,7 +129,7 @@ async def test_coroutines_can_do_all_of_it(devnet, unapproved, facilitator):
     assert approval.tx_hash is not None
     assert await wallet.allowance() == ATOMIC
     authorization = unapproved.sign(facilitator=facilitator.address)
-    assert (await wallet.cancel(unapproved.terms(authorization))).tx_hash is not None
+    assert (await wallet.cancel(authorization.authorization)).tx_hash is not None
     assert wallet.address == unapproved.account.address
 
 
@@ -138,7 +138,7 @@ def test_a_cancelled_authorization_cannot_be_settled(devnet, facilitator, scheme
     payer = new_payer(devnet)
     before = devnet.chain.token_balance(payer.account.address)
     authorization = payer.sign(facilitator=facilitator.address, scheme=scheme, method=method)
-    cancellation = wallet_of(payer).cancel(payer.terms(authorization))
+    cancellation = wallet_of(payer).cancel(authorization.authorization)
     assert cancellation.tx_hash is not None
     to, data = settlement(authorization)
     with pytest.raises(ChainRefused):
@@ -150,7 +150,7 @@ def test_cancelling_leaves_the_neighbouring_nonces_alone(devnet, facilitator):
     payer = new_payer(devnet)
     base = payer.signer.nonce_for("neighbours") & ~255
     gone, kept = (payer.sign(facilitator=facilitator.address, nonce=base + n) for n in (3, 4))
-    wallet_of(payer).cancel(payer.terms(gone))
+    wallet_of(payer).cancel(gone.authorization)
     settle(devnet, facilitator, kept, 1)
 
 
@@ -159,7 +159,7 @@ def test_what_was_settled_first_is_not_cancelled_again(devnet, facilitator):
     authorization = payer.sign(facilitator=facilitator.address)
     settle(devnet, facilitator, authorization, 1)
     sent_before = transactions_of(devnet, payer)
-    assert wallet_of(payer).cancel(payer.terms(authorization)).tx_hash is None
+    assert wallet_of(payer).cancel(authorization.authorization).tx_hash is None
     assert transactions_of(devnet, payer) == sent_before
 
 
@@ -167,12 +167,12 @@ def test_only_the_payer_can_cancel(devnet, facilitator):
     authorization_owner = new_payer(devnet)
     authorization = authorization_owner.sign(facilitator=facilitator.address)
     with pytest.raises(ConfigurationError, match="only the payer can cancel"):
-        wallet_of(new_payer(devnet)).cancel(authorization_owner.terms(authorization))
+        wallet_of(new_payer(devnet)).cancel(authorization.authorization)
 
 
 def test_funds_are_looked_at_before_signing(devnet, unapproved, facilitator):
     def check(payer: Payer, **changes) -> None:
-        terms = payer.sign(facilitator=facilitator.address, **changes).terms
+        terms = payer.sign(facilitator=facilitator.address, **changes).accepted
         require_funds(payer.network, payer.account.address, terms)
 
     with pytest.raises(InsufficientFunds, match="holds 7 OPG on devnet; the payment authorizes 8 OPG"):

@@ -9,6 +9,7 @@ import pytest
 
 from opengradient_devnet import Devnet
 from opengradient_x402.errors import ConfigurationError
+from opengradient_x402.ledger.authorizations import SignedTerms
 from opengradient_x402.proofs.bundle import Bundle, BundleUnreadable, Record
 from opengradient_x402.proofs.bundle_contents import Contents, cases_of, describe
 from opengradient_x402.proofs.bundle_export import export_bundle
@@ -60,13 +61,20 @@ def forged(bundle, audited):
     return forge
 
 
+TERMS = frozenset(SignedTerms.__slots__)
+
+
 def changed(kind: str, where=lambda body: True, **values):
-    """A change of some fields; None removes one."""
+    """A change of some fields, of an authorization or of what was signed for it; None removes one."""
 
     def change(record: Record) -> list[Record]:
         if record.kind != kind or not where(record.body):
             return [record]
-        body = {name: value for name, value in {**record.body, **values}.items() if value is not None}
+        terms = {name: value for name, value in values.items() if kind == "authorization" and name in TERMS}
+        own = {name: value for name, value in values.items() if name not in terms}
+        body = {name: value for name, value in {**record.body, **own}.items() if value is not None}
+        if terms:
+            body["signed"] = [{**signed, **terms} for signed in body["signed"]]
         return [Record(kind, body)]
 
     return change
@@ -99,7 +107,8 @@ def test_one_payment_under_two_names_is_found(net, forged, shift_s):
             return [record]
         other = {**record.body, "call_id": record.body["call_id"] + "x"}
         if record.kind == "authorization":
-            other |= {"id": other["id"] + "x", "signed_at": other["signed_at"] + shift_s}
+            signed = [{**terms, "signed_at": terms["signed_at"] + shift_s} for terms in other["signed"]]
+            other |= {"id": other["id"] + "x", "signed": signed}
         else:
             other |= {"authorization_id": other["authorization_id"] + "x"}
         return [record, Record(record.kind, other)]

@@ -14,8 +14,6 @@ from support.node import serving
 from support.payers import PROMPT, client_for, payments_for, settled_receipts
 from support.settling import new_payer, settle
 
-from .test_receipt_life import entry_of
-
 
 @pytest.fixture(scope="module")
 def lying_net():
@@ -65,7 +63,7 @@ def test_a_call_that_is_recorded_late_clears_a_settlement_that_looked_too_high(t
     ledger = Ledger(tmp_path / "l.sqlite")
     ledger.authorize(entry(1)).result()
     ledger.record_call(served(entry(1), "call_1", cost_atomic=10)).result()
-    ledger.record_settlement("auth_1", status="settled", settled_atomic=30, tx_hash="0x1").result()
+    ledger.record_settlement(replace(entry(1), status="settled", settled_atomic=30, tx_hash="0x1")).result()
     assert ledger.receipts().result()[0].status is ReceiptStatus.DISPUTED
     ledger.record_call(served(entry(1), "call_2", cost_atomic=20)).result()
     assert {(item.status, item.dispute) for item in ledger.receipts().result()} == {(ReceiptStatus.SETTLED, None)}
@@ -79,7 +77,7 @@ def test_a_call_without_a_quote_leaves_the_price_unjudged(tmp_path):
     ledger.authorize(entry(1)).result()
     ledger.record_call(served(entry(1), "call_1", cost_atomic=10)).result()
     ledger.record_call(served(entry(1), "call_2", outcome="abandoned")).result()
-    ledger.record_settlement("auth_1", status="settled", settled_atomic=3000, tx_hash="0x1").result()
+    ledger.record_settlement(replace(entry(1), status="settled", settled_atomic=3000, tx_hash="0x1")).result()
     assert {item.status for item in ledger.receipts().result()} == {ReceiptStatus.SETTLED}
     ledger.close()
 
@@ -92,7 +90,7 @@ def test_a_token_price_that_cannot_be_reckoned_with_is_no_quote_and_holds_nothin
     ledger.authorize(entry(1)).result()
     usage = {"prompt_tokens": 10, "completion_tokens": 10, "opg_usd": price}
     ledger.record_call(served(entry(1), "call_1", **usage)).result()
-    ledger.record_settlement("auth_1", status="settled", settled_atomic=30, tx_hash="0x1").result(timeout=10)
+    ledger.record_settlement(replace(entry(1), status="settled", settled_atomic=30, tx_hash="0x1")).result(timeout=10)
     (receipt,) = ledger.receipts().result()
     assert (receipt.status, receipt.settled_atomic) == (ReceiptStatus.SETTLED, 30)
     ledger.close()
@@ -104,7 +102,7 @@ def test_more_than_was_signed_for_is_always_disputed(tmp_path):
     ledger = Ledger(tmp_path / "l.sqlite")
     ledger.authorize(entry(1, amount_atomic=100)).result()
     ledger.record_call(served(entry(1), "call_1")).result()
-    ledger.record_settlement("auth_1", status="settled", settled_atomic=101, tx_hash="0x1").result()
+    ledger.record_settlement(replace(entry(1), status="settled", settled_atomic=101, tx_hash="0x1")).result()
     (receipt,) = ledger.receipts().result()
     assert "at most 0.0000000000000001 OPG was authorized" in receipt.dispute
     ledger.close()
@@ -137,9 +135,9 @@ def test_a_claim_about_an_unsettled_payment_is_disputed_when_its_transaction_is_
     payer, facilitator = new_payer(devnet), devnet.account(opg="0")
     other = settle(devnet, facilitator, new_payer(devnet).sign(facilitator=facilitator.address), 5)
     ledger = Ledger(tmp_path / "l.sqlite")
-    entry = entry_of(payer.sign(facilitator=facilitator.address), payer, 1)
+    entry = payer.sign(facilitator=facilitator.address).authorization
     ledger.authorize(entry).result()
-    ledger.record_call(served(entry, "call_1", network=entry.network, claimed_payment_tx_hash=other)).result()
+    ledger.record_call(served(entry, entry.call_id, claimed_payment_tx_hash=other)).result()
     report = Reconciler(payer.network, ledger).reconcile()
     (receipt,) = report.disputed
     assert other in receipt.dispute
@@ -157,9 +155,9 @@ def test_a_node_that_lags_behind_a_settlement_makes_no_liar_of_the_gateway(devne
     signed = payer.sign(facilitator=facilitator.address)
     settled = settle(devnet, facilitator, signed, 5)
     ledger = Ledger(tmp_path / "l.sqlite")
-    entry = entry_of(signed, payer, 1)
+    entry = signed.authorization
     ledger.authorize(entry).result()
-    ledger.record_call(served(entry, "call_1", network=entry.network, claimed_payment_tx_hash=settled)).result()
+    ledger.record_call(served(entry, entry.call_id, claimed_payment_tx_hash=settled)).result()
     with serving(devnet.chain) as node:
 
         def nothing_used(method, params, number):
@@ -179,9 +177,9 @@ def test_a_nonce_that_paid_somebody_else_is_disputed_with_payee_and_amount(devne
     stranger = devnet.account(opg="0").address
     diverted = payer.sign(facilitator=facilitator.address, payee=stranger)
     tx_hash = settle(devnet, facilitator, diverted, 7)
-    mine = payer.sign(facilitator=facilitator.address, nonce=diverted.nonce)
+    mine = payer.sign(facilitator=facilitator.address, nonce=diverted.authorization.nonce)
     ledger = Ledger(tmp_path / "l.sqlite")
-    ledger.authorize(entry_of(mine, payer, 1)).result()
+    ledger.authorize(mine.authorization).result()
     (receipt,) = Reconciler(payer.network, ledger).reconcile().disputed
     assert stranger in receipt.dispute
     assert tx_hash in receipt.dispute

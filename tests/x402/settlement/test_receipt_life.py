@@ -14,7 +14,6 @@ import pytest
 
 from opengradient_devnet import Devnet
 from opengradient_x402.errors import ChainUnavailable, ConfigurationError, LedgerUnavailable
-from opengradient_x402.ledger.authorizations import AuthorizationEntry
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt
 from opengradient_x402.settlement.background_reconciler import BackgroundReconciler
@@ -282,7 +281,7 @@ def test_hundreds_of_authorizations_are_reconciled_through_rate_limits_and_small
         authorization = payer.sign(facilitator=facilitator.address, ago_s=0 if number % 3 else 2000, timeout_s=300)
         if number % 3 == 1:
             settle(devnet, facilitator, authorization, 10**12 + number)
-        ledger.authorize(entry_of(authorization, payer, number))
+        ledger.authorize(authorization.authorization)
 
     def strict(method, params, number):
         if number % 20 == 0:
@@ -298,50 +297,4 @@ def test_hundreds_of_authorizations_are_reconciled_through_rate_limits_and_small
     entries = ledger.authorizations().result()
     settled = sum(entry.settled_atomic or 0 for entry in entries)
     assert settled == before - devnet.chain.token_balance(payer.account.address)
-    ledger.close()
-
-
-def entry_of(authorization, payer, number: int) -> AuthorizationEntry:
-    terms = payer.terms(authorization)
-    return AuthorizationEntry(
-        id=f"auth_{number}",
-        call_id=f"call_{number}",
-        network=payer.network.caip2,
-        scheme=authorization.terms.scheme,
-        transfer_method=terms.transfer_method,
-        asset=terms.asset,
-        payer=terms.payer,
-        payee=terms.payee,
-        facilitator=authorization.terms.facilitator,
-        spender=terms.spender,
-        nonce=str(terms.nonce),
-        amount_atomic=terms.amount_atomic,
-        signed_at=terms.signed_at_s,
-        deadline=terms.deadline_s,
-        endpoint="http://127.0.0.1/v1/chat/completions",
-        model="gpt-5",
-        settlement_mode="batch",
-    )
-
-
-def test_a_ledger_of_an_earlier_version_gets_the_columns_it_lacks(tmp_path):
-    import sqlite3
-
-    path = tmp_path / "ledger.sqlite"
-    ledger = Ledger(path)
-    ledger.pin("k", "v").result()
-    ledger.close()
-    with sqlite3.connect(path) as old:
-        for table, column in (
-            ("authorizations", "confirmations"),
-            ("authorizations", "confirmations_needed"),
-            ("authorizations", "dispute"),
-            ("calls", "answered_as"),
-            ("calls", "dispute"),
-        ):
-            old.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
-    old.close()
-    ledger = Ledger(path)
-    assert ledger.unfinished(network="eip155:31402").result() == []
-    assert ledger.receipts().result() == []
     ledger.close()

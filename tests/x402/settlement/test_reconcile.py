@@ -16,7 +16,6 @@ from opengradient_x402.settlement.search import (
     NotSettled,
     SettledElsewhere,
     SettlementFound,
-    SignedTerms,
     check_transaction,
     find_settlement,
     find_settlements,
@@ -38,7 +37,7 @@ def facilitator(devnet: Devnet) -> Account:
 
 
 def outcome(payer: Payer, authorization, *, rpc_url: str | None = None):
-    terms = authorization if isinstance(authorization, SignedTerms) else payer.terms(authorization)
+    terms = getattr(authorization, "authorization", authorization)
     with ChainReader(rpc_url or payer.network.rpc_url, payer.network.chain_id) as chain:
         return chain.ask(find_settlement(terms, network=payer.network))
 
@@ -54,7 +53,7 @@ def test_a_settlement_is_found_with_amount_block_and_transaction_as_the_chain_ha
     assert found.block_number == int(on_chain["blockNumber"], 16)
     assert found.block_hash == on_chain["blockHash"].lower()
     assert found.amount_atomic == 3 * 10**16 == before - devnet.chain.token_balance(payer.account.address)
-    assert (found.payer, found.payee) == (payer.account.address, authorization.terms.pay_to)
+    assert (found.payer, found.payee) == (payer.account.address, authorization.authorization.terms.payee)
     assert found.confirmations == 1
 
 
@@ -100,8 +99,8 @@ def test_several_settlements_in_one_transaction_are_told_apart(devnet, payer, fa
     theirs = other.sign(facilitator=facilitator.address, scheme="exact", amount_atomic=7)
     tx_hash = settle_together(devnet, facilitator, [mine[0], theirs, *mine[1:]])
     with ChainReader(payer.network.rpc_url, payer.network.chain_id) as chain:
-        found = chain.ask(find_settlements([payer.terms(item) for item in reversed(mine)], network=payer.network))
-    settled = [found[payer.terms(authorization)] for authorization in mine]
+        found = chain.ask(find_settlements([item.authorization for item in reversed(mine)], network=payer.network))
+    settled = [found[authorization.authorization] for authorization in mine]
     assert all(isinstance(item, SettlementFound) and item.tx_hash == tx_hash for item in settled)
     assert [item.amount_atomic for item in settled] == [5, 9, 5, 2]
     assert len({item.log_index for item in settled}) == 4
@@ -132,7 +131,8 @@ def test_an_unused_authorization_is_open_until_its_deadline_and_expired_after(pa
 def test_a_settlement_is_found_long_after_the_deadline(devnet, payer, facilitator):
     authorization = payer.sign(facilitator=facilitator.address)
     tx_hash = settle(devnet, facilitator, authorization, 5)
-    old = replace(payer.terms(authorization), signed_at_s=int(time.time()) - 10**6)
+    (terms,) = authorization.authorization.signed
+    old = replace(authorization.authorization, signed=(replace(terms, signed_at=int(time.time()) - 10**6),))
     found = outcome(payer, old)
     assert isinstance(found, SettlementFound)
     assert found.tx_hash == tx_hash
@@ -142,7 +142,7 @@ def test_a_settlement_is_found_long_after_the_deadline(devnet, payer, facilitato
 def test_a_cancelled_authorization_says_so_with_the_transaction(payer, facilitator, method):
     scheme = "upto" if method == "permit2" else "exact"
     authorization = payer.sign(facilitator=facilitator.address, scheme=scheme, method=method)
-    cancellation = Wallet(payer.network, payer.signer).cancel(payer.terms(authorization))
+    cancellation = Wallet(payer.network, payer.signer).cancel(authorization.authorization)
     assert outcome(payer, authorization) == Cancelled(tx_hash=cancellation.tx_hash)
 
 
@@ -151,7 +151,7 @@ def test_a_nonce_that_paid_somebody_else_is_not_called_free(devnet, payer, facil
     stranger = devnet.account(opg="0").address
     elsewhere = payer.sign(facilitator=facilitator.address, payee=stranger)
     settle(devnet, facilitator, elsewhere, 5)
-    mine = payer.sign(facilitator=facilitator.address, nonce=elsewhere.nonce)
+    mine = payer.sign(facilitator=facilitator.address, nonce=elsewhere.authorization.nonce)
     found = outcome(payer, mine)
     assert isinstance(found, SettledElsewhere)
     assert (found.settlement.payee, found.settlement.amount_atomic) == (stranger, 5)
@@ -159,7 +159,7 @@ def test_a_nonce_that_paid_somebody_else_is_not_called_free(devnet, payer, facil
 
 def test_terms_that_were_signed_again_are_found_by_their_nonce(devnet, payer, facilitator):
     earlier = payer.sign(facilitator=facilitator.address, amount_atomic=500, ago_s=5)
-    later = payer.sign(facilitator=facilitator.address, amount_atomic=100, nonce=earlier.nonce)
+    later = payer.sign(facilitator=facilitator.address, amount_atomic=100, nonce=earlier.authorization.nonce)
     settle(devnet, facilitator, earlier, 400)
     found = outcome(payer, later)
     assert isinstance(found, SettlementFound)
@@ -170,7 +170,7 @@ def test_small_nonces_match_only_with_their_whole_permit(devnet, payer, facilita
     # 0x20 is in the calldata of every settlement, as an offset.
     small = payer.sign(facilitator=facilitator.address, nonce=32)
     settle(devnet, facilitator, payer.sign(facilitator=facilitator.address), 5)
-    Wallet(payer.network, payer.signer).cancel(payer.terms(small))
+    Wallet(payer.network, payer.signer).cancel(small.authorization)
     assert isinstance(outcome(payer, small), Cancelled)
     counted = payer.sign(facilitator=facilitator.address, nonce=33)
     settle(devnet, facilitator, counted, 6)
@@ -181,10 +181,12 @@ def test_small_nonces_match_only_with_their_whole_permit(devnet, payer, facilita
 
 def test_a_plain_transfer_to_the_payee_is_no_settlement(devnet, payer, facilitator):
     authorization = payer.sign(facilitator=facilitator.address)
-    payee = authorization.terms.pay_to
+    payee = authorization.authorization.terms.payee
     devnet.chain.send(payer.account, to=payer.network.asset.address, data=contract("OPG").encode("transfer", payee, 5))
     invalidate = contract("Permit2").encode(
-        "invalidateUnorderedNonces", authorization.nonce >> 8, 1 << (authorization.nonce & 255)
+        "invalidateUnorderedNonces",
+        authorization.authorization.nonce >> 8,
+        1 << (authorization.authorization.nonce & 255),
     )
     devnet.chain.send(payer.account, to=PERMIT2, data=invalidate + settle_call(authorization)[1])
     assert isinstance(outcome(payer, authorization), Cancelled)
@@ -198,7 +200,7 @@ def test_many_authorizations_take_one_log_scan_and_add_up_to_the_balance(devnet,
         if number % 3 != 2:
             settle(devnet, facilitator, authorization, 10**15 + number)
     with serving(devnet.chain) as node, ChainReader(node.url, payer.network.chain_id) as chain:
-        terms = [payer.terms(authorization) for authorization in authorizations]
+        terms = [authorization.authorization for authorization in authorizations]
         outcomes = chain.ask(find_settlements(terms, network=payer.network))
         assert node.count("eth_getLogs") == 1
     settled = [item for item in outcomes.values() if isinstance(item, SettlementFound)]
@@ -236,7 +238,7 @@ def test_a_node_that_limits_ranges_and_rates_slows_the_search_and_does_not_stop_
 
 def test_a_named_transaction_is_checked_and_not_believed(devnet, payer, facilitator):
     authorization = payer.sign(facilitator=facilitator.address)
-    terms = payer.terms(authorization)
+    terms = authorization.authorization
     other = new_payer(devnet)
     others_tx = settle(devnet, facilitator, other.sign(facilitator=facilitator.address), 5)
     with ChainReader(payer.network.rpc_url, payer.network.chain_id) as chain:
@@ -257,7 +259,7 @@ async def test_coroutines_ask_the_same_questions(devnet, payer, facilitator):
     authorization = payer.sign(facilitator=facilitator.address)
     tx_hash = settle(devnet, facilitator, authorization, 5)
     chain = AsyncChainReader(payer.network.rpc_url, payer.network.chain_id)
-    found = await chain.ask(find_settlement(payer.terms(authorization), network=payer.network))
+    found = await chain.ask(find_settlement(authorization.authorization, network=payer.network))
     assert isinstance(found, SettlementFound)
     assert found.tx_hash == tx_hash
 

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import json
+import sqlite3
+
+import pytest
+
+from opengradient_x402.errors import BudgetExceeded, LedgerUnavailable
+from opengradient_x402.ledger.authorizations import Budget
+from opengradient_x402.ledger.ledger import Ledger
+from support.ledger_rows import NOW, OPG, entry, served
+
+_FIRST_TABLES = """
+CREATE TABLE authorizations (
+    sequence INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, call_id TEXT NOT NULL, network TEXT NOT NULL,
+    scheme TEXT NOT NULL, transfer_method TEXT NOT NULL, asset TEXT NOT NULL, payer TEXT NOT NULL,
+    payee TEXT NOT NULL, facilitator TEXT, spender TEXT NOT NULL, nonce TEXT NOT NULL, amount_atomic TEXT NOT NULL,
+    signed_at BIGINT NOT NULL, deadline BIGINT NOT NULL, endpoint TEXT NOT NULL, model TEXT NOT NULL,
+    settlement_mode TEXT NOT NULL, status TEXT NOT NULL, settled_atomic TEXT, tx_hash TEXT, block_number BIGINT,
+    block_hash TEXT, reserved_gwei BIGINT NOT NULL
+);
+CREATE INDEX authorizations_budget ON authorizations (payer, network, asset, signed_at);
+CREATE INDEX authorizations_status ON authorizations (status);
+CREATE TABLE calls (
+    sequence INTEGER PRIMARY KEY, call_id TEXT NOT NULL UNIQUE, authorization_id TEXT NOT NULL,
+    created_at BIGINT NOT NULL, receipt TEXT NOT NULL
+);
+CREATE TABLE pins ("key" TEXT PRIMARY KEY, value TEXT NOT NULL);
+"""
+
+
+@pytest.fixture
+def first(tmp_path):
+    """A ledger as the first tables had it, with an open authorization of 0.1 OPG and its call."""
+    path, known = tmp_path / "first.sqlite", entry(1)
+    terms = known.terms
+    row = {
+        "id": known.id,
+        "call_id": known.call_id,
+        "network": known.network,
+        "scheme": terms.scheme,
+        "transfer_method": terms.transfer_method,
+        "asset": terms.asset,
+        "payer": known.payer,
+        "payee": terms.payee,
+        "spender": terms.spender,
+        "nonce": str(known.nonce),
+        "amount_atomic": str(terms.amount_atomic),
+        "signed_at": terms.signed_at,
+        "deadline": terms.deadline,
+        "endpoint": known.endpoint,
+        "model": known.model,
+        "settlement_mode": known.settlement_mode,
+        "status": "signed",
+        "reserved_gwei": terms.amount_atomic // 10**9,
+    }
+    receipt = served(known, "call_1", cost_atomic=5)
+    connection = sqlite3.connect(path)
+    with connection:
+        connection.executescript(_FIRST_TABLES)
+        connection.execute(
+            f"INSERT INTO authorizations ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})", list(row.values())
+        )
+        connection.execute(
+            "INSERT INTO calls (call_id, authorization_id, created_at, receipt) VALUES (?, ?, ?, ?)",
+            ("call_1", known.id, NOW, json.dumps(receipt.to_json())),
+        )
+    connection.close()
+    return path
+
+
+def test_a_ledger_of_the_first_version_keeps_its_authorizations_receipts_and_reservations(first):
+    ledger = Ledger(first)
+    assert ledger.authorizations().result() == [entry(1)]
+    (receipt,) = ledger.receipts().result()
+    assert (receipt.call_id, receipt.cost_atomic) == ("call_1", 5)
+    budget = Budget(limit_atomic=OPG // 10)
+    with pytest.raises(BudgetExceeded):
+        ledger.authorize(entry(2), budget=budget).result()
+    ledger.close()
+    again = Ledger(first)
+    assert again.authorizations().result() == [entry(1)]
+    again.close()
+
+
+def test_a_ledger_of_a_newer_version_is_refused_before_anything_is_signed_and_left_as_it_is(tmp_path):
+    path = tmp_path / "newer.sqlite"
+    ledger = Ledger(path)
+    ledger.authorize(entry(1)).result()
+    ledger.close()
+    connection = sqlite3.connect(path)
+    with connection:
+        connection.execute("UPDATE schema SET version = version + 1")
+    connection.close()
+    before = path.read_bytes()
+    ledger = Ledger(path)
+    with pytest.raises(LedgerUnavailable, match=r"Nothing was signed.*Upgrade this package"):
+        ledger.authorize(entry(2)).result()
+    ledger.close()
+    assert path.read_bytes() == before
+
+
+def test_all_signatures_of_a_nonce_are_kept_and_the_largest_stays_reserved_until_the_latest_deadline(tmp_path):
+    ledger = Ledger(tmp_path / "l.sqlite")
+    ledger.authorize(entry(1, amount_atomic=10**17, deadline=NOW + 300)).result()
+    whole = ledger.authorize(entry(1, amount_atomic=10**16, deadline=NOW + 60)).result()
+    assert [(terms.amount_atomic, terms.deadline) for terms in whole.signed] == [
+        (10**17, NOW + 300),
+        (10**16, NOW + 60),
+    ]
+    assert (whole.reserved_atomic, whole.deadline) == (10**17, NOW + 300)
+    assert ledger.authorizations().result() == [whole]
+    spent = ledger.spent(payer=whole.payer, asset=whole.asset, network=whole.network).result()
+    assert spent == 10**17
+    ledger.close()
