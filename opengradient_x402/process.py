@@ -52,7 +52,7 @@ class Resident:
     def renew(self) -> None:
         """After a fork, in the child, where no other thread lives: take new locks, forget what is the parent's."""
 
-    def end(self, timeout_s: float) -> None:
+    def end(self, timeout_s: float, /) -> None:
         """At the end of the process: close, waiting no longer than this."""
 
 
@@ -126,6 +126,26 @@ def belongs(resident: Resident, ending: Ending) -> None:
 def end_all(timeout_s: float = EXIT_WAIT_S) -> None:
     """Ends all residents in order. Calling it again ends what has come since."""
     _PROCESS.end(timeout_s)
+
+
+class OwnLock(Resident):
+    """A reentrant lock that is free in a forked child, whichever thread of the parent held it."""
+
+    __slots__ = ("_lock",)
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        belongs(self, Ending.WATCHERS)
+
+    def renew(self) -> None:
+        """Free, since no other thread lives here."""
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
 
 
 atexit.register(end_all)
