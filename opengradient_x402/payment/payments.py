@@ -272,6 +272,12 @@ class Payments(Resident):
                     return signed
         return None
 
+    def has_doubtful(self) -> bool:
+        """Whether a payment waits to be offered again."""
+        now_s = time.time()
+        with self._lock:
+            return any(now_s < signed.entry.deadline for waiting in self._doubtful.values() for signed in waiting)
+
     def rejected(self, call: Call, challenge: Challenge, key: SessionKey) -> PaymentRejected | NotPaid:
         """The error for a payment that the gateway refused, from the reason that it gave."""
         self.gateways.refused(key.origin)
