@@ -56,7 +56,7 @@ class Resident:
         """At the end of the process: close, waiting no longer than this."""
 
 
-class _Process:
+class Process:
     """The residents of this process, and the moments at which they are told."""
 
     def __init__(self) -> None:
@@ -115,7 +115,7 @@ class _Process:
             util.register_after_fork(self, lambda _: util.Finalize(None, end_all, exitpriority=0))
 
 
-_PROCESS: Final = _Process()
+_PROCESS: Final = Process()
 
 
 def belongs(resident: Resident, ending: Ending) -> None:

@@ -330,7 +330,7 @@ class Connections:
     def client(self, route: Route) -> GatewayClient:
         """The sync client for `route`."""
         found = self._clients.get(route)
-        if found is not None and found[0].is_open:
+        if found is not None and found[0].is_usable:
             found[0].used_at = time.monotonic()
             return found[1]
         wallet = self._registry.wallet(route, self)
@@ -341,7 +341,7 @@ class Connections:
     async def async_client(self, route: Route) -> AsyncGatewayClient:
         """The async client for `route`, on whichever loop it is used."""
         found = self._async_clients.get(route)
-        if found is not None and found[0].is_open:
+        if found is not None and found[0].is_usable:
             found[0].used_at = time.monotonic()
             return found[1]
         wallet = self._registry.known(route, self)
