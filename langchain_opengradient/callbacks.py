@@ -16,7 +16,6 @@ and it does not read the chain: `update` takes what a reconciler found.
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -34,6 +33,7 @@ from langchain_opengradient.blocks import PROVIDER
 from langchain_opengradient.conversions import RECEIPT_KEY, is_from_cache
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.money import format_amount
+from opengradient_x402.process import OwnLock
 
 _log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class SettlementCallbackHandler(BaseCallbackHandler):
         on_receipt: Callable[[SettlementReceipt], None] | None = None,
         parent: SettlementCallbackHandler | None = None,
     ) -> None:
-        self._lock = threading.RLock()  # a guard reads the receipts while it decides
+        self._lock = OwnLock()  # reentrant: a guard reads the receipts while it decides
         self._receipts: dict[str, SettlementReceipt] = {}
         self._on_receipt = on_receipt
         self._parent = parent

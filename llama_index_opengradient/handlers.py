@@ -9,7 +9,6 @@ the truth. Neither raises into the call that it hears of.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
@@ -23,13 +22,14 @@ from llama_index_instrumentation.event_handlers import BaseEventHandler
 
 from llama_index_opengradient.events import ReceiptEvent
 from opengradient_x402.ledger.receipts import SettlementReceipt
+from opengradient_x402.process import OwnLock
 
 
 class _Receipts:
     """Receipts by call id, each in its latest state, in the order in which the calls were first heard of."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = OwnLock()
         self._latest: dict[str, SettlementReceipt] = {}
         self._run_of: dict[str, str | None] = {}
 

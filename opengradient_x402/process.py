@@ -52,11 +52,11 @@ class Resident:
     def renew(self) -> None:
         """After a fork, in the child, where no other thread lives: take new locks, forget what is the parent's."""
 
-    def end(self, timeout_s: float) -> None:
+    def end(self, timeout_s: float, /) -> None:
         """At the end of the process: close, waiting no longer than this."""
 
 
-class _Process:
+class Process:
     """The residents of this process, and the moments at which they are told."""
 
     def __init__(self) -> None:
@@ -115,7 +115,7 @@ class _Process:
             util.register_after_fork(self, lambda _: util.Finalize(None, end_all, exitpriority=0))
 
 
-_PROCESS: Final = _Process()
+_PROCESS: Final = Process()
 
 
 def belongs(resident: Resident, ending: Ending) -> None:
@@ -126,6 +126,26 @@ def belongs(resident: Resident, ending: Ending) -> None:
 def end_all(timeout_s: float = EXIT_WAIT_S) -> None:
     """Ends all residents in order. Calling it again ends what has come since."""
     _PROCESS.end(timeout_s)
+
+
+class OwnLock(Resident):
+    """A reentrant lock that is free in a forked child, whichever thread of the parent held it."""
+
+    __slots__ = ("_lock",)
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        belongs(self, Ending.WATCHERS)
+
+    def renew(self) -> None:
+        """Free, since no other thread lives here."""
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
 
 
 atexit.register(end_all)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections.abc import AsyncGenerator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self, TypedDict, Unpack
@@ -26,6 +27,7 @@ from opengradient_x402.gateway.endpoints import REGISTRY, EndpointSource, Static
 from opengradient_x402.gateway.exchange import Exchange, Options, ReceiptListener
 from opengradient_x402.gateway.model_directory import ModelDirectory
 from opengradient_x402.payment.payments import Payments
+from opengradient_x402.process import Ending, Resident, belongs
 from opengradient_x402.proofs.attestation import VerifyTee
 from opengradient_x402.settlement_mode import SettlementMode
 
@@ -155,8 +157,16 @@ class GatewayClient(_Client):
         """The answer piece by piece; the response is open when this returns. Close it, or use `with`."""
         return CompletionStream(*drive(self._open_stream(body, **call), self._wire.handle_request))
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no response is open on connections that were made here."""
+        return not isinstance(self._wire, EndpointTransport) or self._wire.is_idle
+
     def close(self) -> None:
-        """Closes connections. Payments, and a transport that was passed in, stay open: they are the caller's."""
+        """Closes connections that no other client uses.
+
+        Payments, and a transport that was passed in, stay open: they are the caller's.
+        """
         if self._owns_wire:
             self._wire.close()
 
@@ -167,7 +177,7 @@ class GatewayClient(_Client):
         self.close()
 
 
-class AsyncGatewayClient(_Client):
+class AsyncGatewayClient(_Client, Resident):
     """Paid chat completions over asyncio. One instance serves any number of event loops, one after another."""
 
     def __init__(
@@ -180,6 +190,8 @@ class AsyncGatewayClient(_Client):
         self._check_given(http_transport)
         self._given = http_transport
         self._lines: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Line] = weakref.WeakKeyDictionary()
+        self._inherited: list[object] = []
+        belongs(self, Ending.CONNECTIONS)
 
     async def chat(self, body: Mapping[str, Any], **call: Unpack[CallOptions]) -> Completion:
         """See `GatewayClient.chat`."""
@@ -207,6 +219,24 @@ class AsyncGatewayClient(_Client):
         if line is not None and self._given is None:
             await line.wire.aclose()
 
+    def retire(self) -> None:
+        """Has every loop that still runs close its connections of this client; from any thread."""
+        for loop, line in list(self._lines.items()):
+            self._lines.pop(loop, None)
+            if self._given is None:
+                line.close_on(loop)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no response is open on connections that were made here."""
+        wires = [line.wire for line in list(self._lines.values())]
+        return all(wire.is_idle for wire in wires if isinstance(wire, AsyncEndpointTransport))
+
+    def renew(self) -> None:
+        """A child has no loop but those that it starts; the parent's must not be collected, and act, here."""
+        self._inherited.append(self._lines)
+        self._lines = weakref.WeakKeyDictionary()
+
     async def __aenter__(self) -> Self:
         return self
 
@@ -222,6 +252,12 @@ class _Line:
     def __init__(self, wire: httpx.AsyncBaseTransport) -> None:
         self.wire = wire
         self._guard: AsyncGenerator[None, None] | None = None
+        self._closing: list[asyncio.Task[None]] = []
+
+    def close_on(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Closes the connections on their loop, from another thread; a loop that has ended has closed them."""
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(lambda: self._closing.append(loop.create_task(self.wire.aclose())))
 
     async def close_with_loop(self) -> None:
         """Closes the connections when the loop shuts down: `asyncio.run` ends open async generators first.

@@ -1,8 +1,10 @@
-"""The gateway clients of one model: made on first use, shared by its copies, one set per route.
+"""The gateway clients of a process: made on first use, shared by value by all models, whichever face made them.
 
-Frameworks copy models freely, some once per call, and change their fields; a `Connections` is what all copies
-share, and with it the paid sessions and the budget. What a call needs is looked up by value, so that a copy with
-another key or gateway never pays with the first one's.
+Web handlers, graph nodes and reruns of pages make a model for each request, and frameworks copy models freely. So
+what pays is looked up by what it is: models of one payer, network, policy and ledger share payments, sessions and
+budget, and models that differ in one of them share none of it. A `Connections` stands for one model and its copies;
+as long as it lives, what it uses stays open. Afterwards everything stays for a while, for the model of the next
+request, and is closed then; nobody closes what somebody else uses.
 
 Making a client opens the ledger and may load certificates: async callers have it done in a thread. Does not read
 the environment (a route is complete), does not know models or messages, and never closes what was passed in.
@@ -11,17 +13,23 @@ the environment (a route is complete), does not know models or messages, and nev
 from __future__ import annotations
 
 import asyncio
+import copy
+import math
+import queue
 import threading
+import time
 import weakref
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from pydantic import SecretStr
 
 from opengradient_x402.errors import InvalidPrivateKey
-from opengradient_x402.settings import Settings
+from opengradient_x402.process import Ending, Resident, belongs
 
 if TYPE_CHECKING:
     from opengradient_x402.gateway.client import AsyncGatewayClient, GatewayClient
@@ -29,6 +37,17 @@ if TYPE_CHECKING:
     from opengradient_x402.networks import Network
     from opengradient_x402.payment.payments import Payments
     from opengradient_x402.payment.policy import SpendPolicy
+
+LINGER_S: Final = 120.0
+"""How long a wallet stays open that no model uses: twice as long as gateways keep an idle session."""
+UNUSED_S: Final = 3600.0
+"""A wallet that no call used for so long is closed even if a model still lives that could use it."""
+MOST_WALLETS: Final = 256
+"""Above this number, those that were not used for longest are closed first, `LINGER_S` or not."""
+_IN_USE_S: Final = 600.0
+_RECHECK_S: Final = 5.0
+_PUBLISHED_S: Final = 60.0
+"""A network that is published under a URL is read again for a new model when the last reading is older."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,65 +72,309 @@ class Route:
         if self.payments is None and (self.network is None or self.ledger is None):
             raise TypeError("A route needs `payments`, or else a network and a ledger.")
 
+    @property
+    def options(self) -> tuple[str | None, int, str]:
+        """What tells apart the clients of one wallet."""
+        return self.base_url, self.max_retries, self.verify_tee
 
-@dataclass(slots=True)
-class _Opened:
-    """What there is to close; apart from `Connections`, whose finalizer must not keep it alive."""
 
-    payments: dict[Hashable, Payments] = field(default_factory=dict)
-    clients: dict[Route, GatewayClient] = field(default_factory=dict)
-    async_clients: dict[Route, AsyncGatewayClient] = field(default_factory=dict)
+class _Wallet:
+    """What models share that pay from one wallet on one network, under one policy, into one ledger."""
 
-    def close(self) -> None:
-        self.async_clients.clear()  # their sockets belong to their loops, and close with them
-        while self.clients:
-            self.clients.popitem()[1].close()
-        while self.payments:
-            self.payments.popitem()[1].close()
+    def __init__(self, payments: Payments, *, owns_ledger: bool) -> None:
+        self.payments = payments
+        self.owns_ledger = owns_ledger
+        self.clients: dict[Hashable, GatewayClient] = {}
+        self.async_clients: dict[Hashable, AsyncGatewayClient] = {}
+        self.users: weakref.WeakSet[Connections] = weakref.WeakSet()
+        self.used_at = time.monotonic()
+        self.is_open = True
 
-    def release(self) -> None:
-        """As `close`, for a model that nobody holds any more: its receipts may live on and ask their ledger."""
-        self.async_clients.clear()
-        while self.clients:
-            self.clients.popitem()[1].close()
-        while self.payments:
-            self.payments.popitem()[1].ledger.flush()  # it ends with its last receipt
+    @property
+    def is_usable(self) -> bool:
+        """Whether new models may use it: it is open, and nobody has closed the ledger that was opened for it."""
+        if self.is_open and self.owns_ledger and self.payments.ledger.is_closed:
+            self.is_open = False
+        return self.is_open
+
+    def client(self, route: Route) -> GatewayClient:
+        """The sync client for the route."""
+        from opengradient_x402.gateway.client import GatewayClient
+
+        found = self.clients.get(route.options)
+        return found or self.clients.setdefault(route.options, GatewayClient(self.payments, **_options(route)))
+
+    def async_client(self, route: Route) -> AsyncGatewayClient:
+        """The async client for the route."""
+        from opengradient_x402.gateway.client import AsyncGatewayClient
+
+        found = self.async_clients.get(route.options)
+        if found is None:
+            found = self.async_clients.setdefault(route.options, AsyncGatewayClient(self.payments, **_options(route)))
+        return found
+
+    def closes_at(self, *, linger_s: float) -> float:
+        """When it may be closed, on the monotonic clock, should nobody use it until then."""
+        return self.used_at + (UNUSED_S if self.users else linger_s)
+
+    def is_idle(self) -> bool:
+        """Whether no call is under way, and no payment is in doubt that the next call should offer again."""
+        clients: list[GatewayClient | AsyncGatewayClient] = [*self.clients.values(), *self.async_clients.values()]
+        return all(client.is_idle for client in clients) and not self.payments.has_doubtful()
+
+    def disconnect(self) -> None:
+        """Closes the connections of clients that have no call under way; the next call opens them again."""
+        for client in list(self.clients.values()):
+            if client.is_idle:
+                client.close()
+        for async_client in list(self.async_clients.values()):
+            if async_client.is_idle:
+                async_client.retire()
+
+
+class Registry(Resident):
+    """All wallets of a process. Thread-safe.
+
+    A thread closes what no model uses any more, a while after the last one. It lives as long as there is something
+    to close.
+    """
+
+    def __init__(self, *, linger_s: float = LINGER_S, most_wallets: int = MOST_WALLETS) -> None:
+        self._linger_s = linger_s
+        self._shortest_s = min(_RECHECK_S, linger_s)
+        self._most_wallets = most_wallets
+        self._wallets: dict[Hashable, _Wallet] = {}
+        self._spellings: dict[Hashable, tuple[_Wallet, float]] = {}
+        """The same wallets by what users wrote (a key, a network or a path has several forms), and until when."""
+        self._ledgers: weakref.WeakValueDictionary[str, Ledger] = weakref.WeakValueDictionary()
+        self.renew()
+        belongs(self, Ending.CONNECTIONS)
+
+    def __len__(self) -> int:
+        return len(self._wallets)
+
+    def renew(self) -> None:
+        """In a forked child: the wallets stay, their sessions and connections are new, and nobody opens one now."""
+        self._lock = threading.RLock()
+        self._opening: dict[Hashable, Future[_Wallet]] = {}
+        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._keeper: threading.Thread | None = None
+
+    def known(self, route: Route, user: Connections) -> _Wallet | None:
+        """The wallet for `route`, if it is open; from now on `user` uses it. Never waits for long."""
+        wallet, until = self._spellings.get(_spelling(route), (None, 0.0))
+        return wallet if wallet is not None and time.monotonic() < until and self._is_leased(wallet, user) else None
+
+    def wallet(self, route: Route, user: Connections) -> _Wallet:
+        """The wallet for `route`, opened if need be; from now on `user` uses it.
+
+        Of many that ask at once, one opens it. Raises ConfigurationError.
+        """
+        spelling = _spelling(route)
+        while True:
+            if (wallet := self.known(route, user)) is not None:
+                return wallet
+            with self._lock:
+                opening = self._opening.get(spelling)
+                is_mine = opening is None
+                if opening is None:
+                    opening = self._opening[spelling] = Future()
+            if not is_mine:
+                if (problem := opening.exception()) is not None:
+                    raise copy.copy(problem) from problem  # each call has an error of its own
+                continue
+            try:
+                wallet = self._opened(route, spelling)
+            except BaseException as exc:
+                self._opening.pop(spelling, None)
+                opening.set_exception(exc)
+                raise
+            self._opening.pop(spelling, None)
+            opening.set_result(wallet)
+
+    def release(self, user: Connections, wallets: Iterable[_Wallet]) -> list[_Wallet]:
+        """`user` is closed. Returns what nobody uses any more: its connections and its ledger's thread are ended,
+        its sessions stay for a while."""
+        with self._lock:
+            for wallet in wallets:
+                wallet.users.discard(user)
+            unused = [wallet for wallet in wallets if not wallet.users]
+        for wallet in unused:
+            wallet.used_at = time.monotonic()
+            wallet.disconnect()
+            self._rest(wallet)
+        self.look()
+        return unused
+
+    def look(self) -> None:
+        """Has the thread see what is used no more. Safe in a finalizer: takes no lock."""
+        self._wake.put(None)
+
+    def _is_leased(self, wallet: _Wallet, user: Connections) -> bool:
+        with self._lock:
+            if not wallet.is_usable:
+                return False
+            wallet.used_at = time.monotonic()
+            wallet.users.add(user)
+            if self._keeper is None:
+                self._keeper = threading.Thread(target=self._keep, name="opengradient-keeper", daemon=True)
+                self._keeper.start()
+            return True
+
+    # -- opening
+
+    def _opened(self, route: Route, spelling: Hashable) -> _Wallet:
+        made, identity = self._made(route)
+        with self._lock:
+            wallet = self._wallets.get(identity)
+            if wallet is None or not wallet.is_usable:
+                wallet = self._wallets[identity] = made
+            is_published = "://" in str(route.network)
+            self._spellings[spelling] = wallet, time.monotonic() + (_PUBLISHED_S if is_published else math.inf)
+        if len(self._wallets) > self._most_wallets:
+            self.look()
+        return wallet
+
+    def _made(self, route: Route) -> tuple[_Wallet, Hashable]:
+        """A wallet, and what makes it the same as another one. Opens nothing yet but a network's file or URL."""
+        if route.payments is not None:
+            return _Wallet(route.payments, owns_ledger=False), id(route.payments)
+        from opengradient_x402.ledger.ledger import Ledger
+        from opengradient_x402.networks import load_network
+        from opengradient_x402.payment.payments import Payments
+        from opengradient_x402.payment.policy import SpendPolicy
+        from opengradient_x402.signer import LocalSigner
+
+        if route.private_key is None:
+            raise InvalidPrivateKey(
+                "This model has no private key to pay with. Nothing was paid. Pass `private_key`, or set "
+                "OG_PRIVATE_KEY (in the environment or in .env) before the model is made. A devnet hands out funded "
+                "keys: `opengradient-devnet`."
+            )
+        assert route.network is not None and route.ledger is not None  # noqa: S101, PT018  (see Route)
+        signer = LocalSigner(route.private_key)
+        network = load_network(route.network)
+        policy = route.policy if route.policy is not None else SpendPolicy()
+        ledger = route.ledger if isinstance(route.ledger, Ledger) else self._ledger(route.ledger)
+        payments = Payments(network=network, signer=signer, policy=policy, ledger=ledger)
+        wallet = _Wallet(payments, owns_ledger=ledger is not route.ledger)
+        return wallet, (signer.address, network, policy, id(ledger))
+
+    def _ledger(self, url: str | Path) -> Ledger:
+        """The one ledger of this database that models of this process open."""
+        from opengradient_x402.ledger.ledger import Ledger, location
+
+        with self._lock:
+            ledger = self._ledgers.get(location(url))
+            if ledger is None or ledger.is_closed:
+                ledger = self._ledgers[location(url)] = Ledger(url)
+            return ledger
+
+    # -- closing
+
+    def _keep(self) -> None:
+        while (pause_s := self._closed_some()) is not None:
+            with suppress(queue.Empty):
+                self._wake.get(timeout=pause_s)
+                time.sleep(min(0.05, pause_s))  # many models may be forgotten at once
+            while not self._wake.empty():
+                self._wake.get_nowait()
+
+    def _closed_some(self) -> float | None:
+        """Closes what is due; returns the seconds until more may be, or None when nothing is left."""
+        now = time.monotonic()
+        closed = []
+        with self._lock:
+            by_age = sorted(self._wallets.items(), key=lambda item: item[1].used_at)
+            surplus = len(by_age) - self._most_wallets
+            for identity, wallet in by_age:
+                is_surplus = surplus > 0 and now - wallet.used_at > (_IN_USE_S if wallet.users else self._shortest_s)
+                if (is_surplus or wallet.closes_at(linger_s=self._linger_s) <= now) and wallet.is_idle():
+                    surplus -= 1
+                    wallet.is_open = False
+                    del self._wallets[identity]
+                    closed.append(wallet)
+            self._spellings = {key: kept for key, kept in self._spellings.items() if kept[0].is_open}
+            if not self._wallets:
+                self._keeper = None
+            due = [wallet.closes_at(linger_s=self._linger_s) for wallet in self._wallets.values()]
+        for wallet in closed:
+            wallet.disconnect()
+            self._rest(wallet)
+        return max(min(due) - now, self._shortest_s) if due else None
+
+    def _rest(self, wallet: _Wallet) -> None:
+        """Ends the thread of a ledger that no other wallet uses; a receipt that asks it later begins it again."""
+        ledger = wallet.payments.ledger
+        with self._lock:
+            is_used = any(other.users and other.payments.ledger is ledger for other in self._wallets.values())
+        if wallet.owns_ledger and not is_used:
+            ledger.rest()
+
+
+_OF_THE_PROCESS: Final = Registry()
 
 
 class Connections:
     """The clients of one model and its copies. Thread-safe; serves any number of event loops.
 
-    A copy of it is the same one; a pickle of it is an empty one, because another process opens its own. What is
-    left open when it is collected, or at exit, is closed: no socket stays open and no receipt unwritten.
+    A copy of it is the same one; a pickle of it is an empty one, because another process opens its own.
     """
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._opened = _Opened()
-        weakref.finalize(self, self._opened.release)
+    def __init__(self, registry: Registry = _OF_THE_PROCESS) -> None:
+        self._registry = registry
+        self._finalizer: weakref.finalize[..., Any] | None = None
+        self._clients: dict[Route, tuple[_Wallet, GatewayClient]] = {}
+        self._async_clients: dict[Route, tuple[_Wallet, AsyncGatewayClient]] = {}
 
     def client(self, route: Route) -> GatewayClient:
         """The sync client for `route`."""
-        found = self._opened.clients.get(route)
-        return found if found is not None else self._open(route)
+        found = self._clients.get(route)
+        if found is not None and found[0].is_usable:
+            found[0].used_at = time.monotonic()
+            return found[1]
+        wallet = self._registry.wallet(route, self)
+        client = wallet.client(route)
+        self._keep(self._clients, route, (wallet, client))
+        return client
 
     async def async_client(self, route: Route) -> AsyncGatewayClient:
         """The async client for `route`, on whichever loop it is used."""
-        found = self._opened.async_clients.get(route)
-        return found if found is not None else await asyncio.to_thread(self._open_async, route)
+        found = self._async_clients.get(route)
+        if found is not None and found[0].is_usable:
+            found[0].used_at = time.monotonic()
+            return found[1]
+        wallet = self._registry.known(route, self)
+        if wallet is None:
+            wallet = await asyncio.to_thread(self._registry.wallet, route, self)
+        client = wallet.async_client(route)
+        self._keep(self._async_clients, route, (wallet, client))
+        return client
 
     def close(self) -> None:
-        """Close the sync clients, and the payments opened here. The next call opens them again."""
-        with self._lock:
-            self._opened.close()
+        """Close the connections that no other model uses. The next call opens them again."""
+        self._registry.release(self, self._taken())
 
     async def aclose(self) -> None:
-        """`close`, and the running loop's connections. Those of other loops close with their loops."""
-        with self._lock:
-            async_clients = list(self._opened.async_clients.values())
-        for client in async_clients:
-            await client.aclose()
-        await asyncio.to_thread(self.close)
+        """`close`, and wait until the running loop's connections are closed."""
+        wallets = self._taken()
+        for wallet in await asyncio.to_thread(self._registry.release, self, wallets):
+            for client in list(wallet.async_clients.values()):
+                await client.aclose()
+
+    def _keep(self, kept: dict[Route, Any], route: Route, found: tuple[_Wallet, Any]) -> None:
+        for known, (wallet, _) in list(kept.items()):
+            if not wallet.is_open:  # copies may have had many keys
+                kept.pop(known, None)
+        kept[route] = found
+        if self._finalizer is None:
+            self._finalizer = weakref.finalize(self, self._registry.look)
+            self._finalizer.atexit = False
+
+    def _taken(self) -> set[_Wallet]:
+        held = [*self._clients.values(), *self._async_clients.values()]
+        self._clients, self._async_clients = {}, {}
+        return {wallet for wallet, _ in held}
 
     def __deepcopy__(self, memo: object) -> Self:
         return self
@@ -119,53 +382,27 @@ class Connections:
     def __reduce__(self) -> tuple[type[Connections], tuple[()]]:
         return Connections, ()
 
-    def _open(self, route: Route) -> GatewayClient:
-        from opengradient_x402.gateway.client import GatewayClient
 
-        with self._lock:
-            if (found := self._opened.clients.get(route)) is not None:
-                return found
-            payments, options = self._prepare(route)
-            made = self._opened.clients[route] = GatewayClient(payments, **options)
-        return made
+def _spelling(route: Route) -> Hashable:
+    """What users wrote, with the working directory where it matters."""
+    if route.payments is not None:
+        return id(route.payments)
+    from opengradient_x402.networks import PRESETS, default_devnet_file
 
-    def _open_async(self, route: Route) -> AsyncGatewayClient:
-        from opengradient_x402.gateway.client import AsyncGatewayClient
+    ledger = route.ledger
+    if isinstance(ledger, str | Path):
+        from opengradient_x402.ledger.ledger import location
 
-        with self._lock:
-            if (found := self._opened.async_clients.get(route)) is not None:
-                return found
-            payments, options = self._prepare(route)
-            made = self._opened.async_clients[route] = AsyncGatewayClient(payments, **options)
-        return made
-
-    def _prepare(self, route: Route) -> tuple[Payments, dict[str, Any]]:
-        """The payments and the options of a client. Holds the lock: two threads must not open two ledgers."""
-        if (payments := route.payments) is None:
-            wallet = (route.private_key, route.network, route.policy, route.ledger)
-            payments = self._opened.payments.get(wallet)
-            if payments is None:
-                payments = self._opened.payments[wallet] = _open_payments(route)
-        return payments, {
-            "base_url": route.base_url,
-            "max_retries": route.max_retries,
-            "verify_tee": route.verify_tee,
-        }
+        ledger = location(ledger)
+    network = route.network
+    state = None
+    if isinstance(network, str | Path) and network not in PRESETS and "://" not in str(network):
+        path = default_devnet_file() if network == "devnet" else Path(network).absolute()
+        with suppress(OSError):  # whoever reads it says what is wrong
+            state = path.stat().st_mtime_ns  # a devnet that was started again wrote another network
+        network = path
+    return route.private_key, network, state, route.policy, ledger
 
 
-def _open_payments(route: Route) -> Payments:
-    from opengradient_x402.payment.payments import Payments
-
-    if route.private_key is None:
-        raise InvalidPrivateKey(
-            "This model has no private key to pay with. Nothing was paid. Pass `private_key`, or set OG_PRIVATE_KEY "
-            "(in the environment or in .env) before the model is made. A devnet hands out funded keys: "
-            "`opengradient-devnet`."
-        )
-    return Payments.open(
-        network=route.network,
-        private_key=route.private_key,
-        policy=route.policy,
-        ledger=route.ledger,
-        settings=Settings(),  # complete as it is: the environment was read when the model was made
-    )
+def _options(route: Route) -> dict[str, Any]:
+    return {"base_url": route.base_url, "max_retries": route.max_retries, "verify_tee": route.verify_tee}

@@ -16,11 +16,13 @@ from typing import Self
 import httpx
 
 from opengradient_x402.completions import Completion, Delta
+from opengradient_x402.errors import StreamInterrupted
 from opengradient_x402.gateway.exchange import Exchange
 from opengradient_x402.ledger.receipts import SettlementReceipt
+from opengradient_x402.process import Ending, Resident, belongs
 
 
-class CompletionStream(Iterator[Delta]):
+class CompletionStream(Iterator[Delta], Resident):
     """Deltas as they arrive. Afterwards `completion` is the whole answer, and `receipt` is set."""
 
     def __init__(self, exchange: Exchange, response: httpx.Response) -> None:
@@ -30,7 +32,9 @@ class CompletionStream(Iterator[Delta]):
         self._ready: deque[Delta] = deque()
         self._is_reading = False
         self._is_closed = False
+        self._is_inherited = False
         self.completion: Completion | None = None
+        belongs(self, Ending.STREAMS)
 
     @property
     def receipt(self) -> SettlementReceipt | None:
@@ -63,6 +67,8 @@ class CompletionStream(Iterator[Delta]):
                 raise
         finally:
             self._is_reading = False
+        if self._is_inherited:
+            raise _inherited()
         if self._is_closed:
             raise StopIteration
         return chunk
@@ -89,6 +95,15 @@ class CompletionStream(Iterator[Delta]):
             finally:
                 self._exchange.end("abandoned")
 
+    def renew(self) -> None:
+        """In a child it is over: the parent goes on with it, and neither its line nor its receipt is touched here."""
+        self._is_inherited = not self._is_closed
+        self._is_closed = True
+
+    def end(self, _timeout_s: float, /) -> None:
+        """At the end of the process: the receipt is recorded while there is a ledger."""
+        self.close()
+
     def __enter__(self) -> Self:
         return self
 
@@ -101,7 +116,7 @@ class CompletionStream(Iterator[Delta]):
             self.close()
 
 
-class AsyncCompletionStream(AsyncIterator[Delta]):
+class AsyncCompletionStream(AsyncIterator[Delta], Resident):
     """Deltas as they arrive. Afterwards `completion` is the whole answer, and `receipt` is set."""
 
     def __init__(self, exchange: Exchange, response: httpx.Response) -> None:
@@ -110,7 +125,9 @@ class AsyncCompletionStream(AsyncIterator[Delta]):
         self._bytes = response.aiter_bytes()
         self._ready: deque[Delta] = deque()
         self._is_closed = False
+        self._is_inherited = False
         self.completion: Completion | None = None
+        belongs(self, Ending.STREAMS)
 
     @property
     def receipt(self) -> SettlementReceipt | None:
@@ -122,6 +139,8 @@ class AsyncCompletionStream(AsyncIterator[Delta]):
 
     async def __anext__(self) -> Delta:
         while not self._ready:
+            if self._is_inherited:
+                raise _inherited()
             if self._is_closed:
                 raise StopAsyncIteration
             try:
@@ -147,6 +166,16 @@ class AsyncCompletionStream(AsyncIterator[Delta]):
             self._exchange.end("abandoned")
             await self._response.aclose()
 
+    def renew(self) -> None:
+        """As of a `CompletionStream`."""
+        self._is_inherited = not self._is_closed
+        self._is_closed = True
+
+    def end(self, _timeout_s: float, /) -> None:
+        """At the end of the process: the receipt is recorded while there is a ledger; nothing can be awaited."""
+        if not self._is_closed:
+            self._drop()
+
     async def __aenter__(self) -> Self:
         return self
 
@@ -164,6 +193,14 @@ class AsyncCompletionStream(AsyncIterator[Delta]):
     def _drop(self) -> None:
         self._is_closed = True
         self._exchange.end("abandoned")
+
+
+def _inherited() -> StreamInterrupted:
+    return StreamInterrupted(
+        "This stream was opened before the process was forked, and the parent process goes on reading it. Its call "
+        "is paid and recorded there, once. Nothing more was paid here; make a new call in this process.",
+        kind="connection",
+    )
 
 
 def _hang_up(response: httpx.Response) -> None:

@@ -1,5 +1,9 @@
 """Connections to endpoints, a pool for each, under its own TLS context: httpx transports below the paying ones.
 
+All transports of a process, or of an event loop, share one pool for equal endpoints, whichever client they belong
+to; a pool is closed when nobody holds it any more. After a fork the child has no connection: what it inherited is
+cut, and nothing that it does reaches the parent's.
+
 The request says which endpoint it is for; a request for none is refused rather than sent over a line that
 nobody vouches for. Knows nothing of payments.
 """
@@ -7,35 +11,126 @@ nobody vouches for. Knows nothing of payments.
 from __future__ import annotations
 
 import asyncio
+import os
+import threading
 import time
-from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
+from typing import Any, Final, Generic, TypeVar, cast
 
 import httpx
 
 from opengradient_x402.errors import InsecureEndpoint
 from opengradient_x402.gateway.endpoints import Endpoint
 from opengradient_x402.gateway.tls import context_for
+from opengradient_x402.process import Ending, Resident, belongs
 
 _LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=4.0)
 """Idle connections are dropped before common servers (uvicorn: 5 s) close them under a request."""
 _UNUSED_S = 3600.0
-"""Enclaves come and go. A pool that no call has used for so long is closed when another one is opened."""
+"""Enclaves come and go. A transport lets go of a pool that it has not used for so long when it opens another one."""
 
 T = TypeVar("T")
 
 
-@dataclass(slots=True, eq=False)
 class _Pool(Generic[T]):
-    transport: T
-    used_at: float = field(default_factory=time.monotonic)
+    """The connections to one endpoint, and who uses them."""
+
+    def __init__(self, transport: T) -> None:
+        self.transport = transport
+        self.used_at = time.monotonic()
+        self.holders: weakref.WeakSet[object] = weakref.WeakSet()
+        self._sockets: dict[int, Any] = {}
+
+    def note(self, response: httpx.Response) -> None:
+        """Remembers the socket below a response."""
+        line = response.extensions.get("network_stream")
+        socket = line.get_extra_info("socket") if line is not None else None
+        if socket is not None:
+            self._sockets[socket.fileno()] = socket
+
+    def cut(self) -> None:
+        """Ends the inherited connections for this process alone, without a word to the other side."""
+        null = os.open(os.devnull, os.O_RDWR)
+        for number, socket in self._sockets.items():
+            if socket.fileno() == number:
+                # The socket object keeps its descriptor, so that closing it later closes nothing else.
+                os.dup2(null, number, inheritable=False)
+        os.close(null)
 
 
-class EndpointTransport(httpx.BaseTransport):
+class _Pools(Resident, Generic[T]):
+    """One pool for each endpoint that somebody holds. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._by_endpoint: dict[Endpoint, _Pool[T]] = {}
+        self._inherited: list[_Pool[T]] = []
+        belongs(self, Ending.CONNECTIONS)
+
+    def __len__(self) -> int:
+        return len(self._by_endpoint)
+
+    def held(self, endpoint: Endpoint, holder: object) -> _Pool[T] | None:
+        """The pool for `endpoint`, if there is one."""
+        with self._lock:
+            if (pool := self._by_endpoint.get(endpoint)) is not None:
+                pool.holders.add(holder)
+            return pool
+
+    def hold(self, endpoint: Endpoint, holder: object, make: Callable[[], T]) -> _Pool[T]:
+        """The pool for `endpoint`, made if there is none."""
+        with self._lock:
+            pool = self._by_endpoint.get(endpoint)
+            if pool is None:
+                pool = self._by_endpoint[endpoint] = _Pool(make())
+            pool.holders.add(holder)
+            return pool
+
+    def let_go(self, endpoint: Endpoint, holder: object) -> list[T]:
+        """The holder needs the pool no more; returns the transports that nobody holds, to be closed now."""
+        with self._lock:
+            if (pool := self._by_endpoint.get(endpoint)) is not None:
+                pool.holders.discard(holder)
+            unheld = [known for known, pool in self._by_endpoint.items() if not pool.holders]
+            return [self._by_endpoint.pop(known).transport for known in unheld]
+
+    def taken(self) -> list[T]:
+        """All transports; the pools are gone."""
+        with self._lock:
+            pools, self._by_endpoint = self._by_endpoint, {}
+            return [pool.transport for pool in pools.values()]
+
+    def renew(self) -> None:
+        """A child has no connection. The inherited objects are kept: those of a loop must not be collected here."""
+        self._lock = threading.RLock()
+        self._inherited += self._by_endpoint.values()
+        self._by_endpoint = {}
+        for pool in self._inherited:
+            pool.cut()
+
+
+class _SyncPools(_Pools[httpx.HTTPTransport]):
+    def end(self, _timeout_s: float, /) -> None:
+        """At the end of the process: closes all connections."""
+        for transport in self.taken():
+            transport.close()
+
+
+_POOLS: Final = _SyncPools()
+_LOOPS: Final[weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Pools[httpx.AsyncHTTPTransport]]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+class EndpointTransport(httpx.BaseTransport, Resident):
     """For threads. Thread-safe."""
 
     def __init__(self) -> None:
         self._pools: dict[Endpoint, _Pool[httpx.HTTPTransport]] = {}
+        self._flights: weakref.WeakSet[_Flight] = weakref.WeakSet()
+        belongs(self, Ending.CONNECTIONS)
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Sends over a connection that the endpoint's certificate vouches for."""
@@ -44,25 +139,52 @@ class EndpointTransport(httpx.BaseTransport):
         if pool is None:
             pool = self._opened(endpoint)
         pool.used_at = time.monotonic()
-        return pool.transport.handle_request(request)
+        flight = _Flight(self)
+        self._flights.add(flight)
+        try:
+            response = pool.transport.handle_request(request)
+        except BaseException:
+            self._flights.discard(flight)
+            raise
+        pool.note(response)
+        response.stream = flight.carrying(cast("httpx.SyncByteStream", response.stream))
+        return response
 
     def _opened(self, endpoint: Endpoint) -> _Pool[httpx.HTTPTransport]:
-        for unused in _taken_unused(self._pools):
-            unused.close()
-        made = _Pool(httpx.HTTPTransport(verify=context_for(endpoint), limits=_LIMITS))
-        return self._pools.setdefault(endpoint, made)  # of two that race, the one left out holds no connection
+        for unused in _unused(self._pools):
+            self._let_go(unused)
+        pool = self._pools[endpoint] = _POOLS.hold(
+            endpoint, self, lambda: httpx.HTTPTransport(verify=context_for(endpoint), limits=_LIMITS)
+        )
+        return pool
+
+    def _let_go(self, endpoint: Endpoint) -> None:
+        self._pools.pop(endpoint, None)
+        for transport in _POOLS.let_go(endpoint, self):
+            transport.close()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether none of its requests waits for a response, or has one that is open."""
+        return not self._flights
 
     def close(self) -> None:
-        """Closes all connections."""
-        while self._pools:
-            self._pools.popitem()[1].transport.close()
+        """Closes the connections that no other transport uses."""
+        for endpoint in list(self._pools):
+            self._let_go(endpoint)
+
+    def renew(self) -> None:
+        """A child opens its own."""
+        self._pools, self._flights = {}, weakref.WeakSet()
 
 
-class AsyncEndpointTransport(httpx.AsyncBaseTransport):
+class AsyncEndpointTransport(httpx.AsyncBaseTransport, Resident):
     """For one event loop."""
 
     def __init__(self) -> None:
         self._pools: dict[Endpoint, _Pool[httpx.AsyncHTTPTransport]] = {}
+        self._flights: weakref.WeakSet[_AsyncFlight] = weakref.WeakSet()
+        belongs(self, Ending.CONNECTIONS)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Sends over a connection that the endpoint's certificate vouches for."""
@@ -71,21 +193,104 @@ class AsyncEndpointTransport(httpx.AsyncBaseTransport):
         if pool is None:
             pool = await self._opened(endpoint)
         pool.used_at = time.monotonic()
-        return await pool.transport.handle_async_request(request)
+        flight = _AsyncFlight(self)
+        self._flights.add(flight)
+        try:
+            response = await pool.transport.handle_async_request(request)
+        except BaseException:
+            self._flights.discard(flight)
+            raise
+        pool.note(response)
+        response.stream = flight.carrying(cast("httpx.AsyncByteStream", response.stream))
+        return response
 
     async def _opened(self, endpoint: Endpoint) -> _Pool[httpx.AsyncHTTPTransport]:
-        for unused in _taken_unused(self._pools):
-            await unused.aclose()
-        # A thread of its own costs more than the empty context that plain http gets.
-        is_light = endpoint.base_url.startswith("http://")
-        context = context_for(endpoint) if is_light else await asyncio.to_thread(context_for, endpoint)
-        made = _Pool(httpx.AsyncHTTPTransport(verify=context, limits=_LIMITS))
-        return self._pools.setdefault(endpoint, made)
+        for unused in _unused(self._pools):
+            await self._let_go(unused)
+        pools = _pools_of(asyncio.get_running_loop())
+        pool = pools.held(endpoint, self)
+        if pool is None:
+            # A thread of its own costs more than the empty context that plain http gets.
+            is_light = endpoint.base_url.startswith("http://")
+            context = context_for(endpoint) if is_light else await asyncio.to_thread(context_for, endpoint)
+            pool = pools.hold(endpoint, self, lambda: httpx.AsyncHTTPTransport(verify=context, limits=_LIMITS))
+        self._pools[endpoint] = pool
+        return pool
+
+    async def _let_go(self, endpoint: Endpoint) -> None:
+        self._pools.pop(endpoint, None)
+        loop = asyncio.get_running_loop()
+        if (pools := _LOOPS.get(loop)) is not None:
+            for transport in pools.let_go(endpoint, self):
+                await transport.aclose()
+            if not pools:
+                _LOOPS.pop(loop, None)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether none of its requests waits for a response, or has one that is open."""
+        return not self._flights
 
     async def aclose(self) -> None:
-        """Closes all connections."""
-        while self._pools:
-            await self._pools.popitem()[1].transport.aclose()
+        """Closes the connections that no other transport of this loop uses."""
+        for endpoint in list(self._pools):
+            await self._let_go(endpoint)
+
+    def renew(self) -> None:
+        """A child opens its own."""
+        self._pools, self._flights = {}, weakref.WeakSet()
+
+
+class _Flight(httpx.SyncByteStream):
+    """A request on its way, and then the body of its response, until that is closed.
+
+    Holds its transport, and so the pool that it uses. Costs nothing for each piece of the body.
+    """
+
+    def __init__(self, transport: EndpointTransport) -> None:
+        self._transport = transport
+
+    def carrying(self, body: httpx.SyncByteStream) -> _Flight:
+        """The response has come."""
+        self._body = body
+        return self
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._body)
+
+    def close(self) -> None:
+        self._transport._flights.discard(self)
+        self._body.close()
+
+
+class _AsyncFlight(httpx.AsyncByteStream):
+    """As `_Flight`."""
+
+    def __init__(self, transport: AsyncEndpointTransport) -> None:
+        self._transport = transport
+
+    def carrying(self, body: httpx.AsyncByteStream) -> _AsyncFlight:
+        """The response has come."""
+        self._body = body
+        return self
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return aiter(self._body)
+
+    async def aclose(self) -> None:
+        self._transport._flights.discard(self)
+        await self._body.aclose()
+
+
+def _pools_of(loop: asyncio.AbstractEventLoop) -> _Pools[httpx.AsyncHTTPTransport]:
+    """The pools of one loop. Loops that were closed without shutting down are forgotten, with their sockets."""
+    found = _LOOPS.get(loop)
+    if found is None:
+        with suppress(RuntimeError):  # another thread added its loop meanwhile, and looks itself
+            for known in [known for known in _LOOPS if known.is_closed()]:
+                _LOOPS.pop(known, None)
+        found = _LOOPS.setdefault(loop, _Pools())
+    return found
 
 
 def _endpoint_of(request: httpx.Request) -> Endpoint:
@@ -98,7 +303,6 @@ def _endpoint_of(request: httpx.Request) -> Endpoint:
     return endpoint
 
 
-def _taken_unused(pools: dict[Endpoint, _Pool[T]]) -> list[T]:
+def _unused(pools: dict[Endpoint, _Pool[T]]) -> list[Endpoint]:
     too_old = time.monotonic() - _UNUSED_S
-    unused = [endpoint for endpoint, pool in list(pools.items()) if pool.used_at < too_old]
-    return [pool.transport for endpoint in unused if (pool := pools.pop(endpoint, None)) is not None]
+    return [endpoint for endpoint, pool in list(pools.items()) if pool.used_at < too_old]

@@ -32,6 +32,7 @@ from opengradient_x402.gateway.admission import admit
 from opengradient_x402.gateway.endpoints import Endpoint
 from opengradient_x402.networks import ChainContract, Network, is_loopback
 from opengradient_x402.payment.policy import SpendPolicy
+from opengradient_x402.process import Ending, Resident, belongs
 
 if TYPE_CHECKING:
     from opengradient_x402.payment.payments import Payments
@@ -50,7 +51,7 @@ class _Listing:
     read_at: float
 
 
-class RegistryGateway:
+class RegistryGateway(Resident):
     """An `EndpointSource` over a network's TEE registry. Thread-safe; share one among the clients of a payer.
 
     `max_age_s` bounds how old the listing behind a call can be; it is renewed in the background from half of
@@ -83,6 +84,12 @@ class RegistryGateway:
         self._renew_at = 0.0
         self._is_doubted = False
         self._keys: dict[str, bytes] = {}
+        belongs(self, Ending.CONNECTIONS)
+
+    def renew(self) -> None:
+        """In a child: whoever was reading the registry is in the parent."""
+        self._lock = threading.Lock()
+        self._reading = None
 
     def public_key(self, tee_id: str) -> bytes | None:
         """The signing key (DER) of an enclave that has been listed, also after it has gone; None for others."""

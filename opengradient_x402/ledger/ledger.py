@@ -211,7 +211,7 @@ class Ledger(Resident):
             self._finalizer.detach()
             self._finalizer = None
 
-    def end(self, timeout_s: float) -> None:
+    def end(self, timeout_s: float, /) -> None:
         """At the end of the process: writes what waits."""
         self._closed = True
         self._stop(timeout_s)

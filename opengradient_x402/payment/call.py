@@ -20,12 +20,23 @@ import httpx
 from opengradient_x402.ledger.authorizations import Authorization
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.payment.sessions import PaidSession
+from opengradient_x402.process import Ending, Resident, belongs
 
-# Ids must be unique, not secret (nonces are derived from them with the key). The system's generator gives up the
-# interpreter lock, which costs half a millisecond a call while the ledger writes.
-_ids = random.Random(secrets.randbits(256))  # noqa: S311
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=lambda: _ids.seed(secrets.randbits(256)))
+
+class _Ids(Resident):
+    """Where call ids come from; a forked child draws others than its parent."""
+
+    def __init__(self) -> None:
+        self.renew()
+        belongs(self, Ending.WATCHERS)
+
+    def renew(self) -> None:
+        # Ids must be unique, not secret (nonces are derived from them with the key). The system's generator gives up
+        # the interpreter lock, which costs half a millisecond a call while the ledger writes.
+        self.draw = random.Random(secrets.randbits(256)).getrandbits  # noqa: S311
+
+
+_ids = _Ids()
 
 _EXTENSION = "opengradient.call"
 """Where a request of any httpx client carries its call: redirected requests have it too, so a call stays one call."""
@@ -35,7 +46,7 @@ _EXTENSION = "opengradient.call"
 class Call:
     """State of one logical call, shared by the transport (which pays) and the client (which interprets)."""
 
-    id: str = field(default_factory=lambda: f"call_{_ids.getrandbits(96):024x}")
+    id: str = field(default_factory=lambda: f"call_{_ids.draw(96):024x}")
     model: str = ""
     base_url: str = ""
     """The gateway that was asked last."""
@@ -48,6 +59,8 @@ class Call:
     is_blocking: bool = False
     """Whether the caller waits by blocking its thread."""
     created_at: int = field(default_factory=lambda: int(time.time()))
+    process_id: int = field(default_factory=os.getpid)
+    """Whose call it is: a forked child that inherits it must neither end nor record it."""
 
     authorization: Authorization | None = None
     """The authorization that pays, from the moment its signature or session id may have left."""

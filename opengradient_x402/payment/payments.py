@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import threading
 import time
 from collections.abc import Mapping
@@ -41,6 +42,7 @@ from opengradient_x402.payment.log_redaction import redact_sessions
 from opengradient_x402.payment.permits import SignedPayment, payment_header, signed_payload, terms_to_sign
 from opengradient_x402.payment.policy import SpendPolicy
 from opengradient_x402.payment.sessions import PaidSession, SessionKey, SessionPool
+from opengradient_x402.process import Ending, Resident, belongs
 from opengradient_x402.signer import LocalSigner, Signer
 
 if TYPE_CHECKING:
@@ -53,7 +55,7 @@ BYTES_PER_TOKEN = 2
 """A request is taken for at most this many bytes a token: real texts have about four."""
 
 
-class Payments:
+class Payments(Resident):
     """The paying side of a client. Thread-safe; one instance serves any number of clients and event loops."""
 
     def __init__(
@@ -77,6 +79,7 @@ class Payments:
         self._doubtful: dict[SessionKey, list[SignedPayment]] = {}
         self.funds = Funds(network=network, signer=signer, policy=self.policy)
         self._budget = Budget(limit_atomic=self.policy.per_day_atomic(network.asset))
+        belongs(self, Ending.CONNECTIONS)
 
     @classmethod
     def open(
@@ -125,6 +128,12 @@ class Payments:
             self.ledger.close()
         else:
             self.ledger.flush()
+
+    def renew(self) -> None:
+        """A child pays for itself: sessions, known terms and payments in doubt stay with the parent."""
+        self._lock = threading.RLock()
+        self._terms, self._doubtful = {}, {}
+        self.sessions.renew()
 
     # -- before signing
 
@@ -252,6 +261,14 @@ class Payments:
                     return signed
         return None
 
+    def has_doubtful(self) -> bool:
+        """Whether a payment waits to be offered again."""
+        now_s = time.time()
+        with self._lock:
+            return any(
+                now_s < signed.authorization.deadline for waiting in self._doubtful.values() for signed in waiting
+            )
+
     def rejected(self, call: Call, challenge: Challenge, key: SessionKey) -> PaymentRejected | NotPaid:
         """The error for a payment that the gateway refused, from the reason that it gave."""
         self.gateways.refused(key.origin)
@@ -282,9 +299,10 @@ class Payments:
     ) -> SettlementReceipt | None:
         """Ends the call: frees its seat, records its receipt, and gives it to whoever ends the call first.
 
-        None when nothing was paid, and for everybody who comes later: `call.receipt` has it.
+        None when nothing was paid, for everybody who comes later (`call.receipt` has it), and in a forked child that
+        inherited the call.
         """
-        if call.authorization is None or not call.ending.acquire(blocking=False):
+        if call.authorization is None or call.process_id != os.getpid() or not call.ending.acquire(blocking=False):
             return None
         receipt = build_receipt(call, outcome=outcome, error=error, answer=answer).followed_by(self.reconciler)
         call.receipt = receipt

@@ -7,7 +7,6 @@ ticket to open it. It does not know HTTP, signatures or amounts other than the c
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -56,7 +55,6 @@ class Ticket:
     thread_id: int
     is_shared: bool = True
     done: Future[None] = field(default_factory=Future)
-    process_id: int = field(default_factory=os.getpid)
 
 
 @dataclass(slots=True, frozen=True)
@@ -98,8 +96,6 @@ class SessionPool:
                     session.last_used = self._clock()
                     return session
             opening = self._opening.get(key)
-            if opening is not None and opening.process_id != os.getpid():
-                opening = None  # left over from before a fork: the one who opens is in the other process
             if key in self._sessionless:
                 return Ticket(key, threading.get_ident(), is_shared=False)
             if opening is None:
@@ -156,6 +152,11 @@ class SessionPool:
             session.is_retired = True
             live = [known for known in self._sessions.get(session.key, ()) if known is not session]
             self._sessions[session.key] = live
+
+    def renew(self) -> None:
+        """Forgets everything: this is a forked child, and sessions and their openers are in the parent."""
+        self._lock = threading.RLock()
+        self._sessions, self._opening = {}, {}
 
     def live(self) -> list[PaidSession]:
         """The sessions that would serve a call now."""

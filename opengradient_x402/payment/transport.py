@@ -16,14 +16,23 @@ from opengradient_x402.errors import OpenGradientError
 from opengradient_x402.payment.call import Call
 from opengradient_x402.payment.handshake import pay
 from opengradient_x402.payment.payments import Payments
+from opengradient_x402.process import Ending, Resident, belongs
 
 
-class X402Transport(httpx.BaseTransport):
+class X402Transport(httpx.BaseTransport, Resident):
     """Pays what `wrapped` is asked to pay for. Thread-safe as far as `wrapped` is."""
 
     def __init__(self, payments: Payments, *, wrapped: httpx.BaseTransport | None = None) -> None:
         self._payments = payments
         self._wrapped = wrapped if wrapped is not None else httpx.HTTPTransport()
+        self._inherited: list[httpx.BaseTransport] = []
+        if wrapped is None:
+            belongs(self, Ending.CONNECTIONS)
+
+    def renew(self) -> None:
+        """A child opens connections of its own; a transport that was given is its owner's to renew."""
+        self._inherited.append(self._wrapped)
+        self._wrapped = httpx.HTTPTransport()
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Sends, and pays when asked to. Raises httpx errors while nothing was signed, ours afterwards."""
@@ -42,12 +51,20 @@ class X402Transport(httpx.BaseTransport):
         self._wrapped.close()
 
 
-class AsyncX402Transport(httpx.AsyncBaseTransport):
+class AsyncX402Transport(httpx.AsyncBaseTransport, Resident):
     """The same over asyncio. One per event loop; any number may share one `Payments`."""
 
     def __init__(self, payments: Payments, *, wrapped: httpx.AsyncBaseTransport | None = None) -> None:
         self._payments = payments
         self._wrapped = wrapped if wrapped is not None else httpx.AsyncHTTPTransport()
+        self._inherited: list[httpx.AsyncBaseTransport] = []
+        if wrapped is None:
+            belongs(self, Ending.CONNECTIONS)
+
+    def renew(self) -> None:
+        """As of an `X402Transport`."""
+        self._inherited.append(self._wrapped)
+        self._wrapped = httpx.AsyncHTTPTransport()
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Sends, and pays when asked to. Raises httpx errors while nothing was signed, ours afterwards."""

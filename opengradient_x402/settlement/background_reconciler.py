@@ -14,13 +14,14 @@ from typing import Self
 
 from opengradient_x402.errors import OpenGradientError
 from opengradient_x402.ledger.receipts import SettlementReceipt
+from opengradient_x402.process import Ending, Resident, belongs
 from opengradient_x402.settlement.reconciler import Reconciler
 
 _log = logging.getLogger(__name__)
 _LONGEST_PAUSE_S = 300.0
 
 
-class BackgroundReconciler:
+class BackgroundReconciler(Resident):
     """`with BackgroundReconciler(reconciler): …` reconciles every `interval_s` until the block ends.
 
     `on_change` is called, in the thread, with every receipt whose state moved: settled, final, expired,
@@ -40,6 +41,7 @@ class BackgroundReconciler:
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+        belongs(self, Ending.WATCHERS)
 
     def start(self) -> None:
         """Begins, with a first run at once. Starting twice changes nothing; after a fork the child starts its own."""
@@ -53,11 +55,22 @@ class BackgroundReconciler:
 
     def stop(self) -> None:
         """Ends the thread; waits for the run that is under way, unless `on_change` calls this in that run."""
+        self._end(None)
+
+    def renew(self) -> None:
+        """A child has no thread until it calls `start`."""
+        self._lock, self._stop, self._thread = threading.Lock(), threading.Event(), None
+
+    def end(self, timeout_s: float, /) -> None:
+        """At the end of the process: `stop`, without waiting longer than this for a slow node."""
+        self._end(timeout_s)
+
+    def _end(self, timeout_s: float | None) -> None:
         with self._lock:
             thread, self._thread = self._thread, None
             self._stop.set()
         if thread is not None and thread is not threading.current_thread():
-            thread.join()
+            thread.join(timeout_s)
 
     def __enter__(self) -> Self:
         self.start()

@@ -1,0 +1,101 @@
+"""Web handlers make a model a request: 300 of them pay as one model does, in money and in time, in both faces."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from langchain_opengradient import ChatOpenGradient
+from llama_index_opengradient import OpenGradient
+from opengradient_devnet import Account, Devnet
+
+MODELS = 300
+
+
+@pytest.fixture
+def options(devnet: Devnet, wallet: Account, tmp_path: Path) -> dict[str, Any]:
+    return {
+        "model": "openai/gpt-5",
+        "private_key": wallet.private_key,
+        "network": f"{devnet.gateway_url}/network",
+        "ledger": str(tmp_path / "ledger.sqlite"),
+    }
+
+
+def langchain_call(model: ChatOpenGradient) -> str:
+    return str(model.invoke("hi").response_metadata["opengradient"]["authorization_id"])
+
+
+def llamaindex_call(model: OpenGradient) -> str:
+    return str(model.complete("hi").raw["x402"]["authorization_id"])
+
+
+async def langchain_acall(model: ChatOpenGradient) -> str:
+    return str((await model.ainvoke("hi")).response_metadata["opengradient"]["authorization_id"])
+
+
+async def llamaindex_acall(model: OpenGradient) -> str:
+    return str((await model.acomplete("hi")).raw["x402"]["authorization_id"])
+
+
+def timed(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+FACES = pytest.mark.parametrize(
+    ("make", "call"),
+    [(ChatOpenGradient, langchain_call), (OpenGradient, llamaindex_call)],
+    ids=["langchain", "llamaindex"],
+)
+ASYNC_FACES = pytest.mark.parametrize(
+    ("make", "acall"),
+    [(ChatOpenGradient, langchain_acall), (OpenGradient, llamaindex_acall)],
+    ids=["langchain", "llamaindex"],
+)
+
+
+@FACES
+def test_one_model_after_another(make, call, options):
+    kept = make(**options)
+    ids = {call(kept)}
+    kept_s, made_s = [], []
+    for _ in range(MODELS):  # in turn, so that a busy machine slows both
+        kept_s.append(timed(lambda: ids.add(call(kept))))
+        made_s.append(timed(lambda: ids.add(call(make(**options)))))
+    assert len(ids) <= 2
+    assert statistics.median(made_s) <= 1.5 * statistics.median(kept_s)
+
+
+@FACES
+def test_all_at_once_in_threads(make, call, options):
+    with ThreadPoolExecutor(MODELS) as pool:
+        ids = list(pool.map(lambda _: call(make(**options)), range(MODELS)))
+    assert len(ids) == MODELS
+    assert len(set(ids)) <= 2
+
+
+@ASYNC_FACES
+async def test_all_at_once_in_one_loop(make, acall, options):
+    ids = await asyncio.gather(*(acall(make(**options)) for _ in range(MODELS)))
+    assert len(ids) == MODELS
+    assert len(set(ids)) <= 2
+
+
+@ASYNC_FACES
+def test_one_loop_after_another(make, acall, options):
+    ids = {asyncio.run(acall(make(**options))) for _ in range(20)}
+    assert len(ids) <= 2
+
+
+def test_both_faces_pay_from_one_session(options):
+    ids = {langchain_call(ChatOpenGradient(**options)), llamaindex_call(OpenGradient(**options))}
+    assert len(ids) == 1
