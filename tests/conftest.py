@@ -16,7 +16,7 @@ from opengradient_devnet import Account, Devnet
 settings.register_profile("shared-cores", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("shared-cores")
 
-# A shell starts background jobs with Ctrl-C ignored, and the programs that tests start and interrupt would inherit that.
+# A shell starts background jobs with Ctrl-C ignored; programs that tests start and interrupt would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
