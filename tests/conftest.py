@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from opengradient_devnet import Account, Devnet
 
-# Two shared cores: how long one example takes says nothing.
-settings.register_profile("shared-cores", deadline=None)
+# Two shared cores: how long it takes to make an example, or to try it, says nothing.
+settings.register_profile("shared-cores", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("shared-cores")
+
+# A shell starts background jobs with Ctrl-C ignored; programs that tests start and interrupt would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -31,7 +31,7 @@ def is_alive(pid: int) -> bool:
 
 
 def test_the_demo_pays_and_its_two_totals_are_equal_and_above_zero():
-    done = subprocess.run([*COMMAND, "--json"], capture_output=True, timeout=90, check=False)
+    done = subprocess.run([*COMMAND, "--json"], capture_output=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr.decode()
     report = json.loads(done.stdout)
     assert int(report["spent_atomic"]) == int(report["balance_delta_atomic"]) > 0
@@ -51,7 +51,7 @@ def test_ctrl_c_leaves_no_process_behind_and_a_ledger_that_says_what_was_signed(
     if moment == "after a payment was signed":
         wait_for(lambda: any(signed_in(path) for path in folder.glob("demo-*.sqlite")))
     os.killpg(demo.pid, signal.SIGINT)
-    said, _ = demo.communicate(timeout=30)
+    said, _ = demo.communicate(timeout=120)
     assert demo.returncode == 130, said.decode()
     wait_for(lambda: not is_alive(network))
     if moment == "after a payment was signed":
@@ -68,7 +68,7 @@ def signed_in(path: Path) -> bool:
         ledger.close()
 
 
-def wait_for(condition, timeout_s: float = 30.0):
+def wait_for(condition, timeout_s: float = 120.0):
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "timed out"

@@ -106,7 +106,7 @@ def test_the_python_of_a_page_runs_from_top_to_bottom(page, environment, tmp_pat
         env=environment,
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=240,
         check=False,
     )
     assert done.returncode == 0, f"{name(page)}\n{done.stderr[-4000:]}"
@@ -128,7 +128,7 @@ def test_the_commands_of_a_page_run_as_written_one_after_the_other(page, environ
             env=environment | given,
             capture_output=True,
             text=True,
-            timeout=90,
+            timeout=240,
             check=False,
         )
         assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
@@ -146,14 +146,14 @@ def _starts_and_stops(line: str, environment: dict[str, str], folder: Path) -> N
     )
     try:
         file = folder / "state" / "opengradient" / "devnet.json"
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while not file.exists():
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.05)
     finally:
         process.send_signal(signal.SIGINT)
-        said, _ = process.communicate(timeout=30)
+        said, _ = process.communicate(timeout=120)
     assert process.returncode == 0
     assert "gateway" in said
 

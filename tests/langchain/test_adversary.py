@@ -71,21 +71,21 @@ def test_a_guard_counts_a_call_that_ends_while_another_one_is_being_admitted(pay
     class Slow(SettlementCallbackHandler):
         def on_chat_model_start(self, *args, **kwargs) -> None:
             arrived.set()
-            go_on.wait(5)
+            go_on.wait(60)
 
     first = threading.Thread(target=lambda: payer.model().invoke("Hello", {"callbacks": [guard, Slow()]}))
     first.start()
-    assert arrived.wait(5)
+    assert arrived.wait(60)
 
     def end_the_first() -> None:
         go_on.set()
-        first.join(5)
+        first.join(60)
 
     Interrupted.ending = threading.Thread(target=end_the_first)
     before = len(payer.receipts())
     with pytest.raises(BudgetExceeded):
         payer.model().invoke("Hello", config)
-    first.join(5)
+    first.join(60)
     assert len(payer.receipts()) <= before + 1
 
 

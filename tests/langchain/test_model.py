@@ -137,7 +137,7 @@ heavy = {"web3", "eth_account", "openai", "sqlalchemy", "transformers", "tiktoke
          "opengradient_devnet", "opengradient_x402.gateway.client", "opengradient_x402.payment.payments"}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
 """
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=240)
 
 
 # How it is copied

@@ -25,7 +25,7 @@ def run_example(net: Devnet, account: Account, tmp_path: Path, *arguments: str) 
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         check=False,
     )
     assert ended.returncode == 0, ended.stderr

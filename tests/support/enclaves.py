@@ -112,7 +112,7 @@ def impostor(context: ssl.SSLContext | None = None) -> Iterator[Impostor]:
         with suppress(OSError):
             listener.shutdown(2)
         listener.close()
-        thread.join(5)
+        thread.join(60)
 
 
 def _converse(connection: socket, context: ssl.SSLContext, server: Impostor) -> None:

@@ -34,9 +34,9 @@ class Relay:
                 open_socket.shutdown(socket.SHUT_RDWR)
             open_socket.close()
         for thread in self._threads:
-            thread.join(5)
+            thread.join(60)
 
-    def client_hung_up(self, *, within_s: float = 5.0) -> bool:
+    def client_hung_up(self, *, within_s: float = 60.0) -> bool:
         """Whether a client has closed its side, now or soon."""
         return self._hung_up.wait(within_s)
 

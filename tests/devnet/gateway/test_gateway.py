@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 import threading
@@ -182,6 +183,7 @@ def test_streams_have_the_captured_form(name):
 )
 def test_every_answer_is_proven_by_the_published_key(devnet, payer, body):
     key = payer.http.get("/signing-key").json()
+    asked_s = int(time.time())
     text, tool_calls, final = answer_of(payer.chat(body).text)
     proof = proof_of(final)
 
@@ -192,7 +194,7 @@ def test_every_answer_is_proven_by_the_published_key(devnet, payer, body):
     assert proof.output_hash == output_hash(
         text=text, tool_calls=tool_calls, finish_reason=final["choices"][0]["finish_reason"]
     )
-    assert abs(proof.timestamp_s - time.time()) < 5
+    assert asked_s <= proof.timestamp_s <= time.time()
 
 
 def test_streamed_tool_calls_are_hashed_as_the_whole_calls(payer):
@@ -235,21 +237,39 @@ def test_every_listed_model_is_served_and_priced(devnet, payer):
         assert Decimal(model["pricing"]["input_usd_per_mtok"]) > 0
 
 
+@dataclasses.dataclass
+class ThinkingModel:
+    """A model that says one word, and the next one only when it is told to go on."""
+
+    go_on: threading.Event = dataclasses.field(default_factory=threading.Event)
+
+    async def stream(self, request, *, delivery=None):
+        yield Chunk(delta={"content": "first "}, model="gpt-5")
+        while not self.go_on.is_set():
+            await asyncio.sleep(0.01)
+        yield Chunk(delta={"content": "second"}, model="gpt-5")
+        usage = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
+        yield Chunk(delta={}, model="gpt-5", finish_reason="stop", usage=usage)
+
+    async def aclose(self):
+        pass
+
+
 def test_first_event_arrives_while_the_model_still_thinks():
-    with Devnet(pace_s=0.1) as net, payer_of(net) as payer:
+    model = ThinkingModel()
+    with Devnet(upstream=model) as net, payer_of(net) as payer:
         headers = {"payment-signature": payer.payment()}
-        begun = time.monotonic()
         body = chat_body(stream=True)
         with payer.http.stream("POST", "/v1/chat/completions", json=body, headers=headers) as response:
             lines = response.iter_lines()
-            next(line for line in lines if line)
-            first_s = time.monotonic() - begun
+            first = next(line for line in lines if line)
+            assert not model.go_on.is_set()
+            model.go_on.set()
             rest = [line for line in lines if line]
-            last_s = time.monotonic() - begun
 
+    assert "first" in first
+    assert "second" in rest[0]
     assert rest[-1] == "data: [DONE]"
-    assert len(rest) > 8
-    assert first_s < last_s / 2
 
 
 # --- errors after payment ---------------------------------------------------------------------------------
@@ -409,7 +429,7 @@ def test_session_does_not_serve_another_path(payer):
 def test_idle_session_is_settled_and_dead():
     with Devnet(idle_timeout_s=0.2) as net, payer_of(net) as payer:
         response = payer.chat()
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 60
         while not net.settlements and time.monotonic() < deadline:
             time.sleep(0.02)
         (record,) = net.settlements

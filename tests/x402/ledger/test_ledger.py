@@ -115,7 +115,7 @@ def test_two_processes_cannot_overdraw_a_budget_together(tmp_path):
         subprocess.Popen([sys.executable, "-c", script, str(path), str(base), template], stdout=subprocess.PIPE)
         for base in (0, 100, 200)
     ]
-    assert sum(int(worker.communicate(timeout=60)[0]) for worker in workers) == 10
+    assert sum(int(worker.communicate(timeout=240)[0]) for worker in workers) == 10
 
 
 def test_shares_of_a_settlement_add_up_to_it_and_follow_the_claims(ledger):

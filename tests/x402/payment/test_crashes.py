@@ -32,7 +32,7 @@ def test_kill_9_between_signing_and_sending_leaves_the_authorization_in_the_ledg
     died = subprocess.run(
         [sys.executable, "-c", SCRIPT, f"{devnet.gateway_url}/network", wallet.private_key, str(path)],
         capture_output=True,
-        timeout=60,
+        timeout=240,
         check=False,
     )
     assert died.returncode == -signal.SIGKILL, died.stderr.decode()
@@ -57,5 +57,5 @@ def test_a_forked_process_never_repeats_a_call_id():
         ours = [Call().id for _ in range(50)]
         print(len(set(theirs + ours)))
     """)
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=240, check=True)
     assert done.stdout.strip() == b"100"

@@ -211,12 +211,11 @@ def test_a_dropped_stream_keeps_the_receipt_too(payments, client, heard):
 
 async def test_a_cancelled_call_keeps_its_receipt_and_its_payment_is_used_by_the_next(net, payments, heard):
     client = async_client_for(payments)
-    net.faults.inject(faults.SlowDrip(pace_s=1.0))
-    net.faults.inject(faults.HangUp(after_s=1.0))
+    struck = len(net.faults.struck)
+    net.faults.inject(faults.HangUp(after_s=4.0))
     task = asyncio.create_task(client.chat(PROMPT, on_receipt=heard.append))
-    while not authorizations(payments):
+    while len(net.faults.struck) == struck:
         await asyncio.sleep(0.01)
-    await asyncio.sleep(0.1)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -231,13 +230,15 @@ async def test_a_cancelled_stream_closes_the_connection_and_keeps_the_receipt(ne
     client = async_client_for(payments)
     net.faults.inject(faults.SlowDrip(pace_s=0.2))
 
+    begun = asyncio.Event()
+
     async def read():
         async with await client.stream(PROMPT, on_receipt=heard.append) as stream:
             async for _ in stream:
-                pass
+                begun.set()
 
     task = asyncio.create_task(read())
-    await asyncio.sleep(0.5)
+    await begun.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -246,14 +247,14 @@ async def test_a_cancelled_stream_closes_the_connection_and_keeps_the_receipt(ne
 
 
 def test_a_timeout_after_payment_signs_once_and_says_that_the_outcome_is_unknown(net, payments, heard):
-    net.faults.inject(faults.HangUp(after_s=2.0))
-    with client_for(payments, timeout_s=0.4) as client:
+    net.faults.inject(faults.HangUp(after_s=6.0))
+    with client_for(payments, timeout_s=2.0) as client:
         with pytest.raises(PaymentOutcomeUnknown, match="timed out after the payment") as caught:
             client.chat(PROMPT, on_receipt=heard.append)
         assert caught.value.receipt == heard[0]
         assert not caught.value.is_retryable
         net.faults.clear()
-        client.chat(PROMPT, timeout_s=10)
+        client.chat(PROMPT, timeout_s=60)
     assert len(authorizations(payments)) == 1
 
 

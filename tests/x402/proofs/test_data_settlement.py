@@ -107,7 +107,7 @@ def test_a_wrong_data_transaction_is_refuted_by_the_real_one_and_makes_the_recei
     assert receipt.data_tx_hash in disputed.dispute
     assert not disputed.is_final
     net.close_sessions()
-    settled = receipt.wait_settled(timeout_s=20)
+    settled = receipt.wait_settled(timeout_s=60)
     assert (settled.status, settled.is_final) == (ReceiptStatus.DISPUTED, True)
     assert settled.settled_atomic == settled.cost_atomic
 

@@ -90,7 +90,7 @@ def test_a_token_price_that_cannot_be_reckoned_with_is_no_quote_and_holds_nothin
     ledger.authorize(entry(1)).result()
     usage = {"prompt_tokens": 10, "completion_tokens": 10, "opg_usd": price}
     ledger.record_call(served(entry(1), "call_1", **usage)).result()
-    ledger.record_settlement(replace(entry(1), status="settled", settled_atomic=30, tx_hash="0x1")).result(timeout=10)
+    ledger.record_settlement(replace(entry(1), status="settled", settled_atomic=30, tx_hash="0x1")).result(timeout=60)
     (receipt,) = ledger.receipts().result()
     assert (receipt.status, receipt.settled_atomic) == (ReceiptStatus.SETTLED, 30)
     ledger.close()
