@@ -24,7 +24,7 @@ from opengradient_x402.gateway.enclave_keys import EnclaveKeys, ProofCheck
 from opengradient_x402.gateway.enclaves import shared_registry
 from opengradient_x402.gateway.endpoints import REGISTRY, EndpointSource, StaticGateway, checked_gateway
 from opengradient_x402.gateway.exchange import Exchange, Options, ReceiptListener
-from opengradient_x402.gateway.model_directory import ModelDirectory
+from opengradient_x402.gateway.request import ModelDirectory
 from opengradient_x402.payment.payments import Payments
 from opengradient_x402.proofs.attestation import VerifyTee
 from opengradient_x402.settlement_mode import SettlementMode

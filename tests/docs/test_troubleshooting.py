@@ -17,7 +17,7 @@ from langchain_opengradient.content import UnsupportedContent
 from langchain_opengradient.structured_output import ModelRefusal
 from opengradient_x402 import errors
 from opengradient_x402.errors import OpenGradientError
-from opengradient_x402.gateway.model_directory import UnlistedModelWarning
+from opengradient_x402.gateway.request import UnlistedModelWarning
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "troubleshooting.md").read_text()
