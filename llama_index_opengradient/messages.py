@@ -22,7 +22,8 @@ from llama_index.core.base.llms.types import (
 )
 
 from llama_index_opengradient.content import Part, content_parts, is_media, refuse
-from llama_index_opengradient.tools import tool_calls_of, wire_name
+from llama_index_opengradient.tools import tool_calls_of
+from opengradient_x402.gateway.request import wire_tool_name
 
 _WIRE_ROLES: Final = {
     MessageRole.SYSTEM: "system",
@@ -108,7 +109,7 @@ class _Conversation:
             self._names_given += 1
             call["id"] = f"call_{self._names_given}"
             self._unnamed_calls.append(call["id"])
-        call["function"]["name"] = wire_name(call["function"]["name"])
+        call["function"]["name"] = wire_tool_name(call["function"]["name"])
         call["function"]["arguments"] = call["function"]["arguments"] or "{}"
         return call
 
