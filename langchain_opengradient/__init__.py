@@ -22,10 +22,12 @@ if TYPE_CHECKING:
         TokenCounterHandler,
     )
     from langchain_opengradient.spend_guard import SpendGuard
+    from opengradient_x402.gateway.request import GatewayLimitation
     from opengradient_x402.settlement_mode import SettlementMode
 
 __all__ = [
     "ChatOpenGradient",
+    "GatewayLimitation",
     "MarkdownDisplayHandler",
     "OnTokenHandler",
     "ProgressDotsHandler",
@@ -38,6 +40,7 @@ __all__ = [
 
 _HOME = {
     "ChatOpenGradient": "langchain_opengradient.chat_models",
+    "GatewayLimitation": "opengradient_x402.gateway.request",
     "MarkdownDisplayHandler": "langchain_opengradient.displays",
     "OnTokenHandler": "langchain_opengradient.displays",
     "ProgressDotsHandler": "langchain_opengradient.displays",

@@ -21,13 +21,14 @@ from langchain_core.runnables import Runnable
 
 from langchain_opengradient import structured_output as structured
 from langchain_opengradient.callbacks import SettlementReport
-from langchain_opengradient.calls import ChatCall, build_call, is_anthropic
+from langchain_opengradient.calls import ChatCall, build_call
 from langchain_opengradient.configuration import ConfiguredChatModel
 from langchain_opengradient.conversions import to_chunk, to_result, to_terminal_chunk
 from langchain_opengradient.errors import raised_as_model_errors
 from langchain_opengradient.tokens import count_messages, count_text
-from langchain_opengradient.tools import ToolLike, is_web_search, to_wire_choice, to_wire_tool
+from langchain_opengradient.tools import ToolLike, is_web_search, to_wire_tool
 from opengradient_x402.gateway.clients import Route
+from opengradient_x402.gateway.request import is_anthropic, wire_tool_choice
 
 
 class ChatOpenGradient(ConfiguredChatModel):
@@ -74,7 +75,7 @@ class ChatOpenGradient(ConfiguredChatModel):
         if functions:
             names = [function["function"]["name"] for function in functions]
             bound["tools"] = functions
-            bound["tool_choice"] = to_wire_choice(tool_choice, names)
+            bound["tool_choice"] = wire_tool_choice(tool_choice, {name: name for name in names})
             bound["parallel_tool_calls"] = parallel_tool_calls
         if len(functions) < len(tools):
             bound["web_search"] = True
@@ -158,7 +159,6 @@ class ChatOpenGradient(ConfiguredChatModel):
             raise
         finally:
             report.close()
-        call.check_answer(completion)
         return to_result(completion, model_name=call.served_model_name(completion))
 
     async def _agenerate(
@@ -179,7 +179,6 @@ class ChatOpenGradient(ConfiguredChatModel):
             raise
         finally:
             report.close()
-        call.check_answer(completion)
         return to_result(completion, model_name=call.served_model_name(completion))
 
     def _stream(
@@ -201,7 +200,6 @@ class ChatOpenGradient(ConfiguredChatModel):
                             report.watch(chunk)
                             yield chunk
             completion = stream.completion
-            call.check_answer(completion)
             yield self._terminal_chunk(call, completion, report, kwargs)
         except (KeyboardInterrupt, SystemExit) as exc:
             report.attach(exc)
@@ -229,7 +227,6 @@ class ChatOpenGradient(ConfiguredChatModel):
                             report.watch(chunk)
                             yield chunk
             completion = stream.completion
-            call.check_answer(completion)
             yield self._terminal_chunk(call, completion, report, kwargs)
         except asyncio.CancelledError as exc:
             report.attach(exc)

@@ -13,17 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from langchain_opengradient.errors import UnsupportedContent
+from opengradient_x402.content_parts import PDF, Part, audio_part, data_url, file_part, image_part, text_part
 
 Block = Mapping[str, Any]
-Part = dict[str, Any]
 
-_AUDIO_FORMATS: Final = {"mpeg": "mp3", "x-wav": "wav", "wave": "wav", "vnd.wave": "wav", "x-m4a": "m4a"}
 _DEFAULT_FILENAME: Final = "document"
-
-
-def text_part(text: str) -> Part:
-    """A text part."""
-    return {"type": "text", "text": text}
 
 
 def to_parts(content: str | Sequence[str | Block]) -> list[Part]:
@@ -36,13 +30,6 @@ def to_parts(content: str | Sequence[str | Block]) -> list[Part]:
 def _is_hint(block: str | Block) -> bool:
     """Whether this says how to cache the blocks before it (Bedrock Converse), and nothing to the model."""
     return not isinstance(block, str) and set(block) == {"cachePoint"}
-
-
-def compact(parts: list[Part]) -> str | list[Part]:
-    """Parts as a plain string when they are all text, as most gateways (and their proofs) prefer."""
-    if all(part["type"] == "text" for part in parts):
-        return "\n".join(part["text"] for part in parts)
-    return parts
 
 
 def to_part(block: Block) -> Part:
@@ -90,15 +77,15 @@ def _image_url(block: Block) -> Part:
         image = {"url": image}
     if not isinstance(image, Mapping) or not isinstance(image.get("url"), str):
         raise _refused(block, "has no url")
-    return {"type": "image_url", "image_url": {k: image[k] for k in ("url", "detail") if k in image}}
+    return image_part(image["url"], detail=image.get("detail"))
 
 
 def _image(block: Block) -> Part:
     source = _source(block)
     if isinstance(source, str):
-        return {"type": "image_url", "image_url": {"url": source}}
+        return image_part(source)
     mime_type, data = source
-    return {"type": "image_url", "image_url": {"url": f"data:{mime_type or 'image/png'};base64,{data}"}}
+    return image_part(data_url(mime_type or "image/png", data))
 
 
 def _audio(block: Block) -> Part:
@@ -106,19 +93,21 @@ def _audio(block: Block) -> Part:
     if isinstance(source, str):
         raise _refused(block, "is a link; the gateways take audio as base64 data only")
     mime_type, data = source
-    return {"type": "input_audio", "input_audio": {"data": data, "format": _audio_format(mime_type)}}
+    return _audio_part(block, data, mime_type or "wav")
 
 
 def _input_audio(block: Block) -> Part:
     audio = block.get("input_audio")
     if not isinstance(audio, Mapping) or not isinstance(audio.get("data"), str):
         raise _refused(block, "has no audio data")
-    return {"type": "input_audio", "input_audio": {"data": audio["data"], "format": audio.get("format", "wav")}}
+    return _audio_part(block, audio["data"], str(audio.get("format", "wav")))
 
 
-def _audio_format(mime_type: str | None) -> str:
-    subtype = (mime_type or "audio/wav").partition("/")[2].partition(";")[0]
-    return _AUDIO_FORMATS.get(subtype, subtype)
+def _audio_part(block: Block, data: str, kind: str) -> Part:
+    part = audio_part(data, kind=kind)
+    if part is None:
+        raise _refused(block, f"is audio of the kind {kind!r}; the gateways take wav and mp3: convert it first")
+    return part
 
 
 def _file(block: Block) -> Part:
@@ -133,7 +122,7 @@ def _file(block: Block) -> Part:
     mime_type, data = source
     if (mime_type or "").startswith("text/"):
         return _decoded(block, data)  # providers read PDFs only; text needs no file
-    return _file_part(mime_type or "application/pdf", data, _filename(block))
+    return _document_part(mime_type or PDF, data, _filename(block))
 
 
 def _openai_file(block: Block, inner: Mapping[str, Any]) -> Part:
@@ -145,7 +134,7 @@ def _openai_file(block: Block, inner: Mapping[str, Any]) -> Part:
 def _document(block: Block) -> Part:
     document = block.get("document")
     if isinstance(document, Mapping):  # Bedrock Converse
-        return _file_part(
+        return _document_part(
             f"application/{document.get('format', 'pdf')}",
             _base64_text(block, document.get("source", {}).get("bytes")),
             document.get("name"),
@@ -197,11 +186,11 @@ def _media(block: Block) -> Part:
     raise _refused(block, "is of a kind that the gateways do not take")
 
 
-def _file_part(mime_type: str, data: str, filename: str | None) -> Part:
+def _document_part(mime_type: str, data: str, filename: str | None) -> Part:
     if mime_type.startswith("image/"):
-        return {"type": "image_url", "image_url": {"url": f"data:{mime_type};base64,{data}"}}
+        return image_part(data_url(mime_type, data))
     name = filename or f"{_DEFAULT_FILENAME}.{mime_type.rpartition('/')[2]}"
-    return {"type": "file", "file": {"filename": name, "file_data": f"data:{mime_type};base64,{data}"}}
+    return file_part(data, mime_type=mime_type, filename=name)
 
 
 def _filename(block: Block) -> str | None:

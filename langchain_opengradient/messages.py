@@ -22,8 +22,9 @@ from langchain_core.messages import (
     ToolMessage,
 )
 
-from langchain_opengradient.content import Part, compact, to_part, to_parts
+from langchain_opengradient.content import to_part, to_parts
 from langchain_opengradient.errors import UnsupportedContent
+from opengradient_x402.content_parts import Part, joined, text_part
 
 WireMessage = dict[str, Any]
 
@@ -71,7 +72,7 @@ def _convert(message: BaseMessage) -> list[WireMessage]:
         return [_tool_result(message.tool_call_id, message.content, name=message.name)]
     if isinstance(message, HumanMessage):
         return _user(message)
-    return [_named(message, {"role": _role(message), "content": compact(to_parts(message.content))})]
+    return [_named(message, {"role": _role(message), "content": joined(to_parts(message.content))})]
 
 
 def _role(message: BaseMessage) -> str:
@@ -106,13 +107,13 @@ def _user(message: HumanMessage) -> list[WireMessage]:
     if results and not rest:
         return results
     # Results answer the calls just before them; the user's own words come after.
-    return [*results, _named(message, {"role": "user", "content": compact(to_parts(rest))})]
+    return [*results, _named(message, {"role": "user", "content": joined(to_parts(rest))})]
 
 
 def _tool_result(
     call_id: str, content: str | Sequence[str | Mapping[str, Any]], *, name: str | None = None
 ) -> WireMessage:
-    wire: WireMessage = {"role": "tool", "tool_call_id": call_id, "content": compact(to_parts(content))}
+    wire: WireMessage = {"role": "tool", "tool_call_id": call_id, "content": joined(to_parts(content))}
     if name:
         wire["name"] = name
     return wire
@@ -136,7 +137,7 @@ def _assistant_content(message: AIMessage) -> str:
 
 def _assistant_parts(block: str | Mapping[str, Any]) -> list[Part]:
     if isinstance(block, str):
-        return [{"type": "text", "text": block}]
+        return [text_part(block)]
     kind = block.get("type") or next(iter(block), "")  # Bedrock Converse: the only key says what the block is
     if kind in _NOT_ASSISTANT_TEXT or (kind == "non_standard" and _is_provider_block(block)):
         return []

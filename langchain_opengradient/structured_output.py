@@ -6,7 +6,6 @@ JSON. A refusal raises `ModelRefusal` instead of a parse error. It does not know
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import is_dataclass
 from operator import itemgetter
@@ -26,12 +25,11 @@ from typing_extensions import is_typeddict
 
 from langchain_opengradient.conversions import RECEIPT_KEY
 from langchain_opengradient.errors import ModelRefusal
+from opengradient_x402.gateway.request import wire_tool_name
 from opengradient_x402.ledger.receipts import SettlementReceipt
 
 Schema = dict[str, Any] | type
 Method = Literal["json_schema", "function_calling", "json_mode"]
-_NOT_IN_NAMES: Final = re.compile(r"[^A-Za-z0-9_-]+")
-_NAME_LENGTH: Final = 64  # OpenAI's limit for functions and schemas; other providers allow more
 METHODS: Final = ("json_schema", "function_calling", "json_mode")
 
 
@@ -83,7 +81,7 @@ def forced_tool(schema: Schema, *, strict: bool | None = None) -> dict[str, Any]
 
 def _plain_name(name: str) -> str:
     """A name that every provider takes: pydantic calls a generic class `Box[int]`."""
-    return _NOT_IN_NAMES.sub("_", name).strip("_")[:_NAME_LENGTH]
+    return wire_tool_name(name).strip("_")
 
 
 def _is_named_schema(schema: Mapping[str, Any]) -> bool:

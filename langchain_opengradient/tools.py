@@ -1,4 +1,4 @@
-"""Tools and tool choices, from every form that LangChain users write to the one that the gateways read.
+"""Tools, from every form that LangChain users write to the one that the gateways read.
 
 Pure conversions. It does not know the model, and it does not call tools.
 """
@@ -6,7 +6,7 @@ Pure conversions. It does not know the model, and it does not call tools.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from langchain_core.tools import BaseTool
@@ -19,7 +19,6 @@ _WEB_SEARCH: Final = ("web_search", "google_search", "googleSearch")
 _NOT_BUILT_IN: Final = ("function", "object", "custom")
 # The union of what OpenAI, Anthropic and Google allow: a name outside it fails at each, after it was paid.
 _TOOL_NAME: Final = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
-_ANY: Final = ("any", "required")
 
 
 def to_wire_tool(tool: ToolLike, *, strict: bool | None = None) -> dict[str, Any]:
@@ -46,44 +45,3 @@ def to_wire_tool(tool: ToolLike, *, strict: bool | None = None) -> dict[str, Any
 def is_web_search(tool: ToolLike) -> bool:
     """Whether `tool` is some provider's built-in web search, which the gateways offer as a flag instead."""
     return isinstance(tool, Mapping) and str(tool.get("type") or next(iter(tool), "")).startswith(_WEB_SEARCH)
-
-
-def to_wire_choice(choice: Mapping[str, Any] | str | bool | None, names: Sequence[str]) -> Any:  # noqa: FBT001 - True is one of LangChain's ways to say "required"
-    """`tool_choice` as the gateways read it; None when the model is free to choose.
-
-    `any`, `required` and True force some tool, a name or a function dict forces that one. Raises ValueError
-    when the forced tool is not among `names`: the call could only fail, after it was paid.
-    """
-    if choice is None or choice is False:
-        return None
-    if choice is True:
-        return "required"
-    if isinstance(choice, Mapping):
-        return _from_mapping(choice, names)
-    if choice in _ANY:
-        return "required"
-    if choice in ("auto", "none"):
-        return choice
-    return _forced(choice, names)
-
-
-def _from_mapping(choice: Mapping[str, Any], names: Sequence[str]) -> Any:
-    if choice.get("type") in (*_ANY, "auto", "none"):  # Anthropic's spelling
-        return to_wire_choice(str(choice["type"]), names)
-    function = choice.get("function")
-    name = function.get("name") if isinstance(function, Mapping) else choice.get("name")
-    if not isinstance(name, str):
-        raise ValueError(  # noqa: TRY004 - a wrong value, as LangChain's own models say
-            f"tool_choice {dict(choice)!r} names no tool. Nothing was paid. "
-            'Use {"type": "function", "function": {"name": …}}, a tool\'s name, "any", "auto" or "none".'
-        )
-    return _forced(name, names)
-
-
-def _forced(name: str, names: Sequence[str]) -> dict[str, Any]:
-    if name not in names:
-        raise ValueError(
-            f"tool_choice names {name!r}, and the tools are {sorted(names)}. Nothing was paid. "
-            "Force one of the bound tools, or use 'any'."
-        )
-    return {"type": "function", "function": {"name": name}}

@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     from llama_index_opengradient.events import ReceiptEvent, SettlementEvent, SettlementUpdateEvent
     from llama_index_opengradient.handlers import SettlementCallbackHandler, SettlementLedgerHandler
     from llama_index_opengradient.llm import OpenGradient
+    from opengradient_x402.gateway.request import GatewayLimitation
     from opengradient_x402.ledger.receipts import SettlementReceipt
     from opengradient_x402.payment.policy import SpendPolicy
     from opengradient_x402.settlement_mode import SettlementMode
 
 __all__ = [
+    "GatewayLimitation",
     "OpenGradient",
     "ReceiptEvent",
     "SettlementCallbackHandler",
@@ -30,6 +32,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "GatewayLimitation": "opengradient_x402.gateway.request",
     "OpenGradient": "llama_index_opengradient.llm",
     "ReceiptEvent": "llama_index_opengradient.events",
     "SettlementCallbackHandler": "llama_index_opengradient.handlers",

@@ -24,17 +24,25 @@ from llama_index.core.base.llms.types import (
     TextBlock,
 )
 
-_AUDIO_FORMATS: Final = {"wav": "wav", "x-wav": "wav", "wave": "wav", "mp3": "mp3", "mpeg": "mp3"}
-_TEXT_TYPES: Final = frozenset({"application/json", "application/xml", "application/yaml", "application/x-yaml"})
+from opengradient_x402.content_parts import (
+    PDF,
+    Part,
+    audio_part,
+    data_url,
+    file_part,
+    image_part,
+    split_data_url,
+    text_part,
+)
 
-Part = dict[str, Any]
+_TEXT_TYPES: Final = frozenset({"application/json", "application/xml", "application/yaml", "application/x-yaml"})
 
 
 def content_parts(block: Any) -> list[Part]:
     """The wire's content parts for one block. Raises ValueError for a block that the wire cannot carry."""
     match block:
         case TextBlock():
-            return [_text(block.text)]
+            return [text_part(block.text)]
         case ImageBlock():
             return [_image(block)]
         case AudioBlock():
@@ -43,11 +51,11 @@ def content_parts(block: Any) -> list[Part]:
             return [_document(block)]
         case CitableBlock():
             return [
-                _text(f"[{block.title}]({block.source})"),
+                text_part(f"[{block.title}]({block.source})"),
                 *(part for inner in block.content for part in content_parts(inner)),
             ]
         case CitationBlock():
-            return [*content_parts(block.cited_content), _text(f"[{block.title}]({block.source})")]
+            return [*content_parts(block.cited_content), text_part(f"[{block.title}]({block.source})")]
         case _:
             return refuse(block, "there is no form for it on the chat-completions wire")
 
@@ -66,10 +74,6 @@ def refuse(block: Any, reason: str) -> NoReturn:
     )
 
 
-def _text(text: str) -> Part:
-    return {"type": "text", "text": text}
-
-
 def _image(block: ImageBlock) -> Part:
     if block.url is not None:
         url = str(block.url)
@@ -78,43 +82,40 @@ def _image(block: ImageBlock) -> Part:
         mimetype = block.image_mimetype or _mimetype_of(block.path)
         if not mimetype:
             refuse(block, "its image type is unknown; set `image_mimetype`")
-        url = _data_url(mimetype, data)
-    image_url: dict[str, Any] = {"url": url}
-    if block.detail:
-        image_url["detail"] = block.detail
-    return {"type": "image_url", "image_url": image_url}
+        url = data_url(mimetype, data)
+    return image_part(url, detail=block.detail)
 
 
 def _audio(block: AudioBlock) -> Part:
     encoded: str | None = None
     mimetype = ""
     if block.url is not None:
-        mimetype, encoded = _split_data_url(str(block.url))
+        mimetype, encoded = split_data_url(str(block.url))
         if encoded is None:
             refuse(block, "the wire takes audio as data, not by URL; download it and pass `audio=` or `path=`")
     if encoded is None:
         encoded = base64.b64encode(_bytes(block, block.audio, block.path)).decode()
         mimetype = _mimetype_of(block.path) or ""
-    kind = _AUDIO_FORMATS.get((block.format or mimetype.rpartition("/")[2]).lower())
-    if kind is None:
+    part = audio_part(encoded, kind=block.format or mimetype)
+    if part is None:
         refuse(block, f"its format {block.format!r} is not wav or mp3; convert it, or set `format`")
-    return {"type": "input_audio", "input_audio": {"data": encoded, "format": kind}}
+    return part
 
 
 def _document(block: DocumentBlock) -> Part:
     mimetype = block.document_mimetype or _mimetype_of(block.path) or ""
     title = block.title or "document"
     if block.url is not None:
-        url_mimetype, encoded = _split_data_url(block.url)
+        url_mimetype, encoded = split_data_url(block.url)
         if encoded is None:
             refuse(block, "the wire takes documents as data, not by URL; download it and pass `data=` or `path=`")
         data, mimetype = base64.b64decode(encoded), mimetype or url_mimetype
     else:
         data = _bytes(block, block.data, block.path)
-    if mimetype == "application/pdf" or (not mimetype and data.startswith(b"%PDF-")):
-        return {"type": "file", "file": {"filename": title, "file_data": _data_url("application/pdf", data)}}
+    if mimetype == PDF or (not mimetype and data.startswith(b"%PDF-")):
+        return file_part(base64.b64encode(data).decode(), mime_type=PDF, filename=title)
     if mimetype.startswith("text/") or mimetype in _TEXT_TYPES or not mimetype:
-        return _text(f"{title}\n\n{_decoded(block, data)}")
+        return text_part(f"{title}\n\n{_decoded(block, data)}")
     refuse(block, f"documents of type {mimetype} are not understood; only PDF and text are")
 
 
@@ -139,18 +140,6 @@ def _bytes(block: Any, data: Any, path: Any) -> bytes:
     if not raw:
         refuse(block, "it is empty")
     return raw
-
-
-def _data_url(mimetype: str, data: bytes) -> str:
-    return f"data:{mimetype};base64,{base64.b64encode(data).decode()}"
-
-
-def _split_data_url(url: str) -> tuple[str, str | None]:
-    """Mimetype and base64 text of a data URL; (…, None) for any other URL."""
-    head, found, encoded = url.partition(";base64,")
-    if not found or not head.startswith("data:"):
-        return "", None
-    return head.removeprefix("data:"), encoded
 
 
 def _mimetype_of(path: Any) -> str | None:

@@ -60,11 +60,11 @@ from llama_index_opengradient.structured import OutputT, PartialOutput, output_k
 from llama_index_opengradient.tool_runs import answer_of, arun_tools, run_tools
 from llama_index_opengradient.tools import (
     keep_first_call,
-    resolve_tool_choice,
     restore_names,
     selections,
     tool_definition,
 )
+from opengradient_x402.gateway.request import wire_tool_choice, wire_tool_names
 
 if TYPE_CHECKING:
     from llama_index.core.chat_engine.types import AgentChatResponse
@@ -116,7 +116,7 @@ class OpenGradient(PaidModel):
             **self.additional_kwargs,
             **kwargs,
         }
-        return {name: value for name, value in body.items() if value is not None}, options
+        return body, options
 
     def _reporter(self) -> ReceiptReporter:
         handlers = self.callback_manager.handlers
@@ -219,8 +219,8 @@ class OpenGradient(PaidModel):
             messages.append(user_msg)
         prepared: dict[str, Any] = {"messages": messages, **kwargs}
         if tools:
-            names = [tool.metadata.get_name() for tool in tools]
-            choice = resolve_tool_choice(tool_choice, tool_required=tool_required, names=names)
+            names = wire_tool_names([tool.metadata.get_name() for tool in tools])
+            choice = wire_tool_choice(tool_choice or tool_required, names)
             prepared["tools"] = [tool_definition(tool) for tool in tools]
             if choice is not None:
                 prepared["tool_choice"] = choice

@@ -21,8 +21,10 @@ from llama_index.core.base.llms.types import (
     ToolCallBlock,
 )
 
-from llama_index_opengradient.content import Part, content_parts, is_media, refuse
-from llama_index_opengradient.tools import tool_calls_of, wire_name
+from llama_index_opengradient.content import content_parts, is_media, refuse
+from llama_index_opengradient.tools import tool_calls_of
+from opengradient_x402.content_parts import Part, joined, text_part
+from opengradient_x402.gateway.request import wire_tool_name
 
 _WIRE_ROLES: Final = {
     MessageRole.SYSTEM: "system",
@@ -73,7 +75,7 @@ class _Conversation:
         parts, reasoning = _parts(message, role)
         if role != "user":
             parts = self._move_media(message, role, parts)
-        out: dict[str, Any] = {"role": role, "content": _joined(parts)}
+        out: dict[str, Any] = {"role": role, "content": joined(parts)}
         if role == "assistant":
             if reasoning:
                 out["reasoning_content"] = reasoning
@@ -98,8 +100,7 @@ class _Conversation:
 
     def _place_moved_media(self) -> None:
         if self._moved:
-            note = {"type": "text", "text": _MOVED_MEDIA[self._moved_from]}
-            self._out.append({"role": "user", "content": [note, *self._moved]})
+            self._out.append({"role": "user", "content": [text_part(_MOVED_MEDIA[self._moved_from]), *self._moved]})
             self._moved = []
 
     def _named(self, call: dict[str, Any]) -> dict[str, Any]:
@@ -108,7 +109,7 @@ class _Conversation:
             self._names_given += 1
             call["id"] = f"call_{self._names_given}"
             self._unnamed_calls.append(call["id"])
-        call["function"]["name"] = wire_name(call["function"]["name"])
+        call["function"]["name"] = wire_tool_name(call["function"]["name"])
         call["function"]["arguments"] = call["function"]["arguments"] or "{}"
         return call
 
@@ -152,10 +153,3 @@ def _mark_cache_point(block: CachePoint, parts: list[Part]) -> None:
     if not parts:
         refuse(block, "it marks the content before it in the same message, and there is none")
     parts[-1]["cache_control"] = {"type": block.cache_control.type, "ttl": block.cache_control.ttl}
-
-
-def _joined(parts: list[Part]) -> str | list[Part]:
-    """Plain text as a string, the form that every gateway hashes and every model takes; anything else as parts."""
-    if all(part.keys() == {"type", "text"} for part in parts):
-        return "\n".join(part["text"] for part in parts)
-    return parts

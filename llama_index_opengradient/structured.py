@@ -16,7 +16,8 @@ from llama_index.core.program.utils import FlexibleModel, create_flexible_model
 from pydantic import BaseModel, ValidationError
 
 from llama_index_opengradient.partial_json import parse_partial_object
-from llama_index_opengradient.tools import INVALID_ARGUMENTS, is_partial, parse_arguments, tool_calls_of, wire_name
+from llama_index_opengradient.tools import INVALID_ARGUMENTS, is_partial, parse_arguments, tool_calls_of
+from opengradient_x402.gateway.request import wire_tool_name
 
 OutputT = TypeVar("OutputT", bound=BaseModel)
 
@@ -28,7 +29,7 @@ def output_tool(output_cls: type[BaseModel]) -> dict[str, Any]:
     description = schema.pop("description", None) or f"Give the answer as a {name}."
     return {
         "type": "function",
-        "function": {"name": wire_name(name), "description": description, "parameters": schema},
+        "function": {"name": wire_tool_name(name), "description": description, "parameters": schema},
     }
 
 

@@ -1,6 +1,6 @@
 """Tools on their way out and tool calls on their way back.
 
-Out: `BaseTool` -> the wire's function object, `tool_choice` in all its spellings -> the wire's.
+Out: `BaseTool` -> the wire's function object.
 Back: a response's tool calls -> `ToolSelection`s.
 
 Knows LlamaIndex's tool vocabulary and the OpenAI-shaped one. Does not know messages, HTTP or payments, and
@@ -10,7 +10,6 @@ never runs a tool.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,12 +17,10 @@ from llama_index.core.base.llms.types import ChatMessage, ChatResponse, ToolCall
 from llama_index.core.llms.llm import ToolSelection
 
 from llama_index_opengradient.partial_json import parse_partial_object
+from opengradient_x402.gateway.request import wire_tool_name
 
 if TYPE_CHECKING:
     from llama_index.core.tools.types import BaseTool
-
-_NOT_IN_A_NAME: Final = re.compile(r"[^a-zA-Z0-9_-]")
-_LONGEST_NAME: Final = 64  # OpenAI API reference, `tools[].function.name`
 
 INVALID_ARGUMENTS: Final = "invalid_arguments"
 """The one argument of a tool call whose JSON was broken: the text as the model wrote it.
@@ -33,41 +30,14 @@ what could be salvaged, or with nothing, would be a call that nobody asked for.
 """
 
 
-def wire_name(name: str) -> str:
-    """A tool's name as the wire allows it: `Box[int]` becomes `Box_int_`."""
-    return _NOT_IN_A_NAME.sub("_", name)[:_LONGEST_NAME]
-
-
 def tool_definition(tool: BaseTool) -> dict[str, Any]:
     """The wire's definition of a tool."""
     function: dict[str, Any] = {
-        "name": wire_name(tool.metadata.get_name()),
+        "name": wire_tool_name(tool.metadata.get_name()),
         "description": tool.metadata.description,
         "parameters": tool.metadata.get_parameters_dict(),
     }
     return {"type": "function", "function": {key: value for key, value in function.items() if value is not None}}
-
-
-def resolve_tool_choice(choice: Any, *, tool_required: bool, names: Sequence[str]) -> str | dict[str, Any] | None:
-    """The wire's `tool_choice`, or None to leave it out.
-
-    `choice` may be `auto`, `none`, `required` (also `any` and True), the name of one of the tools, or the
-    wire's own object. Raises ValueError for a name that is not among `names`: nothing was paid yet.
-    """
-    if choice is None or choice is False:
-        return "required" if tool_required else None
-    if choice is True or choice in ("any", "required"):
-        return "required"
-    if isinstance(choice, Mapping):
-        return dict(choice)
-    if choice in ("auto", "none"):
-        return str(choice)
-    if choice not in names and wire_name(choice) not in map(wire_name, names):
-        raise ValueError(
-            f"tool_choice {choice!r} is not one of the tools given ({', '.join(names) or 'none'}). Nothing was "
-            "paid. Name a given tool, or use 'auto', 'none' or 'required'."
-        )
-    return {"type": "function", "function": {"name": wire_name(choice)}}
 
 
 def selections(response: ChatResponse) -> list[ToolSelection]:
@@ -148,7 +118,7 @@ def keep_first_call(response: ChatResponse) -> ChatResponse:
 
 def restore_names(response: ChatResponse, names: Sequence[str]) -> ChatResponse:
     """The response with tool names as the caller's tools spell them, for names that the wire cannot carry."""
-    spelled = {wire_name(name): name for name in names if wire_name(name) != name}
+    spelled = {wire_tool_name(name): name for name in names if wire_tool_name(name) != name}
     if not spelled:
         return response
     blocks = [

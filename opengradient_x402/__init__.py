@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from opengradient_x402.gateway.client import AsyncGatewayClient, GatewayClient
     from opengradient_x402.gateway.enclaves import RegistryGateway
     from opengradient_x402.gateway.endpoints import StaticGateway
+    from opengradient_x402.gateway.request import GatewayLimitation
     from opengradient_x402.ledger.ledger import Ledger
     from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt
     from opengradient_x402.models import TEE_LLM
@@ -44,6 +45,7 @@ _HOMES = {
     "DataSettlements": "proofs.data_settlement",
     "Delta": "completions",
     "GatewayClient": "gateway.client",
+    "GatewayLimitation": "gateway.request",
     "Ledger": "ledger.ledger",
     "LocalSigner": "signer",
     "Network": "networks",
@@ -79,6 +81,7 @@ __all__ = [
     "DataSettlements",
     "Delta",
     "GatewayClient",
+    "GatewayLimitation",
     "Ledger",
     "LocalSigner",
     "Network",

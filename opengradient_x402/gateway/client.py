@@ -25,7 +25,7 @@ from opengradient_x402.gateway.enclave_keys import EnclaveKeys, ProofCheck
 from opengradient_x402.gateway.enclaves import shared_registry
 from opengradient_x402.gateway.endpoints import REGISTRY, EndpointSource, StaticGateway, checked_gateway
 from opengradient_x402.gateway.exchange import Exchange, Options, ReceiptListener
-from opengradient_x402.gateway.model_directory import ModelDirectory
+from opengradient_x402.gateway.request import ModelDirectory, prepared
 from opengradient_x402.payment.payments import Payments
 from opengradient_x402.process import Ending, Resident, belongs
 from opengradient_x402.proofs.attestation import VerifyTee
@@ -83,6 +83,7 @@ class _Client:
         return exchange, (yield from exchange.open_stream())
 
     def _exchange(self, body: Mapping[str, Any], *, is_stream: bool, **call: Unpack[CallOptions]) -> Steps[Exchange]:
+        body = prepared(body)
         wire_model = yield from self._models.resolve(str(body.get("model") or ""))
         yield from self._ask_price()
         mode, timeout_s = call.get("settlement_mode"), call.get("timeout_s")

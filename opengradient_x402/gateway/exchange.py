@@ -23,6 +23,7 @@ from opengradient_x402.gateway.answer import AnswerReader
 from opengradient_x402.gateway.enclave_keys import Checked, ProofCheck
 from opengradient_x402.gateway.endpoints import Endpoint, EndpointSource, reach
 from opengradient_x402.gateway.failures import broken_line, unreachable, unreadable, withheld
+from opengradient_x402.gateway.request import check_answer
 from opengradient_x402.gateway.tls import is_certificate_failure
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.payment.call import Call
@@ -76,7 +77,8 @@ class Exchange:
             timeout_s=options.timeout_s,
             is_blocking=options.is_blocking,
         )
-        max_tokens = body.get("max_tokens") or body.get("max_completion_tokens")
+        self._body = body
+        max_tokens = body.get("max_tokens")
         request = {**body, "model": wire_model, **({"stream": True} if is_stream else {})}
         if proof_check is not None:
             proof_check.request = request
@@ -193,6 +195,7 @@ class Exchange:
         if checked is not None and checked.verdict is not Verdict.VERIFIED:
             self._unproven(completion, checked)
         self.end("ok", answer=self._answer(completion.raw, checked))
+        check_answer(self._body, completion)
         return replace(completion, receipt=self.call.receipt, model=completion.model or self.call.model)
 
     def _unproven(self, completion: Completion, checked: Checked) -> None:

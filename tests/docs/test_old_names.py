@@ -14,7 +14,7 @@ from llama_index_opengradient import OpenGradient
 from opengradient_devnet import Devnet
 from opengradient_x402 import TEE_LLM, GatewayClient, Payments, SettlementMode, Wallet, load_network
 from opengradient_x402.errors import ConfigurationError
-from opengradient_x402.gateway.model_directory import UnlistedModelWarning
+from opengradient_x402.gateway.request import UnlistedModelWarning
 from opengradient_x402.models import find_model
 
 OLD_MODES = {

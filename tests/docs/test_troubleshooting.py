@@ -12,12 +12,11 @@ from pathlib import Path
 import pytest
 
 import opengradient_x402
-from langchain_opengradient.calls import GatewayLimitation
 from langchain_opengradient.content import UnsupportedContent
 from langchain_opengradient.structured_output import ModelRefusal
 from opengradient_x402 import errors
 from opengradient_x402.errors import OpenGradientError
-from opengradient_x402.gateway.model_directory import UnlistedModelWarning
+from opengradient_x402.gateway.request import GatewayLimitation, UnlistedModelWarning
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "troubleshooting.md").read_text()

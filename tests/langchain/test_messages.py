@@ -176,6 +176,7 @@ def test_content_of_every_dialect_becomes_the_gateways_own(block, part):
         {"type": "file", "url": "https://x/y.pdf"},
         {"type": "file", "file": {"file_id": "file-1"}},
         {"type": "audio", "url": "https://x/y.wav"},
+        {"type": "audio", "base64": WAV, "mime_type": "audio/ogg"},
         {"type": "media", "mime_type": "video/mp4", "data": PNG},
         {"type": "image_url", "image_url": {}},
         {"type": "hologram"},

@@ -19,9 +19,8 @@ from langchain_core.tools import tool
 from pydantic import BaseModel, ValidationError
 
 from langchain_opengradient import ChatOpenGradient
-from langchain_opengradient.calls import GatewayLimitation, build_call
+from langchain_opengradient.calls import build_call
 from opengradient_devnet import Devnet
-from opengradient_x402.errors import ConfigurationError
 from opengradient_x402.models import TEE_LLM
 from opengradient_x402.settlement_mode import SettlementMode
 
@@ -354,55 +353,23 @@ def test_a_hundred_parallel_calls_open_few_sessions(payer: Payer):
     assert len({receipt.authorization_id for receipt in payer.receipts().values()}) <= 2
 
 
-# What gateways do not do
+# What gateways do not do (the rules themselves: tests/x402/gateway/test_request.py)
 
 
 def call_of(**kwargs):
     return build_call([HumanMessage("Hi")], defaults={"model": "openai/gpt-5"}, kwargs=kwargs)
 
 
-def test_more_than_one_answer_is_refused_since_gateways_give_one():
-    with pytest.raises(ConfigurationError, match="batch"):
-        call_of(n=2)
-
-
-@pytest.mark.parametrize("name", ["seed", "top_p"])
-def test_what_a_gateway_may_not_forward_is_sent_with_a_warning(name):
-    with pytest.warns(GatewayLimitation, match=name):
-        assert call_of(**{name: 1}).body[name] == 1
-
-
 def test_an_ignored_tool_choice_is_visible(chat):
-    # `none` of the tools can be called, and yet one is required: an answer without a call is what shows.
+    # `none` of the tools can be called, and yet one is required: without tools nothing is said about them.
     model = chat().bind(tools=[], tool_choice="required")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model.invoke("Hello")
-    call = build_call(
-        [HumanMessage("Hi")],
-        defaults={"model": "openai/gpt-5"},
-        kwargs={"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "required"},
-    )
-    from opengradient_x402.completions import Completion
-
-    with pytest.warns(GatewayLimitation, match="without a tool call"):
-        call.check_answer(Completion(id="", model="gpt-5", created=0, content="no", finish_reason="stop"))
 
 
-def test_json_mode_for_anthropic_is_sent_as_a_schema():
-    body = call_of(model="anthropic/claude-sonnet-4-6", response_format={"type": "json_object"}).body
-    assert body["response_format"]["type"] == "json_schema"
-    assert call_of(response_format={"type": "json_object"}).body["response_format"] == {"type": "json_object"}
-
-
-def test_web_search_is_a_flag():
-    assert call_of(web_search=True).body["web_search"] is True
-    assert "web_search" not in call_of(web_search=False).body
-
-
-def test_empty_and_absent_parameters_stay_out_of_the_request():
-    body = call_of(stop=[], temperature=None, tools=[], tool_choice="auto", max_completion_tokens=5).body
-    assert body == {"model": "openai/gpt-5", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 5}
+def test_absent_parameters_stay_out_of_the_request():
+    assert call_of(temperature=None).body == {"model": "openai/gpt-5", "messages": [{"role": "user", "content": "Hi"}]}
 
 
 class Answer(BaseModel):

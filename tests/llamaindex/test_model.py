@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from llama_index.core.llms.utils import resolve_llm
 from llama_index.core.rate_limiter import BaseRateLimiter
+from llama_index.core.tools import FunctionTool
 from pydantic import SecretStr, ValidationError
 
 import llama_index_opengradient
@@ -246,3 +247,19 @@ def test_bad_configuration_is_an_error_of_the_call_and_says_that_nothing_was_pai
         make_llm(base_url="http://gateway.example").complete("Unsafe.")
     with pytest.raises(UnknownModel):
         make_llm(model="nobody/never-heard-of-it-1").complete("Who?")
+
+
+def test_tracing_sees_model_and_temperature_and_no_key():
+    payload = OpenGradient(model="openai/gpt-5", temperature=0.25, private_key=KEY).to_payload()
+    assert (payload["model"], payload["temperature"]) == ("openai/gpt-5", 0.25)
+    assert KEY[2:] not in json.dumps(payload)
+
+
+def test_tool_calls_are_mirrored_as_plain_data(make_llm):
+    def add(a: int, b: int) -> int:
+        """Add two numbers."""
+        return a + b
+
+    message = make_llm().chat_with_tools([FunctionTool.from_defaults(add)], "Add 1 and 2.", tool_required=True).message
+    assert json.loads(json.dumps(message.additional_kwargs["tool_calls"]))[0]["function"]["name"] == "add"
+    assert all(type(call) is dict for call in message.additional_kwargs["tool_calls"])

@@ -27,10 +27,8 @@ from llama_index_opengradient.messages import wire_messages
 from llama_index_opengradient.tools import (
     INVALID_ARGUMENTS,
     parse_arguments,
-    resolve_tool_choice,
     selections,
     tool_calls_of,
-    wire_name,
 )
 from llamaindex.suite.messages import PDF, PNG, WAV
 
@@ -203,29 +201,3 @@ def test_a_response_of_another_origin_is_taken_as_complete():
     call = ToolCallBlock(tool_call_id="a", tool_name="add", tool_kwargs='{"a": 1}')
     response = ChatResponse(message=ChatMessage(role="assistant", blocks=[call]))
     assert [selection.tool_kwargs for selection in selections(response)] == [{"a": 1}]
-
-
-@pytest.mark.parametrize(
-    ("choice", "required", "wire"),
-    [
-        (None, False, None),
-        (None, True, "required"),
-        (False, False, None),
-        (True, False, "required"),
-        ("any", False, "required"),
-        ("auto", True, "auto"),
-        ("Box[int]", False, {"type": "function", "function": {"name": "Box_int_"}}),
-    ],
-)
-def test_tool_choice(choice, required, wire):
-    assert resolve_tool_choice(choice, tool_required=required, names=["Box[int]"]) == wire
-
-
-def test_a_choice_that_is_not_offered_is_refused():
-    with pytest.raises(ValueError, match=r"'divide' is not one of the tools given \(add\)"):
-        resolve_tool_choice("divide", tool_required=False, names=["add"])
-
-
-def test_names_fit_the_wire():
-    assert wire_name("Box[dict[str, int]]") == "Box_dict_str__int__"
-    assert len(wire_name("x" * 100)) == 64

@@ -141,7 +141,7 @@ class MessageTests(LLMTestBase):
         call = ToolCallBlock(tool_call_id="call_1", tool_name="now", tool_kwargs={})
         result = ChatMessage(role="tool", content="12:00", additional_kwargs={"tool_call_id": "call_1"})
         ask(scripted_llm, form, [user("Time?"), ChatMessage(role="assistant", blocks=[call]), result])
-        assert nulls_in(script.last_request) == []
+        assert set(nulls_in(script.last_request)) <= {".messages[1].content"}, "null beside tool calls is OpenAI's form"
 
     @pytest.mark.parametrize("form", CHAT)
     def test_settings_of_one_call_win(self, scripted_llm: Any, script: ScriptedServer, form: str) -> None:

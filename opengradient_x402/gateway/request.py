@@ -1,0 +1,236 @@
+"""A request before it is paid: the model's name, and what gateways cannot do.
+
+`prepared` refuses what a gateway would charge for and not do, translates what it reads under another name, and warns
+of what it may ignore; `check_answer` warns when the answer shows that it did. `ModelDirectory` finds the name under
+which a gateway serves a model: gateways answer an unknown one only after they were paid. Both faces and the command
+line send what comes out of here. Sans-I/O; does not know prices, nor how a framework writes messages.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import httpx
+
+from opengradient_x402 import strict_json
+from opengradient_x402.completions import Completion
+from opengradient_x402.effects import Steps
+from opengradient_x402.errors import ConfigurationError, UnknownModel
+from opengradient_x402.gateway.endpoints import Endpoint, EndpointSource, fetch, reach
+from opengradient_x402.models import find_model, wire_name
+
+_TIMEOUT_S: Final = 10.0
+_NOT_ALWAYS_FORWARDED: Final = ("seed", "top_p", "logprobs", "top_logprobs", "frequency_penalty", "presence_penalty")
+_NOT_IN_A_NAME: Final = re.compile(r"[^a-zA-Z0-9_-]")
+_LONGEST_NAME: Final = 64  # OpenAI API reference, `tools[].function.name`
+_ANY: Final = ("any", "required")
+_ANY_OBJECT: Final = {"type": "json_schema", "json_schema": {"name": "json_object", "schema": {"type": "object"}}}
+
+
+class GatewayLimitation(UserWarning):
+    """A gateway may not do, or visibly did not do, what the call asked for."""
+
+
+class UnlistedModelWarning(UserWarning):
+    """A model that neither the catalogue nor the gateway lists could not be checked before paying."""
+
+
+def prepared(body: Mapping[str, Any]) -> dict[str, Any]:
+    """What is sent for `body`: members that are None are left out, and the rest is as gateways read it.
+
+    Raises ConfigurationError for what no gateway does, before anything is paid. Warns with GatewayLimitation.
+    """
+    wire = {name: value for name, value in body.items() if value is not None}
+    if wire.pop("n", 1) != 1:
+        raise _refused(
+            "n > 1 was asked for, and the gateways give one answer a call. Nothing was paid. Ask n times (LangChain: "
+            "`model.batch([prompt] * n)`): each answer is then paid and receipted by itself."
+        )
+    if (limit := wire.pop("max_completion_tokens", None)) is not None:
+        wire["max_tokens"] = limit
+    if isinstance(stop := wire.get("stop"), Sequence) and not isinstance(stop, str):
+        wire["stop"] = [sequence for sequence in stop if sequence]  # an empty one ends every answer before it starts
+    for empty in [name for name in ("stop", "tools", "web_search") if not wire.get(name)]:
+        wire.pop(empty, None)
+    _tidy_tools(wire)
+    response_format = wire.get("response_format")
+    is_json_mode = isinstance(response_format, Mapping) and response_format.get("type") == "json_object"
+    if is_json_mode and is_anthropic(wire.get("model")):
+        wire["response_format"] = _ANY_OBJECT  # Anthropic's models refuse `json_object`, which means the same
+    for name in _NOT_ALWAYS_FORWARDED:
+        if name in wire:
+            _warn(
+                f"{name} is sent, but some gateways do not forward it to the provider: the answer may not reflect it."
+            )
+    return wire
+
+
+def check_answer(body: Mapping[str, Any], completion: Completion) -> None:
+    """Warns when the answer to the prepared `body` shows that `tool_choice` was not obeyed."""
+    choice = body.get("tool_choice")
+    if choice in (None, "auto", "none") or completion.tool_calls or completion.finish_reason == "length":
+        return
+    _warn(
+        f"tool_choice={choice!r} was asked for and {body.get('model')} answered without a tool call: this gateway does "
+        "not forward tool_choice. Ask for the tool in the prompt, or use another model."
+    )
+
+
+def is_anthropic(model: object) -> bool:
+    """Whether `model` (a name, or an enum member like the OpenGradient SDK's `TEE_LLM`) is served by Anthropic."""
+    name = str(getattr(model, "value", model))
+    return name.startswith("anthropic/") or name.rpartition("/")[2].startswith("claude")
+
+
+def wire_tool_name(name: str) -> str:
+    """`name` for a tool or a schema as every provider takes it: `Box[int]` becomes `Box_int_`.
+
+    What would be lost on the way, letters of other scripts and whatever is beyond the 64th character, is kept apart
+    by a hash of the name.
+    """
+    wire = _NOT_IN_A_NAME.sub("_", name)
+    if name.isascii() and len(name) <= _LONGEST_NAME:
+        return wire
+    mark = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return f"{wire[: _LONGEST_NAME - 1 - len(mark)]}_{mark}"
+
+
+def wire_tool_names(names: Sequence[str]) -> dict[str, str]:
+    """Each of `names` with its name on the wire. Raises ConfigurationError when two tools would have the same one."""
+    wire: dict[str, str] = {}
+    owners: dict[str, str] = {}
+    for name in names:
+        wire[name] = wire_tool_name(name)
+        if owners.setdefault(wire[name], name) != name:
+            raise _refused(
+                f"The tools {owners[wire[name]]!r} and {name!r} have the same name in the letters that providers take "
+                f"({wire[name]!r}), so a call could mean either. Nothing was paid. Rename one of them."
+            )
+    return wire
+
+
+def wire_tool_choice(choice: Any, names: Mapping[str, str]) -> str | dict[str, Any] | None:
+    """`tool_choice` as the gateways read it; None when the model is free to choose.
+
+    "any", "required" and True force some tool, a name or a function dict forces that one. `names` are the tools: what
+    the caller calls each, and its name on the wire. Raises ConfigurationError when the forced tool is none of them:
+    the call could only fail, after it was paid.
+    """
+    if choice is None or choice is False:
+        return None
+    if isinstance(choice, Mapping):
+        function = choice.get("function")
+        forced = function.get("name") if isinstance(function, Mapping) else choice.get("name")
+        choice = forced if forced is not None else choice.get("type")  # Anthropic's spelling: {"type": "any"}
+        if not isinstance(forced, str) and choice not in (*_ANY, "auto", "none"):
+            raise _refused(
+                f"tool_choice names no tool ({choice!r}). Nothing was paid. "
+                'Use {"type": "function", "function": {"name": …}}, a tool\'s name, "any", "auto" or "none".'
+            )
+    if choice is True or choice in _ANY:
+        return "required"
+    if choice in ("auto", "none"):
+        return str(choice)
+    if (wire := names.get(choice, choice)) not in names.values():
+        raise _refused(
+            f"tool_choice names {choice!r}, and the tools are {sorted(names)}. Nothing was paid. "
+            "Force one of the given tools, or use 'any', 'auto' or 'none'."
+        )
+    return {"type": "function", "function": {"name": wire}}
+
+
+def _tidy_tools(wire: dict[str, Any]) -> None:
+    """Without tools nothing is said about them; with tools, a choice has to be one of them."""
+    if "tools" not in wire:
+        wire.pop("tool_choice", None)
+        wire.pop("parallel_tool_calls", None)
+        return
+    functions = [tool.get("function") for tool in wire["tools"] if isinstance(tool, Mapping)]
+    names = [function.get("name", "") for function in functions if isinstance(function, Mapping)]
+    choice = wire_tool_choice(wire.pop("tool_choice", None), {name: name for name in names})
+    if choice is not None:
+        wire["tool_choice"] = choice
+
+
+def _refused(message: str) -> ConfigurationError:
+    return ConfigurationError(message, kind="invalid_request")
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, GatewayLimitation, stacklevel=3)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listing:
+    """The names that a gateway serves, and its price of one token of the asset (a claim), if it tells."""
+
+    gateway: str = "The gateway"
+    names: frozenset[str] = frozenset()
+    opg_price_usd: Any = None
+
+
+class ModelDirectory:
+    """Names that the gateways of one source serve. Thread-safe: the worst race looks a name up twice."""
+
+    def __init__(self, endpoints: EndpointSource) -> None:
+        self._endpoints = endpoints
+        self._known: dict[str, str] = {}
+
+    def resolve(self, name: str) -> Steps[str]:
+        """The wire name. May yield one request for the gateway's list, and wants its (read) response.
+
+        Raises UnknownModel when the gateway lists its models and this is not one of them.
+        """
+        if (known := self._known.get(name)) is not None:
+            return known
+        if not name:
+            raise UnknownModel("No model was named. Nothing was paid. Give one, for example 'openai/gpt-5'.")
+        wire = wire_name(name)
+        if find_model(name) is None:
+            listing = yield from self.listing()
+            listed = listing.names
+            if not listed:
+                warnings.warn(
+                    f"{listing.gateway} does not list its models, so {name!r} could not be checked before paying.",
+                    UnlistedModelWarning,
+                    stacklevel=2,
+                )
+            # A gateway of one's own may have any provider's name before its models, and list them without.
+            names = [candidate for candidate in (name, wire, name.rpartition("/")[2]) if candidate in listed]
+            if names:
+                wire = names[0]
+            elif listed:
+                raise UnknownModel(
+                    f"{listing.gateway} does not serve a model {name!r}. Nothing was paid. It serves: "
+                    f"{', '.join(sorted(listed))}."
+                )
+        self._known[name] = wire
+        return wire
+
+    def listing(self) -> Steps[Listing]:
+        """What the gateway says about its models: one request. Empty when it says nothing."""
+        try:
+            return (yield from reach(self._endpoints, self._ask))
+        except httpx.TransportError:
+            return Listing()
+
+    def _ask(self, endpoint: Endpoint) -> Steps[Listing]:
+        request = endpoint.query("/v1/models", timeout_s=_TIMEOUT_S)
+        response = yield from fetch(request, timeout_s=_TIMEOUT_S)
+        return _listing(endpoint.base_url, response)
+
+
+def _listing(gateway: str, response: httpx.Response) -> Listing:
+    if response.status_code != httpx.codes.OK:
+        return Listing(gateway=gateway)
+    try:
+        document = strict_json.loads(response.content)
+        names = frozenset(str(entry["id"]) for entry in document["data"])
+        return Listing(gateway=gateway, names=names, opg_price_usd=document.get("opg_price_usd"))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return Listing(gateway=gateway)

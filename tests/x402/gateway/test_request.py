@@ -1,0 +1,224 @@
+"""What gateways cannot do, refused, translated or warned of before it is paid; the same for both faces."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+from llama_index.core.llms import ChatMessage
+from llama_index.core.tools import FunctionTool
+
+from langchain_opengradient import ChatOpenGradient
+from llama_index_opengradient import OpenGradient
+from opengradient_devnet import Account, Devnet
+from opengradient_x402.completions import Completion, ToolCall
+from opengradient_x402.errors import ConfigurationError
+from opengradient_x402.gateway.client import GatewayClient
+from opengradient_x402.gateway.request import (
+    GatewayLimitation,
+    check_answer,
+    is_anthropic,
+    prepared,
+    wire_tool_choice,
+    wire_tool_name,
+    wire_tool_names,
+)
+from opengradient_x402.models import TEE_LLM
+from support.payers import PROMPT, payments_for
+
+TOOL = {"type": "function", "function": {"name": "add"}}
+ADD = {"add": "add", "Box[int]": "Box_int_"}
+
+
+def body_of(**members):
+    return prepared({"model": "openai/gpt-5", **members})
+
+
+# -- refused
+
+
+def test_more_than_one_answer_is_refused_since_gateways_give_one():
+    with pytest.raises(ConfigurationError, match=r"(?s)Nothing was paid.*batch"):
+        body_of(n=2)
+    assert "n" not in body_of(n=1)
+
+
+@pytest.mark.parametrize("choice", [{"type": "function", "function": {"name": "nope"}}, "nope", {"x": 1}])
+def test_a_choice_of_no_tool_is_refused(choice):
+    with pytest.raises(ConfigurationError, match="Nothing was paid"):
+        body_of(tools=[TOOL], tool_choice=choice)
+
+
+# -- translated
+
+
+def test_empty_and_absent_members_stay_out():
+    assert body_of(stop=[], temperature=None, tools=[], tool_choice="auto", parallel_tool_calls=False) == {
+        "model": "openai/gpt-5"
+    }
+    assert body_of(stop=["", "END"], web_search=False) == {"model": "openai/gpt-5", "stop": ["END"]}
+    assert body_of(stop="END", web_search=True) == {"model": "openai/gpt-5", "stop": "END", "web_search": True}
+
+
+def test_the_newer_name_of_the_longest_answer_is_understood():
+    assert body_of(max_completion_tokens=5) == {"model": "openai/gpt-5", "max_tokens": 5}
+
+
+@pytest.mark.parametrize("model", ["anthropic/claude-sonnet-4-6", "claude-haiku-4-5", TEE_LLM.CLAUDE_SONNET_4_6])
+def test_json_mode_for_anthropic_is_sent_as_a_schema(model):
+    assert is_anthropic(model)
+    assert body_of(model=model, response_format={"type": "json_object"})["response_format"]["type"] == "json_schema"
+
+
+def test_json_mode_stays_json_mode_for_others():
+    assert body_of(response_format={"type": "json_object"})["response_format"] == {"type": "json_object"}
+
+
+def test_the_caller_s_body_is_not_touched():
+    given = {"model": "openai/gpt-5", "stop": [""], "n": 1, "tools": []}
+    prepared(given)
+    assert given == {"model": "openai/gpt-5", "stop": [""], "n": 1, "tools": []}
+
+
+@pytest.mark.parametrize(
+    ("choice", "wire"),
+    [
+        (None, None),
+        (False, None),
+        (True, "required"),
+        ("any", "required"),
+        ("required", "required"),
+        ("auto", "auto"),
+        ("none", "none"),
+        ({"type": "any"}, "required"),
+        ("add", TOOL),
+        (TOOL, TOOL),
+        ({"type": "tool", "name": "add"}, TOOL),
+        ("Box[int]", {"type": "function", "function": {"name": "Box_int_"}}),
+        ("Box_int_", {"type": "function", "function": {"name": "Box_int_"}}),
+    ],
+)
+def test_tool_choices_mean_the_same_in_every_spelling(choice, wire):
+    assert wire_tool_choice(choice, ADD) == wire
+
+
+def test_a_choice_that_is_not_offered_is_refused_with_what_is():
+    with pytest.raises(ConfigurationError, match=r"'divide', and the tools are \['add'\]"):
+        wire_tool_choice("divide", {"add": "add"})
+
+
+# -- tool names
+
+
+@pytest.mark.parametrize(
+    ("name", "wire"), [("add", "add"), ("Box[int]", "Box_int_"), ("Box[dict[str, int]]", "Box_dict_str__int__")]
+)
+def test_names_are_respelled_for_the_wire(name, wire):
+    assert wire_tool_name(name) == wire
+
+
+@pytest.mark.parametrize("pair", [("存款", "取款"), ("x" * 64 + "_read", "x" * 64 + "_pay"), ("x" * 64, "x" * 65)])
+def test_names_that_would_lose_what_tells_them_apart_stay_distinct(pair):
+    wire = [wire_tool_name(name) for name in pair]
+    assert len(set(wire)) == 2
+    assert all(len(name) <= 64 and name.isascii() for name in wire)
+
+
+def test_names_that_differ_in_punctuation_only_are_refused_together():
+    assert wire_tool_names(["a.b"]) == {"a.b": "a_b"}
+    assert wire_tool_names(["a.b", "a.b"]) == {"a.b": "a_b"}
+    with pytest.raises(ConfigurationError, match=r"'a\.b' and 'a/b'.*Nothing was paid"):
+        wire_tool_names(["a.b", "a/b"])
+
+
+# -- warned of
+
+
+@pytest.mark.parametrize("name", ["seed", "top_p"])
+def test_what_a_gateway_may_not_forward_is_sent_with_a_warning(name):
+    with pytest.warns(GatewayLimitation, match=name):
+        assert body_of(**{name: 1})[name] == 1
+
+
+def answer(**fields) -> Completion:
+    return Completion(**{"id": "", "model": "gpt-5", "created": 0, "content": "no", "finish_reason": "stop", **fields})
+
+
+def test_an_ignored_tool_choice_is_visible():
+    body = body_of(tools=[TOOL], tool_choice="required")
+    with pytest.warns(GatewayLimitation, match="without a tool call"):
+        check_answer(body, answer())
+
+
+def test_an_obeyed_a_free_and_a_cut_choice_are_no_reason_to_warn():
+    required = body_of(tools=[TOOL], tool_choice="required")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_answer(required, answer(tool_calls=(ToolCall(id="1", name="add", arguments="{}"),)))
+        check_answer(required, answer(finish_reason="length"))
+        check_answer(body_of(tools=[TOOL], tool_choice="auto"), answer())
+
+
+# -- for everybody
+
+
+def add(a: int, b: int) -> int:
+    """Add two numbers."""
+    return a + b
+
+
+NOPE = {"type": "function", "function": {"name": "nope"}}
+ASK = [ChatMessage(role="user", content="Say hello")]
+CASES = {
+    "no such tool": (
+        lambda model: model().bind_tools([add], tool_choice=NOPE).invoke("Say hello"),
+        lambda llm: llm().chat_with_tools([FunctionTool.from_defaults(add)], user_msg="Say hello", tool_choice=NOPE),
+    ),
+    "no such tool in a stream": (
+        lambda model: list(model().bind_tools([add], tool_choice="nope").stream("Say hello")),
+        lambda llm: list(
+            llm().stream_chat_with_tools([FunctionTool.from_defaults(add)], user_msg="Say hello", tool_choice="nope")
+        ),
+    ),
+    "two answers": (
+        lambda model: model(model_kwargs={"n": 2}).invoke("Say hello"),
+        lambda llm: llm(additional_kwargs={"n": 2}).chat(ASK),
+    ),
+    "a seed": (
+        lambda model: model(model_kwargs={"seed": 1}).invoke("Say hello"),
+        lambda llm: llm(additional_kwargs={"seed": 1}).chat(ASK),
+    ),
+    "an empty stop": (lambda model: model(stop=[""]).invoke("Say hello"), lambda llm: llm(stop=[""]).chat(ASK)),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_both_faces_have_the_same_outcome(devnet: Devnet, wallet: Account, tmp_path, case: str):
+    with payments_for(devnet, wallet, tmp_path / "ledger.sqlite") as payments:
+
+        def outcome(call, make):
+            before = len(payments.ledger.receipts().result())
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                try:
+                    call(make)
+                    how = "answered"
+                except ConfigurationError as exc:
+                    how = type(exc).__name__
+            paid = len(payments.ledger.receipts().result()) - before
+            return how, paid, [str(warning.message) for warning in said if warning.category is GatewayLimitation]
+
+        of_langchain, of_llama_index = CASES[case]
+        first = outcome(of_langchain, lambda **k: ChatOpenGradient(model="openai/gpt-5", payments=payments, **k))
+        second = outcome(of_llama_index, lambda **k: OpenGradient(model="openai/gpt-5", payments=payments, **k))
+        assert first == second
+        assert first[1] == (first[0] == "answered")
+
+
+def test_a_client_without_a_framework_is_told_the_same(devnet: Devnet, wallet: Account, tmp_path):
+    with payments_for(devnet, wallet, tmp_path / "ledger.sqlite") as payments, GatewayClient(payments) as client:
+        with pytest.raises(ConfigurationError, match="one answer a call"):
+            client.chat({**PROMPT, "n": 3})
+        with pytest.raises(ConfigurationError, match="one answer a call"):
+            client.stream({**PROMPT, "n": 3})
+        assert payments.ledger.receipts().result() == []
