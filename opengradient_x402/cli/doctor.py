@@ -198,8 +198,8 @@ class _Examination:
         return _ok("allowance", f"payments may take {network.asset.format(allowed)}")
 
     def _registry(self) -> Diagnosis:
+        from opengradient_x402.chain.contracts import active_tees
         from opengradient_x402.chain.questions import ChainReader
-        from opengradient_x402.chain.registry import active_tees
 
         registry = self._known_network().registry
         if registry is None:

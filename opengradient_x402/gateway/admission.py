@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from opengradient_x402.chain.registry import RegisteredTee
+from opengradient_x402.chain.contracts import RegisteredTee
 from opengradient_x402.errors import InsecureEndpoint
 from opengradient_x402.gateway.endpoints import Endpoint
 from opengradient_x402.gateway.tls import pinned_context

@@ -18,8 +18,8 @@ from random import SystemRandom
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from opengradient_x402.chain.contracts import RegisteredTee, active_tees
 from opengradient_x402.chain.node import ChainReader
-from opengradient_x402.chain.registry import RegisteredTee, active_tees
 from opengradient_x402.effects import Steps, Wait, in_thread
 from opengradient_x402.errors import (
     ChainUnavailable,

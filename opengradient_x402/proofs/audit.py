@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from opengradient_x402.chain.contracts import RegisteredTee, batch_settlement, individual_settlement, registered_tee
 from opengradient_x402.chain.questions import (
     Question,
     Transaction,
@@ -24,8 +25,6 @@ from opengradient_x402.chain.questions import (
     receipt,
     transaction,
 )
-from opengradient_x402.chain.registry import RegisteredTee, registered_tee
-from opengradient_x402.chain.relay_events import batch_settlement, individual_settlement
 from opengradient_x402.chain.sources import Document, Sources
 from opengradient_x402.effects import Steps
 from opengradient_x402.errors import ChainUnavailable

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from opengradient_x402 import strict_json
+from opengradient_x402.chain.contracts import BatchSettlement, IndividualSettlement
 from opengradient_x402.chain.questions import Log
-from opengradient_x402.chain.relay_events import BatchSettlement, IndividualSettlement
 from opengradient_x402.chain.sources import Document
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.proofs.attestation import TeeProof

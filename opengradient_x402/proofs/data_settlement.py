@@ -12,15 +12,15 @@ from collections.abc import Sequence
 from typing import Final
 from urllib.parse import quote
 
-from opengradient_x402.chain.node import alook_up, look_up
-from opengradient_x402.chain.questions import Log, Question, block, block_before, logs
-from opengradient_x402.chain.questions import receipt as transaction_receipt
-from opengradient_x402.chain.relay_events import (
+from opengradient_x402.chain.contracts import (
     BATCH_SETTLEMENT,
     INDIVIDUAL_SETTLEMENT,
     batch_settlement,
     individual_settlement,
 )
+from opengradient_x402.chain.node import alook_up, look_up
+from opengradient_x402.chain.questions import Log, Question, block, block_before, logs
+from opengradient_x402.chain.questions import receipt as transaction_receipt
 from opengradient_x402.chain.sources import Document, Sources
 from opengradient_x402.effects import Steps, Wait
 from opengradient_x402.errors import RpcError

@@ -11,9 +11,15 @@ from hypothesis import strategies as st
 
 from opengradient_devnet.contracts import TEE_REGISTRY, contract
 from opengradient_x402.addresses import keccak256
+from opengradient_x402.chain.contracts import (
+    GET_ACTIVE_TEES,
+    GET_TEE,
+    active_tees,
+    decode_tee,
+    decode_tees,
+    registered_tee,
+)
 from opengradient_x402.chain.questions import AsyncChainReader, ChainReader, RpcRequest
-from opengradient_x402.chain.registry import active_tees, registered_tee
-from opengradient_x402.chain.tee_abi import GET_ACTIVE_TEES, GET_TEE, decode_tee, decode_tees
 from opengradient_x402.errors import RpcError
 from support.enclaves import CHAIN_ID, PAYEE, registry
 

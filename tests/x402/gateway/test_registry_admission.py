@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from opengradient_devnet.gateway.proofs.certificates import make_certificate
-from opengradient_x402.chain.registry import RegisteredTee
+from opengradient_x402.chain.contracts import RegisteredTee
 from opengradient_x402.errors import ConfigurationError, InsecureEndpoint
 from opengradient_x402.gateway.admission import admit
 from opengradient_x402.gateway.endpoints import Endpoint

@@ -12,8 +12,8 @@ from blockbuster import blockbuster_ctx
 
 from opengradient_devnet import Devnet, faults
 from opengradient_devnet.gateway.proofs.certificates import make_certificate
+from opengradient_x402.chain.contracts import active_tees
 from opengradient_x402.chain.questions import ChainReader
-from opengradient_x402.chain.registry import active_tees
 from opengradient_x402.errors import (
     ChainUnavailable,
     ConfigurationError,
