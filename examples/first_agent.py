@@ -1,9 +1,9 @@
-"""An agent of your own, on an allowance, with books that anybody can check.
+"""An agent with a budget, whose receipts anybody can verify.
 
     python examples/first_agent.py
 
-Runs on an embedded network with play money, unless OG_PRIVATE_KEY names a wallet: then it pays for real. Ends with an
-audit bundle in the current folder; `opengradient-x402 receipts verify audit.bundle.json --offline` checks it.
+Runs on a devnet with test money. When OG_PRIVATE_KEY is set, it pays from that wallet instead. At the end it writes
+an audit bundle to the current folder; `opengradient-x402 receipts verify audit.bundle.json --offline` checks it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def convert_to_euros(usd: float) -> str:
 
 
 def open_payments(cleanup: ExitStack) -> Payments:
-    """The user's wallet on their network; or a new one on a network that is started here."""
+    """Open the payments of the user's wallet, or of a new wallet on a devnet that is started here."""
     if Settings.load().private_key is not None:
         return Payments.open(policy=POLICY)
     devnet = cleanup.enter_context(DevnetProcess("--idle-timeout=2"))
@@ -53,7 +53,7 @@ def open_payments(cleanup: ExitStack) -> Payments:
 
 
 def main() -> None:
-    """Approve, run the agent, wait for the settlement, export the books."""
+    """Approve, run the agent, wait for the settlements, export the audit bundle."""
     with ExitStack() as cleanup:
         payments = open_payments(cleanup)
         cleanup.callback(payments.close)
