@@ -61,17 +61,17 @@ def main() -> None:
 
         model = ChatOpenGradient(model="openai/gpt-5-mini", payments=payments, verify_tee="warn")
         agent = create_agent(model, tools=[token_price, convert_to_euros])
-        allowance = SpendGuard(PER_RUN)
-        answer = agent.invoke({"messages": [("user", QUESTION)]}, config={"callbacks": [allowance]})
+        guard = SpendGuard(PER_RUN)
+        answer = agent.invoke({"messages": [("user", QUESTION)]}, config={"callbacks": [guard]})
         print(answer["messages"][-1].text)
 
-        for receipt in allowance.receipts:
+        for receipt in guard.receipts:
             final = receipt.wait_settled(timeout_s=150)
             paid = payments.network.asset.format(final.settled_atomic or 0)
             print(f"{final.call_id}  {final.status}  {paid}  {final.payment_hash}")
         bundle = export_bundle(payments.ledger, network=payments.network, signer=payments.signer)
         BUNDLE.write_bytes(bundle.to_bytes())
-        print(f"{BUNDLE}: {len(allowance.receipts)} receipts with their evidence")
+        print(f"{BUNDLE}: {len(guard.receipts)} receipts with their evidence")
 
 
 if __name__ == "__main__":
