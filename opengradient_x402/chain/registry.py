@@ -22,7 +22,7 @@ from opengradient_x402.chain.tee_abi import (
 from opengradient_x402.errors import RpcError
 
 LLM_PROXY: Final = 0
-"""The type of enclaves that serve language models (design/wire.md, "Registry")."""
+"""The type of enclaves that serve language models (docs/wire.md, "Registry")."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""What the settlement relay writes on chain, decoded from logs (design/wire.md, "Settlement modes, by era").
+"""What the settlement relay writes on chain, decoded from logs (docs/wire.md, "Data settlement").
 
 `BatchSettlement(bytes32 indexed merkleRoot, uint256 batchSize, bytes walrusBlobId)` and
 `IndividualSettlement(bytes32 indexed teeId, address indexed ethAddress, bytes32 inputHash, bytes32 outputHash,
