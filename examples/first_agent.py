@@ -1,9 +1,9 @@
-"""An agent of your own, on an allowance, with books that anybody can check.
+"""An agent with a budget, whose receipts anybody can verify.
 
     python examples/first_agent.py
 
-Runs on an embedded network with play money, unless OG_PRIVATE_KEY names a wallet: then it pays for real. Ends with an
-audit bundle in the current folder; `opengradient-x402 receipts verify audit.bundle.json --offline` checks it.
+Runs on a devnet with test money. When OG_PRIVATE_KEY is set, it pays from that wallet instead. At the end it writes
+an audit bundle to the current folder; `opengradient-x402 receipts verify audit.bundle.json --offline` checks it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def convert_to_euros(usd: float) -> str:
 
 
 def open_payments(cleanup: ExitStack) -> Payments:
-    """The user's wallet on their network; or a new one on a network that is started here."""
+    """Open the payments of the user's wallet, or of a new wallet on a devnet that is started here."""
     if Settings.load().private_key is not None:
         return Payments.open(policy=POLICY)
     devnet = cleanup.enter_context(DevnetProcess("--idle-timeout=2"))
@@ -53,7 +53,7 @@ def open_payments(cleanup: ExitStack) -> Payments:
 
 
 def main() -> None:
-    """Approve, run the agent, wait for the settlement, export the books."""
+    """Approve, run the agent, wait for the settlements, export the audit bundle."""
     with ExitStack() as cleanup:
         payments = open_payments(cleanup)
         cleanup.callback(payments.close)
@@ -61,17 +61,17 @@ def main() -> None:
 
         model = ChatOpenGradient(model="openai/gpt-5-mini", payments=payments, verify_tee="warn")
         agent = create_agent(model, tools=[token_price, convert_to_euros])
-        allowance = SpendGuard(PER_RUN)
-        answer = agent.invoke({"messages": [("user", QUESTION)]}, config={"callbacks": [allowance]})
+        guard = SpendGuard(PER_RUN)
+        answer = agent.invoke({"messages": [("user", QUESTION)]}, config={"callbacks": [guard]})
         print(answer["messages"][-1].text)
 
-        for receipt in allowance.receipts:
+        for receipt in guard.receipts:
             final = receipt.wait_settled(timeout_s=150)
             paid = payments.network.asset.format(final.settled_atomic or 0)
             print(f"{final.call_id}  {final.status}  {paid}  {final.payment_hash}")
         bundle = export_bundle(payments.ledger, network=payments.network, signer=payments.signer)
         BUNDLE.write_bytes(bundle.to_bytes())
-        print(f"{BUNDLE}: {len(allowance.receipts)} receipts with their evidence")
+        print(f"{BUNDLE}: {len(guard.receipts)} receipts with their evidence")
 
 
 if __name__ == "__main__":

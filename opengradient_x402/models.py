@@ -23,7 +23,7 @@ from opengradient_x402.model_catalog import AS_OF, ROWS, Row
 from opengradient_x402.money import Asset
 
 DEFAULT_OUTPUT_TOKENS: Final = 4096
-"""What gateways assume when a request has no `max_tokens` (design/wire.md)."""
+"""What gateways assume when a request has no `max_tokens` (docs/wire.md, "Limits")."""
 
 _PROVIDER_ALIASES: Final = {"xai": "x-ai", "gemini": "google", "claude": "anthropic"}
 _TOKENS_PER_PRICE: Final = 1_000_000
@@ -162,7 +162,7 @@ def catalog() -> tuple[ModelInfo, ...]:
 
 
 def usd_to_atomic(cost_usd: Decimal, *, asset_usd: Decimal, asset: Asset) -> int:
-    """What a gateway charges for a cost: `ceil(usd / token price)` in atomic units (design/wire.md).
+    """What a gateway charges for a cost: `ceil(usd / token price)` in atomic units (docs/wire.md, "Quotes").
 
     `asset_usd`, the price of one token, is a claim of the gateway.
     """

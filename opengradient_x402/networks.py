@@ -25,7 +25,7 @@ UPTO_PROXY: Final = "0x4020A4f3b7b90ccA423B9fabCc0CE57C6C240002"
 EXACT_PROXY: Final = "0x402085c248EeA27D92E8b30b2C58ed07f9E20001"
 """The spender of the x402 `exact` scheme with Permit2 (x402 v2, scheme_exact_evm)."""
 GATEWAY_PAYEE: Final = "0x9deEBB5D1b22e4a6e027977CeAd13893A7E4cC1a"
-"""The default payTo of the OpenGradient gateways (design/wire.md)."""
+"""The default payTo of the OpenGradient gateways (docs/wire.md, "Networks")."""
 GATEWAY_URL: Final = "https://llm.opengradient.ai"
 """The public gateway (OpenGradient SDK default; later SDKs ask the registry instead)."""
 
@@ -95,8 +95,8 @@ class Network:
 
 
 _REGISTRY: Final = ChainContract(
-    address="0x703cB174AEadB35D611858369B4b1111dC9Abda6",  # TEE registry (design/wire.md)
-    rpc_url="https://ogevmdevnet.opengradient.ai",  # OpenGradient EVM (design/wire.md)
+    address="0x703cB174AEadB35D611858369B4b1111dC9Abda6",  # TEE registry (docs/wire.md, "Networks")
+    rpc_url="https://ogevmdevnet.opengradient.ai",  # OpenGradient EVM (docs/wire.md, "Networks")
     chain_id=10740,
 )
 

@@ -1,4 +1,4 @@
-"""`stop`, applied to text as it streams: gateways hash it, and do not apply it (wire facts).
+"""`stop`, applied to text as it streams: gateways do not apply it (docs/wire.md, "What gateways do not do").
 
 Pure; does not know where the text comes from.
 """

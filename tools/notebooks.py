@@ -1,7 +1,7 @@
 """Runs notebooks from top to bottom in fresh kernels: `python tools/notebooks.py [--write] notebooks/*.ipynb`.
 
-Prints how long each took, and ends with 1 when a cell fails or writes to stderr. `--write` keeps the outputs, with
-what differs from run to run for no reason (timestamps in metadata) left out. It does not know what the notebooks show.
+Prints the duration of each run. The exit code is 1 when a cell fails or writes to stderr. `--write` stores the outputs
+in the notebooks, without metadata that differs from run to run, such as timestamps.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
 
 CELL_TIMEOUT_S = 170
-COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+ANSI_COLOR = re.compile(r"\x1b\[[0-9;]*m")
 MESSAGE_LENGTH = 6000
 
 
 def execute(path: Path) -> NotebookNode:
-    """The notebook with the outputs of a run. Raises CellExecutionError, or ValueError for output on stderr."""
+    """Return the notebook with the outputs of a new run. Raises CellExecutionError; ValueError for output on stderr."""
     notebook = nbformat.read(path, as_version=4)
     with tempfile.TemporaryDirectory() as folder:
-        # Sockets in a folder instead of ports: nothing to listen at for others.
+        # Sockets in a folder instead of ports, so that no other user can connect to the kernel.
         kernel = AsyncKernelManager(kernel_name="python3", transport="ipc", ip=f"{folder}/kernel")
         NotebookClient(
             notebook,
@@ -48,10 +48,10 @@ def execute(path: Path) -> NotebookNode:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line."""
+    """Run the command; return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("notebooks", nargs="+", type=Path)
-    parser.add_argument("--write", action="store_true", help="keep the outputs in the files")
+    parser.add_argument("--write", action="store_true", help="store the outputs in the notebooks")
     parser.add_argument("--into", type=Path, help="write the executed notebooks into this folder instead")
     options = parser.parse_args(arguments)
     failed = False
@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
             executed = execute(path)
         except (CellExecutionError, ValueError) as exc:
             failed = True
-            sys.stderr.write(f"{path}: {COLOUR.sub('', str(exc))[:MESSAGE_LENGTH]}\n")
+            sys.stderr.write(f"{path}: {ANSI_COLOR.sub('', str(exc))[:MESSAGE_LENGTH]}\n")
             continue
         sys.stdout.write(f"{path}: {time.monotonic() - began:.1f} s\n")
         if options.write or options.into:

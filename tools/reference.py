@@ -1,8 +1,8 @@
 """Writes docs/reference.md from the docstrings of the public names: `python tools/reference.py [--check]`.
 
-Public is what a package lists in `__all__`. Signatures and texts are read from the source, not from live objects, so
-that nothing inherited from a framework is listed. `--check` changes nothing and ends with 1 when the file is out of
-date. It does not know what the names are for.
+A name is public when its package lists it in `__all__`. Signatures and texts come from the source code, not from
+imported objects, so that nothing inherited from a framework is listed. `--check` writes nothing; its exit code is 1
+when the page is out of date.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def page() -> str:
-    """The whole page."""
+    """Return the whole page as Markdown."""
     parts = [HEAD]
     for package, title in PACKAGES.items():
         parts.append(f"## `{package}`\n\n{title}.\n\n")
@@ -42,7 +42,7 @@ def page() -> str:
 
 
 def entry(package: str, name: str) -> str:
-    """One public name: a class with its members, a function, or an alias."""
+    """Return the entry of one public name: a class with its members, a function, or an alias."""
     value = getattr(importlib.import_module(package), name)
     home = getattr(value, "__module__", "")
     if home.partition(".")[0] != package:
@@ -56,7 +56,7 @@ def entry(package: str, name: str) -> str:
 
 
 def with_internal_bases(package: str, value: type, definition: ast.ClassDef) -> ast.ClassDef:
-    """The class with what it has from bases of its package that are not listed themselves."""
+    """Return the class, with the members of its bases that are in the same package and have no entry of their own."""
     public = importlib.import_module(package).__all__
     internal = (
         find_definition(base.__module__, base.__name__)
@@ -71,7 +71,7 @@ def with_internal_bases(package: str, value: type, definition: ast.ClassDef) -> 
 
 
 def class_entry(package: str, definition: ast.ClassDef) -> Iterator[str]:
-    """A class: its text, its fields, its public methods and properties."""
+    """Yield the parts of a class entry: text, fields, public methods and properties."""
     yield f"### `{package}.{definition.name}`\n\n"
     if (init := method_of(definition, "__init__")) is not None and is_worth_showing(init):
         yield f"`{definition.name}{signature(init, is_method=True)}`\n\n"
@@ -86,7 +86,7 @@ def class_entry(package: str, definition: ast.ClassDef) -> Iterator[str]:
 
 
 def fields_of(definition: ast.ClassDef) -> Iterator[str]:
-    """Table rows for annotated fields and enum members, with the text below each or in `Field(description=)`."""
+    """Yield table rows for annotated fields and enum members, with the text below each or in `Field(description=)`."""
     for member, after in zip(definition.body, [*definition.body[1:], None], strict=True):
         name, default, annotation = field_parts(member)
         if name is None or name.startswith("_") or name == "model_config":
@@ -97,7 +97,7 @@ def fields_of(definition: ast.ClassDef) -> Iterator[str]:
 
 
 def field_parts(member: ast.stmt) -> tuple[str | None, str, str]:
-    """(name, default, annotation) of a field; the name is None when the statement is none."""
+    """Return (name, default, annotation) of a field. The name is None when the statement is not a field."""
     if isinstance(member, ast.AnnAssign) and isinstance(member.target, ast.Name):
         return member.target.id, default_of(member.value), ast.unparse(member.annotation)
     if isinstance(member, ast.Assign) and isinstance(member.targets[0], ast.Name):
@@ -106,7 +106,7 @@ def field_parts(member: ast.stmt) -> tuple[str | None, str, str]:
 
 
 def default_of(value: ast.expr | None) -> str:
-    """A default as written, or as a `Field(...)` names it."""
+    """Return a default as written in the source, also inside `Field(...)`; "" when there is none."""
     if isinstance(value, ast.Call) and ast.unparse(value.func) == "Field":
         named = {keyword.arg: ast.unparse(keyword.value) for keyword in value.keywords}
         return named.get("default") or (f"{named['default_factory']}()" if "default_factory" in named else "")
@@ -114,7 +114,7 @@ def default_of(value: ast.expr | None) -> str:
 
 
 def description_in(member: ast.stmt) -> str:
-    """The `description` of a pydantic field."""
+    """Return the `description` of a pydantic field, or ""."""
     value = getattr(member, "value", None)
     if isinstance(value, ast.Call):
         for keyword in value.keywords:
@@ -124,14 +124,14 @@ def description_in(member: ast.stmt) -> str:
 
 
 def docstring_after(statement: ast.stmt | None) -> str:
-    """The string that stands below a field and describes it."""
+    """Return the string below a field that describes it, or ""."""
     if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
         return inspect.cleandoc(str(statement.value.value))
     return ""
 
 
 def find_definition(module: str, name: str) -> Definition | None:
-    """The class or function in the module's source."""
+    """Return the class or function as parsed from the module's source, or None."""
     file = inspect.getsourcefile(importlib.import_module(module))
     tree = ast.parse(Path(file or "").read_text())
     found = (node for node in tree.body if isinstance(node, Definition) and node.name == name)
@@ -139,23 +139,23 @@ def find_definition(module: str, name: str) -> Definition | None:
 
 
 def method_of(definition: ast.ClassDef, name: str) -> ast.FunctionDef | None:
-    """A method by name."""
+    """Return the method of this name, or None."""
     return next((node for node in definition.body if isinstance(node, ast.FunctionDef) and node.name == name), None)
 
 
 def is_worth_showing(init: ast.FunctionDef) -> bool:
-    """Whether a constructor says more than `**fields`."""
+    """Return whether a constructor has arguments to show besides the fields."""
     return bool(init.args.args[1:] or init.args.kwonlyargs)
 
 
 def is_hidden(method: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
-    """Whether a method is the framework's business: validators, and callbacks that the framework calls."""
+    """Return whether only the framework calls a method: validators and callbacks."""
     marks = {ast.unparse(mark).partition("(")[0] for mark in method.decorator_list}
     return bool(marks & {"field_validator", "model_validator", "field_serializer"}) or method.name.startswith("on_")
 
 
 def called(method: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
-    """How a member is used: `await name(…)`, `name(…)`, or `name` for a property."""
+    """Return how a member is used: `await name(…)`, `name(…)`, or `name` for a property."""
     if any(ast.unparse(mark) in ("property", "cached_property") for mark in method.decorator_list):
         return method.name
     awaited = "await " if isinstance(method, ast.AsyncFunctionDef) else ""
@@ -163,7 +163,7 @@ def called(method: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
 
 
 def signature(function: ast.FunctionDef | ast.AsyncFunctionDef, *, is_method: bool = False) -> str:
-    """Names and defaults; types are in the source and in the editor."""
+    """Return argument names and defaults. Types are left out: the source and the editor show them."""
     arguments = ast.parse(ast.unparse(function)).body[0]
     assert isinstance(arguments, ast.FunctionDef | ast.AsyncFunctionDef)
     args = arguments.args
@@ -176,22 +176,22 @@ def signature(function: ast.FunctionDef | ast.AsyncFunctionDef, *, is_method: bo
 
 
 def text_of(definition: Definition) -> str:
-    """The docstring, as Markdown."""
+    """Return the docstring as Markdown."""
     return inspect.cleandoc(ast.get_docstring(definition) or "")
 
 
 def one_line(text: str | None) -> str:
-    """The first paragraph, on one line."""
+    """Return the first paragraph on one line."""
     return " ".join((text or "").partition("\n\n")[0].split())
 
 
 def cell(text: str) -> str:
-    """Text that fits into a table."""
+    """Return text that can stand in a table cell."""
     return one_line(text).replace("|", "\\|")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line."""
+    """Run the command; return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
     written = page()

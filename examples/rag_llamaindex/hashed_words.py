@@ -1,8 +1,8 @@
-"""`HashedWords`: an embedding that works offline, from the words of a text alone.
+"""`HashedWords`: an embedding that works offline and uses only the words of a text.
 
-Each word is hashed to a place in a vector, weighted by how rare it is in the corpus that the embedding was made
-for (TF-IDF with the hashing trick). Deterministic, no download, no key. It knows no meanings: "boat" is as far
-from "ship" as from "salt". For anything but a demonstration, use a real embedding model.
+Each word is hashed to a place in a vector, and weighted by how rare it is in the corpus that the embedding was made
+for (TF-IDF with the hashing trick). It is deterministic and needs no download and no key. It ignores meaning: "boat" is
+as far from "ship" as from "salt". Use it for demonstrations only, and a real embedding model for everything else.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _ENDINGS = re.compile(r"(?<=\w{3})(?:ing|ed|es|s)\Z")
 
 
 class HashedWords(BaseEmbedding):
-    """Word counts, hashed into `dimensions` places and weighted by rarity; vectors have length 1."""
+    """Embeds word counts, hashed into `dimensions` places and weighted by rarity. Its vectors have length 1."""
 
     dimensions: int = Field(default=1024, gt=0)
     corpus_size: int = 0
@@ -34,7 +34,7 @@ class HashedWords(BaseEmbedding):
 
     @classmethod
     def of_corpus(cls, texts: Iterable[str]) -> Self:
-        """An embedding that knows how rare the words of these texts are."""
+        """Return an embedding whose word weights come from these texts."""
         counts = [set(words(text)) for text in texts]
         return cls(corpus_size=len(counts), texts_with_word=Counter(word for found in counts for word in found))
 
@@ -56,10 +56,10 @@ class HashedWords(BaseEmbedding):
 
 
 def words(text: str) -> list[str]:
-    """The words of a text, in lower case and without their commonest endings."""
+    """Return the words of a text, in lower case and without the most common endings."""
     return [_ENDINGS.sub("", word) for word in _WORD.findall(text.lower())]
 
 
 def place(word: str, dimensions: int) -> int:
-    """Where a word counts: the same place in every process, unlike Python's own hash."""
+    """Return the place of a word in the vector. It is the same in every process, unlike Python's own hash."""
     return int.from_bytes(blake2b(word.encode(), digest_size=8).digest()) % dimensions

@@ -1,10 +1,10 @@
-"""Questions about a small town, answered from its documents by a paid model, with a receipt for every call.
+"""Answers questions about a small town from its documents, with a paid model and a receipt for every call.
 
     export OG_NETWORK=devnet OG_PRIVATE_KEY=0x…    # a running `opengradient-devnet`, or any other network
     python examples/rag_llamaindex/rag.py "When was the Kestrel Bridge opened?"
 
-Without arguments it asks three questions of its own. The documents are in `documents/`, the embedding is
-`HashedWords`, so the only thing that is paid for, and leaves this machine, is the model's answer.
+Without arguments it asks three questions. The documents are in `documents/`, and the embedding is `HashedWords`, which
+runs on this machine. Only the questions and the passages that were found go to the model, and only its calls are paid.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ QUESTIONS = (
 
 
 def make_query_engine(llm: OpenGradient) -> BaseQueryEngine:
-    """A query engine over the documents: the two nearest passages go to the model, whose answer streams."""
+    """Return a query engine that sends the two nearest passages to the model and streams its answer."""
     documents = SimpleDirectoryReader(DOCUMENTS).load_data()
     passages = SentenceSplitter(chunk_size=128, chunk_overlap=0).get_nodes_from_documents(documents)
     embedding = HashedWords.of_corpus(passage.get_content() for passage in passages)
@@ -38,7 +38,7 @@ def make_query_engine(llm: OpenGradient) -> BaseQueryEngine:
 
 
 def answer(engine: BaseQueryEngine, question: str) -> None:
-    """Print the answer while it is written, and where it was found."""
+    """Print the answer while it streams, then the names of the source files."""
     print(f"\nQ: {question}\nA: ", end="")
     response = engine.query(question)
     for piece in response.response_gen:
@@ -48,7 +48,7 @@ def answer(engine: BaseQueryEngine, question: str) -> None:
 
 
 def print_receipts(receipts: Sequence[SettlementReceipt]) -> None:
-    """One line for each paid call, and how many payments there were."""
+    """Print one line for each paid call, then the number of payments."""
     print("\nReceipts")
     for receipt in receipts:
         tokens = f"{receipt.prompt_tokens}+{receipt.completion_tokens} tokens"
@@ -58,18 +58,18 @@ def print_receipts(receipts: Sequence[SettlementReceipt]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Ask, answer, show the receipts."""
+    """Ask the questions and print answers and receipts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("questions", nargs="*", default=QUESTIONS)
     parser.add_argument("--model", default="openai/gpt-5-mini")
     options = parser.parse_args(arguments)
 
     llm = OpenGradient(model=options.model)
-    with SettlementLedgerHandler().listening() as heard:
+    with SettlementLedgerHandler().listening() as settlements:
         engine = make_query_engine(llm)
         for question in options.questions:
             answer(engine, question)
-    print_receipts(heard.receipts)
+    print_receipts(settlements.receipts)
     llm.close()
 
 

@@ -95,7 +95,7 @@ class Exchange:
             "content-type": "application/json",
             "accept": "text/event-stream" if is_stream else "application/json",
             "accept-encoding": "gzip, deflate",
-            "authorization": "Bearer x402",  # gateways demand a token and ignore its value (wire facts, "HTTP")
+            "authorization": "Bearer x402",  # required, and its value ignored (docs/wire.md, "Endpoints and headers")
             "x-settlement-type": options.settlement_mode.value,
             "user-agent": "opengradient-integrations",
             **(headers or {}),

@@ -1,7 +1,7 @@
 """What a gateway's error body says, and of what kind it is.
 
 Gateways answer with `{"error": …}`, with `application/problem+json`, or with
-`{error, exception_type, source, provider_status, retryable}` (wire facts, "HTTP"). Pure; knows no payments.
+`{error, exception_type, source, provider_status, retryable}` (docs/wire.md, "Errors"). Pure; knows no payments.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """From a call that ended to its receipt: what was authorized, what the gateway claims, how it went.
 
-Reads the claims that gateways put into the body, the terminal stream event or the headers (wire facts,
-"HTTP"). It believes none of them, and knows nothing of the chain.
+Reads the claims that gateways put into the body, the terminal stream event or the headers (docs/wire.md,
+"Quotes" and "Data settlement"). It believes none of them, and knows nothing of the chain.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Which paid session serves which endpoint: opened once, shared by all, retired before it dies.
 
-A gateway answers a payment with a session id; later calls send only that id and add to one bill (wire facts,
+A gateway answers a payment with a session id; later calls send only that id and add to one bill (docs/wire.md,
 "Sessions"). The pool hands out seats: a lease on a live session, a wait for one that is being opened, or a
 ticket to open it. It does not know HTTP, signatures or amounts other than the cap and what calls cost so far.
 """
@@ -19,7 +19,7 @@ from opengradient_x402.ledger.authorizations import Authorization
 IDLE_SHARE = 0.75
 """A session is used until this share of the gateway's idle time-out has passed without a call."""
 MAX_AGE_S = 540.0
-"""Gateways end a session at 600 s of age (wire facts, "Sessions")."""
+"""Gateways end a session at 600 s of age (docs/wire.md, "Sessions")."""
 DEADLINE_MARGIN_S = 30.0
 """Gateways settle some time before the signed deadline; new calls stop earlier still."""
 

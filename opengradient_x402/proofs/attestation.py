@@ -1,7 +1,7 @@
 """What the enclave signed about a call, and whether it is what was asked and answered.
 
 Pure: hashes are recomputed from the request as sent and the answer as served, the signature is checked with
-the enclave's public key (wire facts, "TEE proof"). Gateways have hashed messages in two ways over time; a
+the enclave's public key (docs/wire.md, "TEE proof"). Gateways have hashed messages in two ways over time; a
 proof holds if either fits. Whose key is to be trusted is `registry`'s business, and what to do about a bad
 proof is the exchange's.
 """
@@ -23,7 +23,7 @@ from opengradient_x402.completions import Completion
 from opengradient_x402.tool_calls import ToolCall
 
 SALT_BYTES: Final = 32
-"""RSA-PSS salt length of the enclaves (wire facts, "TEE proof")."""
+"""RSA-PSS salt length of the enclaves (docs/wire.md, "TEE proof")."""
 _UNIX_TIME: Final = re.compile(r"[0-9]{1,15}", re.ASCII)
 MAX_AGE_S: Final = 600
 """A proof that was signed longer ago than any call may take is a replay."""

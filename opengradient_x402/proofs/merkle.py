@@ -1,4 +1,4 @@
-"""OpenZeppelin's standard Merkle tree over the calls of a settlement batch (design/wire.md, "Settlement modes").
+"""OpenZeppelin's standard Merkle tree over the calls of a settlement batch (docs/wire.md, "Data settlement").
 
 A leaf is `keccak(keccak(abi.encode(bytes32 teeId, bytes32 inputHash, bytes32 outputHash, bytes teeSignature,
 uint256 timestamp)))`: hashed twice, so that no inner node can pass for a leaf. An inner node hashes its two

@@ -1,6 +1,6 @@
 """Recognising what a transaction did to an authorization: pure decisions over calldata and logs.
 
-How a settlement shows (design/wire.md, Permit2 on chain): Permit2 emits nothing, so the trace is the token's
+How a settlement shows (docs/wire.md, "Permit2 on chain"): Permit2 emits nothing, so the trace is the token's
 `Transfer(payer, payee)` and then the proxy's `Settled()` in one transaction, and the signed permit `(token,
 amount, nonce, deadline)`: four words that stand together in the calldata, whoever wraps it or appends to it.
 For EIP-3009 the token's `AuthorizationUsed(authorizer, nonce)` names the nonce. Only chain data count; what a
