@@ -18,9 +18,8 @@ from langchain_core.messages.tool import ToolCallChunk, invalid_tool_call, tool_
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 
 from langchain_opengradient.blocks import PROVIDER
-from opengradient_x402.completions import Completion, Delta, Usage
+from opengradient_x402.completions import Completion, Delta, ToolCall, ToolCallDelta, Usage
 from opengradient_x402.ledger.receipts import SettlementReceipt
-from opengradient_x402.tool_calls import ToolCall, ToolCallDelta
 
 RECEIPT_KEY: Final = "opengradient"
 """Where a message carries its receipt: `message.response_metadata["opengradient"]`."""

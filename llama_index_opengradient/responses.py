@@ -27,8 +27,7 @@ from llama_index.core.base.llms.types import (
 )
 
 from llama_index_opengradient.tools import mirror, parse_arguments
-from opengradient_x402.completions import Completion, Delta
-from opengradient_x402.tool_calls import ToolCall, ToolCallDelta
+from opengradient_x402.completions import Completion, Delta, ToolCall, ToolCallDelta
 
 
 def chat_response(completion: Completion, *, delta: str | None = None) -> ChatResponse:

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from opengradient_x402.completions import Completion, Delta, Usage
+    from opengradient_x402.completions import Completion, Delta, ToolCall, Usage
     from opengradient_x402.errors import (
         NotPaid,
         OpenGradientError,
@@ -28,19 +28,16 @@ if TYPE_CHECKING:
     from opengradient_x402.payment.policy import SpendPolicy
     from opengradient_x402.payment.transport import AsyncX402Transport, X402Transport
     from opengradient_x402.payment.wallet import Wallet
-    from opengradient_x402.proofs.bundle_export import export_bundle
     from opengradient_x402.proofs.data_settlement import DataSettlements
-    from opengradient_x402.proofs.verification import verify_bundle
-    from opengradient_x402.settlement.background_reconciler import BackgroundReconciler
-    from opengradient_x402.settlement.reconciler import Reconciler
+    from opengradient_x402.proofs.verification import export_bundle, verify_bundle
+    from opengradient_x402.settlement.reconciler import BackgroundReconciler, Reconciler
     from opengradient_x402.settlement_mode import SettlementMode
     from opengradient_x402.signer import LocalSigner, Signer
-    from opengradient_x402.tool_calls import ToolCall
 
 _HOMES = {
     "AsyncGatewayClient": "gateway.client",
     "AsyncX402Transport": "payment.transport",
-    "BackgroundReconciler": "settlement.background_reconciler",
+    "BackgroundReconciler": "settlement.reconciler",
     "Completion": "completions",
     "DataSettlements": "proofs.data_settlement",
     "Delta": "completions",
@@ -63,11 +60,11 @@ _HOMES = {
     "SpendPolicy": "payment.policy",
     "StaticGateway": "gateway.endpoints",
     "TEE_LLM": "models",
-    "ToolCall": "tool_calls",
+    "ToolCall": "completions",
     "Usage": "completions",
     "Wallet": "payment.wallet",
     "X402Transport": "payment.transport",
-    "export_bundle": "proofs.bundle_export",
+    "export_bundle": "proofs.verification",
     "load_network": "networks",
     "verify_bundle": "proofs.verification",
 }

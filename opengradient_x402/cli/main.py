@@ -20,8 +20,8 @@ import typer
 from opengradient_x402.errors import NotPaid, OpenGradientError
 
 _COMMANDS = {
-    "approve": "approve:approve",
-    "balance": "balance:balance",
+    "approve": "wallet:approve",
+    "balance": "wallet:balance",
     "chat": "chat:chat",
     "doctor": "doctor:doctor",
     "models": "models:models",

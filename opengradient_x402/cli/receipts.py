@@ -1,7 +1,17 @@
-"""`opengradient-x402 receipts`: list, show, reconcile, export and verify what was paid."""
+"""`opengradient-x402 receipts`: list, show, reconcile, export and verify what was paid, as tables, JSON or CSV."""
 
 from __future__ import annotations
 
+import csv
+import io
+import json
+import re
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import fields
+from datetime import UTC, datetime
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,11 +25,14 @@ from opengradient_x402.cli.options import (
     network_of,
     opened_ledger,
 )
-from opengradient_x402.cli.since import parse_since
+from opengradient_x402.cli.output import print_json, shown
+from opengradient_x402.ledger.receipts import SettlementReceipt
+from opengradient_x402.proofs.findings import Finding, Standing
 
 if TYPE_CHECKING:
     from opengradient_x402.ledger.ledger import Ledger
     from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt
+    from opengradient_x402.proofs.verification import Verification
     from opengradient_x402.settlement.reconciler import Reconciler
 
 SinceOption = Annotated[
@@ -142,7 +155,7 @@ def export(
 ) -> None:
     """Write receipts to a file: as lines, as a table, or as a bundle that anybody can check."""
     from opengradient_x402.cli.output import note, print_json
-    from opengradient_x402.cli.receipt_files import csv_bytes, jsonl_bytes
+    from opengradient_x402.cli.receipts import csv_bytes, jsonl_bytes
 
     start = parse_since(since)
     with opened_ledger(ledger) as book:
@@ -169,7 +182,7 @@ def export(
 
 def _bundle(book: Ledger, *, since: int, payer: str | None, network: str | None, is_signed: bool) -> bytes:
     from opengradient_x402.cli.options import signer_of_environment
-    from opengradient_x402.proofs.bundle_export import export_bundle
+    from opengradient_x402.proofs.verification import export_bundle
 
     signer = signer_of_environment() if is_signed else None
     return export_bundle(book, network=network_of(network), since=since, payer=payer, signer=signer).to_bytes()
@@ -186,7 +199,7 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Check a bundle: what is proven, what is not, and why; exit code 1 when anything is refuted."""
-    from opengradient_x402.cli.verification_report import print_verification
+    from opengradient_x402.cli.receipts import print_verification
     from opengradient_x402.errors import BundleUnreadable
     from opengradient_x402.proofs.verification import verify_bundle
 
@@ -257,3 +270,103 @@ def _shown(name: str, value: str | int) -> str:
     from opengradient_x402.money import format_amount
 
     return f"{format_amount(int(value))} OPG ({value})" if name.endswith("_atomic") else str(value)
+
+
+_AGO = re.compile(r"([0-9]{1,9})([smhdw])", re.ASCII)
+_UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+_UNIX = re.compile(r"[0-9]{9,11}", re.ASCII)
+
+
+def parse_since(text: str | None) -> int:
+    """Unix seconds; 0 (everything) for None. Dates without a zone are UTC. Raises BadParameter."""
+    if text is None:
+        return 0
+    if (ago := _AGO.fullmatch(text)) is not None:
+        return int(time.time()) - int(ago[1]) * _UNIT_S[ago[2]]
+    if _UNIX.fullmatch(text) is not None:
+        return int(text)
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as exc:
+        raise typer.BadParameter(
+            f"{text!r} is no time: write 24h, 7d, 2026-11-21, 2026-11-21T10:00+01:00 or Unix seconds",
+            param_hint="--since",
+        ) from exc
+    return int((moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)).timestamp())
+
+
+_HEADINGS = {
+    Standing.REFUTED: "Refuted",
+    Standing.NOT_PROVEN: "Not proven",
+    Standing.PROVEN: "Proven",
+}
+_SHOWN = 5
+
+
+def print_verification(verification: Verification, *, as_json: bool) -> bool:
+    """Prints it; whether nothing is refuted."""
+    is_sound = not verification.of(Standing.REFUTED)
+    if as_json:
+        print_json(
+            {
+                "standing": verification.standing.value,
+                "offline": not verification.is_live,
+                "signed_by": verification.bundle.signed_by,
+                "head": verification.bundle.links[-1],
+                "receipts": len(verification.contents.receipts),
+                "findings": [finding.to_json() for finding in verification.findings],
+            }
+        )
+        return is_sound
+    for standing, heading in _HEADINGS.items():
+        _print_group(heading, verification.of(standing), in_full=standing is not Standing.PROVEN)
+    counted = Counter(finding.standing for finding in verification.findings)
+    where = "against the chain" if verification.is_live else "offline, from the file alone"
+    typer.echo(
+        f"{len(verification.contents.receipts)} receipts checked {where}: {counted[Standing.PROVEN]} statements "
+        f"proven, {counted[Standing.NOT_PROVEN]} not proven, {counted[Standing.REFUTED]} refuted."
+    )
+    return is_sound
+
+
+def _print_group(heading: str, findings: list[Finding], *, in_full: bool) -> None:
+    if not findings:
+        return
+    typer.echo(heading)
+    for statement, group in groupby(sorted(findings, key=_statement), key=_statement):
+        same = list(group)
+        typer.echo(f"  {statement}: {len(same)}")
+        for finding in same if in_full else same[:_SHOWN]:
+            typer.echo(shown(f"    {finding.about}: {finding.why}"))
+        if not in_full and len(same) > _SHOWN:
+            typer.echo(f"    … and {len(same) - _SHOWN} more (`--json` lists all)")
+    typer.echo()
+
+
+def _statement(finding: Finding) -> str:
+    return finding.statement
+
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def jsonl_bytes(receipts: Sequence[SettlementReceipt]) -> bytes:
+    """One receipt per line, as `SettlementReceipt.to_json` writes it."""
+    return "".join(json.dumps(receipt.to_json()) + "\n" for receipt in receipts).encode("utf-8")
+
+
+def csv_bytes(receipts: Sequence[SettlementReceipt]) -> bytes:
+    """All fields as columns, a header first (RFC 4180). What a spreadsheet would run as a formula is made text."""
+    from opengradient_x402.ledger.receipts import SettlementReceipt
+
+    names = [field.name for field in fields(SettlementReceipt)]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, restval="", lineterminator="\r\n")
+    writer.writeheader()
+    for receipt in receipts:
+        writer.writerow({name: _cell(value) for name, value in receipt.to_json().items()})
+    return text.getvalue().encode("utf-8")
+
+
+def _cell(value: str | int) -> str | int:
+    return "'" + value if isinstance(value, str) and value.startswith(_FORMULA) else value

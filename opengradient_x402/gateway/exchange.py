@@ -16,23 +16,21 @@ from typing import Any
 import httpx
 
 from opengradient_x402 import strict_json
-from opengradient_x402.completions import Completion, Delta, parse_usage
+from opengradient_x402.completions import Completion, Delta, parse_usage, stop_sequences
 from opengradient_x402.effects import Read, Sleep, Steps
 from opengradient_x402.errors import ConfigurationError, OpenGradientError
 from opengradient_x402.gateway.answer import AnswerReader
+from opengradient_x402.gateway.connections import is_certificate_failure
 from opengradient_x402.gateway.enclave_keys import Checked, ProofCheck
 from opengradient_x402.gateway.endpoints import Endpoint, EndpointSource, reach
 from opengradient_x402.gateway.failures import broken_line, unreachable, unreadable, withheld
 from opengradient_x402.gateway.request import check_answer
-from opengradient_x402.gateway.tls import is_certificate_failure
 from opengradient_x402.ledger.receipts import SettlementReceipt
-from opengradient_x402.payment.call import Call
-from opengradient_x402.payment.call_receipts import Answer, build_receipt
+from opengradient_x402.payment.call import Answer, Call, build_receipt
 from opengradient_x402.payment.handshake import pay
 from opengradient_x402.payment.payments import Payments
 from opengradient_x402.proofs.attestation import Verdict, VerifyTee
 from opengradient_x402.settlement_mode import SettlementMode
-from opengradient_x402.stop_sequences import stop_sequences
 
 CHAT_PATH = "/v1/chat/completions"
 ReceiptListener = Callable[[SettlementReceipt], None]

@@ -17,9 +17,8 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from opengradient_x402.ledger.authorizations import Authorization, Budget, SignedTerms, budget_exceeded, receipt_fields
-from opengradient_x402.ledger.disputes import dispute_of
+from opengradient_x402.ledger.disputes import dispute_of, split_settlement
 from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt
-from opengradient_x402.ledger.shares import split_settlement
 from opengradient_x402.ledger.tables import authorizations, calls, lock, pins, signatures
 
 _ATOMIC_PER_GWEI = 10**9

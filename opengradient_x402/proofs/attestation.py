@@ -19,8 +19,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from opengradient_x402.addresses import keccak256
-from opengradient_x402.completions import Completion
-from opengradient_x402.tool_calls import ToolCall
+from opengradient_x402.completions import Completion, ToolCall
 
 SALT_BYTES: Final = 32
 """RSA-PSS salt length of the enclaves (docs/wire.md, "TEE proof")."""

@@ -32,15 +32,15 @@ from opengradient_x402.ledger.authorizations import Authorization
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.networks import ChainContract, Network
 from opengradient_x402.proofs.attestation import TeeProof, is_signed_by
-from opengradient_x402.proofs.bundle_contents import Case, Contents, DataPlace
-from opengradient_x402.proofs.data_evidence import DATA_SETTLED as _DATA
-from opengradient_x402.proofs.data_evidence import (
+from opengradient_x402.proofs.bundle import Case, Contents, DataPlace
+from opengradient_x402.proofs.data_settlement import DATA_SETTLED as _DATA
+from opengradient_x402.proofs.data_settlement import (
     NOTHING_TO_SETTLE,
     batch_findings,
     individual_findings,
     private_finding,
+    read_blob,
 )
-from opengradient_x402.proofs.data_settlement import read_blob
 from opengradient_x402.proofs.findings import Finding, Standing, not_proven, proven, refuted
 from opengradient_x402.proofs.receipt_checks import (
     ONCE,

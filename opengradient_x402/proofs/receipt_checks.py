@@ -15,7 +15,7 @@ from opengradient_x402.ledger.disputes import dispute_of
 from opengradient_x402.ledger.receipts import ReceiptStatus
 from opengradient_x402.money import format_amount
 from opengradient_x402.networks import Network
-from opengradient_x402.proofs.bundle_contents import Case
+from opengradient_x402.proofs.bundle import Case
 from opengradient_x402.proofs.findings import Finding, not_proven, proven, refuted
 from opengradient_x402.settlement.recognition import SettlementFound
 from opengradient_x402.signatures import SIGNATURE_BYTES, recover_address

@@ -1,25 +1,32 @@
-"""Checking an audit bundle from the file alone, or with the auditor's own nodes.
+"""Making an audit bundle from a ledger, and checking one from the file alone or with the auditor's own nodes.
 
-Nothing in the bundle is believed: bytes against the hash chain and its signature, receipts against evidence, and,
-unless offline, everything against the chain once more. Does not need the ledger, the payer's key, or us.
+Nothing in a bundle is believed: bytes against the hash chain and its signature, receipts against evidence, and,
+unless offline, everything against the chain once more. The export runs the same audit live, so a bundle holds exactly
+what a reader's audit needs.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
 from opengradient_x402.addresses import checksum_address
-from opengradient_x402.chain.node import look_up
+from opengradient_x402.chain.node import alook_up, look_up
 from opengradient_x402.chain.sources import Sources
+from opengradient_x402.effects import Steps, Wait
 from opengradient_x402.errors import ConfigurationError, InsecureEndpoint
+from opengradient_x402.ledger.ledger import Ledger
+from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.networks import PRESETS, Network, check_payable_url, is_loopback
 from opengradient_x402.proofs.audit import audit
-from opengradient_x402.proofs.bundle import Bundle, origin_findings
-from opengradient_x402.proofs.bundle_contents import Contents, describe, network_of
-from opengradient_x402.proofs.evidence import Evidence, Replayed
+from opengradient_x402.proofs.bundle import Bundle, Contents, cases_of, describe, network_of, origin_findings, places_of
+from opengradient_x402.proofs.bundle_schema import check_shape
+from opengradient_x402.proofs.data_settlement import find_data_settlements
+from opengradient_x402.proofs.evidence import Evidence, Recorded, Replayed
 from opengradient_x402.proofs.findings import Finding, Standing, overall, proven, refuted
+from opengradient_x402.signer import Signer
 
 _NOWHERE = "https://offline.invalid"
 _NETWORK = "the contracts are those of the network that it names"
@@ -62,6 +69,7 @@ def verify_bundle(
     if expected_signer is not None:
         expected_signer = _address(expected_signer)
     bundle = Bundle.from_bytes(content)
+    check_shape(bundle)
     contents = Contents.of(bundle)
     findings = origin_findings(bundle, payers=contents.payers, expected_signer=expected_signer)
     findings += _network_findings(bundle)
@@ -157,3 +165,43 @@ def _node_for(bundle: Bundle, urls: Mapping[int, str]) -> str:
             "with `--rpc-url`, or check the file alone with `--offline`."
         )
     return url
+
+
+def export_bundle(
+    ledger: Ledger, *, network: Network, since: int = 0, payer: str | None = None, signer: Signer | None = None
+) -> Bundle:
+    """The bundle of all receipts of a network since a time, signed when a signer is given.
+
+    A session's calls belong together: those of a session that began earlier are included. Raises
+    ChainUnavailable, LedgerUnavailable.
+    """
+    return look_up(_bundled(ledger, network=network, since=since, payer=payer, signer=signer))
+
+
+async def aexport_bundle(
+    ledger: Ledger, *, network: Network, since: int = 0, payer: str | None = None, signer: Signer | None = None
+) -> Bundle:
+    """As `export_bundle`, for coroutines."""
+    return await alook_up(_bundled(ledger, network=network, since=since, payer=payer, signer=signer))
+
+
+def _bundled(
+    ledger: Ledger, *, network: Network, since: int, payer: str | None, signer: Signer | None
+) -> Steps[Bundle]:
+    entries = yield Wait(ledger.authorizations(payer=payer, network=network.caip2))
+    recent: list[SettlementReceipt] = yield Wait(ledger.receipts(since=since, payer=payer))
+    wanted = {receipt.authorization_id for receipt in recent}
+    everything: list[SettlementReceipt] = yield Wait(ledger.receipts(payer=payer))
+    receipts = [receipt for receipt in everything if receipt.authorization_id in wanted]
+    cases = tuple(cases_of(entries, receipts))
+    included = [receipt for case in cases for receipt in case.receipts]
+    places = places_of((yield from find_data_settlements(included, network=network, sources=Sources())))
+    contents = Contents(cases=cases, data_places=places)
+    evidence = Evidence()
+    yield from audit(contents, network=network, sources=Recorded(evidence), is_live=True)
+    bundle = Bundle(
+        created_at=int(time.time()),
+        network=describe(network),
+        records=(*contents.records(), *evidence.records),
+    )
+    return bundle if signer is None else bundle.signed(signer)

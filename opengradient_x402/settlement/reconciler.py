@@ -1,33 +1,36 @@
-"""Chain -> ledger: what became of the authorizations, written down where receipts are read from.
+"""Chain -> ledger: what became of the authorizations, once or every few seconds in a thread.
 
-`reconcile` says how a settlement is recognised; this module decides which authorizations to ask about, what to
-write, and when a settlement is final. Users start it explicitly (a command, `receipt.wait_settled`, a background
-thread); the payment path runs it once before it refuses a call for lack of budget.
+Users start it (a command, `receipt.wait_settled`, a `BackgroundReconciler`); the payment path runs it once before it
+refuses a call for lack of budget. `search` finds the settlements; this module decides which authorizations to ask
+about, what to write, and when a settlement is final.
 
-A settlement counts as final
-after the network's number of confirmations; until then its block is looked up again each time, and when it is
-gone the authorization is open as before, and searched for anew.
+A settlement is final after the network's number of confirmations. Until then its block is looked up again each time,
+and when it is gone the authorization is open as before, and searched for anew.
 """
 
 from __future__ import annotations
 
+import logging
+import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from typing import Any, assert_never
+from types import TracebackType
+from typing import Any, Self, assert_never
 
 from opengradient_x402.chain.node import Question, alook_up, look_up
 from opengradient_x402.chain.questions import block, receipt, transaction
 from opengradient_x402.chain.sources import Sources
 from opengradient_x402.effects import Sleep, Steps, Wait
-from opengradient_x402.errors import RpcError
+from opengradient_x402.errors import OpenGradientError, RpcError
 from opengradient_x402.ledger.authorizations import Authorization
 from opengradient_x402.ledger.disputes import forged_transaction, settled_elsewhere
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt
 from opengradient_x402.networks import Network
+from opengradient_x402.process import Ending, Resident, belongs
 from opengradient_x402.settlement.recognition import permit_settlements, transfer_settlements
 from opengradient_x402.settlement.search import (
     Cancelled,
@@ -307,3 +310,95 @@ def _batches(authorizations: Sequence[Authorization]) -> Iterator[Sequence[Autho
 
 def _moved(before: SettlementReceipt | None, after: SettlementReceipt) -> bool:
     return before is None or (before.status, before.is_final) != (after.status, after.is_final)
+
+
+_log = logging.getLogger(__name__)
+_LONGEST_PAUSE_S = 300.0
+
+
+class BackgroundReconciler(Resident):
+    """`with BackgroundReconciler(reconciler): …` reconciles every `interval_s` until the block ends.
+
+    `on_change` is called, in the thread, with every receipt whose state moved: settled, final, expired,
+    cancelled, disputed, or open again.
+    """
+
+    def __init__(
+        self,
+        reconciler: Reconciler,
+        *,
+        interval_s: float = 15.0,
+        on_change: Callable[[SettlementReceipt], None] | None = None,
+    ) -> None:
+        self._reconciler = reconciler
+        self._interval_s = interval_s
+        self._on_change = on_change
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        belongs(self, Ending.WATCHERS)
+
+    def start(self) -> None:
+        """Begins, with a first run at once. Starting twice changes nothing; after a fork the child starts its own."""
+        with self._lock:
+            if self._thread is None or not self._thread.is_alive():
+                self._stop = threading.Event()  # its own: a thread that is ending must still see that it shall
+                self._thread = threading.Thread(
+                    target=self._run, args=(self._stop,), name="opengradient-reconciler", daemon=True
+                )
+                self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the thread; waits for the run that is under way, unless `on_change` calls this in that run."""
+        self._end(None)
+
+    def renew(self) -> None:
+        """A child has no thread until it calls `start`."""
+        self._lock, self._stop, self._thread = threading.Lock(), threading.Event(), None
+
+    def end(self, timeout_s: float, /) -> None:
+        """At the end of the process: `stop`, without waiting longer than this for a slow node."""
+        self._end(timeout_s)
+
+    def _end(self, timeout_s: float | None) -> None:
+        with self._lock:
+            thread, self._thread = self._thread, None
+            self._stop.set()
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(timeout_s)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _run(self, stop: threading.Event) -> None:
+        pause_s = self._interval_s
+        while True:
+            pause_s = self._interval_s if self._reconciled() else min(2 * pause_s, _LONGEST_PAUSE_S)
+            if stop.wait(pause_s):
+                return
+
+    def _reconciled(self) -> bool:
+        try:
+            report = self._reconciler.reconcile()
+        except OpenGradientError as exc:
+            _log.warning("Settlements could not be looked up; receipts stay as they are. %s", exc)
+            return False
+        except Exception:  # noqa: BLE001  the thread's boundary: ended, it would leave all receipts as they are, unsaid
+            _log.exception("Settlements could not be looked up; receipts stay as they are.")
+            return False
+        for changed in report.changed:
+            self._tell(changed)
+        return True
+
+    def _tell(self, receipt: SettlementReceipt) -> None:
+        if self._on_change is not None:
+            try:
+                self._on_change(receipt)
+            except Exception:  # noqa: BLE001  the listener's boundary: its fault must not stop the reconciling
+                _log.exception("A listener failed for the receipt of call %s", receipt.call_id)

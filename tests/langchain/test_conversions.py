@@ -11,8 +11,7 @@ from langchain_core.messages import AIMessageChunk
 from langchain_core.utils.json import parse_partial_json
 
 from langchain_opengradient.conversions import to_chunk, to_result, to_terminal_chunk, unrepairable_end
-from opengradient_x402.completions import Completion, Delta, StreamAccumulator, Usage
-from opengradient_x402.tool_calls import ToolCall, ToolCallDelta
+from opengradient_x402.completions import Completion, Delta, StreamAccumulator, ToolCall, ToolCallDelta, Usage
 
 USAGE = Usage(prompt_tokens=7, completion_tokens=5, total_tokens=12, cached_tokens=3, reasoning_tokens=2)
 

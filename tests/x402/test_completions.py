@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opengradient_x402.completions import ErrorEvent, StreamAccumulator, Truncated, parse_completion
-from opengradient_x402.gateway.sse import DONE, EventDecoder
-from opengradient_x402.tool_calls import ToolCall
+from opengradient_x402.completions import ErrorEvent, StreamAccumulator, ToolCall, Truncated, parse_completion
+from opengradient_x402.gateway.answer import DONE, EventDecoder
 
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "gateway_responses.json").read_text())
 CAPTURED = {response["name"]: response for response in VECTORS["responses"]}

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from opengradient_devnet import Devnet
 from opengradient_devnet.faults import AlterTerms, ErrorEvent, SettleAtCap
 from opengradient_x402.cli.main import build_app
-from opengradient_x402.cli.since import parse_since
+from opengradient_x402.cli.receipts import parse_since
 from opengradient_x402.ledger.ledger import Ledger
 from support.payers import PROMPT, client_for, payments_for
 
@@ -455,7 +455,7 @@ def test_exports_as_lines_and_as_a_table_hold_the_same(net, paid, tmp_path):
 
 
 def test_a_spreadsheet_runs_nothing_that_a_gateway_wrote(tmp_path):
-    from opengradient_x402.cli.receipt_files import csv_bytes
+    from opengradient_x402.cli.receipts import csv_bytes
     from support.ledger_rows import entry, served
 
     text = csv_bytes([served(entry(1), "call_1", data_blob_id='=HYPERLINK("http://evil")')]).decode()

@@ -17,9 +17,14 @@ from cryptography.x509.oid import NameOID
 from opengradient_devnet.gateway.proofs.certificates import make_certificate
 from opengradient_x402.effects import drive
 from opengradient_x402.errors import InsecureEndpoint
-from opengradient_x402.gateway.connections import AsyncEndpointTransport, EndpointTransport
+from opengradient_x402.gateway.connections import (
+    AsyncEndpointTransport,
+    EndpointTransport,
+    context_for,
+    is_certificate_failure,
+    pinned_context,
+)
 from opengradient_x402.gateway.endpoints import Endpoint, StaticGateway, reach
-from opengradient_x402.gateway.tls import context_for, is_certificate_failure, pinned_context
 from support.enclaves import impostor
 
 DAY = dt.timedelta(days=1)

@@ -9,7 +9,7 @@ import pytest
 from opengradient_devnet.gateway.proofs.certificates import make_certificate
 from opengradient_x402.chain.contracts import RegisteredTee
 from opengradient_x402.errors import ConfigurationError, InsecureEndpoint
-from opengradient_x402.gateway.admission import admit
+from opengradient_x402.gateway.enclaves import admit
 from opengradient_x402.gateway.endpoints import Endpoint
 from opengradient_x402.networks import PRESETS
 from opengradient_x402.payment.policy import SpendPolicy

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opengradient_x402.gateway.sse import EventDecoder
+from opengradient_x402.gateway.answer import EventDecoder
 
 
 def decode(*pieces: bytes) -> list[bytes]:
@@ -38,7 +38,7 @@ def test_a_last_event_without_blank_line_is_still_read():
 
 
 def test_an_endless_event_is_refused(monkeypatch):
-    monkeypatch.setattr("opengradient_x402.gateway.sse.MAX_EVENT_BYTES", 1000)
+    monkeypatch.setattr("opengradient_x402.gateway.answer.MAX_EVENT_BYTES", 1000)
     decoder = EventDecoder()
     for _ in range(10):
         decoder.feed(b"x" * 100)

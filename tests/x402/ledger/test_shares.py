@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from opengradient_x402.ledger.disputes import split_settlement
 from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt
-from opengradient_x402.ledger.shares import split_settlement
 
 CALL = SettlementReceipt(
     call_id="call",

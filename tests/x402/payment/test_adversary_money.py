@@ -26,7 +26,7 @@ from opengradient_x402.errors import (
     ResponseInvalid,
     StreamInterrupted,
 )
-from opengradient_x402.gateway.sse import EventDecoder
+from opengradient_x402.gateway.answer import EventDecoder
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.payment.sessions import SessionKey, SessionPool, Ticket
 from opengradient_x402.payment.transport import AsyncX402Transport, X402Transport

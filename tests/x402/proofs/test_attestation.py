@@ -11,7 +11,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 
 from opengradient_x402.completions import StreamAccumulator, parse_completion
-from opengradient_x402.gateway.sse import DONE, EventDecoder
+from opengradient_x402.gateway.answer import DONE, EventDecoder
 from opengradient_x402.proofs.attestation import TeeProof, Verdict, check_completion, check_proof, is_signed_by
 
 VECTORS = json.loads((Path(__file__).parents[2] / "vectors" / "gateway_responses.json").read_text())

@@ -13,9 +13,8 @@ import pytest
 
 from opengradient_devnet import Devnet
 from opengradient_x402.ledger.receipts import ReceiptStatus
-from opengradient_x402.proofs.bundle_export import export_bundle
 from opengradient_x402.proofs.findings import Standing
-from opengradient_x402.proofs.verification import verify_bundle
+from opengradient_x402.proofs.verification import export_bundle, verify_bundle
 from support.payers import async_client_for, client_for, network_of, payments_for
 
 CALLS = 90

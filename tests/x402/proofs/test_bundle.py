@@ -13,9 +13,8 @@ from opengradient_devnet.faults import SettleAtCap
 from opengradient_x402.errors import ConfigurationError
 from opengradient_x402.ledger.receipts import ReceiptStatus
 from opengradient_x402.proofs.bundle import Bundle, BundleUnreadable, Record
-from opengradient_x402.proofs.bundle_export import aexport_bundle, export_bundle
 from opengradient_x402.proofs.findings import Standing
-from opengradient_x402.proofs.verification import verify_bundle
+from opengradient_x402.proofs.verification import aexport_bundle, export_bundle, verify_bundle
 from opengradient_x402.signatures import recover_address, text_digest
 from opengradient_x402.signer import LocalSigner
 from support.node import serving

@@ -10,11 +10,9 @@ import pytest
 from opengradient_devnet import Devnet
 from opengradient_x402.errors import ConfigurationError
 from opengradient_x402.ledger.authorizations import SignedTerms
-from opengradient_x402.proofs.bundle import Bundle, BundleUnreadable, Record
-from opengradient_x402.proofs.bundle_contents import Contents, cases_of, describe
-from opengradient_x402.proofs.bundle_export import export_bundle
+from opengradient_x402.proofs.bundle import Bundle, BundleUnreadable, Contents, Record, cases_of, describe
 from opengradient_x402.proofs.findings import Finding, Standing
-from opengradient_x402.proofs.verification import Verification, verify_bundle
+from opengradient_x402.proofs.verification import Verification, export_bundle, verify_bundle
 from support.ledger_rows import entry, served
 from support.payers import PROMPT, client_for, network_of, payments_for, settled_receipts
 

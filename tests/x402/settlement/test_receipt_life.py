@@ -16,8 +16,7 @@ from opengradient_devnet import Devnet
 from opengradient_x402.errors import ChainUnavailable, ConfigurationError, LedgerUnavailable
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt
-from opengradient_x402.settlement.background_reconciler import BackgroundReconciler
-from opengradient_x402.settlement.reconciler import Reconciler
+from opengradient_x402.settlement.reconciler import BackgroundReconciler, Reconciler
 from support.node import serving
 from support.payers import PROMPT, async_client_for, client_for, network_of, payments_for
 from support.settling import new_payer, settle

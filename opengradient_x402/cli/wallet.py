@@ -1,4 +1,4 @@
-"""`opengradient-x402 balance`: what a wallet holds, what payments may take, what is reserved."""
+"""`opengradient-x402 balance` and `approve`: what a wallet has and may pay, and letting Permit2 move its tokens."""
 
 from __future__ import annotations
 
@@ -6,7 +6,15 @@ from typing import Annotated
 
 import typer
 
-from opengradient_x402.cli.options import JsonOption, LedgerOption, NetworkOption, address_of, network_of, opened_ledger
+from opengradient_x402.cli.options import (
+    JsonOption,
+    LedgerOption,
+    NetworkOption,
+    address_of,
+    network_of,
+    opened_ledger,
+    signer_of_environment,
+)
 
 
 def balance(
@@ -53,3 +61,38 @@ def balance(
             ("today", f"{asset.format(spent)} spent or reserved"),
         ]
     )
+
+
+def approve(
+    amount: Annotated[str, typer.Argument(help="Tokens that payments must be able to take, such as 5 or 0.5.")],
+    approve_amount: Annotated[
+        str | None,
+        typer.Option("--approve", help="What to approve if that is not allowed yet (twice AMOUNT), or `unlimited`."),
+    ] = None,
+    network: NetworkOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Allow payments up to an amount, once per wallet; does nothing when they are allowed already."""
+    from opengradient_x402.cli.output import print_json
+    from opengradient_x402.money import MAX_UINT256
+    from opengradient_x402.payment.wallet import Wallet
+
+    chosen = network_of(network)
+    approval = Wallet(chosen, signer_of_environment()).ensure_opg_approval(amount, approve_amount)
+    allowed = (
+        "everything"
+        if approval.allowance_after_atomic == MAX_UINT256
+        else chosen.asset.format(approval.allowance_after_atomic)
+    )
+    if as_json:
+        print_json(
+            {
+                "allowance_before_atomic": str(approval.allowance_before_atomic),
+                "allowance_after_atomic": str(approval.allowance_after_atomic),
+                "tx_hash": approval.tx_hash,
+            }
+        )
+    elif approval.tx_hash is None:
+        typer.echo(f"Payments may take {allowed} on {chosen.name} already; nothing was sent.")
+    else:
+        typer.echo(f"Payments may take {allowed} on {chosen.name} now (transaction {approval.tx_hash}).")
