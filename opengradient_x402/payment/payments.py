@@ -39,8 +39,7 @@ from opengradient_x402.payment.funds import Funds
 from opengradient_x402.payment.gateways import KnownGateways, origin_of
 from opengradient_x402.payment.permits import SignedPayment, payment_header, signed_payload, terms_to_sign
 from opengradient_x402.payment.policy import SpendPolicy
-from opengradient_x402.payment.sessions import PaidSession, SessionKey, SessionPool
-from opengradient_x402.payment.transport import redact_sessions
+from opengradient_x402.payment.sessions import PaidSession, SessionKey, SessionPool, redact_sessions
 from opengradient_x402.process import Ending, Resident, belongs
 from opengradient_x402.signer import LocalSigner, Signer
 

@@ -3,16 +3,21 @@
 A gateway answers a payment with a session id; later calls send only that id and add to one bill (docs/wire.md,
 "Sessions"). The pool hands out seats: a lease on a live session, a wait for one that is being opened, or a
 ticket to open it. It does not know HTTP, signatures or amounts other than the cap and what calls cost so far.
+
+Whoever holds a session id spends from the payer's authorization, and httpcore prints the headers of every response
+at DEBUG level: `redact_sessions` blanks that value there.
 """
 
 from __future__ import annotations
 
+import logging
+import re
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from opengradient_x402.ledger.authorizations import Authorization
 
@@ -179,3 +184,27 @@ class SessionPool:
             or wall > terms.deadline - margin
             or (is_full and session.spent_atomic > 0)
         )
+
+
+_LOGGERS: Final = ("httpcore.http11", "httpcore.http2")
+_SESSION_HEADER: Final = re.compile(r"""(x-upto-session['"]?\s*[:,]\s*b?['"]?)[^'"\s)]+""", re.IGNORECASE)
+
+
+class _SessionFilter(logging.Filter):
+    """Lets every record pass, without the session id."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        redacted = _SESSION_HEADER.sub(r"\1[redacted]", text)
+        if redacted != text:
+            record.msg, record.args = redacted, ()
+        return True
+
+
+_filter: Final = _SessionFilter()
+
+
+def redact_sessions() -> None:
+    """Has httpcore log no session id, from now on. A second call does nothing."""
+    for name in _LOGGERS:
+        logging.getLogger(name).addFilter(_filter)

@@ -2,17 +2,12 @@
 
 They sit below redirects on purpose, and wrap any other transport. What is paid is decided by `handshake`. The
 gateway clients need neither: they run the handshake themselves.
-
-Whoever holds a session id spends from the payer's authorization, and httpcore prints the headers of every response
-at DEBUG level: a filter on its loggers blanks that value.
 """
 
 from __future__ import annotations
 
-import logging
-import re
 from collections.abc import AsyncIterator, Iterator
-from typing import Final, cast
+from typing import cast
 
 import httpx
 
@@ -131,27 +126,3 @@ class _AsyncStream(httpx.AsyncByteStream):
             await self._inner.aclose()
         finally:
             self._payments.finish(self._call, outcome="ok" if self._is_read else "abandoned")
-
-
-_LOGGERS: Final = ("httpcore.http11", "httpcore.http2")
-_SESSION_HEADER: Final = re.compile(r"""(x-upto-session['"]?\s*[:,]\s*b?['"]?)[^'"\s)]+""", re.IGNORECASE)
-
-
-class _SessionFilter(logging.Filter):
-    """Lets every record pass, without the session id."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        text = record.getMessage()
-        redacted = _SESSION_HEADER.sub(r"\1[redacted]", text)
-        if redacted != text:
-            record.msg, record.args = redacted, ()
-        return True
-
-
-_filter: Final = _SessionFilter()
-
-
-def redact_sessions() -> None:
-    """Has httpcore log no session id, from now on. Called where transports are made; a second call does nothing."""
-    for name in _LOGGERS:
-        logging.getLogger(name).addFilter(_filter)
