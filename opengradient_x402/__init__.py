@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from opengradient_x402.payment.transport import AsyncX402Transport, X402Transport
     from opengradient_x402.payment.wallet import Wallet
     from opengradient_x402.proofs.data_settlement import DataSettlements
-    from opengradient_x402.proofs.verification import export_bundle, verify_bundle
+    from opengradient_x402.proofs.verification import aexport_bundle, export_bundle, verify_bundle
     from opengradient_x402.settlement.reconciler import BackgroundReconciler, Reconciler
     from opengradient_x402.settlement_mode import SettlementMode
     from opengradient_x402.signer import LocalSigner, Signer
@@ -64,6 +64,7 @@ _HOMES = {
     "Usage": "completions",
     "Wallet": "payment.wallet",
     "X402Transport": "payment.transport",
+    "aexport_bundle": "proofs.verification",
     "export_bundle": "proofs.verification",
     "load_network": "networks",
     "verify_bundle": "proofs.verification",
@@ -99,6 +100,7 @@ __all__ = [
     "Usage",
     "Wallet",
     "X402Transport",
+    "aexport_bundle",
     "export_bundle",
     "load_network",
     "verify_bundle",

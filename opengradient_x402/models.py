@@ -130,15 +130,10 @@ def find_model(name: object) -> ModelInfo | None:
     return None if text is None else _index().get(_normalized(text))
 
 
-def require_model(name: object) -> ModelInfo:
-    """As `find_model`, for those who need the catalog's facts. Raises UnknownModel with what is close."""
-    info = find_model(name)
-    if info is not None:
-        return info
-    text = _text_of(name) or repr(name)
-    close = get_close_matches(text.lower(), [model.name for model in catalog()], n=3, cutoff=0.5)
-    hint = f"Did you mean {' or '.join(close)}?" if close else "`opengradient-x402 models` lists the names."
-    raise UnknownModel(f"Unknown model {text[:100]!r}. Nothing was paid. {hint}")
+def nearest_models(name: object) -> list[str]:
+    """The names of the catalog that are close to an unknown one, at most three."""
+    text = (_text_of(name) or "").lower()
+    return get_close_matches(text, [model.name for model in catalog()], n=3, cutoff=0.5)
 
 
 def wire_name(name: object) -> str:

@@ -72,7 +72,6 @@ class Network:
     explorer_url: str | None = None
     faucet_url: str | None = None
     accounts_url: str | None = None
-    https_gateway_url: str | None = None
     session_idle_s: float = 60
     confirmations: int = 3
     """So many blocks, its own included, make a settlement final."""
@@ -323,7 +322,6 @@ def _network(document: Mapping[str, Any]) -> Network:
         explorer_url=_optional_text(document, "explorer_url"),
         faucet_url=_optional_text(document, "faucet_url"),
         accounts_url=_optional_text(document, "accounts_url"),
-        https_gateway_url=_optional_text(document, "https_gateway_url"),
         session_idle_s=float(document.get("session_idle_s", 60)),
         confirmations=_integer(document, "confirmations") if "confirmations" in document else _confirmations(chain_id),
     )

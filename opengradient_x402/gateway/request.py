@@ -13,6 +13,7 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any, Final
 
 import httpx
@@ -22,7 +23,7 @@ from opengradient_x402.completions import Completion
 from opengradient_x402.effects import Steps
 from opengradient_x402.errors import ConfigurationError, UnknownModel
 from opengradient_x402.gateway.endpoints import Endpoint, EndpointSource, fetch, reach
-from opengradient_x402.models import find_model, wire_name
+from opengradient_x402.models import find_model, nearest_models, wire_name
 
 _TIMEOUT_S: Final = 10.0
 _NOT_ALWAYS_FORWARDED: Final = ("seed", "top_p", "logprobs", "top_logprobs", "frequency_penalty", "presence_penalty")
@@ -205,8 +206,10 @@ class ModelDirectory:
             if names:
                 wire = names[0]
             elif listed:
+                close = get_close_matches(name, listed, n=3, cutoff=0.5) or nearest_models(name)
+                hint = f"Did you mean {' or '.join(close)}? " if close else ""
                 raise UnknownModel(
-                    f"{listing.gateway} does not serve a model {name!r}. Nothing was paid. It serves: "
+                    f"{listing.gateway} does not serve a model {name!r}. Nothing was paid. {hint}It serves: "
                     f"{', '.join(sorted(listed))}."
                 )
         self._known[name] = wire

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from enum import StrEnum
+from importlib import import_module
 from typing import Any, Protocol
 
 from opengradient_x402.addresses import checksum_address
-from opengradient_x402.errors import ConfigurationError
 
 
 class ReceiptStatus(StrEnum):
@@ -47,6 +47,7 @@ class _Followed:
     """Keeps the follower beside the data: not a field, so it is in no comparison, repr, copy, pickle or JSON."""
 
     __slots__ = ("_follower",)
+    _follower: Follower
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,13 +142,10 @@ class SettlementReceipt(_Followed):
         return self
 
     def _followed(self) -> Follower:
-        try:
-            follower: Follower = object.__getattribute__(self, "_follower")
-        except AttributeError:
-            raise ConfigurationError(
-                f"The receipt of call {self.call_id} was read back as plain data and does not know its network. "
-                "Nothing was paid by asking. Use `Reconciler(network, ledger).refresh(receipt)`."
-            ) from None
+        if not hasattr(self, "_follower"):  # read back as plain data: the user's settings say where to look
+            home = import_module("opengradient_x402.settlement.reconciler")
+            self.followed_by(home.reconciler_for(self))
+        follower: Follower = self._follower
         return follower
 
     def to_json(self) -> dict[str, str | int]:
@@ -187,12 +185,3 @@ class SettlementReceipt(_Followed):
 
 _FIELD_NAMES = tuple(field.name for field in fields(SettlementReceipt))
 _ADDRESSES = {"asset", "payer", "payee", "facilitator"}
-
-
-def total_settled(receipts: list[SettlementReceipt] | tuple[SettlementReceipt, ...]) -> int:
-    """Sum of what the chain took for these receipts, each authorization's shares included once, in atomic units."""
-    seen: dict[str, int] = {}
-    for receipt in receipts:
-        if receipt.settled_atomic is not None:
-            seen[receipt.call_id] = receipt.settled_atomic
-    return sum(seen.values())

@@ -45,12 +45,6 @@ class MerkleTree:
         return tree
 
     @classmethod
-    def of_leaves(cls, leaves: Sequence[bytes]) -> MerkleTree:
-        """The tree over leaf hashes, laid out as OpenZeppelin does: sorted, from the end."""
-        size = 2 * len(leaves) - 1
-        return cls._grown({size - 1 - place: leaf for place, leaf in enumerate(sorted(leaves))})
-
-    @classmethod
     def _grown(cls, placed: Mapping[int, bytes]) -> MerkleTree:
         count = len(placed)
         size = 2 * count - 1

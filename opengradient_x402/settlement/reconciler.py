@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from types import TracebackType
 from typing import Any, Self, assert_never
 
@@ -24,13 +25,14 @@ from opengradient_x402.chain.node import Question, alook_up, look_up
 from opengradient_x402.chain.questions import block, receipt, transaction
 from opengradient_x402.chain.sources import Sources
 from opengradient_x402.effects import Sleep, Steps, Wait
-from opengradient_x402.errors import OpenGradientError, RpcError
+from opengradient_x402.errors import ConfigurationError, OpenGradientError, RpcError
 from opengradient_x402.ledger.authorizations import Authorization
 from opengradient_x402.ledger.disputes import forged_transaction, settled_elsewhere
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt
-from opengradient_x402.networks import Network
+from opengradient_x402.networks import PRESETS, Network, load_network
 from opengradient_x402.process import Ending, Resident, belongs
+from opengradient_x402.settings import Settings
 from opengradient_x402.settlement.recognition import permit_settlements, transfer_settlements
 from opengradient_x402.settlement.search import (
     Cancelled,
@@ -402,3 +404,27 @@ class BackgroundReconciler(Resident):
                 self._on_change(receipt)
             except Exception:  # noqa: BLE001  the listener's boundary: its fault must not stop the reconciling
                 _log.exception("A listener failed for the receipt of call %s", receipt.call_id)
+
+
+def reconciler_for(receipt: SettlementReceipt) -> Reconciler:
+    """Who can look up a receipt that was read back as plain data: by the user's settings, or a known network.
+
+    Raises ConfigurationError when neither is the receipt's network.
+    """
+    settings = Settings.load()
+    known = next((network for network in PRESETS.values() if network.caip2 == receipt.network), None)
+    network = load_network(settings.network)
+    if network.caip2 == receipt.network:
+        known = network
+    if known is None:
+        raise ConfigurationError(
+            f"The receipt of call {receipt.call_id} is of the network {receipt.network}, and {network.name} is "
+            f"{network.caip2}. Nothing was paid by asking. Set OG_NETWORK to the receipt's network, or use "
+            "`Reconciler(network, ledger).refresh(receipt)`."
+        )
+    return _reconciler_of(known, settings.ledger_url)
+
+
+@lru_cache(maxsize=8)
+def _reconciler_of(network: Network, ledger_url: str) -> Reconciler:
+    return Reconciler(network, Ledger(ledger_url))

@@ -38,7 +38,7 @@ from opengradient_x402.errors import (
     StreamInterrupted,
 )
 from opengradient_x402.ledger.ledger import Ledger
-from opengradient_x402.ledger.receipts import ReceiptStatus, total_settled
+from opengradient_x402.ledger.receipts import ReceiptStatus
 from opengradient_x402.payment.policy import SpendPolicy
 from support.payers import opg_balance, payments_for, settled_receipts
 
@@ -176,7 +176,7 @@ def test_heard_is_ledger_is_chain_across_engines_agents_and_accidents(
     assert len(ledger) > 40
     assert {receipt.status for receipt in ledger} == {ReceiptStatus.SETTLED}
     assert Counter(receipt.outcome for receipt in ledger).keys() == {"ok", "failed", "abandoned"}
-    assert total_settled(ledger) == before - opg_balance(net, account.address) > 0
+    assert sum(receipt.settled_atomic or 0 for receipt in ledger) == before - opg_balance(net, account.address) > 0
 
 
 def test_two_agents_at_once_are_told_apart(llm: OpenGradient, heard: SettlementLedgerHandler) -> None:

@@ -38,7 +38,6 @@ def test_trees_of_openzeppelin_are_rebuilt_with_every_leaf_and_proof(batch):
         proof = tree.proof(leaf)
         assert ["0x" + sibling.hex() for sibling in proof] == expected_proof
         assert root_from_proof(leaf, proof) == tree.root
-    assert MerkleTree.of_leaves(tree.leaves) == tree
 
 
 def test_a_leaf_that_is_not_in_the_tree_has_no_proof_and_inner_nodes_are_no_leaves():
