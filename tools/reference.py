@@ -15,6 +15,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from opengradient_x402.process import Resident
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "reference.md"
 PACKAGES = {
@@ -149,9 +151,11 @@ def is_worth_showing(init: ast.FunctionDef) -> bool:
 
 
 def is_hidden(method: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
-    """Return whether only the framework calls a method: validators and callbacks."""
+    """Return whether no user calls a method: the framework calls its callbacks, and the process its residents."""
     marks = {ast.unparse(mark).partition("(")[0] for mark in method.decorator_list}
-    return bool(marks & {"field_validator", "model_validator", "field_serializer"}) or method.name.startswith("on_")
+    if marks & {"field_validator", "model_validator", "field_serializer"}:
+        return True
+    return method.name.startswith("on_") or method.name in vars(Resident)
 
 
 def called(method: ast.FunctionDef | ast.AsyncFunctionDef) -> str:

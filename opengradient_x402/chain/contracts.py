@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from eth_abi.codec import ABIDecoder
 
 LLM_PROXY: Final = 0
-"""The type of enclaves that serve language models (design/wire.md, "Registry")."""
+"""The type of enclaves that serve language models (docs/wire.md, "Registry")."""
 GET_ACTIVE_TEES: Final = "0x4b6014da"  # getActiveTEEs(uint8)
 GET_TEE: Final = "0x418b207d"  # getTEE(bytes32)
 BATCH_SETTLEMENT: Final = "0xc2aff8d8a10a4543baabf39bd9ff45e7fc3881d19098df350a3b7f339e911127"
 """keccak256("BatchSettlement(bytes32,uint256,bytes)"): `(bytes32 indexed merkleRoot, uint256 batchSize, bytes
-walrusBlobId)` (design/wire.md, "Settlement modes, by era")."""
+walrusBlobId)` (docs/wire.md, "Data settlement")."""
 INDIVIDUAL_SETTLEMENT: Final = "0x74e71a1981c03bd0c36f3b1227f3ee2a34dca5d6fef25c4b2787e033ab60b782"
 """keccak256("IndividualSettlement(bytes32,address,bytes32,bytes32,uint256,bytes,bytes)"): `(bytes32 indexed teeId,
 address indexed ethAddress, bytes32 inputHash, bytes32 outputHash, uint256 timestamp, bytes walrusBlobId, bytes
