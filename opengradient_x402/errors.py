@@ -14,7 +14,6 @@
     │   ├── InsufficientFunds
     │   ├── AllowanceMissing
     │   ├── GatewayUnreachable
-    │   ├── PaymentRejected            the gateway refused the signature; the chain was not touched
     │   ├── ChainUnavailable           an RPC node did not answer a question
     │   │   └── RpcError               it answered with an error
     │   └── LedgerUnavailable
@@ -102,7 +101,7 @@ class OpenGradientError(Exception):
 
 
 class NotPaid(OpenGradientError):
-    """This call was not charged: no signature left the process, or (PaymentRejected) it was turned down."""
+    """This call was not charged: no signature of it left the process, or the chain says so."""
 
     money = MoneyOutcome.NOT_PAID
 
@@ -170,15 +169,6 @@ class GatewayUnreachable(NotPaid):
 
     kind: ErrorKind = "connection"
     is_retryable = True
-
-
-class PaymentRejected(NotPaid):
-    """The gateway looked at the payment and refused it.
-
-    The signature is out nevertheless: the ledger keeps it reserved until its deadline has passed unused.
-    """
-
-    kind: ErrorKind = "payment"
 
 
 class ChainUnavailable(NotPaid):

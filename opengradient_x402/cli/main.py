@@ -32,6 +32,7 @@ _RECEIPTS = {
     "reconcile": "receipts:reconcile",
     "export": "receipts:export",
     "verify": "receipts:verify",
+    "clear-dispute": "receipts:clear_dispute",
 }
 COMMAND_GROUP = "opengradient_x402.commands"
 EXIT_CODES = {

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
+from urllib.parse import urlsplit
 
 import typer
 
@@ -26,6 +27,7 @@ from opengradient_x402.cli.options import (
     opened_ledger,
 )
 from opengradient_x402.cli.output import print_json, shown
+from opengradient_x402.errors import ConfigurationError
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.proofs.findings import Finding, Standing
 
@@ -186,6 +188,27 @@ def _bundle(book: Ledger, *, since: int, payer: str | None, network: str | None,
 
     signer = signer_of_environment() if is_signed else None
     return export_bundle(book, network=network_of(network), since=since, payer=payer, signer=signer).to_bytes()
+
+
+def clear_dispute(
+    gateway: Annotated[str, typer.Argument(help="The gateway's address, as in the receipts: https://host[:port].")],
+    network: NetworkOption = None,
+    ledger: LedgerOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Pay a gateway again whose settlements were disputed. The receipts keep what was disputed."""
+    parts = urlsplit(gateway)
+    if not parts.scheme or not parts.netloc:
+        raise ConfigurationError(
+            f"{gateway!r} is not the address of a gateway. Nothing was changed. Give it as https://host[:port]."
+        )
+    with opened_ledger(ledger) as book:
+        origin = f"{parts.scheme}://{parts.netloc}"
+        count = book.clear_disputes(network=network_of(network).caip2, origin=origin).result()
+    if as_json:
+        print_json({"gateway": origin, "cleared": count})
+    else:
+        typer.echo(f"{count} disputed authorizations with {origin} are cleared; it is paid again.")
 
 
 def verify(

@@ -18,6 +18,7 @@ from opengradient_x402.errors import (
     InsecureEndpoint,
     NotPaid,
     OpenGradientError,
+    PaymentOutcomeUnknown,
     ProofRejected,
     ResponseInvalid,
     StreamInterrupted,
@@ -95,6 +96,15 @@ def refused(call: Call, status: int | None, body: Mapping[str, Any]) -> OpenGrad
     if call.authorization is None:
         return NotPaid(
             f"The gateway refused call {call.id}{shown}: {said}. Nothing was paid.",
+            call_id=call.id,
+            status_code=status,
+            kind=kind,
+        )
+    if call.is_doubtful:
+        return PaymentOutcomeUnknown(
+            f"The gateway answered the payment of call {call.id} with an error{shown}: {said}. Whether it takes the "
+            "payment only the chain can say: `opengradient-x402 receipts reconcile` asks it. Nothing else was signed, "
+            "and the next call offers the same payment again.",
             call_id=call.id,
             status_code=status,
             kind=kind,

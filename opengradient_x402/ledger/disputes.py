@@ -69,18 +69,24 @@ def overcharge(authorization: Authorization, receipts: Sequence[SettlementReceip
     more = f", and {len(receipts) - _SHOWN_CALLS} more" if len(receipts) > _SHOWN_CALLS else ""
     return (
         f"{_opg(settled)} was settled, and the {len(receipts)} recorded calls of this authorization come to "
-        f"{_opg(sum(known))} by the gateway's quotes ({listed}{more}): {_opg(settled - sum(known))} too much. "
+        f"{_opg(sum(known))} by published prices and the gateway's quotes ({listed}{more}): {_opg(settled - sum(known))} too much. "
         "If a process was killed in this session, its calls may be missing here; otherwise this is an overcharge."
     )
 
 
 def allowed_cost(receipt: SettlementReceipt) -> int | None:
-    """What one call may cost: as quoted; else its usage at the published price and the quoted token price.
+    """What one call may cost: its usage at the model's published price and the quoted token price; at most its quote.
 
-    None when neither is known, also for a call that failed or was abandoned before its quote arrived.
+    None when neither is known, also for a call that failed or was abandoned before its quote arrived. A quote alone
+    counts for models that the catalogue does not have.
     """
-    if receipt.cost_atomic is not None:
-        return receipt.cost_atomic
+    quoted, published = receipt.cost_atomic, _published_cost(receipt)
+    if quoted is None or published is None:
+        return published if quoted is None else quoted
+    return min(quoted, published)
+
+
+def _published_cost(receipt: SettlementReceipt) -> int | None:
     model = find_model(receipt.model)
     opg_usd = quoted_price(receipt.opg_usd)
     if model is None or receipt.prompt_tokens is None or receipt.completion_tokens is None or opg_usd is None:

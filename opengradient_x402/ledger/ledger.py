@@ -95,6 +95,14 @@ class Ledger(Resident):
         """Marks one call's receipt as disputed: a claim about it was refuted. The money's state is untouched."""
         return self._submit(lambda book, conn: book.record_dispute(conn, call_id, dispute), durable=True)
 
+    def open_dispute(self, *, network: str, origin: str) -> Future[str | None]:
+        """The id of an authorization at this gateway that is disputed, and was not cleared; None for none."""
+        return self._submit(lambda book, conn: book.open_dispute(conn, network, origin))
+
+    def clear_disputes(self, *, network: str, origin: str) -> Future[int]:
+        """Clears the disputes with a gateway, so that it is paid again; how many. Receipts keep what is disputed."""
+        return self._submit(lambda book, conn: book.clear_disputes(conn, network, origin), durable=True)
+
     def pin(self, key: str, value: str) -> Future[str]:
         """Remembers the first value ever seen under `key`, and returns that first value."""
         return self._submit(lambda book, conn: book.pin(conn, key, value), durable=True)

@@ -12,6 +12,7 @@ from dataclasses import asdict, replace
 from itertools import groupby
 from operator import itemgetter
 from typing import Any
+from urllib.parse import urlsplit
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
@@ -22,6 +23,7 @@ from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt
 from opengradient_x402.ledger.tables import authorizations, calls, lock, pins, signatures
 
 _ATOMIC_PER_GWEI = 10**9
+_OPEN = "open"
 _TERMS = [column.name for column in signatures.c if column.name not in ("sequence", "authorization_id")]
 _OWN = [
     column.name for column in authorizations.c if column.name not in ("sequence", "asset", "signed_at", "reserved_gwei")
@@ -144,9 +146,11 @@ class Book:
         shares: Sequence[int | None] = [None] * len(receipts)
         if authorization.settled_atomic is not None:
             shares = split_settlement(authorization.settled_atomic, receipts)
+        disputes: list[str | None] = []
         for row, receipt, share in zip(rows, receipts, shares, strict=True):
             status = _STATUS.get(authorization.status) or ReceiptStatus(row.answered_as or ReceiptStatus.SERVED)
             dispute = dispute_of(receipt, authorization=authorization, siblings=receipts, recorded=row.dispute)
+            disputes.append(dispute)
             self._store(
                 conn,
                 replace(
@@ -163,6 +167,25 @@ class Book:
                     confirmations_needed=1 if authorization.status == "signed" else authorization.confirmations_needed,
                 ),
             )
+        self._note_dispute(conn, authorization, is_open=any(disputes))
+
+    def _note_dispute(self, conn: Connection, authorization: Authorization, *, is_open: bool) -> None:
+        key = f"{_dispute_prefix(authorization.network, _origin_of(authorization.endpoint))}{authorization.id}"
+        known = self.noted(conn, key)
+        if is_open and known is None:
+            self.note(conn, key, _OPEN)
+        elif not is_open and known == _OPEN:
+            conn.execute(pins.delete().where(pins.c.key == key))
+
+    def open_dispute(self, conn: Connection, network: str, origin: str) -> str | None:
+        found = conn.execute(_disputes(network, origin).with_only_columns(pins.c.key).limit(1)).scalar_one_or_none()
+        return None if found is None else str(found).rpartition(" ")[2]
+
+    def clear_disputes(self, conn: Connection, network: str, origin: str) -> int:
+        keys = list(conn.execute(_disputes(network, origin).with_only_columns(pins.c.key)).scalars())
+        for key in keys:
+            self.note(conn, key, "cleared")
+        return len(keys)
 
     def _record(self, conn: Connection, receipt: SettlementReceipt) -> None:
         self._store(conn, receipt)
@@ -235,6 +258,20 @@ class Book:
     def _authorization(self, conn: Connection, authorization_id: str) -> Authorization | None:
         found = _read(conn, _WITH_SIGNATURES.where(authorizations.c.id == authorization_id))
         return found[0] if found else None
+
+
+def _origin_of(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+def _dispute_prefix(network: str, origin: str) -> str:
+    return f"dispute {network} {origin} "
+
+
+def _disputes(network: str, origin: str) -> sa.Select[Any]:
+    prefix = _dispute_prefix(network, origin)
+    return sa.select(pins).where(pins.c.key > prefix, pins.c.key < prefix + "~", pins.c.value == _OPEN)
 
 
 def _read(conn: Connection, query: sa.Select[Any]) -> list[Authorization]:

@@ -72,6 +72,8 @@ class Call:
     has_signed_out: bool = False
     """Whether a gateway has seen a signature of this call, even if it refused it."""
     is_answered: bool = False
+    is_doubtful: bool = False
+    """Whether the gateway answered a payment with an error that does not show whether it takes the payment."""
     claims: Mapping[str, Any] = field(default_factory=dict)
     """PAYMENT-RESPONSE, as the gateway sent it."""
     headers: httpx.Headers = field(default_factory=httpx.Headers)

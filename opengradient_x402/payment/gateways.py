@@ -39,6 +39,7 @@ class KnownGateways:
         self._ledger = ledger
         self._acceptable: set[str] = set()
         self._last_amount: dict[str, int | None] = {}
+        self._first_amount: dict[str, tuple[str, int]] = {}
         self._asset_usd: dict[str, Decimal] = {}
         self._facilitators: dict[str, str] = {}
         self._refusals: dict[str, tuple[int, float]] = {}
@@ -64,13 +65,24 @@ class KnownGateways:
         """What was last accepted there, in atomic units."""
         return self._last_amount.get(origin)
 
+    def first_amount(self, origin: str) -> int | None:
+        """What was accepted there first today (UTC), in atomic units."""
+        day, amount_atomic = self._first_amount.get(origin, ("", 0))
+        return amount_atomic if day == _today() else None
+
     def recall_price(self, origin: str) -> Future[str | None] | None:
         """What this origin last accepted, also from earlier processes; None when it is known here."""
         return None if origin in self._last_amount else self._ledger.noted(self._price_key(origin))
 
     def recalled_price(self, origin: str, noted: str | None) -> None:
         """Keeps the answer, unless a payment has been accepted meanwhile."""
-        self._last_amount.setdefault(origin, None if noted is None else int(noted))
+        if noted is None:
+            self._last_amount.setdefault(origin, None)
+            return
+        last, *first = noted.split()  # ledgers of before know the last amount only
+        self._last_amount.setdefault(origin, int(last))
+        if first:
+            self._first_amount.setdefault(origin, (first[0], int(first[1])))
 
     def _price_key(self, origin: str) -> str:
         return f"price {self._network.caip2} {origin}"
@@ -78,9 +90,27 @@ class KnownGateways:
     def accepted(self, origin: str, *, amount_atomic: int) -> None:
         """A payment to this origin was taken: earlier refusals no longer count, and its price is the measure."""
         self._refusals.pop(origin, None)
-        if self._last_amount.get(origin) != amount_atomic:
+        is_first = self.first_amount(origin) is None
+        if is_first:
+            self._first_amount[origin] = (_today(), amount_atomic)
+        if is_first or self._last_amount.get(origin) != amount_atomic:
             self._last_amount[origin] = amount_atomic
-            self._ledger.note(self._price_key(origin), str(amount_atomic))
+            day, first = self._first_amount[origin]
+            self._ledger.note(self._price_key(origin), f"{amount_atomic} {day} {first}")
+
+    # -- trust
+
+    def open_dispute(self, origin: str) -> Future[str | None]:
+        """A call whose settlement is disputed with this gateway, until the user clears it; None when there is none."""
+        return self._ledger.open_dispute(network=self._network.caip2, origin=origin)
+
+    def disputed(self, origin: str) -> PolicyRefused:
+        """The error for a gateway with an open dispute."""
+        return PolicyRefused(
+            f"A settlement of {origin} is disputed, and nothing more is paid there. Nothing was signed. "
+            "`opengradient-x402 receipts list --status disputed` shows why; when it is resolved: "
+            f"`opengradient-x402 receipts clear-dispute {origin}`. Or use another gateway.",
+        )
 
     def refused(self, origin: str) -> None:
         """A payment to this origin was refused; too many in a row, and it is left alone for a while."""
@@ -121,6 +151,10 @@ class KnownGateways:
                 f"{origin} names the facilitator {terms.facilitator}, but {pinned} was pinned at first use. "
                 "Nothing was signed. If the change is legitimate, allow it in the policy's `facilitators`."
             )
+
+
+def _today() -> str:
+    return time.strftime("%Y-%m-%d", time.gmtime())
 
 
 def origin_of(url: httpx.URL) -> str:

@@ -1,9 +1,9 @@
 """The 402 handshake as a generator: it decides, it never touches the network (x402 v2, HTTP transport).
 
-Order of attempts: a live session; a pre-emptive signature over known terms; an unpaid request, whose 402
-tells the terms. At most one authorization a call: a second signature, after the gateway changed its terms,
-reuses the same nonce, so the chain can settle only one of the two. After a signature or a session id has
-left, nothing is sent again unless the gateway itself said that it did not take it.
+Order of attempts: a live session; a payment of an earlier call whose fate is unknown; a pre-emptive signature over
+known terms; an unpaid request, whose 402 tells the terms. At most one authorization a call: a second signature, after
+the gateway changed its terms, is made in the same nonce space under the same nonce, so the chain can settle only one
+of the two. After a signature has left, no answer of a gateway means "not paid": only the chain says that.
 
 Who may be paid is `policy`, what is remembered is `payments`.
 """
@@ -14,7 +14,7 @@ import base64
 import binascii
 import re
 import time
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 import httpx
 
@@ -28,9 +28,10 @@ from opengradient_x402.errors import (
     PaidButFailed,
     PaymentOutcomeUnknown,
 )
+from opengradient_x402.ledger.authorizations import Authorization
 from opengradient_x402.payment.call import Call
-from opengradient_x402.payment.challenge import Challenge, parse_challenge
-from opengradient_x402.payment.payments import Payments
+from opengradient_x402.payment.challenge import Challenge, PaymentTerms, parse_challenge
+from opengradient_x402.payment.payments import Doubtful, Fate, Payments
 from opengradient_x402.payment.permits import SignedPayment
 from opengradient_x402.payment.sessions import PaidSession, SessionKey, Ticket, Waiting
 
@@ -120,14 +121,11 @@ def _ride(request: httpx.Request, call: Call, payments: Payments, session: PaidS
 
 def _open(request: httpx.Request, call: Call, payments: Payments, ticket: Ticket) -> Steps[httpx.Response]:
     """Pay with an authorization: one in doubt if there is one, else a new one over the known or asked terms."""
-    response: httpx.Response
+    response: httpx.Response | None
     if (doubtful := payments.take_doubtful(ticket.key)) is not None:
-        response = yield from _send_signed(request, call, payments, ticket, doubtful)
-        if response.status_code != httpx.codes.PAYMENT_REQUIRED:
+        response = yield from _offer_again(request, call, payments, ticket, doubtful)
+        if response is not None:
             return response
-        payments.detach(call)
-        call.has_signed_out = False  # that was another call's payment
-        yield from _read_challenge(response, payments, ticket.key)
     challenge = payments.known_terms(ticket.key)
     was_asked = challenge is None
     if challenge is None:
@@ -137,32 +135,117 @@ def _open(request: httpx.Request, call: Call, payments: Payments, ticket: Ticket
         challenge = yield from _read_challenge(response, payments, ticket.key)
     signed = yield from _authorize(challenge, request, call, payments, ticket.key)
     response = yield from _send_signed(request, call, payments, ticket, signed)
-    if response.status_code == httpx.codes.PAYMENT_REQUIRED and not was_asked:
-        current = yield from _read_challenge(response, payments, ticket.key)
-        if signed.accepted.raw in [terms.raw for terms in current.terms]:
-            raise payments.rejected(call, current, ticket.key)
-        # The terms changed since they were cached: sign the new ones with the same nonce.
-        signed = yield from _authorize(current, request, call, payments, ticket.key)
+    if response.status_code != httpx.codes.PAYMENT_REQUIRED:
+        return response
+    return (yield from _asked_again(response, request, call, payments, ticket, signed, may_sign=not was_asked))
+
+
+def _offer_again(
+    request: httpx.Request, call: Call, payments: Payments, ticket: Ticket, doubtful: Doubtful
+) -> Steps[httpx.Response | None]:
+    """Offer an earlier call's payment, whose fate is unknown. None: it is spent or expired, by the chain's word."""
+    signed, origin = doubtful.signed, ticket.key.origin
+    if doubtful.is_taken:
+        if (yield Wait(payments.gateways.open_dispute(origin))) is None:  # cleared meanwhile
+            return None
+        call.authorization = signed.authorization
+        raise payments.taken(call, doubtful, ticket.key)
+    response = yield from _send_signed(request, call, payments, ticket, signed)
+    if response.status_code != httpx.codes.PAYMENT_REQUIRED:
+        return response
+    fate: Fate = yield Wait(payments.fate(signed.authorization))
+    if fate is Fate.OPEN:
+        return (yield from _asked_again(response, request, call, payments, ticket, signed, may_sign=True))
+    if fate is Fate.SETTLED and doubtful.was_refused:
+        yield Read(response)
+        yield Wait(payments.dispute_refused(signed))
+        raise payments.taken(call, doubtful, ticket.key)
+    payments.detach(call)
+    call.has_signed_out = False  # that was another call's payment
+    yield from _read_challenge(response, payments, ticket.key)
+    return None
+
+
+def _asked_again(
+    response: httpx.Response,
+    request: httpx.Request,
+    call: Call,
+    payments: Payments,
+    ticket: Ticket,
+    signed: SignedPayment,
+    *,
+    may_sign: bool,
+) -> Steps[httpx.Response]:
+    """The gateway answered a payment with 402. Terms that changed are signed once more, under the same nonce.
+
+    Otherwise the outcome is unknown: the gateway holds a signature that can settle until its deadline.
+    """
+    claims = _payment_response(response)
+    current, why = yield from _terms_after(response, payments, ticket.key)
+    if may_sign and not claims and current is not None and signed.accepted.raw not in [o.raw for o in current.terms]:
+        try:
+            again = yield from _authorize(current, request, call, payments, ticket.key, earlier=signed.authorization)
+        except NotPaid as exc:
+            payments.doubt(ticket.key, signed, was_refused=True)
+            raise payments.unresolved(call, signed, ticket.key, f"{why}; its new terms are refused: {exc}") from exc
+        except BaseException:
+            payments.doubt(ticket.key, signed, was_refused=True)
+            raise
+        signed = again
         response = yield from _send_signed(request, call, payments, ticket, signed)
-    if response.status_code == httpx.codes.PAYMENT_REQUIRED:
-        current = yield from _read_challenge(response, payments, ticket.key)
-        raise payments.rejected(call, current, ticket.key)
-    return response
+        if response.status_code != httpx.codes.PAYMENT_REQUIRED:
+            return response
+        claims = _payment_response(response)
+        _, why = yield from _terms_after(response, payments, ticket.key)
+    call.claims = claims
+    payments.doubt(ticket.key, signed, was_refused=True)
+    why = str(claims.get("errorReason") or why)[:_MAX_REASON_CHARS]
+    raise payments.unresolved(call, signed, ticket.key, why)
 
 
-def _authorize(
-    challenge: Challenge, request: httpx.Request, call: Call, payments: Payments, key: SessionKey
-) -> Steps[SignedPayment]:
-    """Check funds (first time only), reserve the budget durably, then sign."""
+def _terms_after(response: httpx.Response, payments: Payments, key: SessionKey) -> Steps[tuple[Challenge | None, str]]:
+    """What a 402 after a signature asks for, if it can be read, and why the payment was not taken."""
+    try:
+        challenge = yield from _read_challenge(response, payments, key)
+    except NotPaid as exc:
+        return None, f"its answer cannot be read ({type(exc).__name__})"
+    return challenge, challenge.error or "no reason given"
+
+
+def _acceptable(
+    challenge: Challenge, call: Call, payments: Payments, key: SessionKey, earlier: Authorization | None
+) -> Steps[PaymentTerms]:
+    """The terms to sign, when gateway, price, funds, facilitator and clock are as they must be."""
     if (last := payments.gateways.recall_price(key.origin)) is not None:
         payments.gateways.recalled_price(key.origin, (yield Wait(last)))
-    terms = payments.choose(challenge, key, payees=call.payees)
+    if (yield Wait(payments.gateways.open_dispute(key.origin))) is not None:
+        raise payments.gateways.disputed(key.origin)
+    terms = payments.choose(challenge, key, payees=call.payees, earlier=earlier)
     payments.check_call(call, key, cap_atomic=terms.amount_atomic)
     if (funds := payments.funds.check(terms, challenge)) is not None:
         yield Wait(funds)
     if (pin := payments.gateways.pin_facilitator(terms, key.origin)) is not None:
         payments.gateways.confirm_facilitator(terms, key.origin, (yield Wait(pin)))
-    drafted = payments.draft(terms, call, str(request.url))
+    if (asked := payments.clock.check()) is not None:
+        yield Wait(asked)
+    return terms
+
+
+def _authorize(
+    challenge: Challenge,
+    request: httpx.Request,
+    call: Call,
+    payments: Payments,
+    key: SessionKey,
+    *,
+    earlier: Authorization | None = None,
+) -> Steps[SignedPayment]:
+    """Check what there is to check, reserve the budget durably, then sign.
+
+    `earlier` is an authorization whose signature has left: only terms in its nonce space are signed, under its nonce.
+    """
+    terms = yield from _acceptable(challenge, call, payments, key, earlier)
+    drafted = payments.draft(terms, call, str(request.url), earlier=earlier)
     try:
         try:
             authorization = yield Wait(payments.reserve(drafted))
@@ -187,6 +270,7 @@ def _send_signed(
     except _NEVER_LEFT as exc:
         if is_first_use and call.has_signed_out:
             # An earlier signature under this nonce is out: the gateway refused it, and holds it all the same.
+            payments.doubt(ticket.key, signed, was_refused=True)
             raise _outcome_unknown(call, exc) from exc
         payments.detach(call)
         if is_first_use:
@@ -202,18 +286,18 @@ def _send_signed(
         raise
     call.has_signed_out = True
     if response.status_code == httpx.codes.PAYMENT_REQUIRED:
-        if is_first_use and RESPONSE_HEADER in response.headers:
-            yield from _settlement_failed(response, call, payments, ticket, signed)
         return response
-    _take_session(response, call, payments, ticket, signed)
-    payments.gateways.accepted(ticket.key.origin, amount_atomic=signed.authorization.terms.amount_atomic)
+    if _bought(response, call, payments, ticket, signed):
+        payments.gateways.accepted(ticket.key.origin, amount_atomic=signed.authorization.terms.amount_atomic)
+    else:
+        call.is_doubtful = True
+        payments.doubt(ticket.key, signed, was_refused=True)
+        payments.gateways.refused(ticket.key.origin)
     return (yield from _answered(response, call))
 
 
-def _take_session(
-    response: httpx.Response, call: Call, payments: Payments, ticket: Ticket, signed: SignedPayment
-) -> None:
-    """What an accepted payment bought: a session, this one answer, or nothing that we know of."""
+def _bought(response: httpx.Response, call: Call, payments: Payments, ticket: Ticket, signed: SignedPayment) -> bool:
+    """Whether the answer shows what the payment bought: a session, or this one answer."""
     session_id = response.headers.get(SESSION_HEADER)
     if session_id is not None and _SESSION_ID.fullmatch(session_id):
         call.session = payments.sessions.opened(ticket, session_id=session_id, authorization=signed.authorization)
@@ -221,29 +305,12 @@ def _take_session(
         call.claims = _payment_response(response)
         payments.sessions.sessionless(ticket)
     else:
-        payments.doubt(ticket.key, signed)
-
-
-def _settlement_failed(
-    response: httpx.Response, call: Call, payments: Payments, ticket: Ticket, signed: SignedPayment
-) -> Steps[NoReturn]:
-    """The gateway took the payment to the chain and says that it failed there: only the chain knows."""
-    call.claims = _payment_response(response)
-    payments.doubt(ticket.key, signed)
-    yield Read(response)
-    reason = str(call.claims.get("errorReason") or "no reason given")[:_MAX_REASON_CHARS]
-    raise PaymentOutcomeUnknown(
-        f"The gateway tried to settle the payment of call {call.id} and reports: {reason}. It did not serve the "
-        "call. Whether the chain took the payment only the chain can say: `opengradient-x402 receipts reconcile` "
-        "asks it. Nothing new was signed; the next call offers the same payment again.",
-        call_id=call.id,
-        status_code=response.status_code,
-        kind="payment",
-    )
+        return False
+    return True
 
 
 def _answered(response: httpx.Response, call: Call) -> Steps[httpx.Response]:
-    call.is_answered = True
+    call.is_answered = not call.is_doubtful
     # The session's id spends its cap: nobody above, and no repr or log of theirs, needs it.
     response.headers.pop(SESSION_HEADER, None)
     call.headers = response.headers
@@ -269,7 +336,7 @@ def _read_challenge(response: httpx.Response, payments: Payments, key: SessionKe
             "Nothing was paid for this request. Check that the address is an x402 v2 gateway.",
             status_code=402,
         )
-    payments.check_clock(response.headers.get("date"))
+    payments.clock.heard(response.headers.get("date"))
     challenge = parse_challenge(header)
     payments.remember_terms(key, challenge)
     return challenge

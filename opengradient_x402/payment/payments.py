@@ -13,21 +13,20 @@ import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future
-from email.utils import parsedate_to_datetime
+from dataclasses import replace
+from enum import Enum
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import httpx
 from pydantic import SecretStr
 
 from opengradient_x402.effects import in_thread
 from opengradient_x402.errors import (
-    AllowanceMissing,
     ChainUnavailable,
-    InsufficientFunds,
-    NotPaid,
-    PaymentRejected,
+    PaidButFailed,
+    PaymentOutcomeUnknown,
 )
 from opengradient_x402.ledger.authorizations import Authorization, Budget
 from opengradient_x402.ledger.ledger import Ledger
@@ -35,6 +34,7 @@ from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.models import find_model, usd_to_atomic
 from opengradient_x402.networks import Network, load_network
 from opengradient_x402.payment.call import Answer, Call, build_receipt
+from opengradient_x402.payment.clock import Clock
 from opengradient_x402.payment.funds import Funds
 from opengradient_x402.payment.gateways import KnownGateways, origin_of
 from opengradient_x402.payment.permits import SignedPayment, payment_header, signed_payload, terms_to_sign
@@ -51,6 +51,26 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 BYTES_PER_TOKEN = 2
 """A request is taken for at most this many bytes a token: real texts have about four."""
+
+
+class Fate(Enum):
+    """What the chain says of an authorization."""
+
+    OPEN = "open"
+    SETTLED = "settled"
+    GONE = "gone"
+    """Expired or cancelled."""
+
+
+class Doubtful(NamedTuple):
+    """A payment whose fate is unknown.
+
+    `was_refused`: a gateway answered as if it had not taken it. `is_taken`: the chain shows that it took it after all.
+    """
+
+    signed: SignedPayment
+    was_refused: bool = False
+    is_taken: bool = False
 
 
 class Payments(Resident):
@@ -74,7 +94,8 @@ class Payments(Resident):
         self._owns_ledger = False
         self._lock = threading.RLock()
         self._terms: dict[SessionKey, Challenge] = {}
-        self._doubtful: dict[SessionKey, list[SignedPayment]] = {}
+        self._doubtful: dict[SessionKey, list[Doubtful]] = {}
+        self.clock = Clock(network=network, policy=self.policy)
         self.funds = Funds(network=network, signer=signer, policy=self.policy)
         self._budget = Budget(limit_atomic=self.policy.per_day_atomic(network.asset))
         belongs(self, Ending.CONNECTIONS)
@@ -151,10 +172,17 @@ class Payments(Resident):
         """Drops what this endpoint asked for, since it asks for something else now."""
         self._terms.pop(key, None)
 
-    def choose(self, challenge: Challenge, key: SessionKey, *, payees: frozenset[str] | None = None) -> PaymentTerms:
+    def choose(
+        self,
+        challenge: Challenge,
+        key: SessionKey,
+        *,
+        payees: frozenset[str] | None = None,
+        earlier: Authorization | None = None,
+    ) -> PaymentTerms:
         """The terms that the policy accepts; `payees` are all that may be paid at a registered endpoint.
 
-        Raises PolicyRefused.
+        After an `earlier` signature only terms in its nonce space are. Raises PolicyRefused.
         """
         return self.policy.choose(
             challenge,
@@ -163,6 +191,8 @@ class Payments(Resident):
             payees=payees,
             pinned_facilitator=self.gateways.facilitator(key.origin),
             last_amount_atomic=self.gateways.last_amount(key.origin),
+            first_amount_atomic=self.gateways.first_amount(key.origin),
+            nonce_space=None if earlier is None else (earlier.transfer_method, earlier.asset),
         )
 
     def check_call(self, call: Call, key: SessionKey, *, cap_atomic: int) -> None:
@@ -182,18 +212,16 @@ class Payments(Resident):
             worst = min(worst, usd_to_atomic(usd, asset_usd=asset_usd, asset=self.network.asset))
         self.policy.check_call(worst, asset=self.network.asset, model=call.model)
 
-    def check_clock(self, date_header: str | None) -> None:
-        """Refuses to sign when the gateway's `Date` shows that one of the two clocks is wrong."""
-        if date_header is None:
-            return
-        try:
-            server_now_s = int(parsedate_to_datetime(date_header).timestamp())
-        except (ValueError, OverflowError):
-            return
-        self.policy.check_clock(now_s=int(time.time()), server_now_s=server_now_s)
+    def draft(
+        self, terms: PaymentTerms, call: Call, endpoint: str, *, earlier: Authorization | None = None
+    ) -> Authorization:
+        """The authorization that this call is about to sign; with `earlier`, a further signature under its nonce.
 
-    def draft(self, terms: PaymentTerms, call: Call, endpoint: str) -> Authorization:
-        """The authorization that this call is about to sign. Raises PolicyRefused for another chain's terms."""
+        Raises PolicyRefused for another chain's terms.
+        """
+        to_sign = (terms_to_sign(terms, network=self.network, now_s=int(time.time())),)
+        if earlier is not None:
+            return replace(earlier, endpoint=endpoint, signed=to_sign)
         nonce = self.signer.nonce_for(call.id)
         return Authorization(
             id=_authorization_id(self.network, self.payer, nonce),
@@ -204,7 +232,7 @@ class Payments(Resident):
             endpoint=endpoint,
             model=call.model,
             settlement_mode=call.settlement_mode,
-            signed=(terms_to_sign(terms, network=self.network, now_s=int(time.time())),),
+            signed=to_sign,
         )
 
     def reserve(self, authorization: Authorization) -> Future[Authorization]:
@@ -243,20 +271,19 @@ class Payments(Resident):
             self.sessions.leave(call.session)
         call.session = call.authorization = None
 
-    def doubt(self, key: SessionKey, signed: SignedPayment) -> None:
+    def doubt(self, key: SessionKey, signed: SignedPayment, *, was_refused: bool = False) -> None:
         """Keeps a payment whose fate is unknown: the next call uses it before it signs anything new."""
         with self._lock:
-            self._doubtful.setdefault(key, []).append(signed)
+            self._doubtful.setdefault(key, []).append(Doubtful(signed, was_refused=was_refused))
 
-    def take_doubtful(self, key: SessionKey) -> SignedPayment | None:
-        """A payment in doubt that is still valid for a while; it is handed out once."""
+    def take_doubtful(self, key: SessionKey) -> Doubtful | None:
+        """A payment in doubt whose latest signature can still be used; it is handed out once."""
         with self._lock:
             waiting = self._doubtful.get(key, [])
             while waiting:
-                signed = waiting.pop()
-                terms = signed.authorization.terms
-                if time.time() < terms.deadline - (terms.deadline - terms.signed_at) / 4:
-                    return signed
+                doubtful = waiting.pop()
+                if time.time() < doubtful.signed.authorization.terms.deadline:
+                    return doubtful
         return None
 
     def has_doubtful(self) -> bool:
@@ -264,25 +291,59 @@ class Payments(Resident):
         now_s = time.time()
         with self._lock:
             return any(
-                now_s < signed.authorization.deadline for waiting in self._doubtful.values() for signed in waiting
+                now_s < doubtful.signed.authorization.deadline
+                for waiting in self._doubtful.values()
+                for doubtful in waiting
             )
 
-    def rejected(self, call: Call, challenge: Challenge, key: SessionKey) -> PaymentRejected | NotPaid:
-        """The error for a payment that the gateway refused, from the reason that it gave."""
+    def fate(self, authorization: Authorization) -> Future[Fate]:
+        """What the chain says of an authorization now; OPEN also when it does not answer."""
+        return in_thread(lambda: self._fate(authorization), name="opengradient-fate")
+
+    def _fate(self, authorization: Authorization) -> Fate:
+        self._reclaim()
+        known = self.ledger.authorizations(payer=self.payer, network=self.network.caip2).result()
+        status = next((one.status for one in known if one.id == authorization.id), "signed")
+        return Fate.OPEN if status == "signed" else Fate.SETTLED if status == "settled" else Fate.GONE
+
+    def dispute_refused(self, signed: SignedPayment) -> Future[None]:
+        """Records that a gateway answered a payment as if it had not taken it, and took it."""
+        text = "The gateway did not serve this payment, and the chain shows that it took it."
+        return self.ledger.record_dispute(signed.authorization.call_id, text)
+
+    def taken(self, call: Call, doubtful: Doubtful, key: SessionKey) -> PaidButFailed:
+        """The error for a payment that was taken without an answer. It is not offered again, and no other is made."""
+        with self._lock:
+            self._doubtful.setdefault(key, []).append(doubtful._replace(is_taken=True))
+        paid_for = doubtful.signed.authorization.call_id
+        return PaidButFailed(
+            f"{key.origin} took the payment of call {paid_for}, which this call offered again, and served neither. "
+            "Nothing else was signed. The settlement is disputed, and nothing more is paid there until you clear it: "
+            f"`opengradient-x402 receipts clear-dispute {key.origin}`. Or use another gateway.",
+            call_id=call.id,
+            kind="payment",
+        )
+
+    def unresolved(self, call: Call, signed: SignedPayment, key: SessionKey, reason: str) -> PaymentOutcomeUnknown:
+        """The error for a payment that the gateway says it did not take: the chain decides that, not the gateway."""
         self.gateways.refused(key.origin)
         self.funds.forget()
-        reason = challenge.error or "no reason given"
-        kind: type[NotPaid] = PaymentRejected
+        authorization = signed.authorization
         advice = "`opengradient-x402 doctor` checks wallet, clock, network and gateway."
         if "balance" in reason or "insufficient_funds" in reason:
-            kind, advice = InsufficientFunds, f"Send {self.network.asset.symbol} to {self.payer}."
+            advice = f"If its reason is true: send {self.network.asset.symbol} to {self.payer}."
         elif "allowance" in reason:
-            kind, advice = AllowanceMissing, "Run `opengradient-x402 approve` once for this wallet."
-        return kind(
-            f"{key.origin} refused the payment of call {call.id}: {reason}. The chain was not touched; the "
-            f"signature expires by itself, and its amount stays reserved in the budget until then. {advice}",
+            advice = "If its reason is true: run `opengradient-x402 approve` once for this wallet."
+        left_s = max(0, authorization.deadline - int(time.time()))
+        most = self.network.asset.format(authorization.amount_atomic)
+        return PaymentOutcomeUnknown(
+            f"{key.origin} did not serve call {call.id} after its payment had been sent: {reason}. It holds a "
+            f"signature that can take up to {most} for {left_s} s more; only the chain can say whether it does "
+            "(`opengradient-x402 receipts reconcile`). Nothing else was signed, and the next call offers the same "
+            f"payment again. {advice}",
             call_id=call.id,
             status_code=402,
+            kind="payment",
         )
 
     # -- afterwards

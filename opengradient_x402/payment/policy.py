@@ -89,11 +89,14 @@ class SpendPolicy:
         payees: Collection[str] | None = None,
         pinned_facilitator: str | None = None,
         last_amount_atomic: int | None = None,
+        first_amount_atomic: int | None = None,
+        nonce_space: tuple[str, str] | None = None,
     ) -> PaymentTerms:
         """The terms to accept: `upto` before `exact`, then the smallest cap.
 
         `payees` are the only ones that may be paid there (None: all of the allow-lists). `last_amount_atomic`
-        is what this origin asked for last time (None: nothing to compare with).
+        is what this origin asked for last time, `first_amount_atomic` what it asked for first today (None: nothing
+        to compare with). `nonce_space` (transfer method, asset) is that of a signature which has left already.
         Raises PolicyRefused with every refused entry and why.
         """
         _note_foreign_resource(challenge, origin)
@@ -103,7 +106,10 @@ class SpendPolicy:
                 _wrong_place(terms, network)
                 or self._wrong_payee(terms, network, payees)
                 or self._wrong_facilitator(terms, network, pinned_facilitator)
-                or self._too_much(terms, network.asset, last_amount_atomic)
+                or self._too_much(terms, network.asset)
+                or self._drifted(terms, network.asset, last_amount_atomic, "last time")
+                or self._drifted(terms, network.asset, first_amount_atomic, "first today")
+                or _other_nonces(terms, nonce_space)
             )
             if problem is None:
                 return terms
@@ -178,7 +184,7 @@ class SpendPolicy:
             )
         return None
 
-    def _too_much(self, terms: PaymentTerms, asset: Asset, last_amount_atomic: int | None) -> str | None:
+    def _too_much(self, terms: PaymentTerms, asset: Asset) -> str | None:
         amount = terms.amount_atomic
         if amount == 0:
             return "its amount is 0, which no settlement accepts"
@@ -202,15 +208,14 @@ class SpendPolicy:
                 f"Call would cost {asset.format(amount)}; the limit is {asset.format(per_call)}. "
                 "Raise `max_per_call`, or pick a cheaper model"
             )
-        return self._drifted(amount, asset, last_amount_atomic)
+        return None
 
-    def _drifted(self, amount: int, asset: Asset, last_amount_atomic: int | None) -> str | None:
-        if last_amount_atomic is None:
-            return None
-        if amount * 100 <= last_amount_atomic * (100 + self.max_price_increase_percent):
+    def _drifted(self, terms: PaymentTerms, asset: Asset, before_atomic: int | None, when: str) -> str | None:
+        amount = terms.amount_atomic
+        if before_atomic is None or amount * 100 <= before_atomic * (100 + self.max_price_increase_percent):
             return None
         return (
-            f"it asks for {asset.format(amount)}, after {asset.format(last_amount_atomic)} last time; the "
+            f"it asks for {asset.format(amount)}, after {asset.format(before_atomic)} {when}; the "
             f"limit is an increase of {self.max_price_increase_percent} %. If the new price is right, raise "
             "`max_price_increase_percent`"
         )
@@ -231,6 +236,12 @@ def _wrong_place(terms: PaymentTerms, network: Network) -> str | None:
             f"{network.asset.name!r} version {network.asset.version!r}: the signature would be invalid"
         )
     return None
+
+
+def _other_nonces(terms: PaymentTerms, nonce_space: tuple[str, str] | None) -> str | None:
+    if nonce_space in (None, (terms.transfer_method, terms.asset)):
+        return None
+    return "its nonces are kept by another contract, so it could be settled beside the signature that was sent before"
 
 
 def _preference(terms: PaymentTerms) -> tuple[bool, int]:
