@@ -92,7 +92,7 @@ class ConfiguredChatModel(BaseChatModel):
     async_client: Any | None = Field(default=None, exclude=True, repr=False)
     """`AsyncGatewayClient` to use for async calls. It is never closed here."""
     connections: Connections = Field(default_factory=Connections, exclude=True, repr=False)
-    """The clients made here; copies of the model share them."""
+    """What this model uses of the process's clients, which all models share; copies of the model share this object."""
 
     # A wrong field must not print the other fields' input: the private key is among them.
     model_config = ConfigDict(populate_by_name=True, hide_input_in_errors=True, protected_namespaces=())

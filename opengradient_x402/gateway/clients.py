@@ -147,13 +147,13 @@ class Registry(Resident):
         self._spellings: dict[Hashable, tuple[_Wallet, float]] = {}
         """The same wallets by what users wrote (a key, a network or a path has several forms), and until when."""
         self._ledgers: weakref.WeakValueDictionary[str, Ledger] = weakref.WeakValueDictionary()
-        self.renew()
+        self._renew()
         belongs(self, Ending.CONNECTIONS)
 
     def __len__(self) -> int:
         return len(self._wallets)
 
-    def renew(self) -> None:
+    def _renew(self) -> None:
         """In a forked child: the wallets stay, their sessions and connections are new, and nobody opens one now."""
         self._lock = threading.RLock()
         self._opening: dict[Hashable, Future[_Wallet]] = {}
@@ -193,18 +193,19 @@ class Registry(Resident):
             opening.set_result(wallet)
 
     def release(self, user: Connections, wallets: Iterable[_Wallet]) -> list[_Wallet]:
-        """`user` is closed. Returns what nobody uses any more: its connections and its ledger's thread are ended,
-        its sessions stay for a while."""
+        """`user` is closed. Returns the wallets that nobody uses any more, for `close_unused`."""
         with self._lock:
             for wallet in wallets:
                 wallet.users.discard(user)
-            unused = [wallet for wallet in wallets if not wallet.users]
-        for wallet in unused:
+            return [wallet for wallet in wallets if not wallet.users]
+
+    def close_unused(self, wallets: Iterable[_Wallet]) -> None:
+        """Ends the connections and the ledger's thread of these wallets; their sessions stay for a while."""
+        for wallet in wallets:
             wallet.used_at = time.monotonic()
             wallet.disconnect()
             self._rest(wallet)
         self.look()
-        return unused
 
     def look(self) -> None:
         """Has the thread see what is used no more. Safe in a finalizer: takes no lock."""
@@ -353,14 +354,15 @@ class Connections:
 
     def close(self) -> None:
         """Close the connections that no other model uses. The next call opens them again."""
-        self._registry.release(self, self._taken())
+        self._registry.close_unused(self._registry.release(self, self._taken()))
 
     async def aclose(self) -> None:
         """`close`, and wait until the running loop's connections are closed."""
-        wallets = self._taken()
-        for wallet in await asyncio.to_thread(self._registry.release, self, wallets):
+        unused = self._registry.release(self, self._taken())
+        for wallet in unused:
             for client in list(wallet.async_clients.values()):
                 await client.aclose()
+        await asyncio.to_thread(self._registry.close_unused, unused)
 
     def _keep(self, kept: dict[Route, Any], route: Route, found: tuple[_Wallet, Any]) -> None:
         for known, (wallet, _) in list(kept.items()):

@@ -183,7 +183,7 @@ class Ledger(Resident):
 
     # -- the process: fork and exit
 
-    def come_to_rest(self) -> Callable[[float], object] | None:
+    def _come_to_rest(self) -> Callable[[float], object] | None:
         """Has the writer close its connection before a fork, so that the child inherits none."""
         if not self._lock.acquire(timeout=1.0):
             return None
@@ -196,13 +196,13 @@ class Ledger(Resident):
             self._lock.release()
         return rest.is_resting.wait
 
-    def go_on(self) -> None:
+    def _go_on(self) -> None:
         """The parent's writer opens its connection again at the next job."""
         rest, self._resting = self._resting, None
         if rest is not None:
             rest.may_go_on.set()
 
-    def renew(self) -> None:
+    def _renew(self) -> None:
         """A child has neither the thread nor what waits for it: the parent writes that."""
         self._lock = threading.RLock()
         self._queue = queue.SimpleQueue()
@@ -211,7 +211,7 @@ class Ledger(Resident):
             self._finalizer.detach()
             self._finalizer = None
 
-    def end(self, timeout_s: float, /) -> None:
+    def _end(self, timeout_s: float, /) -> None:
         """At the end of the process: writes what waits."""
         self._closed = True
         self._stop(timeout_s)

@@ -307,7 +307,7 @@ class Recorder(Resident):
     def __init__(self, name, heard, *, is_broken=False):
         self.name, self.heard, self.is_broken = name, heard, is_broken
 
-    def end(self, timeout_s, /):
+    def _end(self, timeout_s, /):
         self.heard.append((self.name, timeout_s > 0))
         if self.is_broken:
             raise RuntimeError("cannot end")
@@ -329,6 +329,6 @@ def test_a_lock_that_another_thread_held_is_free_in_a_child():
     thread = threading.Thread(target=lock.__enter__)  # it ends with the lock in its hands
     thread.start()
     thread.join()
-    lock.renew()
+    lock._renew()
     with lock, lock:
         pass
