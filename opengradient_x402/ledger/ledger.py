@@ -181,6 +181,16 @@ class Ledger(Resident):
                     timeout_s,
                 )
 
+    def _may_end(self) -> bool:
+        """Asked by a writer that has nothing to do: True, and the next job begins another one."""
+        with self._lock:
+            if self._thread is not threading.current_thread() or not self._queue.empty() or is_in_memory(self.url):
+                return False
+            self._ending, self._thread = self._thread, None
+            if self._finalizer is not None:
+                self._finalizer.detach()
+            return True
+
     # -- the process: fork and exit
 
     def _come_to_rest(self) -> Callable[[float], object] | None:
@@ -243,7 +253,13 @@ class Ledger(Resident):
     def _start(self) -> None:
         # The thread is a daemon, so that a forgotten close() cannot hang the end of the process.
         self._queue = queue.SimpleQueue()
-        writer = Writer(self._location, self._queue, after=self._ending)
+        may_end = weakref.WeakMethod(self._may_end)  # the thread must not keep a ledger that was forgotten
+        writer = Writer(
+            self._location,
+            self._queue,
+            may_end=lambda: (ask := may_end()) is not None and ask(),
+            after=self._ending,
+        )
         self._thread = threading.Thread(target=writer.run, name="opengradient-ledger", daemon=True)
         self._thread.start()
         self._ending = None
