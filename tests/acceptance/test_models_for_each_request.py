@@ -79,7 +79,8 @@ def test_one_model_after_another(make, call, options):
         kept_s.append(timed(lambda: ids.add(call(kept))))
         made_s.append(timed(lambda: ids.add(call(make(**options)))))
     assert len(ids) <= 2
-    assert statistics.median(made_s) <= 1.5 * statistics.median(kept_s)
+    quick_kept_s, quick_made_s = statistics.quantiles(kept_s, n=10)[0], statistics.quantiles(made_s, n=10)[0]
+    assert quick_made_s <= 1.5 * quick_kept_s  # of the quickest tenth: other programs slow the rest
 
 
 @FACES
