@@ -280,7 +280,7 @@ class ChatOpenGradient(ConfiguredChatModel):
         )
 
     def close(self) -> None:
-        """Close what this model and its copies opened; the next call opens it again."""
+        """Close what no other model uses; the next call opens it again."""
         self.connections.close()
 
     async def aclose(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, Literal, Self
@@ -91,7 +92,7 @@ class ConfiguredChatModel(BaseChatModel):
     async_client: Any | None = Field(default=None, exclude=True, repr=False)
     """`AsyncGatewayClient` to use for async calls. It is never closed here."""
     connections: Connections = Field(default_factory=Connections, exclude=True, repr=False)
-    """The clients made here; copies of the model share them."""
+    """What this model uses of the process's clients, which all models share; copies of the model share this object."""
 
     # A wrong field must not print the other fields' input: the private key is among them.
     model_config = ConfigDict(populate_by_name=True, hide_input_in_errors=True, protected_namespaces=())
@@ -145,7 +146,7 @@ class ConfiguredChatModel(BaseChatModel):
     @model_validator(mode="after")
     def _set_opengradient_version(self) -> Self:
         if hasattr(self, "_add_version"):  # langchain-core 1.5 and later
-            self._add_version("langchain-opengradient", version("opengradient-integrations"))
+            self._add_version("langchain-opengradient", _own_version())
         return self
 
     def _resolve_model_profile(self) -> Any:
@@ -216,6 +217,12 @@ class ConfiguredChatModel(BaseChatModel):
             shared = getattr(self, name)
             memo[id(shared)] = shared  # sockets, locks and caches cannot be copied; one wallet, one set of them
         return super().__deepcopy__(memo)
+
+
+@cache
+def _own_version() -> str:
+    """Read from the installed files once: a web handler makes a model for each request."""
+    return version("opengradient-integrations")
 
 
 def _with_request_parameters(model: type[BaseChatModel], fields: dict[str, Any]) -> dict[str, Any]:

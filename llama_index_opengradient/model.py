@@ -181,7 +181,7 @@ class PaidModel(FunctionCallingLLM):
         )
 
     def close(self) -> None:
-        """Close what sync calls of this model and its copies opened; the next call opens it again."""
+        """Close what no other model uses; the next call opens it again."""
         self._connections.close()
 
     async def aclose(self) -> None:

@@ -43,16 +43,16 @@ class Resident:
 
     __slots__ = ("__weakref__",)
 
-    def come_to_rest(self) -> Callable[[float], object] | None:
+    def _come_to_rest(self) -> Callable[[float], object] | None:
         """Before a fork, in the parent: begin to give up what a child must not inherit; returns how to wait for it."""
 
-    def go_on(self) -> None:
+    def _go_on(self) -> None:
         """After a fork, in the parent."""
 
-    def renew(self) -> None:
+    def _renew(self) -> None:
         """After a fork, in the child, where no other thread lives: take new locks, forget what is the parent's."""
 
-    def end(self, timeout_s: float, /) -> None:
+    def _end(self, timeout_s: float, /) -> None:
         """At the end of the process: close, waiting no longer than this."""
 
 
@@ -65,6 +65,7 @@ class Process:
         self._is_in_multiprocessing = False
 
     def add(self, resident: Resident, ending: Ending) -> None:
+        self._join_multiprocessing()
         self._residents[ending].add(resident)
 
     def end(self, timeout_s: float) -> None:
@@ -72,7 +73,7 @@ class Process:
         for ending in Ending:
             for resident in self._known(ending):
                 try:
-                    resident.end(max(0.0, until - time.monotonic()))
+                    resident._end(max(0.0, until - time.monotonic()))
                 except Exception:  # noqa: BLE001  (the process's boundary: the others must still be ended)
                     _log.exception("%s could not be closed in good order", type(resident).__name__)
 
@@ -80,7 +81,7 @@ class Process:
         self._forking.acquire(timeout=FORK_WAIT_S)  # two threads may fork at once
         self._join_multiprocessing()
         until = time.monotonic() + FORK_WAIT_S
-        waits = [resident.come_to_rest() for ending in Ending for resident in self._known(ending)]
+        waits = [resident._come_to_rest() for ending in Ending for resident in self._known(ending)]
         for wait in waits:
             if wait is not None:
                 wait(max(0.0, until - time.monotonic()))
@@ -88,7 +89,7 @@ class Process:
     def after_fork_in_parent(self) -> None:
         for ending in Ending:
             for resident in self._known(ending):
-                resident.go_on()
+                resident._go_on()
         if self._forking.locked():
             self._forking.release()
 
@@ -98,7 +99,7 @@ class Process:
             known = self._known(ending)
             self._residents[ending] = weakref.WeakSet(known)  # the inherited set may be in use by a thread that is gone
             for resident in known:
-                resident.renew()
+                resident._renew()
 
     def _known(self, ending: Ending) -> list[Resident]:
         while True:
@@ -108,11 +109,13 @@ class Process:
                 continue
 
     def _join_multiprocessing(self) -> None:
-        """Has the children that `multiprocessing` forks end in order too: they leave by `os._exit`."""
+        """Has the children of `multiprocessing` end in order too: they leave by `os._exit`."""
         util: Any = sys.modules.get("multiprocessing.util")
         if util is not None and not self._is_in_multiprocessing:
             self._is_in_multiprocessing = True
             util.register_after_fork(self, lambda _: util.Finalize(None, end_all, exitpriority=0))
+            if sys.modules["multiprocessing.process"].parent_process() is not None:  # a child that has begun
+                util.Finalize(None, end_all, exitpriority=0)
 
 
 _PROCESS: Final = Process()
@@ -137,7 +140,7 @@ class OwnLock(Resident):
         self._lock = threading.RLock()
         belongs(self, Ending.WATCHERS)
 
-    def renew(self) -> None:
+    def _renew(self) -> None:
         """Free, since no other thread lives here."""
         self._lock = threading.RLock()
 

@@ -233,7 +233,7 @@ class AsyncGatewayClient(_Client, Resident):
         wires = [line.wire for line in list(self._lines.values())]
         return all(wire.is_idle for wire in wires if isinstance(wire, AsyncEndpointTransport))
 
-    def renew(self) -> None:
+    def _renew(self) -> None:
         """A child has no loop but those that it starts; the parent's must not be collected, and act, here."""
         self._inherited.append(self._lines)
         self._lines = weakref.WeakKeyDictionary()

@@ -38,8 +38,10 @@ if TYPE_CHECKING:
     from opengradient_x402.payment.payments import Payments
     from opengradient_x402.payment.policy import SpendPolicy
 
+REST_S: Final = 3.0
+"""How long connections and the ledger's thread stay that no model uses: idle connections last little longer."""
 LINGER_S: Final = 120.0
-"""How long a wallet stays open that no model uses: twice as long as gateways keep an idle session."""
+"""How long sessions are remembered that no model uses: twice as long as gateways keep an idle session."""
 UNUSED_S: Final = 3600.0
 """A wallet that no call used for so long is closed even if a model still lives that could use it."""
 MOST_WALLETS: Final = 256
@@ -89,6 +91,8 @@ class _Wallet:
         self.users: weakref.WeakSet[Connections] = weakref.WeakSet()
         self.used_at = time.monotonic()
         self.is_open = True
+        self.is_resting = False
+        """Whether it holds neither connections nor a thread: it need not be looked after until it is used again."""
 
     @property
     def is_usable(self) -> bool:
@@ -113,14 +117,10 @@ class _Wallet:
             found = self.async_clients.setdefault(route.options, AsyncGatewayClient(self.payments, **_options(route)))
         return found
 
-    def closes_at(self, *, linger_s: float) -> float:
-        """When it may be closed, on the monotonic clock, should nobody use it until then."""
-        return self.used_at + (UNUSED_S if self.users else linger_s)
-
     def is_idle(self) -> bool:
-        """Whether no call is under way, and no payment is in doubt that the next call should offer again."""
+        """Whether no call is under way."""
         clients: list[GatewayClient | AsyncGatewayClient] = [*self.clients.values(), *self.async_clients.values()]
-        return all(client.is_idle for client in clients) and not self.payments.has_doubtful()
+        return all(client.is_idle for client in clients)
 
     def disconnect(self) -> None:
         """Closes the connections of clients that have no call under way; the next call opens them again."""
@@ -135,25 +135,26 @@ class _Wallet:
 class Registry(Resident):
     """All wallets of a process. Thread-safe.
 
-    A thread closes what no model uses any more, a while after the last one. It lives as long as there is something
-    to close.
+    A thread ends connections and ledgers that no model uses any more, `rest_s` after the last call, and lives as long
+    as there are some. Then only sessions are remembered: they are forgotten `linger_s` after the last call, when the
+    next wallet is used.
     """
 
-    def __init__(self, *, linger_s: float = LINGER_S, most_wallets: int = MOST_WALLETS) -> None:
+    def __init__(self, *, rest_s: float = REST_S, linger_s: float = LINGER_S, most_wallets: int = MOST_WALLETS) -> None:
+        self._rest_s = rest_s
         self._linger_s = linger_s
-        self._shortest_s = min(_RECHECK_S, linger_s)
         self._most_wallets = most_wallets
         self._wallets: dict[Hashable, _Wallet] = {}
         self._spellings: dict[Hashable, tuple[_Wallet, float]] = {}
         """The same wallets by what users wrote (a key, a network or a path has several forms), and until when."""
         self._ledgers: weakref.WeakValueDictionary[str, Ledger] = weakref.WeakValueDictionary()
-        self.renew()
+        self._renew()
         belongs(self, Ending.CONNECTIONS)
 
     def __len__(self) -> int:
         return len(self._wallets)
 
-    def renew(self) -> None:
+    def _renew(self) -> None:
         """In a forked child: the wallets stay, their sessions and connections are new, and nobody opens one now."""
         self._lock = threading.RLock()
         self._opening: dict[Hashable, Future[_Wallet]] = {}
@@ -193,18 +194,19 @@ class Registry(Resident):
             opening.set_result(wallet)
 
     def release(self, user: Connections, wallets: Iterable[_Wallet]) -> list[_Wallet]:
-        """`user` is closed. Returns what nobody uses any more: its connections and its ledger's thread are ended,
-        its sessions stay for a while."""
+        """`user` is closed. Returns the wallets that nobody uses any more, for `close_unused`."""
         with self._lock:
             for wallet in wallets:
                 wallet.users.discard(user)
-            unused = [wallet for wallet in wallets if not wallet.users]
-        for wallet in unused:
+            return [wallet for wallet in wallets if not wallet.users]
+
+    def close_unused(self, wallets: Iterable[_Wallet]) -> None:
+        """Ends the connections and the ledger's thread of these wallets; their sessions are remembered for a while."""
+        for wallet in wallets:
             wallet.used_at = time.monotonic()
             wallet.disconnect()
             self._rest(wallet)
         self.look()
-        return unused
 
     def look(self) -> None:
         """Has the thread see what is used no more. Safe in a finalizer: takes no lock."""
@@ -216,6 +218,7 @@ class Registry(Resident):
                 return False
             wallet.used_at = time.monotonic()
             wallet.users.add(user)
+            wallet.is_resting = False
             if self._keeper is None:
                 self._keeper = threading.Thread(target=self._keep, name="opengradient-keeper", daemon=True)
                 self._keeper.start()
@@ -273,35 +276,51 @@ class Registry(Resident):
     # -- closing
 
     def _keep(self) -> None:
-        while (pause_s := self._closed_some()) is not None:
+        while (pause_s := self._looked_after()) is not None:
             with suppress(queue.Empty):
                 self._wake.get(timeout=pause_s)
                 time.sleep(min(0.05, pause_s))  # many models may be forgotten at once
             while not self._wake.empty():
                 self._wake.get_nowait()
 
-    def _closed_some(self) -> float | None:
-        """Closes what is due; returns the seconds until more may be, or None when nothing is left."""
+    def _looked_after(self) -> float | None:
+        """Ends what is due; returns the seconds until more may be, or None when nothing is left to end."""
         now = time.monotonic()
-        closed = []
         with self._lock:
-            by_age = sorted(self._wallets.items(), key=lambda item: item[1].used_at)
-            surplus = len(by_age) - self._most_wallets
-            for identity, wallet in by_age:
-                is_surplus = surplus > 0 and now - wallet.used_at > (_IN_USE_S if wallet.users else self._shortest_s)
-                if (is_surplus or wallet.closes_at(linger_s=self._linger_s) <= now) and wallet.is_idle():
-                    surplus -= 1
-                    wallet.is_open = False
-                    del self._wallets[identity]
-                    closed.append(wallet)
-            self._spellings = {key: kept for key, kept in self._spellings.items() if kept[0].is_open}
-            if not self._wallets:
+            ended = self._forgotten(now)
+            for wallet in self._wallets.values():
+                if not wallet.users and not wallet.is_resting and wallet.used_at + self._rest_s <= now:
+                    wallet.is_resting = wallet.is_idle()
+                    ended += [wallet] if wallet.is_resting else []
+            due = [
+                wallet.used_at + (UNUSED_S if wallet.users else self._rest_s)
+                for wallet in self._wallets.values()
+                if not wallet.is_resting
+            ]
+            if not due:
                 self._keeper = None
-            due = [wallet.closes_at(linger_s=self._linger_s) for wallet in self._wallets.values()]
-        for wallet in closed:
+        for wallet in ended:
             wallet.disconnect()
             self._rest(wallet)
-        return max(min(due) - now, self._shortest_s) if due else None
+        return max(min(due) - now, min(self._rest_s, _RECHECK_S)) if due else None
+
+    def _forgotten(self, now: float) -> list[_Wallet]:
+        """Takes out what was not used for long, and the oldest of too many, unless the next call needs it."""
+        forgotten = []
+        surplus = len(self._wallets) - self._most_wallets
+        for identity, wallet in sorted(self._wallets.items(), key=lambda item: item[1].used_at):
+            unused_s = now - wallet.used_at
+            is_surplus = surplus > 0 and unused_s > (_IN_USE_S if wallet.users else self._rest_s)
+            is_old = unused_s >= (UNUSED_S if wallet.users else self._linger_s)
+            # A payment in doubt is offered again by the next call, so that nothing new is signed.
+            if (is_surplus or is_old) and wallet.is_idle() and not wallet.payments.has_doubtful():
+                surplus -= 1
+                wallet.is_open = False
+                del self._wallets[identity]
+                forgotten.append(wallet)
+        if forgotten:
+            self._spellings = {key: kept for key, kept in self._spellings.items() if kept[0].is_open}
+        return forgotten
 
     def _rest(self, wallet: _Wallet) -> None:
         """Ends the thread of a ledger that no other wallet uses; a receipt that asks it later begins it again."""
@@ -353,14 +372,15 @@ class Connections:
 
     def close(self) -> None:
         """Close the connections that no other model uses. The next call opens them again."""
-        self._registry.release(self, self._taken())
+        self._registry.close_unused(self._registry.release(self, self._taken()))
 
     async def aclose(self) -> None:
         """`close`, and wait until the running loop's connections are closed."""
-        wallets = self._taken()
-        for wallet in await asyncio.to_thread(self._registry.release, self, wallets):
+        unused = self._registry.release(self, self._taken())
+        for wallet in unused:
             for client in list(wallet.async_clients.values()):
                 await client.aclose()
+        await asyncio.to_thread(self._registry.close_unused, unused)
 
     def _keep(self, kept: dict[Route, Any], route: Route, found: tuple[_Wallet, Any]) -> None:
         for known, (wallet, _) in list(kept.items()):

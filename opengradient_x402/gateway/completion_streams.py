@@ -95,12 +95,12 @@ class CompletionStream(Iterator[Delta], Resident):
             finally:
                 self._exchange.end("abandoned")
 
-    def renew(self) -> None:
+    def _renew(self) -> None:
         """In a child it is over: the parent goes on with it, and neither its line nor its receipt is touched here."""
         self._is_inherited = not self._is_closed
         self._is_closed = True
 
-    def end(self, _timeout_s: float, /) -> None:
+    def _end(self, _timeout_s: float, /) -> None:
         """At the end of the process: the receipt is recorded while there is a ledger."""
         self.close()
 
@@ -166,12 +166,12 @@ class AsyncCompletionStream(AsyncIterator[Delta], Resident):
             self._exchange.end("abandoned")
             await self._response.aclose()
 
-    def renew(self) -> None:
+    def _renew(self) -> None:
         """As of a `CompletionStream`."""
         self._is_inherited = not self._is_closed
         self._is_closed = True
 
-    def end(self, _timeout_s: float, /) -> None:
+    def _end(self, _timeout_s: float, /) -> None:
         """At the end of the process: the receipt is recorded while there is a ledger; nothing can be awaited."""
         if not self._is_closed:
             self._drop()

@@ -103,7 +103,7 @@ class _Pools(Resident, Generic[T]):
             pools, self._by_endpoint = self._by_endpoint, {}
             return [pool.transport for pool in pools.values()]
 
-    def renew(self) -> None:
+    def _renew(self) -> None:
         """A child has no connection. The inherited objects are kept: those of a loop must not be collected here."""
         self._lock = threading.RLock()
         self._inherited += self._by_endpoint.values()
@@ -113,7 +113,7 @@ class _Pools(Resident, Generic[T]):
 
 
 class _SyncPools(_Pools[httpx.HTTPTransport]):
-    def end(self, _timeout_s: float, /) -> None:
+    def _end(self, _timeout_s: float, /) -> None:
         """At the end of the process: closes all connections."""
         for transport in self.taken():
             transport.close()
@@ -174,7 +174,7 @@ class EndpointTransport(httpx.BaseTransport, Resident):
         for endpoint in list(self._pools):
             self._let_go(endpoint)
 
-    def renew(self) -> None:
+    def _renew(self) -> None:
         """A child opens its own."""
         self._pools, self._flights = {}, weakref.WeakSet()
 
@@ -237,7 +237,7 @@ class AsyncEndpointTransport(httpx.AsyncBaseTransport, Resident):
         for endpoint in list(self._pools):
             await self._let_go(endpoint)
 
-    def renew(self) -> None:
+    def _renew(self) -> None:
         """A child opens its own."""
         self._pools, self._flights = {}, weakref.WeakSet()
 

@@ -94,7 +94,7 @@ class RegistryGateway(Resident):
         self._keys: dict[str, bytes] = {}
         belongs(self, Ending.CONNECTIONS)
 
-    def renew(self) -> None:
+    def _renew(self) -> None:
         """In a child: whoever was reading the registry is in the parent."""
         self._lock = threading.Lock()
         self._reading = None

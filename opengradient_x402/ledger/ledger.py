@@ -189,9 +189,19 @@ class Ledger(Resident):
                     timeout_s,
                 )
 
+    def _may_end(self) -> bool:
+        """Asked by a writer that has nothing to do: True, and the next job begins another one."""
+        with self._lock:
+            if self._thread is not threading.current_thread() or not self._queue.empty() or is_in_memory(self.url):
+                return False
+            self._ending, self._thread = self._thread, None
+            if self._finalizer is not None:
+                self._finalizer.detach()
+            return True
+
     # -- the process: fork and exit
 
-    def come_to_rest(self) -> Callable[[float], object] | None:
+    def _come_to_rest(self) -> Callable[[float], object] | None:
         """Has the writer close its connection before a fork, so that the child inherits none."""
         if not self._lock.acquire(timeout=1.0):
             return None
@@ -204,13 +214,13 @@ class Ledger(Resident):
             self._lock.release()
         return rest.is_resting.wait
 
-    def go_on(self) -> None:
+    def _go_on(self) -> None:
         """The parent's writer opens its connection again at the next job."""
         rest, self._resting = self._resting, None
         if rest is not None:
             rest.may_go_on.set()
 
-    def renew(self) -> None:
+    def _renew(self) -> None:
         """A child has neither the thread nor what waits for it: the parent writes that."""
         self._lock = threading.RLock()
         self._queue = queue.SimpleQueue()
@@ -219,7 +229,7 @@ class Ledger(Resident):
             self._finalizer.detach()
             self._finalizer = None
 
-    def end(self, timeout_s: float, /) -> None:
+    def _end(self, timeout_s: float, /) -> None:
         """At the end of the process: writes what waits."""
         self._closed = True
         self._stop(timeout_s)
@@ -251,7 +261,13 @@ class Ledger(Resident):
     def _start(self) -> None:
         # The thread is a daemon, so that a forgotten close() cannot hang the end of the process.
         self._queue = queue.SimpleQueue()
-        writer = Writer(self._location, self._queue, after=self._ending)
+        may_end = weakref.WeakMethod(self._may_end)  # the thread must not keep a ledger that was forgotten
+        writer = Writer(
+            self._location,
+            self._queue,
+            may_end=lambda: (ask := may_end()) is not None and ask(),
+            after=self._ending,
+        )
         self._thread = threading.Thread(target=writer.run, name="opengradient-ledger", daemon=True)
         self._thread.start()
         self._ending = None

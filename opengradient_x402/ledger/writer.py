@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 CLOSED: Final = object()
 """The end marker of a queue: nothing may come behind it."""
+IDLE_S: Final = 20.0
+"""A ledger that nobody asks for so long has neither thread nor connection, until it is asked again."""
+_IDLE: Final = object()
 _MAX_BATCH: Final = 256
 _LONGEST_REST_S: Final = 30.0
 """Should nobody say that the fork is over, the writer goes on by itself."""
@@ -55,12 +58,21 @@ class Rest:
 class Writer:
     """The thread's side: takes jobs off the queue in order, one database transaction per batch.
 
-    `after` is an earlier writer of the same ledger, which may still be at work.
+    `after` is an earlier writer of the same ledger, which may still be at work. `may_end` is asked when nothing came
+    for a while: after True nothing comes any more.
     """
 
-    def __init__(self, url: str, jobs: queue.SimpleQueue[Any], *, after: threading.Thread | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        jobs: queue.SimpleQueue[Any],
+        *,
+        may_end: Callable[[], bool],
+        after: threading.Thread | None = None,
+    ) -> None:
         self._url = url
         self._jobs = jobs
+        self._may_end = may_end
         self._after = after
         self._engine: Engine | None = None
         self._conn: Connection | None = None
@@ -82,13 +94,16 @@ class Writer:
                     self._disconnect()
                 mark.is_resting.set()
                 mark.may_go_on.wait(_LONGEST_REST_S)
-            running = mark is not CLOSED
+            running = mark is not CLOSED and not (mark is _IDLE and self._may_end())
         self._disconnect()
 
     def _take(self) -> tuple[list[Job], object | None]:
         """What waits, up to the next mark, if one stands behind it."""
         batch: list[Job] = []
-        item = self._jobs.get()
+        try:
+            item = self._jobs.get(timeout=IDLE_S)
+        except queue.Empty:
+            return [], _IDLE
         while isinstance(item, Job):
             batch.append(item)
             if len(batch) == _MAX_BATCH or self._jobs.empty():

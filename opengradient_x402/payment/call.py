@@ -31,10 +31,10 @@ class _Ids(Resident):
     """Where call ids come from; a forked child draws others than its parent."""
 
     def __init__(self) -> None:
-        self.renew()
+        self._renew()
         belongs(self, Ending.WATCHERS)
 
-    def renew(self) -> None:
+    def _renew(self) -> None:
         # Ids must be unique, not secret (nonces are derived from them with the key). The system's generator gives up
         # the interpreter lock, which costs half a millisecond a call while the ledger writes.
         self.draw = random.Random(secrets.randbits(256)).getrandbits  # noqa: S311

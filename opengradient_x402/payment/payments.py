@@ -148,7 +148,7 @@ class Payments(Resident):
         else:
             self.ledger.flush()
 
-    def renew(self) -> None:
+    def _renew(self) -> None:
         """A child pays for itself: sessions, known terms and payments in doubt stay with the parent."""
         self._lock = threading.RLock()
         self._terms, self._doubtful = {}, {}

@@ -29,7 +29,7 @@ class X402Transport(httpx.BaseTransport, Resident):
         if wrapped is None:
             belongs(self, Ending.CONNECTIONS)
 
-    def renew(self) -> None:
+    def _renew(self) -> None:
         """A child opens connections of its own; a transport that was given is its owner's to renew."""
         self._inherited.append(self._wrapped)
         self._wrapped = httpx.HTTPTransport()
@@ -61,7 +61,7 @@ class AsyncX402Transport(httpx.AsyncBaseTransport, Resident):
         if wrapped is None:
             belongs(self, Ending.CONNECTIONS)
 
-    def renew(self) -> None:
+    def _renew(self) -> None:
         """As of an `X402Transport`."""
         self._inherited.append(self._wrapped)
         self._wrapped = httpx.AsyncHTTPTransport()

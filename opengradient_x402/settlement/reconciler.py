@@ -352,17 +352,17 @@ class BackgroundReconciler(Resident):
 
     def stop(self) -> None:
         """Ends the thread; waits for the run that is under way, unless `on_change` calls this in that run."""
-        self._end(None)
+        self._halt(None)
 
-    def renew(self) -> None:
+    def _renew(self) -> None:
         """A child has no thread until it calls `start`."""
         self._lock, self._stop, self._thread = threading.Lock(), threading.Event(), None
 
-    def end(self, timeout_s: float, /) -> None:
+    def _end(self, timeout_s: float, /) -> None:
         """At the end of the process: `stop`, without waiting longer than this for a slow node."""
-        self._end(timeout_s)
+        self._halt(timeout_s)
 
-    def _end(self, timeout_s: float | None) -> None:
+    def _halt(self, timeout_s: float | None) -> None:
         with self._lock:
             thread, self._thread = self._thread, None
             self._stop.set()

@@ -1,11 +1,11 @@
-"""Web handlers make a model a request: 300 of them pay as one model does, in money and in time, in both faces."""
+"""Web handlers make a model for each request: 300 of them pay as one model does, in money and in time."""
 
 from __future__ import annotations
 
 import asyncio
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,23 @@ import pytest
 
 from langchain_opengradient import ChatOpenGradient
 from llama_index_opengradient import OpenGradient
-from opengradient_devnet import Account, Devnet
+from opengradient_devnet import Devnet
 
 MODELS = 300
 
 
+@pytest.fixture(scope="module")
+def devnet() -> Iterator[Devnet]:
+    """One session of it pays for all calls of a test: the default cap is used up after a hundred."""
+    with Devnet(session_cap_opg="1") as net:
+        yield net
+
+
 @pytest.fixture
-def options(devnet: Devnet, wallet: Account, tmp_path: Path) -> dict[str, Any]:
+def options(devnet: Devnet, tmp_path: Path) -> dict[str, Any]:
     return {
         "model": "openai/gpt-5",
-        "private_key": wallet.private_key,
+        "private_key": devnet.account(opg="20", approved=True).private_key,
         "network": f"{devnet.gateway_url}/network",
         "ledger": str(tmp_path / "ledger.sqlite"),
     }
@@ -72,7 +79,8 @@ def test_one_model_after_another(make, call, options):
         kept_s.append(timed(lambda: ids.add(call(kept))))
         made_s.append(timed(lambda: ids.add(call(make(**options)))))
     assert len(ids) <= 2
-    assert statistics.median(made_s) <= 1.5 * statistics.median(kept_s)
+    quick_kept_s, quick_made_s = statistics.quantiles(kept_s, n=10)[0], statistics.quantiles(made_s, n=10)[0]
+    assert quick_made_s <= 1.5 * quick_kept_s  # of the quickest tenth: other programs slow the rest
 
 
 @FACES

@@ -147,16 +147,16 @@ def work(number):
     assert model.invoke(f"langchain {number}").content
     assert llm.complete(f"llamaindex {number}").text
 
-workers = [multiprocessing.get_context("fork").Process(target=work, args=(number,)) for number in range(3)]
+workers = [multiprocessing.get_context("fork").Process(target=work, args=(number,)) for number in range(2)]
 for worker in workers:
     worker.start()
 for worker in workers:
     worker.join(60)
-assert [worker.exitcode for worker in workers] == [0, 0, 0]
+assert [worker.exitcode for worker in workers] == [0, 0]
 """
     )
-    assert len(receipts) == 2 + 3 * 2
-    assert len({receipt.authorization_id for receipt in receipts}) == 1 + 3, "both faces share a session"
+    assert len(receipts) == 2 + 2 * 2
+    assert len({receipt.authorization_id for receipt in receipts}) == 1 + 2, "both faces share a session"
 
 
 def test_a_fork_inside_a_running_loop_leaves_its_streams_to_the_parent(run):
@@ -241,9 +241,7 @@ assert forked(child) == 0
     assert len({receipt.authorization_id for receipt in receipts}) == 3
 
 
-@pytest.mark.parametrize(
-    "first", ["from opengradient_x402 import Reconciler", "from opengradient_x402 import Ledger", ""]
-)
+@pytest.mark.parametrize("first", ["from opengradient_x402 import Reconciler", ""])
 def test_a_program_with_two_models_ends_whatever_it_imports_first(run, first):
     receipts, _ = run(
         """
@@ -282,13 +280,16 @@ def test_a_stream_that_a_thread_reads_at_the_end_does_not_hold_the_program(run):
     receipts, _ = run("""
 client = GatewayClient(open_payments())
 
+is_reading = threading.Event()
+
 def read():
     while True:
         for _ in client.stream(ask("endless")):
+            is_reading.set()
             time.sleep(0.05)
 
 threading.Thread(target=read, daemon=True).start()
-time.sleep(1)
+assert is_reading.wait(60)
 """)
     assert receipts
 
@@ -306,7 +307,7 @@ class Recorder(Resident):
     def __init__(self, name, heard, *, is_broken=False):
         self.name, self.heard, self.is_broken = name, heard, is_broken
 
-    def end(self, timeout_s, /):
+    def _end(self, timeout_s, /):
         self.heard.append((self.name, timeout_s > 0))
         if self.is_broken:
             raise RuntimeError("cannot end")
@@ -328,6 +329,6 @@ def test_a_lock_that_another_thread_held_is_free_in_a_child():
     thread = threading.Thread(target=lock.__enter__)  # it ends with the lock in its hands
     thread.start()
     thread.join()
-    lock.renew()
+    lock._renew()
     with lock, lock:
         pass

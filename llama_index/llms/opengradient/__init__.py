@@ -5,6 +5,7 @@ with other distributions: neither has an `__init__.py`, here or elsewhere.
 """
 
 from llama_index_opengradient import (
+    GatewayLimitation,
     OpenGradient,
     ReceiptEvent,
     SettlementCallbackHandler,
@@ -17,6 +18,7 @@ from llama_index_opengradient import (
 )
 
 __all__ = [
+    "GatewayLimitation",
     "OpenGradient",
     "ReceiptEvent",
     "SettlementCallbackHandler",
