@@ -50,12 +50,13 @@ def core_error(name: str) -> type[Exception]:
 
 
 @pytest.fixture(scope="session")
-def shared_payments(devnet: Devnet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Payments]:
+def shared_payments(devnets: Callable[..., Devnet], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Payments]:
     """One payer with open sessions, for tests that do not look at the money."""
-    account = devnet.account(opg="100", approved=True)
+    net = devnets()
+    account = net.account(opg="100", approved=True)
     path = tmp_path_factory.mktemp("ledger") / "shared.sqlite"
     payments = Payments(
-        network=load_network(f"{devnet.gateway_url}/network"),
+        network=load_network(f"{net.gateway_url}/network"),
         signer=LocalSigner(account.private_key),
         policy=SpendPolicy(max_per_day="90"),
         ledger=Ledger(f"sqlite:///{path}"),

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import pickle
-from collections.abc import Callable, Coroutine, Iterator
-from pathlib import Path
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
@@ -44,20 +43,6 @@ from opengradient_x402.errors import (
 )
 
 from .conftest import Payer, core_error
-
-
-@pytest.fixture(scope="module")
-def faulty() -> Iterator[Devnet]:
-    with Devnet() as net:
-        yield net
-
-
-@pytest.fixture
-def payer(faulty: Devnet, tmp_path: Path) -> Iterator[Payer]:
-    one = Payer(faulty, tmp_path)
-    yield one
-    faulty.faults.clear()
-    one.close()
 
 
 @pytest.fixture
@@ -177,10 +162,10 @@ async def test_a_refused_payment_is_not_tried_again(payer: Payer, mode):
     assert payer.settle() == 0
 
 
-def test_a_bad_key_is_found_on_first_use_and_never_shown(faulty: Devnet):
-    with ChatOpenGradient(model="openai/gpt-5", api_key="not-a-key-5ecret", network=faulty.gateway_url) as model:
+def test_a_bad_key_is_found_on_first_use_and_never_shown(net: Devnet):
+    with ChatOpenGradient(model="openai/gpt-5", api_key="not-a-key-5ecret", network=net.gateway_url) as model:
         pass
-    model = ChatOpenGradient(model="openai/gpt-5", api_key="not-a-key-5ecret", network=f"{faulty.gateway_url}/network")
+    model = ChatOpenGradient(model="openai/gpt-5", api_key="not-a-key-5ecret", network=f"{net.gateway_url}/network")
     with pytest.raises(InvalidPrivateKey) as caught:
         model.invoke("Hello")
     assert isinstance(caught.value, core_error("ModelAuthenticationError"))
@@ -196,9 +181,9 @@ def test_an_unknown_network_is_refused():
     ("account", "expected"),
     [({"opg": "0", "approved": True}, InsufficientFunds), ({"opg": "10", "approved": False}, AllowanceMissing)],
 )
-def test_a_wallet_that_cannot_pay_is_told_before_it_signs(faulty: Devnet, account, expected):
-    wallet = faulty.account(**account)
-    network = f"{faulty.gateway_url}/network"
+def test_a_wallet_that_cannot_pay_is_told_before_it_signs(net: Devnet, account, expected):
+    wallet = net.account(**account)
+    network = f"{net.gateway_url}/network"
     with (
         ChatOpenGradient(model="openai/gpt-5", private_key=wallet.private_key, network=network) as model,
         pytest.raises(expected) as caught,

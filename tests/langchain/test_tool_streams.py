@@ -2,36 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import reduce
 from operator import add
-from pathlib import Path
 
 import pytest
 from langchain_core.messages import AIMessage
 from langchain_core.tools import tool
 
-from opengradient_devnet import Devnet
 from opengradient_devnet.faults import StreamStyle
 from opengradient_devnet.tool_call_styles import ToolCallStyle
 
 from .conftest import BETA, HAS_V3, Payer
 
 pytestmark = pytest.mark.filterwarnings(BETA)
-
-
-@pytest.fixture(scope="module")
-def dialects() -> Iterator[Devnet]:
-    with Devnet() as net:
-        yield net
-
-
-@pytest.fixture
-def payer(dialects: Devnet, tmp_path: Path) -> Iterator[Payer]:
-    one = Payer(dialects, tmp_path)
-    yield one
-    dialects.faults.clear()
-    one.close()
 
 
 @tool

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 
-from opengradient_devnet import Devnet
 from opengradient_devnet.faults import SettleAtCap, WrongTransaction
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.ledger.receipts import ReceiptStatus
@@ -16,36 +15,28 @@ from support.settling import new_payer, settle
 
 
 @pytest.fixture(scope="module")
-def lying_net():
-    with Devnet() as net:
-        yield net
-        net.faults.clear()
-
-
-@pytest.fixture(scope="module")
-def single_call_net():
+def single_call_net(devnets):
     """A gateway without sessions: it settles each call, and names the transaction."""
-    with Devnet(sessions=False) as net:
-        yield net
+    return devnets(sessions=False)
 
 
-def test_honest_settlements_are_not_disputed(lying_net, tmp_path):
-    account = lying_net.account(approved=True)
-    with payments_for(lying_net, account, tmp_path / "l.sqlite") as payments, client_for(payments) as client:
+def test_honest_settlements_are_not_disputed(net, tmp_path):
+    account = net.account(approved=True)
+    with payments_for(net, account, tmp_path / "l.sqlite") as payments, client_for(payments) as client:
         for _ in range(3):
             client.chat(PROMPT)
-        receipts = settled_receipts(lying_net, payments)
+        receipts = settled_receipts(net, payments)
     assert [receipt.status for receipt in receipts] == [ReceiptStatus.SETTLED] * 3
     assert [receipt.settled_atomic for receipt in receipts] == [receipt.cost_atomic for receipt in receipts]
     assert {receipt.opg_usd for receipt in receipts} == {"0.2"}
 
 
-def test_a_settlement_above_the_quotes_is_disputed_with_the_numbers(lying_net, tmp_path):
-    account = lying_net.account(approved=True)
-    with payments_for(lying_net, account, tmp_path / "l.sqlite") as payments, client_for(payments) as client:
+def test_a_settlement_above_the_quotes_is_disputed_with_the_numbers(net, tmp_path):
+    account = net.account(approved=True)
+    with payments_for(net, account, tmp_path / "l.sqlite") as payments, client_for(payments) as client:
         calls = [client.chat(PROMPT).receipt for _ in range(2)]
-        lying_net.faults.inject(SettleAtCap())
-        receipts = settled_receipts(lying_net, payments)
+        net.faults.inject(SettleAtCap())
+        receipts = settled_receipts(net, payments)
     cost = sum(call.cost_atomic for call in calls)
     assert {receipt.status for receipt in receipts} == {ReceiptStatus.DISPUTED}
     assert sum(receipt.settled_atomic for receipt in receipts) == calls[0].authorized_atomic
