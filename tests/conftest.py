@@ -106,15 +106,3 @@ def client(payments: Payments) -> Iterator[GatewayClient]:
     """A sync client that `account` pays for."""
     with client_for(payments) as opened:
         yield opened
-
-
-@pytest.fixture(scope="session")
-def devnet(devnets: Devnets) -> Devnet:
-    """The shared devnet without special options."""
-    return devnets()
-
-
-@pytest.fixture
-def wallet(devnet: Devnet) -> Account:
-    """A fresh wallet with 10 OPG that Permit2 may move."""
-    return devnet.account(opg="10", approved=True)

@@ -20,11 +20,11 @@ MODELS = 300
 
 
 @pytest.fixture
-def options(devnet: Devnet, wallet: Account, tmp_path: Path) -> dict[str, Any]:
+def options(net: Devnet, account: Account, tmp_path: Path) -> dict[str, Any]:
     return {
         "model": "openai/gpt-5",
-        "private_key": wallet.private_key,
-        "network": f"{devnet.gateway_url}/network",
+        "private_key": account.private_key,
+        "network": f"{net.gateway_url}/network",
         "ledger": str(tmp_path / "ledger.sqlite"),
     }
 

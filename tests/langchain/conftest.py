@@ -89,11 +89,11 @@ def model(chat: Callable[..., ChatOpenGradient]) -> ChatOpenGradient:
 class Payer:
     """A wallet of its own, its ledger, and the models that spend from it."""
 
-    def __init__(self, devnet: Devnet, directory: Path) -> None:
-        self._devnet = devnet
-        self.account = devnet.account(opg="10", approved=True)
-        self._opg_atomic = devnet.chain.token_balance(self.account.address)
-        self.network = load_network(f"{devnet.gateway_url}/network")
+    def __init__(self, net: Devnet, directory: Path) -> None:
+        self._net = net
+        self.account = net.account(opg="10", approved=True)
+        self._opg_atomic = net.chain.token_balance(self.account.address)
+        self.network = load_network(f"{net.gateway_url}/network")
         self.ledger = Ledger(f"sqlite:///{directory / 'payer.sqlite'}")
         self.payments = Payments(network=self.network, signer=LocalSigner(self.account.private_key), ledger=self.ledger)
         self._made: list[ChatOpenGradient] = []
@@ -110,9 +110,9 @@ class Payer:
 
     def settle(self) -> int:
         """Have the gateway settle everything, bring the ledger up to date; what the wallet lost meanwhile."""
-        self._devnet.close_sessions()
+        self._net.close_sessions()
         Reconciler(self.network, self.ledger).reconcile()
-        return self._opg_atomic - self._devnet.chain.token_balance(self.account.address)
+        return self._opg_atomic - self._net.chain.token_balance(self.account.address)
 
     def close(self) -> None:
         for made in self._made:
@@ -121,8 +121,8 @@ class Payer:
 
 
 @pytest.fixture
-def payer(devnet: Devnet, tmp_path: Path) -> Iterator[Payer]:
+def payer(net: Devnet, tmp_path: Path) -> Iterator[Payer]:
     """A fresh wallet and ledger, for tests that count the money."""
-    one = Payer(devnet, tmp_path)
+    one = Payer(net, tmp_path)
     yield one
     one.close()

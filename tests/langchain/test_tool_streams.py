@@ -40,7 +40,7 @@ def calls(message: AIMessage) -> list[tuple]:
 @pytest.mark.parametrize("style", list(ToolCallStyle))
 @pytest.mark.parametrize("as_message", [False, True], ids=["delta", "message"])
 async def test_every_dialect_gives_the_same_calls_sync_and_async(payer: Payer, style, as_message):
-    payer._devnet.faults.inject(StreamStyle(tool_calls=style, as_message=as_message), times=None)
+    payer._net.faults.inject(StreamStyle(tool_calls=style, as_message=as_message), times=None)
     model = payer.model().bind_tools([multiply, weather])
     whole = await model.ainvoke(QUESTION)
     sync_sum = reduce(add, model.stream(QUESTION))
@@ -56,7 +56,7 @@ async def test_every_dialect_gives_the_same_calls_sync_and_async(payer: Payer, s
 
 
 async def test_broken_arguments_are_invalid_calls_on_every_way(payer: Payer):
-    payer._devnet.faults.inject(StreamStyle(broken_arguments=True), times=None)
+    payer._net.faults.inject(StreamStyle(broken_arguments=True), times=None)
     model = payer.model().bind_tools([multiply], tool_choice="any")
     if HAS_V3:
         v3 = await (await model.astream_events("Multiply 3 and 4", version="v3")).output
@@ -80,7 +80,7 @@ async def test_a_malformed_call_in_structured_output_is_an_error_and_not_none(pa
         a: int
         b: int
 
-    payer._devnet.faults.inject(StreamStyle(broken_arguments=True), times=None)
+    payer._net.faults.inject(StreamStyle(broken_arguments=True), times=None)
     model = payer.model().with_structured_output(Pair, method="function_calling")
     with pytest.raises(OutputParserException):
         model.invoke("The pair of 3 and 4")
@@ -89,7 +89,7 @@ async def test_a_malformed_call_in_structured_output_is_an_error_and_not_none(pa
 
 
 async def test_version_1_streams_merge_each_call_with_itself(payer: Payer):
-    payer._devnet.faults.inject(StreamStyle(tool_calls=ToolCallStyle.INTERLEAVED), times=None)
+    payer._net.faults.inject(StreamStyle(tool_calls=ToolCallStyle.INTERLEAVED), times=None)
     model = payer.model(output_version="v1").bind_tools([multiply, weather])
     total = reduce(add, model.stream(QUESTION))
     found = [block for block in total.content if block["type"] == "tool_call"]

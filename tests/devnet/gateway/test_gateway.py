@@ -27,8 +27,8 @@ TOOLS = CAPTURED["tools"]["request"]["tools"]
 
 
 @pytest.fixture
-def payer(devnet, wallet):
-    with Payer(devnet.gateway_url, private_key=wallet.private_key) as payer:
+def payer(net, account):
+    with Payer(net.gateway_url, private_key=account.private_key) as payer:
         yield payer
 
 
@@ -58,7 +58,7 @@ def shape(value):
 # --- unpaid -----------------------------------------------------------------------------------------------
 
 
-def test_unpaid_request_gets_the_captured_challenge_with_this_networks_values(devnet, payer):
+def test_unpaid_request_gets_the_captured_challenge_with_this_networks_values(net, payer):
     response = payer.http.post("/v1/chat/completions", json=chat_body())
     challenge, captured = decode(response.headers["payment-required"]), decode(VECTORS["challenge_header"])
 
@@ -67,11 +67,11 @@ def test_unpaid_request_gets_the_captured_challenge_with_this_networks_values(de
     assert shape(challenge) == shape(captured)
     assert challenge["extensions"] == captured["extensions"]
     assert challenge["error"] == "Payment required"
-    assert challenge["resource"]["url"] == f"{devnet.gateway_url}/v1/chat/completions"
+    assert challenge["resource"]["url"] == f"{net.gateway_url}/v1/chat/completions"
     (offer,) = challenge["accepts"]
-    assert offer["network"] == f"eip155:{devnet.network['chain_id']}"
-    assert offer["payTo"] in devnet.network["payees"]
-    assert offer["extra"]["facilitatorAddress"] in devnet.network["facilitators"]
+    assert offer["network"] == f"eip155:{net.network['chain_id']}"
+    assert offer["payTo"] in net.network["payees"]
+    assert offer["extra"]["facilitatorAddress"] in net.network["facilitators"]
 
 
 def test_unreadable_payment_gets_the_challenge_again(payer):
@@ -175,7 +175,7 @@ def test_streams_have_the_captured_form(devnets, name):
 @pytest.mark.parametrize(
     "body", [chat_body(), chat_body(stream=True), chat_body("What is the price of ETH", tools=TOOLS)]
 )
-def test_every_answer_is_proven_by_the_published_key(devnet, payer, body):
+def test_every_answer_is_proven_by_the_published_key(net, payer, body):
     key = payer.http.get("/signing-key").json()
     asked_s = int(time.time())
     text, tool_calls, final = answer_of(payer.chat(body).text)
@@ -219,7 +219,7 @@ def test_models_answer_under_their_wire_name_and_under_their_full_name(payer, mo
     assert response.json()["model"] == model
 
 
-def test_every_listed_model_is_served_and_priced(devnet, payer):
+def test_every_listed_model_is_served_and_priced(net, payer):
     page = payer.http.get("/v1/models").json()
     prices = load_prices()
 
@@ -393,15 +393,15 @@ def test_payer_pays_exactly_the_sum_of_the_calls_of_a_session_in_one_transaction
     assert net.chain.token_balance(net.network["payees"][0]) == earned + spent
 
 
-def test_session_is_looked_at_before_the_signature(payer, devnet):
+def test_session_is_looked_at_before_the_signature(payer, net):
     first = payer.chat()
-    before = set(devnet.open_sessions)
+    before = set(net.open_sessions)
     both = payer.chat(session=first.headers["x-upto-session"], payment=payer.payment())
     dead = payer.chat(session="dead", payment=payer.payment())
 
     assert both.headers["x-upto-session"] == first.headers["x-upto-session"]
     assert dead.status_code == 402
-    assert set(devnet.open_sessions) == before
+    assert set(net.open_sessions) == before
 
 
 def test_dead_session_gets_a_402_without_a_challenge(payer):
@@ -519,9 +519,9 @@ def test_closing_the_devnet_settles_open_sessions():
     assert record.amount_atomic == cost_of(response)
 
 
-def test_wallet_without_money_or_approval_is_refused_before_it_is_served(devnet):
-    for account in (devnet.account(opg="0.01", approved=True), devnet.account(opg="10", approved=False)):
-        with Payer(devnet.gateway_url, private_key=account.private_key) as payer:
+def test_wallet_without_money_or_approval_is_refused_before_it_is_served(net):
+    for account in (net.account(opg="0.01", approved=True), net.account(opg="10", approved=False)):
+        with Payer(net.gateway_url, private_key=account.private_key) as payer:
             response = payer.chat()
             assert response.status_code == 402
             assert "permit2" in decode(response.headers["payment-required"])["error"]

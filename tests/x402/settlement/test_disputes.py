@@ -120,11 +120,11 @@ def test_a_forged_payment_transaction_is_disputed(single_call_net, tmp_path, sch
     assert checked.settled_atomic == net.settlements[-1].amount_atomic
 
 
-def test_a_claim_about_an_unsettled_payment_is_disputed_when_its_transaction_is_something_else(devnet, tmp_path):
+def test_a_claim_about_an_unsettled_payment_is_disputed_when_its_transaction_is_something_else(net, tmp_path):
     from support.ledger_rows import served
 
-    payer, facilitator = new_payer(devnet), devnet.account(opg="0")
-    other = settle(devnet, facilitator, new_payer(devnet).sign(facilitator=facilitator.address), 5)
+    payer, facilitator = new_payer(net), net.account(opg="0")
+    other = settle(net, facilitator, new_payer(net).sign(facilitator=facilitator.address), 5)
     ledger = Ledger(tmp_path / "l.sqlite")
     entry = payer.sign(facilitator=facilitator.address).authorization
     ledger.authorize(entry).result()
@@ -138,18 +138,18 @@ def test_a_claim_about_an_unsettled_payment_is_disputed_when_its_transaction_is_
     ledger.close()
 
 
-def test_a_node_that_lags_behind_a_settlement_makes_no_liar_of_the_gateway(devnet, tmp_path):
+def test_a_node_that_lags_behind_a_settlement_makes_no_liar_of_the_gateway(net, tmp_path):
     """Behind one URL there may be many nodes: this one does not know yet that the nonce is used."""
     from support.ledger_rows import served
 
-    payer, facilitator = new_payer(devnet), devnet.account(opg="0")
+    payer, facilitator = new_payer(net), net.account(opg="0")
     signed = payer.sign(facilitator=facilitator.address)
-    settled = settle(devnet, facilitator, signed, 5)
+    settled = settle(net, facilitator, signed, 5)
     ledger = Ledger(tmp_path / "l.sqlite")
     entry = signed.authorization
     ledger.authorize(entry).result()
     ledger.record_call(served(entry, entry.call_id, claimed_payment_tx_hash=settled)).result()
-    with serving(devnet.chain) as node:
+    with serving(net.chain) as node:
 
         def nothing_used(method, params, number):
             is_nonce = method == "eth_call" and params[0].get("to", "").lower() == payer.network.permit2.lower()
@@ -163,11 +163,11 @@ def test_a_node_that_lags_behind_a_settlement_makes_no_liar_of_the_gateway(devne
     ledger.close()
 
 
-def test_a_nonce_that_paid_somebody_else_is_disputed_with_payee_and_amount(devnet, tmp_path):
-    payer, facilitator = new_payer(devnet), devnet.account(opg="0")
-    stranger = devnet.account(opg="0").address
+def test_a_nonce_that_paid_somebody_else_is_disputed_with_payee_and_amount(net, tmp_path):
+    payer, facilitator = new_payer(net), net.account(opg="0")
+    stranger = net.account(opg="0").address
     diverted = payer.sign(facilitator=facilitator.address, payee=stranger)
-    tx_hash = settle(devnet, facilitator, diverted, 7)
+    tx_hash = settle(net, facilitator, diverted, 7)
     mine = payer.sign(facilitator=facilitator.address, nonce=diverted.authorization.nonce)
     ledger = Ledger(tmp_path / "l.sqlite")
     ledger.authorize(mine.authorization).result()
