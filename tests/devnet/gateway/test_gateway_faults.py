@@ -122,8 +122,8 @@ def test_control_route_arms_lists_and_clears(net, payer):
     assert payer.chat().status_code == 200
 
 
-def test_control_route_does_not_exist_unless_it_was_asked_for(net):
-    with httpx.Client(base_url=net.gateway_url, trust_env=False) as client:
+def test_control_route_does_not_exist_unless_it_was_asked_for(devnets):
+    with httpx.Client(base_url=devnets().gateway_url, trust_env=False) as client:
         assert client.post("/faults", json={"fault": "kill_session"}).status_code == 404
 
 
