@@ -1,16 +1,25 @@
-"""What every test has: a devnet, a funded wallet, and an environment in which nothing of the user's is left."""
+"""What every test has: shared devnets, a funded account that pays, and an environment without anything of the user's.
+
+A module with a special devnet says so in one line, `pytestmark = pytest.mark.devnet(pace_s=0.002)`, and shares it
+with every module that says the same. A test that closes its devnet, or must be alone on it, starts its own.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from opengradient_devnet import Account, Devnet
+from opengradient_devnet.faults import NeverSettle
+from opengradient_x402.gateway.client import GatewayClient
+from opengradient_x402.payment.payments import Payments
+from support.payers import client_for, payments_for
 
 # Two shared cores: how long it takes to make an example, or to try it, says nothing.
 settings.register_profile("shared-cores", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -33,14 +42,67 @@ def _isolated_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(tracing, "false")
 
 
+class Devnets:
+    """Devnets by their options: `devnets(sessions=False)` starts one, or returns the one that runs already."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self._stack = stack
+        self._running: dict[str, Devnet] = {}
+
+    def __call__(self, **options: object) -> Devnet:
+        name = repr(sorted(options.items()))
+        if name not in self._running:
+            self._running[name] = self._stack.enter_context(Devnet(**options))  # type: ignore[arg-type]
+        return self._running[name]
+
+    def clear_faults(self) -> None:
+        for net in self._running.values():
+            net.faults.clear()
+
+    def forget_sessions(self) -> None:
+        """Ends what is open and settles nothing: what it would settle for is no test's business any more."""
+        for net in self._running.values():
+            net.faults.inject(NeverSettle(), times=None)
+            net.close_sessions(wait_s=0)
+            net.faults.clear()
+
+
 @pytest.fixture(scope="session")
-def devnet() -> Iterator[Devnet]:
-    """One network for the whole run; tests that inject faults or change its timing start their own."""
-    with Devnet() as net:
-        yield net
+def devnets() -> Iterator[Devnets]:
+    """The devnets that all tests of a process share."""
+    with ExitStack() as stack:
+        yield Devnets(stack)
+
+
+@pytest.fixture(autouse=True)
+def _no_faults_left(devnets: Devnets) -> Iterator[None]:
+    yield
+    devnets.clear_faults()
+
+
+@pytest.fixture(scope="module")
+def net(request: pytest.FixtureRequest, devnets: Devnets) -> Iterator[Devnet]:
+    """The shared devnet, with the options of the module's mark `devnet`."""
+    mark = request.node.get_closest_marker("devnet")
+    yield devnets(**(mark.kwargs if mark else {}))
+    devnets.forget_sessions()
 
 
 @pytest.fixture
-def wallet(devnet: Devnet) -> Account:
+def account(net: Devnet) -> Account:
     """A fresh wallet with 10 OPG that Permit2 may move."""
-    return devnet.account(opg="10", approved=True)
+    return net.account(opg="10", approved=True)
+
+
+@pytest.fixture
+def payments(net: Devnet, account: Account, tmp_path: Path) -> Iterator[Payments]:
+    """Payments of `account`, with a ledger of their own."""
+    with payments_for(net, account, tmp_path / "payments.sqlite") as opened:
+        yield opened
+
+
+@pytest.fixture
+def client(payments: Payments) -> Iterator[GatewayClient]:
+    """A sync client that `account` pays for."""
+    with client_for(payments) as opened:
+        yield opened

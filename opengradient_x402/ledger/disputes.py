@@ -69,8 +69,9 @@ def overcharge(authorization: Authorization, receipts: Sequence[SettlementReceip
     more = f", and {len(receipts) - _SHOWN_CALLS} more" if len(receipts) > _SHOWN_CALLS else ""
     return (
         f"{_opg(settled)} was settled, and the {len(receipts)} recorded calls of this authorization come to "
-        f"{_opg(sum(known))} by published prices and the gateway's quotes ({listed}{more}): {_opg(settled - sum(known))} too much. "
-        "If a process was killed in this session, its calls may be missing here; otherwise this is an overcharge."
+        f"{_opg(sum(known))} by published prices and the gateway's quotes ({listed}{more}): "
+        f"{_opg(settled - sum(known))} too much. If a process was killed in this session, its calls may be missing "
+        "here; otherwise this is an overcharge."
     )
 
 

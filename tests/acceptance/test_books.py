@@ -131,13 +131,13 @@ def transfers_from(net: Devnet, addresses: list[str]) -> list[tuple[str, int]]:
     return [(log["transactionHash"], int(log["data"], 16)) for log in logs]
 
 
-def test_a_second_ledger_of_the_same_wallet_explains_only_its_own_calls(devnet, wallet, tmp_path):
-    with payments_for(devnet, wallet, tmp_path / "a.sqlite") as mine:
+def test_a_second_ledger_of_the_same_wallet_explains_only_its_own_calls(net, account, tmp_path):
+    with payments_for(net, account, tmp_path / "a.sqlite") as mine:
         model = ChatOpenGradient(model=MODEL, payments=mine)
         model.invoke("Hello")
         model.close()
-        devnet.close_sessions()
+        net.close_sessions()
         other = Ledger(tmp_path / "b.sqlite")
-        assert Reconciler(mine.network, other).reconcile(payer=wallet.address).asked == 0
+        assert Reconciler(mine.network, other).reconcile(payer=account.address).asked == 0
         assert other.receipts().result() == []
         other.close()

@@ -4,31 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from opengradient_devnet import Devnet
 from opengradient_devnet.faults import ForgeProof, SettleAtCap, SettleForSomebodyElse, WrongTransaction
 from opengradient_x402.errors import ProofRejected
 from opengradient_x402.ledger.receipts import ReceiptStatus
 from opengradient_x402.settlement.reconciler import Reconciler
 from support.payers import PROMPT, client_for, opg_balance, payments_for
 
-
-@pytest.fixture(scope="module")
-def net():
-    """A gateway that settles every call on its own, and names the payment transaction."""
-    with Devnet(sessions=False) as network:
-        yield network
-
-
-@pytest.fixture
-def account(net):
-    net.faults.clear()
-    return net.account(opg="10", approved=True)
-
-
-@pytest.fixture
-def payments(net, account, tmp_path):
-    with payments_for(net, account, tmp_path / "l.sqlite") as opened:
-        yield opened
+pytestmark = pytest.mark.devnet(sessions=False)
 
 
 def reconciled(payments):
@@ -61,17 +43,15 @@ def test_another_payers_transaction_is_not_taken_for_ours(net, account, payments
     assert opg_balance(net, account.address) == before
 
 
-def test_an_inflated_settlement_is_disputed_with_both_amounts(tmp_path):
-    with Devnet() as session_net:
-        account = session_net.account(opg="10", approved=True)
-        with (
-            payments_for(session_net, account, tmp_path / "l.sqlite") as payments,
-            client_for(payments) as client,
-        ):
-            cost = client.chat(PROMPT).receipt.cost_atomic
-            session_net.faults.inject(SettleAtCap())
-            session_net.close_sessions()
-            receipt = reconciled(payments)
+def test_an_inflated_settlement_is_disputed_with_both_amounts(devnets, tmp_path):
+    session_net = devnets()
+    session_net.close_sessions()  # the fault strikes once
+    account = session_net.account(opg="10", approved=True)
+    with payments_for(session_net, account, tmp_path / "l.sqlite") as payments, client_for(payments) as client:
+        cost = client.chat(PROMPT).receipt.cost_atomic
+        session_net.faults.inject(SettleAtCap())
+        session_net.close_sessions()
+        receipt = reconciled(payments)
     assert receipt.status is ReceiptStatus.DISPUTED
     assert receipt.settled_atomic == receipt.authorized_atomic > cost
     assert "too much" in receipt.dispute

@@ -13,9 +13,9 @@ HERE = Path(__file__).parent
 
 
 @pytest.fixture(autouse=True)
-def _environment(devnet: Devnet, wallet: Account, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OG_PRIVATE_KEY", wallet.private_key)
-    monkeypatch.setenv("OG_NETWORK", f"{devnet.gateway_url}/network")
+def _environment(net: Devnet, account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OG_PRIVATE_KEY", account.private_key)
+    monkeypatch.setenv("OG_NETWORK", f"{net.gateway_url}/network")
 
 
 def test_the_agent_answers_and_says_what_it_cost(capsys: pytest.CaptureFixture[str]):

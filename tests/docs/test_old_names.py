@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from decimal import Decimal
 from enum import Enum
 
@@ -16,6 +15,7 @@ from opengradient_x402 import TEE_LLM, GatewayClient, Payments, SettlementMode, 
 from opengradient_x402.errors import ConfigurationError
 from opengradient_x402.gateway.request import UnlistedModelWarning
 from opengradient_x402.models import find_model
+from support.payers import payments_for
 
 OLD_MODES = {
     "SETTLE": "private",
@@ -40,23 +40,6 @@ class SdkModels(str, Enum):  # noqa: UP042 - the SDK's own bases
 
     GPT_5 = "openai/gpt-5"
     GROK_4 = "x-ai/grok-4"
-
-
-@pytest.fixture(scope="module")
-def net() -> Iterator[Devnet]:
-    """A network whose data settlements nobody else writes to."""
-    with Devnet() as net:
-        yield net
-
-
-@pytest.fixture
-def payments(net: Devnet, tmp_path) -> Iterator[Payments]:
-    account = net.account(opg="10", approved=True)
-    payments = Payments.open(
-        network=f"{net.gateway_url}/network", private_key=account.private_key, ledger=tmp_path / "ledger.sqlite"
-    )
-    yield payments
-    payments.close()
 
 
 def what_was_published(net: Devnet, receipt: dict) -> str:
@@ -167,13 +150,11 @@ def test_a_model_that_nobody_lists_is_called_with_a_warning(tmp_path):
         payments.close()
 
 
-def test_payment_hash_is_on_the_message_once_a_payment_is_known(tmp_path):
+def test_payment_hash_is_on_the_message_once_a_payment_is_known(devnets, tmp_path):
     """Without sessions a gateway settles before it answers, so the hash is there at once."""
-    with Devnet(sessions=False) as net:
-        account = net.account(opg="10", approved=True)
-        payments = Payments.open(
-            network=f"{net.gateway_url}/network", private_key=account.private_key, ledger=tmp_path / "ledger.sqlite"
-        )
+    net = devnets(sessions=False)
+    account = net.account(opg="10", approved=True)
+    with payments_for(net, account, tmp_path / "ledger.sqlite") as payments:
         with ChatOpenGradient(model="openai/gpt-5", payments=payments) as chat:
             message = chat.invoke("Hello")
         assert message.response_metadata["payment_hash"] == net.settlements[-1].transaction
@@ -181,7 +162,6 @@ def test_payment_hash_is_on_the_message_once_a_payment_is_known(tmp_path):
         response = llm.complete("Hello")
         assert response.raw["payment_hash"] == net.settlements[-1].transaction
         llm.close()
-        payments.close()
 
 
 def test_a_network_is_found_by_its_old_and_its_new_name():

@@ -38,11 +38,11 @@ def payee():
 
 
 @pytest.fixture
-def task(devnet, payee):
+def task(net, payee):
     return {
-        "facilitator_url": devnet.network["facilitator_url"],
-        "network": devnet.network["network"],
-        "asset": devnet.network["asset"]["address"],
+        "facilitator_url": net.network["facilitator_url"],
+        "network": net.network["network"],
+        "asset": net.network["asset"]["address"],
         "pay_to": payee,
         "cap_atomic": str(CAP),
         "cost_atomic": str(COST),
@@ -50,18 +50,18 @@ def task(devnet, payee):
 
 
 @pytest.fixture
-def account(devnet):
-    return devnet.account(opg="1", approved=True)
+def account(net):
+    return net.account(opg="1", approved=True)
 
 
 @pytest.fixture
-def payments(devnet, account, payee, tmp_path):
+def payments(net, account, payee, tmp_path):
     policy = SpendPolicy(payees=[payee])
-    with payments_for(devnet, account, tmp_path / "ledger.sqlite", policy=policy) as opened:
+    with payments_for(net, account, tmp_path / "ledger.sqlite", policy=policy) as opened:
         yield opened
 
 
-def test_our_client_pays_the_forks_middleware_with_one_session(sdk, scripts, devnet, task, account, payee, payments):
+def test_our_client_pays_the_forks_middleware_with_one_session(sdk, scripts, net, task, account, payee, payments):
     with (
         sdk.serve(scripts / "fork_gateway.py", task) as gateway,
         Recorder() as recorder,
@@ -73,19 +73,19 @@ def test_our_client_pays_the_forks_middleware_with_one_session(sdk, scripts, dev
     session, signature = (["X-Upto-Session"], 200), (["PAYMENT-SIGNATURE"], 200)
     assert recorder.seen == [([], 402), signature, session, session]
     # Ending the gateway settled the session: one transaction for three calls.
-    assert opg_balance(devnet, payee) == 3 * COST
-    assert opg_balance(devnet, account.address) == OPG - 3 * COST
+    assert opg_balance(net, payee) == 3 * COST
+    assert opg_balance(net, account.address) == OPG - 3 * COST
     Reconciler(payments.network, payments.ledger).reconcile()
     receipts = payments.ledger.receipts().result()
     assert {receipt.status for receipt in receipts} == {ReceiptStatus.SETTLED}
     assert len(receipts) == 3
     assert sum(receipt.settled_atomic for receipt in receipts) == 3 * COST
     (tx_hash,) = {receipt.payment_tx_hash for receipt in receipts}
-    assert devnet.chain.rpc("eth_getTransactionReceipt", [tx_hash])["status"] == "0x1"
+    assert net.chain.rpc("eth_getTransactionReceipt", [tx_hash])["status"] == "0x1"
 
 
 @pytest.mark.parametrize("is_stream", [False, True])
-def test_an_individual_call_through_the_fork_is_written_to_the_relay(sdk, scripts, devnet, task, payments, is_stream):
+def test_an_individual_call_through_the_fork_is_written_to_the_relay(sdk, scripts, net, task, payments, is_stream):
     with (
         sdk.serve(scripts / "fork_gateway.py", task) as gateway,
         client_for(payments, base_url=gateway["url"], settlement_mode="individual") as client,
@@ -96,14 +96,14 @@ def test_an_individual_call_through_the_fork_is_written_to_the_relay(sdk, script
             receipt = stream.receipt
         else:
             receipt = client.chat(PROMPT).receipt
-    written = devnet.chain.rpc("eth_getTransactionReceipt", [receipt.data_tx_hash])
+    written = net.chain.rpc("eth_getTransactionReceipt", [receipt.data_tx_hash])
     (log,) = written["logs"]
     assert (written["status"], log["address"].lower()) == ("0x1", RELAY.lower())
     assert "0x" + "11" * 32 in log["topics"]
 
 
 def test_our_client_pays_the_forks_newer_middleware_call_by_call(
-    newer_fork, scripts, devnet, task, account, payee, payments
+    newer_fork, scripts, net, task, account, payee, payments
 ):
     with (
         newer_fork.serve(scripts / "newer_fork_gateway.py", task) as gateway,
@@ -115,8 +115,8 @@ def test_our_client_pays_the_forks_newer_middleware_call_by_call(
             assert "".join(delta.content for delta in stream) == first.content == "Paid call by call."
         # There is no session to reuse: the second call pays with a signature of its own, unasked.
         assert recorder.seen == [([], 402), (["PAYMENT-SIGNATURE"], 200), (["PAYMENT-SIGNATURE"], 200)]
-        assert opg_balance(devnet, payee) == 2 * COST
-        assert opg_balance(devnet, account.address) == OPG - 2 * COST
+        assert opg_balance(net, payee) == 2 * COST
+        assert opg_balance(net, account.address) == OPG - 2 * COST
     Reconciler(payments.network, payments.ledger).reconcile()
     receipts = payments.ledger.receipts().result()
     assert [(receipt.status, receipt.settled_atomic) for receipt in receipts] == [(ReceiptStatus.SETTLED, COST)] * 2

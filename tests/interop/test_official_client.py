@@ -47,18 +47,18 @@ def quoted_atomic(answer):
 
 
 @pytest.mark.parametrize("http", ["httpx", "requests"])
-def test_the_official_client_pays_with_upto_and_is_charged_what_was_quoted(official, scripts, devnet, http):
-    account, (payee,) = devnet.account(opg="10", approved=True), devnet.network["payees"]
-    before, earned_before = opg_balance(devnet, account.address), opg_balance(devnet, payee)
-    answers = ask(official, scripts, devnet, account, http=http, calls=2)
+def test_the_official_client_pays_with_upto_and_is_charged_what_was_quoted(official, scripts, net, http):
+    account, (payee,) = net.account(opg="10", approved=True), net.network["payees"]
+    before, earned_before = opg_balance(net, account.address), opg_balance(net, payee)
+    answers = ask(official, scripts, net, account, http=http, calls=2)
     assert all("What is x402?" in text_of(answer) for answer in answers)
     # It knows no sessions: every call opens one, and none is reused.
     assert len({answer["session"] for answer in answers} - {None}) == 2
-    settlements = [record for record in devnet.close_sessions() if record.payer == account.address]
+    settlements = [record for record in net.close_sessions() if record.payer == account.address]
     assert sorted(record.amount_atomic for record in settlements) == sorted(map(quoted_atomic, answers))
-    assert all(is_on_chain(devnet, record.transaction) for record in settlements)
-    spent = before - opg_balance(devnet, account.address)
-    assert spent == sum(map(quoted_atomic, answers)) == opg_balance(devnet, payee) - earned_before > 0
+    assert all(is_on_chain(net, record.transaction) for record in settlements)
+    spent = before - opg_balance(net, account.address)
+    assert spent == sum(map(quoted_atomic, answers)) == opg_balance(net, payee) - earned_before > 0
 
 
 @pytest.mark.parametrize("http", ["httpx", "requests"])

@@ -68,14 +68,14 @@ def offer_of(net, scheme, *, pay_to, facilitator):
 
 
 @pytest.fixture(scope="module")
-def facilitator(official, devnet, request):
+def facilitator(official, net, request):
     """The facilitator's URL and address. Its account has gas money and no OPG."""
     account = new_account()
-    devnet.chain.fund(account.address, native_wei=OPG)
+    net.chain.fund(account.address, native_wei=OPG)
     task = {
         "private_key": account.private_key,
-        "rpc_url": devnet.rpc_url,
-        "network": devnet.network["network"],
+        "rpc_url": net.rpc_url,
+        "network": net.network["network"],
     }
     script = request.path.parent / "scripts" / "official_facilitator.py"
     with official.serve(script, task) as announced:
@@ -91,37 +91,35 @@ def facilitator(official, devnet, request):
         (Scheme.EXACT_EIP3009, False, ASKED),
     ],
 )
-def test_the_official_facilitator_settles_what_our_client_signed(
-    devnet, facilitator, tmp_path, scheme, approved, taken
-):
-    account, payee = devnet.account(opg="1", approved=approved), new_account().address
-    offer = offer_of(devnet, scheme, pay_to=payee, facilitator=facilitator)
+def test_the_official_facilitator_settles_what_our_client_signed(net, facilitator, tmp_path, scheme, approved, taken):
+    account, payee = net.account(opg="1", approved=approved), new_account().address
+    offer = offer_of(net, scheme, pay_to=payee, facilitator=facilitator)
     shop = Shop(facilitator["url"], offer=offer, take_atomic=taken)
     policy = SpendPolicy(payees=[payee], facilitators=[facilitator["address"]])
-    with payments_for(devnet, account, tmp_path / "ledger.sqlite", policy=policy) as payments:
+    with payments_for(net, account, tmp_path / "ledger.sqlite", policy=policy) as payments:
         with httpx.Client(transport=X402Transport(payments, wrapped=shop)) as http:
             assert http.post(URL, json={"model": "gpt-5"}).json() == {"sold": True}
         Reconciler(payments.network, payments.ledger).reconcile()
         (receipt,) = payments.ledger.receipts().result()
     assert (shop.verified["isValid"], shop.verified["payer"]) == (True, account.address)
     assert shop.settled["success"] is True, shop.settled
-    assert opg_balance(devnet, account.address) == OPG - taken
-    assert opg_balance(devnet, payee) == taken
+    assert opg_balance(net, account.address) == OPG - taken
+    assert opg_balance(net, payee) == taken
     assert receipt.status is ReceiptStatus.SETTLED
     assert receipt.settled_atomic == taken
     assert receipt.payment_tx_hash == shop.settled["transaction"]
     # The chain keeps it from being taken twice.
     assert shop.settle_again()["success"] is False
-    assert opg_balance(devnet, payee) == taken
+    assert opg_balance(net, payee) == taken
 
 
-def test_the_official_facilitator_refuses_a_payload_of_ours_that_was_tampered_with(devnet, facilitator, tmp_path):
-    account, payee, thief = devnet.account(opg="1", approved=True), new_account().address, new_account().address
-    offer = offer_of(devnet, Scheme.UPTO, pay_to=payee, facilitator=facilitator)
+def test_the_official_facilitator_refuses_a_payload_of_ours_that_was_tampered_with(net, facilitator, tmp_path):
+    account, payee, thief = net.account(opg="1", approved=True), new_account().address, new_account().address
+    offer = offer_of(net, Scheme.UPTO, pay_to=payee, facilitator=facilitator)
     shop = Shop(facilitator["url"], offer=offer, take_atomic=0)
     policy = SpendPolicy(payees=[payee], facilitators=[facilitator["address"]])
     with (
-        payments_for(devnet, account, tmp_path / "ledger.sqlite", policy=policy) as payments,
+        payments_for(net, account, tmp_path / "ledger.sqlite", policy=policy) as payments,
         httpx.Client(transport=X402Transport(payments, wrapped=shop)) as http,
     ):
         http.post(URL, json={"model": "gpt-5"})
@@ -131,5 +129,5 @@ def test_the_official_facilitator_refuses_a_payload_of_ours_that_was_tampered_wi
     assert shop.verified["isValid"] is True  # until then it was good
     assert shop.ask("verify", stolen)["invalidReason"] == "invalid_permit2_signature"
     assert shop.ask("settle", stolen)["success"] is False
-    assert opg_balance(devnet, thief) == 0
-    assert opg_balance(devnet, account.address) == OPG
+    assert opg_balance(net, thief) == 0
+    assert opg_balance(net, account.address) == OPG

@@ -50,52 +50,52 @@ def allowance(net, owner):
         (Scheme.EXACT_EIP3009, False, ASKED),
     ],
 )
-def test_the_official_facilitator_client_verifies_and_settles_here(official, scripts, devnet, scheme, approved, taken):
-    account = devnet.account(opg="1", approved=approved)
-    heard, payee = settle(official, scripts, devnet, account, scheme=scheme, take_atomic=taken)
+def test_the_official_facilitator_client_verifies_and_settles_here(official, scripts, net, scheme, approved, taken):
+    account = net.account(opg="1", approved=approved)
+    heard, payee = settle(official, scripts, net, account, scheme=scheme, take_atomic=taken)
     assert heard["verified"] == {"isValid": True, "payer": account.address}
-    receipt = devnet.chain.rpc("eth_getTransactionReceipt", [heard["settled"]["transaction"]])
+    receipt = net.chain.rpc("eth_getTransactionReceipt", [heard["settled"]["transaction"]])
     assert heard["settled"] == {
         "success": True,
         "payer": account.address,
         "transaction": receipt["transactionHash"],
-        "network": devnet.network["network"],
+        "network": net.network["network"],
         "amount": str(taken),
     }
     assert receipt["status"] == "0x1"
     assert heard["settled_again"]["success"] is False
     assert heard["settled_again"]["transaction"] == ""
-    assert opg_balance(devnet, account.address) == OPG - taken
-    assert opg_balance(devnet, payee) == taken
+    assert opg_balance(net, account.address) == OPG - taken
+    assert opg_balance(net, payee) == taken
 
 
-def test_the_official_client_sees_which_schemes_are_supported_and_who_settles(official, scripts, devnet):
-    account = devnet.account(opg="1", approved=True)
-    heard, _ = settle(official, scripts, devnet, account, scheme=Scheme.UPTO, take_atomic=ASKED)
-    (facilitator_address,) = devnet.network["facilitators"]
+def test_the_official_client_sees_which_schemes_are_supported_and_who_settles(official, scripts, net):
+    account = net.account(opg="1", approved=True)
+    heard, _ = settle(official, scripts, net, account, scheme=Scheme.UPTO, take_atomic=ASKED)
+    (facilitator_address,) = net.network["facilitators"]
     kinds = {kind["scheme"]: kind for kind in heard["supported"]["kinds"]}
     assert set(kinds) == {"upto", "exact"}
-    assert {(kind["x402Version"], kind["network"]) for kind in kinds.values()} == {(2, devnet.network["network"])}
+    assert {(kind["x402Version"], kind["network"]) for kind in kinds.values()} == {(2, net.network["network"])}
     assert kinds["upto"]["extra"]["facilitatorAddress"] == facilitator_address
     assert heard["supported"]["signers"]["eip155:*"] == [facilitator_address]
 
 
 @pytest.mark.parametrize("scheme", [Scheme.UPTO, Scheme.EXACT_PERMIT2])
-def test_a_wallet_without_approval_pays_by_the_permit_that_the_official_client_adds(official, scripts, devnet, scheme):
-    account = devnet.account(opg="1")
-    assert allowance(devnet, account.address) == 0
+def test_a_wallet_without_approval_pays_by_the_permit_that_the_official_client_adds(official, scripts, net, scheme):
+    account = net.account(opg="1")
+    assert allowance(net, account.address) == 0
     sponsoring = {"eip2612GasSponsoring": {"info": {"version": "1"}, "schema": {}}}
-    heard, payee = settle(official, scripts, devnet, account, scheme=scheme, take_atomic=ASKED, extensions=sponsoring)
+    heard, payee = settle(official, scripts, net, account, scheme=scheme, take_atomic=ASKED, extensions=sponsoring)
     assert heard["verified"]["isValid"] is True, heard["verified"]
     assert heard["settled"]["success"] is True, heard["settled"]
-    assert opg_balance(devnet, payee) == ASKED
-    assert opg_balance(devnet, account.address) == OPG - ASKED
+    assert opg_balance(net, payee) == ASKED
+    assert opg_balance(net, account.address) == OPG - ASKED
 
 
-def test_the_official_client_hears_why_an_empty_wallet_is_refused(official, scripts, devnet):
-    account = devnet.account(opg="0.05", approved=True)
-    heard, payee = settle(official, scripts, devnet, account, scheme=Scheme.UPTO, take_atomic=ASKED)
+def test_the_official_client_hears_why_an_empty_wallet_is_refused(official, scripts, net):
+    account = net.account(opg="0.05", approved=True)
+    heard, payee = settle(official, scripts, net, account, scheme=Scheme.UPTO, take_atomic=ASKED)
     assert heard["verified"]["isValid"] is False
     assert "balance" in heard["verified"]["invalidReason"] or "funds" in heard["verified"]["invalidReason"]
     assert heard["settled"]["success"] is False
-    assert opg_balance(devnet, payee) == 0
+    assert opg_balance(net, payee) == 0

@@ -24,13 +24,13 @@ COST = 1_234_567_890_123_457
     ],
 )
 def test_our_client_pays_the_official_middleware_call_by_call(
-    official, scripts, devnet, tmp_path, scheme, method, approved, taken
+    official, scripts, net, tmp_path, scheme, method, approved, taken
 ):
-    account, payee = devnet.account(opg="1", approved=approved), new_account().address
+    account, payee = net.account(opg="1", approved=approved), new_account().address
     task = {
-        "facilitator_url": devnet.network["facilitator_url"],
-        "network": devnet.network["network"],
-        "asset": devnet.network["asset"]["address"],
+        "facilitator_url": net.network["facilitator_url"],
+        "network": net.network["network"],
+        "asset": net.network["asset"]["address"],
         "pay_to": payee,
         "scheme": scheme,
         "method": method,
@@ -39,13 +39,13 @@ def test_our_client_pays_the_official_middleware_call_by_call(
     }
     with (
         official.serve(scripts / "official_gateway.py", task) as gateway,
-        payments_for(devnet, account, tmp_path / "ledger.sqlite", policy=SpendPolicy(payees=[payee])) as payments,
+        payments_for(net, account, tmp_path / "ledger.sqlite", policy=SpendPolicy(payees=[payee])) as payments,
         client_for(payments, base_url=gateway["url"]) as client,
     ):
         completions = [client.chat(PROMPT) for _ in range(2)]
         assert [completion.content for completion in completions] == ["Paid."] * 2
-        assert opg_balance(devnet, payee) == 2 * taken
-        assert opg_balance(devnet, account.address) == OPG - 2 * taken
+        assert opg_balance(net, payee) == 2 * taken
+        assert opg_balance(net, account.address) == OPG - 2 * taken
         Reconciler(payments.network, payments.ledger).reconcile()
         receipts = payments.ledger.receipts().result()
     assert [receipt.settled_atomic for receipt in receipts] == [taken] * 2

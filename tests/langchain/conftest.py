@@ -50,12 +50,13 @@ def core_error(name: str) -> type[Exception]:
 
 
 @pytest.fixture(scope="session")
-def shared_payments(devnet: Devnet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Payments]:
+def shared_payments(devnets: Callable[..., Devnet], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Payments]:
     """One payer with open sessions, for tests that do not look at the money."""
-    account = devnet.account(opg="100", approved=True)
+    net = devnets()
+    account = net.account(opg="100", approved=True)
     path = tmp_path_factory.mktemp("ledger") / "shared.sqlite"
     payments = Payments(
-        network=load_network(f"{devnet.gateway_url}/network"),
+        network=load_network(f"{net.gateway_url}/network"),
         signer=LocalSigner(account.private_key),
         policy=SpendPolicy(max_per_day="90"),
         ledger=Ledger(f"sqlite:///{path}"),
@@ -88,11 +89,11 @@ def model(chat: Callable[..., ChatOpenGradient]) -> ChatOpenGradient:
 class Payer:
     """A wallet of its own, its ledger, and the models that spend from it."""
 
-    def __init__(self, devnet: Devnet, directory: Path) -> None:
-        self._devnet = devnet
-        self.account = devnet.account(opg="10", approved=True)
-        self._opg_atomic = devnet.chain.token_balance(self.account.address)
-        self.network = load_network(f"{devnet.gateway_url}/network")
+    def __init__(self, net: Devnet, directory: Path) -> None:
+        self._net = net
+        self.account = net.account(opg="10", approved=True)
+        self._opg_atomic = net.chain.token_balance(self.account.address)
+        self.network = load_network(f"{net.gateway_url}/network")
         self.ledger = Ledger(f"sqlite:///{directory / 'payer.sqlite'}")
         self.payments = Payments(network=self.network, signer=LocalSigner(self.account.private_key), ledger=self.ledger)
         self._made: list[ChatOpenGradient] = []
@@ -109,9 +110,9 @@ class Payer:
 
     def settle(self) -> int:
         """Have the gateway settle everything, bring the ledger up to date; what the wallet lost meanwhile."""
-        self._devnet.close_sessions()
+        self._net.close_sessions()
         Reconciler(self.network, self.ledger).reconcile()
-        return self._opg_atomic - self._devnet.chain.token_balance(self.account.address)
+        return self._opg_atomic - self._net.chain.token_balance(self.account.address)
 
     def close(self) -> None:
         for made in self._made:
@@ -120,8 +121,8 @@ class Payer:
 
 
 @pytest.fixture
-def payer(devnet: Devnet, tmp_path: Path) -> Iterator[Payer]:
+def payer(net: Devnet, tmp_path: Path) -> Iterator[Payer]:
     """A fresh wallet and ledger, for tests that count the money."""
-    one = Payer(devnet, tmp_path)
+    one = Payer(net, tmp_path)
     yield one
     one.close()

@@ -25,11 +25,11 @@ def strict_loop() -> Iterator[BlockBuster]:
         yield guard
 
 
-async def test_a_first_call_and_all_later_ones_leave_the_loop_free(devnet: Devnet, strict_loop: BlockBuster):
-    account = await asyncio.to_thread(lambda: devnet.account(opg="10", approved=True))
+async def test_a_first_call_and_all_later_ones_leave_the_loop_free(net: Devnet, strict_loop: BlockBuster):
+    account = await asyncio.to_thread(lambda: net.account(opg="10", approved=True))
     model = await asyncio.to_thread(
         lambda: ChatOpenGradient(
-            model="openai/gpt-5", private_key=account.private_key, network=f"{devnet.gateway_url}/network"
+            model="openai/gpt-5", private_key=account.private_key, network=f"{net.gateway_url}/network"
         )
     )
     with get_settlement_callback() as settlements:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import pickle
-from collections.abc import Callable, Coroutine, Iterator
-from pathlib import Path
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
@@ -46,20 +45,6 @@ from opengradient_x402.errors import (
 from .conftest import Payer, core_error
 
 
-@pytest.fixture(scope="module")
-def faulty() -> Iterator[Devnet]:
-    with Devnet() as net:
-        yield net
-
-
-@pytest.fixture
-def payer(faulty: Devnet, tmp_path: Path) -> Iterator[Payer]:
-    one = Payer(faulty, tmp_path)
-    yield one
-    faulty.faults.clear()
-    one.close()
-
-
 @pytest.fixture
 def opened(payer: Payer) -> Payer:
     """A payer whose session is open already, so that faults strike paid calls."""
@@ -92,7 +77,7 @@ STREAMS = ("stream", "astream")
 async def assert_paid_and_heard(payer: Payer, mode: str, fault: object, **kwargs) -> OpenGradientError:
     """The call fails after it was paid; its receipt is on the error, in the ledger, and heard by everybody once."""
     before = set(payer.receipts())
-    payer._devnet.faults.inject(fault)
+    payer._net.faults.inject(fault)
     told: list[str] = []
     handler = SettlementCallbackHandler(on_receipt=lambda receipt: told.append(receipt.call_id))
     with get_settlement_callback() as active:
@@ -170,17 +155,17 @@ async def test_before_anything_is_signed_an_error_costs_nothing(payer: Payer, mo
 
 @pytest.mark.parametrize("mode", MODES)
 async def test_a_refused_payment_is_not_tried_again(payer: Payer, mode):
-    payer._devnet.faults.inject(RefusePayment())
+    payer._net.faults.inject(RefusePayment())
     error = await fail(payer.model(), mode, {})
     assert isinstance(error, NotPaid)
     assert error.is_retryable is False
     assert payer.settle() == 0
 
 
-def test_a_bad_key_is_found_on_first_use_and_never_shown(faulty: Devnet):
-    with ChatOpenGradient(model="openai/gpt-5", api_key="not-a-key-5ecret", network=faulty.gateway_url) as model:
+def test_a_bad_key_is_found_on_first_use_and_never_shown(net: Devnet):
+    with ChatOpenGradient(model="openai/gpt-5", api_key="not-a-key-5ecret", network=net.gateway_url) as model:
         pass
-    model = ChatOpenGradient(model="openai/gpt-5", api_key="not-a-key-5ecret", network=f"{faulty.gateway_url}/network")
+    model = ChatOpenGradient(model="openai/gpt-5", api_key="not-a-key-5ecret", network=f"{net.gateway_url}/network")
     with pytest.raises(InvalidPrivateKey) as caught:
         model.invoke("Hello")
     assert isinstance(caught.value, core_error("ModelAuthenticationError"))
@@ -196,9 +181,9 @@ def test_an_unknown_network_is_refused():
     ("account", "expected"),
     [({"opg": "0", "approved": True}, InsufficientFunds), ({"opg": "10", "approved": False}, AllowanceMissing)],
 )
-def test_a_wallet_that_cannot_pay_is_told_before_it_signs(faulty: Devnet, account, expected):
-    wallet = faulty.account(**account)
-    network = f"{faulty.gateway_url}/network"
+def test_a_wallet_that_cannot_pay_is_told_before_it_signs(net: Devnet, account, expected):
+    wallet = net.account(**account)
+    network = f"{net.gateway_url}/network"
     with (
         ChatOpenGradient(model="openai/gpt-5", private_key=wallet.private_key, network=network) as model,
         pytest.raises(expected) as caught,
@@ -219,7 +204,7 @@ async def cancel_when(is_time: Callable[[], bool], call: Coroutine[Any, Any, Any
 
 
 async def test_a_cancelled_call_keeps_its_receipt(opened: Payer):
-    faults = opened._devnet.faults
+    faults = opened._net.faults
     faults.inject(HangUp(after_s=4.0))
     handler, before, struck = SettlementCallbackHandler(), set(opened.receipts()), len(faults.struck)
     with get_settlement_callback() as active:
@@ -233,7 +218,7 @@ async def test_a_cancelled_call_keeps_its_receipt(opened: Payer):
 
 @pytest.mark.parametrize("chunks_first", [0, 1])
 async def test_a_cancelled_stream_keeps_its_receipt(opened: Payer, chunks_first):
-    faults = opened._devnet.faults
+    faults = opened._net.faults
     faults.inject(SlowDrip(pace_s=0.5) if chunks_first else HangUp(after_s=4.0))
     handler, before, seen, struck = SettlementCallbackHandler(), set(opened.receipts()), [], len(faults.struck)
 
@@ -250,7 +235,7 @@ async def test_a_cancelled_stream_keeps_its_receipt(opened: Payer, chunks_first)
 
 
 def test_a_retry_on_request_is_a_second_call_with_a_second_receipt(opened: Payer):
-    opened._devnet.faults.inject(AnswerStatus(status=500))
+    opened._net.faults.inject(AnswerStatus(status=500))
     before = set(opened.receipts())
     with get_settlement_callback() as active:
         opened.model().with_retry(wait_exponential_jitter=False, stop_after_attempt=2).invoke("Hello")
@@ -259,7 +244,7 @@ def test_a_retry_on_request_is_a_second_call_with_a_second_receipt(opened: Payer
 
 
 def test_a_fallback_after_payment_has_both_receipts(opened: Payer):
-    opened._devnet.faults.inject(AnswerStatus(status=500))
+    opened._net.faults.inject(AnswerStatus(status=500))
     chain = opened.model().with_fallbacks([opened.model(model="google/gemini-2.5-flash")])
     with get_settlement_callback() as active:
         chain.invoke("Hello")
@@ -268,7 +253,7 @@ def test_a_fallback_after_payment_has_both_receipts(opened: Payer):
 
 
 def test_an_error_survives_pickle_and_copy_with_all_that_it_carries(opened: Payer):
-    opened._devnet.faults.inject(AnswerStatus(status=429))
+    opened._net.faults.inject(AnswerStatus(status=429))
     with pytest.raises(core_error("ModelRateLimitError")) as caught:
         opened.model().invoke("Hello")
     for twin in (pickle.loads(pickle.dumps(caught.value)), copy.copy(caught.value)):
@@ -282,7 +267,7 @@ def test_an_error_survives_pickle_and_copy_with_all_that_it_carries(opened: Paye
 async def test_an_answer_without_a_good_proof_is_withheld_when_proofs_are_required(opened: Payer, mode):
     await call(opened.model(verify_tee="require"), mode, {})
     before = set(opened.receipts())
-    opened._devnet.faults.inject(ForgeProof(part="signature"))
+    opened._net.faults.inject(ForgeProof(part="signature"))
     error = await fail(opened.model(verify_tee="require"), mode, {})
     assert isinstance(error, ProofRejected)
     assert set(opened.receipts()) - before == {error.receipt.call_id}

@@ -177,14 +177,14 @@ async def test_a_deep_copy_pays_from_the_same_session(payer: Payer, is_used: boo
     assert len({receipt.authorization_id for receipt in payer.receipts().values()}) == 1
 
 
-def test_configurable_fields_share_the_connections_of_the_model(devnet: Devnet, tmp_path):
+def test_configurable_fields_share_the_connections_of_the_model(net: Devnet, tmp_path):
     from langchain_core.runnables import ConfigurableField
 
-    wallet = devnet.account(opg="10", approved=True)
+    wallet = net.account(opg="10", approved=True)
     with ChatOpenGradient(
         model="openai/gpt-5",
         private_key=wallet.private_key,
-        network=f"{devnet.gateway_url}/network",
+        network=f"{net.gateway_url}/network",
         ledger=tmp_path / "ledger.sqlite",
     ) as model:
         flexible = model.configurable_fields(
@@ -209,11 +209,9 @@ def test_alternatives_are_chosen_at_run_time(chat):
     assert answer.response_metadata["model_name"] == "x-ai/grok-4"
 
 
-async def test_closing_and_using_it_again_works(devnet: Devnet):
-    wallet = devnet.account(opg="10", approved=True)
-    model = ChatOpenGradient(
-        model="openai/gpt-5", private_key=wallet.private_key, network=f"{devnet.gateway_url}/network"
-    )
+async def test_closing_and_using_it_again_works(net: Devnet):
+    wallet = net.account(opg="10", approved=True)
+    model = ChatOpenGradient(model="openai/gpt-5", private_key=wallet.private_key, network=f"{net.gateway_url}/network")
     async with model:
         model.invoke("Hello")
         await model.ainvoke("Hello")

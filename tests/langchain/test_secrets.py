@@ -77,10 +77,10 @@ def shown(model: ChatOpenGradient) -> str:
 
 
 @pytest.mark.filterwarnings("ignore::langchain_core._api.deprecation.LangChainDeprecationWarning")
-async def test_the_key_is_nowhere_to_be_found(devnet: Devnet, caplog: pytest.LogCaptureFixture, tmp_path):
+async def test_the_key_is_nowhere_to_be_found(net: Devnet, caplog: pytest.LogCaptureFixture, tmp_path):
     caplog.set_level(logging.DEBUG)
-    account = devnet.account(opg="10", approved=True)
-    network = f"{devnet.gateway_url}/network"
+    account = net.account(opg="10", approved=True)
+    network = f"{net.gateway_url}/network"
     ears, tracer, texts = Everything(), Tracer(), []
     config: RunnableConfig = {"callbacks": [ears, tracer]}
     with get_settlement_callback() as settlements:
@@ -120,15 +120,15 @@ def test_a_key_of_the_wrong_type_is_not_quoted(name):
     assert "s3cr3t-material" not in str(caught.value)
 
 
-async def test_sessions_and_signatures_are_not_logged(devnet: Devnet, caplog: pytest.LogCaptureFixture):
+async def test_sessions_and_signatures_are_not_logged(net: Devnet, caplog: pytest.LogCaptureFixture):
     caplog.set_level(logging.DEBUG)
-    account = devnet.account(opg="10", approved=True)
+    account = net.account(opg="10", approved=True)
     with ChatOpenGradient(
-        model="openai/gpt-5", private_key=account.private_key, network=f"{devnet.gateway_url}/network"
+        model="openai/gpt-5", private_key=account.private_key, network=f"{net.gateway_url}/network"
     ) as model:
         model.invoke("Hello")
         await model.ainvoke("Hello")
     lines = caplog.text
     assert "x-upto-session" in lines.lower()  # httpcore prints whole responses at DEBUG, this header among them
-    assert not any(session in lines for session in devnet.open_sessions)
+    assert not any(session in lines for session in net.open_sessions)
     assert "payment-signature" not in lines.lower()

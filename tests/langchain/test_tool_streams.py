@@ -2,36 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import reduce
 from operator import add
-from pathlib import Path
 
 import pytest
 from langchain_core.messages import AIMessage
 from langchain_core.tools import tool
 
-from opengradient_devnet import Devnet
 from opengradient_devnet.faults import StreamStyle
 from opengradient_devnet.tool_call_styles import ToolCallStyle
 
 from .conftest import BETA, HAS_V3, Payer
 
 pytestmark = pytest.mark.filterwarnings(BETA)
-
-
-@pytest.fixture(scope="module")
-def dialects() -> Iterator[Devnet]:
-    with Devnet() as net:
-        yield net
-
-
-@pytest.fixture
-def payer(dialects: Devnet, tmp_path: Path) -> Iterator[Payer]:
-    one = Payer(dialects, tmp_path)
-    yield one
-    dialects.faults.clear()
-    one.close()
 
 
 @tool
@@ -57,7 +40,7 @@ def calls(message: AIMessage) -> list[tuple]:
 @pytest.mark.parametrize("style", list(ToolCallStyle))
 @pytest.mark.parametrize("as_message", [False, True], ids=["delta", "message"])
 async def test_every_dialect_gives_the_same_calls_sync_and_async(payer: Payer, style, as_message):
-    payer._devnet.faults.inject(StreamStyle(tool_calls=style, as_message=as_message), times=None)
+    payer._net.faults.inject(StreamStyle(tool_calls=style, as_message=as_message), times=None)
     model = payer.model().bind_tools([multiply, weather])
     whole = await model.ainvoke(QUESTION)
     sync_sum = reduce(add, model.stream(QUESTION))
@@ -73,7 +56,7 @@ async def test_every_dialect_gives_the_same_calls_sync_and_async(payer: Payer, s
 
 
 async def test_broken_arguments_are_invalid_calls_on_every_way(payer: Payer):
-    payer._devnet.faults.inject(StreamStyle(broken_arguments=True), times=None)
+    payer._net.faults.inject(StreamStyle(broken_arguments=True), times=None)
     model = payer.model().bind_tools([multiply], tool_choice="any")
     if HAS_V3:
         v3 = await (await model.astream_events("Multiply 3 and 4", version="v3")).output
@@ -97,7 +80,7 @@ async def test_a_malformed_call_in_structured_output_is_an_error_and_not_none(pa
         a: int
         b: int
 
-    payer._devnet.faults.inject(StreamStyle(broken_arguments=True), times=None)
+    payer._net.faults.inject(StreamStyle(broken_arguments=True), times=None)
     model = payer.model().with_structured_output(Pair, method="function_calling")
     with pytest.raises(OutputParserException):
         model.invoke("The pair of 3 and 4")
@@ -106,7 +89,7 @@ async def test_a_malformed_call_in_structured_output_is_an_error_and_not_none(pa
 
 
 async def test_version_1_streams_merge_each_call_with_itself(payer: Payer):
-    payer._devnet.faults.inject(StreamStyle(tool_calls=ToolCallStyle.INTERLEAVED), times=None)
+    payer._net.faults.inject(StreamStyle(tool_calls=ToolCallStyle.INTERLEAVED), times=None)
     model = payer.model(output_version="v1").bind_tools([multiply, weather])
     total = reduce(add, model.stream(QUESTION))
     found = [block for block in total.content if block["type"] == "tool_call"]

@@ -18,12 +18,12 @@ def paid_model(net: Devnet, account: Account, **overrides: Any) -> OpenGradient:
 
 
 @pytest.fixture
-def make_llm(devnet: Devnet, wallet: Account) -> Iterator[Callable[..., OpenGradient]]:
+def make_llm(net: Devnet, account: Account) -> Iterator[Callable[..., OpenGradient]]:
     """Makes models that the test's wallet pays for; closes them afterwards."""
     made: list[OpenGradient] = []
 
     def make(**overrides: Any) -> OpenGradient:
-        made.append(paid_model(devnet, wallet, **overrides))
+        made.append(paid_model(net, account, **overrides))
         return made[-1]
 
     yield make

@@ -24,8 +24,8 @@ class TestOpenGradient(FunctionCallingLLMTests):
     relay: Relay | None = None
 
     @pytest.fixture(autouse=True)
-    def _pay_on_the_devnet(self, devnet: Devnet, payer: Account) -> None:
-        self.net, self.payer = devnet, payer
+    def _pay_on_the_devnet(self, net: Devnet, payer: Account) -> None:
+        self.net, self.payer = net, payer
 
     @property
     def llm_class(self) -> type[OpenGradient]:
@@ -45,8 +45,8 @@ class TestOpenGradient(FunctionCallingLLMTests):
 
     @pytest.fixture(scope="class")
     @classmethod
-    def payer(cls, devnet: Devnet) -> Account:
-        return devnet.account(opg="100", approved=True)
+    def payer(cls, net: Devnet) -> Account:
+        return net.account(opg="100", approved=True)
 
     @pytest.fixture(scope="class")
     @classmethod

@@ -80,9 +80,9 @@ def test_no_error_about_other_fields_holds_the_key(name):
         assert KEY[2:10] not in f"{caught.value} {caught.value!r} {caught.value.errors()}"
 
 
-def test_the_key_may_be_called_what_generic_code_calls_it(devnet: Devnet, wallet: Account):
-    llm = OpenGradient(model="openai/gpt-5", api_key=wallet.private_key, network=f"{devnet.gateway_url}/network")
-    assert llm.complete("Who pays?").raw["x402"]["payer"] == wallet.address
+def test_the_key_may_be_called_what_generic_code_calls_it(net: Devnet, account: Account):
+    llm = OpenGradient(model="openai/gpt-5", api_key=account.private_key, network=f"{net.gateway_url}/network")
+    assert llm.complete("Who pays?").raw["x402"]["payer"] == account.address
     llm.close()
 
 
@@ -116,27 +116,27 @@ def test_a_dump_does_not_hold_the_password_of_a_ledger():
     assert "hunter2" not in repr(llm)
 
 
-def test_a_pickle_keeps_limits_and_ledger_but_not_the_key(wallet: Account, devnet: Devnet, tmp_path, monkeypatch):
+def test_a_pickle_keeps_limits_and_ledger_but_not_the_key(account: Account, net: Devnet, tmp_path, monkeypatch):
     policy = SpendPolicy(max_per_day="1")
     llm = OpenGradient(
         model="openai/gpt-5",
-        private_key=wallet.private_key,
-        network=f"{devnet.gateway_url}/network",
+        private_key=account.private_key,
+        network=f"{net.gateway_url}/network",
         ledger=tmp_path / "mine.sqlite",
         spend_policy=policy,
     )
     llm.complete("Open everything.")
     pickled = pickle.dumps(llm)
     llm.close()
-    assert wallet.private_key.removeprefix("0x").encode() not in pickled
+    assert account.private_key.removeprefix("0x").encode() not in pickled
     again = pickle.loads(pickled)
     assert again.spend_policy == policy
     assert str(again.ledger).endswith("mine.sqlite")
     with pytest.raises(InvalidPrivateKey):
         again.complete("Who pays?")
-    monkeypatch.setenv("OG_PRIVATE_KEY", wallet.private_key)
+    monkeypatch.setenv("OG_PRIVATE_KEY", account.private_key)
     again = pickle.loads(pickled)
-    assert again.complete("I do.").raw["x402"]["payer"] == wallet.address
+    assert again.complete("I do.").raw["x402"]["payer"] == account.address
     again.close()
 
 
@@ -157,11 +157,11 @@ def test_a_model_that_was_given_payments_travels_without_them(payments_on_devnet
 
 
 @pytest.fixture
-def payments_on_devnet(devnet: Devnet, wallet: Account, tmp_path):
+def payments_on_devnet(net: Devnet, account: Account, tmp_path):
     from support.payers import payments_for
 
-    with payments_for(devnet, wallet, tmp_path / "shared.sqlite") as payments:
-        yield payments, wallet
+    with payments_for(net, account, tmp_path / "shared.sqlite") as payments:
+        yield payments, account
 
 
 def test_a_copy_changes_nothing_in_the_original():
@@ -204,8 +204,8 @@ def test_the_environment_chooses_settlement_and_gateway_for_a_model_that_does_no
         make_llm().complete("Where?")
 
 
-def test_a_changed_field_holds_from_the_next_call_on(make_llm, devnet: Devnet):
-    llm, other = make_llm(), devnet.account(opg="1", approved=True)
+def test_a_changed_field_holds_from_the_next_call_on(make_llm, net: Devnet):
+    llm, other = make_llm(), net.account(opg="1", approved=True)
     llm.complete("Mine.")
     copied = llm.model_copy(update={"private_key": SecretStr(other.private_key)})
     assert copied.complete("Theirs.").raw["x402"]["payer"] == other.address
@@ -240,9 +240,9 @@ def test_a_rate_limiter_is_asked_once_per_call(make_llm, form):
     assert limiter.acquired == 1
 
 
-def test_bad_configuration_is_an_error_of_the_call_and_says_that_nothing_was_paid(make_llm, devnet: Devnet):
+def test_bad_configuration_is_an_error_of_the_call_and_says_that_nothing_was_paid(make_llm, net: Devnet):
     with pytest.raises(InvalidPrivateKey, match="OG_PRIVATE_KEY"):
-        OpenGradient(model="openai/gpt-5", network=f"{devnet.gateway_url}/network").complete("Who?")
+        OpenGradient(model="openai/gpt-5", network=f"{net.gateway_url}/network").complete("Who?")
     with pytest.raises(ConfigurationError):
         make_llm(base_url="http://gateway.example").complete("Unsafe.")
     with pytest.raises(UnknownModel):

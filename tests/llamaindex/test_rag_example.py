@@ -32,8 +32,8 @@ def run_example(net: Devnet, account: Account, tmp_path: Path, *arguments: str) 
     return ended.stdout
 
 
-def test_it_answers_from_the_documents_and_prints_its_receipts(devnet: Devnet, wallet: Account, tmp_path: Path):
-    said = run_example(devnet, wallet, tmp_path)
+def test_it_answers_from_the_documents_and_prints_its_receipts(net: Devnet, account: Account, tmp_path: Path):
+    said = run_example(net, account, tmp_path)
     answers = said.split("\nQ: ")[1:]
     for told, fact, source in zip(
         answers, ("1911", "40", "Ines Okafor"), ("bridges.md", "ferry.md", "harbour.md"), strict=True
@@ -44,8 +44,8 @@ def test_it_answers_from_the_documents_and_prints_its_receipts(devnet: Devnet, w
     assert "3 calls, 1 payment(s)." in said
 
 
-def test_it_answers_questions_of_the_user(devnet: Devnet, wallet: Account, tmp_path: Path):
-    said = run_example(devnet, wallet, tmp_path, "How long is the Kestrel Bridge?", "--model", "openai/gpt-5-nano")
+def test_it_answers_questions_of_the_user(net: Devnet, account: Account, tmp_path: Path):
+    said = run_example(net, account, tmp_path, "How long is the Kestrel Bridge?", "--model", "openai/gpt-5-nano")
     assert "212" in said
     assert "gpt-5-nano" in said
     assert "1 calls, 1 payment(s)." in said

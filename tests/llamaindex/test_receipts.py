@@ -40,9 +40,10 @@ from opengradient_x402.errors import (
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.ledger.receipts import ReceiptStatus
 from opengradient_x402.payment.policy import SpendPolicy
-from support.payers import opg_balance, payments_for, settled_receipts
+from support.payers import opg_balance, settled_receipts
 
 pytestmark = [
+    pytest.mark.devnet(pace_s=0.002),
     # llama-index-workflows looks at every attribute of an agent when it is made, deprecated ones of pydantic included
     pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20"),
     pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince211"),
@@ -52,30 +53,6 @@ pytestmark = [
 
 CHEAP = "openai/gpt-5-nano"
 ARITHMETIC = "Multiply 12 by 34."
-
-
-@pytest.fixture(scope="module")
-def net() -> Iterator[Devnet]:
-    """A network of this module's own: faults and closed sessions disturb nobody else."""
-    with Devnet(pace_s=0.002) as network:
-        yield network
-
-
-@pytest.fixture(autouse=True)
-def _no_faults_left(net: Devnet) -> Iterator[None]:
-    yield
-    net.faults.clear()
-
-
-@pytest.fixture
-def account(net: Devnet) -> Account:
-    return net.account(opg="10", approved=True)
-
-
-@pytest.fixture
-def payments(net: Devnet, account: Account, tmp_path: Any) -> Iterator[Any]:
-    with payments_for(net, account, tmp_path / "receipts.sqlite") as opened:
-        yield opened
 
 
 @pytest.fixture

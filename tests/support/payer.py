@@ -7,10 +7,13 @@ import json
 import secrets
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 from eth_account import Account as EthAccount
+
+if TYPE_CHECKING:
+    from opengradient_devnet import Devnet, SettlementRecord
 
 PERMIT2 = "0x000000000022D473030F116dDEE9F6B43aC78BA3"
 SPENDERS = {
@@ -177,3 +180,7 @@ class Payer:
         paid = {"payment-signature": payment} if payment else {}
         paid |= {"x-upto-session": session} if session else {}
         return self.http.post(path, json=body or chat_body(), headers={**paid, **(headers or {})})
+
+    def settlements(self, net: Devnet) -> list[SettlementRecord]:
+        """What this payer's payments on `net` have been settled for, after all sessions are closed."""
+        return [record for record in net.close_sessions() if record.payer == self.address]

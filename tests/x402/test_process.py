@@ -51,15 +51,15 @@ from llama_index_opengradient import OpenGradient
 
 
 @pytest.fixture
-def run(devnet: Devnet, wallet: Account, tmp_path: Path):
+def run(net: Devnet, account: Account, tmp_path: Path):
     """Runs a program with the wallet's environment; it must end well, in time, and say nothing."""
     file = tmp_path / "network.json"
-    file.write_text(json.dumps(devnet.network))
+    file.write_text(json.dumps(net.network))
     url = f"sqlite:///{tmp_path}/books.sqlite"
     environment = {
         **os.environ,
         "OG_NETWORK": str(file),
-        "OG_PRIVATE_KEY": wallet.private_key,
+        "OG_PRIVATE_KEY": account.private_key,
         "OG_LEDGER_URL": url,
     }
 

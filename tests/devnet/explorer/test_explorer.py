@@ -18,6 +18,7 @@ from opengradient_devnet.explorer.settle_calls import settle_calls
 from opengradient_devnet.gateway.payment.session_views import session_mark
 from support.payer import Payer, chat_body, decode
 
+pytestmark = pytest.mark.devnet(schemes=("upto", "exact-permit2", "exact-eip3009"))
 HOSTILE = "<script>alert('x')</script>\"&<img src=x onerror=alert(1)>"
 
 
@@ -51,12 +52,6 @@ class Page(HTMLParser):
     @property
     def text(self) -> str:
         return re.sub(r"\s+", " ", " ".join(self.words))
-
-
-@pytest.fixture(scope="module")
-def net():
-    with Devnet(schemes=["upto", "exact-permit2", "exact-eip3009"]) as net:
-        yield net
 
 
 @pytest.fixture(scope="module")
@@ -176,10 +171,12 @@ def test_sessions_are_shown_while_open_and_after_without_their_ids(net, payer, s
     assert "No session is open" in look("/sessions").text
 
 
-def test_failed_settlement_is_shown_with_its_reason():
+def test_failed_settlement_is_shown_with_its_reason(devnets):
     from opengradient_devnet.faults import FailSettlement
 
-    with Devnet() as net, Payer(net.gateway_url, private_key=net.account(approved=True).private_key) as payer:
+    net = devnets()
+    with Payer(net.gateway_url, private_key=net.account(approved=True).private_key) as payer:
+        net.close_sessions()  # the fault strikes once
         net.faults.inject(FailSettlement(reason="settlement_timeout"))
         payer.chat()
         net.close_sessions()

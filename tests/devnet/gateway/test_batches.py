@@ -128,20 +128,20 @@ def test_batched_calls_are_anchored_on_chain_under_the_root_of_their_blob():
         assert anchored == {first.json()["tee_request_hash"], final["tee_request_hash"]}
 
 
-def test_an_individual_call_is_anchored_before_its_answer_is_complete(devnet, wallet):
-    with Payer(devnet.gateway_url, private_key=wallet.private_key) as payer:
+def test_an_individual_call_is_anchored_before_its_answer_is_complete(net, account):
+    with Payer(net.gateway_url, private_key=account.private_key) as payer:
         response = payer.chat(headers={"x-settlement-type": "individual"})
         body = response.json()
-        receipt = devnet.chain.rpc("eth_getTransactionReceipt", [response.headers["x-settlement-tx-hash"]])
+        receipt = net.chain.rpc("eth_getTransactionReceipt", [response.headers["x-settlement-tx-hash"]])
         log = contract("Relay").decode_log(receipt["logs"][0])
-        blob = payer.http.get(f"{devnet.network['blob_url']}/{response.headers['x-settlement-walrus-blob-id']}").json()
+        blob = payer.http.get(f"{net.network['blob_url']}/{response.headers['x-settlement-walrus-blob-id']}").json()
 
     assert log["event"] == "IndividualSettlement"
     assert "0x" + log["teeId"].hex() == body["tee_id"]
     assert log["inputHash"].hex() == body["tee_request_hash"]
     assert log["outputHash"].hex() == body["tee_output_hash"]
     assert log["timestamp"] == body["tee_timestamp"]
-    assert log["ethAddress"].lower() == wallet.address.lower()
+    assert log["ethAddress"].lower() == account.address.lower()
     assert log["walrusBlobId"].decode() == response.headers["x-settlement-walrus-blob-id"]
     assert blob["response"]["content"] == body["choices"][0]["message"]["content"]
     assert blob["tee_signature"] == body["tee_signature"]

@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from opengradient_devnet import Devnet, Scheme
+from opengradient_devnet.faults import SlowDrip
 from opengradient_devnet.gateway.pricing import load_prices
 from opengradient_devnet.gateway.proofs.tee import output_hash, request_hash, verify_proof
 from opengradient_devnet.model.protocol import Chunk, ModelError
@@ -26,15 +27,8 @@ TOOLS = CAPTURED["tools"]["request"]["tools"]
 
 
 @pytest.fixture
-def net() -> Devnet:
-    """A network of the test's own, for what it settles or slows down."""
-    with Devnet() as net:
-        yield net
-
-
-@pytest.fixture
-def payer(devnet, wallet):
-    with Payer(devnet.gateway_url, private_key=wallet.private_key) as payer:
+def payer(net, account):
+    with Payer(net.gateway_url, private_key=account.private_key) as payer:
         yield payer
 
 
@@ -64,7 +58,7 @@ def shape(value):
 # --- unpaid -----------------------------------------------------------------------------------------------
 
 
-def test_unpaid_request_gets_the_captured_challenge_with_this_networks_values(devnet, payer):
+def test_unpaid_request_gets_the_captured_challenge_with_this_networks_values(net, payer):
     response = payer.http.post("/v1/chat/completions", json=chat_body())
     challenge, captured = decode(response.headers["payment-required"]), decode(VECTORS["challenge_header"])
 
@@ -73,11 +67,11 @@ def test_unpaid_request_gets_the_captured_challenge_with_this_networks_values(de
     assert shape(challenge) == shape(captured)
     assert challenge["extensions"] == captured["extensions"]
     assert challenge["error"] == "Payment required"
-    assert challenge["resource"]["url"] == f"{devnet.gateway_url}/v1/chat/completions"
+    assert challenge["resource"]["url"] == f"{net.gateway_url}/v1/chat/completions"
     (offer,) = challenge["accepts"]
-    assert offer["network"] == f"eip155:{devnet.network['chain_id']}"
-    assert offer["payTo"] in devnet.network["payees"]
-    assert offer["extra"]["facilitatorAddress"] in devnet.network["facilitators"]
+    assert offer["network"] == f"eip155:{net.network['chain_id']}"
+    assert offer["payTo"] in net.network["payees"]
+    assert offer["extra"]["facilitatorAddress"] in net.network["facilitators"]
 
 
 def test_unreadable_payment_gets_the_challenge_again(payer):
@@ -133,9 +127,9 @@ def test_extra_members_of_the_quoted_offer_may_be_more_than_were_offered(payer):
 
 
 @pytest.mark.parametrize("name", ["plain", "private", "individual", "tools"])
-def test_complete_answers_have_the_captured_form(name):
+def test_complete_answers_have_the_captured_form(devnets, name):
     captured = CAPTURED[name]
-    with Devnet(quotes_costs=False) as net, payer_of(net) as payer:
+    with payer_of(devnets(quotes_costs=False)) as payer:
         response = payer.chat(captured["request"], headers={"x-settlement-type": captured["settlement_type"]})
     ours, theirs = response.json(), json.loads(captured["body"])
     for usage in (ours["usage"], theirs["usage"]):
@@ -155,9 +149,9 @@ def test_complete_answers_have_the_captured_form(name):
 
 
 @pytest.mark.parametrize("name", ["plain_stream", "individual_stream", "tools_stream"])
-def test_streams_have_the_captured_form(name):
+def test_streams_have_the_captured_form(devnets, name):
     captured = CAPTURED[name]
-    with Devnet(quotes_costs=False) as net, payer_of(net) as payer:
+    with payer_of(devnets(quotes_costs=False)) as payer:
         response = payer.chat(captured["request"], headers={"x-settlement-type": captured["settlement_type"]})
     ours, theirs = events_of(response.text), events_of(captured["body"])
     for usage in (ours[-1]["usage"], theirs[-1]["usage"]):
@@ -181,7 +175,7 @@ def test_streams_have_the_captured_form(name):
 @pytest.mark.parametrize(
     "body", [chat_body(), chat_body(stream=True), chat_body("What is the price of ETH", tools=TOOLS)]
 )
-def test_every_answer_is_proven_by_the_published_key(devnet, payer, body):
+def test_every_answer_is_proven_by_the_published_key(net, payer, body):
     key = payer.http.get("/signing-key").json()
     asked_s = int(time.time())
     text, tool_calls, final = answer_of(payer.chat(body).text)
@@ -225,7 +219,7 @@ def test_models_answer_under_their_wire_name_and_under_their_full_name(payer, mo
     assert response.json()["model"] == model
 
 
-def test_every_listed_model_is_served_and_priced(devnet, payer):
+def test_every_listed_model_is_served_and_priced(net, payer):
     page = payer.http.get("/v1/models").json()
     prices = load_prices()
 
@@ -284,7 +278,7 @@ def test_unknown_model_is_an_error_after_payment_and_costs_nothing(net):
         assert (response.status_code, response.text) == (captured["status"], captured["body"])
         assert set(response.headers) - {"date", "content-length"} == set(captured["headers"])
         assert payer.chat(session=session).status_code == 200
-        (record,) = net.close_sessions()
+        (record,) = payer.settlements(net)
         assert record.calls == 2
         assert net.chain.token_balance(payer.address) == 10 * 10**18 - record.amount_atomic
 
@@ -351,7 +345,7 @@ def test_provider_failure_is_passed_on_and_costs_nothing():
         whole = payer.chat()
         session = whole.headers["x-upto-session"]
         streamed = payer.chat(chat_body(stream=True), session=session)
-        records = net.close_sessions()
+        records = payer.settlements(net)
 
     assert (whole.status_code, streamed.status_code) == (429, 502)
     assert whole.json() == {
@@ -367,7 +361,7 @@ def test_provider_failure_is_passed_on_and_costs_nothing():
 def test_provider_failure_in_a_stream_is_an_error_event_and_then_the_end():
     with Devnet(upstream=FailingModel(chunks=2)) as net, payer_of(net) as payer:
         response = payer.chat(chat_body(stream=True))
-        (record,) = net.close_sessions()
+        (record,) = payer.settlements(net)
 
     assert response.status_code == 200
     assert [next(iter(event)) for event in events_of(response.text)] == ["choices", "choices", "error"]
@@ -379,6 +373,8 @@ def test_provider_failure_in_a_stream_is_an_error_event_and_then_the_end():
 
 
 def test_payer_pays_exactly_the_sum_of_the_calls_of_a_session_in_one_transaction(net):
+    net.close_sessions()
+    earned = net.chain.token_balance(net.network["payees"][0])
     with payer_of(net) as payer:
         responses = [payer.chat()]
         session = responses[0].headers["x-upto-session"]
@@ -388,24 +384,24 @@ def test_payer_pays_exactly_the_sum_of_the_calls_of_a_session_in_one_transaction
         assert all("payment-response" not in response.headers for response in responses)
         assert net.chain.token_balance(payer.address) == 10 * 10**18, "nothing is settled while it is open"
 
-        (record,) = net.close_sessions()
+        (record,) = payer.settlements(net)
 
     spent = sum(cost_of(response) for response in responses)
     assert record.amount_atomic == spent
     assert record.calls == len(responses)
     assert net.chain.token_balance(payer.address) == 10 * 10**18 - spent
-    assert net.chain.token_balance(net.network["payees"][0]) == spent
+    assert net.chain.token_balance(net.network["payees"][0]) == earned + spent
 
 
-def test_session_is_looked_at_before_the_signature(payer, devnet):
+def test_session_is_looked_at_before_the_signature(payer, net):
     first = payer.chat()
-    before = set(devnet.open_sessions)
+    before = set(net.open_sessions)
     both = payer.chat(session=first.headers["x-upto-session"], payment=payer.payment())
     dead = payer.chat(session="dead", payment=payer.payment())
 
     assert both.headers["x-upto-session"] == first.headers["x-upto-session"]
     assert dead.status_code == 402
-    assert set(devnet.open_sessions) == before
+    assert set(net.open_sessions) == before
 
 
 def test_dead_session_gets_a_402_without_a_challenge(payer):
@@ -446,7 +442,7 @@ def test_exhausted_session_serves_its_last_call_and_is_settled_at_its_cap():
         session = first.headers["x-upto-session"]
         second = payer.chat(session=session)
         third = payer.chat(session=session)
-        (record,) = net.close_sessions()
+        (record,) = payer.settlements(net)
 
         assert cost_of(first) < 2 * 10**15 < cost_of(first) + cost_of(second)
         assert (second.status_code, third.status_code) == (200, 402)
@@ -459,12 +455,12 @@ def test_same_payment_sent_again_joins_its_session_and_is_refused_after_settleme
         payment = payer.payment()
         responses = [payer.chat(payment=payment), payer.chat(payment=payment)]
         assert len({response.headers["x-upto-session"] for response in responses}) == 1
-        (record,) = net.close_sessions()
+        (record,) = payer.settlements(net)
         replayed = payer.chat(payment=payment)
 
     assert record.amount_atomic == sum(cost_of(response) for response in responses)
     assert replayed.status_code == 402
-    assert len(net.settlements) == 1
+    assert len(payer.settlements(net)) == 1
 
 
 def test_second_signature_over_a_nonce_in_use_is_refused(net):
@@ -490,7 +486,7 @@ def test_a_hundred_parallel_requests_with_one_payment_are_one_session(net):
             thread.start()
         for thread in threads:
             thread.join()
-        (record,) = net.close_sessions()
+        (record,) = payer.settlements(net)
 
     assert {response.status_code for response in responses} == {200}
     assert len({response.headers["x-upto-session"] for response in responses}) == 1
@@ -498,15 +494,16 @@ def test_a_hundred_parallel_requests_with_one_payment_are_one_session(net):
     assert record.amount_atomic == sum(cost_of(response) for response in responses)
 
 
-def test_abandoned_stream_is_charged_for_what_was_streamed():
-    with Devnet(pace_s=0.05) as net, payer_of(net) as payer:
+def test_abandoned_stream_is_charged_for_what_was_streamed(net):
+    net.faults.inject(SlowDrip(pace_s=0.05))
+    with payer_of(net) as payer:
         body = chat_body(stream=True)
         headers = {"payment-signature": payer.payment()}
         with payer.http.stream("POST", "/v1/chat/completions", json=body, headers=headers) as response:
             lines = (line for line in response.iter_lines() if line)
             for _ in range(3):
                 next(lines)
-        (record,) = net.close_sessions()
+        (record,) = payer.settlements(net)
         whole = payer.chat(chat_body())
 
         assert 0 < record.amount_atomic < cost_of(whole)
@@ -522,9 +519,9 @@ def test_closing_the_devnet_settles_open_sessions():
     assert record.amount_atomic == cost_of(response)
 
 
-def test_wallet_without_money_or_approval_is_refused_before_it_is_served(devnet):
-    for account in (devnet.account(opg="0.01", approved=True), devnet.account(opg="10", approved=False)):
-        with Payer(devnet.gateway_url, private_key=account.private_key) as payer:
+def test_wallet_without_money_or_approval_is_refused_before_it_is_served(net):
+    for account in (net.account(opg="0.01", approved=True), net.account(opg="10", approved=False)):
+        with Payer(net.gateway_url, private_key=account.private_key) as payer:
             response = payer.chat()
             assert response.status_code == 402
             assert "permit2" in decode(response.headers["payment-required"])["error"]
@@ -534,10 +531,9 @@ def test_wallet_without_money_or_approval_is_refused_before_it_is_served(devnet)
 
 
 @pytest.fixture(scope="module")
-def direct():
+def direct(devnets):
     """A gateway without sessions that offers every scheme."""
-    with Devnet(sessions=False, schemes=list(Scheme), quotes_costs=False) as net:
-        yield net
+    return devnets(sessions=False, schemes=tuple(Scheme), quotes_costs=False)
 
 
 def test_call_without_sessions_is_settled_for_its_cost_before_the_body(direct):
@@ -614,7 +610,7 @@ def test_text_completion_has_a_completion_field_and_is_paid_like_a_chat(net):
             json={"model": "openai/gpt-5", "prompt": "What is x402?"},
             headers={"payment-signature": payment},
         )
-        (record,) = net.close_sessions()
+        (record,) = payer.settlements(net)
 
     assert response.json()["completion"] == response.json()["choices"][0]["message"]["content"]
     assert record.amount_atomic == cost_of(response)

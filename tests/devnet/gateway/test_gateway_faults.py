@@ -47,6 +47,8 @@ from opengradient_devnet.tool_call_styles import ToolCallStyle
 from support.answers import answer_of, events_of, proof_of
 from support.payer import Payer, chat_body, decode
 
+pytestmark = pytest.mark.devnet(fault_route=True)
+
 ELSEWHERE = "0x9deEBB5D1b22e4a6e027977CeAd13893A7E4cC1a"
 STREAM = chat_body(stream=True)
 TOOL_BODY = chat_body(
@@ -65,18 +67,10 @@ TOOL_BODY = chat_body(
 )
 
 
-@pytest.fixture(scope="module")
-def net():
-    with Devnet(fault_route=True) as net:
-        yield net
-
-
 @pytest.fixture
 def payer(net):
-    net.faults.clear()
     with Payer(net.gateway_url, private_key=net.account(approved=True).private_key) as payer:
         yield payer
-    net.faults.clear()
 
 
 # --- the mechanism ----------------------------------------------------------------------------------------
@@ -128,8 +122,8 @@ def test_control_route_arms_lists_and_clears(net, payer):
     assert payer.chat().status_code == 200
 
 
-def test_control_route_does_not_exist_unless_it_was_asked_for(devnet):
-    with httpx.Client(base_url=devnet.gateway_url, trust_env=False) as client:
+def test_control_route_does_not_exist_unless_it_was_asked_for(devnets):
+    with httpx.Client(base_url=devnets().gateway_url, trust_env=False) as client:
         assert client.post("/faults", json={"fault": "kill_session"}).status_code == 404
 
 
@@ -174,16 +168,13 @@ def test_terms_that_were_offered_are_honoured_and_a_raised_price_replaces_the_ol
     assert payer.chat(payment=raised).status_code == 200
 
 
-def test_payment_to_a_swapped_payee_goes_to_that_payee():
-    with (
-        Devnet() as net,
-        Payer(net.gateway_url, private_key=net.account(approved=True).private_key) as payer,
-    ):
-        net.faults.inject(AlterTerms(pay_to=ELSEWHERE))
-        assert payer.chat().status_code == 200
-        (record,) = net.close_sessions()
+def test_payment_to_a_swapped_payee_goes_to_that_payee(net, payer):
+    before = net.chain.token_balance(ELSEWHERE)
+    net.faults.inject(AlterTerms(pay_to=ELSEWHERE))
+    assert payer.chat().status_code == 200
+    (record,) = payer.settlements(net)
 
-        assert net.chain.token_balance(ELSEWHERE) == record.amount_atomic > 0
+    assert net.chain.token_balance(ELSEWHERE) - before == record.amount_atomic > 0
 
 
 def test_challenge_can_be_downgraded_misdirected_or_replaced_altogether(net, payer):
@@ -241,24 +232,19 @@ def test_session_can_be_declared_dead_and_its_id_forged(net, payer):
     ("fault", "taken", "success"),
     [(SettleAtCap(), 10**17, True), (NeverSettle(), 0, True), (FailSettlement(reason="no_gas"), 0, False)],
 )
-def test_session_can_be_settled_at_its_cap_or_never(fault, taken, success):
-    with (
-        Devnet() as net,
-        Payer(net.gateway_url, private_key=net.account(approved=True).private_key) as payer,
-    ):
-        payer.chat()
-        net.faults.inject(fault)
-        (record,) = net.close_sessions()
+def test_session_can_be_settled_at_its_cap_or_never(net, payer, fault, taken, success):
+    net.close_sessions()  # the fault strikes once
+    payer.chat()
+    net.faults.inject(fault)
+    (record,) = payer.settlements(net)
 
-        assert (record.amount_atomic, record.success) == (taken, success)
-        assert net.chain.token_balance(payer.address) == 10 * 10**18 - taken
+    assert (record.amount_atomic, record.success) == (taken, success)
+    assert net.chain.token_balance(payer.address) == 10 * 10**18 - taken
 
 
-def test_call_whose_own_settlement_fails_gets_a_402_that_says_so():
-    with (
-        Devnet(sessions=False) as net,
-        Payer(net.gateway_url, private_key=net.account(approved=True).private_key) as payer,
-    ):
+def test_call_whose_own_settlement_fails_gets_a_402_that_says_so(devnets):
+    net = devnets(sessions=False)
+    with Payer(net.gateway_url, private_key=net.account(approved=True).private_key) as payer:
         net.faults.inject(FailSettlement(reason="settlement_timeout"))
         failed = payer.chat()
         net.faults.inject(WrongTransaction(transaction="0xabc"))
@@ -279,11 +265,9 @@ def test_data_settlement_can_name_a_wrong_transaction(net, payer):
     assert final["data_settlement_transaction_hash"] == "0xabc"
 
 
-def test_another_payers_settlement_can_be_passed_off_as_the_clients():
-    with (
-        Devnet(sessions=False) as net,
-        Payer(net.gateway_url, private_key=net.account(opg="1", approved=True).private_key) as payer,
-    ):
+def test_another_payers_settlement_can_be_passed_off_as_the_clients(devnets):
+    net = devnets(sessions=False)
+    with Payer(net.gateway_url, private_key=net.account(opg="1", approved=True).private_key) as payer:
         for elsewhere in (None, ELSEWHERE):
             net.faults.inject(SettleForSomebodyElse(pay_to=elsewhere))
             told = decode(payer.chat().headers["payment-response"])
@@ -338,16 +322,12 @@ def test_client_can_be_sent_elsewhere(net, payer, when):
 
 
 @pytest.mark.parametrize("charge", [True, False])
-def test_connection_can_be_dropped_after_payment(charge):
-    with (
-        Devnet() as net,
-        Payer(net.gateway_url, private_key=net.account(approved=True).private_key) as payer,
-    ):
-        payment = payer.payment()
-        net.faults.inject(HangUp(charge=charge))
-        with pytest.raises(httpx.TransportError):
-            payer.chat(payment=payment)
-        records = net.close_sessions()
+def test_connection_can_be_dropped_after_payment(net, payer, charge):
+    payment = payer.payment()
+    net.faults.inject(HangUp(charge=charge))
+    with pytest.raises(httpx.TransportError):
+        payer.chat(payment=payment)
+    records = payer.settlements(net)
 
     assert len(records) == charge
 
@@ -377,15 +357,11 @@ def test_stream_can_lose_its_connection(net, payer):
         payer.chat(STREAM, payment=payment)
 
 
-def test_truncated_stream_is_charged_for_what_went_out():
-    with (
-        Devnet() as net,
-        Payer(net.gateway_url, private_key=net.account(approved=True).private_key) as payer,
-    ):
-        net.faults.inject(TruncateStream(after_deltas=2))
-        payer.chat(STREAM)
-        (record,) = net.close_sessions()
-        whole = payer.chat().json()["opengradient"]["cost_opg"]
+def test_truncated_stream_is_charged_for_what_went_out(net, payer):
+    net.faults.inject(TruncateStream(after_deltas=2))
+    payer.chat(STREAM)
+    (record,) = payer.settlements(net)
+    whole = payer.chat().json()["opengradient"]["cost_opg"]
 
     assert 0 < record.amount_atomic < float(whole) * 10**18
 

@@ -30,13 +30,13 @@ ANYONE = "0x" + "12" * 20
 
 
 @pytest.fixture
-def node(devnet: Devnet):
-    with serving(devnet.chain) as serving_node:
+def node(net: Devnet):
+    with serving(net.chain) as serving_node:
         yield serving_node
 
 
-def reader(node, devnet) -> ChainReader:
-    return ChainReader(node.url, int(devnet.chain.chain_id))
+def reader(node, net) -> ChainReader:
+    return ChainReader(node.url, int(net.chain.chain_id))
 
 
 def answered(question, answer):
@@ -50,16 +50,14 @@ def answered(question, answer):
         return stop.value
 
 
-def test_a_node_of_another_chain_is_refused_before_anything_is_asked(devnet, node):
-    with pytest.raises(
-        ConfigurationError, match=f"serves chain {devnet.chain.chain_id}, and the network is chain 8453"
-    ):
+def test_a_node_of_another_chain_is_refused_before_anything_is_asked(net, node):
+    with pytest.raises(ConfigurationError, match=f"serves chain {net.chain.chain_id}, and the network is chain 8453"):
         ChainReader(node.url, 8453).ask(native_balance(ANYONE))
     assert [method for method, _ in node.requests] == ["eth_chainId"]
 
 
-def test_the_chain_is_checked_once(devnet, node):
-    chain = reader(node, devnet)
+def test_the_chain_is_checked_once(net, node):
+    chain = reader(node, net)
     chain.ask(native_balance(ANYONE))
     chain.ask(native_balance(ANYONE))
     assert node.count("eth_chainId") == 1
@@ -77,9 +75,9 @@ def test_the_chain_is_checked_once(devnet, node):
     ],
     ids=range(6),
 )
-def test_a_node_that_is_busy_is_asked_again(devnet, node, answer):
+def test_a_node_that_is_busy_is_asked_again(net, node, answer):
     node.misbehave = lambda method, params, number: answer if number == 2 else None
-    assert reader(node, devnet).ask(native_balance(ANYONE)) == 0
+    assert reader(node, net).ask(native_balance(ANYONE)) == 0
     assert node.count("eth_getBalance") == 2
 
 
@@ -99,16 +97,16 @@ def test_a_node_that_is_busy_is_asked_again(devnet, node, answer):
     ],
     ids=range(10),
 )
-def test_a_node_that_answers_nonsense_is_an_error_and_not_asked_again(devnet, node, answer, reason):
+def test_a_node_that_answers_nonsense_is_an_error_and_not_asked_again(net, node, answer, reason):
     node.misbehave = lambda method, params, number: answer if number > 1 else None
     with pytest.raises(RpcError, match=reason):
-        reader(node, devnet).ask(native_balance(ANYONE))
+        reader(node, net).ask(native_balance(ANYONE))
     assert node.count("eth_getBalance") == 1
 
 
-async def test_coroutines_are_told_the_same(devnet, node):
+async def test_coroutines_are_told_the_same(net, node):
     node.misbehave = lambda method, params, number: (429, {}) if number == 2 else None
-    chain = AsyncChainReader(node.url, devnet.chain.chain_id)
+    chain = AsyncChainReader(node.url, net.chain.chain_id)
     assert await chain.ask(native_balance(ANYONE)) == 0
     assert node.count("eth_getBalance") == 2
     with pytest.raises(ChainUnavailable, match="ConnectError"):
@@ -123,7 +121,7 @@ def test_a_node_that_is_not_there_is_an_error_without_the_key_in_its_url():
     assert "apikey" not in str(caught.value)
 
 
-def test_a_question_that_is_too_slow_is_an_error_and_not_repeated(devnet):
+def test_a_question_that_is_too_slow_is_an_error_and_not_repeated(net):
     import socket
 
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -132,9 +130,9 @@ def test_a_question_that_is_too_slow_is_an_error_and_not_repeated(devnet):
             chain.ask(native_balance(ANYONE))
 
 
-def test_blocks_transactions_and_receipts_are_read(devnet, node):
-    tx_hash = devnet.chain.send(devnet.account(opg="0"), to=ANYONE, value=5)["transactionHash"]
-    with reader(node, devnet) as chain:
+def test_blocks_transactions_and_receipts_are_read(net, node):
+    tx_hash = net.chain.send(net.account(opg="0"), to=ANYONE, value=5)["transactionHash"]
+    with reader(node, net) as chain:
         done = chain.ask(receipt(tx_hash))
         assert done is not None
         assert done.is_success
@@ -151,12 +149,12 @@ def test_blocks_transactions_and_receipts_are_read(devnet, node):
             chain.ask(block(10**9))
 
 
-def test_the_time_of_the_last_block_will_do_where_the_evm_cannot_be_asked(devnet, node):
+def test_the_time_of_the_last_block_will_do_where_the_evm_cannot_be_asked(net, node):
     node.misbehave = lambda method, params, number: (
         (200, {"error": {"code": -32000, "message": "no creation calls"}}) if method == "eth_call" else None
     )
-    head = devnet.chain.rpc("eth_getBlockByNumber", ["latest", False])
-    assert reader(node, devnet).ask(chain_time()) == int(head["timestamp"], 16)
+    head = net.chain.rpc("eth_getBlockByNumber", ["latest", False])
+    assert reader(node, net).ask(chain_time()) == int(head["timestamp"], 16)
 
 
 @given(

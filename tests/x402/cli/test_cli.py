@@ -15,7 +15,6 @@ from types import SimpleNamespace
 import pytest
 from typer.testing import CliRunner
 
-from opengradient_devnet import Devnet
 from opengradient_devnet.faults import AlterTerms, ErrorEvent, SettleAtCap
 from opengradient_x402.cli.main import build_app
 from opengradient_x402.cli.receipts import parse_since
@@ -23,12 +22,6 @@ from opengradient_x402.ledger.ledger import Ledger
 from support.payers import PROMPT, client_for, payments_for
 
 COMMAND = [sys.executable, "-c", "from opengradient_x402.cli.main import main; main()"]
-
-
-@pytest.fixture(scope="module")
-def net(tmp_path_factory):
-    with Devnet(network_file=tmp_path_factory.mktemp("net") / "network.json") as net:
-        yield net
 
 
 @dataclass
@@ -46,7 +39,7 @@ def run(net, monkeypatch):
     """Runs a command in this process, as the wallet of `account`."""
     account = net.account(approved=True)
     monkeypatch.setenv("OG_PRIVATE_KEY", account.private_key)
-    monkeypatch.setenv("OG_NETWORK", str(net.network_file))
+    monkeypatch.setenv("OG_NETWORK", f"{net.gateway_url}/network")
 
     def command(*arguments: str, stdin: str | None = None) -> Result:
         done = CliRunner().invoke(build_app(list(arguments)), list(arguments), input=stdin)
@@ -147,7 +140,7 @@ def test_chat_with_what_cannot_be_configured_exits_2(run):
 
 
 def test_a_real_process_streams_into_a_pipe_and_survives_a_reader_that_leaves(net, run):
-    environ = os.environ | {"OG_PRIVATE_KEY": run.account.private_key, "OG_NETWORK": str(net.network_file)}
+    environ = os.environ | {"OG_PRIVATE_KEY": run.account.private_key, "OG_NETWORK": f"{net.gateway_url}/network"}
     done = subprocess.run(
         [*COMMAND, "chat", "What is x402?"], capture_output=True, text=True, env=environ, timeout=240, check=False
     )
@@ -164,7 +157,7 @@ def test_a_real_process_streams_into_a_pipe_and_survives_a_reader_that_leaves(ne
 
 @pytest.mark.parametrize("arguments", [("models",), ("receipts", "list"), ("--help",), ("chat", "What is x402?")])
 def test_output_that_cannot_be_written_is_said_in_a_sentence(net, run, arguments):
-    environ = os.environ | {"OG_PRIVATE_KEY": run.account.private_key, "OG_NETWORK": str(net.network_file)}
+    environ = os.environ | {"OG_PRIVATE_KEY": run.account.private_key, "OG_NETWORK": f"{net.gateway_url}/network"}
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run(
             [*COMMAND, *arguments], stdout=full, stderr=subprocess.PIPE, text=True, env=environ, check=False
@@ -175,7 +168,7 @@ def test_output_that_cannot_be_written_is_said_in_a_sentence(net, run, arguments
 
 
 def test_closed_streams_are_no_accident(net, run):
-    environ = os.environ | {"OG_PRIVATE_KEY": run.account.private_key, "OG_NETWORK": str(net.network_file)}
+    environ = os.environ | {"OG_PRIVATE_KEY": run.account.private_key, "OG_NETWORK": f"{net.gateway_url}/network"}
 
     def shell(arguments: str) -> subprocess.CompletedProcess[str]:
         line = f'"{sys.executable}" -c "{COMMAND[2]}" {arguments}'

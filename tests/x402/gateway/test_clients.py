@@ -25,10 +25,10 @@ from support.payers import PROMPT, network_of, payments_for
 
 
 @pytest.fixture
-def route(devnet: Devnet, wallet: Account, tmp_path) -> Route:
+def route(net: Devnet, account: Account, tmp_path) -> Route:
     return Route(
-        private_key=SecretStr(wallet.private_key),
-        network=f"{devnet.gateway_url}/network",
+        private_key=SecretStr(account.private_key),
+        network=f"{net.gateway_url}/network",
         ledger=tmp_path / "ledger.sqlite",
     )
 
@@ -72,8 +72,8 @@ def test_routes_of_one_wallet_share_its_payments(connections: Connections, route
     assert asyncio.run(connections.async_client(route)).payments is connections.client(route).payments
 
 
-def test_another_key_never_spends_the_first_one_s_money(connections: Connections, route: Route, devnet: Devnet):
-    other = devnet.account(opg="1", approved=True)
+def test_another_key_never_spends_the_first_one_s_money(connections: Connections, route: Route, net: Devnet):
+    other = net.account(opg="1", approved=True)
     theirs = replace(route, private_key=SecretStr(other.private_key))
     connections.client(route).chat(PROMPT)
     assert connections.client(theirs).chat(PROMPT).receipt.payer == other.address
@@ -91,8 +91,8 @@ def test_what_is_closed_opens_again(connections: Connections, route: Route):
     asyncio.run(twice())
 
 
-def test_payments_that_were_given_stay_open(connections: Connections, devnet: Devnet, wallet: Account, tmp_path):
-    with payments_for(devnet, wallet, tmp_path / "theirs.sqlite") as payments:
+def test_payments_that_were_given_stay_open(connections: Connections, net: Devnet, account: Account, tmp_path):
+    with payments_for(net, account, tmp_path / "theirs.sqlite") as payments:
         given = Route(payments=payments)
         connections.client(given).chat(PROMPT)
         connections.close()
@@ -102,16 +102,16 @@ def test_payments_that_were_given_stay_open(connections: Connections, devnet: De
 
 
 def test_models_of_one_wallet_share_everything_whatever_they_were_made_from(
-    registry: Registry, route: Route, devnet: Devnet, wallet: Account, tmp_path, monkeypatch: pytest.MonkeyPatch
+    registry: Registry, route: Route, net: Devnet, account: Account, tmp_path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
     network_file = tmp_path / "network.json"
-    network_file.write_text(json.dumps(devnet.network))
+    network_file.write_text(json.dumps(net.network))
     written_otherwise = (
-        replace(route, private_key=SecretStr(wallet.private_key.removeprefix("0x"))),
+        replace(route, private_key=SecretStr(account.private_key.removeprefix("0x"))),
         replace(route, ledger="ledger.sqlite"),
         replace(route, ledger=f"sqlite:///{tmp_path}/ledger.sqlite"),
-        replace(route, network=network_of(devnet)),
+        replace(route, network=network_of(net)),
         replace(route, network=network_file),
         replace(route, network=str(network_file)),
         replace(route, policy=SpendPolicy()),
@@ -124,15 +124,15 @@ def test_models_of_one_wallet_share_everything_whatever_they_were_made_from(
 
 
 def test_models_that_differ_in_what_they_may_spend_share_nothing(
-    registry: Registry, route: Route, devnet: Devnet, tmp_path
+    registry: Registry, route: Route, net: Devnet, tmp_path
 ):
     kept = Connections(registry)
     different = (
         route,
-        replace(route, private_key=SecretStr(devnet.account(opg="1", approved=True).private_key)),
+        replace(route, private_key=SecretStr(net.account(opg="1", approved=True).private_key)),
         replace(route, policy=SpendPolicy(max_per_day="3")),
         replace(route, ledger=tmp_path / "other.sqlite"),
-        replace(route, network=replace(network_of(devnet), confirmations=7)),
+        replace(route, network=replace(network_of(net), confirmations=7)),
         replace(route, ledger=Ledger(tmp_path / "ledger.sqlite")),
     )
     payments = [kept.client(each).payments for each in different]
@@ -155,7 +155,7 @@ def test_the_next_request_s_model_uses_the_session_of_the_last_one(registry: Reg
     assert len(ids) == 1
 
 
-def test_closing_one_model_leaves_the_stream_of_another_alone(registry: Registry, route: Route, devnet: Devnet):
+def test_closing_one_model_leaves_the_stream_of_another_alone(registry: Registry, route: Route, net: Devnet):
     closed, reading = Connections(registry), Connections(registry)
     closed.client(route).chat(PROMPT)
     with reading.client(route).stream(PROMPT) as stream:
@@ -239,11 +239,11 @@ def test_a_ledger_that_somebody_closed_is_opened_anew(registry: Registry, route:
     assert Connections(registry).client(route).chat(PROMPT).content
 
 
-def test_a_devnet_that_was_started_again_is_read_again(registry: Registry, route: Route, devnet: Devnet, tmp_path):
+def test_a_devnet_that_was_started_again_is_read_again(registry: Registry, route: Route, net: Devnet, tmp_path):
     file = tmp_path / "network.json"
-    file.write_text(json.dumps(devnet.network))
+    file.write_text(json.dumps(net.network))
     first = Connections(registry).client(replace(route, network=file)).payments.network
-    file.write_text(json.dumps({**devnet.network, "confirmations": first.confirmations + 4}))
+    file.write_text(json.dumps({**net.network, "confirmations": first.confirmations + 4}))
     os.utime(file, ns=(1, 1))
     assert Connections(registry).client(replace(route, network=file)).payments.network.confirmations == (
         first.confirmations + 4
@@ -279,25 +279,25 @@ async def test_clients_of_one_loop_share_its_connections_and_leave_none_behind(r
     assert asyncio.get_running_loop() not in _LOOPS
 
 
-def test_a_copy_is_the_same_one_and_a_pickle_is_an_empty_one(connections: Connections, route: Route, wallet: Account):
+def test_a_copy_is_the_same_one_and_a_pickle_is_an_empty_one(connections: Connections, route: Route, account: Account):
     client = connections.client(route)
     assert copy.deepcopy(connections).client(route) is client
     pickled = pickle.dumps(connections)
-    assert wallet.private_key.removeprefix("0x").encode() not in pickled
+    assert account.private_key.removeprefix("0x").encode() not in pickled
     again: Connections = pickle.loads(pickled)
     assert again is not connections
     assert again._clients == {}
 
 
 def test_the_environment_changes_nothing_about_a_route(
-    connections: Connections, route: Route, devnet: Devnet, wallet: Account, monkeypatch: pytest.MonkeyPatch
+    connections: Connections, route: Route, net: Devnet, account: Account, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setenv("OG_PRIVATE_KEY", devnet.account(opg="1", approved=True).private_key)
+    monkeypatch.setenv("OG_PRIVATE_KEY", net.account(opg="1", approved=True).private_key)
     monkeypatch.setenv("OG_NETWORK", "base-sepolia")
     monkeypatch.setenv("OG_SETTLEMENT_MODE", "private")
     monkeypatch.setenv("OG_GATEWAY_URL", "http://gateway.example")
     receipt = connections.client(route).chat(PROMPT).receipt
-    assert (receipt.payer, receipt.settlement_mode) == (wallet.address, "batch")
+    assert (receipt.payer, receipt.settlement_mode) == (account.address, "batch")
     with pytest.raises(InsecureEndpoint, match=r"gateway\.example"):
         connections.client(replace(route, base_url="http://gateway.example"))
 
@@ -315,7 +315,7 @@ def test_a_route_without_network_or_ledger_is_refused(route: Route):
             replace(route, **{missing: None})
 
 
-def test_neither_key_nor_ledger_password_is_shown(route: Route, wallet: Account):
+def test_neither_key_nor_ledger_password_is_shown(route: Route, account: Account):
     shown = repr(replace(route, ledger="postgresql://user:hunter2@db/ledger"))
     assert "hunter2" not in shown
-    assert wallet.private_key not in shown
+    assert account.private_key not in shown

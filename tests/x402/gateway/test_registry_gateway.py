@@ -10,7 +10,7 @@ import httpx
 import pytest
 from blockbuster import blockbuster_ctx
 
-from opengradient_devnet import Devnet, faults
+from opengradient_devnet import faults
 from opengradient_devnet.gateway.proofs.certificates import make_certificate
 from opengradient_x402.chain.contracts import active_tees
 from opengradient_x402.chain.questions import ChainReader
@@ -35,12 +35,6 @@ IN_A_PRIVATE_RANGE = ["https://10.0.0.7", "https://192.168.1.1:8443", "https://1
 
 
 @pytest.fixture(scope="module")
-def net():
-    with Devnet() as network:
-        yield network
-
-
-@pytest.fixture(scope="module")
 def enclave(net):
     """The devnet's own enclave, as its own registry lists it: the truth that other entries deviate from."""
     network = network_of(net)
@@ -55,10 +49,9 @@ def listed_at():
 
 
 @pytest.fixture
-def book(listed_at, net):
+def book(listed_at):
     yield listed_at
     listed_at.clear()
-    net.faults.clear()
 
 
 @pytest.fixture

@@ -193,8 +193,8 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_both_faces_have_the_same_outcome(devnet: Devnet, wallet: Account, tmp_path, case: str):
-    with payments_for(devnet, wallet, tmp_path / "ledger.sqlite") as payments:
+def test_both_faces_have_the_same_outcome(net: Devnet, account: Account, tmp_path, case: str):
+    with payments_for(net, account, tmp_path / "ledger.sqlite") as payments:
 
         def outcome(call, make):
             before = len(payments.ledger.receipts().result())
@@ -215,8 +215,8 @@ def test_both_faces_have_the_same_outcome(devnet: Devnet, wallet: Account, tmp_p
         assert first[1] == (first[0] == "answered")
 
 
-def test_a_client_without_a_framework_is_told_the_same(devnet: Devnet, wallet: Account, tmp_path):
-    with payments_for(devnet, wallet, tmp_path / "ledger.sqlite") as payments, GatewayClient(payments) as client:
+def test_a_client_without_a_framework_is_told_the_same(net: Devnet, account: Account, tmp_path):
+    with payments_for(net, account, tmp_path / "ledger.sqlite") as payments, GatewayClient(payments) as client:
         with pytest.raises(ConfigurationError, match="one answer a call"):
             client.chat({**PROMPT, "n": 3})
         with pytest.raises(ConfigurationError, match="one answer a call"):

@@ -6,10 +6,10 @@ import logging
 
 import pytest
 
-from opengradient_devnet import Devnet, faults
+from opengradient_devnet import faults
 from opengradient_devnet.gateway.proofs.tee import CanonicalStyle
 from opengradient_x402.errors import ProofRejected
-from support.payers import PROMPT, async_client_for, client_for, payments_for
+from support.payers import PROMPT, async_client_for, client_for
 
 TOOL = {
     "type": "function",
@@ -47,16 +47,8 @@ LIES = {
 
 
 @pytest.fixture(scope="module", params=list(CanonicalStyle), ids=str)
-def net(request):
-    with Devnet(canonical_style=request.param) as network:
-        yield network
-
-
-@pytest.fixture
-def payments(net, tmp_path):
-    net.faults.clear()
-    with payments_for(net, net.account(opg="10", approved=True), tmp_path / "l.sqlite") as opened:
-        yield opened
+def net(request, devnets):
+    return devnets(canonical_style=request.param)
 
 
 @pytest.mark.parametrize("request_body", REQUESTS.values(), ids=REQUESTS)

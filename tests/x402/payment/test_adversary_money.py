@@ -16,7 +16,7 @@ from dataclasses import replace
 import httpx
 import pytest
 
-from opengradient_devnet import Devnet, faults
+from opengradient_devnet import faults
 from opengradient_x402.errors import (
     ChallengeInvalid,
     LedgerUnavailable,
@@ -33,25 +33,9 @@ from opengradient_x402.payment.transport import AsyncX402Transport, X402Transpor
 from support.ledger_rows import NOW, entry
 from support.payers import PROMPT, async_client_for, client_for, payments_for
 
+pytestmark = pytest.mark.devnet(pace_s=0.002)
+
 SIGNATURE, SESSION, CHALLENGE = "PAYMENT-SIGNATURE", "X-Upto-Session", "PAYMENT-REQUIRED"
-
-
-@pytest.fixture(scope="module")
-def net():
-    with Devnet(pace_s=0.002) as network:
-        yield network
-
-
-@pytest.fixture(autouse=True)
-def _no_faults_left(net):
-    yield
-    net.faults.clear()
-
-
-@pytest.fixture
-def payments(net, tmp_path):
-    with payments_for(net, net.account(opg="10", approved=True), tmp_path / "ledger.sqlite") as opened:
-        yield opened
 
 
 @pytest.fixture
@@ -207,16 +191,16 @@ def test_a_second_signature_that_never_left_does_not_free_what_the_first_one_res
     assert [caught.value.receipt] == heard
 
 
-def test_a_402_that_reports_a_failed_settlement_leaves_the_outcome_open(tmp_path, heard):
-    with Devnet(sessions=False) as net:
-        account = net.account(opg="1", approved=True)
-        with payments_for(net, account, tmp_path / "l.sqlite") as payments, client_for(payments) as client:
-            net.faults.inject(faults.FailSettlement())
-            with pytest.raises(PaymentOutcomeUnknown) as caught:
-                client.chat(PROMPT, on_receipt=heard.append)
-            assert [caught.value.receipt] == heard
-            client.chat(PROMPT)
-            assert len(authorizations(payments)) == 1, "what was not settled is used before anything new is signed"
+def test_a_402_that_reports_a_failed_settlement_leaves_the_outcome_open(devnets, tmp_path, heard):
+    net = devnets(sessions=False)
+    account = net.account(opg="1", approved=True)
+    with payments_for(net, account, tmp_path / "l.sqlite") as payments, client_for(payments) as client:
+        net.faults.inject(faults.FailSettlement())
+        with pytest.raises(PaymentOutcomeUnknown) as caught:
+            client.chat(PROMPT, on_receipt=heard.append)
+        assert [caught.value.receipt] == heard
+        client.chat(PROMPT)
+        assert len(authorizations(payments)) == 1, "what was not settled is used before anything new is signed"
 
 
 async def test_a_call_that_is_cancelled_before_it_signed_reserves_nothing(net, payments):

@@ -57,25 +57,25 @@ def expect_refusal(net: Devnet, account, tmp_path, error, match, **options):
     assert net.settlements == [] or account.address not in {s.payer for s in net.settlements}
 
 
-def test_a_wallet_without_tokens_is_told_how_much_is_missing(devnet, tmp_path):
-    account = devnet.account(opg="0", approved=True)
-    expect_refusal(devnet, account, tmp_path, InsufficientFunds, account.address)
+def test_a_wallet_without_tokens_is_told_how_much_is_missing(net, tmp_path):
+    account = net.account(opg="0", approved=True)
+    expect_refusal(net, account, tmp_path, InsufficientFunds, account.address)
 
 
-def test_a_wallet_without_allowance_is_told_how_to_approve(devnet, tmp_path):
-    expect_refusal(devnet, devnet.account(opg="1"), tmp_path, AllowanceMissing, "opengradient-x402 approve")
+def test_a_wallet_without_allowance_is_told_how_to_approve(net, tmp_path):
+    expect_refusal(net, net.account(opg="1"), tmp_path, AllowanceMissing, "opengradient-x402 approve")
 
 
-def test_a_price_above_the_cap_names_both_amounts(devnet, wallet, tmp_path):
+def test_a_price_above_the_cap_names_both_amounts(net, account, tmp_path):
     policy = SpendPolicy(max_per_authorization="0.05")
-    expect_refusal(devnet, wallet, tmp_path, PolicyRefused, r"0\.1 OPG.*0\.05", policy=policy)
+    expect_refusal(net, account, tmp_path, PolicyRefused, r"0\.1 OPG.*0\.05", policy=policy)
 
 
-def test_a_payee_that_is_not_listed_is_refused(devnet, wallet, tmp_path):
+def test_a_payee_that_is_not_listed_is_refused(net, account, tmp_path):
     from dataclasses import replace
 
-    stranger = replace(network_of(devnet), payees=frozenset({"0x9deEBB5D1b22e4a6e027977CeAd13893A7E4cC1a"}))
-    payments = Payments.open(network=stranger, private_key=wallet.private_key, ledger=tmp_path / "l.sqlite")
+    stranger = replace(network_of(net), payees=frozenset({"0x9deEBB5D1b22e4a6e027977CeAd13893A7E4cC1a"}))
+    payments = Payments.open(network=stranger, private_key=account.private_key, ledger=tmp_path / "l.sqlite")
     with client_for(payments) as client, pytest.raises(PolicyRefused, match="not an allowed payee"):
         client.chat(PROMPT)
     assert payments.ledger.authorizations().result() == []

@@ -27,10 +27,10 @@ SCRIPT = textwrap.dedent("""
 """)
 
 
-def test_kill_9_between_signing_and_sending_leaves_the_authorization_in_the_ledger(devnet, wallet, tmp_path):
+def test_kill_9_between_signing_and_sending_leaves_the_authorization_in_the_ledger(net, account, tmp_path):
     path = tmp_path / "ledger.sqlite"
     died = subprocess.run(
-        [sys.executable, "-c", SCRIPT, f"{devnet.gateway_url}/network", wallet.private_key, str(path)],
+        [sys.executable, "-c", SCRIPT, f"{net.gateway_url}/network", account.private_key, str(path)],
         capture_output=True,
         timeout=240,
         check=False,
@@ -38,7 +38,7 @@ def test_kill_9_between_signing_and_sending_leaves_the_authorization_in_the_ledg
     assert died.returncode == -signal.SIGKILL, died.stderr.decode()
     ledger = Ledger(path)
     (row,) = ledger.authorizations().result()
-    assert (row.status, row.payer, row.amount_atomic) == ("signed", wallet.address, 10**17)
+    assert (row.status, row.payer, row.amount_atomic) == ("signed", account.address, 10**17)
     (receipt,) = ledger.receipts().result()
     assert (receipt.status, receipt.outcome) == ("authorized", "unknown")
     ledger.close()

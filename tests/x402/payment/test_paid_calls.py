@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from opengradient_devnet import Devnet, faults
+from opengradient_devnet import faults
 from opengradient_x402.errors import (
     GatewayError,
     GatewayUnreachable,
@@ -31,39 +31,11 @@ from support.payers import (
     settled_receipts,
 )
 
+pytestmark = pytest.mark.devnet(pace_s=0.002)
+
 EXACT = {"exact-permit2": "permit2", "exact-eip3009": "eip3009"}
 BEARER = {"authorization": "Bearer x"}
 CHEAP = {**PROMPT, "model": "openai/gpt-5-nano"}  # a hundred calls stay below the cap of one session
-
-
-@pytest.fixture(scope="module")
-def net():
-    """A network of this module's own: faults and closed sessions disturb nobody else."""
-    with Devnet(pace_s=0.002) as network:
-        yield network
-
-
-@pytest.fixture(autouse=True)
-def _no_faults_left(net):
-    yield
-    net.faults.clear()
-
-
-@pytest.fixture
-def account(net):
-    return net.account(opg="10", approved=True)
-
-
-@pytest.fixture
-def payments(net, account, tmp_path):
-    with payments_for(net, account, tmp_path / "ledger.sqlite") as opened:
-        yield opened
-
-
-@pytest.fixture
-def client(payments):
-    with client_for(payments) as opened:
-        yield opened
 
 
 @pytest.fixture
@@ -409,28 +381,28 @@ def test_the_transport_pays_under_a_plain_httpx_client(net, payments):
     assert {r.status for r in receipts} == {ReceiptStatus.SETTLED}
 
 
-def test_without_sessions_every_call_pays_for_itself_and_names_its_transaction(tmp_path):
-    with Devnet(sessions=False) as net:
-        account = net.account(opg="1", approved=True)
-        before = opg_balance(net, account.address)
-        with payments_for(net, account, tmp_path / "l.sqlite") as payments, client_for(payments) as client:
-            claims = [client.chat(PROMPT).receipt.claimed_payment_tx_hash for _ in range(3)]
-            receipts = settled_receipts(net, payments)
-        assert [r.payment_tx_hash for r in receipts] == claims
-        assert sum(r.settled_atomic for r in receipts) == before - opg_balance(net, account.address) > 0
+def test_without_sessions_every_call_pays_for_itself_and_names_its_transaction(devnets, tmp_path):
+    net = devnets(sessions=False)
+    account = net.account(opg="1", approved=True)
+    before = opg_balance(net, account.address)
+    with payments_for(net, account, tmp_path / "l.sqlite") as payments, client_for(payments) as client:
+        claims = [client.chat(PROMPT).receipt.claimed_payment_tx_hash for _ in range(3)]
+        receipts = settled_receipts(net, payments)
+    assert [r.payment_tx_hash for r in receipts] == claims
+    assert sum(r.settled_atomic for r in receipts) == before - opg_balance(net, account.address) > 0
 
 
 @pytest.mark.parametrize("scheme", list(EXACT))
-def test_the_exact_scheme_is_paid_to_the_unit(tmp_path, scheme):
-    with Devnet(sessions=False, schemes=[scheme]) as net:
-        account = net.account(opg="1", approved=True)
-        before = opg_balance(net, account.address)
-        with payments_for(net, account, tmp_path / "l.sqlite") as payments, client_for(payments) as client:
-            client.chat(PROMPT)
-            (receipt,) = settled_receipts(net, payments)
-            assert [row.transfer_method for row in authorizations(payments)] == [EXACT[scheme]]
-        assert receipt.scheme == "exact"
-        assert receipt.settled_atomic == receipt.authorized_atomic == before - opg_balance(net, account.address)
+def test_the_exact_scheme_is_paid_to_the_unit(devnets, tmp_path, scheme):
+    net = devnets(sessions=False, schemes=(scheme,))
+    account = net.account(opg="1", approved=True)
+    before = opg_balance(net, account.address)
+    with payments_for(net, account, tmp_path / "l.sqlite") as payments, client_for(payments) as client:
+        client.chat(PROMPT)
+        (receipt,) = settled_receipts(net, payments)
+        assert [row.transfer_method for row in authorizations(payments)] == [EXACT[scheme]]
+    assert receipt.scheme == "exact"
+    assert receipt.settled_atomic == receipt.authorized_atomic == before - opg_balance(net, account.address)
 
 
 def test_a_call_that_could_cost_more_than_its_limit_is_refused_before_it_is_sent(net, account, tmp_path):

@@ -17,25 +17,25 @@ OPG = 10**18
 
 
 @pytest.fixture
-def bare(devnet):
+def bare(net):
     """A wallet with OPG and no gas coin at all."""
     keys = Keys.create()
-    rich = devnet.account(opg="2")
+    rich = net.account(opg="2")
     transfer = "0xa9059cbb" + keys.address[2:].lower().rjust(64, "0") + f"{OPG:064x}"
-    nonce = int(devnet.chain.rpc("eth_getTransactionCount", [rich.address, "latest"]), 16)
+    nonce = int(net.chain.rpc("eth_getTransactionCount", [rich.address, "latest"]), 16)
     signed = Keys.from_key(rich.private_key).sign_transaction(
         {
-            "to": devnet.network["asset"]["address"],
+            "to": net.network["asset"]["address"],
             "data": transfer,
             "nonce": nonce,
             "gas": 100_000,
-            "gasPrice": int(devnet.chain.rpc("eth_gasPrice", []), 16) * 2,
-            "chainId": devnet.network["chain_id"],
+            "gasPrice": int(net.chain.rpc("eth_gasPrice", []), 16) * 2,
+            "chainId": net.network["chain_id"],
             "value": 0,
         }
     )
     answer = httpx.post(
-        devnet.rpc_url,
+        net.rpc_url,
         json={
             "jsonrpc": "2.0",
             "id": 1,
@@ -47,39 +47,39 @@ def bare(devnet):
     return keys
 
 
-def payments_of(devnet, keys, tmp_path, **policy):
+def payments_of(net, keys, tmp_path, **policy):
     return Payments.open(
-        network=network_of(devnet),
+        network=network_of(net),
         private_key=keys.key.hex(),
         policy=SpendPolicy(**policy),
         ledger=tmp_path / "l.sqlite",
     )
 
 
-def test_the_facilitator_sends_the_approval_and_it_is_bounded(devnet, bare, tmp_path):
-    payments = payments_of(devnet, bare, tmp_path, sponsored_approval="0.5")
+def test_the_facilitator_sends_the_approval_and_it_is_bounded(net, bare, tmp_path):
+    payments = payments_of(net, bare, tmp_path, sponsored_approval="0.5")
     wallet = Wallet(payments.network, payments.signer)
     assert (wallet.balance(), wallet.native_balance(), wallet.allowance()) == (OPG, 0, 0)
     with client_for(payments) as client:
         client.chat(PROMPT)
         client.chat(PROMPT)
-        receipts = settled_receipts(devnet, payments)
+        receipts = settled_receipts(net, payments)
     assert {receipt.status for receipt in receipts} == {ReceiptStatus.SETTLED}
     assert OPG - wallet.balance() == sum(receipt.settled_atomic for receipt in receipts) > 0
     assert wallet.allowance() == OPG // 2 - sum(receipt.settled_atomic for receipt in receipts)
     payments.close()
 
 
-def test_without_the_option_nothing_is_approved_and_nothing_is_signed(devnet, bare, tmp_path):
-    payments = payments_of(devnet, bare, tmp_path)
+def test_without_the_option_nothing_is_approved_and_nothing_is_signed(net, bare, tmp_path):
+    payments = payments_of(net, bare, tmp_path)
     with client_for(payments) as client, pytest.raises(AllowanceMissing, match="opengradient-x402 approve"):
         client.chat(PROMPT)
     assert payments.ledger.authorizations().result() == []
     payments.close()
 
 
-def test_an_amount_below_the_payment_approves_nothing(devnet, bare, tmp_path):
-    payments = payments_of(devnet, bare, tmp_path, sponsored_approval="0.01")
+def test_an_amount_below_the_payment_approves_nothing(net, bare, tmp_path):
+    payments = payments_of(net, bare, tmp_path, sponsored_approval="0.01")
     with client_for(payments) as client, pytest.raises(AllowanceMissing):
         client.chat(PROMPT)
     payments.close()

@@ -27,13 +27,13 @@ ATOMIC = 10**18
 
 
 @pytest.fixture
-def unapproved(devnet: Devnet) -> Payer:
-    return new_payer(devnet, opg="7", approved=False)
+def unapproved(net: Devnet) -> Payer:
+    return new_payer(net, opg="7", approved=False)
 
 
 @pytest.fixture
-def facilitator(devnet: Devnet) -> Account:
-    return devnet.account(opg="0")
+def facilitator(net: Devnet) -> Account:
+    return net.account(opg="0")
 
 
 def wallet_of(payer: Payer) -> Wallet:
@@ -44,24 +44,24 @@ def transactions_of(net: Devnet, payer: Payer) -> int:
     return int(net.chain.rpc("eth_getTransactionCount", [payer.account.address, "latest"]), 16)
 
 
-def test_balances_and_allowance_are_read_from_the_chain(devnet, unapproved):
+def test_balances_and_allowance_are_read_from_the_chain(net, unapproved):
     wallet = wallet_of(unapproved)
     assert wallet.address == unapproved.account.address
     assert wallet.balance() == 7 * ATOMIC
     assert wallet.allowance() == 0
-    assert wallet.native_balance() == devnet.chain.balance(wallet.address) > 0
+    assert wallet.native_balance() == net.chain.balance(wallet.address) > 0
 
 
-def test_an_approval_is_sent_once_and_bounded(devnet, unapproved):
+def test_an_approval_is_sent_once_and_bounded(net, unapproved):
     wallet = wallet_of(unapproved)
     first = wallet.ensure_opg_approval(min_allowance="0.5", approve_amount="1.5")
     assert first.tx_hash is not None
     assert (first.allowance_before_atomic, first.allowance_after_atomic) == (0, 15 * 10**17)
-    assert devnet.chain.rpc("eth_getTransactionReceipt", [first.tx_hash])["status"] == "0x1"
+    assert net.chain.rpc("eth_getTransactionReceipt", [first.tx_hash])["status"] == "0x1"
     again = wallet.ensure_opg_approval(min_allowance="0.5", approve_amount="1.5")
     assert again.tx_hash is None
     assert again.allowance_after_atomic == wallet.allowance() == 15 * 10**17
-    assert transactions_of(devnet, unapproved) == 1
+    assert transactions_of(net, unapproved) == 1
 
 
 def test_the_default_approval_is_twice_the_minimum_and_never_unlimited(unapproved):
@@ -69,12 +69,12 @@ def test_the_default_approval_is_twice_the_minimum_and_never_unlimited(unapprove
     assert approval.allowance_after_atomic == 10 * ATOMIC
 
 
-def test_an_approval_that_was_partly_spent_is_renewed_only_below_the_minimum(devnet, unapproved, facilitator):
+def test_an_approval_that_was_partly_spent_is_renewed_only_below_the_minimum(net, unapproved, facilitator):
     wallet = wallet_of(unapproved)
     wallet.ensure_opg_approval(min_allowance=1, approve_amount=2)
-    settle(devnet, facilitator, unapproved.sign(facilitator=facilitator.address, amount_atomic=ATOMIC))
+    settle(net, facilitator, unapproved.sign(facilitator=facilitator.address, amount_atomic=ATOMIC))
     assert wallet.ensure_opg_approval(min_allowance=1, approve_amount=2).tx_hash is None
-    settle(devnet, facilitator, unapproved.sign(facilitator=facilitator.address, amount_atomic=1))
+    settle(net, facilitator, unapproved.sign(facilitator=facilitator.address, amount_atomic=1))
     assert wallet.ensure_opg_approval(min_allowance=1, approve_amount=2).allowance_after_atomic == 2 * ATOMIC
 
 
@@ -105,23 +105,23 @@ def test_unlimited_has_to_be_said(unapproved):
         ({"opg_amount": "lots"}, "is not an amount"),
     ],
 )
-def test_amounts_that_cannot_be_meant_send_nothing(devnet, unapproved, arguments, reason):
+def test_amounts_that_cannot_be_meant_send_nothing(net, unapproved, arguments, reason):
     with pytest.raises(ConfigurationError, match=reason):
         wallet_of(unapproved).ensure_opg_approval(**arguments)
-    assert transactions_of(devnet, unapproved) == 0
+    assert transactions_of(net, unapproved) == 0
 
 
-def test_an_approval_without_gas_is_refused_before_it_is_sent(devnet):
-    poor = Wallet(new_payer(devnet).network, LocalSigner(new_account().private_key))
+def test_an_approval_without_gas_is_refused_before_it_is_sent(net):
+    poor = Wallet(new_payer(net).network, LocalSigner(new_account().private_key))
     with pytest.raises(InsufficientFunds, match=f"it holds none.*Send a little ETH to {poor.address}"):
         poor.ensure_opg_approval(min_allowance=1)
-    devnet.chain.fund(poor.address, native_wei=1000)
+    net.chain.fund(poor.address, native_wei=1000)
     with pytest.raises(InsufficientFunds, match=r"it holds 0\.000000000000001 and up to 0\.\d+ may be needed"):
         poor.ensure_opg_approval(min_allowance=1)
     assert poor.allowance() == 0
 
 
-async def test_coroutines_can_do_all_of_it(devnet, unapproved, facilitator):
+async def test_coroutines_can_do_all_of_it(net, unapproved, facilitator):
     wallet = AsyncWallet(unapproved.network, unapproved.signer)
     assert await wallet.balance() == 7 * ATOMIC
     assert await wallet.native_balance() > 0
@@ -134,43 +134,43 @@ async def test_coroutines_can_do_all_of_it(devnet, unapproved, facilitator):
 
 
 @pytest.mark.parametrize(("scheme", "method"), [("upto", "permit2"), ("exact", "permit2"), ("exact", "eip3009")])
-def test_a_cancelled_authorization_cannot_be_settled(devnet, facilitator, scheme, method):
-    payer = new_payer(devnet)
-    before = devnet.chain.token_balance(payer.account.address)
+def test_a_cancelled_authorization_cannot_be_settled(net, facilitator, scheme, method):
+    payer = new_payer(net)
+    before = net.chain.token_balance(payer.account.address)
     authorization = payer.sign(facilitator=facilitator.address, scheme=scheme, method=method)
     cancellation = wallet_of(payer).cancel(authorization.authorization)
     assert cancellation.tx_hash is not None
     to, data = settlement(authorization)
     with pytest.raises(ChainRefused):
-        devnet.chain.call(to=to, data=data, sender=facilitator.address)
-    assert devnet.chain.token_balance(payer.account.address) == before
+        net.chain.call(to=to, data=data, sender=facilitator.address)
+    assert net.chain.token_balance(payer.account.address) == before
 
 
-def test_cancelling_leaves_the_neighbouring_nonces_alone(devnet, facilitator):
-    payer = new_payer(devnet)
+def test_cancelling_leaves_the_neighbouring_nonces_alone(net, facilitator):
+    payer = new_payer(net)
     base = payer.signer.nonce_for("neighbours") & ~255
     gone, kept = (payer.sign(facilitator=facilitator.address, nonce=base + n) for n in (3, 4))
     wallet_of(payer).cancel(gone.authorization)
-    settle(devnet, facilitator, kept, 1)
+    settle(net, facilitator, kept, 1)
 
 
-def test_what_was_settled_first_is_not_cancelled_again(devnet, facilitator):
-    payer = new_payer(devnet)
+def test_what_was_settled_first_is_not_cancelled_again(net, facilitator):
+    payer = new_payer(net)
     authorization = payer.sign(facilitator=facilitator.address)
-    settle(devnet, facilitator, authorization, 1)
-    sent_before = transactions_of(devnet, payer)
+    settle(net, facilitator, authorization, 1)
+    sent_before = transactions_of(net, payer)
     assert wallet_of(payer).cancel(authorization.authorization).tx_hash is None
-    assert transactions_of(devnet, payer) == sent_before
+    assert transactions_of(net, payer) == sent_before
 
 
-def test_only_the_payer_can_cancel(devnet, facilitator):
-    authorization_owner = new_payer(devnet)
+def test_only_the_payer_can_cancel(net, facilitator):
+    authorization_owner = new_payer(net)
     authorization = authorization_owner.sign(facilitator=facilitator.address)
     with pytest.raises(ConfigurationError, match="only the payer can cancel"):
-        wallet_of(new_payer(devnet)).cancel(authorization.authorization)
+        wallet_of(new_payer(net)).cancel(authorization.authorization)
 
 
-def test_funds_are_looked_at_before_signing(devnet, unapproved, facilitator):
+def test_funds_are_looked_at_before_signing(net, unapproved, facilitator):
     def check(payer: Payer, **changes) -> None:
         terms = payer.sign(facilitator=facilitator.address, **changes).accepted
         require_funds(payer.network, payer.account.address, terms)
@@ -180,17 +180,17 @@ def test_funds_are_looked_at_before_signing(devnet, unapproved, facilitator):
     with pytest.raises(AllowanceMissing, match="opengradient-x402 approve"):
         check(unapproved)
     check(unapproved, scheme="exact", method="eip3009")  # needs no allowance
-    check(new_payer(devnet))
+    check(new_payer(net))
 
 
-def test_a_transaction_that_reverts_is_an_error_with_its_hash(devnet, unapproved):
+def test_a_transaction_that_reverts_is_an_error_with_its_hash(net, unapproved):
     # An estimate that is too low: the transaction runs out of gas.
     def misbehave(method, params, number):
         if method == "eth_estimateGas":
             return 200, {"jsonrpc": "2.0", "id": 1, "result": hex(21_500)}
         return None
 
-    with serving(devnet.chain) as node:
+    with serving(net.chain) as node:
         node.misbehave = misbehave
         wallet = Wallet(unapproved.network, unapproved.signer, chain=ChainReader(node.url, unapproved.network.chain_id))
         with pytest.raises(NotPaid, match=r"mined and reverted \(transaction 0x[0-9a-f]{64}\)"):
@@ -198,7 +198,7 @@ def test_a_transaction_that_reverts_is_an_error_with_its_hash(devnet, unapproved
     assert wallet_of(unapproved).allowance() == 0
 
 
-def test_a_connection_that_breaks_while_sending_sends_one_transaction(devnet, unapproved):
+def test_a_connection_that_breaks_while_sending_sends_one_transaction(net, unapproved):
     sent: list[str] = []
 
     def misbehave(method, params, number):
@@ -206,27 +206,27 @@ def test_a_connection_that_breaks_while_sending_sends_one_transaction(devnet, un
             return None
         sent.append(params[0])
         if len(sent) == 1:
-            devnet.chain.rpc(method, params)
+            net.chain.rpc(method, params)
             return 503, b""  # the node took it, and its answer was lost
         return 200, {"error": {"code": -32000, "message": "already known"}}
 
-    with serving(devnet.chain) as node:
+    with serving(net.chain) as node:
         node.misbehave = misbehave
         chain = ChainReader(node.url, unapproved.network.chain_id)
         approval = Wallet(unapproved.network, unapproved.signer, chain=chain).ensure_opg_approval(min_allowance=1)
     assert len(sent) == 2
     assert sent[0] == sent[1]
     assert approval.allowance_after_atomic == 2 * ATOMIC
-    assert transactions_of(devnet, unapproved) == 1
+    assert transactions_of(net, unapproved) == 1
 
 
-def test_a_node_without_the_tip_method_is_good_enough(devnet, unapproved):
+def test_a_node_without_the_tip_method_is_good_enough(net, unapproved):
     def misbehave(method, params, number):
         if method == "eth_maxPriorityFeePerGas":
             return 200, {"error": {"code": -32601, "message": "method not found"}}
         return None
 
-    with serving(devnet.chain) as node:
+    with serving(net.chain) as node:
         node.misbehave = misbehave
         reader = ChainReader(node.url, unapproved.network.chain_id)
         approval = Wallet(unapproved.network, unapproved.signer, chain=reader).ensure_opg_approval(min_allowance=1)
@@ -239,8 +239,8 @@ def test_a_dead_node_is_an_error_that_says_nothing_was_changed(unapproved):
         Wallet(unapproved.network, unapproved.signer, chain=chain).balance()
 
 
-def test_the_approval_is_an_ordinary_one_of_permit2(devnet, unapproved):
+def test_the_approval_is_an_ordinary_one_of_permit2(net, unapproved):
     approval = wallet_of(unapproved).ensure_opg_approval(min_allowance=1, approve_amount=1)
-    transaction = devnet.chain.rpc("eth_getTransactionByHash", [approval.tx_hash])
+    transaction = net.chain.rpc("eth_getTransactionByHash", [approval.tx_hash])
     assert transaction["to"].lower() == OPG.lower()
     assert bytes.fromhex(transaction["input"][2:]) == contract("OPG").encode("approve", PERMIT2, ATOMIC)

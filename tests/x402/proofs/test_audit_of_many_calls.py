@@ -9,9 +9,6 @@ import asyncio
 from collections import Counter
 from contextlib import ExitStack
 
-import pytest
-
-from opengradient_devnet import Devnet
 from opengradient_x402.ledger.receipts import ReceiptStatus
 from opengradient_x402.proofs.findings import Standing
 from opengradient_x402.proofs.verification import export_bundle, verify_bundle
@@ -58,12 +55,6 @@ async def acall(client, number: int) -> None:
                 pass
     else:
         await client.chat(body(number), settlement_mode=mode)
-
-
-@pytest.fixture(scope="module")
-def net():
-    with Devnet() as net:
-        yield net
 
 
 def test_an_audit_of_many_mixed_calls_leaves_nothing_open_but_what_nobody_can_know(net, tmp_path):

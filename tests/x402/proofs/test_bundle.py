@@ -24,12 +24,6 @@ MODES = ("batch", "individual", "private")
 
 
 @pytest.fixture(scope="module")
-def net():
-    with Devnet() as net:
-        yield net
-
-
-@pytest.fixture(scope="module")
 def audited(net, tmp_path_factory):
     """A wallet's settled calls in every mode, and what a bundle is made from."""
     account = net.account(approved=True)

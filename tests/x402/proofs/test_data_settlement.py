@@ -8,7 +8,6 @@ from starlette.applications import Starlette
 from starlette.responses import Response
 from starlette.routing import Route
 
-from opengradient_devnet import Devnet
 from opengradient_devnet.faults import ForgeProof, WrongTransaction
 from opengradient_x402.chain import sources
 from opengradient_x402.chain.node import alook_up, look_up
@@ -20,12 +19,6 @@ from opengradient_x402.settlement_mode import SettlementMode
 from support.loopback_server import serving
 from support.node import serving as node_of
 from support.payers import PROMPT, client_for, network_of, payments_for
-
-
-@pytest.fixture(scope="module")
-def net():
-    with Devnet() as net:
-        yield net
 
 
 @pytest.fixture

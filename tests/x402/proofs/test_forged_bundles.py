@@ -23,12 +23,6 @@ SIGNED = "the bundle was made by the payer"
 
 
 @pytest.fixture(scope="module")
-def net():
-    with Devnet() as net:
-        yield net
-
-
-@pytest.fixture(scope="module")
 def audited(net, tmp_path_factory):
     """Two settled calls of one session, one settled individual call of another, and one that is open."""
     account = net.account(approved=True)

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 
-from opengradient_devnet import Devnet
 from opengradient_devnet.faults import SettleAtCap, WrongTransaction
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.ledger.receipts import ReceiptStatus
@@ -16,36 +15,28 @@ from support.settling import new_payer, settle
 
 
 @pytest.fixture(scope="module")
-def lying_net():
-    with Devnet() as net:
-        yield net
-        net.faults.clear()
-
-
-@pytest.fixture(scope="module")
-def single_call_net():
+def single_call_net(devnets):
     """A gateway without sessions: it settles each call, and names the transaction."""
-    with Devnet(sessions=False) as net:
-        yield net
+    return devnets(sessions=False)
 
 
-def test_honest_settlements_are_not_disputed(lying_net, tmp_path):
-    account = lying_net.account(approved=True)
-    with payments_for(lying_net, account, tmp_path / "l.sqlite") as payments, client_for(payments) as client:
+def test_honest_settlements_are_not_disputed(net, tmp_path):
+    account = net.account(approved=True)
+    with payments_for(net, account, tmp_path / "l.sqlite") as payments, client_for(payments) as client:
         for _ in range(3):
             client.chat(PROMPT)
-        receipts = settled_receipts(lying_net, payments)
+        receipts = settled_receipts(net, payments)
     assert [receipt.status for receipt in receipts] == [ReceiptStatus.SETTLED] * 3
     assert [receipt.settled_atomic for receipt in receipts] == [receipt.cost_atomic for receipt in receipts]
     assert {receipt.opg_usd for receipt in receipts} == {"0.2"}
 
 
-def test_a_settlement_above_the_quotes_is_disputed_with_the_numbers(lying_net, tmp_path):
-    account = lying_net.account(approved=True)
-    with payments_for(lying_net, account, tmp_path / "l.sqlite") as payments, client_for(payments) as client:
+def test_a_settlement_above_the_quotes_is_disputed_with_the_numbers(net, tmp_path):
+    account = net.account(approved=True)
+    with payments_for(net, account, tmp_path / "l.sqlite") as payments, client_for(payments) as client:
         calls = [client.chat(PROMPT).receipt for _ in range(2)]
-        lying_net.faults.inject(SettleAtCap())
-        receipts = settled_receipts(lying_net, payments)
+        net.faults.inject(SettleAtCap())
+        receipts = settled_receipts(net, payments)
     cost = sum(call.cost_atomic for call in calls)
     assert {receipt.status for receipt in receipts} == {ReceiptStatus.DISPUTED}
     assert sum(receipt.settled_atomic for receipt in receipts) == calls[0].authorized_atomic
@@ -129,11 +120,11 @@ def test_a_forged_payment_transaction_is_disputed(single_call_net, tmp_path, sch
     assert checked.settled_atomic == net.settlements[-1].amount_atomic
 
 
-def test_a_claim_about_an_unsettled_payment_is_disputed_when_its_transaction_is_something_else(devnet, tmp_path):
+def test_a_claim_about_an_unsettled_payment_is_disputed_when_its_transaction_is_something_else(net, tmp_path):
     from support.ledger_rows import served
 
-    payer, facilitator = new_payer(devnet), devnet.account(opg="0")
-    other = settle(devnet, facilitator, new_payer(devnet).sign(facilitator=facilitator.address), 5)
+    payer, facilitator = new_payer(net), net.account(opg="0")
+    other = settle(net, facilitator, new_payer(net).sign(facilitator=facilitator.address), 5)
     ledger = Ledger(tmp_path / "l.sqlite")
     entry = payer.sign(facilitator=facilitator.address).authorization
     ledger.authorize(entry).result()
@@ -147,18 +138,18 @@ def test_a_claim_about_an_unsettled_payment_is_disputed_when_its_transaction_is_
     ledger.close()
 
 
-def test_a_node_that_lags_behind_a_settlement_makes_no_liar_of_the_gateway(devnet, tmp_path):
+def test_a_node_that_lags_behind_a_settlement_makes_no_liar_of_the_gateway(net, tmp_path):
     """Behind one URL there may be many nodes: this one does not know yet that the nonce is used."""
     from support.ledger_rows import served
 
-    payer, facilitator = new_payer(devnet), devnet.account(opg="0")
+    payer, facilitator = new_payer(net), net.account(opg="0")
     signed = payer.sign(facilitator=facilitator.address)
-    settled = settle(devnet, facilitator, signed, 5)
+    settled = settle(net, facilitator, signed, 5)
     ledger = Ledger(tmp_path / "l.sqlite")
     entry = signed.authorization
     ledger.authorize(entry).result()
     ledger.record_call(served(entry, entry.call_id, claimed_payment_tx_hash=settled)).result()
-    with serving(devnet.chain) as node:
+    with serving(net.chain) as node:
 
         def nothing_used(method, params, number):
             is_nonce = method == "eth_call" and params[0].get("to", "").lower() == payer.network.permit2.lower()
@@ -172,11 +163,11 @@ def test_a_node_that_lags_behind_a_settlement_makes_no_liar_of_the_gateway(devne
     ledger.close()
 
 
-def test_a_nonce_that_paid_somebody_else_is_disputed_with_payee_and_amount(devnet, tmp_path):
-    payer, facilitator = new_payer(devnet), devnet.account(opg="0")
-    stranger = devnet.account(opg="0").address
+def test_a_nonce_that_paid_somebody_else_is_disputed_with_payee_and_amount(net, tmp_path):
+    payer, facilitator = new_payer(net), net.account(opg="0")
+    stranger = net.account(opg="0").address
     diverted = payer.sign(facilitator=facilitator.address, payee=stranger)
-    tx_hash = settle(devnet, facilitator, diverted, 7)
+    tx_hash = settle(net, facilitator, diverted, 7)
     mine = payer.sign(facilitator=facilitator.address, nonce=diverted.authorization.nonce)
     ledger = Ledger(tmp_path / "l.sqlite")
     ledger.authorize(mine.authorization).result()

@@ -23,9 +23,9 @@ from support.settling import new_payer, settle
 
 
 @contextmanager
-def served_call(net, wallet, tmp_path):
+def served_call(net, account, tmp_path):
     """One paid call, not settled yet, and the payments it was made with."""
-    with payments_for(net, wallet, tmp_path / "ledger.sqlite") as payments, client_for(payments) as client:
+    with payments_for(net, account, tmp_path / "ledger.sqlite") as payments, client_for(payments) as client:
         completion = client.chat(PROMPT)
         assert completion.receipt is not None
         yield payments, completion.receipt
@@ -42,17 +42,17 @@ def spent(payments) -> int:
     return payments.ledger.spent(payer=payments.payer, asset=network.asset.address, network=network.caip2).result()
 
 
-def test_a_settlement_is_seen_first_and_final_after_enough_confirmations(devnet, wallet, tmp_path):
-    with served_call(devnet, wallet, tmp_path) as (payments, receipt):
+def test_a_settlement_is_seen_first_and_final_after_enough_confirmations(net, account, tmp_path):
+    with served_call(net, account, tmp_path) as (payments, receipt):
         reconciler = Reconciler(payments.network, payments.ledger, confirmations=3)
-        devnet.close_sessions()
+        net.close_sessions()
         report = reconciler.reconcile()
         (seen,) = payments.ledger.receipts(call_ids=[receipt.call_id]).result()
         assert (report.settled, [changed.status for changed in report.changed]) == (1, [ReceiptStatus.SETTLED])
         assert (seen.status, seen.is_final, seen.confirmations_needed) == (ReceiptStatus.SETTLED, False, 3)
         # Until it is final, all that was signed for stays reserved.
         assert spent(payments) == receipt.authorized_atomic
-        mine(devnet, 2)
+        mine(net, 2)
         report = reconciler.reconcile()
         (final,) = report.changed
         assert (final.status, final.is_final) == (ReceiptStatus.SETTLED, True)
@@ -61,24 +61,24 @@ def test_a_settlement_is_seen_first_and_final_after_enough_confirmations(devnet,
         assert reconciler.reconcile().asked == 0
 
 
-def test_on_the_devnet_one_block_is_final_and_on_live_chains_three(devnet):
-    assert network_of(devnet).confirmations == 1
+def test_on_the_devnet_one_block_is_final_and_on_live_chains_three(net):
+    assert network_of(net).confirmations == 1
     from opengradient_x402.networks import PRESETS
 
     assert {network.confirmations for network in PRESETS.values()} == {3}
 
 
-def test_a_settlement_whose_block_vanished_is_open_again_and_found_again(devnet, wallet, tmp_path):
-    with served_call(devnet, wallet, tmp_path) as (payments, receipt), serving(devnet.chain) as node:
+def test_a_settlement_whose_block_vanished_is_open_again_and_found_again(net, account, tmp_path):
+    with served_call(net, account, tmp_path) as (payments, receipt), serving(net.chain) as node:
         reconciler = Reconciler(replace(payments.network, rpc_url=node.url), payments.ledger, confirmations=50)
-        devnet.close_sessions()
+        net.close_sessions()
         reconciler.reconcile()
         (seen,) = payments.ledger.receipts(call_ids=[receipt.call_id]).result()
         assert seen.status is ReceiptStatus.SETTLED
 
         def reorganised(method, params, number):
             if method == "eth_getBlockByNumber" and params[0] == hex(seen.block_number):
-                other = devnet.chain.rpc(method, params) | {"hash": "0x" + "ab" * 32}
+                other = net.chain.rpc(method, params) | {"hash": "0x" + "ab" * 32}
                 return 200, {"result": other}
             if method == "eth_call" and params[0].get("data", "").startswith("0x4fe02b44"):
                 return 200, {"result": "0x" + "0" * 64}  # the nonce is unused on the other branch
@@ -98,16 +98,16 @@ def test_a_settlement_whose_block_vanished_is_open_again_and_found_again(devnet,
         assert (again.status, again.payment_tx_hash) == (ReceiptStatus.SETTLED, seen.payment_tx_hash)
 
 
-def test_a_node_that_lags_behind_is_no_reorganisation(devnet, wallet, tmp_path):
-    with served_call(devnet, wallet, tmp_path) as (payments, receipt), serving(devnet.chain) as node:
+def test_a_node_that_lags_behind_is_no_reorganisation(net, account, tmp_path):
+    with served_call(net, account, tmp_path) as (payments, receipt), serving(net.chain) as node:
         reconciler = Reconciler(replace(payments.network, rpc_url=node.url), payments.ledger, confirmations=50)
-        devnet.close_sessions()
+        net.close_sessions()
         reconciler.reconcile()
         (seen,) = payments.ledger.receipts(call_ids=[receipt.call_id]).result()
 
         def lagging(method, params, number):
             if method == "eth_getBlockByNumber" and params[0] == "latest":
-                return 200, {"result": devnet.chain.rpc(method, [hex(seen.block_number - 1), False])}
+                return 200, {"result": net.chain.rpc(method, [hex(seen.block_number - 1), False])}
             return None
 
         node.misbehave = lagging
@@ -116,31 +116,31 @@ def test_a_node_that_lags_behind_is_no_reorganisation(devnet, wallet, tmp_path):
         assert payments.ledger.receipts(call_ids=[receipt.call_id]).result() == [seen]
 
 
-def test_a_receipt_brings_itself_forward(devnet, wallet, tmp_path):
-    with served_call(devnet, wallet, tmp_path) as (_, receipt):
+def test_a_receipt_brings_itself_forward(net, account, tmp_path):
+    with served_call(net, account, tmp_path) as (_, receipt):
         assert receipt.refresh().status is ReceiptStatus.SERVED
         assert receipt.wait_settled(timeout_s=0.2).status is ReceiptStatus.SERVED  # the session is open still
-        closing = threading.Timer(0.2, devnet.close_sessions)
+        closing = threading.Timer(0.2, net.close_sessions)
         closing.start()
         settled = receipt.wait_settled(timeout_s=60)
         closing.join()
         assert (settled.status, settled.is_final) == (ReceiptStatus.SETTLED, True)
-        assert settled.payment_tx_hash in {record.transaction for record in devnet.settlements}
+        assert settled.payment_tx_hash in {record.transaction for record in net.settlements}
         assert settled.refresh() == settled
 
 
-async def test_a_receipt_brings_itself_forward_in_coroutines(devnet, wallet, tmp_path):
-    with payments_for(devnet, wallet, tmp_path / "ledger.sqlite") as payments:
+async def test_a_receipt_brings_itself_forward_in_coroutines(net, account, tmp_path):
+    with payments_for(net, account, tmp_path / "ledger.sqlite") as payments:
         client = async_client_for(payments)
         receipt = (await client.chat(PROMPT)).receipt
         await client.aclose()
         assert (await receipt.arefresh()).status is ReceiptStatus.SERVED
-        devnet.close_sessions()
+        net.close_sessions()
         assert (await receipt.await_settled(timeout_s=60)).status is ReceiptStatus.SETTLED
 
 
-def test_what_brings_a_receipt_forward_is_no_part_of_its_data(devnet, wallet, tmp_path):
-    with served_call(devnet, wallet, tmp_path) as (_, receipt):
+def test_what_brings_a_receipt_forward_is_no_part_of_its_data(net, account, tmp_path):
+    with served_call(net, account, tmp_path) as (_, receipt):
         plain = SettlementReceipt.from_json(receipt.to_json())
         assert plain == receipt
         assert hash(plain) == hash(receipt)
@@ -152,17 +152,17 @@ def test_what_brings_a_receipt_forward_is_no_part_of_its_data(devnet, wallet, tm
             plain.refresh()
 
 
-def test_a_node_that_is_away_is_an_error_for_who_asks_and_loses_nothing(devnet, wallet, tmp_path):
-    with served_call(devnet, wallet, tmp_path) as (payments, receipt), serving(devnet.chain) as node:
+def test_a_node_that_is_away_is_an_error_for_who_asks_and_loses_nothing(net, account, tmp_path):
+    with served_call(net, account, tmp_path) as (payments, receipt), serving(net.chain) as node:
         node.misbehave = lambda method, params, number: (400, b"gone")
         away = Reconciler(replace(payments.network, rpc_url=node.url), payments.ledger)
         with pytest.raises(ChainUnavailable):
             away.refresh(receipt)
-        devnet.close_sessions()
+        net.close_sessions()
         assert receipt.refresh().status is ReceiptStatus.SETTLED
 
 
-def test_the_background_reconciler_tells_of_changes_and_survives_outages(devnet, wallet, tmp_path, caplog):
+def test_the_background_reconciler_tells_of_changes_and_survives_outages(net, account, tmp_path, caplog):
     told: list[SettlementReceipt] = []
     heard = threading.Event()
 
@@ -171,8 +171,8 @@ def test_the_background_reconciler_tells_of_changes_and_survives_outages(devnet,
         heard.set()
         raise RuntimeError("a listener's own fault")
 
-    with served_call(devnet, wallet, tmp_path) as (payments, receipt), serving(devnet.chain) as node:
-        devnet.close_sessions()
+    with served_call(net, account, tmp_path) as (payments, receipt), serving(net.chain) as node:
+        net.close_sessions()
         node.misbehave = lambda method, params, number: (400, b"down") if number < 3 else None
         reconciler = Reconciler(replace(payments.network, rpc_url=node.url), payments.ledger)
         with BackgroundReconciler(reconciler, interval_s=0.02, on_change=listen):
@@ -187,15 +187,15 @@ def reconciling_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "opengradient-reconciler"]
 
 
-def test_a_listener_may_stop_the_background_reconciler(devnet, wallet, tmp_path, caplog):
+def test_a_listener_may_stop_the_background_reconciler(net, account, tmp_path, caplog):
     heard = threading.Event()
 
     def listen(_):
         background.stop()
         heard.set()
 
-    with served_call(devnet, wallet, tmp_path) as (payments, _):
-        devnet.close_sessions()
+    with served_call(net, account, tmp_path) as (payments, _):
+        net.close_sessions()
         background = BackgroundReconciler(payments.reconciler, interval_s=0.02, on_change=listen)
         background.start()
         (thread,) = reconciling_threads()
@@ -205,8 +205,8 @@ def test_a_listener_may_stop_the_background_reconciler(devnet, wallet, tmp_path,
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
-def test_threads_that_start_it_at_once_start_it_once_and_it_can_start_again(devnet, wallet, tmp_path):
-    with served_call(devnet, wallet, tmp_path) as (payments, _):
+def test_threads_that_start_it_at_once_start_it_once_and_it_can_start_again(net, account, tmp_path):
+    with served_call(net, account, tmp_path) as (payments, _):
         background = BackgroundReconciler(payments.reconciler, interval_s=5)
         barrier = threading.Barrier(8)
 
@@ -226,7 +226,7 @@ def test_threads_that_start_it_at_once_start_it_once_and_it_can_start_again(devn
             assert len(reconciling_threads()) == 1
 
 
-def test_the_background_reconciler_outlives_a_failure_that_nobody_thought_of(devnet, tmp_path, caplog):
+def test_the_background_reconciler_outlives_a_failure_that_nobody_thought_of(net, tmp_path, caplog):
     class Broken(Reconciler):
         runs = 0
 
@@ -235,7 +235,7 @@ def test_the_background_reconciler_outlives_a_failure_that_nobody_thought_of(dev
             raise ZeroDivisionError("a mistake of ours")
 
     ledger = Ledger(tmp_path / "l.sqlite")
-    reconciler = Broken(network_of(devnet), ledger)
+    reconciler = Broken(network_of(net), ledger)
     with BackgroundReconciler(reconciler, interval_s=0.001):
         deadline = time.monotonic() + 60
         while reconciler.runs < 3 and time.monotonic() < deadline:
@@ -245,7 +245,7 @@ def test_the_background_reconciler_outlives_a_failure_that_nobody_thought_of(dev
     ledger.close()
 
 
-def test_a_forked_worker_starts_a_background_reconciler_of_its_own(devnet, wallet, tmp_path):
+def test_a_forked_worker_starts_a_background_reconciler_of_its_own(net, account, tmp_path):
     script = (
         "import os, sys, threading\n"
         "from opengradient_x402 import BackgroundReconciler, Ledger, Reconciler, load_network\n"
@@ -259,27 +259,27 @@ def test_a_forked_worker_starts_a_background_reconciler_of_its_own(devnet, walle
         "    os._exit(0 if alive.count('opengradient-reconciler') == 1 else 1)\n"
         "sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))\n"  # with the thread left running
     )
-    command = [sys.executable, "-c", script, f"{devnet.gateway_url}/network", str(tmp_path / "l.sqlite")]
+    command = [sys.executable, "-c", script, f"{net.gateway_url}/network", str(tmp_path / "l.sqlite")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_receipt_of_payments_that_were_closed_says_so(devnet, wallet, tmp_path):
-    with served_call(devnet, wallet, tmp_path) as (_, receipt):
+def test_a_receipt_of_payments_that_were_closed_says_so(net, account, tmp_path):
+    with served_call(net, account, tmp_path) as (_, receipt):
         pass
     with pytest.raises(LedgerUnavailable, match="was closed"):
         receipt.refresh()
 
 
-def test_hundreds_of_authorizations_are_reconciled_through_rate_limits_and_small_windows(devnet, tmp_path):
-    payer = new_payer(devnet, opg="100")
-    facilitator = devnet.account(opg="0")
+def test_hundreds_of_authorizations_are_reconciled_through_rate_limits_and_small_windows(net, tmp_path):
+    payer = new_payer(net, opg="100")
+    facilitator = net.account(opg="0")
     ledger = Ledger(tmp_path / "ledger.sqlite")
-    before = devnet.chain.token_balance(payer.account.address)
+    before = net.chain.token_balance(payer.account.address)
     for number in range(300):
         authorization = payer.sign(facilitator=facilitator.address, ago_s=0 if number % 3 else 2000, timeout_s=300)
         if number % 3 == 1:
-            settle(devnet, facilitator, authorization, 10**12 + number)
+            settle(net, facilitator, authorization, 10**12 + number)
         ledger.authorize(authorization.authorization)
 
     def strict(method, params, number):
@@ -289,11 +289,11 @@ def test_hundreds_of_authorizations_are_reconciled_through_rate_limits_and_small
             return 200, {"error": {"code": -32602, "message": "query exceeds max block range"}}
         return None
 
-    with serving(devnet.chain) as node:
+    with serving(net.chain) as node:
         node.misbehave = strict
         report = Reconciler(replace(payer.network, rpc_url=node.url), ledger).reconcile()
     assert (report.asked, report.settled, report.expired, report.open) == (300, 100, 100, 100)
     entries = ledger.authorizations().result()
     settled = sum(entry.settled_atomic or 0 for entry in entries)
-    assert settled == before - devnet.chain.token_balance(payer.account.address)
+    assert settled == before - net.chain.token_balance(payer.account.address)
     ledger.close()

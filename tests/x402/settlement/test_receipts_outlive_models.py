@@ -14,11 +14,7 @@ from opengradient_devnet import Devnet
 from opengradient_x402 import SettlementReceipt
 from opengradient_x402.ledger.ledger import Ledger
 
-
-@pytest.fixture(scope="module")
-def net():
-    with Devnet(idle_timeout_s=0.3) as net:
-        yield net
+pytestmark = pytest.mark.devnet(idle_timeout_s=0.3)
 
 
 def writers() -> set[threading.Thread]:

@@ -27,13 +27,13 @@ OPG = 10**18
 
 
 @pytest.fixture
-def payer(devnet: Devnet) -> Payer:
-    return new_payer(devnet)
+def payer(net: Devnet) -> Payer:
+    return new_payer(net)
 
 
 @pytest.fixture
-def facilitator(devnet: Devnet) -> Account:
-    return devnet.account(opg="0")
+def facilitator(net: Devnet) -> Account:
+    return net.account(opg="0")
 
 
 def outcome(payer: Payer, authorization, *, rpc_url: str | None = None):
@@ -42,62 +42,62 @@ def outcome(payer: Payer, authorization, *, rpc_url: str | None = None):
         return chain.ask(find_settlement(terms, network=payer.network))
 
 
-def test_a_settlement_is_found_with_amount_block_and_transaction_as_the_chain_has_them(devnet, payer, facilitator):
-    before = devnet.chain.token_balance(payer.account.address)
+def test_a_settlement_is_found_with_amount_block_and_transaction_as_the_chain_has_them(net, payer, facilitator):
+    before = net.chain.token_balance(payer.account.address)
     authorization = payer.sign(facilitator=facilitator.address)
-    tx_hash = settle(devnet, facilitator, authorization, 3 * 10**16)
+    tx_hash = settle(net, facilitator, authorization, 3 * 10**16)
     found = outcome(payer, authorization)
-    on_chain = devnet.chain.rpc("eth_getTransactionReceipt", [tx_hash])
+    on_chain = net.chain.rpc("eth_getTransactionReceipt", [tx_hash])
     assert isinstance(found, SettlementFound)
     assert found.tx_hash == tx_hash
     assert found.block_number == int(on_chain["blockNumber"], 16)
     assert found.block_hash == on_chain["blockHash"].lower()
-    assert found.amount_atomic == 3 * 10**16 == before - devnet.chain.token_balance(payer.account.address)
+    assert found.amount_atomic == 3 * 10**16 == before - net.chain.token_balance(payer.account.address)
     assert (found.payer, found.payee) == (payer.account.address, authorization.authorization.terms.payee)
     assert found.confirmations == 1
 
 
-def test_confirmations_grow_with_the_chain(devnet, payer, facilitator):
+def test_confirmations_grow_with_the_chain(net, payer, facilitator):
     authorization = payer.sign(facilitator=facilitator.address)
-    settle(devnet, facilitator, authorization, 1)
-    settle(devnet, facilitator, payer.sign(facilitator=facilitator.address), 1)
+    settle(net, facilitator, authorization, 1)
+    settle(net, facilitator, payer.sign(facilitator=facilitator.address), 1)
     found = outcome(payer, authorization)
     assert isinstance(found, SettlementFound)
     assert found.confirmations >= 2
 
 
 @pytest.mark.parametrize(("scheme", "method"), [("exact", "permit2"), ("exact", "eip3009")])
-def test_exact_payments_are_found_too(devnet, payer, facilitator, scheme, method):
+def test_exact_payments_are_found_too(net, payer, facilitator, scheme, method):
     authorization = payer.sign(facilitator=facilitator.address, scheme=scheme, method=method, amount_atomic=77)
     assert outcome(payer, authorization) == NotSettled(is_expired=False)
-    tx_hash = settle(devnet, facilitator, authorization)
+    tx_hash = settle(net, facilitator, authorization)
     found = outcome(payer, authorization)
     assert isinstance(found, SettlementFound)
     assert (found.tx_hash, found.amount_atomic) == (tx_hash, 77)
 
 
-def test_a_facilitator_that_is_a_contract_is_seen_through(devnet, payer, facilitator):
-    wallet = deploy_wallet(devnet, facilitator)
+def test_a_facilitator_that_is_a_contract_is_seen_through(net, payer, facilitator):
+    wallet = deploy_wallet(net, facilitator)
     authorization = payer.sign(facilitator=wallet)
-    tx_hash = settle(devnet, facilitator, authorization, 12345, wallet=wallet)
+    tx_hash = settle(net, facilitator, authorization, 12345, wallet=wallet)
     found = outcome(payer, authorization)
     assert isinstance(found, SettlementFound)
     assert (found.tx_hash, found.amount_atomic) == (tx_hash, 12345)
 
 
-def test_appended_calldata_does_not_hide_a_settlement(devnet, payer, facilitator):
+def test_appended_calldata_does_not_hide_a_settlement(net, payer, facilitator):
     authorization = payer.sign(facilitator=facilitator.address)
-    tx_hash = settle(devnet, facilitator, authorization, 5, appended=secrets.token_bytes(77))
+    tx_hash = settle(net, facilitator, authorization, 5, appended=secrets.token_bytes(77))
     found = outcome(payer, authorization)
     assert isinstance(found, SettlementFound)
     assert (found.tx_hash, found.amount_atomic) == (tx_hash, 5)
 
 
-def test_several_settlements_in_one_transaction_are_told_apart(devnet, payer, facilitator):
-    other = new_payer(devnet)
+def test_several_settlements_in_one_transaction_are_told_apart(net, payer, facilitator):
+    other = new_payer(net)
     mine = [payer.sign(facilitator=facilitator.address, scheme="exact", amount_atomic=n) for n in (5, 9, 5, 2)]
     theirs = other.sign(facilitator=facilitator.address, scheme="exact", amount_atomic=7)
-    tx_hash = settle_together(devnet, facilitator, [mine[0], theirs, *mine[1:]])
+    tx_hash = settle_together(net, facilitator, [mine[0], theirs, *mine[1:]])
     with ChainReader(payer.network.rpc_url, payer.network.chain_id) as chain:
         found = chain.ask(find_settlements([item.authorization for item in reversed(mine)], network=payer.network))
     settled = [found[authorization.authorization] for authorization in mine]
@@ -109,10 +109,10 @@ def test_several_settlements_in_one_transaction_are_told_apart(devnet, payer, fa
     assert theirs_found.amount_atomic == 7
 
 
-def test_calldata_that_mentions_another_authorization_settles_nothing_of_it(devnet, payer, facilitator):
+def test_calldata_that_mentions_another_authorization_settles_nothing_of_it(net, payer, facilitator):
     open_one = payer.sign(facilitator=facilitator.address)
     taken = payer.sign(facilitator=facilitator.address)
-    settle(devnet, facilitator, taken, 5, appended=settle_call(open_one)[1])
+    settle(net, facilitator, taken, 5, appended=settle_call(open_one)[1])
     assert outcome(payer, open_one) == NotSettled(is_expired=False)
     found = outcome(payer, taken)
     assert isinstance(found, SettlementFound)
@@ -128,9 +128,9 @@ def test_an_unused_authorization_is_open_until_its_deadline_and_expired_after(pa
     assert outcome(payer, long_over) == NotSettled(is_expired=True)
 
 
-def test_a_settlement_is_found_long_after_the_deadline(devnet, payer, facilitator):
+def test_a_settlement_is_found_long_after_the_deadline(net, payer, facilitator):
     authorization = payer.sign(facilitator=facilitator.address)
-    tx_hash = settle(devnet, facilitator, authorization, 5)
+    tx_hash = settle(net, facilitator, authorization, 5)
     (terms,) = authorization.authorization.signed
     old = replace(authorization.authorization, signed=(replace(terms, signed_at=int(time.time()) - 10**6),))
     found = outcome(payer, old)
@@ -146,80 +146,80 @@ def test_a_cancelled_authorization_says_so_with_the_transaction(payer, facilitat
     assert outcome(payer, authorization) == Cancelled(tx_hash=cancellation.tx_hash)
 
 
-def test_a_nonce_that_paid_somebody_else_is_not_called_free(devnet, payer, facilitator):
+def test_a_nonce_that_paid_somebody_else_is_not_called_free(net, payer, facilitator):
     # The same nonce, spent by a payment to somebody else: not this authorization's settlement.
-    stranger = devnet.account(opg="0").address
+    stranger = net.account(opg="0").address
     elsewhere = payer.sign(facilitator=facilitator.address, payee=stranger)
-    settle(devnet, facilitator, elsewhere, 5)
+    settle(net, facilitator, elsewhere, 5)
     mine = payer.sign(facilitator=facilitator.address, nonce=elsewhere.authorization.nonce)
     found = outcome(payer, mine)
     assert isinstance(found, SettledElsewhere)
     assert (found.settlement.payee, found.settlement.amount_atomic) == (stranger, 5)
 
 
-def test_terms_that_were_signed_again_are_found_by_their_nonce(devnet, payer, facilitator):
+def test_terms_that_were_signed_again_are_found_by_their_nonce(net, payer, facilitator):
     earlier = payer.sign(facilitator=facilitator.address, amount_atomic=500, ago_s=5)
     later = payer.sign(facilitator=facilitator.address, amount_atomic=100, nonce=earlier.authorization.nonce)
-    settle(devnet, facilitator, earlier, 400)
+    settle(net, facilitator, earlier, 400)
     found = outcome(payer, later)
     assert isinstance(found, SettlementFound)
     assert found.amount_atomic == 400  # what the chain took, also where it is more than was signed last
 
 
-def test_small_nonces_match_only_with_their_whole_permit(devnet, payer, facilitator):
+def test_small_nonces_match_only_with_their_whole_permit(net, payer, facilitator):
     # 0x20 is in the calldata of every settlement, as an offset.
     small = payer.sign(facilitator=facilitator.address, nonce=32)
-    settle(devnet, facilitator, payer.sign(facilitator=facilitator.address), 5)
+    settle(net, facilitator, payer.sign(facilitator=facilitator.address), 5)
     Wallet(payer.network, payer.signer).cancel(small.authorization)
     assert isinstance(outcome(payer, small), Cancelled)
     counted = payer.sign(facilitator=facilitator.address, nonce=33)
-    settle(devnet, facilitator, counted, 6)
+    settle(net, facilitator, counted, 6)
     found = outcome(payer, counted)
     assert isinstance(found, SettlementFound)
     assert found.amount_atomic == 6
 
 
-def test_a_plain_transfer_to_the_payee_is_no_settlement(devnet, payer, facilitator):
+def test_a_plain_transfer_to_the_payee_is_no_settlement(net, payer, facilitator):
     authorization = payer.sign(facilitator=facilitator.address)
     payee = authorization.authorization.terms.payee
-    devnet.chain.send(payer.account, to=payer.network.asset.address, data=contract("OPG").encode("transfer", payee, 5))
+    net.chain.send(payer.account, to=payer.network.asset.address, data=contract("OPG").encode("transfer", payee, 5))
     invalidate = contract("Permit2").encode(
         "invalidateUnorderedNonces",
         authorization.authorization.nonce >> 8,
         1 << (authorization.authorization.nonce & 255),
     )
-    devnet.chain.send(payer.account, to=PERMIT2, data=invalidate + settle_call(authorization)[1])
+    net.chain.send(payer.account, to=PERMIT2, data=invalidate + settle_call(authorization)[1])
     assert isinstance(outcome(payer, authorization), Cancelled)
 
 
-def test_many_authorizations_take_one_log_scan_and_add_up_to_the_balance(devnet, facilitator):
-    payer = new_payer(devnet)
-    before = devnet.chain.token_balance(payer.account.address)
+def test_many_authorizations_take_one_log_scan_and_add_up_to_the_balance(net, facilitator):
+    payer = new_payer(net)
+    before = net.chain.token_balance(payer.account.address)
     authorizations = [payer.sign(facilitator=facilitator.address) for _ in range(60)]
     for number, authorization in enumerate(authorizations):
         if number % 3 != 2:
-            settle(devnet, facilitator, authorization, 10**15 + number)
-    with serving(devnet.chain) as node, ChainReader(node.url, payer.network.chain_id) as chain:
+            settle(net, facilitator, authorization, 10**15 + number)
+    with serving(net.chain) as node, ChainReader(node.url, payer.network.chain_id) as chain:
         terms = [authorization.authorization for authorization in authorizations]
         outcomes = chain.ask(find_settlements(terms, network=payer.network))
         assert node.count("eth_getLogs") == 1
     settled = [item for item in outcomes.values() if isinstance(item, SettlementFound)]
     assert len(settled) == 40
-    assert sum(item.amount_atomic for item in settled) == before - devnet.chain.token_balance(payer.account.address)
+    assert sum(item.amount_atomic for item in settled) == before - net.chain.token_balance(payer.account.address)
     assert list(outcomes.values()).count(NotSettled(is_expired=False)) == 20
 
 
-def test_no_log_is_read_while_nothing_was_used(devnet, payer, facilitator):
-    with serving(devnet.chain) as node:
+def test_no_log_is_read_while_nothing_was_used(net, payer, facilitator):
+    with serving(net.chain) as node:
         outcome(payer, payer.sign(facilitator=facilitator.address), rpc_url=node.url)
         assert node.count("eth_getLogs") == 0
 
 
-def test_a_node_that_limits_ranges_and_rates_slows_the_search_and_does_not_stop_it(devnet, payer, facilitator):
+def test_a_node_that_limits_ranges_and_rates_slows_the_search_and_does_not_stop_it(net, payer, facilitator):
     authorization = payer.sign(facilitator=facilitator.address)
-    tx_hash = settle(devnet, facilitator, authorization, 5)
+    tx_hash = settle(net, facilitator, authorization, 5)
     for _ in range(12):
-        settle(devnet, facilitator, payer.sign(facilitator=facilitator.address), 1)
+        settle(net, facilitator, payer.sign(facilitator=facilitator.address), 1)
 
     def strict(method, params, number):
         if number % 5 == 0:
@@ -228,7 +228,7 @@ def test_a_node_that_limits_ranges_and_rates_slows_the_search_and_does_not_stop_
             return 200, {"error": {"code": -32602, "message": "query exceeds max block range 10"}}
         return None
 
-    with serving(devnet.chain) as node:
+    with serving(net.chain) as node:
         node.misbehave = strict
         found = outcome(payer, authorization, rpc_url=node.url)
         assert node.count("eth_getLogs") > 2
@@ -236,18 +236,18 @@ def test_a_node_that_limits_ranges_and_rates_slows_the_search_and_does_not_stop_
     assert found.tx_hash == tx_hash
 
 
-def test_a_named_transaction_is_checked_and_not_believed(devnet, payer, facilitator):
+def test_a_named_transaction_is_checked_and_not_believed(net, payer, facilitator):
     authorization = payer.sign(facilitator=facilitator.address)
     terms = authorization.authorization
-    other = new_payer(devnet)
-    others_tx = settle(devnet, facilitator, other.sign(facilitator=facilitator.address), 5)
+    other = new_payer(net)
+    others_tx = settle(net, facilitator, other.sign(facilitator=facilitator.address), 5)
     with ChainReader(payer.network.rpc_url, payer.network.chain_id) as chain:
 
         def checked(tx_hash: str):
             return chain.ask(check_transaction(terms, tx_hash, network=payer.network))
 
         assert checked(others_tx) is None
-        tx_hash = settle(devnet, facilitator, authorization, 5)
+        tx_hash = settle(net, facilitator, authorization, 5)
         assert checked(others_tx) is None
         assert checked("0x" + "12" * 32) is None
         confirmed = checked(tx_hash)
@@ -255,9 +255,9 @@ def test_a_named_transaction_is_checked_and_not_believed(devnet, payer, facilita
     assert confirmed.amount_atomic == 5
 
 
-async def test_coroutines_ask_the_same_questions(devnet, payer, facilitator):
+async def test_coroutines_ask_the_same_questions(net, payer, facilitator):
     authorization = payer.sign(facilitator=facilitator.address)
-    tx_hash = settle(devnet, facilitator, authorization, 5)
+    tx_hash = settle(net, facilitator, authorization, 5)
     chain = AsyncChainReader(payer.network.rpc_url, payer.network.chain_id)
     found = await chain.ask(find_settlement(authorization.authorization, network=payer.network))
     assert isinstance(found, SettlementFound)
