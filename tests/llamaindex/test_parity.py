@@ -1,0 +1,105 @@
+"""What users of other integrations rely on, or were bitten by: with the answers that no obliging model gives."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from llama_index.core.agent.workflow import FunctionAgent
+from llama_index.core.tools import FunctionTool
+from pydantic import BaseModel
+
+from llama_index_opengradient import OpenGradient
+from llamaindex.suite import Reply, ScriptedServer, call_to
+from opengradient_devnet import Devnet
+
+# llama-index-workflows looks at every attribute of an agent when it is made, deprecated ones of pydantic included
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20"),
+    pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince211"),
+]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ScriptedServer]:
+    with ScriptedServer() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def scripted_net(server: ScriptedServer) -> Iterator[Devnet]:
+    with Devnet(upstream=f"openai:{server.url}") as net:
+        yield net
+
+
+@pytest.fixture
+def script(server: ScriptedServer) -> ScriptedServer:
+    server.reset()
+    return server
+
+
+@pytest.fixture
+def scripted(scripted_net: Devnet, script: ScriptedServer) -> Iterator[Callable[..., OpenGradient]]:
+    """Makes models behind which the script answers."""
+    key = scripted_net.account(opg="10", approved=True).private_key
+    made: list[OpenGradient] = []
+
+    def make(**fields: Any) -> OpenGradient:
+        params = {"model": "openai/gpt-5", "private_key": key, "network": f"{scripted_net.gateway_url}/network"}
+        made.append(OpenGradient(**{**params, **fields}))
+        return made[-1]
+
+    yield make
+    for llm in made:
+        llm.close()
+
+
+def agent_run(llm: OpenGradient, tools: list[Any], text: str) -> str:
+    async def run() -> str:
+        return str(await FunctionAgent(tools=tools, llm=llm).run(text))
+
+    return asyncio.run(run())
+
+
+class Arguments(BaseModel):
+    path: str = "/"
+    recursive: bool = True
+
+
+def test_a_tool_that_takes_anything_does_not_run_on_broken_arguments(scripted, script):
+    ran: list[dict[str, Any]] = []
+
+    async def remote(**arguments: Any) -> str:  # the shape of MCP tools: everything goes to the server
+        ran.append(arguments)
+        return "deleted"
+
+    delete = FunctionTool.from_defaults(async_fn=remote, name="delete_files", description="-", fn_schema=Arguments)
+    broken = call_to("delete_files", '{"path": "/tmp/scratch", "recur')
+    script.say(Reply(text=None, tool_calls=[broken], finish_reason="length"), Reply(text="I could not."))
+    assert agent_run(scripted(), [delete], "Delete the scratch folder.") == "I could not."
+    assert ran == []
+    told = [message["content"] for message in script.last_request["messages"] if message["role"] == "tool"]
+    assert len(told) == 1
+    assert "not a JSON object" in told[0]
+    assert '{"path": "/tmp/scratch", "recur' in told[0]
+
+
+def test_tools_that_the_wire_would_spell_alike_stay_two(scripted, script):
+    ran: list[str] = []
+
+    def tool(name: str) -> FunctionTool:
+        def note(amount: int) -> str:
+            ran.append(name)
+            return f"ok {amount}"
+
+        return FunctionTool.from_defaults(note, name=name, description=name)
+
+    script.say(Reply(text="Nothing to do."))
+    agent_run(scripted(), [tool("存款"), tool("取款")], "Deposit 5.")
+    first, second = (one["function"]["name"] for one in script.last_request["tools"])
+    assert first != second
+    script.say(Reply(text=None, tool_calls=[call_to(second, {"amount": 5})]), Reply(text="done"))
+    agent_run(scripted(), [tool("存款"), tool("取款")], "Withdraw 5.")
+    assert ran == ["取款"]
