@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -103,3 +104,23 @@ def test_tools_that_the_wire_would_spell_alike_stay_two(scripted, script):
     script.say(Reply(text=None, tool_calls=[call_to(second, {"amount": 5})]), Reply(text="done"))
     agent_run(scripted(), [tool("存款"), tool("取款")], "Withdraw 5.")
     assert ran == ["取款"]
+
+
+def test_results_of_calls_without_ids_go_back_to_the_calls_that_they_answer(scripted, script):
+    async def temperature(city: str) -> str:
+        """The temperature in a city."""
+        await asyncio.sleep(0.2 if city == "Oslo" else 0)  # agents collect results in the order in which tools finish
+        return f"{city} is {dict(Oslo='cold', Rome='warm')[city]}"
+
+    calls = [call_to("temperature", {"city": city}, call_id=None) for city in ("Oslo", "Rome")]
+    script.say(Reply(text=None, tool_calls=calls), Reply(text="done"))
+    agent_run(scripted(), [FunctionTool.from_defaults(async_fn=temperature)], "How warm are Oslo and Rome?")
+    sent = script.last_request["messages"]
+    cities = {
+        call["id"]: json.loads(call["function"]["arguments"])["city"]
+        for message in sent
+        for call in message.get("tool_calls") or ()
+    }
+    results = [message for message in sent if message["role"] == "tool"]
+    assert len(cities) == len(results) == 2
+    assert all(result["content"].startswith(cities[result["tool_call_id"]]) for result in results)
