@@ -66,6 +66,7 @@ from llama_index_opengradient.tools import (
     selections,
     tool_definition,
 )
+from opengradient_x402.errors import ConfigurationError
 from opengradient_x402.gateway.request import wire_tool_choice, wire_tool_names
 
 if TYPE_CHECKING:
@@ -105,6 +106,15 @@ class OpenGradient(PaidModel):
         """The body of a request, and the gateway client's options for it. Raises ValueError before anything is paid."""
         if (mode := kwargs.pop("x402_settlement_mode", None)) is not None:  # what the OpenGradient SDK calls it
             kwargs["settlement_mode"] = mode
+        if (headers := kwargs.pop("extra_headers", None)) is not None:  # what OpenAI's SDK calls it, as the next two
+            kwargs["headers"] = headers
+        if kwargs.pop("extra_query", None):
+            raise ConfigurationError(
+                "`extra_query` was given, and gateways take no query with a paid call. Nothing was paid. "
+                "Use `extra_body` or `extra_headers`.",
+                kind="invalid_request",
+            )
+        extra_body = kwargs.pop("extra_body", None) or {}
         options = {name: kwargs.pop(name) for name in _CALL_OPTIONS if kwargs.get(name) is not None}
         options["timeout_s"] = options.pop("timeout", self.timeout)
         options.setdefault("settlement_mode", self.settlement_mode or self._environment.settlement_mode)
@@ -117,6 +127,7 @@ class OpenGradient(PaidModel):
             "web_search": self.web_search or None,
             **self.additional_kwargs,
             **kwargs,
+            **extra_body,
         }
         return body, options
 
@@ -223,7 +234,8 @@ class OpenGradient(PaidModel):
         if tools:
             names = wire_tool_names([tool.metadata.get_name() for tool in tools])
             choice = wire_tool_choice(tool_choice or tool_required, names)
-            prepared["tools"] = [tool_definition(tool) for tool in tools]
+            strict = prepared.pop("strict", None)
+            prepared["tools"] = [tool_definition(tool, strict=strict) for tool in tools]
             if choice is not None:
                 prepared["tool_choice"] = choice
             if not allow_parallel_tool_calls:

@@ -26,12 +26,13 @@ if TYPE_CHECKING:
 _SHOWN_CHARS: Final = 200
 
 
-def tool_definition(tool: BaseTool) -> dict[str, Any]:
+def tool_definition(tool: BaseTool, *, strict: bool | None = None) -> dict[str, Any]:
     """The wire's definition of a tool."""
     function: dict[str, Any] = {
         "name": wire_tool_name(tool.metadata.get_name()),
         "description": tool.metadata.description,
         "parameters": tool.metadata.get_parameters_dict(),
+        "strict": strict,
     }
     return {"type": "function", "function": {key: value for key, value in function.items() if value is not None}}
 

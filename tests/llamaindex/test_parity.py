@@ -8,13 +8,16 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from llama_index.core import Document, SummaryIndex
 from llama_index.core.agent.workflow import FunctionAgent
+from llama_index.core.llms import ChatMessage
 from llama_index.core.tools import FunctionTool
 from pydantic import BaseModel
 
 from llama_index_opengradient import OpenGradient
 from llamaindex.suite import Reply, ScriptedServer, call_to
 from opengradient_devnet import Devnet
+from opengradient_x402.errors import ConfigurationError
 
 # llama-index-workflows looks at every attribute of an agent when it is made, deprecated ones of pydantic included
 pytestmark = [
@@ -110,7 +113,7 @@ def test_results_of_calls_without_ids_go_back_to_the_calls_that_they_answer(scri
     async def temperature(city: str) -> str:
         """The temperature in a city."""
         await asyncio.sleep(0.2 if city == "Oslo" else 0)  # agents collect results in the order in which tools finish
-        return f"{city} is {dict(Oslo='cold', Rome='warm')[city]}"
+        return f"{city} is {'cold' if city == 'Oslo' else 'warm'}"
 
     calls = [call_to("temperature", {"city": city}, call_id=None) for city in ("Oslo", "Rome")]
     script.say(Reply(text=None, tool_calls=calls), Reply(text="done"))
@@ -124,3 +127,52 @@ def test_results_of_calls_without_ids_go_back_to_the_calls_that_they_answer(scri
     results = [message for message in sent if message["role"] == "tool"]
     assert len(cities) == len(results) == 2
     assert all(result["content"].startswith(cities[result["tool_call_id"]]) for result in results)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"model": "x-ai/grok-4"},
+        {"model": "google/gemini-2.5-flash-image"},
+        {"model": "openai/gpt-5", "context_window": 16_000},
+        {"model": "openai/gpt-5"},
+    ],
+    ids=str,
+)
+def test_query_engines_have_room_for_a_prompt_with_every_model(make_llm, fields):
+    index = SummaryIndex.from_documents([Document(text="The ferry Otter has room for 40 passengers.")])
+    assert str(index.as_query_engine(llm=make_llm(**fields)).query("How many passengers has the ferry room for?"))
+
+
+def test_a_model_has_a_json_schema():
+    schema = OpenGradient.model_json_schema()
+    assert "model" in schema["properties"]
+    assert OpenGradient(model="openai/gpt-5").model_dump_json()
+
+
+USER = [ChatMessage(role="user", content="hi")]
+
+
+def test_extra_members_and_headers_mean_what_they_mean_to_openai_s_users(scripted, script):
+    scripted().chat(
+        USER, extra_body={"chat_template_kwargs": {"enable_thinking": False}}, extra_headers={"X-Trace": "1"}
+    )
+    assert script.last_request["chat_template_kwargs"] == {"enable_thinking": False}
+    assert not {"extra_body", "extra_headers"} & script.last_request.keys()
+
+
+@pytest.mark.parametrize("wrong", [{"extra_query": {"v": "1"}}, {"stream": True}], ids=str)
+def test_what_has_no_place_in_a_paid_call_is_refused_before_it_is_paid(scripted, script, wrong):
+    with pytest.raises(ConfigurationError, match="Nothing was paid"):
+        scripted().chat(USER, **wrong)
+    assert script.requests == []
+
+
+def test_strict_is_said_of_the_tools(scripted, script):
+    def add(a: int, b: int) -> int:
+        """Add."""
+        return a + b
+
+    scripted().chat_with_tools([FunctionTool.from_defaults(add)], user_msg="hi", strict=True)
+    assert script.last_request["tools"][0]["function"]["strict"] is True
+    assert "strict" not in script.last_request
