@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from opengradient_x402.gateway.client import AsyncGatewayClient, GatewayClient
     from opengradient_x402.payment.payments import Payments
 
+# A schema of its own: pydantic cannot describe a policy's collections, and refused to describe the model.
+OptionalSpendPolicy = Annotated[SpendPolicy | None, WithJsonSchema({"type": ["object", "null"]})]
+
 
 class PaidModel(FunctionCallingLLM):
     """Fields and identity of an `OpenGradient` model; abstract, since it cannot be called.
@@ -66,9 +69,7 @@ class PaidModel(FunctionCallingLLM):
     settlement_mode: SettlementMode | None = Field(
         default=None, description="What goes on chain about the data; None reads OG_SETTLEMENT_MODE (batch)."
     )
-    spend_policy: Annotated[SpendPolicy | None, WithJsonSchema({"type": ["object", "null"]})] = Field(
-        default=None, description="Limits on payments; None is the safe default."
-    )
+    spend_policy: OptionalSpendPolicy = Field(default=None, description="Limits on payments; None is the safe default.")
     ledger: Any = Field(default=None, repr=False, description="A Ledger, its URL or path; None reads OG_LEDGER_URL.")
     payments: Any = Field(
         default=None, exclude=True, repr=False, description="An open Payments to share; replaces the four above."

@@ -26,7 +26,7 @@ from opengradient_x402.gateway.endpoints import Endpoint, EndpointSource, fetch,
 from opengradient_x402.models import find_model, nearest_models, wire_name
 
 GATEWAY_MAX_TOKENS: Final = 4096
-"""The longest answer of a call that sets no `max_tokens`: gateways read its absence so (docs/wire.md)."""
+"""The longest answer of a call that sets no `max_tokens`: gateways read its absence so (docs/wire.md, "Limits")."""
 _TIMEOUT_S: Final = 10.0
 _NOT_ALWAYS_FORWARDED: Final = ("seed", "top_p", "logprobs", "top_logprobs", "frequency_penalty", "presence_penalty")
 _NOT_IN_A_NAME: Final = re.compile(r"[^a-zA-Z0-9_-]")
