@@ -245,16 +245,17 @@ class ChatOpenGradient(ConfiguredChatModel):
         )
 
     def _call(self, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]) -> ChatCall:
-        defaults = {
-            **self.model_kwargs,
+        fields = {
             "model": self.model_name,
             "temperature": self.temperature,
             "max_tokens": self.max_tokens,
             "stop": stop or self.stop,
-            "web_search": self.web_search,
+            "web_search": self.web_search or None,
             "settlement_mode": self.settlement_mode,
             "timeout": self.timeout,
         }
+        # A field that nobody set does not hide what `model_kwargs` says.
+        defaults = {**self.model_kwargs, **{name: value for name, value in fields.items() if value is not None}}
         return build_call(messages, defaults=defaults, kwargs=kwargs)
 
     # Connections

@@ -51,7 +51,8 @@ def _kind(block: Block) -> str:
 def _text(block: Block) -> Part:
     if not isinstance(block.get("text"), str):
         raise _refused(block, "has no text")
-    return text_part(block["text"])
+    mark = block.get("cache_control")  # Anthropic: what is before the mark may be cached, at a tenth of the price
+    return {**text_part(block["text"]), **({"cache_control": mark} if mark else {})}
 
 
 def _json(block: Block) -> Part:

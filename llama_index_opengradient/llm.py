@@ -14,6 +14,7 @@ every call in eight forms, with signatures of its own; no form holds logic that 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from contextlib import aclosing, closing
 from functools import partial
@@ -32,11 +33,11 @@ from llama_index.core.base.llms.types import (
 )
 from llama_index.core.instrumentation.events.llm import (
     LLMStructuredPredictEndEvent,
-    LLMStructuredPredictInProgressEvent,
     LLMStructuredPredictStartEvent,
 )
 from llama_index.core.llms.llm import ToolSelection
 from llama_index.core.prompts import PromptTemplate
+from llama_index.core.tools.calling import acall_tool_with_selection, call_tool_with_selection
 from llama_index.core.types import PydanticProgramMode
 from llama_index_instrumentation import get_dispatcher
 from pydantic import BaseModel
@@ -56,19 +57,21 @@ from llama_index_opengradient.observed import (
     started,
 )
 from llama_index_opengradient.responses import ChatStream, chat_response, completion_response
-from llama_index_opengradient.structured import OutputT, PartialOutput, output_kwargs, parse_output
-from llama_index_opengradient.tool_runs import answer_of, arun_tools, run_tools
+from llama_index_opengradient.structured import OutputT, agrowing, growing, output_kwargs, parse_output
 from llama_index_opengradient.tools import (
+    answer_of,
     keep_first_call,
+    not_found,
     restore_names,
     selections,
     tool_definition,
 )
+from opengradient_x402.errors import ConfigurationError
 from opengradient_x402.gateway.request import wire_tool_choice, wire_tool_names
 
 if TYPE_CHECKING:
     from llama_index.core.chat_engine.types import AgentChatResponse
-    from llama_index.core.tools.types import BaseTool
+    from llama_index.core.tools.types import BaseTool, ToolOutput
 
     from opengradient_x402.gateway.clients import Connections
     from opengradient_x402.gateway.completion_streams import AsyncCompletionStream, CompletionStream
@@ -103,6 +106,15 @@ class OpenGradient(PaidModel):
         """The body of a request, and the gateway client's options for it. Raises ValueError before anything is paid."""
         if (mode := kwargs.pop("x402_settlement_mode", None)) is not None:  # what the OpenGradient SDK calls it
             kwargs["settlement_mode"] = mode
+        if (headers := kwargs.pop("extra_headers", None)) is not None:  # what OpenAI's SDK calls it, as the next two
+            kwargs["headers"] = headers
+        if kwargs.pop("extra_query", None):
+            raise ConfigurationError(
+                "`extra_query` was given, and gateways take no query with a paid call. Nothing was paid. "
+                "Use `extra_body` or `extra_headers`.",
+                kind="invalid_request",
+            )
+        extra_body = kwargs.pop("extra_body", None) or {}
         options = {name: kwargs.pop(name) for name in _CALL_OPTIONS if kwargs.get(name) is not None}
         options["timeout_s"] = options.pop("timeout", self.timeout)
         options.setdefault("settlement_mode", self.settlement_mode or self._environment.settlement_mode)
@@ -115,6 +127,7 @@ class OpenGradient(PaidModel):
             "web_search": self.web_search or None,
             **self.additional_kwargs,
             **kwargs,
+            **extra_body,
         }
         return body, options
 
@@ -221,7 +234,8 @@ class OpenGradient(PaidModel):
         if tools:
             names = wire_tool_names([tool.metadata.get_name() for tool in tools])
             choice = wire_tool_choice(tool_choice or tool_required, names)
-            prepared["tools"] = [tool_definition(tool) for tool in tools]
+            strict = prepared.pop("strict", None)
+            prepared["tools"] = [tool_definition(tool, strict=strict) for tool in tools]
             if choice is not None:
                 prepared["tool_choice"] = choice
             if not allow_parallel_tool_calls:
@@ -298,7 +312,7 @@ class OpenGradient(PaidModel):
             return super().predict_and_call(tools, **options)
         response = self.chat_with_tools(tools, allow_parallel_tool_calls=allow_parallel_tool_calls, **options)
         calls = self.get_tool_calls_from_response(response, error_on_no_tool_call=error_on_no_tool_call)
-        outputs = run_tools(calls, tools, verbose=verbose)
+        outputs = [not_found(call, tools) or call_tool_with_selection(call, tools, verbose=verbose) for call in calls]
         return answer_of(outputs, response, error_on_tool_error=error_on_tool_error)
 
     async def apredict_and_call(
@@ -318,7 +332,11 @@ class OpenGradient(PaidModel):
             return await super().apredict_and_call(tools, **options)
         response = await self.achat_with_tools(tools, allow_parallel_tool_calls=allow_parallel_tool_calls, **options)
         calls = self.get_tool_calls_from_response(response, error_on_no_tool_call=error_on_no_tool_call)
-        outputs = await arun_tools(calls, tools, verbose=verbose)
+
+        async def run(call: ToolSelection) -> ToolOutput:
+            return not_found(call, tools) or await acall_tool_with_selection(call, tools, verbose=verbose)
+
+        outputs = list(await asyncio.gather(*map(run, calls)))
         return answer_of(outputs, response, error_on_tool_error=error_on_tool_error)
 
     # -- structured prediction
@@ -328,12 +346,18 @@ class OpenGradient(PaidModel):
         return by_tool and self.metadata.is_function_calling_model
 
     def _structured_request(
-        self, output_cls: type[BaseModel], prompt: PromptTemplate, prompt_args: dict[str, Any]
-    ) -> list[ChatMessage]:
+        self,
+        output_cls: type[BaseModel],
+        prompt: PromptTemplate,
+        llm_kwargs: dict[str, Any] | None,
+        prompt_args: dict[str, Any],
+    ) -> tuple[list[ChatMessage], dict[str, Any]]:
+        """The messages and the keyword arguments of the chat call that predicts an `output_cls`."""
         _dispatcher.event(
             LLMStructuredPredictStartEvent(output_cls=output_cls, template=prompt, template_args=prompt_args)
         )
-        return self._extend_messages(prompt.format_messages(llm=self, **prompt_args))
+        messages = self._extend_messages(prompt.format_messages(llm=self, **prompt_args))
+        return messages, output_kwargs(output_cls, llm_kwargs)
 
     def structured_predict(
         self,
@@ -346,8 +370,8 @@ class OpenGradient(PaidModel):
         if not self._predicts_by_tool():
             predicted: OutputT = super().structured_predict(output_cls, prompt, llm_kwargs, **prompt_args)
             return predicted
-        messages = self._structured_request(output_cls, prompt, prompt_args)
-        output = parse_output(self.chat(messages, **output_kwargs(output_cls, llm_kwargs)), output_cls)
+        messages, kwargs = self._structured_request(output_cls, prompt, llm_kwargs, prompt_args)
+        output = parse_output(self.chat(messages, **kwargs), output_cls)
         _dispatcher.event(LLMStructuredPredictEndEvent(output=output))
         return output
 
@@ -362,8 +386,8 @@ class OpenGradient(PaidModel):
         if not self._predicts_by_tool():
             predicted: OutputT = await super().astructured_predict(output_cls, prompt, llm_kwargs, **prompt_args)
             return predicted
-        messages = self._structured_request(output_cls, prompt, prompt_args)
-        output = parse_output(await self.achat(messages, **output_kwargs(output_cls, llm_kwargs)), output_cls)
+        messages, kwargs = self._structured_request(output_cls, prompt, llm_kwargs, prompt_args)
+        output = parse_output(await self.achat(messages, **kwargs), output_cls)
         _dispatcher.event(LLMStructuredPredictEndEvent(output=output))
         return output
 
@@ -378,16 +402,8 @@ class OpenGradient(PaidModel):
         if not self._predicts_by_tool():
             yield from super().stream_structured_predict(output_cls, prompt, llm_kwargs, **prompt_args)
             return
-        messages = self._structured_request(output_cls, prompt, prompt_args)
-        outputs = PartialOutput(output_cls)
-        output: BaseModel | None = None
-        with closing(self.stream_chat(messages, **output_kwargs(output_cls, llm_kwargs))) as responses:
-            for response in responses:
-                if (grown := outputs.feed(response)) is not None:
-                    output = grown
-                    _dispatcher.event(LLMStructuredPredictInProgressEvent(output=output))
-                    yield output
-        _dispatcher.event(LLMStructuredPredictEndEvent(output=output))
+        messages, kwargs = self._structured_request(output_cls, prompt, llm_kwargs, prompt_args)
+        yield from growing(self.stream_chat(messages, **kwargs), output_cls)
 
     async def astream_structured_predict(
         self,
@@ -399,26 +415,8 @@ class OpenGradient(PaidModel):
         """As `stream_structured_predict`."""
         if not self._predicts_by_tool():
             return await super().astream_structured_predict(output_cls, prompt, llm_kwargs, **prompt_args)
-        return self._astream_outputs(output_cls, prompt, llm_kwargs, prompt_args)
-
-    async def _astream_outputs(
-        self,
-        output_cls: type[OutputT],
-        prompt: PromptTemplate,
-        llm_kwargs: dict[str, Any] | None,
-        prompt_args: dict[str, Any],
-    ) -> AsyncGenerator[Any, None]:
-        messages = self._structured_request(output_cls, prompt, prompt_args)
-        outputs = PartialOutput(output_cls)
-        output: BaseModel | None = None
-        opened = await self.astream_chat(messages, **output_kwargs(output_cls, llm_kwargs))
-        async with aclosing(opened) as responses:
-            async for response in responses:
-                if (grown := outputs.feed(response)) is not None:
-                    output = grown
-                    _dispatcher.event(LLMStructuredPredictInProgressEvent(output=output))
-                    yield output
-        _dispatcher.event(LLMStructuredPredictEndEvent(output=output))
+        messages, kwargs = self._structured_request(output_cls, prompt, llm_kwargs, prompt_args)
+        return agrowing(await self.astream_chat(messages, **kwargs), output_cls)
 
 
 def _responses(stream: CompletionStream, _connections: Connections) -> Generator[Any, None, None]:

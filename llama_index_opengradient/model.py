@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from copy import deepcopy
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from llama_index.core.base.llms.types import LLMMetadata
 from llama_index.core.bridge.pydantic import (
@@ -21,9 +21,10 @@ from llama_index.core.bridge.pydantic import (
     model_validator,
 )
 from llama_index.core.llms.function_calling import FunctionCallingLLM
-from pydantic import BaseModel, SecretStr
+from pydantic import BaseModel, SecretStr, WithJsonSchema
 
 from opengradient_x402.gateway.clients import Connections, Route
+from opengradient_x402.gateway.request import GATEWAY_MAX_TOKENS
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.models import find_model
 from opengradient_x402.networks import Network
@@ -35,6 +36,9 @@ from opengradient_x402.settlement_mode import SettlementMode
 if TYPE_CHECKING:
     from opengradient_x402.gateway.client import AsyncGatewayClient, GatewayClient
     from opengradient_x402.payment.payments import Payments
+
+# A schema of its own: pydantic cannot describe a policy's collections, and refused to describe the model.
+OptionalSpendPolicy = Annotated[SpendPolicy | None, WithJsonSchema({"type": ["object", "null"]})]
 
 
 class PaidModel(FunctionCallingLLM):
@@ -65,7 +69,7 @@ class PaidModel(FunctionCallingLLM):
     settlement_mode: SettlementMode | None = Field(
         default=None, description="What goes on chain about the data; None reads OG_SETTLEMENT_MODE (batch)."
     )
-    spend_policy: SpendPolicy | None = Field(default=None, description="Limits on payments; None is the safe default.")
+    spend_policy: OptionalSpendPolicy = Field(default=None, description="Limits on payments; None is the safe default.")
     ledger: Any = Field(default=None, repr=False, description="A Ledger, its URL or path; None reads OG_LEDGER_URL.")
     payments: Any = Field(
         default=None, exclude=True, repr=False, description="An open Payments to share; replaces the four above."
@@ -146,8 +150,8 @@ class PaidModel(FunctionCallingLLM):
         known: dict[str, Any] = {}
         if window := self.context_window or (info.context_tokens if info else None):
             known["context_window"] = window
-        if limit := self.max_tokens or (info.max_output_tokens if info else None):
-            known["num_output"] = limit
+        # What a call asks for, not what the model could do: query engines subtract it from the context window.
+        known["num_output"] = self.max_tokens or GATEWAY_MAX_TOKENS
         calls_tools = self.is_function_calling_model
         if calls_tools is None:
             calls_tools = info.supports_tools if info else True

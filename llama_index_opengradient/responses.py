@@ -119,7 +119,11 @@ def _message(text: str, reasoning: str, calls: list[ToolCallBlock], images: list
 
 
 def _call_block(call: ToolCall) -> ToolCallBlock:
-    return ToolCallBlock(tool_call_id=call.id, tool_name=call.name, tool_kwargs=parse_arguments(call.arguments))
+    arguments = parse_arguments(call.arguments)
+    # Malformed arguments stay as the model wrote them: they go back with the result that complains about them.
+    return ToolCallBlock(
+        tool_call_id=call.id, tool_name=call.name, tool_kwargs=call.arguments if arguments is None else arguments
+    )
 
 
 def _wire_message(completion: Completion) -> dict[str, Any]:

@@ -9,16 +9,26 @@ Does not know how the model is called, nor payments.
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+import json
+from collections.abc import AsyncGenerator, Generator
+from contextlib import aclosing, closing
+from typing import Any, Final, TypeVar
 
-from llama_index.core.base.llms.types import ChatResponse
+from llama_index.core.base.llms.types import ChatResponse, ChatResponseAsyncGen, ChatResponseGen
+from llama_index.core.instrumentation.events.llm import (
+    LLMStructuredPredictEndEvent,
+    LLMStructuredPredictInProgressEvent,
+)
 from llama_index.core.program.utils import FlexibleModel, create_flexible_model
+from llama_index_instrumentation import get_dispatcher
 from pydantic import BaseModel, ValidationError
 
 from llama_index_opengradient.partial_json import parse_partial_object
-from llama_index_opengradient.tools import INVALID_ARGUMENTS, is_partial, parse_arguments, tool_calls_of
+from llama_index_opengradient.tools import is_partial, tool_calls_of
 from opengradient_x402.gateway.request import wire_tool_name
 
+dispatcher = get_dispatcher(__name__)
+_DECODER: Final = json.JSONDecoder(strict=False)
 OutputT = TypeVar("OutputT", bound=BaseModel)
 
 
@@ -35,10 +45,10 @@ def output_tool(output_cls: type[BaseModel]) -> dict[str, Any]:
 
 def output_kwargs(output_cls: type[BaseModel], llm_kwargs: dict[str, Any] | None) -> dict[str, Any]:
     """The keyword arguments of the chat call that predicts an `output_cls`."""
-    kwargs = dict(llm_kwargs or {})
-    for name in ("tool_required", "tool_choice", "allow_parallel_tool_calls", "tools"):
+    kwargs = {"tool_choice": "required", **(llm_kwargs or {})}  # some models refuse a forced tool: the caller decides
+    for name in ("tool_required", "allow_parallel_tool_calls"):
         kwargs.pop(name, None)
-    return {**kwargs, "tools": [output_tool(output_cls)], "tool_choice": "required", "parallel_tool_calls": False}
+    return {**kwargs, "tools": [output_tool(output_cls)], "parallel_tool_calls": False}
 
 
 def parse_output(response: ChatResponse, output_cls: type[OutputT]) -> OutputT:
@@ -56,6 +66,30 @@ def parse_output(response: ChatResponse, output_cls: type[OutputT]) -> OutputT:
             f"the first: {exc.errors()[0]['msg']}). The call was made and is paid for. Ask again, with a clearer "
             "prompt or another model."
         ) from exc
+
+
+def growing(responses: ChatResponseGen, output_cls: type[OutputT]) -> Generator[Any, None, None]:
+    """The object so far after each chunk that brought something new, announced to the framework's handlers."""
+    outputs, output = PartialOutput(output_cls), None
+    with closing(responses):
+        for response in responses:
+            if (grown := outputs.feed(response)) is not None:
+                output = grown
+                dispatcher.event(LLMStructuredPredictInProgressEvent(output=output))
+                yield output
+    dispatcher.event(LLMStructuredPredictEndEvent(output=output))
+
+
+async def agrowing(responses: ChatResponseAsyncGen, output_cls: type[OutputT]) -> AsyncGenerator[Any, None]:
+    """As `growing`."""
+    outputs, output = PartialOutput(output_cls), None
+    async with aclosing(responses):
+        async for response in responses:
+            if (grown := outputs.feed(response)) is not None:
+                output = grown
+                dispatcher.event(LLMStructuredPredictInProgressEvent(output=output))
+                yield output
+    dispatcher.event(LLMStructuredPredictEndEvent(output=output))
 
 
 class PartialOutput:
@@ -85,20 +119,29 @@ class PartialOutput:
 
 
 def _output_text(response: ChatResponse) -> str:
-    calls = tool_calls_of(response.message)
-    if calls:
-        arguments: str = calls[0]["function"]["arguments"]
-        broken = parse_arguments(arguments, partial=is_partial(response)).get(INVALID_ARGUMENTS)
-        return arguments if broken is None else str(broken)
-    return _object_in(response.message.content or "", partial=is_partial(response))
+    if calls := tool_calls_of(response.message):
+        return str(calls[0]["function"]["arguments"])
+    text = response.message.content or ""
+    return _rest_after_words(text) if is_partial(response) else _object_in(text)
 
 
-def _object_in(text: str, *, partial: bool) -> str:
+def _object_in(text: str) -> str:
     """The JSON object that chat models like to put between friendly words, or into a Markdown fence."""
-    start, end = text.find("{"), text.rfind("}")
-    if start < 0:
-        return text
-    return text[start:] if partial or end < start else text[start : end + 1]
+    at = text.find("{")
+    while at >= 0:
+        try:
+            _, end = _DECODER.raw_decode(text, at)
+        except json.JSONDecodeError as exc:
+            if exc.pos >= len(text.rstrip()) or exc.msg.startswith("Unterminated string"):
+                break  # an object that was cut off: one inside it is not the answer
+            at = text.find("{", at + 1)
+        else:
+            return text[at:end]
+    return text
+
+
+def _rest_after_words(text: str) -> str:
+    return text[max(text.find("{"), 0) :]
 
 
 def _shortened(text: str) -> str:

@@ -1,10 +1,9 @@
 """Tools on their way out and tool calls on their way back.
 
 Out: `BaseTool` -> the wire's function object.
-Back: a response's tool calls -> `ToolSelection`s.
+Back: a response's tool calls -> `ToolSelection`s, and what a caller gets for a call that cannot be run.
 
-Knows LlamaIndex's tool vocabulary and the OpenAI-shaped one. Does not know messages, HTTP or payments, and
-never runs a tool.
+Knows LlamaIndex's tool vocabulary and the OpenAI-shaped one. Does not know messages, HTTP or payments.
 """
 
 from __future__ import annotations
@@ -14,7 +13,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse, ToolCallBlock
+from llama_index.core.chat_engine.types import AgentChatResponse
 from llama_index.core.llms.llm import ToolSelection
+from llama_index.core.tools.types import ToolOutput
 
 from llama_index_opengradient.partial_json import parse_partial_object
 from opengradient_x402.gateway.request import wire_tool_name
@@ -22,35 +23,61 @@ from opengradient_x402.gateway.request import wire_tool_name
 if TYPE_CHECKING:
     from llama_index.core.tools.types import BaseTool
 
-INVALID_ARGUMENTS: Final = "invalid_arguments"
-"""The one argument of a tool call whose JSON was broken: the text as the model wrote it.
-
-The tool refuses it as unexpected, and the model reads that refusal and can try again. Running the tool with
-what could be salvaged, or with nothing, would be a call that nobody asked for.
-"""
+_SHOWN_CHARS: Final = 200
 
 
-def tool_definition(tool: BaseTool) -> dict[str, Any]:
+def tool_definition(tool: BaseTool, *, strict: bool | None = None) -> dict[str, Any]:
     """The wire's definition of a tool."""
     function: dict[str, Any] = {
         "name": wire_tool_name(tool.metadata.get_name()),
         "description": tool.metadata.description,
         "parameters": tool.metadata.get_parameters_dict(),
+        "strict": strict,
     }
     return {"type": "function", "function": {key: value for key, value in function.items() if value is not None}}
 
 
 def selections(response: ChatResponse) -> list[ToolSelection]:
-    """The tool calls of a response, complete or still streaming, in the order in which the model made them."""
+    """The tool calls of a response, complete or still streaming, in the order in which the model made them.
+
+    A call whose arguments are no JSON object selects a tool that nobody has: an agent runs nothing, and answers the
+    model with that name, which says what was wrong. Running the tool on what could be salvaged, or on nothing, would
+    be a call that nobody asked for.
+    """
     partial = is_partial(response)
-    return [
-        ToolSelection(
-            tool_id=call["id"],
-            tool_name=call["function"]["name"],
-            tool_kwargs=parse_arguments(call["function"]["arguments"], partial=partial),
-        )
-        for call in tool_calls_of(response.message)
-    ]
+    return [_selection(call, partial=partial) for call in tool_calls_of(response.message)]
+
+
+def _selection(call: dict[str, Any], *, partial: bool) -> ToolSelection:
+    name, text = call["function"]["name"], call["function"]["arguments"]
+    arguments = parse_partial_object(text) if partial else parse_arguments(text)
+    if arguments is None:
+        shown = text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}…"
+        name = f"{name} (which was not run, because these arguments are not a JSON object: {shown})"
+        arguments = {"invalid_arguments": text}
+    return ToolSelection(tool_id=call["id"], tool_name=name, tool_kwargs=arguments)
+
+
+def not_found(call: ToolSelection, tools: Sequence[BaseTool]) -> ToolOutput | None:
+    """The result of a call for which there is no tool, as agents have it; core's own runner raises KeyError."""
+    names = [tool.metadata.get_name() for tool in tools]
+    if call.tool_name in names:
+        return None
+    reason = f"Tool {call.tool_name} not found. There are: {', '.join(names)}."
+    return ToolOutput(
+        content=reason, tool_name=call.tool_name, raw_input=call.tool_kwargs, raw_output=reason, is_error=True
+    )
+
+
+def answer_of(outputs: list[ToolOutput], response: ChatResponse, *, error_on_tool_error: bool) -> AgentChatResponse:
+    """The results of the called tools as one answer; the model's own words when it called none.
+
+    Raises ValueError when a tool failed and that was to be an error.
+    """
+    text = "\n\n".join(output.content for output in outputs)
+    if error_on_tool_error and any(output.is_error for output in outputs):
+        raise ValueError(f"{text} (The model's call was made and is paid for.)")
+    return AgentChatResponse(response=text if outputs else response.message.content or "", sources=outputs)
 
 
 def is_partial(response: ChatResponse) -> bool:
@@ -59,22 +86,19 @@ def is_partial(response: ChatResponse) -> bool:
     return choices[0].get("finish_reason") is None
 
 
-def parse_arguments(arguments: Any, *, partial: bool = False) -> dict[str, Any]:
-    """Keyword arguments from what the wire or a block holds; see INVALID_ARGUMENTS for broken JSON."""
+def parse_arguments(arguments: Any) -> dict[str, Any] | None:
+    """Keyword arguments from what the wire or a block holds; None for what is not a JSON object."""
     if isinstance(arguments, Mapping):
         return dict(arguments)
-    text = (arguments or "").strip()
-    if partial:
-        return parse_partial_object(text)
-    if not text:
-        return {}
     try:
-        parsed = json.loads(text, strict=False)  # models write bare line feeds into strings
+        parsed = json.loads(
+            (arguments or "").strip() or "{}", strict=False
+        )  # models write bare line feeds into strings
     except ValueError:
-        parsed = text
+        return None
     if parsed is None:
         return {}
-    return parsed if isinstance(parsed, dict) else {INVALID_ARGUMENTS: text}
+    return parsed if isinstance(parsed, dict) else None
 
 
 def tool_calls_of(message: ChatMessage) -> list[dict[str, Any]]:

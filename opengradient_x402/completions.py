@@ -8,9 +8,10 @@ text. It does not know HTTP, payments, or either framework's vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from opengradient_x402 import strict_json
 
@@ -264,11 +265,16 @@ def image_urls(images: Any) -> list[str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolCall:
-    """A tool call as the model made it. `arguments` is JSON text and may be malformed; `id` may be empty."""
+    """A tool call as the model made it. `arguments` is JSON text and may be malformed.
+
+    `id` is unique in its answer: made here when the gateway sent none, or one that another call has. What it sent,
+    and signed, is `served_id` then.
+    """
 
     id: str
     name: str
     arguments: str
+    served_id: str | None = None
 
 
 @dataclass(slots=True)
@@ -287,24 +293,28 @@ class ToolCallDelta:
 class _OpenCall:
     """A tool call under construction."""
 
-    __slots__ = ("id", "index", "name", "pieces")
+    __slots__ = ("id", "index", "name", "pieces", "served_id")
 
     def __init__(self, index: int) -> None:
         self.index = index
         self.id = ""
+        self.served_id = ""
         self.name = ""
         self.pieces: list[str] = []
 
-    def take(self, part: Mapping[str, Any]) -> ToolCallDelta:
+    def take(self, part: Mapping[str, Any], *, used: Container[str]) -> ToolCallDelta:
         """Adds one wire fragment; the delta names id and name only when they are new."""
         function = part.get("function") or {}
-        new_id = part.get("id") if not self.id else None
+        new_id = None
+        self.served_id = self.served_id or str(part.get("id") or "")
+        if not self.id:
+            is_free = self.served_id and self.served_id not in used
+            new_id = self.id = self.served_id if is_free else f"call_{uuid4().hex}"
         new_name = function.get("name") if not self.name else None
-        self.id = self.id or new_id or ""
         self.name = self.name or new_name or ""
         arguments = _arguments_text(function.get("arguments"))
         self.pieces.append(arguments)
-        return ToolCallDelta(self.index, new_id or None, new_name or None, arguments)
+        return ToolCallDelta(self.index, new_id, new_name or None, arguments)
 
     def is_complete(self) -> bool:
         """Whether the arguments so far are a whole JSON document."""
@@ -315,7 +325,8 @@ class _OpenCall:
         return True
 
     def build(self) -> ToolCall:
-        return ToolCall(id=self.id, name=self.name, arguments="".join(self.pieces))
+        served_id = None if self.served_id == self.id else self.served_id
+        return ToolCall(id=self.id, name=self.name, arguments="".join(self.pieces), served_id=served_id)
 
 
 def _arguments_text(arguments: Any) -> str:
@@ -341,24 +352,25 @@ class ToolCallAssembly:
         index, call_id = part.get("index"), part.get("id")
         if isinstance(index, int):
             call = self._by_index.get(index)
-            if call is None or (call_id and call.id and call.id != call_id):
-                # some gateways send index 0 for every call: another id means another call
+            is_other = call is not None and call_id and call.served_id and call.served_id != call_id
+            if call is None or is_other or _starts_again(call, part):
+                # some gateways send index 0 for every call: another id, or a name after a whole call, is another call
                 call = self._by_index[index] = self._open()
         elif call_id:
-            call = self._by_id.get(call_id) or self._open()
+            call = self._by_id.get(call_id)
+            if call is None or _starts_again(call, part):
+                call = self._open()
         else:
             call = self._unlabelled(part)
-        delta = call.take(part)
-        if call.id:
-            self._by_id.setdefault(call.id, call)
+        delta = call.take(part, used=self._by_id)
+        for known in (call.id, call.served_id):
+            if known:
+                self._by_id[known] = call
         return delta
 
     def _unlabelled(self, part: Mapping[str, Any]) -> _OpenCall:
-        if not self._calls:
-            return self._open()
-        last = self._calls[-1]
-        starts_new = bool((part.get("function") or {}).get("name")) and bool(last.name) and last.is_complete()
-        return self._open() if starts_new else last
+        last = self._calls[-1] if self._calls else None
+        return self._open() if last is None or _starts_again(last, part) else last
 
     def _open(self) -> _OpenCall:
         call = _OpenCall(len(self._calls))
@@ -367,6 +379,11 @@ class ToolCallAssembly:
 
     def build(self) -> tuple[ToolCall, ...]:
         return tuple(call.build() for call in self._calls)
+
+
+def _starts_again(call: _OpenCall, part: Mapping[str, Any]) -> bool:
+    """Whether the fragment begins another call: it names a tool, and the arguments of this one are whole."""
+    return bool((part.get("function") or {}).get("name")) and bool(call.name) and call.is_complete()
 
 
 def stop_sequences(stop: Any) -> tuple[str, ...]:

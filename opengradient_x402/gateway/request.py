@@ -25,6 +25,8 @@ from opengradient_x402.errors import ConfigurationError, UnknownModel
 from opengradient_x402.gateway.endpoints import Endpoint, EndpointSource, fetch, reach
 from opengradient_x402.models import find_model, nearest_models, wire_name
 
+GATEWAY_MAX_TOKENS: Final = 4096
+"""The longest answer of a call that sets no `max_tokens`: gateways read its absence so (docs/wire.md, "Limits")."""
 _TIMEOUT_S: Final = 10.0
 _NOT_ALWAYS_FORWARDED: Final = ("seed", "top_p", "logprobs", "top_logprobs", "frequency_penalty", "presence_penalty")
 _NOT_IN_A_NAME: Final = re.compile(r"[^a-zA-Z0-9_-]")
@@ -47,11 +49,7 @@ def prepared(body: Mapping[str, Any]) -> dict[str, Any]:
     Raises ConfigurationError for what no gateway does, before anything is paid. Warns with GatewayLimitation.
     """
     wire = {name: value for name, value in body.items() if value is not None}
-    if wire.pop("n", 1) != 1:
-        raise _refused(
-            "n > 1 was asked for, and the gateways give one answer a call. Nothing was paid. Ask n times (LangChain: "
-            "`model.batch([prompt] * n)`): each answer is then paid and receipted by itself."
-        )
+    _refuse(wire)
     if (limit := wire.pop("max_completion_tokens", None)) is not None:
         wire["max_tokens"] = limit
     if isinstance(stop := wire.get("stop"), Sequence) and not isinstance(stop, str):
@@ -143,6 +141,19 @@ def wire_tool_choice(choice: Any, names: Mapping[str, str]) -> str | dict[str, A
             "Force one of the given tools, or use 'any', 'auto' or 'none'."
         )
     return {"type": "function", "function": {"name": wire}}
+
+
+def _refuse(wire: dict[str, Any]) -> None:
+    if wire.pop("n", 1) != 1:
+        raise _refused(
+            "n > 1 was asked for, and the gateways give one answer a call. Nothing was paid. Ask n times (LangChain: "
+            "`model.batch([prompt] * n)`): each answer is then paid and receipted by itself."
+        )
+    if wire.pop("stream", False):
+        raise _refused(
+            "`stream` was given as a parameter, and whether a call streams is decided by the method. Nothing was paid. "
+            "Call the method that streams (`stream`, `stream_chat`, `stream_complete`)."
+        )
 
 
 def _tidy_tools(wire: dict[str, Any]) -> None:

@@ -180,7 +180,11 @@ def output_hash(*, text: str, tool_calls: Sequence[ToolCall], finish_reason: str
     if finish_reason != "tool_calls":
         return keccak256(text.encode())
     calls = [
-        {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+        {
+            "id": call.id if call.served_id is None else call.served_id,
+            "type": "function",
+            "function": {"name": call.name, "arguments": call.arguments},
+        }
         for call in tool_calls
     ]
     return keccak256(_canonical_json(calls).encode())

@@ -370,6 +370,14 @@ def test_absent_parameters_stay_out_of_the_request():
     assert call_of(temperature=None).body == {"model": "openai/gpt-5", "messages": [{"role": "user", "content": "Hi"}]}
 
 
+@pytest.mark.parametrize(("name", "value"), [("max_tokens", 50), ("temperature", 0.9), ("stop", ["q"])])
+def test_what_model_kwargs_say_is_sent_unless_a_field_says_otherwise(name: str, value):
+    model = offline(model_kwargs={name: value})
+    assert model._call([HumanMessage("Hi")], None, {}).body[name] == value
+    own = {"max_tokens": 7, "temperature": 0.1, "stop": ["own"]}[name]
+    assert offline(model_kwargs={name: value}, **{name: own})._call([HumanMessage("Hi")], None, {}).body[name] == own
+
+
 class Answer(BaseModel):
     """An answer."""
 

@@ -134,3 +134,8 @@ def test_json_mode_shows_anthropic_the_schema_since_it_refuses_json_object():
     claude = ChatOpenGradient(model="anthropic/claude-sonnet-4-6", private_key="0x" + "11" * 32)
     first = claude.with_structured_output(Person, method="json_mode").first
     assert first.kwargs["response_format"]["type"] == "json_schema"
+
+
+def test_a_tool_keeps_its_mark_for_the_provider_s_cache(model):
+    marked = {**ANTHROPIC, "cache_control": {"type": "ephemeral"}}
+    assert model.bind_tools([marked]).kwargs["tools"][0]["cache_control"] == {"type": "ephemeral"}

@@ -18,6 +18,8 @@ from opengradient_devnet.faults import NeverSettle
 from support.relay import Relay
 
 
+# The scripted server does not obey a forced tool_choice; users are warned of that (test_request.py).
+@pytest.mark.filterwarnings("ignore:tool_choice=:opengradient_x402.gateway.request.GatewayLimitation")
 class TestOpenGradient(FunctionCallingLLMTests):
     net: Devnet
     payer: Account

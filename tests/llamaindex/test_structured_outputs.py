@@ -10,8 +10,7 @@ from llama_index.core.prompts import PromptTemplate
 from llama_index.core.types import PydanticProgramMode
 from pydantic import BaseModel
 
-from llama_index_opengradient.structured import PartialOutput, output_tool, parse_output
-from llama_index_opengradient.tools import INVALID_ARGUMENTS
+from llama_index_opengradient.structured import PartialOutput, output_kwargs, output_tool, parse_output
 
 
 class Wish(BaseModel):
@@ -54,7 +53,7 @@ def test_json_in_words_grows_as_it_comes(text):
 
 
 def test_broken_arguments_are_not_an_object_of_defaults():
-    block = ToolCallBlock(tool_name="Wish", tool_kwargs={INVALID_ARGUMENTS: '{"what": "te'})
+    block = ToolCallBlock(tool_name="Wish", tool_kwargs='{"what": "te')
     with pytest.raises(ValueError, match="did not give a valid Wish"):
         parse_output(ChatResponse(message=ChatMessage(role="assistant", blocks=[block])), Wish)
 
@@ -77,3 +76,21 @@ def test_other_program_modes_are_left_to_core(make_llm, form):
     output = getattr(llm, form)(Label, prompt, extra="Please.")
     output = asyncio.run(output) if form.startswith("a") else output
     assert isinstance(output, Label)
+
+
+@pytest.mark.parametrize(
+    "text", ['Take {this}: {"what": "tea"} or {that}.', 'First {"what": "tea"}, then {"what": "milk"}.']
+)
+def test_the_first_object_among_braces_is_taken(text):
+    assert parse_output(answer(text), Wish) == Wish(what="tea")
+
+
+def test_the_caller_s_tool_choice_stands_for_models_that_refuse_a_forced_tool():
+    assert output_kwargs(Label, {"tool_choice": "auto", "temperature": 0})["tool_choice"] == "auto"
+    assert output_kwargs(Label, None)["tool_choice"] == "required"
+
+
+@pytest.mark.parametrize("text", ['{"what": "tea", "more": {"size": 1}', 'It is {"more": {"size": 1}, "what": "te'])
+def test_an_object_inside_one_that_was_cut_off_is_not_the_answer(text):
+    with pytest.raises(ValueError, match="did not give a valid Wish"):
+        parse_output(answer(text), Wish)

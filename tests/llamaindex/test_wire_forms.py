@@ -25,7 +25,6 @@ from llama_index.core.base.llms.types import (
 
 from llama_index_opengradient.messages import wire_messages
 from llama_index_opengradient.tools import (
-    INVALID_ARGUMENTS,
     parse_arguments,
     selections,
     tool_calls_of,
@@ -189,8 +188,8 @@ def test_blocks_win_over_notes():
         ("{}", {}),
         ({"a": 1}, {"a": 1}),
         ('{"a": "line\nfeed"}', {"a": "line\nfeed"}),
-        ('{"a": 1', {INVALID_ARGUMENTS: '{"a": 1'}),
-        ("[1]", {INVALID_ARGUMENTS: "[1]"}),
+        ('{"a": 1', None),
+        ("[1]", None),
     ],
 )
 def test_arguments(arguments, kwargs):
@@ -201,3 +200,18 @@ def test_a_response_of_another_origin_is_taken_as_complete():
     call = ToolCallBlock(tool_call_id="a", tool_name="add", tool_kwargs='{"a": 1}')
     response = ChatResponse(message=ChatMessage(role="assistant", blocks=[call]))
     assert [selection.tool_kwargs for selection in selections(response)] == [{"a": 1}]
+
+
+def test_a_malformed_call_selects_a_tool_that_nobody_has_and_says_why():
+    call = ToolCallBlock(tool_call_id="a", tool_name="delete", tool_kwargs='{"path": "/tmp", "recur')
+    selection = selections(ChatResponse(message=ChatMessage(role="assistant", blocks=[call])))[0]
+    assert selection.tool_id == "a"
+    assert selection.tool_name.startswith("delete (which was not run")
+    assert '{"path": "/tmp", "recur' in selection.tool_name
+
+
+def test_a_malformed_call_goes_back_as_it_came():
+    call = ToolCallBlock(tool_call_id="a", tool_name="delete", tool_kwargs='{"path": "/tm')
+    result = ChatMessage(role="tool", content="Not run.", additional_kwargs={"tool_call_id": "a"})
+    asked, _ = wire_messages([ChatMessage(role="assistant", blocks=[call]), result])
+    assert asked["tool_calls"][0]["function"] == {"name": "delete", "arguments": '{"path": "/tm'}

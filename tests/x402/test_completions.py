@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from opengradient_x402.completions import ErrorEvent, StreamAccumulator, ToolCall, Truncated, parse_completion
 from opengradient_x402.gateway.answer import DONE, EventDecoder
+from opengradient_x402.proofs.attestation import output_hash
 
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "gateway_responses.json").read_text())
 CAPTURED = {response["name"]: response for response in VECTORS["responses"]}
@@ -191,3 +192,25 @@ def test_usage_details_and_images_are_read():
     assert (completion.usage.cached_tokens, completion.usage.reasoning_tokens) == (3, 2)
     assert completion.images == ("data:image/png;base64,AA", "https://x/y")
     assert completion.reasoning == "why"
+
+
+@pytest.mark.parametrize("call_id", [None, "0"], ids=["no id", "one id for all"])
+@pytest.mark.parametrize("index", ["none", "own", "zero"])
+@pytest.mark.parametrize("key", ["delta", "message"])
+def test_calls_without_an_id_of_their_own_are_calls_with_ids_of_their_own(call_id, index, key):
+    indexes = {"none": (None, None), "own": (0, 1), "zero": (0, 0)}[index]
+    parts = [tool(at, call_id, "add", f'{{"a": {at_call}}}') for at_call, at in enumerate(indexes)]
+    deltas, completion = run(event({"tool_calls": parts}, key=key), event(finish="tool_calls"))
+    assert [call.arguments for call in completion.tool_calls] == ['{"a": 0}', '{"a": 1}']
+    ids = [call.id for call in completion.tool_calls]
+    assert all(ids)
+    assert len(set(ids)) == 2
+    assert [part.id for delta in deltas for part in delta.tool_calls] == ids
+
+
+def test_an_id_that_was_made_here_is_not_what_the_enclave_signed():
+    answer = calls_of(tool(0, None, "f", "{}"))[1].tool_calls
+    served = [ToolCall(id="", name="f", arguments="{}")]
+    assert answer[0].id
+    hashes = [output_hash(text="", tool_calls=calls, finish_reason="tool_calls") for calls in (answer, served)]
+    assert hashes[0] == hashes[1]

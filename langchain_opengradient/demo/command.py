@@ -36,7 +36,7 @@ def demo(
     console.print("Starting an embedded OpenGradient network: real contracts, real payments, no internet.")
     try:
         with DevnetProcess(f"--idle-timeout={SESSION_IDLE_S}", f"--pace={PACE_S}") as devnet:
-            from langchain_opengradient.tour import give_tour
+            from langchain_opengradient.demo.tour import give_tour
 
             report = give_tour(console, devnet, ledger_path)
     except KeyboardInterrupt:

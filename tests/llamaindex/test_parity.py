@@ -1,0 +1,178 @@
+"""What users of other integrations rely on, or were bitten by: with the answers that no obliging model gives."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from llama_index.core import Document, SummaryIndex
+from llama_index.core.agent.workflow import FunctionAgent
+from llama_index.core.llms import ChatMessage
+from llama_index.core.tools import FunctionTool
+from pydantic import BaseModel
+
+from llama_index_opengradient import OpenGradient
+from llamaindex.suite import Reply, ScriptedServer, call_to
+from opengradient_devnet import Devnet
+from opengradient_x402.errors import ConfigurationError
+
+# llama-index-workflows looks at every attribute of an agent when it is made, deprecated ones of pydantic included
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20"),
+    pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince211"),
+]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ScriptedServer]:
+    with ScriptedServer() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def scripted_net(server: ScriptedServer) -> Iterator[Devnet]:
+    with Devnet(upstream=f"openai:{server.url}") as net:
+        yield net
+
+
+@pytest.fixture
+def script(server: ScriptedServer) -> ScriptedServer:
+    server.reset()
+    return server
+
+
+@pytest.fixture
+def scripted(scripted_net: Devnet, script: ScriptedServer) -> Iterator[Callable[..., OpenGradient]]:
+    """Makes models behind which the script answers."""
+    key = scripted_net.account(opg="10", approved=True).private_key
+    made: list[OpenGradient] = []
+
+    def make(**fields: Any) -> OpenGradient:
+        params = {"model": "openai/gpt-5", "private_key": key, "network": f"{scripted_net.gateway_url}/network"}
+        made.append(OpenGradient(**{**params, **fields}))
+        return made[-1]
+
+    yield make
+    for llm in made:
+        llm.close()
+
+
+def agent_run(llm: OpenGradient, tools: list[Any], text: str) -> str:
+    async def run() -> str:
+        return str(await FunctionAgent(tools=tools, llm=llm).run(text))
+
+    return asyncio.run(run())
+
+
+class Arguments(BaseModel):
+    path: str = "/"
+    recursive: bool = True
+
+
+def test_a_tool_that_takes_anything_does_not_run_on_broken_arguments(scripted, script):
+    ran: list[dict[str, Any]] = []
+
+    async def remote(**arguments: Any) -> str:  # the shape of MCP tools: everything goes to the server
+        ran.append(arguments)
+        return "deleted"
+
+    delete = FunctionTool.from_defaults(async_fn=remote, name="delete_files", description="-", fn_schema=Arguments)
+    broken = call_to("delete_files", '{"path": "/tmp/scratch", "recur')
+    script.say(Reply(text=None, tool_calls=[broken], finish_reason="length"), Reply(text="I could not."))
+    assert agent_run(scripted(), [delete], "Delete the scratch folder.") == "I could not."
+    assert ran == []
+    told = [message["content"] for message in script.last_request["messages"] if message["role"] == "tool"]
+    assert len(told) == 1
+    assert "not a JSON object" in told[0]
+    assert '{"path": "/tmp/scratch", "recur' in told[0]
+
+
+def test_tools_that_the_wire_would_spell_alike_stay_two(scripted, script):
+    ran: list[str] = []
+
+    def tool(name: str) -> FunctionTool:
+        def note(amount: int) -> str:
+            ran.append(name)
+            return f"ok {amount}"
+
+        return FunctionTool.from_defaults(note, name=name, description=name)
+
+    script.say(Reply(text="Nothing to do."))
+    agent_run(scripted(), [tool("存款"), tool("取款")], "Deposit 5.")
+    first, second = (one["function"]["name"] for one in script.last_request["tools"])
+    assert first != second
+    script.say(Reply(text=None, tool_calls=[call_to(second, {"amount": 5})]), Reply(text="done"))
+    agent_run(scripted(), [tool("存款"), tool("取款")], "Withdraw 5.")
+    assert ran == ["取款"]
+
+
+def test_results_of_calls_without_ids_go_back_to_the_calls_that_they_answer(scripted, script):
+    async def temperature(city: str) -> str:
+        """The temperature in a city."""
+        await asyncio.sleep(0.2 if city == "Oslo" else 0)  # agents collect results in the order in which tools finish
+        return f"{city} is {'cold' if city == 'Oslo' else 'warm'}"
+
+    calls = [call_to("temperature", {"city": city}, call_id=None) for city in ("Oslo", "Rome")]
+    script.say(Reply(text=None, tool_calls=calls), Reply(text="done"))
+    agent_run(scripted(), [FunctionTool.from_defaults(async_fn=temperature)], "How warm are Oslo and Rome?")
+    sent = script.last_request["messages"]
+    cities = {
+        call["id"]: json.loads(call["function"]["arguments"])["city"]
+        for message in sent
+        for call in message.get("tool_calls") or ()
+    }
+    results = [message for message in sent if message["role"] == "tool"]
+    assert len(cities) == len(results) == 2
+    assert all(result["content"].startswith(cities[result["tool_call_id"]]) for result in results)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"model": "x-ai/grok-4"},
+        {"model": "google/gemini-2.5-flash-image"},
+        {"model": "openai/gpt-5", "context_window": 16_000},
+        {"model": "openai/gpt-5"},
+    ],
+    ids=str,
+)
+def test_query_engines_have_room_for_a_prompt_with_every_model(make_llm, fields):
+    index = SummaryIndex.from_documents([Document(text="The ferry Otter has room for 40 passengers.")])
+    assert str(index.as_query_engine(llm=make_llm(**fields)).query("How many passengers has the ferry room for?"))
+
+
+def test_a_model_has_a_json_schema():
+    schema = OpenGradient.model_json_schema()
+    assert "model" in schema["properties"]
+    assert OpenGradient(model="openai/gpt-5").model_dump_json()
+
+
+USER = [ChatMessage(role="user", content="hi")]
+
+
+def test_extra_members_and_headers_mean_what_they_mean_to_openai_s_users(scripted, script):
+    scripted().chat(
+        USER, extra_body={"chat_template_kwargs": {"enable_thinking": False}}, extra_headers={"X-Trace": "1"}
+    )
+    assert script.last_request["chat_template_kwargs"] == {"enable_thinking": False}
+    assert not {"extra_body", "extra_headers"} & script.last_request.keys()
+
+
+@pytest.mark.parametrize("wrong", [{"extra_query": {"v": "1"}}, {"stream": True}], ids=str)
+def test_what_has_no_place_in_a_paid_call_is_refused_before_it_is_paid(scripted, script, wrong):
+    with pytest.raises(ConfigurationError, match="Nothing was paid"):
+        scripted().chat(USER, **wrong)
+    assert script.requests == []
+
+
+def test_strict_is_said_of_the_tools(scripted, script):
+    def add(a: int, b: int) -> int:
+        """Add."""
+        return a + b
+
+    scripted().chat_with_tools([FunctionTool.from_defaults(add)], user_msg="hi", strict=True)
+    assert script.last_request["tools"][0]["function"]["strict"] is True
+    assert "strict" not in script.last_request
