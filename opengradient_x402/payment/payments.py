@@ -35,11 +35,11 @@ from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.models import find_model, usd_to_atomic
 from opengradient_x402.networks import Network, load_network
 from opengradient_x402.payment.call import Answer, Call, build_receipt
-from opengradient_x402.payment.funds import Funds
 from opengradient_x402.payment.gateways import KnownGateways, origin_of
 from opengradient_x402.payment.permits import SignedPayment, payment_header, signed_payload, terms_to_sign
 from opengradient_x402.payment.policy import SpendPolicy
 from opengradient_x402.payment.sessions import PaidSession, SessionKey, SessionPool, redact_sessions
+from opengradient_x402.payment.wallet import Funds
 from opengradient_x402.process import Ending, Resident, belongs
 from opengradient_x402.signer import LocalSigner, Signer
 
