@@ -41,7 +41,7 @@ from opengradient_x402.payment.policy import SpendPolicy
 from opengradient_x402.payment.sessions import PaidSession, SessionKey, SessionPool, redact_sessions
 from opengradient_x402.payment.wallet import Funds
 from opengradient_x402.process import Ending, Resident, belongs
-from opengradient_x402.signer import LocalSigner, Signer
+from opengradient_x402.signer import ForeignSigner, Keystore, Signer, signer_of
 
 if TYPE_CHECKING:
     from opengradient_x402.payment.challenge import Challenge, PaymentTerms
@@ -66,7 +66,9 @@ class Payments(Resident):
     ) -> None:
         redact_sessions()
         self.network = network
-        self.signer = signer
+        self.signer = signer = signer_of(signer)
+        if isinstance(signer, ForeignSigner):
+            signer.remember_in(ledger)
         self.policy = policy if policy is not None else SpendPolicy()
         self.ledger = ledger
         self.sessions = SessionPool(idle_s=network.session_idle_s)
@@ -84,12 +86,14 @@ class Payments(Resident):
         cls,
         *,
         network: str | Path | Network | None = None,
-        private_key: str | SecretStr | Signer | None = None,
+        private_key: str | bytes | SecretStr | Keystore | Signer | object | None = None,
         policy: SpendPolicy | None = None,
         ledger: Ledger | str | Path | None = None,
         settings: Settings | None = None,
     ) -> Payments:
         """Payments from what the user gave, completed from the environment (`OG_*`) and `.env`.
+
+        `private_key` is a key in any form that `signer_of` takes.
 
         Raises ConfigurationError for a missing or malformed key, or an unknown network.
         """
@@ -97,11 +101,11 @@ class Payments(Resident):
             from opengradient_x402.settings import Settings
 
             settings = Settings.load()
-        key = private_key if private_key is not None else settings.require_private_key()
+        key = private_key if private_key is not None else settings.require_key()
         own = not isinstance(ledger, Ledger)
         payments = cls(
             network=load_network(network if network is not None else settings.network),
-            signer=LocalSigner(key) if isinstance(key, str | SecretStr) else key,
+            signer=signer_of(key),
             policy=policy,
             ledger=ledger if isinstance(ledger, Ledger) else Ledger(ledger or settings.ledger_url),
         )

@@ -410,7 +410,7 @@ def test_every_error_after_the_sending_holds_the_hash(unapproved, sending, recei
 
 
 def test_a_node_that_is_slow_delays_a_first_payment_by_two_seconds_and_the_next_one_not_at_all(unapproved, facilitator):
-    terms = unapproved.sign(facilitator=facilitator.address).terms
+    terms = unapproved.sign(facilitator=facilitator.address).accepted
     with socket.create_server(("127.0.0.1", 0)) as silent:
         network = replace(unapproved.network, rpc_url=f"http://127.0.0.1:{silent.getsockname()[1]}")
         funds = Funds(network=network, signer=unapproved.signer, policy=SpendPolicy())
