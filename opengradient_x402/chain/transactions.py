@@ -163,9 +163,13 @@ def _mined(tx_hash: str, what: str, timeout_s: float) -> Question[str]:
             )
         yield Sleep(pause_s)
         waited_s, pause_s = waited_s + pause_s, min(2 * pause_s, _LONGEST_LOOK_S)
-    sent = "was sent" if timeout_s == _RECEIPT_TIMEOUT_S else "may have been sent (the node's answer was lost)"
+    if timeout_s == _DOUBTFUL_TIMEOUT_S:
+        raise ChainUnavailable(
+            f"{what} may have been sent as {tx_hash} (the node's answer was lost), and is not mined after "
+            f"{timeout_s:.0f} s. No tokens moved. Look it up before you send it again.{problem}"
+        )
     raise ChainUnavailable(
-        f"{what} {sent} as {tx_hash} and is not mined after {timeout_s:.0f} s. No tokens moved. "
+        f"{what} was sent as {tx_hash} and is not mined after {timeout_s:.0f} s. No tokens moved. "
         f"It may still be mined: look it up before you send it again.{problem}"
     )
 

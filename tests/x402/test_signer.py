@@ -214,7 +214,8 @@ def test_copies_are_the_signer_itself():
 
 def test_importing_and_signing_load_neither_web3_nor_eth_account():
     program = (
-        "import sys, opengradient_x402.signer as s; s.LocalSigner('11' * 32).sign_digest(bytes(32));"
+        "import sys, opengradient_x402, opengradient_x402.signer as s; opengradient_x402.Payments;"
+        "opengradient_x402.Wallet; opengradient_x402.RegistryGateway; s.LocalSigner('11' * 32).sign_digest(bytes(32));"
         "print([m for m in ('web3', 'eth_account', 'eth_abi') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
