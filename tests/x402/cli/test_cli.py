@@ -61,7 +61,7 @@ def run(net, monkeypatch):
 
 def test_help_names_every_command_and_the_exit_codes(run):
     shown = run("--help").out
-    for word in ("chat", "approve", "balance", "doctor", "models", "receipts", "demo", "Exit codes", "130"):
+    for word in ("chat", "approve", "balance", "cancel", "doctor", "models", "receipts", "demo", "Exit codes", "130"):
         assert word in shown
     shown = run("receipts", "--help").out
     for word in ("list", "show", "reconcile", "export", "verify"):
@@ -259,6 +259,27 @@ def test_the_balance_of_another_address_needs_no_key(net, run):
     run.monkeypatch.delenv("OG_PRIVATE_KEY")
     assert "3 OPG" in run("balance", other).out
     assert run("balance", "0x12").code == 2
+
+
+def test_a_payment_that_is_open_is_cancelled_once(net, run):
+    assert run("chat", "hello").code == 0
+    (receipt,) = run("receipts", "list", "--payer", run.account.address.lower(), "--json").json()
+    before = net.chain.token_balance(run.account.address)
+    first = run("cancel", receipt["call_id"][:12], "--json").json()
+    assert (first["call_id"], first["status"]) == (receipt["call_id"], "cancelled")
+    net.close_sessions()
+    assert net.chain.token_balance(run.account.address) == before
+    assert "used already" in run("cancel", receipt["call_id"]).out
+    assert run("cancel", "call_nobody").code == 2
+
+
+def test_a_payer_is_found_in_every_spelling_and_a_typing_error_is_refused(net, run):
+    assert run("chat", "hello").code == 0
+    lower = run.account.address.lower()
+    net.close_sessions()
+    assert run("receipts", "reconcile", "--payer", lower, "--json").json()["settled"] == 1
+    assert len(run("receipts", "list", "--payer", lower, "--json").json()) == 1
+    assert run("receipts", "list", "--payer", lower[:-1]).code == 2
 
 
 def test_approve_is_bounded_and_does_nothing_the_second_time(net, run):
