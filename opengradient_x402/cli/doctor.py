@@ -6,6 +6,7 @@ its price, and the answer is judged by the spend policy.
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -181,12 +182,14 @@ class _Examination:
         from opengradient_x402.money import MAX_UINT256
 
         network, address = self._known_network(), self._known_address()
+        # Only what was typed is typed again: the name in a network file is no name that `--network` knows.
+        option = f" --network {shlex.quote(self._network_choice)}" if self._network_choice else ""
         allowed = self._reader(network).ask(allowance(network.asset.address, address, network.permit2))
         if allowed < self._needed() or allowed == 0:
             return _problem(
                 "allowance",
                 f"payments may take {network.asset.format(allowed)}",
-                f"Run `opengradient-x402 approve 5 --network {self._network_choice or network.name}` once.",
+                f"Run `opengradient-x402 approve 5{option}` once.",
             )
         if allowed > MAX_UINT256 // 2:
             return Diagnosis(

@@ -281,7 +281,7 @@ class Payments(Resident):
         if "balance" in reason or "insufficient_funds" in reason:
             kind, advice = InsufficientFunds, f"Send {self.network.asset.symbol} to {self.payer}."
         elif "allowance" in reason:
-            kind, advice = AllowanceMissing, "Run `opengradient-x402 approve` once for this wallet."
+            kind, advice = AllowanceMissing, "Run `opengradient-x402 approve 5` once for this wallet."
         return kind(
             f"{key.origin} refused the payment of call {call.id}: {reason}. The chain was not touched; the "
             f"signature expires by itself, and its amount stays reserved in the budget until then. {advice}",
