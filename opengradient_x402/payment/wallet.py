@@ -249,8 +249,8 @@ def _require_funds(network: Network, payer: str, terms: PaymentTerms) -> Questio
         option = f" --network {network.name}" if network.name in PRESETS else ""
         raise AllowanceMissing(
             f"Permit2 may move {asset.format(allowed)} of {payer} on {network.name}; the payment authorizes "
-            f"{asset.format(terms.amount_atomic)}. Nothing was signed. Run `opengradient-x402 approve {whole}{option}` once, "
-            f"or call `ensure_opg_approval(min_allowance={whole})`."
+            f"{asset.format(terms.amount_atomic)}. Nothing was signed. Run `opengradient-x402 approve {whole}{option}` "
+            f"once, or call `ensure_opg_approval(min_allowance={whole})`."
         )
 
 
