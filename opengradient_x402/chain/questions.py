@@ -29,6 +29,7 @@ __all__ = [
     "block",
     "block_before",
     "chain_time",
+    "code_of",
     "logs",
     "native_balance",
     "nonce_used",
@@ -103,6 +104,13 @@ def allowance(token: str, owner: str, spender: str) -> Question[int]:
 def native_balance(owner: str) -> Question[int]:
     """An owner's gas coins, in wei."""
     return quantity((yield RpcRequest("eth_getBalance", (owner, "latest"))))
+
+
+def code_of(owner: str) -> Question[bytes]:
+    """The code at an address: none for a wallet that only has a key, a delegation (EIP-7702), or a contract."""
+    answer = yield RpcRequest("eth_getCode", (owner, "latest"))
+    with _Reading("code"):
+        return _bytes(answer)
 
 
 def nonce_used(permit2: str, owner: str, nonce: int) -> Question[bool]:

@@ -20,6 +20,7 @@ from opengradient_devnet.faults import AlterTerms, ErrorEvent, SettleAtCap
 from opengradient_x402.cli.main import build_app
 from opengradient_x402.cli.receipts import parse_since
 from opengradient_x402.ledger.ledger import Ledger
+from support.node import serving
 from support.payers import PROMPT, client_for, payments_for
 
 COMMAND = [sys.executable, "-c", "from opengradient_x402.cli.main import main; main()"]
@@ -308,13 +309,26 @@ def test_doctor_finds_nothing_wrong_on_a_good_machine_and_pays_nothing(net, run)
     assert done.code == 0
     found = states(done)
     assert list(found) == [
-        "key", "network", "gateway", "clock", "gas", "tokens", "allowance", "registry", "ledger",
+        "key", "network", "gateway", "clock", "account", "gas", "tokens", "allowance", "registry", "ledger",
     ]  # fmt: skip
     assert set(found.values()) <= {"ok", "warning"}
     assert run("receipts", "list", "--json").json() == []
     assert net.chain.token_balance(run.account.address) == before
     text = run("doctor")
-    assert text.out.count("✓") + text.out.count("!") == 9
+    assert text.out.count("✓") + text.out.count("!") == 10
+
+
+def test_doctor_says_that_a_wallet_has_code(net, run):
+    with serving(net.chain) as node:
+        network = net.network | {"rpc_url": node.url}
+        path = Path(net.network_file).with_name("delegated.json")
+        path.write_text(json.dumps(network))
+        for code, said in (("0xef0100" + "12" * 20, "EIP-7702"), ("0x6001", "is a contract"), ("0x", "no code")):
+            node.misbehave = lambda method, params, number, code=code: (
+                (200, {"result": code}) if method == "eth_getCode" else None
+            )
+            found = {check["name"]: check for check in run("doctor", "--network", str(path), "--json").json()}
+            assert said in found["account"]["found"]
 
 
 def test_doctor_names_each_problem_with_its_fix(net, run):
