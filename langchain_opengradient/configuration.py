@@ -15,7 +15,7 @@ from typing import Any, Final, Literal, Self
 
 from langchain_core.language_models.base import LangSmithParams
 from langchain_core.language_models.chat_models import BaseChatModel
-from pydantic import ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from langchain_opengradient.blocks import PROVIDER
 from langchain_opengradient.calls import model_name
@@ -24,8 +24,18 @@ from opengradient_x402.gateway.clients import Connections
 from opengradient_x402.payment.policy import SpendPolicy
 from opengradient_x402.settings import Settings
 from opengradient_x402.settlement_mode import SettlementMode
+from opengradient_x402.signer import given_key
 
-_SHARED_BY_COPIES: Final = ("connections", "payments", "ledger", "client", "async_client", "rate_limiter", "cache")
+_SHARED_BY_COPIES: Final = (
+    "private_key",
+    "connections",
+    "payments",
+    "ledger",
+    "client",
+    "async_client",
+    "rate_limiter",
+    "cache",
+)
 _REQUEST_PARAMETERS: Final = frozenset(
     {
         "frequency_penalty",
@@ -52,8 +62,9 @@ class ConfiguredChatModel(BaseChatModel):
     model_name: str = Field(alias="model")
     """Model to call, such as "openai/gpt-5", "anthropic/claude-sonnet-4-6", or a `TEE_LLM` member."""
 
-    private_key: SecretStr | None = Field(default=None, exclude=True, repr=False)
-    """Key of the wallet that pays. Never printed, traced, dumped or pickled."""
+    private_key: Any | None = Field(default=None, exclude=True, repr=False)
+    """Key of the wallet that pays: text, an eth-account `LocalAccount`, a `Keystore`, or a signer. Never printed,
+    traced, dumped or pickled."""
     network: str | Path | Any | None = None
     """Preset name ("base", "base-sepolia", "devnet"), path or URL of a network file, or a `Network`."""
     base_url: str | None = None
@@ -99,8 +110,8 @@ class ConfiguredChatModel(BaseChatModel):
 
     def __init__(self, **fields: Any) -> None:
         for name in ("api_key", "private_key"):
-            if isinstance(value := fields.get(name), str):
-                fields[name] = SecretStr(value)  # before validation, whose errors keep their input
+            if (value := fields.get(name)) is not None:
+                fields[name] = given_key(value)  # before validation, whose errors keep their input
         super().__init__(**fields)
 
     # Construction
@@ -116,7 +127,7 @@ class ConfiguredChatModel(BaseChatModel):
         mode = fields.pop("x402_settlement_mode", None)  # what the OpenGradient SDK calls it
         settings = Settings.load()
         for name, value in (
-            ("private_key", settings.private_key),
+            ("private_key", settings.key),
             ("network", settings.network),
             ("base_url", settings.gateway_url),
             ("ledger", settings.ledger_url),
@@ -208,7 +219,7 @@ class ConfiguredChatModel(BaseChatModel):
 
     def __setstate__(self, state: dict[Any, Any]) -> None:
         settings = Settings.load()
-        own = {**state["__dict__"], "private_key": settings.private_key, "ledger": settings.ledger_url}
+        own = {**state["__dict__"], "private_key": settings.key, "ledger": settings.ledger_url}
         super().__setstate__({**state, "__dict__": own})
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:

@@ -21,7 +21,7 @@ from llama_index.core.bridge.pydantic import (
     model_validator,
 )
 from llama_index.core.llms.function_calling import FunctionCallingLLM
-from pydantic import BaseModel, SecretStr, WithJsonSchema
+from pydantic import BaseModel, WithJsonSchema
 
 from opengradient_x402.gateway.clients import Connections, Route
 from opengradient_x402.gateway.request import GATEWAY_MAX_TOKENS
@@ -32,6 +32,7 @@ from opengradient_x402.payment.policy import SpendPolicy
 from opengradient_x402.proofs.attestation import VerifyTee
 from opengradient_x402.settings import Settings
 from opengradient_x402.settlement_mode import SettlementMode
+from opengradient_x402.signer import given_key
 
 if TYPE_CHECKING:
     from opengradient_x402.gateway.client import AsyncGatewayClient, GatewayClient
@@ -57,8 +58,11 @@ class PaidModel(FunctionCallingLLM):
         default_factory=dict, description="Further members of every request's body, e.g. `reasoning_effort`."
     )
 
-    private_key: SecretStr | None = Field(
-        default=None, exclude=True, repr=False, description="The payer's key; None reads OG_PRIVATE_KEY."
+    private_key: Any = Field(
+        default=None,
+        exclude=True,
+        repr=False,
+        description="The payer's key: text, a LocalAccount, a Keystore, or a signer; None reads OG_PRIVATE_KEY.",
     )
     network: Any = Field(
         default=None, description="A preset's name, a network file's path or URL, or a Network; None reads OG_NETWORK."
@@ -91,8 +95,8 @@ class PaidModel(FunctionCallingLLM):
 
     def __init__(self, **fields: Any) -> None:
         for name in ("api_key", "private_key"):
-            if isinstance(value := fields.get(name), str):
-                fields[name] = SecretStr(value)  # before validation, whose errors keep their input
+            if (value := fields.get(name)) is not None:
+                fields[name] = given_key(value)  # before validation, whose errors keep their input
         super().__init__(**fields)
 
     # -- what the model is
@@ -174,7 +178,7 @@ class PaidModel(FunctionCallingLLM):
     def _route(self) -> Route:
         found = self._environment
         return Route(
-            private_key=self.private_key or found.private_key,
+            private_key=self.private_key or found.key,
             network=self.network or found.network,
             policy=self.spend_policy,
             ledger=self.ledger or found.ledger_url,

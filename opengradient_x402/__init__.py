@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from opengradient_x402.proofs.verification import aexport_bundle, export_bundle, verify_bundle
     from opengradient_x402.settlement.reconciler import BackgroundReconciler, Reconciler
     from opengradient_x402.settlement_mode import SettlementMode
-    from opengradient_x402.signer import LocalSigner, Signer
+    from opengradient_x402.signer import Keystore, LocalSigner, Signer
 
 _HOMES = {
     "AsyncGatewayClient": "gateway.client",
@@ -43,6 +43,7 @@ _HOMES = {
     "Delta": "completions",
     "GatewayClient": "gateway.client",
     "GatewayLimitation": "gateway.request",
+    "Keystore": "signer",
     "Ledger": "ledger.ledger",
     "LocalSigner": "signer",
     "Network": "networks",
@@ -80,6 +81,7 @@ __all__ = [
     "Delta",
     "GatewayClient",
     "GatewayLimitation",
+    "Keystore",
     "Ledger",
     "LocalSigner",
     "Network",

@@ -15,9 +15,11 @@ from pydantic import SecretStr
 
 from opengradient_x402.errors import ConfigurationError, InvalidPrivateKey
 from opengradient_x402.settlement_mode import SettlementMode
+from opengradient_x402.signer import Keystore
 
 DEFAULT_NETWORK: Final = "base"
 _STATE_NAME: Final = "opengradient"
+_LONGEST_SECRET: Final = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +28,9 @@ class Settings:
 
     | variable | field |
     |---|---|
-    | OG_PRIVATE_KEY | `private_key` |
+    | OG_PRIVATE_KEY, or OG_PRIVATE_KEY_FILE | `private_key`, or a file that holds it |
+    | OG_KEYSTORE | `keystore`: path of an encrypted keystore file, in place of a key |
+    | OG_KEYSTORE_PASSWORD, or OG_KEYSTORE_PASSWORD_FILE | `keystore_password`, or a file that holds it |
     | OG_NETWORK | `network`: preset name, or path or URL of a network file |
     | OG_GATEWAY_URL | `gateway_url` |
     | OG_LEDGER_URL | `ledger_url`: SQLAlchemy URL |
@@ -34,6 +38,8 @@ class Settings:
     """
 
     private_key: SecretStr | None = None
+    keystore: Path | None = None
+    keystore_password: SecretStr | None = None
     network: str = DEFAULT_NETWORK
     gateway_url: str | None = None
     ledger_url: str = ""
@@ -54,9 +60,11 @@ class Settings:
             **{k: v for k, v in environ.items() if v},
         }
         state = state_directory(values)
-        private_key = values.get("OG_PRIVATE_KEY")
+        keystore = values.get("OG_KEYSTORE")
         return cls(
-            private_key=SecretStr(private_key) if private_key else None,
+            private_key=_secret(values, "OG_PRIVATE_KEY"),
+            keystore=Path(keystore) if keystore else None,
+            keystore_password=_secret(values, "OG_KEYSTORE_PASSWORD"),
             network=values.get("OG_NETWORK") or DEFAULT_NETWORK,
             gateway_url=values.get("OG_GATEWAY_URL") or None,
             ledger_url=values.get("OG_LEDGER_URL") or f"sqlite:///{state / 'ledger.sqlite'}",
@@ -64,14 +72,44 @@ class Settings:
             state_directory=state,
         )
 
-    def require_private_key(self) -> SecretStr:
-        """The key, for those who cannot do without. Raises InvalidPrivateKey when none is set."""
-        if self.private_key is None:
+    @property
+    def key(self) -> SecretStr | Keystore | None:
+        """What pays: the private key, or the keystore, which is not opened here.
+
+        Raises ConfigurationError when both are set: they may be two wallets.
+        """
+        if self.keystore is None:
+            return self.private_key
+        if self.private_key is not None:
+            raise ConfigurationError(
+                "OG_PRIVATE_KEY and OG_KEYSTORE are both set, and may be two wallets. Nothing was paid. Unset one."
+            )
+        return Keystore(self.keystore, self.keystore_password)
+
+    def require_key(self) -> SecretStr | Keystore:
+        """As `key`, for those who cannot do without. Raises InvalidPrivateKey when none is set."""
+        if (key := self.key) is None:
             raise InvalidPrivateKey(
                 "There is no private key to pay with. Nothing was paid. Set OG_PRIVATE_KEY (in the environment "
                 "or in .env), or pass `private_key`. A devnet hands out funded keys: `opengradient-devnet`."
             )
-        return self.private_key
+        return key
+
+
+def _secret(values: Mapping[str, str], name: str) -> SecretStr | None:
+    """The variable, or the content of the file that `<name>_FILE` names (as containers mount secrets)."""
+    if value := values.get(name):
+        return SecretStr(value)
+    if not (path := values.get(f"{name}_FILE")):
+        return None
+    try:
+        with Path(path).expanduser().open(encoding="utf-8") as file:
+            return SecretStr(file.read(_LONGEST_SECRET).strip())
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigurationError(
+            f"{name}_FILE names {path}, which cannot be read ({type(exc).__name__}). Nothing was paid. "
+            "Correct the path, or the file's permissions."
+        ) from exc
 
 
 def state_directory(environ: Mapping[str, str] | None = None) -> Path:

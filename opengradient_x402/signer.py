@@ -1,23 +1,32 @@
-"""Who signs: the `Signer` protocol, and the local key.
+"""Who signs: the `Signer` protocol, the local key, keystore files, and signers that others made.
 
-A key never leaves the closures in which it lives: not through repr, vars, copies, pickles or error messages.
+`signer_of` takes a key in the forms in which people have one. A key never leaves the closures in which it lives: not
+through repr, vars, copies, pickles or error messages. Also here: which address made a signature.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final, NoReturn, Protocol
 
 from pydantic import SecretStr
 
-from opengradient_x402.addresses import address_of, keccak256
-from opengradient_x402.errors import InvalidPrivateKey
+from opengradient_x402.addresses import address_of, checksum_address, keccak256
+from opengradient_x402.errors import ConfigurationError, InvalidPrivateKey
 
 _CURVE_ORDER: Final = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141  # SEC 2, secp256k1
-_HEX_KEY = re.compile(r"(?:0x)?([0-9a-fA-F]{64})", re.ASCII)
+SIGNATURE_BYTES: Final = 65
+_HEX_KEY = re.compile(r"(?:0[xX])?([0-9a-fA-F]{64})", re.ASCII)
+_HEX_DIGITS = re.compile(r"(?:0[xX])?([0-9a-fA-F]*)", re.ASCII)
+_PHRASE_WORDS: Final = frozenset({12, 15, 18, 21, 24})  # BIP-39
+_MOST_KEYSTORE_BYTES: Final = 64 * 1024
 _NONCE_DOMAIN: Final = b"opengradient-x402/nonce/v1"
 """Separates the nonce key from every other use of the private key. Changing it changes every nonce."""
 
@@ -39,13 +48,15 @@ class Signer(Protocol):
 class LocalSigner:
     """A private key in this process. Copies are the object itself; pickling is refused.
 
-    Raises InvalidPrivateKey (never with the key in it). libsecp256k1 signs when coincurve is installed,
-    eth-keys' pure Python otherwise; both are deterministic (RFC 6979) and give the same bytes.
+    The key is 64 hex digits (with 0x or without, quoted or not, text or SecretStr), 32 bytes, an eth-account
+    `LocalAccount` or an eth-keys `PrivateKey`. Raises InvalidPrivateKey (never with the key in it). libsecp256k1
+    signs when coincurve is installed, eth-keys' pure Python otherwise; both are deterministic (RFC 6979) and give
+    the same bytes.
     """
 
     __slots__ = ("__address", "__nonce", "__sign")
 
-    def __init__(self, private_key: str | SecretStr) -> None:
+    def __init__(self, private_key: Any) -> None:
         secret = _secret_bytes(private_key)
         self.__sign, public_key = _fast_key(secret) or _pure_key(secret)
         self.__address = address_of(keccak256(public_key))
@@ -82,24 +93,247 @@ class LocalSigner:
         )
 
 
-def _secret_bytes(private_key: str | SecretStr) -> bytes:
-    text = private_key.get_secret_value() if isinstance(private_key, SecretStr) else private_key
-    if not isinstance(text, str):
-        raise _bad_key(f"it is a {type(text).__name__}, not text")
-    match = _HEX_KEY.fullmatch(text.strip())
-    if match is None:
-        raise _bad_key(f"it has {len(text.strip())} characters, or some that are not hex digits")
-    secret = bytes.fromhex(match[1])
+@dataclass(frozen=True, slots=True)
+class Keystore:
+    """An encrypted keystore file (Web3 Secret Storage, as geth and eth-account write it). Opened at the first call."""
+
+    path: str | Path
+    password: SecretStr | str | None = field(default=None, repr=False)
+
+    def open(self) -> LocalSigner:
+        """The key in the file. Raises InvalidPrivateKey. Takes a second: the format makes guessing slow."""
+        from eth_account import Account
+
+        if self.password is None:
+            raise InvalidPrivateKey(
+                f"The keystore {self.path} needs its password. Nothing was paid. Set OG_KEYSTORE_PASSWORD, or "
+                "OG_KEYSTORE_PASSWORD_FILE to the path of a file that holds it."
+            )
+        password = self.password.get_secret_value() if isinstance(self.password, SecretStr) else self.password
+        content = self._content()
+        try:
+            return LocalSigner(bytes(Account.decrypt(content, password)))
+        except ValueError as exc:
+            if "MAC mismatch" in str(exc):
+                problem = "the password is wrong"
+            else:
+                problem = f"it cannot be decrypted ({type(exc).__name__})"
+            raise self._unusable(problem) from None
+        except (KeyError, TypeError, NotImplementedError) as exc:
+            raise self._unusable(f"it cannot be decrypted ({type(exc).__name__})") from None
+
+    def _content(self) -> dict[str, Any]:
+        try:
+            with Path(self.path).expanduser().open("rb") as file:
+                document = json.loads(file.read(_MOST_KEYSTORE_BYTES))
+        except OSError as exc:
+            raise self._unusable(f"it cannot be read ({exc.strerror or type(exc).__name__})") from exc
+        except ValueError:
+            raise self._unusable("it is not JSON") from None
+        if not isinstance(document, dict) or not {"crypto", "Crypto"} & document.keys():
+            raise self._unusable("it has no `crypto` member, as keystores have")
+        return document
+
+    def _unusable(self, problem: str) -> InvalidPrivateKey:
+        return InvalidPrivateKey(
+            f"The keystore {self.path} cannot be used: {problem}. Nothing was paid. Correct OG_KEYSTORE or "
+            "OG_KEYSTORE_PASSWORD, or give the key itself in OG_PRIVATE_KEY."
+        )
+
+
+class Memory(Protocol):
+    """What keeps a nonce secret from one process to the next: a `Ledger`."""
+
+    def noted(self, key: str) -> Future[str | None]: ...
+    def pin(self, key: str, value: str) -> Future[str]: ...
+
+
+class ForeignSigner:
+    """A signer that somebody else made: an object with `address`, and with `sign_digest` or `sign_typed_data`.
+
+    `sign_digest(digest)` signs 32 bytes; `sign_typed_data(full_message=…)` signs EIP-712 data, as eth-account's
+    accounts do. Signatures may be bytes, 0x-hex, or have a `signature` attribute; each one is checked against
+    `address` before it is used. Without a `nonce_for` of its own, nonces are derived from one signature, which is
+    asked for once per wallet and ledger.
+    """
+
+    def __init__(self, wallet: Any) -> None:
+        try:
+            self.address = checksum_address(wallet.address)
+        except (AttributeError, TypeError, ValueError) as exc:
+            raise _bad_key(f"it is a {type(wallet).__name__} whose `address` is no address") from exc
+        self._wallet = wallet
+        self._memory: Memory | None = None
+        self._nonce: Callable[[str], int] | None = getattr(wallet, "nonce_for", None)
+
+    def __repr__(self) -> str:
+        return f"ForeignSigner({self.address})"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ForeignSigner:
+        return self  # a device or a connection cannot be copied
+
+    def remember_in(self, memory: Memory) -> None:
+        """Keeps the nonce secret there."""
+        self._memory = memory
+
+    def sign_digest(self, digest: bytes) -> bytes:
+        """Sign 32 bytes: r, s (low) and v (27 or 28), 65 bytes together."""
+        if not hasattr(self._wallet, "sign_digest"):
+            raise ConfigurationError(
+                f"The signer of {self.address} signs typed data only, and this (a transaction, or a text) is none. "
+                "Nothing was signed and nothing was sent. Approve with the wallet itself, or with a signer that has "
+                "`sign_digest`; export bundles unsigned."
+            )
+        return self._checked(self._wallet.sign_digest(digest), digest)
+
+    def sign_typed(self, digest: bytes, document: Callable[[], Mapping[str, Any]]) -> bytes:
+        """Sign EIP-712 data whose digest is known, in the way that the wallet has."""
+        if hasattr(self._wallet, "sign_digest"):
+            return self.sign_digest(digest)
+        return self._checked(self._wallet.sign_typed_data(full_message=document()), digest)
+
+    def nonce_for(self, call_id: str) -> int:
+        """The one 256-bit nonce of a call. The first time, the wallet may have to sign for it."""
+        if self._nonce is None:
+            self._nonce = _nonce_function(self._nonce_secret())
+        return self._nonce(call_id)
+
+    def _nonce_secret(self) -> bytes:
+        key = f"nonce secret {self.address}"
+        known = None if self._memory is None else self._memory.noted(key).result()
+        if known is None:
+            known = hmac.digest(self._sign_for_nonces(), _NONCE_DOMAIN, hashlib.sha256).hex()
+            if self._memory is not None:
+                known = self._memory.pin(key, known).result()  # of two processes, the first one decides
+        return bytes.fromhex(known)
+
+    def _sign_for_nonces(self) -> bytes:
+        if hasattr(self._wallet, "sign_digest"):
+            return _signature_bytes(self._wallet.sign_digest(text_digest(_NONCE_PURPOSE)))
+        return _signature_bytes(self._wallet.sign_typed_data(full_message=_nonce_document(self.address)))
+
+    def _checked(self, signature: Any, digest: bytes) -> bytes:
+        canonical = _canonical(_signature_bytes(signature))
+        if recover_address(digest, canonical) != self.address:
+            raise ConfigurationError(
+                f"The signature of {type(self._wallet).__name__} is not that of {self.address}. Nothing was sent. "
+                "Use a signer that holds the key of its address (contract wallets cannot pay this way)."
+            )
+        return canonical
+
+
+_NONCE_PURPOSE: Final = "opengradient-x402: derive the nonces of payments. This signature moves no money."
+
+
+def _nonce_document(address: str) -> dict[str, Any]:
+    text = {"name": "purpose", "type": "string"}
+    return {
+        "domain": {"name": "opengradient-x402"},
+        "types": {
+            "EIP712Domain": [{"name": "name", "type": "string"}],
+            "NonceSecret": [text, {"name": "wallet", "type": "address"}],
+        },
+        "primaryType": "NonceSecret",
+        "message": {"purpose": _NONCE_PURPOSE, "wallet": address},
+    }
+
+
+def signer_of(key: Any) -> Signer:
+    """The signer of a key in any form: text, bytes, an eth-account `LocalAccount`, a `Keystore`, a signer.
+
+    Raises InvalidPrivateKey, with what it is and what to give instead.
+    """
+    if isinstance(key, LocalSigner | ForeignSigner):
+        return key
+    if isinstance(key, Keystore):
+        return key.open()
+    if _raw_key(key) is None and (hasattr(key, "sign_digest") or hasattr(key, "sign_typed_data")):
+        is_complete = all(hasattr(key, name) for name in ("address", "sign_digest", "nonce_for"))
+        found: Signer = key if is_complete and ForeignSigner(key).address == key.address else ForeignSigner(key)
+        return found
+    return LocalSigner(key)
+
+
+def given_key(value: Any) -> Any:
+    """A key as a model's field holds it: hidden, hashable, and not opened yet. Raises InvalidPrivateKey."""
+    if isinstance(value, str):
+        return SecretStr(value)
+    return value if value is None or isinstance(value, SecretStr | Keystore) else signer_of(value)
+
+
+def sign_typed(signer: Signer, digest: bytes, document: Callable[[], Mapping[str, Any]]) -> bytes:
+    """Sign EIP-712 data: by its digest, or as `document` where the signer takes nothing else."""
+    return signer.sign_typed(digest, document) if isinstance(signer, ForeignSigner) else signer.sign_digest(digest)
+
+
+# -- keys as people have them
+
+
+def _secret_bytes(private_key: Any) -> bytes:
+    value = private_key.get_secret_value() if isinstance(private_key, SecretStr) else private_key
+    secret = _raw_key(value)
+    if secret is None:
+        if not isinstance(value, str):
+            raise _bad_key(f"it is a {type(value).__name__}, not text")
+        secret = _from_text(value)
+    if len(secret) != 32:
+        raise _bad_key(f"it has {len(secret)} bytes, and a key has 32")
     if not 0 < int.from_bytes(secret, "big") < _CURVE_ORDER:
         raise _bad_key("it is zero, or not below the order of secp256k1")
     return secret
 
 
-def _bad_key(reason: str) -> InvalidPrivateKey:
-    return InvalidPrivateKey(
-        f"The private key cannot be used: {reason}. Nothing was paid. Give 64 hex digits, with or without "
-        "0x, as `private_key` or in OG_PRIVATE_KEY."
-    )
+def _raw_key(value: Any) -> bytes | None:
+    """The bytes of a key that is not text: bytes, eth-account's LocalAccount, eth-keys' PrivateKey."""
+    if isinstance(value, bytes | bytearray):
+        return bytes(value)
+    if type(value).__module__.startswith("eth_keys."):
+        return bytes(value.to_bytes())
+    key = getattr(value, "key", None) if type(value).__module__.startswith("eth_account.") else None
+    return bytes(key) if isinstance(key, bytes) else None
+
+
+def _from_text(text: str) -> bytes:
+    text = text.strip()
+    if text[:1] == text[-1:] and text[:1] in ("'", '"'):
+        text = text[1:-1].strip()
+    match = _HEX_KEY.fullmatch(text)
+    if match is None:
+        raise _bad_key(*_what_it_is(text))
+    return bytes.fromhex(match[1])
+
+
+def _what_it_is(text: str) -> tuple[str, ...]:
+    """What was given in place of a key, and what to do. Never a part of it: it may be a secret."""
+    words = text.split()
+    digits = _HEX_DIGITS.fullmatch(text)
+    if len(words) in _PHRASE_WORDS and all(word.isalpha() for word in words):
+        return (
+            f"it is a recovery phrase (mnemonic) of {len(words)} words",
+            "Pass the account that eth-account's `Account.from_mnemonic` makes, or its key in OG_PRIVATE_KEY.",
+        )
+    if text.startswith("{"):
+        return (
+            "it is the text of a keystore, or other JSON",
+            "Set OG_KEYSTORE to the path of a file that holds it, and OG_KEYSTORE_PASSWORD; unset OG_PRIVATE_KEY.",
+        )
+    if digits is not None and len(digits[1]) == 40:
+        return ("it is an address, which pays nothing by itself", _GIVE_DIGITS.replace("Give", "Give the key of it:"))
+    if digits is not None and len(digits[1]) == 63:
+        return ("it has 63 hex digits: a zero at its beginning seems to be lost", _GIVE_DIGITS)
+    if any(mark in text for mark in ("/", "\\", ".")):
+        return (
+            "it looks like the path of a file",
+            "Set OG_KEYSTORE to the path of a keystore, or OG_PRIVATE_KEY_FILE to that of a file with the key.",
+        )
+    return (f"it has {len(text)} characters, or some that are not hex digits", _GIVE_DIGITS)
+
+
+_GIVE_DIGITS: Final = "Give 64 hex digits, with or without 0x, as `private_key` or in OG_PRIVATE_KEY."
+
+
+def _bad_key(reason: str, remedy: str = _GIVE_DIGITS) -> InvalidPrivateKey:
+    return InvalidPrivateKey(f"The private key cannot be used: {reason}. Nothing was paid. {remedy}")
 
 
 def _nonce_function(secret: bytes) -> Callable[[str], int]:
@@ -138,3 +372,56 @@ def _pure_key(secret: bytes) -> tuple[Callable[[bytes], bytes], bytes]:
         return r.to_bytes(32, "big") + s.to_bytes(32, "big") + bytes((v + 27,))
 
     return sign, key.public_key.to_bytes()
+
+
+# -- who signed
+
+
+def text_digest(text: str) -> bytes:
+    """What a wallet signs when it is asked to sign a text (EIP-191, version 0x45)."""
+    content = text.encode("utf-8")
+    return keccak256(b"\x19Ethereum Signed Message:\n" + str(len(content)).encode() + content)
+
+
+def recover_address(digest: bytes, signature: bytes) -> str | None:
+    """The address whose key made this signature (r, s, v; v 27 or 28) over 32 bytes; None when nobody can have.
+
+    Signatures with a high s are refused: each has a twin, and only one of the two is canonical (EIP-2).
+    """
+    if len(signature) != SIGNATURE_BYTES or signature[64] not in (27, 28):
+        return None
+    if int.from_bytes(signature[32:64], "big") > _CURVE_ORDER // 2:
+        return None
+    from eth_keys.datatypes import Signature
+    from eth_keys.exceptions import BadSignature
+    from eth_utils.exceptions import ValidationError
+
+    try:
+        made = Signature(signature[:64] + bytes([signature[64] - 27]))
+        return address_of(keccak256(bytes(made.recover_public_key_from_msg_hash(digest).to_bytes())))
+    except (BadSignature, ValidationError, ValueError):
+        return None
+
+
+def _signature_bytes(signature: Any) -> bytes:
+    value = getattr(signature, "signature", signature)
+    try:
+        content = bytes.fromhex(value.removeprefix("0x")) if isinstance(value, str) else bytes(value)
+    except (TypeError, ValueError):
+        content = b""
+    if len(content) != SIGNATURE_BYTES:
+        raise ConfigurationError(
+            f"The signer gave {len(content)} bytes in place of a signature of {SIGNATURE_BYTES}. Nothing was sent. "
+            "Use a signer that holds a key (contract wallets cannot pay this way)."
+        )
+    return content
+
+
+def _canonical(signature: bytes) -> bytes:
+    """With v 27 or 28, and a low s: devices and KMS give the other forms too."""
+    s, parity = int.from_bytes(signature[32:64], "big"), signature[64] - (27 if signature[64] >= 27 else 0)
+    if s > _CURVE_ORDER // 2:
+        s, parity = _CURVE_ORDER - s, 1 - parity
+    if s < 0 or parity not in (0, 1):
+        return signature  # not one of ours: its address will not fit
+    return signature[:32] + s.to_bytes(32, "big") + bytes([27 + parity])

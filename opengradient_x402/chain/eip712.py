@@ -1,13 +1,14 @@
 """EIP-712 digests of the three authorizations that pay: Permit2 for upto, Permit2 for exact, EIP-3009.
 
-Pure functions from field values to 32 bytes. Knows no keys, no JSON and no policy. Type hashes and domain
+Pure functions from field values to 32 bytes, and to the document of which they are the digest, for wallets that sign
+nothing else. Knows no keys and no policy. Type hashes and domain
 separators are computed once and kept: a digest is then four or five hashes.
 """
 
 from __future__ import annotations
 
 from functools import cache, lru_cache, partial
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from opengradient_x402.addresses import address_word, keccak256
 
@@ -92,6 +93,58 @@ def payment_digest(
         deadline_s=terms.deadline,
         pay_to=terms.payee,
     )
+
+
+def payment_document(
+    terms: Terms,
+    *,
+    payer: str,
+    nonce: int,
+    network: Network,
+    token_name: str | None = None,
+    token_version: str | None = None,
+) -> dict[str, Any]:
+    """The typed data of which `payment_digest` is the digest, as `eth_signTypedData_v4` takes it."""
+    if terms.transfer_method == "eip3009":
+        domain = {
+            "name": network.asset.name if token_name is None else token_name,
+            "version": network.asset.version if token_version is None else token_version,
+            "chainId": network.chain_id,
+            "verifyingContract": terms.asset,
+        }
+        message: dict[str, Any] = {
+            "from": payer,
+            "to": terms.payee,
+            "value": terms.amount_atomic,
+            "validAfter": 0,
+            "validBefore": terms.deadline,
+            "nonce": "0x" + _word(nonce).hex(),
+        }
+        return _document(_ASSET_DOMAIN, domain, _TRANSFER_WITH_AUTHORIZATION, message)
+    witness: dict[str, Any] = {"to": terms.payee, "facilitator": terms.facilitator, "validAfter": 0}
+    witness_type = _UPTO_WITNESS
+    if terms.scheme != "upto":
+        witness_type = _EXACT_WITNESS
+        del witness["facilitator"]
+    domain = {"name": "Permit2", "chainId": network.chain_id, "verifyingContract": network.permit2}
+    message = {
+        "permitted": {"token": terms.asset, "amount": terms.amount_atomic},
+        "spender": terms.spender,
+        "nonce": nonce,
+        "deadline": terms.deadline,
+        "witness": witness,
+    }
+    return _document(_PERMIT2_DOMAIN, domain, _PERMIT_WITNESS + witness_type, message)
+
+
+def _document(domain_type: str, domain: dict[str, Any], types: str, message: dict[str, Any]) -> dict[str, Any]:
+    """`types` is the primary type and those that it refers to, in EIP-712's own spelling."""
+    primary, _, _ = types.partition("(")
+    listed: dict[str, list[dict[str, str]]] = {}
+    for name, members in (part.split("(") for part in (domain_type + types).split(")") if part):
+        pairs = (member.split(" ") for member in members.split(","))
+        listed[name] = [{"name": member, "type": kind} for kind, member in pairs]
+    return {"domain": domain, "types": listed, "primaryType": primary, "message": message}
 
 
 def upto_permit_digest(

@@ -29,9 +29,11 @@ __all__ = [
     "block",
     "block_before",
     "chain_time",
+    "code_of",
     "logs",
     "native_balance",
     "nonce_used",
+    "quantity",
     "receipt",
     "transaction",
 ]
@@ -101,7 +103,14 @@ def allowance(token: str, owner: str, spender: str) -> Question[int]:
 
 def native_balance(owner: str) -> Question[int]:
     """An owner's gas coins, in wei."""
-    return _quantity((yield RpcRequest("eth_getBalance", (owner, "latest"))))
+    return quantity((yield RpcRequest("eth_getBalance", (owner, "latest"))))
+
+
+def code_of(owner: str) -> Question[bytes]:
+    """The code at an address: none for a wallet that only has a key, a delegation (EIP-7702), or a contract."""
+    answer = yield RpcRequest("eth_getCode", (owner, "latest"))
+    with _Reading("code"):
+        return _bytes(answer)
 
 
 def nonce_used(permit2: str, owner: str, nonce: int) -> Question[bool]:
@@ -135,7 +144,7 @@ def chain_time() -> Question[int]:
     Chains that mine only on demand have an old latest block, so the EVM is asked first.
     """
     try:
-        return _quantity((yield RpcRequest("eth_call", ({"data": _RETURN_TIMESTAMP}, "latest"))))
+        return quantity((yield RpcRequest("eth_call", ({"data": _RETURN_TIMESTAMP}, "latest"))))
     except RpcError:
         return (yield from block()).timestamp_s
 
@@ -217,10 +226,11 @@ def receipt(tx_hash: str) -> Question[TransactionReceipt | None]:
 
 def _call_word(contract: str, selector: str, arguments: bytes) -> Question[int]:
     call = {"to": contract, "data": selector + arguments.hex()}
-    return _quantity((yield RpcRequest("eth_call", (call, "latest"))))
+    return quantity((yield RpcRequest("eth_call", (call, "latest"))))
 
 
-def _quantity(value: Any) -> int:
+def quantity(value: Any) -> int:
+    """A number of JSON-RPC, which is 0x-hex text. Raises RpcError for anything else."""
     with _Reading("number"):
         return int(value, 16)
 

@@ -1,27 +1,41 @@
 """EIP-1559 transactions: from a call to signed bytes, with any `Signer`, and to a mined transaction.
 
-The key stays with the signer, which signs a digest. Does not know what the calls mean.
+eth-account builds them; it is imported when one is signed. The key stays with the signer, which signs a digest.
+Once a transaction was sent, only a mined receipt or the time limit ends the wait: nodes lag, and answer badly now and
+then. Does not know what the calls mean.
 """
 
 from __future__ import annotations
 
+import re
+import time
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from opengradient_x402.addresses import keccak256
-from opengradient_x402.chain.questions import Question, RpcRequest, native_balance, receipt
+from opengradient_x402.chain.questions import Question, RpcRequest, native_balance, quantity, receipt
 from opengradient_x402.effects import Sleep
 from opengradient_x402.errors import ChainUnavailable, InsufficientFunds, NotPaid, RpcError
 from opengradient_x402.money import format_amount
 from opengradient_x402.networks import Network
 from opengradient_x402.signer import Signer
 
-_TYPE: Final = b"\x02"  # EIP-1559
 _RECEIPT_TIMEOUT_S: Final = 90.0
+_DOUBTFUL_TIMEOUT_S: Final = 30.0
+"""For a transaction of which nobody said that it was taken."""
 _FIRST_LOOK_S: Final = 0.05
 _LONGEST_LOOK_S: Final = 2.0
+_MOST_NONCES: Final = 4
+_USUAL_GAS: Final = 80_000
+"""More than an approval or a cancellation takes: reckoned with when a node estimates nothing for an empty wallet."""
+_WEI_PER_GWEI: Final = 10**9
 
-RlpItem = bytes | int | list["RlpItem"]
+# What nodes say (geth's core/error.go and txpool/errors.go; erigon, nethermind and OP-stack nodes say the same words)
+_KNOWN: Final = ("already known", "known transaction", "alreadyknown", "already imported")
+_NONCE_TAKEN: Final = ("nonce too low", "nonce is too low", "replacement transaction underpriced")
+_NO_FUNDS: Final = ("insufficient funds", "gas required exceeds allowance", "insufficient balance")
+_OVERSHOT: Final = re.compile(r"overshot (\d+)")
+_HAVE_AND_WANT: Final = re.compile(r"(?:have|balance:?) (\d+)\W+(?:want|tx cost:?) (\d+)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +53,7 @@ class UnsignedTransaction:
 
     @property
     def max_cost_wei(self) -> int:
-        """The most that mining it can cost."""
+        """The most that mining it can cost on this chain; a rollup adds what its own chain below takes."""
         return self.gas * self.max_fee_wei + self.value_wei
 
 
@@ -53,106 +67,178 @@ class SignedTransaction:
 
 def sign_transaction(unsigned: UnsignedTransaction, *, signer: Signer) -> SignedTransaction:
     """Sign a transaction (EIP-1559, EIP-2718)."""
-    fields: list[RlpItem] = [
-        unsigned.chain_id,
-        unsigned.nonce,
-        unsigned.max_priority_fee_wei,
-        unsigned.max_fee_wei,
-        unsigned.gas,
-        bytes.fromhex(unsigned.to[2:]),
-        unsigned.value_wei,
-        unsigned.data,
-        [],
-    ]
-    signature = signer.sign_digest(keccak256(_TYPE + rlp_encode(fields)))
+    from eth_account.typed_transactions.typed_transaction import TypedTransaction
+
+    fields: dict[str, Any] = {
+        "type": 2,
+        "chainId": unsigned.chain_id,
+        "nonce": unsigned.nonce,
+        "maxPriorityFeePerGas": unsigned.max_priority_fee_wei,
+        "maxFeePerGas": unsigned.max_fee_wei,
+        "gas": unsigned.gas,
+        "to": unsigned.to,
+        "value": unsigned.value_wei,
+        "data": unsigned.data,
+    }
+    signature = signer.sign_digest(bytes(TypedTransaction.from_dict(fields).hash()))
     r, s = int.from_bytes(signature[:32], "big"), int.from_bytes(signature[32:64], "big")
-    raw = _TYPE + rlp_encode([*fields, signature[64] - 27, r, s])
+    signed = TypedTransaction.from_dict(fields | {"v": signature[64] - 27, "r": r, "s": s})
+    raw = bytes(signed.encode())
     return SignedTransaction(raw=raw, tx_hash="0x" + keccak256(raw).hex())
-
-
-def rlp_encode(item: RlpItem) -> bytes:
-    """Recursive Length Prefix (Ethereum Yellow Paper, appendix B); ints are big-endian without zeros."""
-    if isinstance(item, list):
-        payload = b"".join(rlp_encode(entry) for entry in item)
-        return _prefix(len(payload), 0xC0) + payload
-    content = item.to_bytes((item.bit_length() + 7) // 8, "big") if isinstance(item, int) else item
-    if len(content) == 1 and content[0] < 0x80:
-        return content
-    return _prefix(len(content), 0x80) + content
-
-
-def _prefix(length: int, offset: int) -> bytes:
-    if length < 56:
-        return bytes([offset + length])
-    size = length.to_bytes((length.bit_length() + 7) // 8, "big")
-    return bytes([offset + 55 + len(size)]) + size
 
 
 def send_transaction(network: Network, signer: Signer, *, to: str, data: bytes, what: str) -> Question[str]:
     """Send one transaction and wait until it is mined; its hash. `what` names it in errors.
 
-    Raises InsufficientFunds when there is no gas for it, NotPaid when it reverts, ChainUnavailable.
+    Raises InsufficientFunds when there is no gas for it, NotPaid when it reverts, ChainUnavailable when the node
+    refuses it, or when it is not mined in time: then the error holds the hash.
     """
-    unsigned = yield from _prepared(network, signer.address, to, data, what)
-    signed = sign_transaction(unsigned, signer=signer)
+    pause_s = _FIRST_LOOK_S
+    for _ in range(_MOST_NONCES):
+        unsigned = yield from _prepared(network, signer.address, to, data, what)
+        signed = sign_transaction(unsigned, signer=signer)
+        timeout_s = yield from _sent(signed, unsigned, network, signer.address, what)
+        if timeout_s is not None:
+            return (yield from _mined(signed.tx_hash, what, timeout_s))
+        yield Sleep(pause_s)  # the nonce was taken by another transaction: ask for the next one
+        pause_s = min(4 * pause_s, _LONGEST_LOOK_S)
+    raise ChainUnavailable(
+        f"{what} was not sent: the node refused {_MOST_NONCES} nonces in a row as used (the last transaction was "
+        f"{signed.tx_hash}). No tokens moved. Wait until the other transactions of {signer.address} are mined, and "
+        "try again."
+    )
+
+
+def _sent(
+    signed: SignedTransaction, unsigned: UnsignedTransaction, network: Network, sender: str, what: str
+) -> Question[float | None]:
+    """How long to wait for a transaction after sending it; None when its nonce belongs to another one."""
     try:
         yield RpcRequest("eth_sendRawTransaction", ("0x" + signed.raw.hex(),))
     except RpcError as exc:
         # Sending is repeated when a connection breaks, and then the node may have it from the first time.
-        if "already known" not in str(exc) and "known transaction" not in str(exc):
-            raise
-    waited_s, pause_s = 0.0, _FIRST_LOOK_S
-    while waited_s < _RECEIPT_TIMEOUT_S:
-        done = yield from receipt(signed.tx_hash)
+        if _says(exc, _KNOWN):
+            return _RECEIPT_TIMEOUT_S
+        if _says(exc, _NO_FUNDS):
+            raise _no_gas(
+                network, sender, what, "the node says that it holds too little", _missing(exc, unsigned)
+            ) from exc
+        if _says(exc, _NONCE_TAKEN):
+            return _RECEIPT_TIMEOUT_S if (yield from _is_known(signed.tx_hash)) else None
+        if exc.code is not None and exc.code < 0:  # JSON-RPC's own codes: the node read it, and did not take it
+            raise RpcError(
+                f"{what} was refused (transaction {signed.tx_hash}): {exc.message} No tokens moved, no gas was spent.",
+                code=exc.code,
+                data=exc.data,
+            ) from exc
+        return _DOUBTFUL_TIMEOUT_S
+    except ChainUnavailable:
+        return _DOUBTFUL_TIMEOUT_S
+    return _RECEIPT_TIMEOUT_S
+
+
+def _is_known(tx_hash: str) -> Question[bool]:
+    try:
+        return (yield RpcRequest("eth_getTransactionByHash", (tx_hash,))) is not None
+    except ChainUnavailable:
+        return False
+
+
+def _mined(tx_hash: str, what: str, timeout_s: float) -> Question[str]:
+    """The hash, when the chain has the transaction. Bad answers of the node are passed over until the time is up."""
+    waited_s, pause_s, until = 0.0, _FIRST_LOOK_S, time.monotonic() + timeout_s
+    problem = ""
+    while waited_s < timeout_s and time.monotonic() < until:
+        try:
+            done = yield from receipt(tx_hash)
+        except ChainUnavailable as exc:
+            done, problem = None, f" The node's last answer: {exc.message}"
+        if done is not None and done.is_success:
+            return tx_hash
         if done is not None:
-            if done.is_success:
-                return signed.tx_hash
             raise NotPaid(
-                f"{what} was mined and reverted (transaction {signed.tx_hash}). Gas was spent, no tokens moved. "
+                f"{what} was mined and reverted (transaction {tx_hash}). Gas was spent, no tokens moved. "
                 "Look at it in the explorer; the token may be paused.",
                 kind="chain",
             )
         yield Sleep(pause_s)
         waited_s, pause_s = waited_s + pause_s, min(2 * pause_s, _LONGEST_LOOK_S)
+    if timeout_s == _DOUBTFUL_TIMEOUT_S:
+        raise ChainUnavailable(
+            f"{what} may have been sent as {tx_hash} (the node's answer was lost), and is not mined after "
+            f"{timeout_s:.0f} s. No tokens moved. Look it up before you send it again.{problem}"
+        )
     raise ChainUnavailable(
-        f"{what} was sent as {signed.tx_hash} and is not mined after {_RECEIPT_TIMEOUT_S:.0f} s. No tokens moved. "
-        "It may still be mined: look it up before you send it again."
+        f"{what} was sent as {tx_hash} and is not mined after {timeout_s:.0f} s. No tokens moved. "
+        f"It may still be mined: look it up before you send it again.{problem}"
     )
 
 
 def _prepared(network: Network, sender: str, to: str, data: bytes, what: str) -> Question[UnsignedTransaction]:
     balance_wei = yield from native_balance(sender)
-    if balance_wei == 0:
-        raise _no_gas(network, sender, what, "it holds none")
-    unsigned = yield from prepare_transaction(network, sender, to=to, data=data)
+    try:
+        unsigned = yield from prepare_transaction(network, sender, to=to, data=data)
+    except RpcError as exc:
+        if balance_wei and not _says(exc, _NO_FUNDS):
+            raise
+        unsigned = yield from prepare_transaction(network, sender, to=to, data=data, gas=_USUAL_GAS)
+        missing_wei = max(unsigned.max_cost_wei - balance_wei, _missing(exc, unsigned))
+        reason = f"it holds {format_amount(balance_wei)}, too little to try it" if balance_wei else "it holds none"
+        raise _no_gas(network, sender, what, reason, missing_wei) from exc
     if balance_wei < unsigned.max_cost_wei:
         needed, held = format_amount(unsigned.max_cost_wei), format_amount(balance_wei)
-        raise _no_gas(network, sender, what, f"it holds {held} and up to {needed} may be needed")
+        reason = f"it holds {held} and up to {needed} may be needed" if balance_wei else "it holds none"
+        raise _no_gas(network, sender, what, reason, unsigned.max_cost_wei - balance_wei)
     return unsigned
 
 
-def prepare_transaction(network: Network, sender: str, *, to: str, data: bytes) -> Question[UnsignedTransaction]:
-    """A transaction with the sender's next nonce and today's fees; whether the sender can pay them is not asked."""
-    call = {"from": sender, "to": to, "data": "0x" + data.hex()}
-    gas = int((yield RpcRequest("eth_estimateGas", (call,))), 16)
-    price_wei = int((yield RpcRequest("eth_gasPrice", ())), 16)
+def prepare_transaction(
+    network: Network, sender: str, *, to: str, data: bytes, gas: int | None = None
+) -> Question[UnsignedTransaction]:
+    """A transaction with the sender's next nonce and today's fees; whether the sender can pay them is not asked.
+
+    `gas` None has the node estimate it.
+    """
+    if gas is None:
+        call = {"from": sender, "to": to, "data": "0x" + data.hex()}
+        estimate = quantity((yield RpcRequest("eth_estimateGas", (call,))))
+        gas = estimate + estimate // 5
+    price_wei = quantity((yield RpcRequest("eth_gasPrice", ())))
     try:
-        tip_wei = int((yield RpcRequest("eth_maxPriorityFeePerGas", ())), 16)
+        tip_wei = quantity((yield RpcRequest("eth_maxPriorityFeePerGas", ())))
     except RpcError:  # not every node has the method; the gas price holds base fee and tip
         tip_wei = price_wei
     return UnsignedTransaction(
         chain_id=network.chain_id,
-        nonce=int((yield RpcRequest("eth_getTransactionCount", (sender, "pending"))), 16),
+        nonce=quantity((yield RpcRequest("eth_getTransactionCount", (sender, "pending")))),
         max_priority_fee_wei=min(tip_wei, price_wei),
         max_fee_wei=2 * price_wei,  # the base fee may rise by an eighth per block
-        gas=gas + gas // 5,
+        gas=gas,
         to=to,
         data=data,
     )
 
 
-def _no_gas(network: Network, sender: str, what: str, reason: str) -> InsufficientFunds:
+def _says(exc: RpcError, words: tuple[str, ...]) -> bool:
+    said = exc.message.casefold()
+    return any(word in said for word in words)
+
+
+def _missing(exc: RpcError, unsigned: UnsignedTransaction) -> int:
+    """How much more a node wants to see: as it says, or else what the transaction costs.
+
+    A rollup also takes the fee of the chain below, which no estimate of gas holds.
+    """
+    if (overshot := _OVERSHOT.search(exc.message)) is not None:
+        return int(overshot[1])
+    if (both := _HAVE_AND_WANT.search(exc.message)) is not None:
+        return max(0, int(both[2]) - int(both[1]))
+    return unsigned.max_cost_wei
+
+
+def _no_gas(network: Network, sender: str, what: str, reason: str, missing_wei: int) -> InsufficientFunds:
+    shown = format_amount(-(-max(missing_wei, 1) // _WEI_PER_GWEI) * _WEI_PER_GWEI)
     return InsufficientFunds(
         f"{what} needs ETH on {network.name} for gas, and {reason}. Nothing was sent. "
-        f"Send a little ETH to {sender} (payments themselves need none)."
+        f"Send a little ETH to {sender}: at least {shown} ETH (payments themselves need none)."
     )

@@ -6,10 +6,11 @@ its price, and the answer is judged by the spend policy.
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import typer
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from opengradient_x402.payment.challenge import PaymentTerms
 
 _MOST_SKEW_S = 30
+_DELEGATION: Final = bytes.fromhex("ef0100")  # EIP-7702: what a delegated account's code begins with
 _MARKS = {"ok": "✓", "warning": "!", "problem": "✗", "skipped": "-"}
 
 
@@ -73,6 +75,7 @@ class _Examination:
             ("network", self._chain),
             ("gateway", self._gateway),
             ("clock", self._clock),
+            ("account", self._account),
             ("gas", self._gas),
             ("tokens", self._tokens),
             ("allowance", self._allowance),
@@ -149,6 +152,23 @@ class _Examination:
             )
         return _ok("clock", f"within {max(abs(skew_s), 1)} s of {whose}")
 
+    def _account(self) -> Diagnosis:
+        from opengradient_x402.addresses import address_of
+        from opengradient_x402.chain.questions import code_of
+
+        network, address = self._known_network(), self._known_address()
+        code = self._reader(network).ask(code_of(address))
+        if not code:
+            return _ok("account", "a wallet with a key and no code")
+        is_delegated = code.startswith(_DELEGATION) and len(code) == len(_DELEGATION) + 20
+        what = f"delegates to the contract {address_of(code)} (EIP-7702)" if is_delegated else "is a contract"
+        return Diagnosis(
+            name="account",
+            state="warning",
+            found=f"{address} {what}: that code decides whether a signature of the key counts",
+            fix="If payments are refused, use a wallet without code, or end the delegation.",
+        )
+
     def _gas(self) -> Diagnosis:
         from opengradient_x402.chain.questions import native_balance
         from opengradient_x402.money import format_amount
@@ -181,12 +201,14 @@ class _Examination:
         from opengradient_x402.money import MAX_UINT256
 
         network, address = self._known_network(), self._known_address()
+        # Only what was typed is typed again: the name in a network file is no name that `--network` knows.
+        option = f" --network {shlex.quote(self._network_choice)}" if self._network_choice else ""
         allowed = self._reader(network).ask(allowance(network.asset.address, address, network.permit2))
         if allowed < self._needed() or allowed == 0:
             return _problem(
                 "allowance",
                 f"payments may take {network.asset.format(allowed)}",
-                f"Run `opengradient-x402 approve 5 --network {self._network_choice or network.name}` once.",
+                f"Run `opengradient-x402 approve 5{option}` once.",
             )
         if allowed > MAX_UINT256 // 2:
             return Diagnosis(

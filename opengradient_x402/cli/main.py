@@ -22,6 +22,7 @@ from opengradient_x402.errors import NotPaid, OpenGradientError
 _COMMANDS = {
     "approve": "wallet:approve",
     "balance": "wallet:balance",
+    "cancel": "wallet:cancel",
     "chat": "chat:chat",
     "doctor": "doctor:doctor",
     "models": "models:models",

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from opengradient_x402.ledger.ledger import Ledger
     from opengradient_x402.networks import Network
     from opengradient_x402.payment.payments import Payments
-    from opengradient_x402.signer import LocalSigner
+    from opengradient_x402.signer import Signer
 
 NetworkOption = Annotated[
     str | None,
@@ -52,12 +52,17 @@ def gateway_of(choice: str | None, network: Network) -> str:
     return choice or Settings.load().gateway_url or network.gateway_url
 
 
-def signer_of_environment() -> LocalSigner:
-    """The wallet of OG_PRIVATE_KEY. Raises InvalidPrivateKey."""
-    from opengradient_x402.settings import Settings
-    from opengradient_x402.signer import LocalSigner
+def signer_of_environment() -> Signer:
+    """The wallet of OG_PRIVATE_KEY or OG_KEYSTORE, whose password is asked for. Raises InvalidPrivateKey."""
+    import sys
 
-    return LocalSigner(Settings.load().require_private_key())
+    from opengradient_x402.settings import Settings
+    from opengradient_x402.signer import Keystore, signer_of
+
+    key = Settings.load().require_key()
+    if isinstance(key, Keystore) and key.password is None and sys.stdin.isatty():
+        key = Keystore(key.path, typer.prompt(f"Password of {key.path}", hide_input=True, err=True))
+    return signer_of(key)
 
 
 @contextmanager

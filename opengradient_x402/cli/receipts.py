@@ -79,7 +79,7 @@ def show(
     from opengradient_x402.settlement.reconciler import Reconciler
 
     with opened_ledger(ledger) as book:
-        receipt = _found(book, call_id)
+        receipt = found_receipt(book, call_id)
         if refresh:
             receipt = Reconciler(network_of(network), book).refresh(receipt)
     if as_json:
@@ -263,7 +263,8 @@ def _status(name: str) -> ReceiptStatus:
         raise typer.BadParameter(f"{name!r} is not one of {', '.join(ReceiptStatus)}", param_hint="--status") from exc
 
 
-def _found(book: Ledger, call_id: str) -> SettlementReceipt:
+def found_receipt(book: Ledger, call_id: str) -> SettlementReceipt:
+    """The one receipt whose call id begins so. Raises BadParameter when there is none, or more than one."""
     matching = [receipt for receipt in book.receipts().result() if receipt.call_id.startswith(call_id)]
     exact = [receipt for receipt in matching if receipt.call_id == call_id]
     if len(exact or matching) == 1:

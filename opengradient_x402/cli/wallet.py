@@ -1,4 +1,4 @@
-"""`opengradient-x402 balance` and `approve`: what a wallet has and may pay, and letting Permit2 move its tokens."""
+"""`opengradient-x402 balance`, `approve` and `cancel`: what a wallet has, may pay, and takes back."""
 
 from __future__ import annotations
 
@@ -96,3 +96,37 @@ def approve(
         typer.echo(f"Payments may take {allowed} on {chosen.name} already; nothing was sent.")
     else:
         typer.echo(f"Payments may take {allowed} on {chosen.name} now (transaction {approval.tx_hash}).")
+
+
+def cancel(
+    call_id: Annotated[str, typer.Argument(help="The id of a call, or the beginning of one.")],
+    network: NetworkOption = None,
+    ledger: LedgerOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Burn the nonce of a payment that is still open, so that nobody can take it. Costs gas.
+
+    A payment of a session pays for all its calls: none of them can be taken then.
+    """
+    from opengradient_x402.cli.output import print_json
+    from opengradient_x402.cli.receipts import found_receipt
+    from opengradient_x402.payment.wallet import Wallet
+    from opengradient_x402.settlement.reconciler import Reconciler
+
+    chosen = network_of(network)
+    with opened_ledger(ledger) as book:
+        receipt = found_receipt(book, call_id)
+        entries = book.authorizations(payer=receipt.payer, network=chosen.caip2).result()
+        entry = next((entry for entry in entries if entry.id == receipt.authorization_id), None)
+        if entry is None:
+            raise typer.BadParameter(
+                f"its payment was made on {receipt.network}: name that --network", param_hint="call_id"
+            )
+        done = Wallet(chosen, signer_of_environment()).cancel(entry)
+        now = Reconciler(chosen, book).refresh(receipt)
+    if as_json:
+        print_json({"call_id": now.call_id, "transaction": done.tx_hash, "status": now.status.value})
+    elif done.tx_hash is None:
+        typer.echo(f"{now.call_id}: its nonce was used already. The receipt is {now.status}; nothing was sent.")
+    else:
+        typer.echo(f"{now.call_id}: cancelled in transaction {done.tx_hash}. The receipt is {now.status}.")

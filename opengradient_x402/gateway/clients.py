@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from opengradient_x402.networks import Network
     from opengradient_x402.payment.payments import Payments
     from opengradient_x402.payment.policy import SpendPolicy
+    from opengradient_x402.signer import Keystore, Signer
 
 REST_S: Final = 3.0
 """How long connections and the ledger's thread stay that no model uses: idle connections last little longer."""
@@ -60,7 +61,7 @@ class Route:
     read it. `base_url` None takes the network's own gateway.
     """
 
-    private_key: SecretStr | None = None
+    private_key: SecretStr | Keystore | Signer | None = None
     network: str | Path | Network | None = None
     policy: SpendPolicy | None = None
     ledger: Ledger | str | Path | None = field(default=None, repr=False)  # a URL may hold a password
@@ -246,7 +247,7 @@ class Registry(Resident):
         from opengradient_x402.networks import load_network
         from opengradient_x402.payment.payments import Payments
         from opengradient_x402.payment.policy import SpendPolicy
-        from opengradient_x402.signer import LocalSigner
+        from opengradient_x402.signer import signer_of
 
         if route.private_key is None:
             raise InvalidPrivateKey(
@@ -255,7 +256,7 @@ class Registry(Resident):
                 "keys: `opengradient-devnet`."
             )
         assert route.network is not None and route.ledger is not None  # noqa: S101, PT018  (see Route)
-        signer = LocalSigner(route.private_key)
+        signer = signer_of(route.private_key)
         network = load_network(route.network)
         policy = route.policy if route.policy is not None else SpendPolicy()
         ledger = route.ledger if isinstance(route.ledger, Ledger) else self._ledger(route.ledger)

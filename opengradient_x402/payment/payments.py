@@ -35,13 +35,13 @@ from opengradient_x402.models import find_model, usd_to_atomic
 from opengradient_x402.networks import Network, load_network
 from opengradient_x402.payment.call import Answer, Call, build_receipt
 from opengradient_x402.payment.clock import Clock
-from opengradient_x402.payment.funds import Funds
 from opengradient_x402.payment.gateways import KnownGateways, origin_of
 from opengradient_x402.payment.permits import SignedPayment, payment_header, signed_payload, terms_to_sign
 from opengradient_x402.payment.policy import SpendPolicy
 from opengradient_x402.payment.sessions import PaidSession, SessionKey, SessionPool, redact_sessions
+from opengradient_x402.payment.wallet import Funds
 from opengradient_x402.process import Ending, Resident, belongs
-from opengradient_x402.signer import LocalSigner, Signer
+from opengradient_x402.signer import ForeignSigner, Keystore, Signer, signer_of
 
 if TYPE_CHECKING:
     from opengradient_x402.payment.challenge import Challenge, PaymentTerms
@@ -86,7 +86,9 @@ class Payments(Resident):
     ) -> None:
         redact_sessions()
         self.network = network
-        self.signer = signer
+        self.signer = signer = signer_of(signer)
+        if isinstance(signer, ForeignSigner):
+            signer.remember_in(ledger)
         self.policy = policy if policy is not None else SpendPolicy()
         self.ledger = ledger
         self.sessions = SessionPool(idle_s=network.session_idle_s)
@@ -105,12 +107,14 @@ class Payments(Resident):
         cls,
         *,
         network: str | Path | Network | None = None,
-        private_key: str | SecretStr | Signer | None = None,
+        private_key: str | bytes | SecretStr | Keystore | Signer | object | None = None,
         policy: SpendPolicy | None = None,
         ledger: Ledger | str | Path | None = None,
         settings: Settings | None = None,
     ) -> Payments:
         """Payments from what the user gave, completed from the environment (`OG_*`) and `.env`.
+
+        `private_key` is a key in any form that `signer_of` takes.
 
         Raises ConfigurationError for a missing or malformed key, or an unknown network.
         """
@@ -118,11 +122,11 @@ class Payments(Resident):
             from opengradient_x402.settings import Settings
 
             settings = Settings.load()
-        key = private_key if private_key is not None else settings.require_private_key()
+        key = private_key if private_key is not None else settings.require_key()
         own = not isinstance(ledger, Ledger)
         payments = cls(
             network=load_network(network if network is not None else settings.network),
-            signer=LocalSigner(key) if isinstance(key, str | SecretStr) else key,
+            signer=signer_of(key),
             policy=policy,
             ledger=ledger if isinstance(ledger, Ledger) else Ledger(ledger or settings.ledger_url),
         )
@@ -333,7 +337,7 @@ class Payments(Resident):
         if "balance" in reason or "insufficient_funds" in reason:
             advice = f"If its reason is true: send {self.network.asset.symbol} to {self.payer}."
         elif "allowance" in reason:
-            advice = "If its reason is true: run `opengradient-x402 approve` once for this wallet."
+            advice = "If its reason is true: run `opengradient-x402 approve 5` once for this wallet."
         left_s = max(0, authorization.deadline - int(time.time()))
         most = self.network.asset.format(authorization.amount_atomic)
         return PaymentOutcomeUnknown(

@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from opengradient_x402.chain.eip712 import payment_digest
+from opengradient_x402.chain.eip712 import payment_digest, payment_document
 from opengradient_x402.errors import PolicyRefused
 from opengradient_x402.ledger.authorizations import Authorization, SignedTerms
 from opengradient_x402.networks import Network
 from opengradient_x402.payment.challenge import PaymentTerms
-from opengradient_x402.signer import Signer
+from opengradient_x402.signer import Signer, sign_typed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,16 +56,17 @@ def signed_payload(
     authorization: Authorization, *, accepted: PaymentTerms, signer: Signer, network: Network
 ) -> dict[str, Any]:
     """The payload of a payment, with the signature over the authorization's latest terms: it can move money."""
-    digest = payment_digest(
-        authorization.terms,
-        payer=authorization.payer,
-        nonce=authorization.nonce,
-        network=network,
-        token_name=accepted.asset_name,
-        token_version=accepted.asset_version,
-    )
+    fields: dict[str, Any] = {
+        "payer": authorization.payer,
+        "nonce": authorization.nonce,
+        "network": network,
+        "token_name": accepted.asset_name,
+        "token_version": accepted.asset_version,
+    }
+    digest = payment_digest(authorization.terms, **fields)
+    signature = sign_typed(signer, digest, lambda: payment_document(authorization.terms, **fields))
     make = _transfer if authorization.transfer_method == "eip3009" else _permit
-    return {**make(authorization), "signature": "0x" + signer.sign_digest(digest).hex()}
+    return {**make(authorization), "signature": "0x" + signature.hex()}
 
 
 def payment_header(

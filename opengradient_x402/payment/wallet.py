@@ -1,15 +1,18 @@
 """The payer's own account: balances, the Permit2 allowance, approving it, cancelling an authorization.
 
-Transactions are sent only by an explicit call of the user, for an amount that the call names. Does not pay
-for model calls and does not know the ledger. The questions are generators (`_balance`, `_approve`, ...), and
-`Wallet` and `AsyncWallet` ask them.
+Transactions are sent only by an explicit call of the user, for an amount that the call names: by the wallet itself,
+or with a payment, by a facilitator that pays for the gas (x402 extension `erc20ApprovalGasSponsoring`, version 1).
+`Funds` looks at balance and allowance before a first signature; that is advice, and never delays a payment for long.
+This module does not pay for model calls and does not know the ledger.
 """
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import Future
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from opengradient_x402.addresses import address_word
 from opengradient_x402.chain.eip712 import cancel_authorization_digest
@@ -23,23 +26,29 @@ from opengradient_x402.chain.questions import (
     native_balance,
     nonce_used,
 )
-from opengradient_x402.chain.transactions import send_transaction
-from opengradient_x402.errors import (
-    AllowanceMissing,
-    ConfigurationError,
-    InsufficientFunds,
-)
+from opengradient_x402.chain.transactions import prepare_transaction, send_transaction, sign_transaction
+from opengradient_x402.effects import Sleep, in_thread
+from opengradient_x402.errors import AllowanceMissing, ChainUnavailable, ConfigurationError, InsufficientFunds
 from opengradient_x402.money import MAX_UINT256, parse_amount
-from opengradient_x402.networks import Network
+from opengradient_x402.networks import PRESETS, Network
+from opengradient_x402.payment.policy import SpendPolicy
 from opengradient_x402.signer import Signer
 
 if TYPE_CHECKING:
     from opengradient_x402.ledger.authorizations import Authorization
-    from opengradient_x402.payment.challenge import PaymentTerms
+    from opengradient_x402.payment.challenge import Challenge, PaymentTerms
 
 Amount = str | int | Decimal
 """An amount in whole tokens: `"0.5"`, `5`, `Decimal("0.5")`."""
 
+SPONSORED_APPROVAL: Final = "erc20ApprovalGasSponsoring"
+_SPONSORED_APPROVAL_VERSION: Final = "1"
+_ADVICE_S: Final = 2.0
+"""The look before a first signature may take so long: the gateway looks too, and users wait."""
+_ADVICE_PAUSE_S: Final = 60.0
+"""After a look that failed, payments go without one for this long."""
+_LAG_S: Final = 20.0
+"""Nodes behind one URL may be this far behind each other."""
 UNLIMITED: Final = "unlimited"
 _MOST_BY_NUMBER: Final = 2**128
 """More than any token has units. Whoever wants an approval without a limit has to say so by name."""
@@ -160,6 +169,60 @@ class AsyncWallet:
         return await self._chain.ask(_cancel(self.network, self.signer, authorization))
 
 
+class Funds:
+    """Whether one wallet can pay what it is about to sign for. Thread-safe: the worst race reads the chain twice.
+
+    Known to suffice, it is not read again until a gateway says otherwise. A node that does not answer is no reason to
+    refuse. Reading is done in a thread, for sync and async callers alike.
+    """
+
+    def __init__(self, *, network: Network, signer: Signer, policy: SpendPolicy) -> None:
+        self._network = network
+        self._signer = signer
+        self._policy = policy
+        self._known_atomic = 0
+        self._silent_until_s = 0.0
+        self.approval: dict[str, Any] | None = None
+        """What travels with the next payment so that it can settle: an approval that the facilitator sends."""
+
+    def check(self, terms: PaymentTerms, challenge: Challenge) -> Future[None] | None:
+        """A look at the chain; None when the funds are known to suffice, or when a look has just failed.
+
+        The future raises InsufficientFunds or AllowanceMissing.
+        """
+        if terms.amount_atomic <= self._known_atomic or time.monotonic() < self._silent_until_s:
+            return None
+        return in_thread(lambda: self._look(terms, challenge), name="opengradient-funds")
+
+    def forget(self) -> None:
+        """Look at the chain again before the next signature."""
+        self._known_atomic, self._silent_until_s = 0, 0.0
+
+    def _look(self, terms: PaymentTerms, challenge: Challenge) -> None:
+        reading = in_thread(
+            lambda: require_funds(self._network, self._signer.address, terms), name="opengradient-funds-read"
+        )
+        try:
+            reading.result(_ADVICE_S)
+        except (ChainUnavailable, TimeoutError):
+            self._silent_until_s = time.monotonic() + _ADVICE_PAUSE_S
+            return
+        except AllowanceMissing:
+            self.approval = self._sponsored(terms, challenge)
+            if self.approval is None:
+                raise
+            return  # the allowance comes with the settlement: the next payment looks again
+        self._known_atomic, self.approval = terms.amount_atomic, None
+
+    def _sponsored(self, terms: PaymentTerms, challenge: Challenge) -> dict[str, Any] | None:
+        """Only if the user asked for one by name, and the gateway offers it."""
+        allowed = self._policy.sponsored_approval_atomic(self._network.asset)
+        if allowed is None or allowed < terms.amount_atomic or SPONSORED_APPROVAL not in challenge.extensions:
+            return None
+        with ChainReader(self._network.rpc_url, self._network.chain_id) as chain:
+            return chain.ask(_sponsored_approval(self._network, self._signer, amount_atomic=allowed))
+
+
 def require_funds(network: Network, payer: str, terms: PaymentTerms) -> None:
     """Look on chain whether a payment can be settled at all, before it is signed.
 
@@ -182,10 +245,12 @@ def _require_funds(network: Network, payer: str, terms: PaymentTerms) -> Questio
         return
     allowed = yield from _allowance(network, payer)
     if allowed < terms.amount_atomic:
+        whole = -(-terms.amount_atomic // 10**asset.decimals)
+        option = f" --network {network.name}" if network.name in PRESETS else ""
         raise AllowanceMissing(
             f"Permit2 may move {asset.format(allowed)} of {payer} on {network.name}; the payment authorizes "
-            f"{asset.format(terms.amount_atomic)}. Nothing was signed. Run `opengradient-x402 approve` once, or "
-            "call `ensure_opg_approval(min_allowance=…)`."
+            f"{asset.format(terms.amount_atomic)}. Nothing was signed. Run `opengradient-x402 approve {whole}{option}` "
+            f"once, or call `ensure_opg_approval(min_allowance={whole})`."
         )
 
 
@@ -239,10 +304,53 @@ def _ensure_approval(network: Network, signer: Signer, wanted: _Wanted) -> Quest
     before = yield from _allowance(network, signer.address)
     if before >= wanted.min_atomic:
         return Approval(allowance_before_atomic=before, allowance_after_atomic=before, tx_hash=None)
-    data = _APPROVE + address_word(network.permit2) + _word(wanted.approve_atomic)
+    data = _approve_call(network, wanted.approve_atomic)
     tx_hash = yield from send_transaction(network, signer, to=network.asset.address, data=data, what="The approval")
-    after = yield from _allowance(network, signer.address)
+    after = yield from _allowance_after(network, signer.address, wanted, tx_hash)
     return Approval(allowance_before_atomic=before, allowance_after_atomic=after, tx_hash=tx_hash)
+
+
+def _allowance_after(network: Network, owner: str, wanted: _Wanted, tx_hash: str) -> Question[int]:
+    """The allowance, when the node knows of the approval: it may be a block behind the one that mined it."""
+    waited_s, pause_s, shown = 0.0, 0.05, "no allowance"
+    until = time.monotonic() + _LAG_S
+    while waited_s < _LAG_S and time.monotonic() < until:
+        try:
+            after = yield from _allowance(network, owner)
+        except ChainUnavailable as exc:
+            shown = exc.message
+        else:
+            if after >= wanted.min_atomic:
+                return after
+            shown = network.asset.format(after)
+        yield Sleep(pause_s)
+        waited_s, pause_s = waited_s + pause_s, min(2 * pause_s, 2.0)
+    raise ChainUnavailable(
+        f"The approval is mined (transaction {tx_hash}), and the node still reports {shown}. No tokens moved. "
+        "The approval holds: nodes can be behind. Ask for the balance later, or use another node."
+    )
+
+
+def _approve_call(network: Network, amount_atomic: int) -> bytes:
+    return _APPROVE + address_word(network.permit2) + _word(amount_atomic)
+
+
+def _sponsored_approval(network: Network, signer: Signer, *, amount_atomic: int) -> Question[dict[str, Any]]:
+    """A payment's `extensions`: a signed transaction that lets Permit2 move `amount_atomic`. It is not sent here."""
+    data = _approve_call(network, amount_atomic)
+    unsigned = yield from prepare_transaction(network, signer.address, to=network.asset.address, data=data)
+    return {
+        SPONSORED_APPROVAL: {
+            "info": {
+                "from": signer.address,
+                "asset": network.asset.address,
+                "spender": network.permit2,
+                "amount": str(amount_atomic),
+                "signedTransaction": "0x" + sign_transaction(unsigned, signer=signer).raw.hex(),
+                "version": _SPONSORED_APPROVAL_VERSION,
+            }
+        }
+    }
 
 
 def _cancel(network: Network, signer: Signer, authorization: Authorization) -> Question[Cancellation]:

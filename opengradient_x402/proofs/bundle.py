@@ -23,8 +23,7 @@ from opengradient_x402.money import Asset
 from opengradient_x402.networks import ChainContract, Network
 from opengradient_x402.proofs.data_settlement import DataSettlement
 from opengradient_x402.proofs.findings import Finding, not_proven, proven, refuted
-from opengradient_x402.signatures import recover_address, text_digest
-from opengradient_x402.signer import Signer
+from opengradient_x402.signer import Signer, recover_address, text_digest
 from opengradient_x402.strict_json import check_depth
 
 FORMAT: Final = "opengradient-audit-bundle/1"

@@ -18,7 +18,7 @@ from opengradient_x402.networks import Network
 from opengradient_x402.proofs.bundle import Case
 from opengradient_x402.proofs.findings import Finding, not_proven, proven, refuted
 from opengradient_x402.settlement.recognition import SettlementFound
-from opengradient_x402.signatures import SIGNATURE_BYTES, recover_address
+from opengradient_x402.signer import SIGNATURE_BYTES, recover_address
 
 SIGNED: Final = "the payer signed for this payment"
 SHARES: Final = "the calls' shares add up to the settlement"

@@ -132,9 +132,25 @@ import langchain_opengradient
 assert "langchain_core" not in sys.modules and "opengradient_x402.gateway.client" not in sys.modules
 from langchain_opengradient import ChatOpenGradient
 ChatOpenGradient(model="openai/gpt-5")
-heavy = {"web3", "eth_account", "openai", "sqlalchemy", "transformers", "tiktoken", "langchain", "IPython",
+heavy = {"web3", "eth_account", "eth_abi", "openai", "sqlalchemy", "transformers", "tiktoken", "langchain", "IPython",
          "opengradient_devnet", "opengradient_x402.gateway.client", "opengradient_x402.payment.payments"}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=240)
+
+
+def test_a_first_call_and_a_first_token_load_nothing_of_web3(devnet: Devnet, tmp_path):
+    wallet = devnet.account(opg="10", approved=True)
+    script = f"""
+import sys
+from langchain_opengradient import ChatOpenGradient
+model = ChatOpenGradient(model="openai/gpt-5", private_key={wallet.private_key!r},
+                         network="{devnet.gateway_url}/network", ledger={str(tmp_path / "l.sqlite")!r})
+next(iter(model.stream("hello")))
+model.invoke("hello")
+slow = {{"web3", "eth_account", "eth_abi"}}
+assert not slow & set(sys.modules), slow & set(sys.modules)
+model.close()
 """
     subprocess.run([sys.executable, "-c", script], check=True, timeout=240)
 

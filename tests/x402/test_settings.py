@@ -49,8 +49,8 @@ def test_the_key_is_not_in_the_repr():
 
 def test_a_missing_key_is_an_error_that_names_the_variable():
     with pytest.raises(InvalidPrivateKey, match="Set OG_PRIVATE_KEY"):
-        Settings.load({}, dotenv=False).require_private_key()
-    key = Settings.load({"OG_PRIVATE_KEY": KEY}, dotenv=False).require_private_key()
+        Settings.load({}, dotenv=False).require_key()
+    key = Settings.load({"OG_PRIVATE_KEY": KEY}, dotenv=False).require_key()
     assert key.get_secret_value() == KEY
 
 

@@ -141,7 +141,21 @@ def test_only_digests_are_signed():
         LocalSigner("33" * 32).sign_digest(b"a message")
 
 
-@pytest.mark.parametrize("key", ["11" * 32, "0x" + "11" * 32, " 0x" + "11" * 32 + "\n", SecretStr("0x" + "11" * 32)])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "11" * 32,
+        "0x" + "11" * 32,
+        "0X" + "11" * 32,
+        " 0x" + "11" * 32 + "\n",
+        f'"0x{"11" * 32}"',
+        f"'{'11' * 32}'",
+        b"\x11" * 32,
+        bytearray(b"\x11" * 32),
+        SecretStr("0x" + "11" * 32),
+    ],
+    ids=range(9),
+)
 def test_a_key_is_accepted_in_its_usual_forms(key):
     assert LocalSigner(key).address == "0x19E7E376E7C213B7E7e7e46cc70A5dD086DAff2A"
 
@@ -151,7 +165,7 @@ def test_a_key_is_accepted_in_its_usual_forms(key):
     [
         "",
         "0x",
-        "0X" + CANARY,
+        "0X" + CANARY[:-1],
         CANARY[:-1],
         CANARY + "0",
         CANARY[:-2] + "zz",
@@ -159,7 +173,7 @@ def test_a_key_is_accepted_in_its_usual_forms(key):
         "00" * 32,
         "ff" * 32,
         f"{signer_module._CURVE_ORDER:064x}",
-        bytes.fromhex(CANARY),
+        bytes.fromhex(CANARY)[1:],
         int(CANARY, 16),
         None,
     ],
@@ -200,7 +214,8 @@ def test_copies_are_the_signer_itself():
 
 def test_importing_and_signing_load_neither_web3_nor_eth_account():
     program = (
-        "import sys, opengradient_x402.signer as s; s.LocalSigner('11' * 32).sign_digest(bytes(32));"
+        "import sys, opengradient_x402, opengradient_x402.signer as s; opengradient_x402.Payments;"
+        "opengradient_x402.Wallet; opengradient_x402.RegistryGateway; s.LocalSigner('11' * 32).sign_digest(bytes(32));"
         "print([m for m in ('web3', 'eth_account', 'eth_abi') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -21,7 +21,7 @@ from opengradient_x402.chain.questions import (
     receipt,
     transaction,
 )
-from opengradient_x402.chain.transactions import UnsignedTransaction, rlp_encode, sign_transaction
+from opengradient_x402.chain.transactions import UnsignedTransaction, sign_transaction
 from opengradient_x402.errors import ChainUnavailable, ConfigurationError, RpcError
 from opengradient_x402.signer import LocalSigner
 from support.node import serving
@@ -227,18 +227,6 @@ def test_a_node_that_refuses_even_one_block_stops_the_scan():
 def test_malformed_logs_are_an_error():
     with pytest.raises(RpcError, match="is not a list of logs"):
         answered(logs(ANYONE, [None], from_block=0, to_block=1), lambda request: [{"address": None}])
-
-
-rlp_items = st.recursive(
-    st.binary(max_size=80) | st.integers(0, 2**256), lambda inner: st.lists(inner, max_size=8), max_leaves=30
-)
-
-
-@given(rlp_items)
-def test_rlp_is_the_reference_encoding(item):
-    import rlp
-
-    assert rlp_encode(item) == rlp.encode(item)
 
 
 @pytest.mark.parametrize("data", [b"", b"\x01", secrets.token_bytes(300)])

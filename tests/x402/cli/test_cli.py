@@ -19,6 +19,7 @@ from opengradient_devnet.faults import AlterTerms, ErrorEvent, SettleAtCap
 from opengradient_x402.cli.main import build_app
 from opengradient_x402.cli.receipts import parse_since
 from opengradient_x402.ledger.ledger import Ledger
+from support.node import serving
 from support.payers import PROMPT, client_for, payments_for
 
 COMMAND = [sys.executable, "-c", "from opengradient_x402.cli.main import main; main()"]
@@ -54,7 +55,7 @@ def run(net, monkeypatch):
 
 def test_help_names_every_command_and_the_exit_codes(run):
     shown = run("--help").out
-    for word in ("chat", "approve", "balance", "doctor", "models", "receipts", "demo", "Exit codes", "130"):
+    for word in ("chat", "approve", "balance", "cancel", "doctor", "models", "receipts", "demo", "Exit codes", "130"):
         assert word in shown
     shown = run("receipts", "--help").out
     for word in ("list", "show", "reconcile", "export", "verify"):
@@ -254,6 +255,27 @@ def test_the_balance_of_another_address_needs_no_key(net, run):
     assert run("balance", "0x12").code == 2
 
 
+def test_a_payment_that_is_open_is_cancelled_once(net, run):
+    assert run("chat", "hello").code == 0
+    (receipt,) = run("receipts", "list", "--payer", run.account.address.lower(), "--json").json()
+    before = net.chain.token_balance(run.account.address)
+    first = run("cancel", receipt["call_id"][:12], "--json").json()
+    assert (first["call_id"], first["status"]) == (receipt["call_id"], "cancelled")
+    net.close_sessions()
+    assert net.chain.token_balance(run.account.address) == before
+    assert "used already" in run("cancel", receipt["call_id"]).out
+    assert run("cancel", "call_nobody").code == 2
+
+
+def test_a_payer_is_found_in_every_spelling_and_a_typing_error_is_refused(net, run):
+    assert run("chat", "hello").code == 0
+    lower = run.account.address.lower()
+    net.close_sessions()
+    assert run("receipts", "reconcile", "--payer", lower, "--json").json()["settled"] == 1
+    assert len(run("receipts", "list", "--payer", lower, "--json").json()) == 1
+    assert run("receipts", "list", "--payer", lower[:-1]).code == 2
+
+
 def test_approve_is_bounded_and_does_nothing_the_second_time(net, run):
     fresh = net.account(approved=False)
     run.monkeypatch.setenv("OG_PRIVATE_KEY", fresh.private_key)
@@ -280,13 +302,26 @@ def test_doctor_finds_nothing_wrong_on_a_good_machine_and_pays_nothing(net, run)
     assert done.code == 0
     found = states(done)
     assert list(found) == [
-        "key", "network", "gateway", "clock", "gas", "tokens", "allowance", "registry", "ledger",
+        "key", "network", "gateway", "clock", "account", "gas", "tokens", "allowance", "registry", "ledger",
     ]  # fmt: skip
     assert set(found.values()) <= {"ok", "warning"}
     assert run("receipts", "list", "--json").json() == []
     assert net.chain.token_balance(run.account.address) == before
     text = run("doctor")
-    assert text.out.count("✓") + text.out.count("!") == 9
+    assert text.out.count("✓") + text.out.count("!") == 10
+
+
+def test_doctor_says_that_a_wallet_has_code(net, run):
+    with serving(net.chain) as node:
+        network = net.network | {"rpc_url": node.url}
+        path = Path(net.network_file).with_name("delegated.json")
+        path.write_text(json.dumps(network))
+        for code, said in (("0xef0100" + "12" * 20, "EIP-7702"), ("0x6001", "is a contract"), ("0x", "no code")):
+            node.misbehave = lambda method, params, number, code=code: (
+                (200, {"result": code}) if method == "eth_getCode" else None
+            )
+            found = {check["name"]: check for check in run("doctor", "--network", str(path), "--json").json()}
+            assert said in found["account"]["found"]
 
 
 def test_doctor_names_each_problem_with_its_fix(net, run):

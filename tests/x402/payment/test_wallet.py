@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import socket
+import time
+from contextlib import suppress
+from dataclasses import replace
 from decimal import Decimal
 
 import pytest
@@ -8,16 +12,19 @@ from opengradient_devnet import Account, Devnet
 from opengradient_devnet.chain.accounts import new_account
 from opengradient_devnet.chain.chain import RpcError as ChainRefused
 from opengradient_devnet.contracts import OPG, PERMIT2, contract
-from opengradient_x402.chain.questions import ChainReader
+from opengradient_x402.chain.questions import ChainReader, RpcRequest
+from opengradient_x402.chain.transactions import send_transaction
 from opengradient_x402.errors import (
     AllowanceMissing,
     ChainUnavailable,
     ConfigurationError,
     InsufficientFunds,
     NotPaid,
+    RpcError,
 )
 from opengradient_x402.money import MAX_UINT256, format_amount
-from opengradient_x402.payment.wallet import AsyncWallet, Wallet, require_funds
+from opengradient_x402.payment.policy import SpendPolicy
+from opengradient_x402.payment.wallet import AsyncWallet, Funds, Wallet, require_funds
 from opengradient_x402.signer import LocalSigner
 from support.node import serving
 from support.settling import Payer, new_payer, settle
@@ -244,3 +251,172 @@ def test_the_approval_is_an_ordinary_one_of_permit2(net, unapproved):
     transaction = net.chain.rpc("eth_getTransactionByHash", [approval.tx_hash])
     assert transaction["to"].lower() == OPG.lower()
     assert bytes.fromhex(transaction["input"][2:]) == contract("OPG").encode("approve", PERMIT2, ATOMIC)
+
+
+def refusing(method: str, *answers):
+    """The node's answers to a method, one after the other; then it is itself again. `None` is an honest answer."""
+    left = list(answers)
+
+    def misbehave(asked, params, number):
+        return left.pop(0) if asked == method and left else None
+
+    return misbehave
+
+
+def error(message: str, code: int = -32000):
+    return 200, {"error": {"code": code, "message": message}}
+
+
+def approved_through(devnet: Devnet, payer: Payer, misbehave):
+    with serving(devnet.chain) as node:
+        node.misbehave = misbehave
+        chain = ChainReader(node.url, payer.network.chain_id)
+        return Wallet(payer.network, payer.signer, chain=chain).ensure_opg_approval(min_allowance=1)
+
+
+PENDING = {"blockHash": None, "blockNumber": None, "status": None, "logs": [], "transactionHash": "0x" + "00" * 32}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        error("transaction indexing is in progress"),
+        (200, {"result": PENDING}),
+        (200, {"result": None}),
+        (500, {"message": "internal"}),
+        (200, b'{"jsonrpc":"2.0","id":1,"resul'),
+        (404, b"<html>"),
+        (200, {"result": "soon"}),
+    ],
+    ids=["indexing", "pending", "unknown", "internal", "cut", "page", "text"],
+)
+def test_a_sent_approval_is_awaited_through_bad_answers(devnet, unapproved, answer):
+    approval = approved_through(devnet, unapproved, refusing("eth_getTransactionReceipt", answer, answer))
+    assert approval.allowance_after_atomic == 2 * ATOMIC
+    assert transactions_of(devnet, unapproved) == 1
+
+
+def test_a_node_that_lags_behind_the_approval_is_asked_until_it_knows(devnet, unapproved):
+    stale = (200, {"result": "0x" + "00" * 32})
+    looks = []
+
+    def misbehave(method, params, number):
+        if method != "eth_call" or not params[0]["data"].startswith("0xdd62ed3e"):
+            return None
+        looks.append(number)
+        return stale if 2 <= len(looks) <= 4 else error("header not found") if len(looks) == 5 else None
+
+    approval = approved_through(devnet, unapproved, misbehave)
+    assert (approval.allowance_after_atomic, len(looks)) == (2 * ATOMIC, 6)
+
+
+def test_a_nonce_that_was_used_meanwhile_is_asked_for_again(devnet, unapproved):
+    stale = (200, {"result": "0x0"})
+    wallet_of(unapproved).ensure_opg_approval(min_allowance="0.1")
+    approval = approved_through(devnet, unapproved, refusing("eth_getTransactionCount", stale, stale))
+    assert approval.allowance_after_atomic == 2 * ATOMIC
+    assert transactions_of(devnet, unapproved) == 2
+
+
+def test_nonce_too_low_for_what_was_mined_at_the_first_sending_is_success(devnet, unapproved):
+    """The node took it, the answer was lost, and it was mined before it was sent again."""
+
+    def misbehave(method, params, number):
+        if method == "eth_sendRawTransaction":
+            devnet.chain.rpc(method, params)
+            return error("nonce too low")
+        return None
+
+    approval = approved_through(devnet, unapproved, misbehave)
+    assert approval.tx_hash is not None
+    assert transactions_of(devnet, unapproved) == 1
+
+
+def test_an_answer_to_the_sending_that_was_lost_is_no_failure(devnet, unapproved):
+    def misbehave(method, params, number):
+        if method == "eth_sendRawTransaction":
+            devnet.chain.rpc(method, params)
+            return 500, {"message": "internal"}
+        return None
+
+    assert approved_through(devnet, unapproved, misbehave).allowance_after_atomic == 2 * ATOMIC
+
+
+@pytest.mark.parametrize(
+    ("method", "message", "missing"),
+    [
+        ("eth_sendRawTransaction", "insufficient funds: balance 1, tx cost 8, overshot 6000000000000", "0.000006"),
+        ("eth_sendRawTransaction", "insufficient funds for gas * price + value: have 1 want 7000000000001", "0.000007"),
+        ("eth_sendRawTransaction", "insufficient funds for transfer", "0.000"),
+        ("eth_estimateGas", "gas required exceeds allowance (0)", "0.000"),
+    ],
+)  # fmt: skip
+def test_money_that_is_missing_for_the_fees_is_named_with_its_amount(devnet, unapproved, method, message, missing):
+    with pytest.raises(InsufficientFunds, match=rf"Nothing was sent\. Send a little ETH to 0x\w+: at least {missing}"):
+        approved_through(devnet, unapproved, refusing(method, error(message)))
+    assert transactions_of(devnet, unapproved) == 0
+
+
+def test_a_refused_transaction_is_named_in_the_error(devnet, unapproved):
+    with pytest.raises(RpcError, match=r"was refused \(transaction 0x[0-9a-f]{64}\).*tx pool is full"):
+        approved_through(devnet, unapproved, refusing("eth_sendRawTransaction", error("tx pool is full")))
+
+
+@pytest.mark.parametrize(
+    ("method", "value"),
+    [
+        ("eth_estimateGas", None),
+        ("eth_gasPrice", ""),
+        ("eth_maxPriorityFeePerGas", 7),
+        ("eth_getTransactionCount", "12x"),
+    ],
+)
+def test_fees_that_are_no_numbers_are_errors_of_the_node(devnet, unapproved, method, value):
+    with suppress(RpcError):
+        approved_through(devnet, unapproved, refusing(method, (200, {"result": value})))
+    assert transactions_of(devnet, unapproved) == (method == "eth_maxPriorityFeePerGas")
+
+
+@pytest.mark.parametrize(
+    ("sending", "receipt", "reason"),
+    [
+        ("0x", None, "was sent as 0x.* not mined after 90 s"),
+        ("0x", RpcError("The node is tired."), "was sent as 0x.* not mined after 90 s.*last answer: The node is tired"),
+        (ChainUnavailable("No answer."), None, "may have been sent as 0x.* not mined after 30 s"),
+        (RpcError("nonce too low", code=-32000), None, "4 nonces in a row.*0x[0-9a-f]{64}"),
+    ],
+)
+def test_every_error_after_the_sending_holds_the_hash(unapproved, sending, receipt, reason):
+    answers = {
+        "eth_getBalance": hex(ATOMIC),
+        "eth_estimateGas": "0xc350",
+        "eth_gasPrice": "0x1",
+        "eth_maxPriorityFeePerGas": "0x1",
+        "eth_getTransactionCount": "0x0",
+        "eth_sendRawTransaction": sending,
+        "eth_getTransactionReceipt": receipt,
+        "eth_getTransactionByHash": None,
+    }
+    question = send_transaction(unapproved.network, unapproved.signer, to=OPG, data=b"", what="The approval")
+
+    def answered() -> None:
+        wanted = next(question)
+        while True:
+            answer = answers[wanted.method] if isinstance(wanted, RpcRequest) else None
+            wanted = question.throw(answer) if isinstance(answer, Exception) else question.send(answer)
+
+    with pytest.raises(ChainUnavailable, match=reason):
+        answered()
+
+
+def test_a_node_that_is_slow_delays_a_first_payment_by_two_seconds_and_the_next_one_not_at_all(unapproved, facilitator):
+    terms = unapproved.sign(facilitator=facilitator.address).accepted
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        network = replace(unapproved.network, rpc_url=f"http://127.0.0.1:{silent.getsockname()[1]}")
+        funds = Funds(network=network, signer=unapproved.signer, policy=SpendPolicy())
+        started = time.monotonic()
+        funds.check(terms, None).result(8)
+        assert 1.5 < time.monotonic() - started < 6
+        assert funds.check(terms, None) is None
+    funds.forget()
+    assert funds.check(terms, None) is not None

@@ -15,8 +15,7 @@ from opengradient_x402.ledger.receipts import ReceiptStatus
 from opengradient_x402.proofs.bundle import Bundle, BundleUnreadable, Record
 from opengradient_x402.proofs.findings import Standing
 from opengradient_x402.proofs.verification import aexport_bundle, export_bundle, verify_bundle
-from opengradient_x402.signatures import recover_address, text_digest
-from opengradient_x402.signer import LocalSigner
+from opengradient_x402.signer import LocalSigner, recover_address, text_digest
 from support.node import serving
 from support.payers import PROMPT, client_for, network_of, payments_for, settled_receipts
 
