@@ -80,8 +80,16 @@ def serve(
         ),
     ] = False,
     fault_route: Annotated[
-        bool, typer.Option("--fault-route", help="Serve POST /faults, which makes the gateway misbehave.")
+        bool,
+        typer.Option(
+            "--fault-route",
+            help="Serve POST /faults and POST /reorganise, which make it misbehave, for holders of the printed token.",
+        ),
     ] = False,
+    fault_token: Annotated[
+        str | None,
+        typer.Option(help="The token for --fault-route, instead of a random one.", envvar="OPENGRADIENT_FAULT_TOKEN"),
+    ] = None,
     exit_with_parent: Annotated[
         bool, typer.Option("--exit-with-parent", help="End when the starting process is gone.")
     ] = False,
@@ -109,6 +117,7 @@ def serve(
                 schemes=scheme or [Scheme.UPTO],
                 pace_s=pace,
                 fault_route=fault_route,
+                fault_token=fault_token,
             ) as net,
         ):
             typer.echo(announcement(net, chain_id=chain_id))
@@ -130,6 +139,8 @@ def announcement(net: Devnet, *, chain_id: int) -> str:
         f"unpaid model  {net.unpaid_url}",
         f"network file  {net.network_file}",
     ]
+    if net.fault_token is not None:
+        lines.append(f"fault token   {net.fault_token} (header X-Fault-Token of POST /faults and /reorganise)")
     if chain_id in LIVE_CHAIN_IDS:
         lines.append("LIVE CHAIN ID: only wallets from POST /accounts are served; never use a wallet of your own.")
     return "\n".join([*lines, "Ctrl-C ends it."])

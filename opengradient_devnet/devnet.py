@@ -6,6 +6,7 @@ and enclave. Closing it ends connections, settles open sessions, writes batches 
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -45,6 +46,7 @@ from opengradient_devnet.gateway.proofs.registry import register_gateway
 from opengradient_devnet.gateway.proofs.tee import CanonicalStyle, Enclave
 from opengradient_devnet.gateway.service import ModelService
 from opengradient_devnet.gateway.unpaid import unpaid_app
+from opengradient_devnet.guard import UNPAID_BODIES, guarded
 from opengradient_devnet.model.protocol import Model
 from opengradient_devnet.model.upstream import open_model
 from opengradient_devnet.money import opg_to_atomic
@@ -77,7 +79,8 @@ class Devnet:
     it sells what they name.
     `sessions=False` settles every call on its own. `schemes` are what the gateway offers; `session_cap_opg` and
     `exact_price_opg` are the offers' amounts.
-    `fault_route=True` serves `POST /faults` and `POST /reorganise`; `faults` can be injected in Python in any case.
+    `fault_route=True` serves `POST /faults` and `POST /reorganise` to whoever sends `devnet.fault_token` as
+    `X-Fault-Token` (random, or the `fault_token` that is given); `faults` can be injected in Python in any case.
     """
 
     def __init__(
@@ -96,6 +99,7 @@ class Devnet:
         opg_usd: str | None = None,
         faults: Faults | None = None,
         fault_route: bool = False,
+        fault_token: str | None = None,
         schemes: Sequence[Scheme] = (Scheme.UPTO,),
         session_cap_opg: str = SESSION_CAP_OPG,
         exact_price_opg: str = EXACT_PRICE_OPG,
@@ -128,7 +132,9 @@ class Devnet:
             if isinstance(upstream, str)
             else upstream
         )
-        self._fault_route = fault_route
+        if fault_token is not None and not fault_token:
+            raise ValueError("fault_token is empty: then anybody could damage this devnet.")
+        self.fault_token = fault_token or (secrets.token_urlsafe() if fault_route else None)
         self._schemes = [Scheme(scheme) for scheme in schemes]
         self._session_cap_atomic = opg_to_atomic(session_cap_opg)
         self._exact_price_atomic = opg_to_atomic(exact_price_opg)
@@ -233,13 +239,13 @@ class Devnet:
             blobs=blobs,
             network=self.network,
             faults=self.faults,
-            controls_faults=self._fault_route,
+            fault_token=self.fault_token,
         )
         explorer = Explorer(chain=self.chain, sessions=self._sessions, blobs=blobs, network=self.network)
         routes: list[BaseRoute] = [*gateway.routes(), *public.routes(), *explorer.routes()]
         routes.append(Mount("/facilitator", facilitator_app(facilitator)))
-        app = dated(_with_rpc(Starlette(routes=routes), rpc_app(self.chain)), faults=self.faults)
-        unpaid_site = dated(unpaid_app(menu), faults=Faults())
+        app = dated(guarded(_with_rpc(Starlette(routes=routes), rpc_app(self.chain))), faults=self.faults)
+        unpaid_site = dated(guarded(unpaid_app(menu), bodies=UNPAID_BODIES), faults=Faults())
         server = ServerThread(
             [
                 Site(app=app, listener=http),

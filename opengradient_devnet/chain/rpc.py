@@ -5,6 +5,7 @@ It reads and writes the envelope; `Chain.rpc` answers the method.
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -19,13 +20,9 @@ PARSE_ERROR = -32700
 INVALID_REQUEST = -32600
 INVALID_PARAMS = -32602
 SERVER_ERROR = -32000
+RESPONSE_TOO_LARGE = -32003  # geth's code
 MAX_BATCH = 1000
-# Browsers ask first (CORS), wallets in them too; the chain is on loopback and holds nothing of value.
-_HEADERS = {
-    "access-control-allow-origin": "*",
-    "access-control-allow-headers": "content-type",
-    "access-control-allow-methods": "POST, OPTIONS",
-}
+MAX_ANSWER_BYTES = 25 * 2**20  # of a batch; geth's limit
 
 
 def _failed(request_id: Any, code: int, message: str, data: str | None = None) -> dict[str, Any]:
@@ -59,23 +56,33 @@ def answer_body(chain: Chain, body: bytes) -> Any:
         return answer_one(chain, parsed)
     if not 0 < len(parsed) <= MAX_BATCH:
         return _failed(None, INVALID_REQUEST, f"a batch has 1 to {MAX_BATCH} requests")
-    answers = (answer_one(chain, request) for request in parsed)
-    return [answer for answer in answers if answer is not None] or None
+    return _answer_batch(chain, parsed) or None
+
+
+def _answer_batch(chain: Chain, requests: list[Any]) -> list[dict[str, Any]]:
+    answers, left_bytes = [], MAX_ANSWER_BYTES
+    for request in requests:
+        answer = answer_one(chain, request)
+        if answer is None:
+            continue
+        left_bytes -= len(json.dumps(answer))
+        if left_bytes < 0:
+            # The rest is not even asked for, as with geth: a batch costs no more than its answer may be long.
+            answers.append(_failed(answer["id"], RESPONSE_TOO_LARGE, "response too large"))
+            return answers
+        answers.append(answer)
+    return answers
 
 
 def rpc_app(chain: Chain) -> ASGIApp:
     """An ASGI app that answers POST on any path it is mounted at. The chain works in threads."""
 
     async def respond(request: Request) -> Response:
-        if request.method == "OPTIONS":
-            return Response(status_code=204, headers=_HEADERS)
         if request.method != "POST":
             error = _failed(None, INVALID_REQUEST, "POST a JSON-RPC 2.0 request here")
-            return JSONResponse(error, status_code=405, headers={**_HEADERS, "allow": "POST, OPTIONS"})
+            return JSONResponse(error, status_code=405, headers={"allow": "POST"})
         answer = await run_in_threadpool(answer_body, chain, await request.body())
-        if answer is None:
-            return Response(status_code=204, headers=_HEADERS)
-        return JSONResponse(answer, headers=_HEADERS)
+        return Response(status_code=204) if answer is None else JSONResponse(answer)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
