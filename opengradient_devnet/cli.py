@@ -21,8 +21,9 @@ import typer
 from opengradient_devnet.chain.accounts import LIVE_CHAIN_IDS
 from opengradient_devnet.chain.anvil import AnvilNotFound
 from opengradient_devnet.chain.chain import PRIVATE_CHAIN_ID
-from opengradient_devnet.devnet import IDLE_TIMEOUT_S, Devnet
+from opengradient_devnet.devnet import Devnet
 from opengradient_devnet.gateway.payment.challenge import Scheme
+from opengradient_devnet.gateway.profile import HELPFUL, PROFILES
 from opengradient_devnet.parent import ParentWatch
 from opengradient_devnet.server import ServerFailed
 
@@ -59,9 +60,13 @@ def serve(
         str | None,
         typer.Option(help="The bearer token of an OpenAI-compatible upstream.", envvar="OPENGRADIENT_UPSTREAM_KEY"),
     ] = None,
+    behaves_like: Annotated[
+        str, typer.Option(help=f"How the gateway behaves where gateways differ: {', '.join(PROFILES)}.")
+    ] = HELPFUL.name,
     idle_timeout: Annotated[
-        float, typer.Option(help="Seconds without a call after which a session is settled.")
-    ] = IDLE_TIMEOUT_S,
+        float | None,
+        typer.Option(help="Seconds without a call after which a session is settled.", show_default="100"),
+    ] = None,
     network_file: Annotated[
         Path | None, typer.Option(help="Where to write what clients need to know.", show_default="state folder")
     ] = None,
@@ -107,6 +112,7 @@ def serve(
                 engine=engine_name,
                 upstream=upstream,
                 upstream_key=upstream_key,
+                behaves_like=behaves_like,
                 idle_timeout_s=idle_timeout,
                 network_file=network_file or default_network_file(),
                 port=port,

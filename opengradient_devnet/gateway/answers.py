@@ -17,6 +17,8 @@ from opengradient_devnet.gateway.pricing import ModelPrice
 from opengradient_devnet.gateway.transcript import Transcript
 from opengradient_devnet.model.protocol import Chunk, ModelError
 
+# What the gateway of 2026-04 says of every failure (measured).
+HIDDEN_FAILURE = "Request processing failed"
 DONE = b"data: [DONE]\n\n"
 
 
@@ -89,6 +91,15 @@ def completion(transcript: Transcript, *, model: str, created_s: int, extra: Map
         "choices": [{"index": 0, "message": message, "finish_reason": transcript.finish_reason}],
         **extra,
     }
+
+
+def text_completion(completion: Mapping[str, Any]) -> dict[str, Any]:
+    """A chat completion as OpenAI's older endpoint writes one: the text is in the choice itself."""
+    choices = [
+        {"index": choice["index"], "text": choice["message"]["content"], "finish_reason": choice["finish_reason"]}
+        for choice in completion["choices"]
+    ]
+    return {**completion, "object": "text_completion", "choices": choices}
 
 
 def delta_event(chunk: Chunk, *, model: str) -> bytes:

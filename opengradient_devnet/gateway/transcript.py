@@ -7,7 +7,9 @@ sent are counted.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from opengradient_devnet.model.protocol import Answer, Chunk
@@ -84,3 +86,23 @@ class Transcript:
             if part.get("id") and call["id"] == part["id"]:
                 return index
         return self._latest + 1 if part.get("id") else max(self._latest, 0)
+
+
+async def whole_tool_calls(
+    chunks: AsyncGenerator[Chunk, None], *, request: Mapping[str, Any]
+) -> AsyncGenerator[Chunk, None]:
+    """`chunks`, but each tool call comes whole, in a chunk of its own, before the last chunk of all."""
+    calls = Transcript(request)
+    async with aclosing(chunks):
+        async for chunk in chunks:
+            if chunk.is_terminal:
+                for index, call in enumerate(calls.tool_calls):
+                    yield replace(
+                        chunk, delta={"tool_calls": [{"index": index, **call}]}, finish_reason=None, usage=None
+                    )
+                yield chunk
+                continue
+            calls.add(chunk)
+            rest = {name: value for name, value in chunk.delta.items() if name != "tool_calls"}
+            if rest or not chunk.delta:
+                yield replace(chunk, delta=rest)

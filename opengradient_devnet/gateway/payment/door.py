@@ -13,6 +13,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from anyio import to_thread
@@ -30,6 +31,7 @@ from opengradient_devnet.faults import (
     RefusePayment,
     WrongTransaction,
 )
+from opengradient_devnet.gateway.jobs import Jobs
 from opengradient_devnet.gateway.payment import challenge
 from opengradient_devnet.gateway.payment.challenge import PAYMENT_REQUIRED, PAYMENT_RESPONSE, PAYMENT_SIGNATURE
 from opengradient_devnet.gateway.payment.sessions import NonceInUse, Payment, SessionBook, SessionCall, SettlementRecord
@@ -137,10 +139,7 @@ class DirectAdmission:
         return self._payment
 
     async def collect(self, cost_atomic: int) -> HeaderList:
-        try:
-            return await self._door.settle_now(self._payment, cost_atomic=cost_atomic)
-        finally:
-            self._door.forget(self._payment)
+        return await self._door.settle_now(self._payment, cost_atomic=cost_atomic)
 
     async def begin_stream(self, worst_case_atomic: int) -> HeaderList:
         return await self.collect(worst_case_atomic)
@@ -164,12 +163,14 @@ class Door:
         sessions: SessionBook | None,
         records: SessionBook,
         faults: Faults,
+        jobs: Jobs | None = None,
     ) -> None:
         self._cashier = cashier
         self._offers = list(offers)
         self._sessions = sessions
         self._records = records
         self._faults = faults
+        self._jobs = jobs
         self._lock = threading.Lock()
         self._offered_once: list[dict[str, Any]] = []
         self._being_settled: set[str] = set()
@@ -212,19 +213,35 @@ class Door:
         return Refusal(headers=[json_type, header, json_type], body=b"{}")
 
     async def settle_now(self, payment: Payment, *, cost_atomic: int) -> HeaderList:
-        """Settle a payment that has no session; the header says what came of it. Raises CollectionFailed."""
+        """Settle a payment that has no session; the header says what came of it, or which job it is now.
+
+        Raises CollectionFailed.
+        """
         is_exact = payment.requirements["scheme"] == "exact"
-        outcome = await to_thread.run_sync(
-            self._cashier.settle,
-            payment.payload,
-            payment.requirements,
-            None if is_exact else min(cost_atomic, payment.cap_atomic),
-        )
-        self._records.record(SettlementRecord.of(outcome, payment=payment))
+        amount_atomic = None if is_exact else min(cost_atomic, payment.cap_atomic)
+        if self._jobs is None:
+            outcome = await to_thread.run_sync(self._settle, payment, amount_atomic)
+        else:
+            outcome = Settlement(
+                success=True,
+                transaction=self._jobs.submit("payment", partial(self._settle, payment, amount_atomic)),
+                block_number=None,
+                amount_atomic=payment.cap_atomic if amount_atomic is None else amount_atomic,
+                payer=payment.payer,
+                network=payment.requirements["network"],
+            )
         headers = [(PAYMENT_RESPONSE, challenge.encode_header(self._response(outcome, payment.payer)))]
         if not outcome.success:
             raise CollectionFailed(Refusal(headers=headers, body=b"{}"))
         return headers
+
+    def _settle(self, payment: Payment, amount_atomic: int | None) -> Settlement:
+        try:
+            outcome = self._cashier.settle(payment.payload, payment.requirements, amount_atomic)
+            self._records.record(SettlementRecord.of(outcome, payment=payment))
+        finally:
+            self.forget(payment)
+        return outcome
 
     def forget(self, payment: Payment) -> None:
         """A direct call is over: from here on the chain keeps its nonce from being used again."""
