@@ -77,18 +77,20 @@ def models_page(models: Iterable[ModelPrice], *, opg_usd: Decimal) -> dict[str, 
 
 
 def completion(transcript: Transcript, *, model: str, created_s: int, extra: Mapping[str, Any]) -> dict[str, Any]:
-    """A `chat.completion`; `extra` are the proof and the gateway's other members."""
-    message: dict[str, Any] = {"role": "assistant", "content": transcript.text}
+    """A `chat.completion`; `extra` are the proof and the gateway's other members. All that the model said is in it."""
+    message: dict[str, Any] = {**transcript.message_members, "role": "assistant", "content": transcript.text}
     if transcript.reasoning:
         message["reasoning_content"] = transcript.reasoning
     if transcript.tool_calls:
         message["tool_calls"] = transcript.tool_calls
+    choice = {"index": 0, "message": message, "finish_reason": transcript.finish_reason}
     return {
+        **transcript.members,
         "id": f"chatcmpl-{uuid.uuid4()}",
         "object": "chat.completion",
         "created": created_s,
         "model": model,
-        "choices": [{"index": 0, "message": message, "finish_reason": transcript.finish_reason}],
+        "choices": [{**transcript.choice_members, **choice}],
         **extra,
     }
 
@@ -109,12 +111,14 @@ def delta_event(chunk: Chunk, *, model: str) -> bytes:
     delta = dict(choice[key])
     if not chunk.is_terminal:
         delta.setdefault("role", "assistant")
-    return event({"choices": [_choice(key, delta, chunk.finish_reason)], "model": model})
+    choice = {**chunk.choice_members, **_choice(key, delta, chunk.finish_reason)}
+    return event({**chunk.members, "choices": [choice], "model": model})
 
 
 def final_event(transcript: Transcript, *, model: str, extra: Mapping[str, Any], is_compact: bool) -> bytes:
     """The event that ends a stream: finish_reason, then the proof, usage and other members in `extra`."""
-    content = {"choices": [_choice("delta", {}, transcript.finish_reason)], "model": model, **extra}
+    choice = {**transcript.choice_members, **_choice("delta", {}, transcript.finish_reason)}
+    content = {**transcript.members, "choices": [choice], "model": model, **extra}
     return event(content, separators=(",", ":") if is_compact else None)
 
 
