@@ -259,7 +259,7 @@ class Evm:
         return int(min(gas, BLOCK_GAS))
 
     def _run(self, request: CallRequest, *, at: MinedBlock | None) -> ComputationAPI:
-        vm = self._pending_vm() if at is None else self._chain.get_vm(at.header)
+        vm = self._head_vm() if at is None else self._chain.get_vm(at.header)
         for address, override in request.overrides.items():
             override.apply(vm.state, address)
         sender = to_canonical_address(request.sender)
@@ -282,6 +282,11 @@ class Evm:
             raise ExecutionFailed(f"execution aborted (timeout = {CALL_TIME_S:g}s)", output=None) from exc
         except _REFUSALS as exc:
             raise ExecutionFailed(_geth_words(str(exc)), output=None) from exc
+
+    def _head_vm(self) -> VirtualMachineAPI:
+        """A fresh machine for a call at the head: its number, as with any node, and the time of now."""
+        self._touch()
+        return self._chain.get_vm(self._chain.header.copy(block_number=self.blocks.head.number))
 
     def _pending_vm(self) -> VirtualMachineAPI:
         """A fresh machine on the head state, in a block of now. Thrown away, it changes nothing."""
