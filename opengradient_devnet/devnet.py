@@ -234,18 +234,19 @@ class Devnet:
             public_key_der=enclave.public_key_der,
             certificate_der=certificate.der,
         )
+        door = Door(
+            collector,
+            offers=self._offers(pay_to=payee.address, facilitator_address=facilitator.address),
+            sessions=self._sessions if self._has_sessions else None,
+            records=self._sessions,
+            faults=self.faults,
+            jobs=jobs,
+        )
+        self._door = door
         gateway = Gateway(
-            door=Door(
-                collector,
-                offers=self._offers(pay_to=payee.address, facilitator_address=facilitator.address),
-                sessions=self._sessions if self._has_sessions else None,
-                records=self._sessions,
-                faults=self.faults,
-                jobs=jobs,
-            ),
+            door=door,
             service=ModelService(
                 model=self._model,
-                prices=self._prices,
                 enclave=enclave,
                 data_settler=self._data_settler,
                 profile=profile,
@@ -270,7 +271,9 @@ class Devnet:
         explorer = Explorer(chain=self.chain, sessions=self._sessions, blobs=blobs, network=self.network)
         routes: list[BaseRoute] = [*gateway.routes(), *public.routes(), *explorer.routes()]
         routes.append(Mount("/facilitator", facilitator_app(facilitator)))
-        app = dated(guarded(_with_rpc(Starlette(routes=routes), rpc_app(self.chain))), faults=self.faults)
+        app = dated(
+            guarded(_with_rpc(Starlette(routes=routes), rpc_app(self.chain, faults=self.faults))), faults=self.faults
+        )
         unpaid_site = dated(guarded(unpaid_app(menu), bodies=UNPAID_BODIES), faults=Faults())
         server = ServerThread(
             [
@@ -333,6 +336,10 @@ class Devnet:
         """
         self._sessions.close(wait_s=wait_s)
         return self.settlements
+
+    def settle_hoarded(self) -> list[SettlementRecord]:
+        """Settle in full what `faults.DemandAnew` has kept; return how each of these payments ended."""
+        return self._door.hoard.settle()
 
     def flush_batches(self) -> list[BatchRecord]:
         """Write the batch that waits, and single calls that wait for their job; return every batch so far."""

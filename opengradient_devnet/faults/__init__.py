@@ -6,6 +6,7 @@ JSON. How a fault is carried out is written where the right behaviour is.
 
 from opengradient_devnet.faults.answer import (
     AnswerStatus,
+    DripHeaders,
     EmptyStream,
     ErrorEvent,
     GarbleBody,
@@ -20,13 +21,17 @@ from opengradient_devnet.faults.answer import (
 )
 from opengradient_devnet.faults.armed import FAULT_KINDS, Fault, Faults, FaultUnknown, parse_fault
 from opengradient_devnet.faults.challenge import AlterChallenge, AlterTerms, HugeChallenge, RawChallenge, RefusePayment
-from opengradient_devnet.faults.clock import SkewClock
+from opengradient_devnet.faults.clock import OmitDate, SkewClock
+from opengradient_devnet.faults.node import LagNode, NodeCut, NodeDrip, NodeError, NodeNull, NodeStatus
+from opengradient_devnet.faults.price import AlterOpgPrice, InflateCost
 from opengradient_devnet.faults.proof import ForgeProof
 from opengradient_devnet.faults.settlement import (
+    DemandAnew,
     FailSettlement,
     ForgeSessionId,
     KillSession,
     NeverSettle,
+    SettleAndRefuse,
     SettleAtCap,
     SettleForSomebodyElse,
     WrongTransaction,
@@ -35,8 +40,11 @@ from opengradient_devnet.faults.settlement import (
 __all__ = [
     "FAULT_KINDS",
     "AlterChallenge",
+    "AlterOpgPrice",
     "AlterTerms",
     "AnswerStatus",
+    "DemandAnew",
+    "DripHeaders",
     "EmptyStream",
     "ErrorEvent",
     "FailSettlement",
@@ -48,14 +56,23 @@ __all__ = [
     "GarbleBody",
     "HangUp",
     "HugeChallenge",
+    "InflateCost",
     "KillSession",
+    "LagNode",
     "NeverSettle",
+    "NodeCut",
+    "NodeDrip",
+    "NodeError",
+    "NodeNull",
+    "NodeStatus",
+    "OmitDate",
     "OmitDone",
     "OmitUsage",
     "RawChallenge",
     "RawEvent",
     "Redirect",
     "RefusePayment",
+    "SettleAndRefuse",
     "SettleAtCap",
     "SettleForSomebodyElse",
     "SkewClock",

@@ -97,3 +97,15 @@ class StreamStyle:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OmitUsage:
     """Leave `usage` out of the answer; the call is charged as ever."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DripHeaders:
+    """Send the headers of a 200 line by line, this number of them with a pause before each, and then end.
+
+    Each line arrives within any limit on a single read. Before or after payment; the call costs nothing.
+    """
+
+    pace_s: float
+    lines: int = 100
+    when: Literal["unpaid", "paid"] = "paid"

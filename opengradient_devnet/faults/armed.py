@@ -10,12 +10,13 @@ from __future__ import annotations
 import dataclasses
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from opengradient_devnet.faults.answer import (
     AnswerStatus,
+    DripHeaders,
     EmptyStream,
     ErrorEvent,
     GarbleBody,
@@ -29,13 +30,17 @@ from opengradient_devnet.faults.answer import (
     TruncateStream,
 )
 from opengradient_devnet.faults.challenge import AlterChallenge, AlterTerms, HugeChallenge, RawChallenge, RefusePayment
-from opengradient_devnet.faults.clock import SkewClock
+from opengradient_devnet.faults.clock import OmitDate, SkewClock
+from opengradient_devnet.faults.node import LagNode, NodeCut, NodeDrip, NodeError, NodeNull, NodeStatus
+from opengradient_devnet.faults.price import AlterOpgPrice, InflateCost
 from opengradient_devnet.faults.proof import ForgeProof
 from opengradient_devnet.faults.settlement import (
+    DemandAnew,
     FailSettlement,
     ForgeSessionId,
     KillSession,
     NeverSettle,
+    SettleAndRefuse,
     SettleAtCap,
     SettleForSomebodyElse,
     WrongTransaction,
@@ -69,6 +74,18 @@ Fault = (
     | OmitUsage
     | SkewClock
     | ForgeProof
+    | DripHeaders
+    | OmitDate
+    | SettleAndRefuse
+    | DemandAnew
+    | InflateCost
+    | AlterOpgPrice
+    | LagNode
+    | NodeStatus
+    | NodeNull
+    | NodeError
+    | NodeCut
+    | NodeDrip
 )
 _Kind = TypeVar("_Kind", bound=Fault)
 
@@ -133,12 +150,14 @@ class Faults:
         with self._lock:
             return list(self._struck)
 
-    def take(self, kind: type[_Kind], **criteria: object) -> _Kind | None:
-        """The fault of this kind that strikes now, if one does; `criteria` are members it must have."""
+    def take(
+        self, kind: type[_Kind], *, where: Callable[[_Kind], bool] | None = None, **criteria: object
+    ) -> _Kind | None:
+        """The fault of this kind that strikes now, if one does; `criteria` are members it must have, `where` a test."""
         with self._lock:
             for armed in self._armed:
                 fault = armed.fault
-                if not isinstance(fault, kind) or not _meets(fault, criteria):
+                if not isinstance(fault, kind) or not _meets(fault, criteria) or not (where is None or where(fault)):
                     continue
                 if armed.skip:
                     armed.skip -= 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,3 +52,36 @@ class WrongTransaction:
     """
 
     transaction: str = "0x" + "de" * 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SettleAndRefuse:
+    """Answer a good payment as if it had not been paid, and take it all the same.
+
+    `amount` is what is taken, in atomic units (None: all that was signed); with `settles=False` nothing is taken.
+    `challenge` is the PAYMENT-REQUIRED of the answer, `receipt` its PAYMENT-RESPONSE: `failed` says that nothing was
+    settled, `good` tells the truth. A `status` of 402 asks for money once more; any other is an error with `body`.
+    """
+
+    status: int = 402
+    challenge: Literal["absent", "garbled", "good"] = "absent"
+    receipt: Literal["absent", "garbled", "failed", "good"] = "absent"
+    body: str = "{}"
+    content_type: str = "application/json"
+    settles: bool = True
+    amount: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemandAnew:
+    """Answer a good payment with other terms, as if a new signature were needed; that one is then honoured.
+
+    `scheme` moves the payment elsewhere: a nonce of Permit2 does not exclude one of EIP-3009. None leaves what the
+    first payment had. The first signature is settled in full: `now`, before the answer; `later`, when the test calls
+    `devnet.settle_hoarded()`; or `never`.
+    """
+
+    scheme: Literal["upto", "exact-permit2", "exact-eip3009"] | None = None
+    amount: str | None = None
+    max_timeout_s: int | None = None
+    settles: Literal["now", "later", "never"] = "later"

@@ -14,17 +14,21 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
+from opengradient_devnet.connection import hang_up
 from opengradient_devnet.faults import (
+    AlterOpgPrice,
     AnswerStatus,
+    DripHeaders,
     Faults,
     HangUp,
     HugeChallenge,
+    InflateCost,
     Redirect,
     SlowDrip,
     StreamStyle,
 )
 from opengradient_devnet.gateway import answers
-from opengradient_devnet.gateway.event_stream import hang_up
+from opengradient_devnet.gateway.event_stream import DrippedHeaders
 from opengradient_devnet.gateway.intake import (
     Declined,
     HeaderList,
@@ -37,7 +41,8 @@ from opengradient_devnet.gateway.intake import (
     unread_role,
 )
 from opengradient_devnet.gateway.menu import Menu
-from opengradient_devnet.gateway.payment.door import Admission, CollectionFailed, Door, Refusal
+from opengradient_devnet.gateway.payment.denials import Refusal
+from opengradient_devnet.gateway.payment.door import Admission, CollectionFailed, Door
 from opengradient_devnet.gateway.profile import GatewayProfile
 from opengradient_devnet.gateway.proofs.batches import SettlementType
 from opengradient_devnet.gateway.proofs.tee import Enclave
@@ -53,6 +58,14 @@ _PAYWALL = b"<!doctype html><title>Payment required</title><p>This page costs OP
 
 class HungUp(Exception):
     """The connection is to be dropped without an answer."""
+
+
+class HeadersDripped(Exception):
+    """The answer is to be replaced by headers that drip."""
+
+    def __init__(self, fault: DripHeaders) -> None:
+        super().__init__(fault)
+        self.fault = fault
 
 
 class Gateway:
@@ -143,6 +156,9 @@ class Gateway:
         redirect = self._faults.take(Redirect, when="unpaid")
         if redirect is not None:
             return Response(status_code=redirect.status, headers={"location": redirect.location})
+        drip = self._faults.take(DripHeaders, when="unpaid")
+        if drip is not None:
+            return DrippedHeaders(drip)
         admission = await self._door.admit(request)
         if isinstance(admission, Refusal):
             return self._refused(admission, request)
@@ -163,6 +179,9 @@ class Gateway:
             return await answer
         except Declined as exc:
             return _response(exc.status, exc.body, exc.headers + admission.waive())
+        except HeadersDripped as exc:
+            admission.waive()
+            return DrippedHeaders(exc.fault)
         except Invalid as exc:
             return self._invalid(str(exc), admission.waive())
         except ModelError as exc:
@@ -188,7 +207,7 @@ class Gateway:
             return _response(402, _PAYWALL, [("content-type", "text/html")])
         huge = self._faults.take(HugeChallenge)
         if huge is None:
-            return _response(402, refusal.body, refusal.headers)
+            return _response(refusal.status, refusal.body, refusal.headers)
 
         async def pieces() -> AsyncGenerator[bytes, None]:
             for _ in range(huge.body_bytes // len(_PIECE)):
@@ -232,10 +251,13 @@ class Gateway:
                 f"A message has the role '{role}', which the live gateways cannot read: they answer 500, after the "
                 "payment. The roles are system, user, assistant and tool."
             )
-        style = self._faults.take(StreamStyle)
+        style, inflated = self._faults.take(StreamStyle), self._faults.take(InflateCost)
+        repriced = self._faults.take(AlterOpgPrice)
         return Call(
             request=content,
             price=price,
+            prices=self._prices if repriced is None else self._prices.at(repriced.opg_usd),
+            cost_factor=1 if inflated is None else inflated.factor,
             admission=admission,
             settlement_type=SettlementType.from_header(request.headers.get("x-settlement-type")),
             delivery=self._delivery(style or StreamStyle()),
@@ -260,6 +282,9 @@ class Gateway:
         redirect = self._faults.take(Redirect, when="paid")
         if redirect is not None:
             raise Declined(redirect.status, b"", headers=[("location", redirect.location)])
+        drip = self._faults.take(DripHeaders, when="paid")
+        if drip is not None:
+            raise HeadersDripped(drip)
         vanish = self._faults.take(HangUp)
         if vanish is not None:
             await asyncio.sleep(vanish.after_s)

@@ -37,11 +37,18 @@ class Call:
 
     request: dict[str, Any]
     price: ModelPrice
+    prices: PriceList
     admission: Admission
     settlement_type: SettlementType
     delivery: Delivery
     has_whole_tool_calls: bool = False
     """whether its stream holds tool calls back until they are whole."""
+    cost_factor: int = 1
+
+    def cost(self, *, prompt_tokens: int, completion_tokens: int) -> Cost:
+        """What the call costs with these numbers of tokens."""
+        cost = self.prices.cost(self.price, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
+        return cost.times(self.cost_factor)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +77,6 @@ class ModelService:
         self,
         *,
         model: Model,
-        prices: PriceList,
         enclave: Enclave,
         data_settler: DataSettler,
         profile: GatewayProfile,
@@ -78,7 +84,6 @@ class ModelService:
         on_work: Callable[[], None],
     ) -> None:
         self._model = model
-        self._prices = prices
         self._enclave = enclave
         self._data_settler = data_settler
         self._profile = profile
@@ -250,16 +255,11 @@ class ModelService:
     def cost(self, call: Call, transcript: Transcript) -> Cost:
         """What the call costs by what has been said so far."""
         usage = transcript.usage
-        return self._prices.cost(
-            call.price,
-            prompt_tokens=usage["prompt_tokens"],
-            completion_tokens=usage["completion_tokens"],
-        )
+        return call.cost(prompt_tokens=usage["prompt_tokens"], completion_tokens=usage["completion_tokens"])
 
     def _worst_case(self, call: Call) -> Cost:
         limit = call.request.get("max_completion_tokens") or call.request.get("max_tokens")
-        return self._prices.cost(
-            call.price,
+        return call.cost(
             prompt_tokens=estimate_prompt(call.request).total,
             completion_tokens=min(limit or DEFAULT_MAX_TOKENS, call.price.max_output_tokens),
         )

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -20,46 +19,29 @@ from anyio import to_thread
 from starlette.datastructures import Headers
 from starlette.requests import Request
 
-from opengradient_devnet.facilitator.facilitator import PaymentMalformed, Settlement, Verification
+from opengradient_devnet.facilitator.facilitator import PaymentMalformed, Settlement
 from opengradient_devnet.faults import (
     AlterChallenge,
     AlterTerms,
+    DemandAnew,
     Faults,
     ForgeSessionId,
     KillSession,
     RawChallenge,
     RefusePayment,
+    SettleAndRefuse,
     WrongTransaction,
 )
 from opengradient_devnet.gateway.jobs import Jobs
 from opengradient_devnet.gateway.payment import challenge
 from opengradient_devnet.gateway.payment.challenge import PAYMENT_REQUIRED, PAYMENT_RESPONSE, PAYMENT_SIGNATURE
+from opengradient_devnet.gateway.payment.denials import Cashier, HeaderList, Hoard, Refusal, denial, other_terms
 from opengradient_devnet.gateway.payment.sessions import NonceInUse, Payment, SessionBook, SessionCall, SettlementRecord
 
 SESSION_HEADER = "X-Upto-Session"
 DEAD_SESSION_BODY = b'{"error": "Session expired or exhausted"}'
 # The facilitator's own code for an authorization that is being settled already.
 DUPLICATE = "duplicate_settlement"
-
-HeaderList = list[tuple[str, str]]
-
-
-class Cashier(Protocol):
-    """The part of a facilitator that the door needs. Both calls block."""
-
-    def verify(self, payload: dict[str, Any], requirements: dict[str, Any]) -> Verification: ...
-
-    def settle(
-        self, payload: dict[str, Any], requirements: dict[str, Any], amount_atomic: int | None = None
-    ) -> Settlement: ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Refusal:
-    """A 402. `headers` hold the challenge, unless it was a session that is dead."""
-
-    headers: HeaderList
-    body: bytes
 
 
 class CollectionFailed(Exception):
@@ -172,6 +154,7 @@ class Door:
         self._faults = faults
         self._jobs = jobs
         self._lock = threading.Lock()
+        self.hoard = Hoard(cashier, records=records)
         self._offered_once: list[dict[str, Any]] = []
         self._being_settled: set[str] = set()
 
@@ -184,9 +167,9 @@ class Door:
         payment, error = await self._verified_payment(request.headers)
         if payment is None:
             return self.refuse(request, error=error)
-        refused = self._faults.take(RefusePayment)
-        if refused is not None:
-            return self.refuse(request, error=refused.error)
+        lied = await self._lied(payment, request)
+        if lied is not None:
+            return lied
         try:
             if self._sessions is not None and payment.requirements["scheme"] == "upto":
                 return SessionAdmission(self._sessions.open(payment, route=route), faults=self._faults)
@@ -195,14 +178,38 @@ class Door:
             return self.refuse(request, error=DUPLICATE)
         return DirectAdmission(payment, door=self)
 
-    def refuse(self, request: Request, *, error: str = "Payment required") -> Refusal:
+    async def _lied(self, payment: Payment, request: Request) -> Refusal | None:
+        """What a gateway answers that denies a good payment; None when it is honest."""
+        refused = self._faults.take(RefusePayment)
+        if refused is not None:
+            return self.refuse(request, error=refused.error)
+        taken = self._faults.take(SettleAndRefuse)
+        if taken is not None:
+            receipt = await to_thread.run_sync(self.hoard.take, payment, taken)
+            good = self.refuse(request).headers if taken.challenge == "good" else []
+            return denial(taken, receipt=receipt, challenge=good)
+        anew = self._faults.take(DemandAnew)
+        if anew is None:
+            return None
+        if anew.settles != "never":
+            self.hoard.keep(payment)
+        if anew.settles == "now":
+            await to_thread.run_sync(self.hoard.settle)
+        offer = other_terms(payment.requirements, anew, offers=self._offers)
+        with self._lock:
+            self._offered_once.append(offer)
+        return self.refuse(request, offers=[offer])
+
+    def refuse(
+        self, request: Request, *, error: str = "Payment required", offers: Sequence[dict[str, Any]] | None = None
+    ) -> Refusal:
         """A 402 with the challenge for this request."""
         raw = self._faults.take(RawChallenge)
         if raw is not None:
             copies = raw.copies if raw.header is not None else 0
             return Refusal(headers=[(PAYMENT_REQUIRED, raw.header or "")] * copies, body=b"{}")
         content = challenge.challenge(
-            resource_url=str(request.url.replace(query="")), offers=self._current_offers(), error=error
+            resource_url=str(request.url.replace(query="")), offers=offers or self._current_offers(), error=error
         )
         altered = self._faults.take(AlterChallenge)
         if altered is not None:
