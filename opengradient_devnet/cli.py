@@ -21,8 +21,9 @@ import typer
 from opengradient_devnet.chain.accounts import LIVE_CHAIN_IDS
 from opengradient_devnet.chain.anvil import AnvilNotFound
 from opengradient_devnet.chain.chain import PRIVATE_CHAIN_ID
-from opengradient_devnet.devnet import IDLE_TIMEOUT_S, Devnet
+from opengradient_devnet.devnet import Devnet
 from opengradient_devnet.gateway.payment.challenge import Scheme
+from opengradient_devnet.gateway.profile import HELPFUL, PROFILES
 from opengradient_devnet.parent import ParentWatch
 from opengradient_devnet.server import ServerFailed
 
@@ -59,9 +60,13 @@ def serve(
         str | None,
         typer.Option(help="The bearer token of an OpenAI-compatible upstream.", envvar="OPENGRADIENT_UPSTREAM_KEY"),
     ] = None,
+    behaves_like: Annotated[
+        str, typer.Option(help=f"How the gateway behaves where gateways differ: {', '.join(PROFILES)}.")
+    ] = HELPFUL.name,
     idle_timeout: Annotated[
-        float, typer.Option(help="Seconds without a call after which a session is settled.")
-    ] = IDLE_TIMEOUT_S,
+        float | None,
+        typer.Option(help="Seconds without a call after which a session is settled.", show_default="100"),
+    ] = None,
     network_file: Annotated[
         Path | None, typer.Option(help="Where to write what clients need to know.", show_default="state folder")
     ] = None,
@@ -80,8 +85,16 @@ def serve(
         ),
     ] = False,
     fault_route: Annotated[
-        bool, typer.Option("--fault-route", help="Serve POST /faults, which makes the gateway misbehave.")
+        bool,
+        typer.Option(
+            "--fault-route",
+            help="Serve POST /faults and POST /reorganise, which make it misbehave, for holders of the printed token.",
+        ),
     ] = False,
+    fault_token: Annotated[
+        str | None,
+        typer.Option(help="The token for --fault-route, instead of a random one.", envvar="OPENGRADIENT_FAULT_TOKEN"),
+    ] = None,
     exit_with_parent: Annotated[
         bool, typer.Option("--exit-with-parent", help="End when the starting process is gone.")
     ] = False,
@@ -99,6 +112,7 @@ def serve(
                 engine=engine_name,
                 upstream=upstream,
                 upstream_key=upstream_key,
+                behaves_like=behaves_like,
                 idle_timeout_s=idle_timeout,
                 network_file=network_file or default_network_file(),
                 port=port,
@@ -109,6 +123,7 @@ def serve(
                 schemes=scheme or [Scheme.UPTO],
                 pace_s=pace,
                 fault_route=fault_route,
+                fault_token=fault_token,
             ) as net,
         ):
             typer.echo(announcement(net, chain_id=chain_id))
@@ -130,6 +145,8 @@ def announcement(net: Devnet, *, chain_id: int) -> str:
         f"unpaid model  {net.unpaid_url}",
         f"network file  {net.network_file}",
     ]
+    if net.fault_token is not None:
+        lines.append(f"fault token   {net.fault_token} (header X-Fault-Token of POST /faults and /reorganise)")
     if chain_id in LIVE_CHAIN_IDS:
         lines.append("LIVE CHAIN ID: only wallets from POST /accounts are served; never use a wallet of your own.")
     return "\n".join([*lines, "Ctrl-C ends it."])

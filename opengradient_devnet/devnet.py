@@ -6,9 +6,11 @@ and enclave. Closing it ends connections, settles open sessions, writes batches 
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -33,18 +35,21 @@ from opengradient_devnet.faults import Faults
 from opengradient_devnet.gateway.dating import dated
 from opengradient_devnet.gateway.gateway import Gateway
 from opengradient_devnet.gateway.housekeeper import Housekeeper
+from opengradient_devnet.gateway.jobs import Jobs
 from opengradient_devnet.gateway.menu import Menu
 from opengradient_devnet.gateway.payment.challenge import PaymentTerms, Scheme
 from opengradient_devnet.gateway.payment.collector import Collector, HouseFacilitator
 from opengradient_devnet.gateway.payment.door import Door
 from opengradient_devnet.gateway.payment.sessions import SessionBook, SettlementRecord
 from opengradient_devnet.gateway.pricing import load_prices
+from opengradient_devnet.gateway.profile import HELPFUL, GatewayProfile, profile_named
 from opengradient_devnet.gateway.proofs.batches import BatchRecord, BlobStore, DataSettler
 from opengradient_devnet.gateway.proofs.certificates import make_certificate
 from opengradient_devnet.gateway.proofs.registry import register_gateway
 from opengradient_devnet.gateway.proofs.tee import CanonicalStyle, Enclave
 from opengradient_devnet.gateway.service import ModelService
 from opengradient_devnet.gateway.unpaid import unpaid_app
+from opengradient_devnet.guard import UNPAID_BODIES, guarded
 from opengradient_devnet.model.protocol import Model
 from opengradient_devnet.model.upstream import open_model
 from opengradient_devnet.money import opg_to_atomic
@@ -56,8 +61,6 @@ from opengradient_devnet.server import ServerThread, Site, listen
 ASSET = {"symbol": "OPG", "decimals": 18, "name": "OpenGradient", "version": "1"}
 SESSION_CAP_OPG = "0.1"
 EXACT_PRICE_OPG = "0.01"
-MAX_TIMEOUT_S = 300
-IDLE_TIMEOUT_S = 100.0
 _SLOWEST_BEAT_S = 1.0
 _FASTEST_BEAT_S = 0.02
 
@@ -75,9 +78,13 @@ class Devnet:
     `prices` replaces the price list (path, or parsed; see `pricing`), `opg_usd` only its price of OPG. Without
     `prices`, an upstream sells everything: what is not in the built-in list at a price of the house. With `prices`,
     it sells what they name.
+    `behaves_like` is how the gateway behaves where gateways differ: "helpful", "gateway-2026-04", or a
+    `GatewayProfile`; `idle_timeout_s`, `max_timeout_s`, `batch_size`, `batch_interval_s` and `quotes_costs` replace
+    what it says.
     `sessions=False` settles every call on its own. `schemes` are what the gateway offers; `session_cap_opg` and
     `exact_price_opg` are the offers' amounts.
-    `fault_route=True` serves `POST /faults` and `POST /reorganise`; `faults` can be injected in Python in any case.
+    `fault_route=True` serves `POST /faults` and `POST /reorganise` to whoever sends `devnet.fault_token` as
+    `X-Fault-Token` (random, or the `fault_token` that is given); `faults` can be injected in Python in any case.
     """
 
     def __init__(
@@ -87,7 +94,8 @@ class Devnet:
         engine: Literal["pyevm", "anvil"] = "pyevm",
         upstream: str | Model = "rules",
         upstream_key: str | None = None,
-        idle_timeout_s: float = IDLE_TIMEOUT_S,
+        behaves_like: str | GatewayProfile = HELPFUL.name,
+        idle_timeout_s: float | None = None,
         network_file: str | Path | None = None,
         port: int = 0,
         sessions: bool = True,
@@ -96,14 +104,15 @@ class Devnet:
         opg_usd: str | None = None,
         faults: Faults | None = None,
         fault_route: bool = False,
+        fault_token: str | None = None,
         schemes: Sequence[Scheme] = (Scheme.UPTO,),
         session_cap_opg: str = SESSION_CAP_OPG,
         exact_price_opg: str = EXACT_PRICE_OPG,
-        max_timeout_s: int = MAX_TIMEOUT_S,
+        max_timeout_s: int | None = None,
         pace_s: float = 0.0,
-        batch_size: int = 64,
-        batch_interval_s: float = 30.0,
-        quotes_costs: bool = True,
+        batch_size: int | None = None,
+        batch_interval_s: float | None = None,
+        quotes_costs: bool | None = None,
         canonical_style: CanonicalStyle = CanonicalStyle.STRINGIFIED,
     ) -> None:
         if chain_id in LIVE_CHAIN_IDS and not unsafe_live_chain_id:
@@ -114,10 +123,18 @@ class Devnet:
             )
         self._chain_id = chain_id
         self._engine = engine
-        self._idle_timeout_s = idle_timeout_s
+        own: dict[str, Any] = {
+            "idle_timeout_s": idle_timeout_s,
+            "max_timeout_s": max_timeout_s,
+            "batch_size": batch_size,
+            "batch_interval_s": batch_interval_s,
+            "quotes_costs": quotes_costs,
+        }
+        profile = profile_named(behaves_like) if isinstance(behaves_like, str) else behaves_like
+        self._profile = replace(profile, **{name: value for name, value in own.items() if value is not None})
         self._port = port
         self._has_sessions = sessions
-        self._prices = load_prices(Path(prices) if isinstance(prices, str) else prices)
+        self._prices = load_prices(Path(prices) if isinstance(prices, str) else prices or self._profile.prices)
         self._has_own_prices = prices is not None
         if not self._has_own_prices and isinstance(upstream, str) and not upstream.startswith("rules"):
             self._prices = self._prices.with_anything_else()
@@ -128,15 +145,13 @@ class Devnet:
             if isinstance(upstream, str)
             else upstream
         )
-        self._fault_route = fault_route
+        if fault_token is not None and not fault_token:
+            raise ValueError("fault_token is empty: then anybody could damage this devnet.")
+        self.fault_token = fault_token or (secrets.token_urlsafe() if fault_route else None)
         self._schemes = [Scheme(scheme) for scheme in schemes]
         self._session_cap_atomic = opg_to_atomic(session_cap_opg)
         self._exact_price_atomic = opg_to_atomic(exact_price_opg)
-        self._max_timeout_s = max_timeout_s
         self._pace_s = pace_s
-        self._batch_size = batch_size
-        self._batch_interval_s = batch_interval_s
-        self._quotes_costs = quotes_costs
         self._canonical_style = canonical_style
         self._cleanup = ExitStack()
         self.network_file = None if network_file is None else Path(network_file)
@@ -168,12 +183,27 @@ class Devnet:
         self._wallets = Wallets(self.chain)
         facilitator = HouseFacilitator(self.chain, account=facilitator_account, wallets=self._wallets)
         collector = Collector(facilitator, faults=self.faults, wallets=self._wallets)
-        blobs = BlobStore()
+        blobs, profile = BlobStore(), self._profile
+        jobs = None if profile.settlement_delay_s is None else Jobs(delay_s=profile.settlement_delay_s)
+        self._jobs = jobs
         self._data_settler = DataSettler(
-            facilitator, blobs=blobs, batch_size=self._batch_size, batch_interval_s=self._batch_interval_s
+            facilitator,
+            blobs=blobs,
+            batch_size=profile.batch_size,
+            batch_interval_s=profile.batch_interval_s,
+            batch_idle_s=profile.batch_idle_s,
+            jobs=jobs,
         )
-        housekeeper = Housekeeper(beat_s=min(_SLOWEST_BEAT_S, max(_FASTEST_BEAT_S, self._idle_timeout_s / 4)))
-        self._sessions = SessionBook(collector, idle_timeout_s=self._idle_timeout_s, on_work=housekeeper.wake)
+        housekeeper = Housekeeper(beat_s=min(_SLOWEST_BEAT_S, max(_FASTEST_BEAT_S, profile.idle_timeout_s / 4)))
+        self._sessions = SessionBook(
+            collector,
+            idle_timeout_s=profile.idle_timeout_s,
+            max_age_s=profile.max_age_s,
+            closes_in_use=profile.closes_sessions_in_use,
+            closes_at_cap=profile.closes_sessions_at_cap,
+            jobs=jobs,
+            on_work=housekeeper.wake,
+        )
         # What is called last is registered first: no calls, no chores, then settle, then write the rest.
         cleanup.callback(self._data_settler.flush)
         cleanup.callback(self._sessions.close, wait_s=0)
@@ -194,7 +224,7 @@ class Devnet:
             payees=[payee.address],
             facilitators=[facilitator.address],
             asset=ASSET,
-            session_idle_s=self._idle_timeout_s,
+            session_idle_s=profile.idle_timeout_s,
         )
         register_gateway(
             self.chain,
@@ -204,26 +234,29 @@ class Devnet:
             public_key_der=enclave.public_key_der,
             certificate_der=certificate.der,
         )
+        door = Door(
+            collector,
+            offers=self._offers(pay_to=payee.address, facilitator_address=facilitator.address),
+            sessions=self._sessions if self._has_sessions else None,
+            records=self._sessions,
+            faults=self.faults,
+            jobs=jobs,
+        )
+        self._door = door
         gateway = Gateway(
-            door=Door(
-                collector,
-                offers=self._offers(pay_to=payee.address, facilitator_address=facilitator.address),
-                sessions=self._sessions if self._has_sessions else None,
-                records=self._sessions,
-                faults=self.faults,
-            ),
+            door=door,
             service=ModelService(
                 model=self._model,
-                prices=self._prices,
                 enclave=enclave,
                 data_settler=self._data_settler,
+                profile=profile,
                 faults=self.faults,
-                quotes_costs=self._quotes_costs,
                 on_work=housekeeper.wake,
             ),
             menu=menu,
             enclave=enclave,
             operator_address=operator.address,
+            profile=profile,
             faults=self.faults,
             pace_s=self._pace_s,
         )
@@ -233,13 +266,15 @@ class Devnet:
             blobs=blobs,
             network=self.network,
             faults=self.faults,
-            controls_faults=self._fault_route,
+            fault_token=self.fault_token,
         )
         explorer = Explorer(chain=self.chain, sessions=self._sessions, blobs=blobs, network=self.network)
         routes: list[BaseRoute] = [*gateway.routes(), *public.routes(), *explorer.routes()]
         routes.append(Mount("/facilitator", facilitator_app(facilitator)))
-        app = dated(_with_rpc(Starlette(routes=routes), rpc_app(self.chain)), faults=self.faults)
-        unpaid_site = dated(unpaid_app(menu), faults=Faults())
+        app = dated(
+            guarded(_with_rpc(Starlette(routes=routes), rpc_app(self.chain, faults=self.faults))), faults=self.faults
+        )
+        unpaid_site = dated(guarded(unpaid_app(menu), bodies=UNPAID_BODIES), faults=Faults())
         server = ServerThread(
             [
                 Site(app=app, listener=http),
@@ -250,7 +285,8 @@ class Devnet:
         )
         cleanup.callback(server.stop)
         server.start()
-        housekeeper.start([self._sessions.settle_due, self._data_settler.flush_due])
+        chores = [self._sessions.settle_due, self._data_settler.flush_due]
+        housekeeper.start(chores if jobs is None else [*chores, jobs.run_due])
         if self.network_file is not None:
             write_network_file(self.network_file, network=self.network)
             cleanup.callback(remove_network_file, self.network_file, network=self.network)
@@ -263,7 +299,7 @@ class Devnet:
             asset_version=str(ASSET["version"]),
             pay_to=pay_to,
             facilitator_address=facilitator_address,
-            max_timeout_s=self._max_timeout_s,
+            max_timeout_s=self._profile.max_timeout_s,
         )
         amounts = {Scheme.UPTO: self._session_cap_atomic}
         return [
@@ -301,8 +337,14 @@ class Devnet:
         self._sessions.close(wait_s=wait_s)
         return self.settlements
 
+    def settle_hoarded(self) -> list[SettlementRecord]:
+        """Settle in full what `faults.DemandAnew` has kept; return how each of these payments ended."""
+        return self._door.hoard.settle()
+
     def flush_batches(self) -> list[BatchRecord]:
-        """Write the batch that waits, and return every batch so far."""
+        """Write the batch that waits, and single calls that wait for their job; return every batch so far."""
+        if self._jobs is not None:
+            self._jobs.run_all()
         self._data_settler.flush()
         return self.batches
 

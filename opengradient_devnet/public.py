@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import secrets
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from eth_utils.address import is_address
@@ -19,10 +20,11 @@ from opengradient_devnet.faults import FAULT_KINDS, Faults, FaultUnknown, parse_
 from opengradient_devnet.gateway.proofs.batches import BlobStore
 
 DEFAULT_OPG = "10"
+FAULT_TOKEN_HEADER = "X-Fault-Token"  # noqa: S105 - a header's name
 
 
 class PublicRoutes:
-    """Routes around the gateway. Control of faults and reorganisations exists only when `controls_faults`."""
+    """Routes around the gateway. Faults and reorganisations need `fault_token`, and do not exist without one."""
 
     def __init__(
         self,
@@ -32,28 +34,41 @@ class PublicRoutes:
         blobs: BlobStore,
         network: Mapping[str, Any],
         faults: Faults,
-        controls_faults: bool,
+        fault_token: str | None,
     ) -> None:
         self._chain = chain
         self._wallets = wallets
         self._blobs = blobs
         self._network = network
         self._faults = faults
-        self._controls_faults = controls_faults
+        self._fault_token = fault_token
 
     def routes(self) -> list[Route]:
         """What to mount at the root of the devnet's origin."""
         control = [
-            Route("/faults", self._control_faults, methods=["GET", "POST", "DELETE"]),
-            Route("/reorganise", self._reorganise, methods=["POST"]),
+            Route("/faults", self._with_token(self._control_faults), methods=["GET", "POST", "DELETE"]),
+            Route("/reorganise", self._with_token(self._reorganise), methods=["POST"]),
         ]
         return [
             Route("/network", self._describe, methods=["GET"]),
             Route("/accounts", self._make_account, methods=["POST"]),
             Route("/faucet", self._fund, methods=["POST"]),
             Route("/blobs/{blob_id}", self._blob, methods=["GET"]),
-            *(control if self._controls_faults else []),
+            *(control if self._fault_token is not None else []),
         ]
+
+    def _with_token(self, route: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+        async def checked(request: Request) -> Response:
+            shown = request.headers.get(FAULT_TOKEN_HEADER, "")
+            if not secrets.compare_digest(shown.encode(), (self._fault_token or "").encode()):
+                return _refuse(
+                    403,
+                    f"This needs the header {FAULT_TOKEN_HEADER} with the token that the devnet printed at its start "
+                    "(in Python: devnet.fault_token). Nothing was changed.",
+                )
+            return await route(request)
+
+        return checked
 
     async def _describe(self, _request: Request) -> Response:
         return JSONResponse(self._network)

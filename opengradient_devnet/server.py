@@ -15,7 +15,7 @@ import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from opengradient_devnet.gateway.event_stream import HANG_UP
+from opengradient_devnet.connection import TRANSPORT
 
 LOOPBACK = "127.0.0.1"
 _START_TIMEOUT_S = 10.0
@@ -73,14 +73,14 @@ class Site:
 
 
 class _Protocol(H11Protocol):
-    """uvicorn's HTTP/1.1, plus a way for an app to drop its connection (see `event_stream.hang_up`)."""
+    """uvicorn's HTTP/1.1, plus a way for an app to do to its connection what HTTP does not (see `connection`)."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
         served = self.app
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
-            await served({**scope, "extensions": {HANG_UP: transport.abort}}, receive, send)
+            await served({**scope, "extensions": {TRANSPORT: transport}}, receive, send)
 
         self.app = app
 

@@ -63,7 +63,8 @@ def arguments(binary: Path, *, chain_id: int) -> list[str]:
     """The command line. Port 0 lets the system choose; no account gets a well-known key."""
     options = {"--host": "127.0.0.1", "--port": "0", "--chain-id": str(chain_id), "--accounts": "0"}
     options |= {"--hardfork": "cancun", "--gas-limit": "30000000", "--order": "fifo"}
-    return [str(binary), *itertools.chain.from_iterable(options.items())]
+    # No web page may read what it answers; its port is nobody's business but ours.
+    return [str(binary), *itertools.chain.from_iterable(options.items()), "--no-cors"]
 
 
 class AnvilChain(Chain):

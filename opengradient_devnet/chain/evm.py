@@ -8,8 +8,10 @@ Why not eth-tester: after 12 s idle its calls ran 12 s in the past, 200 quick tr
 
 from __future__ import annotations
 
+import math
 import secrets
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -22,6 +24,8 @@ from eth.constants import POST_MERGE_DIFFICULTY, POST_MERGE_MIX_HASH, POST_MERGE
 from eth.db.atomic import AtomicDB
 from eth.exceptions import Revert
 from eth.vm.forks.cancun import CancunVM
+from eth.vm.forks.cancun.computation import CancunComputation
+from eth.vm.forks.cancun.state import CancunState
 from eth.vm.spoof import SpoofTransaction
 from eth_keys.exceptions import BadSignature
 from eth_typing import Address, BlockNumber
@@ -51,6 +55,8 @@ sys.setrecursionlimit(min(sys.getrecursionlimit(), EVM_RECURSION_LIMIT))
 BLOCK_GAS = 30_000_000
 BLOCK_TIME_S = 2  # Base's
 MAX_QUEUED = 64  # transactions of one account that may wait for an earlier nonce
+# A call may run this long: everybody else waits for it, and a loop uses up a block's gas only after minutes.
+CALL_TIME_S = 1.0
 # In a call the sender is given this much, so that gas costs it nothing (geth does the same).
 _CALL_WEI = 2**200
 _REFUSALS = (ValidationError, RLPException, BadSignature, ValueError, TypeError)
@@ -60,7 +66,27 @@ class TransactionRefused(ValueError):
     """The transaction can never be mined as it is (or is known already); nothing changed."""
 
 
+class _CallTookTooLong(Exception):
+    """No error of the machine's own: those end the innermost call only, and its caller goes on."""
+
+
+class _DevnetComputation(CancunComputation):
+    def consume_gas(self, amount: int, reason: str) -> None:
+        # Every instruction comes by here.
+        if time.monotonic() > cast("_DevnetState", self.state).give_up_at_s:
+            raise _CallTookTooLong
+        super().consume_gas(amount, reason)
+
+
+class _DevnetState(CancunState):
+    computation_class = _DevnetComputation
+    give_up_at_s = math.inf
+    """on the monotonic clock; calls set it, transactions do not: what is signed is mined."""
+
+
 class _DevnetVM(CancunVM):
+    _state_class = _DevnetState
+
     @classmethod
     def validate_header(cls, header: BlockHeaderAPI, parent_header: BlockHeaderAPI) -> None:
         # Several blocks share a second here; mainnet's rule of rising times would push the clock forward.
@@ -225,22 +251,22 @@ class Evm:
         computation = self._run(request, at=None)
         if computation.is_error:
             raise _failure(computation)
-        used = (request.gas or BLOCK_GAS) - computation.get_gas_remaining()
+        used = _call_gas(request) - computation.get_gas_remaining()
         # An inner call is given at most 63/64 of what is left (EIP-150), so what was used may not suffice.
         gas = used + used // 63 + 2_000
-        while self._run(replace(request, gas=gas), at=None).is_error:
+        while gas < BLOCK_GAS and self._run(replace(request, gas=gas), at=None).is_error:
             gas = gas * 3 // 2
         return int(min(gas, BLOCK_GAS))
 
     def _run(self, request: CallRequest, *, at: MinedBlock | None) -> ComputationAPI:
-        vm = self._pending_vm() if at is None else self._chain.get_vm(at.header)
+        vm = self._head_vm() if at is None else self._chain.get_vm(at.header)
         for address, override in request.overrides.items():
             override.apply(vm.state, address)
         sender = to_canonical_address(request.sender)
         transaction = vm.create_unsigned_transaction(
             nonce=vm.state.get_nonce(sender),
             gas_price=vm.state.base_fee,
-            gas=request.gas or BLOCK_GAS,
+            gas=_call_gas(request),
             to=Address(request.to),
             value=request.value,
             data=request.data,
@@ -249,10 +275,18 @@ class Evm:
             raise ExecutionFailed("insufficient funds for transfer", output=None)
         vm.state.set_balance(sender, _CALL_WEI)
         spoofed = SpoofTransaction(transaction, from_=sender)
+        cast("_DevnetState", vm.state).give_up_at_s = time.monotonic() + CALL_TIME_S
         try:
             return vm.state.apply_transaction(cast("SignedTransactionAPI", spoofed))
+        except _CallTookTooLong as exc:
+            raise ExecutionFailed(f"execution aborted (timeout = {CALL_TIME_S:g}s)", output=None) from exc
         except _REFUSALS as exc:
             raise ExecutionFailed(_geth_words(str(exc)), output=None) from exc
+
+    def _head_vm(self) -> VirtualMachineAPI:
+        """A fresh machine for a call at the head: its number, as with any node, and the time of now."""
+        self._touch()
+        return self._chain.get_vm(self._chain.header.copy(block_number=self.blocks.head.number))
 
     def _pending_vm(self) -> VirtualMachineAPI:
         """A fresh machine on the head state, in a block of now. Thrown away, it changes nothing."""
@@ -262,6 +296,11 @@ class Evm:
     def _touch(self) -> None:
         # The pending header was made when the last block was mined, however long ago.
         self._chain.header = self._chain.header.copy(timestamp=self.next_timestamp)
+
+
+def _call_gas(request: CallRequest) -> int:
+    """As with any node, a call has at most a block's gas, whatever it asks for."""
+    return min(request.gas or BLOCK_GAS, BLOCK_GAS)
 
 
 def _failure(computation: ComputationAPI) -> ExecutionFailed:

@@ -27,6 +27,9 @@ PRIORITY_FEE_WEI = 10**6
 CLIENT_VERSION = "opengradient-devnet/py-evm"
 _HEAD_TAGS = ("latest", "safe", "finalized", "pending")
 _MAX_FEE_HISTORY = 1024
+_MAX_PERCENTILES = 100
+MAX_LOGS = 10_000  # as with public nodes, which then want a shorter range
+LIMIT_EXCEEDED = -32005  # EIP-1474
 
 
 def find_block(evm: Evm, tag: Any) -> MinedBlock | None:
@@ -112,7 +115,10 @@ def _send_raw(evm: Evm, raw: Any) -> str:
 
 def _get_logs(evm: Evm, query: Any) -> list[dict[str, Any]]:
     parsed = _parse_log_query(evm, query)
-    return [] if parsed is None else evm.logs.find(parsed)
+    found = [] if parsed is None else evm.logs.find(parsed)
+    if len(found) > MAX_LOGS:
+        raise RpcError(LIMIT_EXCEEDED, f"query returned more than {MAX_LOGS} results")
+    return found
 
 
 def _transaction_count(evm: Evm, account: Any, tag: Any = "latest") -> str:
@@ -139,6 +145,8 @@ def _fee_history(evm: Evm, count: Any, newest: Any, percentiles: Any = None) -> 
         "gasUsedRatio": [block.header.gas_used / block.header.gas_limit for block in blocks],
     }
     if percentiles:
+        if not isinstance(percentiles, list) or len(percentiles) > _MAX_PERCENTILES:
+            raise invalid(f"percentiles are a list of at most {_MAX_PERCENTILES}")
         answer["reward"] = [[hex(PRIORITY_FEE_WEI)] * len(percentiles) for _ in blocks]
     return answer
 

@@ -17,6 +17,8 @@ from opengradient_devnet.gateway.pricing import ModelPrice
 from opengradient_devnet.gateway.transcript import Transcript
 from opengradient_devnet.model.protocol import Chunk, ModelError
 
+# What the gateway of 2026-04 says of every failure (measured).
+HIDDEN_FAILURE = "Request processing failed"
 DONE = b"data: [DONE]\n\n"
 
 
@@ -75,20 +77,31 @@ def models_page(models: Iterable[ModelPrice], *, opg_usd: Decimal) -> dict[str, 
 
 
 def completion(transcript: Transcript, *, model: str, created_s: int, extra: Mapping[str, Any]) -> dict[str, Any]:
-    """A `chat.completion`; `extra` are the proof and the gateway's other members."""
-    message: dict[str, Any] = {"role": "assistant", "content": transcript.text}
+    """A `chat.completion`; `extra` are the proof and the gateway's other members. All that the model said is in it."""
+    message: dict[str, Any] = {**transcript.message_members, "role": "assistant", "content": transcript.text}
     if transcript.reasoning:
         message["reasoning_content"] = transcript.reasoning
     if transcript.tool_calls:
         message["tool_calls"] = transcript.tool_calls
+    choice = {"index": 0, "message": message, "finish_reason": transcript.finish_reason}
     return {
+        **transcript.members,
         "id": f"chatcmpl-{uuid.uuid4()}",
         "object": "chat.completion",
         "created": created_s,
         "model": model,
-        "choices": [{"index": 0, "message": message, "finish_reason": transcript.finish_reason}],
+        "choices": [{**transcript.choice_members, **choice}],
         **extra,
     }
+
+
+def text_completion(completion: Mapping[str, Any]) -> dict[str, Any]:
+    """A chat completion as OpenAI's older endpoint writes one: the text is in the choice itself."""
+    choices = [
+        {"index": choice["index"], "text": choice["message"]["content"], "finish_reason": choice["finish_reason"]}
+        for choice in completion["choices"]
+    ]
+    return {**completion, "object": "text_completion", "choices": choices}
 
 
 def delta_event(chunk: Chunk, *, model: str) -> bytes:
@@ -98,12 +111,14 @@ def delta_event(chunk: Chunk, *, model: str) -> bytes:
     delta = dict(choice[key])
     if not chunk.is_terminal:
         delta.setdefault("role", "assistant")
-    return event({"choices": [_choice(key, delta, chunk.finish_reason)], "model": model})
+    choice = {**chunk.choice_members, **_choice(key, delta, chunk.finish_reason)}
+    return event({**chunk.members, "choices": [choice], "model": model})
 
 
 def final_event(transcript: Transcript, *, model: str, extra: Mapping[str, Any], is_compact: bool) -> bytes:
     """The event that ends a stream: finish_reason, then the proof, usage and other members in `extra`."""
-    content = {"choices": [_choice("delta", {}, transcript.finish_reason)], "model": model, **extra}
+    choice = {**transcript.choice_members, **_choice("delta", {}, transcript.finish_reason)}
+    content = {**transcript.members, "choices": [choice], "model": model, **extra}
     return event(content, separators=(",", ":") if is_compact else None)
 
 

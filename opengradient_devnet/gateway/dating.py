@@ -1,4 +1,4 @@
-"""The Date header of every response: right, or wrong on the gateway's paths when a fault says so."""
+"""The Date header of every response: right; wrong or missing on the gateway's paths when a fault says so."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from email.utils import formatdate
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from opengradient_devnet.faults import Faults, SkewClock
+from opengradient_devnet.faults import Faults, OmitDate, SkewClock
 
 _GATEWAY_PATHS = "/v1/"
 
@@ -19,7 +19,8 @@ def dated(app: ASGIApp, *, faults: Faults) -> ASGIApp:
         is_gateway = scope["type"] == "http" and scope["path"].startswith(_GATEWAY_PATHS)
 
         async def send_dated(message: Message) -> None:
-            if message["type"] == "http.response.start":
+            is_start = message["type"] == "http.response.start"
+            if is_start and not (is_gateway and faults.take(OmitDate)):
                 skewed = faults.take(SkewClock) if is_gateway else None
                 now_s = time.time() + (skewed.by_s if skewed else 0.0)
                 date = (b"date", formatdate(now_s, usegmt=True).encode())

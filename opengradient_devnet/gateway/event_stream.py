@@ -6,6 +6,7 @@ records the cost, even if nothing was sent. The faults that damage a stream are 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -15,11 +16,9 @@ import anyio
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from opengradient_devnet.faults import EmptyStream, ErrorEvent, Faults, OmitDone, RawEvent, TruncateStream
+from opengradient_devnet.connection import hang_up, transport_of
+from opengradient_devnet.faults import DripHeaders, EmptyStream, ErrorEvent, Faults, OmitDone, RawEvent, TruncateStream
 from opengradient_devnet.gateway.answers import DONE, event
-
-# ASGI has no way to drop a connection; `server` puts one into the scope under this name.
-HANG_UP = "opengradient.hang_up"
 
 
 class EventKind(Enum):
@@ -41,10 +40,26 @@ class ConnectionCut(Exception):
     """The stream is to end by dropping its connection."""
 
 
-def hang_up(scope: Scope) -> None:
-    """Drop the connection of a request, whatever has been sent on it."""
-    drop: Callable[[], None] = scope["extensions"][HANG_UP]
-    drop()
+class DrippedHeaders(Response):
+    """A response whose headers come one by one; nothing of it is written by the server."""
+
+    def __init__(self, fault: DripHeaders) -> None:
+        super().__init__(status_code=204)
+        self._fault = fault
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Drip, end the connection, and then say to the server that it was answered."""
+        transport = transport_of(scope)
+        transport.write(b"HTTP/1.1 200 OK\r\n")
+        for number in range(self._fault.lines):
+            await asyncio.sleep(self._fault.pace_s)
+            if transport.is_closing():
+                break
+            transport.write(f"x-drip-{number}: 1\r\n".encode())
+        else:
+            transport.write(b"content-type: application/json\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}")
+        transport.close()
+        await super().__call__(scope, receive, send)
 
 
 class EventStream(Response):

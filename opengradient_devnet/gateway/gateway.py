@@ -8,45 +8,64 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-from collections.abc import AsyncGenerator, Callable
-from typing import Any
+from collections.abc import AsyncGenerator, Awaitable, Callable
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
+from opengradient_devnet.connection import hang_up
 from opengradient_devnet.faults import (
+    AlterOpgPrice,
     AnswerStatus,
+    DripHeaders,
     Faults,
     HangUp,
     HugeChallenge,
+    InflateCost,
     Redirect,
     SlowDrip,
     StreamStyle,
 )
 from opengradient_devnet.gateway import answers
-from opengradient_devnet.gateway.event_stream import hang_up
+from opengradient_devnet.gateway.event_stream import DrippedHeaders
 from opengradient_devnet.gateway.intake import (
     Declined,
     HeaderList,
+    Invalid,
     chat_from_text,
     check_bearer,
     check_chat,
     parse_json,
     read_body,
+    unread_role,
 )
 from opengradient_devnet.gateway.menu import Menu
-from opengradient_devnet.gateway.payment.door import Admission, CollectionFailed, Door, Refusal
+from opengradient_devnet.gateway.payment.denials import Refusal
+from opengradient_devnet.gateway.payment.door import Admission, CollectionFailed, Door
+from opengradient_devnet.gateway.profile import GatewayProfile
 from opengradient_devnet.gateway.proofs.batches import SettlementType
 from opengradient_devnet.gateway.proofs.tee import Enclave
 from opengradient_devnet.gateway.service import Call, ModelService
 from opengradient_devnet.model.protocol import Delivery, ModelError
+from opengradient_devnet.tool_call_styles import ToolCallStyle
 
 _PIECE = b" " * 2**16
+_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
+_PROBLEM_JSON = "application/problem+json"
+_PAYWALL = b"<!doctype html><title>Payment required</title><p>This page costs OPG. Connect a wallet to go on.</p>\n"
 
 
 class HungUp(Exception):
     """The connection is to be dropped without an answer."""
+
+
+class HeadersDripped(Exception):
+    """The answer is to be replaced by headers that drip."""
+
+    def __init__(self, fault: DripHeaders) -> None:
+        super().__init__(fault)
+        self.fault = fault
 
 
 class Gateway:
@@ -60,6 +79,7 @@ class Gateway:
         menu: Menu,
         enclave: Enclave,
         operator_address: str,
+        profile: GatewayProfile,
         faults: Faults,
         pace_s: float = 0.0,
     ) -> None:
@@ -69,15 +89,22 @@ class Gateway:
         self._prices = menu.prices
         self._enclave = enclave
         self._operator_address = operator_address
+        self._profile = profile
         self._faults = faults
         self._pace_s = pace_s
 
     def routes(self) -> list[Route]:
         """What to mount at the root of the gateway's origin."""
-        return [
+        paid = [
             Route("/v1/chat/completions", self._chat, methods=["POST"]),
             Route("/v1/completions", self._complete_text, methods=["POST"]),
-            Route("/v1/models", self._list_models, methods=["GET"]),
+        ]
+        models = Route("/v1/models", self._list_models, methods=["GET"])
+        nothing = Route("/v1/{rest:path}", self._nothing_here, methods=_METHODS)
+        return [
+            *paid,
+            *([models] if self._profile.lists_models else []),
+            *([nothing] if self._profile.writes_problems else []),
             Route("/health", self._health, methods=["GET"]),
             Route("/signing-key", self._signing_key, methods=["GET"]),
         ]
@@ -106,6 +133,13 @@ class Gateway:
             ),
         )
 
+    async def _nothing_here(self, request: Request) -> Response:
+        if request.url.path in ("/v1/chat/completions", "/v1/completions"):
+            problem = answers.problem(status=405, title="Method Not Allowed", detail="")
+            return _response(405, problem, [("content-type", _PROBLEM_JSON), ("allow", "POST")])
+        problem = answers.problem(status=404, title="Not Found", detail="")
+        return _response(404, problem, [("content-type", _PROBLEM_JSON)])
+
     # --- paid routes ---------------------------------------------------------------------------------------
 
     async def _chat(self, request: Request) -> Response:
@@ -114,35 +148,66 @@ class Gateway:
     async def _complete_text(self, request: Request) -> Response:
         return await self._paid(request, self._answer_text)
 
-    async def _paid(self, request: Request, answer: Callable[[Request, bytes | None, Admission], Any]) -> Response:
+    async def _paid(
+        self, request: Request, answer: Callable[[Request, bytes | None, Admission], Awaitable[Response]]
+    ) -> Response:
         # The body is read first: a connection whose request was left unread cannot be used again.
         body = await read_body(request)
         redirect = self._faults.take(Redirect, when="unpaid")
         if redirect is not None:
             return Response(status_code=redirect.status, headers={"location": redirect.location})
+        drip = self._faults.take(DripHeaders, when="unpaid")
+        if drip is not None:
+            return DrippedHeaders(drip)
         admission = await self._door.admit(request)
         if isinstance(admission, Refusal):
-            return self._refused(admission)
+            return self._refused(admission, request)
         try:
-            response: Response = await answer(request, body, admission)
-        except Declined as exc:
-            return _response(exc.status, exc.body, exc.headers + admission.waive())
-        except ModelError as exc:
-            return _json(exc.status, answers.provider_error(exc), admission.waive())
+            return await self._answered(admission, answer(request, body, admission))
         except CollectionFailed as exc:
-            return self._refused(exc.refusal)
+            return self._refused(exc.refusal, request)
         except HungUp:
             hang_up(request.scope)
             return Response(status_code=204)
         except BaseException:
             admission.waive()
             raise
-        return response
 
-    def _refused(self, refusal: Refusal) -> Response:
+    async def _answered(self, admission: Admission, answer: Awaitable[Response]) -> Response:
+        """The answer, or the error in its place, which costs nothing."""
+        try:
+            return await answer
+        except Declined as exc:
+            return _response(exc.status, exc.body, exc.headers + admission.waive())
+        except HeadersDripped as exc:
+            admission.waive()
+            return DrippedHeaders(exc.fault)
+        except Invalid as exc:
+            return self._invalid(str(exc), admission.waive())
+        except ModelError as exc:
+            return await self._failed(exc, admission)
+
+    def _invalid(self, message: str, headers: HeaderList) -> Response:
+        if not self._profile.writes_problems:
+            return _json(400, answers.error(message), headers)
+        problem = answers.problem(status=400, title="Bad Request", detail=message)
+        return _response(400, problem, [("content-type", _PROBLEM_JSON), *headers])
+
+    async def _failed(self, failure: ModelError, admission: Admission) -> Response:
+        if not self._profile.hides_failures:
+            return _json(failure.status, answers.provider_error(failure), admission.waive())
+        await asyncio.sleep(self._profile.failure_delay_s)
+        return _json(500, answers.error(answers.HIDDEN_FAILURE), admission.waive())
+
+    def _refused(self, refusal: Refusal, request: Request) -> Response:
+        wants_page = "text/html" in request.headers.get("accept", "") and "Mozilla" in request.headers.get(
+            "user-agent", ""
+        )
+        if self._profile.shows_paywall and wants_page:
+            return _response(402, _PAYWALL, [("content-type", "text/html")])
         huge = self._faults.take(HugeChallenge)
         if huge is None:
-            return _response(402, refusal.body, refusal.headers)
+            return _response(refusal.status, refusal.body, refusal.headers)
 
         async def pieces() -> AsyncGenerator[bytes, None]:
             for _ in range(huge.body_bytes // len(_PIECE)):
@@ -158,13 +223,13 @@ class Gateway:
         await self._misbehave(call)
         if call.request.get("stream"):
             return await self._service.begin_stream(call)
-        answer = await self._service.answer(call, is_text=False)
+        answer = await self._service.answer(call)
         return _json(200, answer.body, answer.headers)
 
     async def _answer_text(self, request: Request, body: bytes | None, admission: Admission) -> Response:
         call = self._parse(request, body, admission, is_text=True)
         await self._misbehave(call)
-        answer = await self._service.answer(call, is_text=True)
+        answer = await self._service.answer(call, text_in=self._profile.text_completion)
         return _json(200, answer.body, answer.headers)
 
     # --- checking ------------------------------------------------------------------------------------------
@@ -177,17 +242,30 @@ class Gateway:
         check_chat(content)
         price = self._prices.find(content["model"])
         if price is None:
-            raise Declined(400, answers.error(f"Model '{content['model']}' is not supported"))
+            raise Invalid(f"Model '{content['model']}' is not supported")
+        role = unread_role(content)
+        if role is not None:
+            if self._profile.hides_failures:
+                raise ModelError(500, "")
+            raise Invalid(
+                f"A message has the role '{role}', which the live gateways cannot read: they answer 500, after the "
+                "payment. The roles are system, user, assistant and tool."
+            )
+        style, inflated = self._faults.take(StreamStyle), self._faults.take(InflateCost)
+        repriced = self._faults.take(AlterOpgPrice)
         return Call(
             request=content,
             price=price,
+            prices=self._prices if repriced is None else self._prices.at(repriced.opg_usd),
+            cost_factor=1 if inflated is None else inflated.factor,
             admission=admission,
             settlement_type=SettlementType.from_header(request.headers.get("x-settlement-type")),
-            delivery=self._delivery(),
+            delivery=self._delivery(style or StreamStyle()),
+            has_whole_tool_calls=style is None and self._profile.tool_calls is ToolCallStyle.WHOLE,
         )
 
-    def _delivery(self) -> Delivery:
-        drip, style = self._faults.take(SlowDrip), self._faults.take(StreamStyle) or StreamStyle()
+    def _delivery(self, style: StreamStyle) -> Delivery:
+        drip = self._faults.take(SlowDrip)
         return Delivery(
             pace_s=self._pace_s if drip is None else drip.pace_s,
             tool_calls=style.tool_calls,
@@ -204,6 +282,9 @@ class Gateway:
         redirect = self._faults.take(Redirect, when="paid")
         if redirect is not None:
             raise Declined(redirect.status, b"", headers=[("location", redirect.location)])
+        drip = self._faults.take(DripHeaders, when="paid")
+        if drip is not None:
+            raise HeadersDripped(drip)
         vanish = self._faults.take(HangUp)
         if vanish is not None:
             await asyncio.sleep(vanish.after_s)

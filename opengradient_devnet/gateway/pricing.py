@@ -77,6 +77,10 @@ class Cost:
     usd: Fraction
     opg_usd: Decimal
 
+    def times(self, factor: int) -> Cost:
+        """This cost, so many times."""
+        return replace(self, atomic=self.atomic * factor, usd=self.usd * factor)
+
     def quote(self) -> dict[str, str]:
         """The `opengradient` object that newer gateways put into their answers; all values are strings."""
         return {

@@ -7,12 +7,17 @@ sent are counted.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from opengradient_devnet.model.protocol import Answer, Chunk
 from opengradient_devnet.model.tokens import count_message
 from opengradient_devnet.model.usage import estimate_prompt
+
+_ASSEMBLED = frozenset({"role", "content", "reasoning_content", "tool_calls"})
+_PART = frozenset({"index", "id", "type", "function"})
 
 
 class Transcript:
@@ -26,6 +31,9 @@ class Transcript:
         self.text = ""
         self.reasoning = ""
         self.finish_reason: str | None = None
+        self.message_members: Mapping[str, Any] = {}
+        self.choice_members: Mapping[str, Any] = {}
+        self.members: Mapping[str, Any] = {}
 
     @classmethod
     def of(cls, answer: Answer, *, request: Mapping[str, Any]) -> Transcript:
@@ -35,6 +43,8 @@ class Transcript:
         transcript.reasoning = answer.message.get("reasoning_content") or ""
         transcript._calls = dict(enumerate(answer.message.get("tool_calls") or []))
         transcript.finish_reason = answer.finish_reason
+        transcript.message_members = {name: said for name, said in answer.message.items() if name not in _ASSEMBLED}
+        transcript.choice_members, transcript.members = answer.choice_members, answer.members
         transcript._usage = answer.usage
         return transcript
 
@@ -65,6 +75,8 @@ class Transcript:
             self._add_part(part)
         self.finish_reason = chunk.finish_reason or self.finish_reason
         self._usage = chunk.usage or self._usage
+        if chunk.is_terminal:
+            self.choice_members, self.members = chunk.choice_members, chunk.members
 
     def _add_part(self, part: Mapping[str, Any]) -> None:
         self._latest = self._index_of(part)
@@ -76,6 +88,7 @@ class Transcript:
         # Some dialects repeat the name with every piece: it replaces, only arguments grow.
         call["function"]["name"] = function.get("name") or call["function"]["name"]
         call["function"]["arguments"] += function.get("arguments") or ""
+        call |= {name: said for name, said in part.items() if name not in _PART}  # such as thought signatures
 
     def _index_of(self, part: Mapping[str, Any]) -> int:
         if part.get("index") is not None:
@@ -84,3 +97,23 @@ class Transcript:
             if part.get("id") and call["id"] == part["id"]:
                 return index
         return self._latest + 1 if part.get("id") else max(self._latest, 0)
+
+
+async def whole_tool_calls(
+    chunks: AsyncGenerator[Chunk, None], *, request: Mapping[str, Any]
+) -> AsyncGenerator[Chunk, None]:
+    """`chunks`, but each tool call comes whole, in a chunk of its own, before the last chunk of all."""
+    calls = Transcript(request)
+    async with aclosing(chunks):
+        async for chunk in chunks:
+            if chunk.is_terminal:
+                for index, call in enumerate(calls.tool_calls):
+                    yield Chunk(
+                        delta={"tool_calls": [{"index": index, **call}]}, model=chunk.model, as_message=chunk.as_message
+                    )
+                yield chunk
+                continue
+            calls.add(chunk)
+            rest = {name: value for name, value in chunk.delta.items() if name != "tool_calls"}
+            if rest or chunk.choice_members or not chunk.delta:
+                yield replace(chunk, delta=rest)

@@ -33,7 +33,13 @@ def unpaid_app(menu: Menu) -> Starlette:
             head = {"id": f"chatcmpl-{uuid.uuid4()}", "created": int(time.time()), "model": content["model"]}
             if not content.get("stream"):
                 answer = await model.complete(content)
-                whole = {**head, "object": "chat.completion", "choices": [answer.choice()], "usage": answer.usage}
+                whole = {
+                    **answer.members,
+                    **head,
+                    "object": "chat.completion",
+                    "choices": [answer.choice()],
+                    "usage": answer.usage,
+                }
                 return JSONResponse(whole)
             chunks = model.stream(content)
             first = await anext(chunks, None)
@@ -68,7 +74,7 @@ async def _events(
     usage = None
     while chunk is not None:
         usage = chunk.usage or usage
-        yield _event(EventKind.DELTA, {**head, "choices": [chunk.choice()]})
+        yield _event(EventKind.DELTA, {**chunk.members, **head, "choices": [chunk.choice()]})
         chunk = await anext(chunks, None)
     if wants_usage:
         yield _event(EventKind.FINAL, {**head, "choices": [], "usage": usage})

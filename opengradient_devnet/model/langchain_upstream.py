@@ -37,6 +37,10 @@ if TYPE_CHECKING:
 _AS_WRITTEN = Delivery()
 # What is handed to the model as it is; chat models take these as keyword arguments, under these names.
 _PARAMETERS = ("temperature", "top_p", "seed", "presence_penalty", "frequency_penalty", "response_format", "stop")
+# Where LangChain's models keep what OpenAI has in a message, in a choice, and beside the choices.
+_MESSAGE_MEMBERS = ("refusal", "annotations", "audio", "reasoning_details")
+_CHOICE_MEMBERS = ("logprobs",)
+_MEMBERS = ("system_fingerprint", "service_tier", "citations")
 _BAD_GATEWAY = 502
 # Providers' words for the two endings that are not "stop" (OpenAI, Anthropic, Gemini, Ollama).
 _CUT = frozenset({"length", "max_tokens", "model_length"})
@@ -83,6 +87,7 @@ class LangChainModel:
         except Exception as exc:
             raise _failure(exc) from exc
         message: dict[str, Any] = {"role": "assistant", "content": str(answer.text) or None}
+        message |= _picked(answer.additional_kwargs, _MESSAGE_MEMBERS)
         if reasoning := _reasoning(answer):
             message["reasoning_content"] = reasoning
         if calls := _tool_calls(answer):
@@ -94,6 +99,8 @@ class LangChainModel:
             finish_reason=_finish_reason(answer),
             usage=complete_usage(_openai_usage(answer), request, said=message),
             model=str(request.get("model")),
+            choice_members=_picked(answer.response_metadata, _CHOICE_MEMBERS),
+            members=_picked(answer.response_metadata, _MEMBERS),
         )
 
     async def stream(
@@ -106,8 +113,9 @@ class LangChainModel:
         async with aclosing(_pieces(runnable, messages)) as pieces:
             async for piece in pieces:
                 whole = piece if whole is None else whole + piece
-                if delta := _delta(piece):
-                    yield Chunk(delta=delta, model=model, as_message=delivery.as_message)
+                beside = _picked(piece.response_metadata, _CHOICE_MEMBERS)
+                if (delta := _delta(piece)) or beside:
+                    yield Chunk(delta=delta, model=model, as_message=delivery.as_message, choice_members=beside)
                     await asyncio.sleep(delivery.pace_s)
         if whole is None:
             raise ModelError(_BAD_GATEWAY, "The model ended its stream without an answer.")
@@ -118,6 +126,7 @@ class LangChainModel:
             finish_reason=_finish_reason(whole),
             usage=complete_usage(_openai_usage(whole), request, said=said),
             as_message=delivery.as_message,
+            members=_picked(whole.response_metadata, _MEMBERS),
         )
 
     async def aclose(self) -> None:
@@ -171,8 +180,12 @@ def _failure(error: Exception) -> ModelError:
     return ModelError(status, message, provider_status=provider_status, is_retryable=is_retryable)
 
 
+def _picked(given: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: given[name] for name in names if given.get(name)}
+
+
 def _delta(piece: AIMessageChunk) -> dict[str, Any]:
-    delta: dict[str, Any] = {}
+    delta: dict[str, Any] = _picked(piece.additional_kwargs, _MESSAGE_MEMBERS)
     if text := str(piece.text):
         delta["content"] = text
     if reasoning := _reasoning(piece):

@@ -10,7 +10,8 @@ Shapes, all JSON-ready:
 
 `Answer.message`
     `{"role": "assistant", "content": str | None, "tool_calls"?: [ToolCall], "reasoning_content"?: str}`
-    `content` is None exactly when there are tool calls and no text.
+    `content` is None exactly when there are tool calls and no text. Whatever else a model says of its message goes on
+    to the client as it is: `refusal`, `annotations`, `audio`, `reasoning_details`, `images`.
 ToolCall
     `{"id": str, "type": "function", "function": {"name": str, "arguments": str}}`, arguments being JSON text.
 `Answer.finish_reason`
@@ -21,13 +22,17 @@ ToolCall
     "completion_tokens_details"?: {"reasoning_tokens": int, "audio_tokens": int}}`
 `Chunk.delta`
     any subset of `{"role": "assistant", "content": str, "reasoning_content": str, "tool_calls": [part]}`; a
-    part is `{"index": int | None, "id"?: str, "type"?: "function", "function": {"name"?, "arguments"?}}`.
+    part is `{"index": int | None, "id"?: str, "type"?: "function", "function": {"name"?, "arguments"?}}`. What else
+    there is goes on as it is, thought signatures in tool calls among it.
+`choice_members`, `members`
+    what stands beside the message in a choice (`logprobs`), and beside the choices (`system_fingerprint`,
+    `service_tier`, `citations`); of a chunk, what its own event had, and of the last one also what came after it.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from opengradient_devnet.tool_call_styles import ToolCallStyle
@@ -66,10 +71,12 @@ class Answer:
     usage: dict[str, Any]
     model: str
     """the model that answered, under the name that the response should carry."""
+    choice_members: Mapping[str, Any] = field(default_factory=dict)
+    members: Mapping[str, Any] = field(default_factory=dict)
 
     def choice(self) -> dict[str, Any]:
         """`choices[0]` of a `chat.completion`."""
-        return {"index": 0, "message": self.message, "finish_reason": self.finish_reason}
+        return {**self.choice_members, "index": 0, "message": self.message, "finish_reason": self.finish_reason}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +92,8 @@ class Chunk:
     finish_reason: str | None = None
     usage: dict[str, Any] | None = None
     as_message: bool = False
+    choice_members: Mapping[str, Any] = field(default_factory=dict)
+    members: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def is_terminal(self) -> bool:
@@ -94,6 +103,7 @@ class Chunk:
     def choice(self) -> dict[str, Any]:
         """`choices[0]` of a `chat.completion.chunk`, under `delta` or, when so delivered, under `message`."""
         return {
+            **self.choice_members,
             "index": 0,
             "message" if self.as_message else "delta": self.delta,
             "finish_reason": self.finish_reason,

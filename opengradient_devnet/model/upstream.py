@@ -23,6 +23,12 @@ from opengradient_devnet.model.usage import complete_usage
 
 _AS_WRITTEN = Delivery()
 _GATEWAY_FIELDS = frozenset({"web_search", "stream", "stream_options", "model"})
+# What the gateway writes itself; a server may not speak for it.
+_OWN_MEMBERS = frozenset(
+    {"id", "object", "created", "model", "choices", "usage", "error", "completion", "opengradient"}
+)
+_OWN_PREFIXES = ("tee_", "data_settlement_", "settlement_")
+_CHOICE = frozenset({"index", "message", "delta", "finish_reason", "text"})
 _BAD_GATEWAY = 502
 _LIST_TIMEOUT_S = 5.0
 
@@ -102,6 +108,8 @@ class UpstreamModel:
             finish_reason=choice.get("finish_reason") or "stop",
             usage=complete_usage(parsed.get("usage"), request, said=message),
             model=str(request.get("model")),
+            choice_members=_choice_members(choice),
+            members=_members(parsed),
         )
 
     async def stream(
@@ -112,8 +120,15 @@ class UpstreamModel:
         tally = _Tally()
         async with self._open(request, is_stream=True) as response, aclosing(_events(response)) as events:
             async for event in events:
-                if delta := tally.take(event):
-                    yield Chunk(delta=delta, model=model, as_message=delivery.as_message)
+                delta, beside = tally.take(event)
+                if delta or beside:
+                    yield Chunk(
+                        delta=delta,
+                        model=model,
+                        as_message=delivery.as_message,
+                        choice_members=beside,
+                        members=_members(event),
+                    )
                     await asyncio.sleep(delivery.pace_s)
         if tally.finish_reason is None:
             raise ModelError(_BAD_GATEWAY, f"{self.base_url} ended its stream in the middle of the answer.")
@@ -123,6 +138,7 @@ class UpstreamModel:
             finish_reason=tally.finish_reason,
             usage=complete_usage(tally.usage, request, said={"content": tally.said}),
             as_message=delivery.as_message,
+            members=tally.members,
         )
 
     async def aclose(self) -> None:
@@ -173,23 +189,37 @@ class _Tally:
     said: str = ""
     finish_reason: str | None = None
     usage: dict[str, Any] | None = None
+    members: dict[str, Any] = field(default_factory=dict)
 
-    def take(self, event: Mapping[str, Any]) -> dict[str, Any]:
-        """Note one event; its delta, empty when it has none to pass on."""
+    def take(self, event: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Note one event; its delta and what stands beside it, empty when there is nothing to pass on."""
         if error := event.get("error"):
             raise ModelError(_BAD_GATEWAY, f"The provider broke its stream off: {_message(error)}")
         if isinstance(event.get("usage"), dict):
             self.usage = event["usage"]
+        self.members |= _members(event)
         choices = event.get("choices") or []
         if not choices:
-            return {}
+            return {}, {}
         self.finish_reason = choices[0].get("finish_reason") or self.finish_reason
         delta = choices[0].get("delta") or choices[0].get("message") or {}
-        self.said += str(delta.get("content") or "") + str(delta.get("reasoning_content") or "")
+        self.said += "".join(str(delta.get(part) or "") for part in ("content", "reasoning_content", "refusal"))
         for call in delta.get("tool_calls") or []:
             function = call.get("function") or {}
             self.said += str(function.get("name") or "") + str(function.get("arguments") or "")
-        return {key: value for key, value in delta.items() if value is not None}
+        return {key: value for key, value in delta.items() if value is not None}, _choice_members(choices[0])
+
+
+def _members(event: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: value
+        for name, value in event.items()
+        if value is not None and name not in _OWN_MEMBERS and not name.startswith(_OWN_PREFIXES)
+    }
+
+
+def _choice_members(choice: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in choice.items() if value is not None and name not in _CHOICE}
 
 
 async def _events(response: httpx.Response) -> AsyncGenerator[dict[str, Any], None]:

@@ -103,6 +103,17 @@ def test_options_reach_the_network_and_a_termination_ends_it(network_file):
     assert challenge.status_code == 402
 
 
+def test_token_for_faults_is_printed_and_can_be_chosen(network_file):
+    with start(network_file, "--fault-route", "--fault-token", "chosen") as process:
+        faults_url = f"{wait_for(network_file)['gateway_url']}/faults"
+        answers = [httpx.get(faults_url, headers={"x-fault-token": token}) for token in ("chosen", "guessed")]
+        process.terminate()
+        out, _err = process.communicate(timeout=PATIENCE_S)
+
+    assert [answer.status_code for answer in answers] == [200, 403]
+    assert "fault token   chosen" in out
+
+
 def test_it_ends_with_its_parents_pipe(network_file):
     with start(network_file, "--exit-with-parent", stdin=subprocess.PIPE) as process:
         wait_for(network_file)

@@ -178,7 +178,7 @@ def test_faucet_gives_to_any_address_under_a_private_chain_id(net, client):
     ],
 )
 def test_unreasonable_wishes_are_refused_with_a_reason(client, path, body):
-    response = client.post(path, content=body)
+    response = client.post(path, content=body, headers={"content-type": "application/json"})
 
     assert response.status_code == 400
     assert response.json()["error"]

@@ -112,6 +112,20 @@ class PaymentTerms:
         }
 
 
+def in_scheme(offer: Mapping[str, Any], scheme: Scheme, *, facilitator_address: str | None) -> dict[str, Any]:
+    """`offer`, to be paid in another way."""
+    terms = PaymentTerms(
+        network=offer["network"],
+        asset=offer["asset"],
+        asset_name=offer["extra"]["name"],
+        asset_version=offer["extra"]["version"],
+        pay_to=offer["payTo"],
+        facilitator_address=facilitator_address or "",
+        max_timeout_s=offer["maxTimeoutSeconds"],
+    )
+    return terms.offer(scheme, amount_atomic=int(offer["amount"]))
+
+
 def encode_header(content: Mapping[str, Any]) -> str:
     """JSON in base64, the form of all three x402 headers."""
     return base64.b64encode(json.dumps(content, separators=(",", ":")).encode()).decode()

@@ -12,52 +12,36 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from anyio import to_thread
 from starlette.datastructures import Headers
 from starlette.requests import Request
 
-from opengradient_devnet.facilitator.facilitator import PaymentMalformed, Settlement, Verification
+from opengradient_devnet.facilitator.facilitator import PaymentMalformed, Settlement
 from opengradient_devnet.faults import (
     AlterChallenge,
     AlterTerms,
+    DemandAnew,
     Faults,
     ForgeSessionId,
     KillSession,
     RawChallenge,
     RefusePayment,
+    SettleAndRefuse,
     WrongTransaction,
 )
+from opengradient_devnet.gateway.jobs import Jobs
 from opengradient_devnet.gateway.payment import challenge
 from opengradient_devnet.gateway.payment.challenge import PAYMENT_REQUIRED, PAYMENT_RESPONSE, PAYMENT_SIGNATURE
+from opengradient_devnet.gateway.payment.denials import Cashier, HeaderList, Hoard, Refusal, denial, other_terms
 from opengradient_devnet.gateway.payment.sessions import NonceInUse, Payment, SessionBook, SessionCall, SettlementRecord
 
 SESSION_HEADER = "X-Upto-Session"
 DEAD_SESSION_BODY = b'{"error": "Session expired or exhausted"}'
 # The facilitator's own code for an authorization that is being settled already.
 DUPLICATE = "duplicate_settlement"
-
-HeaderList = list[tuple[str, str]]
-
-
-class Cashier(Protocol):
-    """The part of a facilitator that the door needs. Both calls block."""
-
-    def verify(self, payload: dict[str, Any], requirements: dict[str, Any]) -> Verification: ...
-
-    def settle(
-        self, payload: dict[str, Any], requirements: dict[str, Any], amount_atomic: int | None = None
-    ) -> Settlement: ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Refusal:
-    """A 402. `headers` hold the challenge, unless it was a session that is dead."""
-
-    headers: HeaderList
-    body: bytes
 
 
 class CollectionFailed(Exception):
@@ -137,10 +121,7 @@ class DirectAdmission:
         return self._payment
 
     async def collect(self, cost_atomic: int) -> HeaderList:
-        try:
-            return await self._door.settle_now(self._payment, cost_atomic=cost_atomic)
-        finally:
-            self._door.forget(self._payment)
+        return await self._door.settle_now(self._payment, cost_atomic=cost_atomic)
 
     async def begin_stream(self, worst_case_atomic: int) -> HeaderList:
         return await self.collect(worst_case_atomic)
@@ -164,13 +145,16 @@ class Door:
         sessions: SessionBook | None,
         records: SessionBook,
         faults: Faults,
+        jobs: Jobs | None = None,
     ) -> None:
         self._cashier = cashier
         self._offers = list(offers)
         self._sessions = sessions
         self._records = records
         self._faults = faults
+        self._jobs = jobs
         self._lock = threading.Lock()
+        self.hoard = Hoard(cashier, records=records)
         self._offered_once: list[dict[str, Any]] = []
         self._being_settled: set[str] = set()
 
@@ -183,9 +167,9 @@ class Door:
         payment, error = await self._verified_payment(request.headers)
         if payment is None:
             return self.refuse(request, error=error)
-        refused = self._faults.take(RefusePayment)
-        if refused is not None:
-            return self.refuse(request, error=refused.error)
+        lied = await self._lied(payment, request)
+        if lied is not None:
+            return lied
         try:
             if self._sessions is not None and payment.requirements["scheme"] == "upto":
                 return SessionAdmission(self._sessions.open(payment, route=route), faults=self._faults)
@@ -194,14 +178,38 @@ class Door:
             return self.refuse(request, error=DUPLICATE)
         return DirectAdmission(payment, door=self)
 
-    def refuse(self, request: Request, *, error: str = "Payment required") -> Refusal:
+    async def _lied(self, payment: Payment, request: Request) -> Refusal | None:
+        """What a gateway answers that denies a good payment; None when it is honest."""
+        refused = self._faults.take(RefusePayment)
+        if refused is not None:
+            return self.refuse(request, error=refused.error)
+        taken = self._faults.take(SettleAndRefuse)
+        if taken is not None:
+            receipt = await to_thread.run_sync(self.hoard.take, payment, taken)
+            good = self.refuse(request).headers if taken.challenge == "good" else []
+            return denial(taken, receipt=receipt, challenge=good)
+        anew = self._faults.take(DemandAnew)
+        if anew is None:
+            return None
+        if anew.settles != "never":
+            self.hoard.keep(payment)
+        if anew.settles == "now":
+            await to_thread.run_sync(self.hoard.settle)
+        offer = other_terms(payment.requirements, anew, offers=self._offers)
+        with self._lock:
+            self._offered_once.append(offer)
+        return self.refuse(request, offers=[offer])
+
+    def refuse(
+        self, request: Request, *, error: str = "Payment required", offers: Sequence[dict[str, Any]] | None = None
+    ) -> Refusal:
         """A 402 with the challenge for this request."""
         raw = self._faults.take(RawChallenge)
         if raw is not None:
             copies = raw.copies if raw.header is not None else 0
             return Refusal(headers=[(PAYMENT_REQUIRED, raw.header or "")] * copies, body=b"{}")
         content = challenge.challenge(
-            resource_url=str(request.url.replace(query="")), offers=self._current_offers(), error=error
+            resource_url=str(request.url.replace(query="")), offers=offers or self._current_offers(), error=error
         )
         altered = self._faults.take(AlterChallenge)
         if altered is not None:
@@ -212,19 +220,35 @@ class Door:
         return Refusal(headers=[json_type, header, json_type], body=b"{}")
 
     async def settle_now(self, payment: Payment, *, cost_atomic: int) -> HeaderList:
-        """Settle a payment that has no session; the header says what came of it. Raises CollectionFailed."""
+        """Settle a payment that has no session; the header says what came of it, or which job it is now.
+
+        Raises CollectionFailed.
+        """
         is_exact = payment.requirements["scheme"] == "exact"
-        outcome = await to_thread.run_sync(
-            self._cashier.settle,
-            payment.payload,
-            payment.requirements,
-            None if is_exact else min(cost_atomic, payment.cap_atomic),
-        )
-        self._records.record(SettlementRecord.of(outcome, payment=payment))
+        amount_atomic = None if is_exact else min(cost_atomic, payment.cap_atomic)
+        if self._jobs is None:
+            outcome = await to_thread.run_sync(self._settle, payment, amount_atomic)
+        else:
+            outcome = Settlement(
+                success=True,
+                transaction=self._jobs.submit("payment", partial(self._settle, payment, amount_atomic)),
+                block_number=None,
+                amount_atomic=payment.cap_atomic if amount_atomic is None else amount_atomic,
+                payer=payment.payer,
+                network=payment.requirements["network"],
+            )
         headers = [(PAYMENT_RESPONSE, challenge.encode_header(self._response(outcome, payment.payer)))]
         if not outcome.success:
             raise CollectionFailed(Refusal(headers=headers, body=b"{}"))
         return headers
+
+    def _settle(self, payment: Payment, amount_atomic: int | None) -> Settlement:
+        try:
+            outcome = self._cashier.settle(payment.payload, payment.requirements, amount_atomic)
+            self._records.record(SettlementRecord.of(outcome, payment=payment))
+        finally:
+            self.forget(payment)
+        return outcome
 
     def forget(self, payment: Payment) -> None:
         """A direct call is over: from here on the chain keeps its nonce from being used again."""

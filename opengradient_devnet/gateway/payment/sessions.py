@@ -2,7 +2,8 @@
 
 A session opens with a verified payment and serves calls of one method and path until it is idle, its cap is
 used up, its deadline comes near, or the gateway closes. Then it takes no more calls, waits for those in flight,
-and is settled once. A call that costs more than is left of the cap is served, and the rest is not paid.
+and is settled once. A call that costs more than is left of the cap is served, and the rest is not paid. Some gateways
+(`closes_in_use`, `closes_at_cap`) end sessions earlier, or later.
 
 It starts no thread: the owner of a `SessionBook` calls `settle_due`. All of it may be used from any thread.
 """
@@ -15,9 +16,11 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import partial
 from typing import Any, Protocol
 
 from opengradient_devnet.facilitator.facilitator import Settlement
+from opengradient_devnet.gateway.jobs import Jobs
 from opengradient_devnet.gateway.payment.session_views import SessionView, session_mark
 
 # A session is settled this long before its signature expires, so that the transaction still gets in.
@@ -186,12 +189,18 @@ class SessionBook:
         *,
         idle_timeout_s: float,
         max_age_s: float = MAX_AGE_S,
+        closes_in_use: bool = False,
+        closes_at_cap: bool = True,
+        jobs: Jobs | None = None,
         on_work: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._settler = settler
         self._idle_timeout_s = idle_timeout_s
         self._max_age_s = max_age_s
+        self._closes_in_use = closes_in_use
+        self._closes_at_cap = closes_at_cap
+        self._jobs = jobs
         self._on_work = on_work
         self._clock = clock
         self._changed = threading.Condition()
@@ -255,7 +264,7 @@ class SessionBook:
             session.in_flight -= 1
             session.cost_atomic += cost_atomic
             session.last_used_s = self._clock()
-            has_work = session.state is _State.CLOSING or session.is_exhausted
+            has_work = session.state is _State.CLOSING or self._is_used_up(session)
             self._changed.notify_all()
         if has_work:
             self._on_work()
@@ -266,12 +275,16 @@ class SessionBook:
             self._records.append(record)
 
     def settle_due(self) -> list[SettlementRecord]:
-        """Settle every session whose time has come, in this thread."""
+        """Settle every session whose time has come, in this thread. With jobs: have it done by one, and return none."""
         with self._changed:
             due = [session for session in self._sessions.values() if self._is_due(session)]
             for session in due:
                 session.state = _State.SETTLING
-        return [self._settle(session) for session in due]
+        if self._jobs is None:
+            return [self._settle(session) for session in due]
+        for session in due:
+            self._jobs.submit("payment", partial(self._settle, session))
+        return []
 
     def close(self, *, wait_s: float) -> None:
         """Stop all sessions and settle them; those with calls in flight as soon as these end.
@@ -285,6 +298,8 @@ class SessionBook:
                     session.state = _State.CLOSING
         while True:
             self.settle_due()
+            if self._jobs is not None:
+                self._jobs.run_all()
             with self._changed:
                 if not self._sessions:
                     return
@@ -304,11 +319,14 @@ class SessionBook:
         now_s = self._clock()
         return (
             session.state is not _State.OPEN
-            or session.is_exhausted
-            or (session.in_flight == 0 and now_s - session.last_used_s >= self._idle_timeout_s)
+            or self._is_used_up(session)
+            or ((session.in_flight == 0 or self._closes_in_use) and now_s - session.last_used_s >= self._idle_timeout_s)
             or now_s - session.opened_s >= self._max_age_s
             or now_s >= session.payment.deadline_s - DEADLINE_MARGIN_S
         )
+
+    def _is_used_up(self, session: Session) -> bool:
+        return self._closes_at_cap and session.is_exhausted
 
     def _is_due(self, session: Session) -> bool:
         if session.state in (_State.SETTLING, _State.SETTLED):

@@ -15,9 +15,11 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import partial
 from typing import Any, Protocol
 
 from opengradient_devnet.facilitator.facilitator import DataSettlement
+from opengradient_devnet.gateway.jobs import Jobs
 from opengradient_devnet.gateway.proofs.merkle import MerkleTree
 from opengradient_devnet.gateway.proofs.tee import Proof
 
@@ -97,21 +99,24 @@ class IndividualRecord:
     blob_id: str
     transaction: str
     success: bool
+    status: str = ""
+    """what its headers say of it; empty: whether it succeeded."""
 
     def naming(self, transaction: str) -> IndividualRecord:
         """This record, but with another transaction."""
         return replace(self, transaction=transaction)
 
     def headers(self) -> dict[str, str]:
-        """The `X-Settlement-*` headers of a response that is not a stream."""
-        return {
+        """The `X-Settlement-*` headers of a response that is not a stream; of a job that waits, what is known."""
+        told = {
             "X-Settlement-Job-ID": self.job_id,
             "X-Settlement-Queue": "individual",
             "X-Settlement-Queue-Nonce": str(self.queue_number),
-            "X-Settlement-Status": "settled" if self.success else "failed",
+            "X-Settlement-Status": self.status or ("settled" if self.success else "failed"),
             "X-Settlement-Tx-Hash": self.transaction,
             "X-Settlement-Walrus-Blob-ID": self.blob_id,
         }
+        return {name: value for name, value in told.items() if value}
 
     def fields(self) -> dict[str, Any]:
         """The members that a stream's final event gets instead of headers."""
@@ -125,17 +130,31 @@ class IndividualRecord:
 
 
 class DataSettler:
-    """Writes data settlements; batches are flushed by size, by age, and by hand. Usable from any thread."""
+    """Writes data settlements; batches are flushed by size, by age, and by hand. Usable from any thread.
 
-    def __init__(self, relay: Relay, *, blobs: BlobStore, batch_size: int = 64, batch_interval_s: float = 30.0) -> None:
+    With `jobs`, single calls are written by a job: what is returned then is the job that waits.
+    """
+
+    def __init__(
+        self,
+        relay: Relay,
+        *,
+        blobs: BlobStore,
+        batch_size: int = 64,
+        batch_interval_s: float = 30.0,
+        batch_idle_s: float | None = None,
+        jobs: Jobs | None = None,
+    ) -> None:
         self._relay = relay
+        self._batch_idle_s = float("inf") if batch_idle_s is None else batch_idle_s
+        self._jobs = jobs
         self._blobs = blobs
         self._batch_size = batch_size
         self._batch_interval_s = batch_interval_s
         self._lock = threading.Lock()
         self._flushing = threading.Lock()
         self._waiting: list[Proof] = []
-        self._oldest_s = 0.0
+        self._oldest_s = self._newest_s = 0.0
         self._batches: list[BatchRecord] = []
         self._individuals = 0
 
@@ -148,16 +167,18 @@ class DataSettler:
     def add(self, proof: Proof) -> bool:
         """Put one call into the next batch; True when that batch is full and wants to be flushed."""
         with self._lock:
+            self._newest_s = time.monotonic()
             if not self._waiting:
-                self._oldest_s = time.monotonic()
+                self._oldest_s = self._newest_s
             self._waiting.append(proof)
             return len(self._waiting) >= self._batch_size
 
     def flush_due(self) -> None:
         """Write the waiting batch if it is full or old enough."""
         with self._lock:
-            is_old = bool(self._waiting) and time.monotonic() - self._oldest_s >= self._batch_interval_s
-            is_due = is_old or len(self._waiting) >= self._batch_size
+            now_s = time.monotonic()
+            is_old = now_s - self._oldest_s >= self._batch_interval_s or now_s - self._newest_s >= self._batch_idle_s
+            is_due = (is_old and bool(self._waiting)) or len(self._waiting) >= self._batch_size
         if is_due:
             self.flush()
 
@@ -172,10 +193,25 @@ class DataSettler:
                 self._write(batch)
 
     def settle_individual(self, proof: Proof, *, payer: str, record: Mapping[str, Any]) -> IndividualRecord:
-        """Write one call now; `record` is what its blob says about it."""
+        """Write one call, now or by a job; `record` is what its blob says about it."""
         with self._lock:
             self._individuals += 1
             number = self._individuals
+        if self._jobs is None:
+            return self._write_individual(proof, payer=payer, record=record, number=number)
+        write = partial(self._write_individual, proof, payer=payer, record=record, number=number)
+        return IndividualRecord(
+            job_id=self._jobs.submit("settlement-individual", write),
+            queue_number=number,
+            blob_id="",
+            transaction="",
+            success=False,
+            status="queued",
+        )
+
+    def _write_individual(
+        self, proof: Proof, *, payer: str, record: Mapping[str, Any], number: int
+    ) -> IndividualRecord:
         blob_id = self._blobs.put(record)
         outcome = self._relay.settle_individual(
             tee_id=proof.tee_id,

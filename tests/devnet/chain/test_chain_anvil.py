@@ -92,11 +92,12 @@ def test_without_a_binary_the_error_says_what_to_do(tmp_path, monkeypatch):
 
 
 def test_the_command_line_binds_loopback_and_makes_no_well_known_accounts():
-    command = arguments(Path("/bin/anvil"), chain_id=31402)
+    *command, last = arguments(Path("/bin/anvil"), chain_id=31402)
     options = dict(zip(command[1::2], command[2::2], strict=True))
     assert command[0] == "/bin/anvil"
     assert (options["--host"], options["--port"], options["--chain-id"]) == ("127.0.0.1", "0", "31402")
     assert options["--accounts"] == "0"
+    assert last == "--no-cors", "web pages could read what it answers"
 
 
 def test_the_contracts_are_placed_and_a_block_is_mined_at_the_start(fake, fake_log):

@@ -118,6 +118,11 @@ def test_the_shipped_artifacts_were_built_from_these_sources():
         ("Permit2", "nonceBitmap", "4fe02b44"),
         ("Permit2", "invalidateUnorderedNonces", "3ff9dcb1"),
         ("Multicall3", "tryAggregate", "bce38bd7"),
+        ("Multicall3", "tryBlockAndAggregate", "399542e9"),
+        ("Multicall3", "aggregate3", "82ad56cb"),
+        ("Multicall3", "getBlockNumber", "42cbb15c"),
+        ("Multicall3", "getCurrentBlockTimestamp", "0f28c97d"),
+        ("Multicall3", "getEthBalance", "4d2301cc"),
         ("SmartWallet", "isValidSignature", "1626ba7e"),
     ],
 )
@@ -540,3 +545,19 @@ def test_multicall_collects_answers_and_failures(chain, payer):
     assert (moved, revert_reason(why)) == (False, "ERC20: insufficient allowance")
     strict = multicall.encode("tryAggregate", True, calls)
     assert reason(chain, to=multicall.address, data=strict, sender=payer.address) == "Multicall3: call failed"
+
+
+def test_multicall_names_the_block_of_its_answers(chain, payer):
+    multicall = contract("Multicall3")
+    calls = [(OPG, TOKEN.encode("balanceOf", payer.address))] * 63
+    calls.append((multicall.address, multicall.encode("getCurrentBlockTimestamp")))
+    answer = chain.call(to=multicall.address, data=multicall.encode("tryBlockAndAggregate", True, calls))
+    block, block_hash, results = multicall.decode("tryBlockAndAggregate", answer)
+    told = [int.from_bytes(said, "big") for ok, said in results if ok]
+
+    assert (block, block_hash) == (int(chain.rpc("eth_blockNumber", []), 16), bytes(32))
+    assert told[:63] == [chain.token_balance(payer.address)] * 63
+    assert abs(told[63] - chain.now_s()) <= 2
+    mixed = [(OPG, True, TOKEN.encode("transfer", OPG, 10**40)), (OPG, False, calls[0][1])]
+    answer = chain.call(to=multicall.address, data=multicall.encode("aggregate3", mixed))
+    assert [ok for ok, _said in multicall.decode("aggregate3", answer)[0]] == [False, True]

@@ -121,11 +121,12 @@ def test_a_batch_is_answered_call_by_call_and_notifications_are_not_answered(url
     assert (silent.status_code, silent.content) == (204, b"")
 
 
-def test_get_is_refused_and_a_browser_may_ask(url):
-    refused = httpx.get(url)
-    assert (refused.status_code, refused.json()["error"]["code"]) == (405, -32600)
-    preflight = httpx.options(url)
-    assert preflight.headers["access-control-allow-origin"] == "*"
+def test_everything_but_post_is_refused_and_no_browser_may_read_an_answer(url):
+    for method in ("GET", "OPTIONS", "PUT"):
+        refused = httpx.request(method, url)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (405, -32600)
+    for response in (refused, httpx.post(url, json=request("eth_chainId"))):
+        assert not [name for name in response.headers if name.startswith("access-control-")]
 
 
 def test_web3_sends_waits_reads_events_and_balances(chain, w3):

@@ -113,6 +113,7 @@ def test_faults_are_named_in_json_by_their_members():
 
 def test_control_route_arms_lists_and_clears(net, payer):
     wish = {"fault": "answer_status", "members": {"status": 503}, "times": None}
+    payer.http.headers["x-fault-token"] = net.fault_token
     assert payer.http.post("/faults", json=wish).status_code == 200
     assert [payer.chat().status_code for _ in range(2)] == [503, 503]
     assert payer.http.get("/faults").json()["kinds"] == sorted(FAULT_KINDS)
@@ -492,6 +493,7 @@ def test_gateways_clock_can_be_wrong_and_the_chains_stays_right(net, payer):
 
 def test_chain_can_be_reorganised_over_http_and_a_lost_payment_leaves_no_trace(net, payer):
     net.close_sessions()
+    payer.http.headers["x-fault-token"] = net.fault_token
     before = net.chain.token_balance(payer.address)
     payer.chat()
     transaction = net.close_sessions()[-1].transaction
