@@ -25,7 +25,7 @@ from langchain_opengradient.calls import ChatCall, build_call
 from langchain_opengradient.configuration import ConfiguredChatModel
 from langchain_opengradient.conversions import to_chunk, to_result, to_terminal_chunk
 from langchain_opengradient.errors import raised_as_model_errors
-from langchain_opengradient.tokens import count_messages, count_text
+from langchain_opengradient.messages import count_messages, count_text
 from langchain_opengradient.tools import ToolLike, is_web_search, to_wire_tool
 from opengradient_x402.gateway.clients import Route
 from opengradient_x402.gateway.request import is_anthropic, wire_tool_choice

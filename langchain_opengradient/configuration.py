@@ -19,8 +19,8 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from langchain_opengradient.blocks import PROVIDER
 from langchain_opengradient.calls import model_name
-from langchain_opengradient.profiles import profile_of
 from opengradient_x402.gateway.clients import Connections
+from opengradient_x402.models import find_model
 from opengradient_x402.payment.policy import SpendPolicy
 from opengradient_x402.settings import Settings
 from opengradient_x402.settlement_mode import SettlementMode
@@ -255,3 +255,28 @@ def _with_request_parameters(model: type[BaseChatModel], fields: dict[str, Any])
     if moved:
         kept["model_kwargs"] = {**moved, **(fields.get("model_kwargs") or {})}
     return kept
+
+
+def profile_of(model: object) -> dict[str, Any] | None:
+    """A fresh profile dict for `model` (any spelling that `find_model` takes); None for an unknown model."""
+    info = find_model(model)
+    if info is None:
+        return None
+    return {
+        "max_input_tokens": info.context_tokens,
+        "max_output_tokens": info.max_output_tokens,
+        "text_inputs": True,
+        "image_inputs": info.supports_images,
+        "image_url_inputs": info.supports_images,
+        "image_tool_message": info.supports_images,
+        "pdf_inputs": info.supports_pdf,
+        "pdf_tool_message": info.supports_pdf,
+        "audio_inputs": info.supports_audio,
+        "text_outputs": True,
+        "image_outputs": info.supports_image_output,
+        "reasoning_output": info.supports_reasoning,
+        "tool_calling": info.supports_tools,
+        "tool_choice": info.supports_tools,
+        "tool_call_streaming": info.supports_tools,
+        "structured_output": info.supports_json_schema,
+    }

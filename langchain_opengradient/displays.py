@@ -19,7 +19,7 @@ from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, LLMResult
 
 from langchain_opengradient.conversions import RECEIPT_KEY, is_from_cache
-from langchain_opengradient.tokens import count_text
+from langchain_opengradient.messages import count_text
 from opengradient_x402.models import find_model
 from opengradient_x402.money import format_amount
 
