@@ -25,6 +25,7 @@ import httpx
 
 from opengradient_x402.errors import InsecureEndpoint
 from opengradient_x402.gateway.endpoints import Endpoint
+from opengradient_x402.gateway.time_limits import LimitedTransport, limited, limited_async
 from opengradient_x402.process import Ending, Resident, belongs
 
 _LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=4.0)
@@ -143,7 +144,8 @@ class EndpointTransport(httpx.BaseTransport, Resident):
         flight = _Flight(self)
         self._flights.add(flight)
         try:
-            response = pool.transport.handle_request(request)
+            with limited(request):
+                response = pool.transport.handle_request(request)
         except BaseException:
             self._flights.discard(flight)
             raise
@@ -155,7 +157,7 @@ class EndpointTransport(httpx.BaseTransport, Resident):
         for unused in _unused(self._pools):
             self._let_go(unused)
         pool = self._pools[endpoint] = _POOLS.hold(
-            endpoint, self, lambda: httpx.HTTPTransport(verify=context_for(endpoint), limits=_LIMITS)
+            endpoint, self, lambda: LimitedTransport(verify=context_for(endpoint), limits=_LIMITS)
         )
         return pool
 
@@ -197,7 +199,8 @@ class AsyncEndpointTransport(httpx.AsyncBaseTransport, Resident):
         flight = _AsyncFlight(self)
         self._flights.add(flight)
         try:
-            response = await pool.transport.handle_async_request(request)
+            async with limited_async(request):
+                response = await pool.transport.handle_async_request(request)
         except BaseException:
             self._flights.discard(flight)
             raise

@@ -1,0 +1,107 @@
+"""One time limit for sending a request and receiving all of its response's headers.
+
+httpx limits each read; a gateway that sends a header line now and then would stay below such a limit for ever. Bodies
+are limited where they are read (`answer`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import threading
+import time
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+import httpcore
+import httpx
+
+_now_waiting = threading.local()
+
+
+@contextmanager
+def limited(request: httpx.Request) -> Iterator[None]:
+    """What this thread reads inside must have come by the request's read limit. Raises httpx.ReadTimeout."""
+    limit_s = _limit_of(request)
+    _now_waiting.until = None if limit_s is None else time.monotonic() + limit_s
+    try:
+        yield
+    finally:
+        _now_waiting.until = None
+
+
+@asynccontextmanager
+async def limited_async(request: httpx.Request) -> AsyncIterator[None]:
+    """The same in a task."""
+    limit_s = _limit_of(request)
+    try:
+        async with asyncio.timeout(limit_s) as scope:
+            yield
+    except TimeoutError as exc:
+        if not scope.expired():
+            raise
+        raise httpx.ReadTimeout(f"no whole response headers after {limit_s:g} s", request=request) from exc
+
+
+class LimitedTransport(httpx.HTTPTransport):
+    """httpx's transport, whose reads obey `limited`."""
+
+    def __init__(self, *, verify: ssl.SSLContext, limits: httpx.Limits) -> None:
+        super().__init__(verify=verify, limits=limits)
+        # httpx passes no network backend on; the pool is the one that it would make.
+        self._pool = httpcore.ConnectionPool(
+            ssl_context=verify,
+            max_connections=limits.max_connections,
+            max_keepalive_connections=limits.max_keepalive_connections,
+            keepalive_expiry=limits.keepalive_expiry,
+            network_backend=_Backend(),
+        )
+
+
+class _Backend(httpcore.NetworkBackend):
+    def __init__(self) -> None:
+        self._inner = httpcore.SyncBackend()
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore.NetworkStream:
+        return _Stream(self._inner.connect_tcp(host, port, timeout, local_address, socket_options))
+
+
+class _Stream(httpcore.NetworkStream):
+    def __init__(self, inner: httpcore.NetworkStream) -> None:
+        self._inner = inner
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._inner.write(buffer, timeout)
+
+    def close(self) -> None:
+        self._inner.close()
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._inner.get_extra_info(info)
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        until = getattr(_now_waiting, "until", None)
+        if until is not None:
+            left_s = until - time.monotonic()
+            if left_s <= 0:
+                raise httpcore.ReadTimeout("no whole response headers within the time limit")
+            timeout = left_s if timeout is None else min(timeout, left_s)
+        return self._inner.read(max_bytes, timeout)
+
+    def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.NetworkStream:
+        return _Stream(self._inner.start_tls(ssl_context, server_hostname, timeout))
+
+
+def _limit_of(request: httpx.Request) -> float | None:
+    limit: float | None = request.extensions.get("timeout", {}).get("read")
+    return limit
