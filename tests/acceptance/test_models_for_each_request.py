@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,22 +16,18 @@ from langchain_opengradient import ChatOpenGradient
 from llama_index_opengradient import OpenGradient
 from opengradient_devnet import Devnet
 
+# One session pays for all calls of a test: the default cap is used up after a hundred.
+pytestmark = pytest.mark.devnet(session_cap_opg="1")
+
 MODELS = 300
 
 
-@pytest.fixture(scope="module")
-def devnet() -> Iterator[Devnet]:
-    """One session of it pays for all calls of a test: the default cap is used up after a hundred."""
-    with Devnet(session_cap_opg="1") as net:
-        yield net
-
-
 @pytest.fixture
-def options(devnet: Devnet, tmp_path: Path) -> dict[str, Any]:
+def options(net: Devnet, tmp_path: Path) -> dict[str, Any]:
     return {
         "model": "openai/gpt-5",
-        "private_key": devnet.account(opg="20", approved=True).private_key,
-        "network": f"{devnet.gateway_url}/network",
+        "private_key": net.account(opg="20", approved=True).private_key,
+        "network": f"{net.gateway_url}/network",
         "ledger": str(tmp_path / "ledger.sqlite"),
     }
 

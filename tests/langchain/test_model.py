@@ -139,13 +139,13 @@ assert not heavy & set(sys.modules), heavy & set(sys.modules)
     subprocess.run([sys.executable, "-c", script], check=True, timeout=240)
 
 
-def test_a_first_call_and_a_first_token_load_nothing_of_web3(devnet: Devnet, tmp_path):
-    wallet = devnet.account(opg="10", approved=True)
+def test_a_first_call_and_a_first_token_load_nothing_of_web3(net: Devnet, tmp_path):
+    wallet = net.account(opg="10", approved=True)
     script = f"""
 import sys
 from langchain_opengradient import ChatOpenGradient
 model = ChatOpenGradient(model="openai/gpt-5", private_key={wallet.private_key!r},
-                         network="{devnet.gateway_url}/network", ledger={str(tmp_path / "l.sqlite")!r})
+                         network="{net.gateway_url}/network", ledger={str(tmp_path / "l.sqlite")!r})
 next(iter(model.stream("hello")))
 model.invoke("hello")
 slow = {{"web3", "eth_account", "eth_abi"}}

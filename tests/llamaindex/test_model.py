@@ -41,14 +41,14 @@ def test_the_suite_does_not_need_the_payment_stack():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_a_first_call_and_a_first_token_load_nothing_of_web3(devnet, tmp_path):
-    wallet = devnet.account(opg="10", approved=True)
+def test_a_first_call_and_a_first_token_load_nothing_of_web3(net, tmp_path):
+    wallet = net.account(opg="10", approved=True)
     script = f"""
 import sys
 import llama_index_opengradient
 from llama_index_opengradient import OpenGradient
 model = OpenGradient(model="openai/gpt-5", private_key={wallet.private_key!r},
-                     network="{devnet.gateway_url}/network", ledger={str(tmp_path / "l.sqlite")!r})
+                     network="{net.gateway_url}/network", ledger={str(tmp_path / "l.sqlite")!r})
 next(iter(model.stream_complete("hello")))
 model.complete("hello")
 slow = {{"web3", "eth_account", "eth_abi"}}

@@ -178,21 +178,21 @@ def test_a_wallet_that_signs_typed_data_only_is_told_what_else_it_cannot_do():
         {"scheme": "exact", "transfer_method": "eip3009", "facilitator": None},
     ],
 )
-def test_the_document_of_a_payment_has_the_digest_of_the_payment(devnet, changes):
+def test_the_document_of_a_payment_has_the_digest_of_the_payment(net, changes):
     terms = SimpleNamespace(
         **{
             "scheme": "upto",
             "transfer_method": "permit2",
-            "asset": network_of(devnet).asset.address,
+            "asset": network_of(net).asset.address,
             "payee": ACCOUNT.address,
             "facilitator": ACCOUNT.address,
-            "spender": network_of(devnet).upto_proxy,
+            "spender": network_of(net).upto_proxy,
             "amount_atomic": 10**17,
             "deadline": 2_000_000_000,
         }
         | changes
     )
-    fields = {"payer": ACCOUNT.address, "nonce": 2**255 + 1, "network": network_of(devnet)}
+    fields = {"payer": ACCOUNT.address, "nonce": 2**255 + 1, "network": network_of(net)}
     document, digest = payment_document(terms, **fields), payment_digest(terms, **fields)
     assert _hash_eip191_message(encode_typed_data(full_message=document)) == digest
     signature = sign_typed(signer_of(Device(ACCOUNT)), digest, lambda: document)
@@ -214,10 +214,10 @@ def test_the_nonce_secret_is_signed_for_once_and_outlives_the_process(tmp_path, 
 
 
 @pytest.mark.parametrize("kind", [Kms, Device])
-def test_other_peoples_signers_pay(devnet, tmp_path, kind):
-    account = devnet.account(opg="5", approved=True)
+def test_other_peoples_signers_pay(net, tmp_path, kind):
+    account = net.account(opg="5", approved=True)
     payments = Payments.open(
-        network=network_of(devnet),
+        network=network_of(net),
         private_key=kind(Account.from_key(account.private_key)),
         ledger=tmp_path / "l.sqlite",
     )

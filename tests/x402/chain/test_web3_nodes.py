@@ -49,17 +49,17 @@ KINDS = list(objects_of("http://127.0.0.1:1"))
 
 
 @pytest.fixture(params=KINDS)
-def node(request, devnet):
-    web3 = objects_of(devnet.rpc_url)[request.param]
-    node = web3_node(web3, devnet.chain.chain_id)
+def node(request, net):
+    web3 = objects_of(net.rpc_url)[request.param]
+    node = web3_node(web3, net.chain.chain_id)
     yield node
     if isinstance(web3, AsyncWeb3):  # what the loop of the node's own thread opened
         asyncio.run_coroutine_threadsafe(web3.provider.disconnect(), node._running_loop()).result(10)
 
 
-def questions_of(devnet, sent: str):
-    asset = network_of(devnet).asset.address
-    head = int(devnet.chain.rpc("eth_blockNumber", []), 16)
+def questions_of(net, sent: str):
+    asset = network_of(net).asset.address
+    head = int(net.chain.rpc("eth_blockNumber", []), 16)
     return [
         lambda: balance_of(asset, ANYONE),
         lambda: allowance(asset, ANYONE, ANYONE),
@@ -73,18 +73,18 @@ def questions_of(devnet, sent: str):
     ]
 
 
-async def test_every_question_has_the_answer_of_the_small_node(devnet, node):
-    sent = devnet.chain.send(devnet.account(opg="1"), to=ANYONE, value=5)["transactionHash"]
-    small = ChainReader(devnet.rpc_url, devnet.chain.chain_id)
-    for question in questions_of(devnet, sent):
+async def test_every_question_has_the_answer_of_the_small_node(net, node):
+    sent = net.chain.send(net.account(opg="1"), to=ANYONE, value=5)["transactionHash"]
+    small = ChainReader(net.rpc_url, net.chain.chain_id)
+    for question in questions_of(net, sent):
         expected = small.ask(question())
         assert look_up(ask(node, question())) == expected
         assert await alook_up(ask(node, question())) == expected
     assert abs(look_up(ask(node, chain_time())) - small.ask(chain_time())) < 60
 
 
-def test_a_transaction_is_sent_and_awaited_through_it(devnet, node):
-    payer = new_payer(devnet)
+def test_a_transaction_is_sent_and_awaited_through_it(net, node):
+    payer = new_payer(net)
     call = send_transaction(payer.network, payer.signer, to=payer.network.asset.address, data=APPROVE, what="It")
     assert look_up(ask(node, call)).startswith("0x")
     assert look_up(ask(node, allowance(payer.network.asset.address, payer.account.address, ANYONE))) == 7
@@ -105,13 +105,13 @@ APPROVE = bytes.fromhex("095ea7b3" + ANYONE[2:].rjust(64, "0") + f"{7:064x}")
     ],
     ids=["error", "502", "page", "null"],
 )  # fmt: skip
-def test_what_the_object_raises_becomes_an_error_of_ours(devnet, kind, answer, kind_of_error, reason):
-    with serving(devnet.chain) as proxy:
+def test_what_the_object_raises_becomes_an_error_of_ours(net, kind, answer, kind_of_error, reason):
+    with serving(net.chain) as proxy:
         proxy.misbehave = lambda method, params, number: answer if method == "eth_getBalance" else None
         web3 = objects_of(proxy.url)[kind]
         if kind != "AsyncWeb3":
             web3.provider.exception_retry_configuration = None
-        node = web3_node(web3, devnet.chain.chain_id)
+        node = web3_node(web3, net.chain.chain_id)
         with pytest.raises(kind_of_error, match=reason):
             look_up(ask(node, native_balance(ANYONE)))
         close(web3, node)
@@ -123,10 +123,10 @@ def close(web3, node):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_object_of_another_chain_is_refused_before_anything_is_asked(devnet, kind):
-    web3 = objects_of(devnet.rpc_url)[kind]
+def test_an_object_of_another_chain_is_refused_before_anything_is_asked(net, kind):
+    web3 = objects_of(net.rpc_url)[kind]
     node = web3_node(web3, 8453)
-    with pytest.raises(ConfigurationError, match=f"serves chain {devnet.chain.chain_id}, and"):
+    with pytest.raises(ConfigurationError, match=f"serves chain {net.chain.chain_id}, and"):
         look_up(ask(node, native_balance(ANYONE)))
     close(web3, node)
 
@@ -145,19 +145,19 @@ def test_what_is_no_web3_is_refused():
         web3_node("https://mainnet.base.org", 8453)
 
 
-async def test_a_websocket_is_asked_on_the_loop_that_it_belongs_to(devnet):
+async def test_a_websocket_is_asked_on_the_loop_that_it_belongs_to(net):
     async def relay(connection):
         async for message in connection:
             question = json.loads(message)
-            answer = await asyncio.to_thread(devnet.chain.rpc, question["method"], question["params"])
+            answer = await asyncio.to_thread(net.chain.rpc, question["method"], question["params"])
             await connection.send(json.dumps({"jsonrpc": "2.0", "id": question["id"], "result": answer}))
 
     async with (
         serve(relay, "127.0.0.1", 0) as server,
         AsyncWeb3(WebSocketProvider(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}")) as web3,
     ):
-        node = web3_node(web3, devnet.chain.chain_id)
-        expected = ChainReader(devnet.rpc_url, devnet.chain.chain_id).ask(native_balance(ANYONE))
+        node = web3_node(web3, net.chain.chain_id)
+        expected = ChainReader(net.rpc_url, net.chain.chain_id).ask(native_balance(ANYONE))
         assert await alook_up(ask(node, native_balance(ANYONE))) == expected
         # A sync call from another thread is served by this loop, too.
         assert await asyncio.to_thread(lambda: look_up(ask(node, native_balance(ANYONE)))) == expected
@@ -168,12 +168,12 @@ def test_a_lasting_connection_without_its_loop_is_refused():
         web3_node(AsyncWeb3(WebSocketProvider("ws://127.0.0.1:1")), 1)
 
 
-async def test_the_small_node_imports_nothing_of_web3(devnet):
-    assert await AsyncChainReader(devnet.rpc_url, devnet.chain.chain_id).ask(native_balance(ANYONE)) >= 0
+async def test_the_small_node_imports_nothing_of_web3(net):
+    assert await AsyncChainReader(net.rpc_url, net.chain.chain_id).ask(native_balance(ANYONE)) >= 0
     program = (
         "import sys; from opengradient_x402.chain.node import ChainReader;"
         "import opengradient_x402.chain.questions as q, opengradient_x402.chain.web3_nodes;"
-        f"ChainReader({devnet.rpc_url!r}, {devnet.chain.chain_id}).ask(q.native_balance({ANYONE!r}));"
+        f"ChainReader({net.rpc_url!r}, {net.chain.chain_id}).ask(q.native_balance({ANYONE!r}));"
         "print([m for m in ('web3', 'eth_account', 'eth_abi') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -267,8 +267,8 @@ def error(message: str, code: int = -32000):
     return 200, {"error": {"code": code, "message": message}}
 
 
-def approved_through(devnet: Devnet, payer: Payer, misbehave):
-    with serving(devnet.chain) as node:
+def approved_through(net: Devnet, payer: Payer, misbehave):
+    with serving(net.chain) as node:
         node.misbehave = misbehave
         chain = ChainReader(node.url, payer.network.chain_id)
         return Wallet(payer.network, payer.signer, chain=chain).ensure_opg_approval(min_allowance=1)
@@ -290,13 +290,13 @@ PENDING = {"blockHash": None, "blockNumber": None, "status": None, "logs": [], "
     ],
     ids=["indexing", "pending", "unknown", "internal", "cut", "page", "text"],
 )
-def test_a_sent_approval_is_awaited_through_bad_answers(devnet, unapproved, answer):
-    approval = approved_through(devnet, unapproved, refusing("eth_getTransactionReceipt", answer, answer))
+def test_a_sent_approval_is_awaited_through_bad_answers(net, unapproved, answer):
+    approval = approved_through(net, unapproved, refusing("eth_getTransactionReceipt", answer, answer))
     assert approval.allowance_after_atomic == 2 * ATOMIC
-    assert transactions_of(devnet, unapproved) == 1
+    assert transactions_of(net, unapproved) == 1
 
 
-def test_a_node_that_lags_behind_the_approval_is_asked_until_it_knows(devnet, unapproved):
+def test_a_node_that_lags_behind_the_approval_is_asked_until_it_knows(net, unapproved):
     stale = (200, {"result": "0x" + "00" * 32})
     looks = []
 
@@ -306,40 +306,40 @@ def test_a_node_that_lags_behind_the_approval_is_asked_until_it_knows(devnet, un
         looks.append(number)
         return stale if 2 <= len(looks) <= 4 else error("header not found") if len(looks) == 5 else None
 
-    approval = approved_through(devnet, unapproved, misbehave)
+    approval = approved_through(net, unapproved, misbehave)
     assert (approval.allowance_after_atomic, len(looks)) == (2 * ATOMIC, 6)
 
 
-def test_a_nonce_that_was_used_meanwhile_is_asked_for_again(devnet, unapproved):
+def test_a_nonce_that_was_used_meanwhile_is_asked_for_again(net, unapproved):
     stale = (200, {"result": "0x0"})
     wallet_of(unapproved).ensure_opg_approval(min_allowance="0.1")
-    approval = approved_through(devnet, unapproved, refusing("eth_getTransactionCount", stale, stale))
+    approval = approved_through(net, unapproved, refusing("eth_getTransactionCount", stale, stale))
     assert approval.allowance_after_atomic == 2 * ATOMIC
-    assert transactions_of(devnet, unapproved) == 2
+    assert transactions_of(net, unapproved) == 2
 
 
-def test_nonce_too_low_for_what_was_mined_at_the_first_sending_is_success(devnet, unapproved):
+def test_nonce_too_low_for_what_was_mined_at_the_first_sending_is_success(net, unapproved):
     """The node took it, the answer was lost, and it was mined before it was sent again."""
 
     def misbehave(method, params, number):
         if method == "eth_sendRawTransaction":
-            devnet.chain.rpc(method, params)
+            net.chain.rpc(method, params)
             return error("nonce too low")
         return None
 
-    approval = approved_through(devnet, unapproved, misbehave)
+    approval = approved_through(net, unapproved, misbehave)
     assert approval.tx_hash is not None
-    assert transactions_of(devnet, unapproved) == 1
+    assert transactions_of(net, unapproved) == 1
 
 
-def test_an_answer_to_the_sending_that_was_lost_is_no_failure(devnet, unapproved):
+def test_an_answer_to_the_sending_that_was_lost_is_no_failure(net, unapproved):
     def misbehave(method, params, number):
         if method == "eth_sendRawTransaction":
-            devnet.chain.rpc(method, params)
+            net.chain.rpc(method, params)
             return 500, {"message": "internal"}
         return None
 
-    assert approved_through(devnet, unapproved, misbehave).allowance_after_atomic == 2 * ATOMIC
+    assert approved_through(net, unapproved, misbehave).allowance_after_atomic == 2 * ATOMIC
 
 
 @pytest.mark.parametrize(
@@ -351,15 +351,15 @@ def test_an_answer_to_the_sending_that_was_lost_is_no_failure(devnet, unapproved
         ("eth_estimateGas", "gas required exceeds allowance (0)", "0.000"),
     ],
 )  # fmt: skip
-def test_money_that_is_missing_for_the_fees_is_named_with_its_amount(devnet, unapproved, method, message, missing):
+def test_money_that_is_missing_for_the_fees_is_named_with_its_amount(net, unapproved, method, message, missing):
     with pytest.raises(InsufficientFunds, match=rf"Nothing was sent\. Send a little ETH to 0x\w+: at least {missing}"):
-        approved_through(devnet, unapproved, refusing(method, error(message)))
-    assert transactions_of(devnet, unapproved) == 0
+        approved_through(net, unapproved, refusing(method, error(message)))
+    assert transactions_of(net, unapproved) == 0
 
 
-def test_a_refused_transaction_is_named_in_the_error(devnet, unapproved):
+def test_a_refused_transaction_is_named_in_the_error(net, unapproved):
     with pytest.raises(RpcError, match=r"was refused \(transaction 0x[0-9a-f]{64}\).*tx pool is full"):
-        approved_through(devnet, unapproved, refusing("eth_sendRawTransaction", error("tx pool is full")))
+        approved_through(net, unapproved, refusing("eth_sendRawTransaction", error("tx pool is full")))
 
 
 @pytest.mark.parametrize(
@@ -371,10 +371,10 @@ def test_a_refused_transaction_is_named_in_the_error(devnet, unapproved):
         ("eth_getTransactionCount", "12x"),
     ],
 )
-def test_fees_that_are_no_numbers_are_errors_of_the_node(devnet, unapproved, method, value):
+def test_fees_that_are_no_numbers_are_errors_of_the_node(net, unapproved, method, value):
     with suppress(RpcError):
-        approved_through(devnet, unapproved, refusing(method, (200, {"result": value})))
-    assert transactions_of(devnet, unapproved) == (method == "eth_maxPriorityFeePerGas")
+        approved_through(net, unapproved, refusing(method, (200, {"result": value})))
+    assert transactions_of(net, unapproved) == (method == "eth_maxPriorityFeePerGas")
 
 
 @pytest.mark.parametrize(
