@@ -184,8 +184,8 @@ def test_faults_are_controlled_with_the_token_only(net, client):
     assert client.delete("/faults", headers={"x-fault-token": net.fault_token}).status_code == 200
 
 
-def test_token_is_ones_own_if_one_is_given_and_never_empty(devnet):
-    assert devnet.fault_token is None
+def test_token_is_ones_own_if_one_is_given_and_never_empty(net):
+    assert net.fault_token is None
     assert Devnet(fault_token="mine").fault_token == "mine"
     assert Devnet(fault_route=True).fault_token != Devnet(fault_route=True).fault_token
     with pytest.raises(ValueError, match="empty"):
