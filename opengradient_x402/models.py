@@ -136,6 +136,12 @@ def nearest_models(name: object) -> list[str]:
     return get_close_matches(text, [model.name for model in catalog()], n=3, cutoff=0.5)
 
 
+def is_same_model(name: str, other: str) -> bool:
+    """Whether two names mean the same model, however they are spelled."""
+    one, two = find_model(name), find_model(other)
+    return name == other if one is None or two is None else one is two
+
+
 def wire_name(name: object) -> str:
     """What a request calls the model: the part after the provider, as given when the catalog has no entry.
 

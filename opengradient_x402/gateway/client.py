@@ -106,7 +106,7 @@ class _Client:
 
     def _ask_price(self) -> Steps[None]:
         """Asks what the token is worth, where a limit per call cannot be checked without."""
-        if self.payments.policy.max_per_call is None:
+        if not self.payments.policy.bounds_calls:
             return
         endpoint = yield from self.endpoints.current()
         if self.payments.gateways.wants_quote(endpoint.base_url):

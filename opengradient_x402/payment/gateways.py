@@ -41,6 +41,7 @@ class KnownGateways:
         self._last_amount: dict[str, int | None] = {}
         self._first_amount: dict[str, tuple[str, int]] = {}
         self._asset_usd: dict[str, Decimal] = {}
+        self._usual_usd: dict[str, Decimal] = {}
         self._facilitators: dict[str, str] = {}
         self._refusals: dict[str, tuple[int, float]] = {}
 
@@ -123,12 +124,20 @@ class KnownGateways:
 
     def wants_quote(self, endpoint: str) -> bool:
         """Whether a limit per call is set that cannot be checked before the gateway quotes its token price."""
-        return self._policy.max_per_call is not None and _origin_of_text(endpoint) not in self._asset_usd
+        return self._policy.bounds_calls and _origin_of_text(endpoint) not in self._asset_usd
 
     def note_quote(self, endpoint: str, asset_usd: object) -> None:
         """Keeps what a gateway says that one token is worth, if it is a price at all. A claim."""
+        origin = _origin_of_text(endpoint)
         if (price := quoted_price(asset_usd)) is not None:
-            self._asset_usd[_origin_of_text(endpoint)] = price
+            self._asset_usd[origin] = price
+            self._usual_usd.setdefault(origin, price)
+
+    def check_token_price(self, origin: str) -> None:
+        """Refuses a gateway whose token price jumped since it was first quoted here. Raises PolicyRefused."""
+        quoted, usual = self._asset_usd.get(origin), self._usual_usd.get(origin)
+        if quoted is not None and usual is not None and quoted != usual:
+            self._policy.check_token_price(quoted, usual, origin=origin)
 
     # -- who settles
 

@@ -200,12 +200,13 @@ class Payments(Resident):
         )
 
     def check_call(self, call: Call, key: SessionKey, *, cap_atomic: int) -> None:
-        """Refuses a call that could cost more than `max_per_call`. Raises PolicyRefused.
+        """Refuses a call that could cost more than the policy's limits, or a jumping token price. Raises PolicyRefused.
 
         The worst case is the published price of the model for the whole prompt and all the tokens allowed, at
         the token price that the gateway quoted last; without a quote it is all that may be taken.
         """
-        if self.policy.max_per_call is None:
+        self.gateways.check_token_price(key.origin)
+        if not self.policy.bounds_calls:
             return
         worst = cap_atomic
         info, asset_usd = find_model(call.model), self.gateways.asset_usd(key.origin)

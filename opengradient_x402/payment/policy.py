@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Final
 from urllib.parse import urlsplit
 
 from opengradient_x402.addresses import checksum_address
 from opengradient_x402.errors import ConfigurationError, PolicyRefused
+from opengradient_x402.models import is_same_model
 from opengradient_x402.money import Asset, parse_amount
 from opengradient_x402.networks import Network, check_payable_url
 from opengradient_x402.payment.challenge import Challenge, PaymentTerms
@@ -32,8 +34,11 @@ _CLOCK_ADVICE: Final = "Set this machine's clock (NTP), or raise `max_clock_skew
 class SpendPolicy:
     """Limits on payments; the defaults are safe for a developer's machine.
 
-    `payees` and `facilitators` extend the network's own allow-lists. `max_price_increase_percent` bounds how
-    far an asked amount may rise above the last accepted one of the same gateway. `pcr_hashes` are the enclave
+    `payees` and `facilitators` extend the network's own allow-lists. `max_per_call` and `max_per_model` (by model name)
+    bound what a call may cost by published prices: they keep a call from being made. What a gateway then takes is
+    bounded by the signature (`max_per_authorization`) alone, and disputed when it is more. `max_price_increase_percent`
+    bounds how far an asked amount may rise above the last accepted one of the same gateway, and above the first of the
+    day; and how far a quoted token price may be from those before it. `pcr_hashes` are the enclave
     images (0x-hex, 32 bytes) that may be called through the registry; None takes every registered one.
     `sponsored_approval` is how much Permit2 may be allowed to move by an approval that the facilitator sends for a
     wallet without gas; None (the default) never signs one. Raises ConfigurationError for limits that cannot be
@@ -43,6 +48,7 @@ class SpendPolicy:
     max_per_authorization: Limit = "5"
     max_per_day: Limit = "20"
     max_per_call: Limit | None = None
+    max_per_model: Mapping[str, Limit] | tuple[tuple[str, Limit], ...] = ()
     max_deadline_s: int = 600
     max_price_increase_percent: int = 100
     max_clock_skew_s: int = 60
@@ -57,6 +63,10 @@ class SpendPolicy:
             limit = getattr(self, name)
             if limit is not None or name in ("max_per_authorization", "max_per_day"):
                 _check_limit(name, limit)
+        per_model = dict(self.max_per_model)
+        for model, limit in per_model.items():
+            _check_limit(f"max_per_model[{model!r}]", limit)
+        object.__setattr__(self, "max_per_model", tuple(sorted(per_model.items())))
         for name in ("max_deadline_s", "max_price_increase_percent", "max_clock_skew_s"):
             _check_count(name, getattr(self, name))
         for name in ("payees", "facilitators"):
@@ -117,19 +127,39 @@ class SpendPolicy:
         reasons = " | ".join(refused)
         raise PolicyRefused(f"No terms of {origin} are acceptable; nothing was signed. {reasons}")
 
+    @property
+    def bounds_calls(self) -> bool:
+        """Whether the worst case of a call matters."""
+        return self.max_per_call is not None or bool(self.max_per_model)
+
     def check_call(self, worst_case_atomic: int, *, asset: Asset, model: str) -> None:
-        """Refuse a call whose worst case is above `max_per_call`.
+        """Refuse a call whose worst case is above `max_per_call`, or its model's `max_per_model`.
 
         When no price is known, the worst case of a call is all that its session is authorized for.
         Raises PolicyRefused.
         """
-        limit = self.per_call_atomic(asset)
-        if limit is not None and worst_case_atomic > limit:
-            raise PolicyRefused(
-                f"A call to {model} could cost {asset.format(worst_case_atomic)}; the limit is "
-                f"{asset.format(limit)}. Nothing was signed for it. "
-                "Raise `max_per_call`, lower `max_tokens`, or pick a cheaper model."
-            )
+        limits: list[tuple[str, Limit]] = []
+        if self.max_per_call is not None:
+            limits.append(("max_per_call", self.max_per_call))
+        own = dict(self.max_per_model).items()
+        limits += [("max_per_model", limit) for name, limit in own if is_same_model(name, model)]
+        for name, limit in limits:
+            if worst_case_atomic > (limit_atomic := _atomic(limit, asset)):
+                raise PolicyRefused(
+                    f"A call to {model} could cost {asset.format(worst_case_atomic)}; the limit is "
+                    f"{asset.format(limit_atomic)}. Nothing was signed for it. "
+                    f"Raise `{name}`, lower `max_tokens`, or pick a cheaper model."
+                )
+
+    def check_token_price(self, quoted_usd: Decimal, before_usd: Decimal, *, origin: str) -> None:
+        """Refuse to pay a gateway whose token price jumped: costs are reckoned with it. Raises PolicyRefused."""
+        most = 1 + Decimal(self.max_price_increase_percent) / 100
+        if before_usd / most <= quoted_usd <= before_usd * most:
+            return
+        raise PolicyRefused(
+            f"{origin} quotes a token price of {quoted_usd} USD, after {before_usd} USD before. Nothing was signed. If "
+            "the new price is right, raise `max_price_increase_percent`."
+        )
 
     def check_endpoint(self, url: str, network: Network) -> None:
         """Refuse to pay over a line, or at an address, that somebody else may own.

@@ -4,6 +4,7 @@ import base64
 import json
 import logging
 from dataclasses import replace
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -263,3 +264,20 @@ def test_nothing_outside_the_limits_is_ever_chosen(amount, timeout, payee, last)
     assert terms.max_timeout_s <= 600
     assert terms.pay_to == PAYEE
     assert last is None or terms.amount_atomic <= 2 * last
+
+
+def test_a_model_has_a_cap_of_its_own_however_its_name_is_spelled():
+    policy = SpendPolicy(max_per_call="1", max_per_model={"openai/gpt-5": "0.1"})
+    policy.check_call(10**17, asset=BASE.asset, model="gpt-5")
+    with pytest.raises(PolicyRefused, match=r"limit is 0\.1 OPG.*Raise `max_per_model`"):
+        policy.check_call(10**17 + 1, asset=BASE.asset, model="gpt-5")
+    policy.check_call(10**18, asset=BASE.asset, model="openai/gpt-5-mini")
+    assert hash(policy) == hash(SpendPolicy(max_per_call="1", max_per_model=[("openai/gpt-5", "0.1")]))
+
+
+@pytest.mark.parametrize("quoted", ["0.41", "0.09"])
+def test_a_token_price_that_jumps_is_refused_in_both_directions(quoted):
+    policy = SpendPolicy()
+    policy.check_token_price(Decimal("0.4"), Decimal("0.2"), origin="https://gateway.example")
+    with pytest.raises(PolicyRefused, match=r"token price.*Nothing was signed"):
+        policy.check_token_price(Decimal(quoted), Decimal("0.2"), origin="https://gateway.example")
