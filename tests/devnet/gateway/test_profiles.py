@@ -35,9 +35,8 @@ USAGE = {"prompt_tokens": 9, "completion_tokens": 5, "total_tokens": 14}
 
 
 @pytest.fixture(scope="module")
-def april():
-    with Devnet(behaves_like=APRIL) as net:
-        yield net
+def april(devnets):
+    return devnets(behaves_like=APRIL)
 
 
 @pytest.fixture
@@ -100,8 +99,8 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("more", "named"), REFUSED)
-def test_what_the_live_gateway_does_not_take_is_refused_after_payment_and_costs_nothing(devnet, wallet, more, named):
-    with Payer(devnet.gateway_url, private_key=wallet.private_key) as payer:
+def test_what_the_live_gateway_does_not_take_is_refused_after_payment_and_costs_nothing(net, account, more, named):
+    with Payer(net.gateway_url, private_key=account.private_key) as payer:
         response = payer.chat(chat_body(**more))
         assert (response.status_code, named in response.json()["error"]) == (400, True)
         within = {"temperature": 2, "top_p": 1.0, "seed": 7, "stop": list("qvwj")}
@@ -118,11 +117,11 @@ def test_april_says_the_same_as_a_problem(payer, more, named):
 
 @pytest.mark.parametrize("role", ["developer", "function", "robot", None])
 def test_role_that_the_live_gateway_cannot_read_is_explained_by_the_devnet_and_fails_in_april(
-    devnet, wallet, payer, role
+    net, account, payer, role
 ):
     body = chat_body()
     body["messages"] = [{"role": role, "content": "Be brief."}, *body["messages"]]
-    with Payer(devnet.gateway_url, private_key=wallet.private_key) as helped:
+    with Payer(net.gateway_url, private_key=account.private_key) as helped:
         explained = helped.chat(body)
     failed = payer.chat(body)
 
