@@ -22,11 +22,14 @@ class Menu:
     is_own: bool
 
     async def models(self) -> list[ModelPrice]:
-        """Every model that can be bought, under the name to ask for. Nothing is offered without a price."""
+        """Every model that can be bought, under the name to ask for. Nothing is offered without a price.
+
+        Of an upstream that sells anything and cannot say what it has, nothing is listed: no list is no refusal.
+        """
         listed = list(self.prices.models.values())
         names = await self._names()
         if not names:
-            return listed
+            return listed if self.is_own or self.prices.anything_else is None else []
         offered = {price.name: price for price in listed if self.is_own}
         for name in names:
             price = self.prices.find(name)

@@ -69,8 +69,8 @@ class UpstreamModel:
     """An OpenAI-compatible server as a `Model`. `base_url` ends where `/chat/completions` begins.
 
     `keep_provider` sends "openai/gpt-5" as it is; by default the server is asked for "gpt-5", unless the name with the
-    slash is one of `exact_names` (models of Hugging Face have slashes of their own). Of a `Delivery`
-    only `pace_s` and `as_message` apply: how answers are cut up is the server's doing.
+    slash is one of `exact_names`, or one that the server was seen to list (models of Hugging Face have slashes of their
+    own). Of a `Delivery` only `pace_s` and `as_message` apply: how answers are cut up is the server's doing.
     """
 
     base_url: str
@@ -78,6 +78,7 @@ class UpstreamModel:
     keep_provider: bool = False
     exact_names: frozenset[str] = frozenset()
     timeout_s: float = 600.0
+    _listed: frozenset[str] = field(default=frozenset(), init=False, repr=False)
     # httpx clients belong to the loop that first used them, and a gateway may serve from several.
     _clients: WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient] = field(
         default_factory=WeakKeyDictionary, init=False, repr=False
@@ -89,9 +90,11 @@ class UpstreamModel:
         try:
             response = await self._client().get(url, timeout=_LIST_TIMEOUT_S)
             response.raise_for_status()
-            return [str(item["id"]) for item in response.json()["data"]]
+            names = [str(item["id"]) for item in response.json()["data"]]
         except (httpx.HTTPError, ValueError, LookupError, TypeError) as exc:
             raise ModelError(_BAD_GATEWAY, f"{url} is no list of models: {exc!r}.") from exc
+        self._listed = frozenset(names)
+        return names
 
     async def complete(self, request: Mapping[str, Any], *, delivery: Delivery = _AS_WRITTEN) -> Answer:  # noqa: ARG002 - nothing of it applies
         """Pass the request on and wait for the whole answer."""
@@ -151,8 +154,9 @@ class UpstreamModel:
     async def _open(self, request: Mapping[str, Any], *, is_stream: bool) -> AsyncIterator[httpx.Response]:
         """The server's response, its body unread; every way in which it can fail becomes a ModelError."""
         url = f"{self.base_url.rstrip('/')}/chat/completions"
+        body = self._body(request, is_stream=is_stream)
         try:
-            async with self._client().stream("POST", url, json=self._body(request, is_stream=is_stream)) as response:
+            async with self._client().stream("POST", url, json=body) as response:
                 if not response.is_success:
                     await response.aread()
                     raise _refusal(response)
@@ -176,7 +180,8 @@ class UpstreamModel:
         body = {key: value for key, value in request.items() if key not in _GATEWAY_FIELDS}
         asked = str(request.get("model") or "")
         name = asked.partition("/")[2]
-        body["model"] = asked if self.keep_provider or asked in self.exact_names or not name else name
+        is_exact = self.keep_provider or not name or asked in self.exact_names or asked in self._listed
+        body["model"] = asked if is_exact else name
         if is_stream:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
         return body

@@ -12,6 +12,7 @@ import pytest
 
 from opengradient_devnet import Devnet
 from opengradient_devnet.chain.methods import MAX_LOGS
+from opengradient_devnet.faults import SettleAtCap
 from support.payer import Payer, chat_body
 
 EVIL = "https://evil.example"
@@ -20,10 +21,7 @@ RPC = {"jsonrpc": "2.0", "id": 1, "method": "eth_blockNumber", "params": []}
 ENDLESS = "0x5b600056"  # JUMPDEST, PUSH1 0, JUMP
 
 
-@pytest.fixture(scope="module")
-def net():
-    with Devnet(fault_route=True) as net:
-        yield net
+pytestmark = pytest.mark.devnet(fault_route=True)
 
 
 @pytest.fixture
@@ -68,7 +66,7 @@ def test_page_whose_name_points_here_reads_nothing(client, host, path):
 def test_page_whose_name_points_here_changes_nothing(net, client, path, body):
     before = net.chain.rpc("eth_getBlockByNumber", ["latest", False])["transactions"]
     assert is_unread(client.post(path, json=body, headers={"host": "evil.example"}))
-    assert net.faults.struck == []
+    assert not [fault for fault in net.faults.struck if isinstance(fault, SettleAtCap)]
     assert net.chain.rpc("eth_getBlockByNumber", ["latest", False])["transactions"] in (before, [])
 
 
@@ -184,8 +182,8 @@ def test_faults_are_controlled_with_the_token_only(net, client):
     assert client.delete("/faults", headers={"x-fault-token": net.fault_token}).status_code == 200
 
 
-def test_token_is_ones_own_if_one_is_given_and_never_empty(net):
-    assert net.fault_token is None
+def test_token_is_ones_own_if_one_is_given_and_never_empty():
+    assert Devnet().fault_token is None
     assert Devnet(fault_token="mine").fault_token == "mine"
     assert Devnet(fault_route=True).fault_token != Devnet(fault_route=True).fault_token
     with pytest.raises(ValueError, match="empty"):

@@ -17,18 +17,10 @@ TOKEN = contract("OPG")
 BLOCK_NUMBER = {"jsonrpc": "2.0", "id": 1, "method": "eth_blockNumber", "params": []}
 
 
-@pytest.fixture(scope="module")
-def net():
-    with Devnet() as net:
-        yield net
-
-
 @pytest.fixture
 def client(net):
-    net.faults.clear()
     with httpx.Client(base_url=net.gateway_url, trust_env=False, timeout=20) as client:
         yield client
-    net.faults.clear()
 
 
 def ask(client: httpx.Client, method: str, *params) -> dict:

@@ -26,18 +26,10 @@ OPG = 10**18
 CAP = OPG // 10
 
 
-@pytest.fixture(scope="module")
-def net():
-    with Devnet() as net:
-        yield net
-
-
 @pytest.fixture
 def payer(net):
-    net.faults.clear()
     with Payer(net.gateway_url, private_key=net.account(approved=True).private_key) as payer:
         yield payer
-    net.faults.clear()
 
 
 def spent(net: Devnet, payer: Payer) -> int:

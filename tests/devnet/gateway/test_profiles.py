@@ -35,9 +35,8 @@ USAGE = {"prompt_tokens": 9, "completion_tokens": 5, "total_tokens": 14}
 
 
 @pytest.fixture(scope="module")
-def april():
-    with Devnet(behaves_like=APRIL) as net:
-        yield net
+def april(devnets):
+    return devnets(behaves_like=APRIL)
 
 
 @pytest.fixture

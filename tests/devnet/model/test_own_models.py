@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Sequence
+from contextlib import closing
 from typing import Any
 
 import httpx
@@ -20,11 +21,14 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from langchain_opengradient import ChatOpenGradient
+from llama_index_opengradient import OpenGradient
 from opengradient_devnet import Devnet
 from opengradient_devnet.gateway.pricing import load_prices
 from opengradient_devnet.model.langchain_upstream import LangChainModel, load_chat_model
 from opengradient_devnet.model.protocol import Chunk, Delivery, ModelError
 from opengradient_devnet.model.upstream import open_model
+from opengradient_x402 import Payments
 from support.answers import events_of
 from support.loopback_server import serving
 from support.payer import Payer, chat_body
@@ -391,9 +395,35 @@ def test_a_price_for_anything_else_opens_the_servers_own_list(local_server):
     assert menu["hf.co/some/model"]["owned_by"] == "upstream"
 
 
-def test_a_server_without_a_list_leaves_the_price_list_on_offer():
-    with serving(Starlette()) as url, Devnet(upstream=f"openai:{url}/v1") as net:
-        assert "gpt-5" in offered(net)
+def test_a_server_without_a_list_sells_anything_and_lists_nothing_unless_there_is_a_price_list():
+    with serving(Starlette()) as url:
+        with Devnet(upstream=f"openai:{url}/v1") as net:
+            assert offered(net) == {}
+        with Devnet(upstream=f"openai:{url}/v1", prices={"opg_usd": "1", "models": {"local/llama": PRICE}}) as net:
+            assert list(offered(net)) == ["llama"]
+
+
+@pytest.mark.parametrize(
+    ("name", "asked_for"),
+    [
+        ("llama3.2:1b", "llama3.2:1b"),
+        ("ollama/llama3.2:1b", "llama3.2:1b"),
+        ("hf.co/some/model", "hf.co/some/model"),
+    ],
+)
+def test_both_faces_call_a_local_model_at_once_under_its_own_name_or_any_providers(
+    local_server, tmp_path, name, asked_for
+):
+    upstream, asked = local_server
+    with Devnet(upstream=upstream) as net:
+        key = net.account(approved=True).private_key
+        ledger = tmp_path / "ledger.sqlite"
+        with closing(Payments.open(network=f"{net.gateway_url}/network", private_key=key, ledger=ledger)) as payments:
+            said = ChatOpenGradient(model=name, payments=payments).invoke("Hi").text
+            also_said = OpenGradient(model=name, payments=payments).complete("Hi").text
+
+    assert (said, also_said) == ("I am local.", "I am local.")
+    assert [body["model"] for body in asked] == [asked_for, asked_for]
 
 
 def test_names_are_found_whole_before_their_provider_is_taken_off():
