@@ -226,11 +226,20 @@ class Ledger(Resident):
         )
 
     def authorizations(
-        self, *, status: str | None = None, payer: str | None = None, network: str | None = None
+        self,
+        *,
+        status: str | None = None,
+        payer: str | None = None,
+        network: str | None = None,
+        authorization_id: str | None = None,
     ) -> Future[list[Authorization]]:
         """Authorizations, oldest first."""
         payer = _wallet(payer)
-        return self._read(lambda book, conn: book.authorizations(conn, status=status, payer=payer, network=network))
+        return self._read(
+            lambda book, conn: book.authorizations(
+                conn, status=status, payer=payer, network=network, authorization_id=authorization_id
+            )
+        )
 
     def note(self, key: str, value: str) -> Future[None]:
         """Remembers a value under `key`, in place of an earlier one."""

@@ -313,13 +313,20 @@ class Book:
         return [SettlementReceipt.from_json(json.loads(receipt)) for receipt in rows]
 
     def authorizations(
-        self, conn: Connection, *, status: str | None, payer: str | None, network: str | None
+        self,
+        conn: Connection,
+        *,
+        status: str | None,
+        payer: str | None,
+        network: str | None,
+        authorization_id: str | None,
     ) -> list[Authorization]:
         query = _WITH_SIGNATURES
         for column, value in (
             (authorizations.c.status, status),
             (authorizations.c.payer, payer),
             (authorizations.c.network, network),
+            (authorizations.c.id, authorization_id),
         ):
             if value is not None:
                 query = query.where(column == value)
@@ -335,7 +342,8 @@ class Book:
         after: str | None,
         most: int | None,
     ) -> list[Authorization]:
-        query = sa.select(authorizations.c.id).where(authorizations.c.network == network, IS_OPEN)
+        is_due = sa.or_(authorizations.c.recheck_at.is_(None), authorizations.c.recheck_at <= int(time.time()))
+        query = sa.select(authorizations.c.id).where(authorizations.c.network == network, IS_OPEN, is_due)
         if payer is not None:
             query = query.where(authorizations.c.payer == payer)
         if authorization_id is not None:
@@ -390,7 +398,7 @@ def _as_row(authorization: Authorization) -> dict[str, Any]:
     row["asset"] = authorization.asset
     row["signed_at"] = authorization.terms.signed_at
     row["reserved_gwei"] = -(-authorization.reserved_atomic // _ATOMIC_PER_GWEI)
-    row["is_open"] = int(not authorization.is_final)
+    row["is_open"] = int(not authorization.is_final or authorization.recheck_at is not None)
     return row
 
 

@@ -56,6 +56,7 @@ authorizations = sa.Table(
     sa.Column("confirmations", sa.BigInteger),
     sa.Column("confirmations_needed", sa.BigInteger),
     sa.Column("dispute", sa.Text),
+    sa.Column("recheck_at", sa.BigInteger),  # when an expired one is looked at once more
     # Derived from the signatures and the state, for the sum that a budget is checked against
     sa.Column("asset", sa.Text, nullable=False),
     sa.Column("signed_at", sa.BigInteger, nullable=False),
@@ -238,7 +239,7 @@ def derive(conn: Connection) -> None:
     )
     conn.exec_driver_sql(
         "UPDATE authorizations SET is_open = CASE WHEN status = 'signed' OR confirmations < confirmations_needed "
-        "THEN 1 ELSE 0 END"
+        "OR recheck_at IS NOT NULL THEN 1 ELSE 0 END"
     )
     for column in (authorizations.c.payer, authorizations.c.asset, calls.c.payer):
         for found in conn.execute(sa.select(column).distinct()).scalars().all():
