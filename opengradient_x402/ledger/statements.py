@@ -28,7 +28,7 @@ _OPEN = "open"
 _TERMS = [column.name for column in signatures.c if column.name not in ("sequence", "authorization_id")]
 _DERIVED = {"asset", "signed_at", "reserved_gwei", "is_open"}
 _OWN = [column.name for column in authorizations.c if column.name not in _DERIVED | {"sequence"}]
-_WITH_SIGNATURES = (
+WITH_SIGNATURES = (
     sa.select(
         *(authorizations.c[name] for name in _OWN),
         *(signatures.c[name].label(f"signed_{name}") for name in _TERMS),
@@ -90,8 +90,8 @@ class Book:
         elif known is not None:
             new = tuple(terms for terms in new if terms not in known.signed)  # a transaction may be tried twice
             whole = replace(known, signed=(*known.signed, *new), endpoint=authorization.endpoint)
-        row = _as_row(whole)
-        self._reserve(conn, row, before=None if known is None else _as_row(known))
+        row = as_row(whole)
+        self._reserve(conn, row, before=None if known is None else as_row(known))
         if budget is not None:
             since = int(time.time()) - budget.window_s
             spent = self.spent(conn, whole.payer, whole.asset, whole.network, since, without=row)
@@ -148,8 +148,8 @@ class Book:
         conn.execute(calls.delete().where(calls.c.authorization_id == authorization_id))
 
     def _update(self, conn: Connection, known: Authorization, found: Authorization) -> None:
-        row = _as_row(found)
-        self._reserve(conn, row, before=_as_row(known))
+        row = as_row(found)
+        self._reserve(conn, row, before=as_row(known))
         conn.execute(authorizations.update().where(authorizations.c.id == found.id).values(row))
 
     def record_call(self, conn: Connection, receipt: SettlementReceipt) -> None:
@@ -321,7 +321,7 @@ class Book:
         network: str | None,
         authorization_id: str | None,
     ) -> list[Authorization]:
-        query = _WITH_SIGNATURES
+        query = WITH_SIGNATURES
         for column, value in (
             (authorizations.c.status, status),
             (authorizations.c.payer, payer),
@@ -330,7 +330,7 @@ class Book:
         ):
             if value is not None:
                 query = query.where(column == value)
-        return _read(conn, query)
+        return read_authorizations(conn, query)
 
     def unfinished(
         self,
@@ -353,10 +353,10 @@ class Book:
             query = query.where(authorizations.c.sequence > last)
         if most is not None:
             query = query.order_by(authorizations.c.sequence).limit(most)
-        return _read(conn, _WITH_SIGNATURES.where(authorizations.c.id.in_(query)))
+        return read_authorizations(conn, WITH_SIGNATURES.where(authorizations.c.id.in_(query)))
 
     def _authorization(self, conn: Connection, authorization_id: str) -> Authorization | None:
-        found = _read(conn, _WITH_SIGNATURES.where(authorizations.c.id == authorization_id))
+        found = read_authorizations(conn, WITH_SIGNATURES.where(authorizations.c.id == authorization_id))
         return found[0] if found else None
 
 
@@ -374,8 +374,8 @@ def _disputes(network: str, origin: str) -> sa.Select[Any]:
     return sa.select(pins).where(pins.c.key > prefix, pins.c.key < prefix + "~", pins.c.value == _OPEN)
 
 
-def _read(conn: Connection, query: sa.Select[Any]) -> list[Authorization]:
-    """The authorizations of a query over `_WITH_SIGNATURES`, which has a row for each signature."""
+def read_authorizations(conn: Connection, query: sa.Select[Any]) -> list[Authorization]:
+    """The authorizations of a query over `WITH_SIGNATURES`, which has a row for each signature."""
     found: list[Authorization] = []
     for _, rows in groupby(conn.execute(query).mappings(), key=itemgetter("id")):
         same = list(rows)
@@ -391,7 +391,8 @@ def _terms_in(row: Any) -> SignedTerms:
     return SignedTerms(**values | {"amount_atomic": int(values["amount_atomic"])})
 
 
-def _as_row(authorization: Authorization) -> dict[str, Any]:
+def as_row(authorization: Authorization) -> dict[str, Any]:
+    """An authorization as it is stored, with what is derived from it."""
     row: dict[str, Any] = {name: getattr(authorization, name) for name in _OWN}
     row["nonce"] = str(authorization.nonce)
     row["settled_atomic"] = None if authorization.settled_atomic is None else str(authorization.settled_atomic)

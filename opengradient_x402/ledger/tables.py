@@ -216,7 +216,7 @@ def create(conn: Connection) -> str:
     """
     with conn.begin():
         lock(conn)  # two processes may open a new database at once
-        found = _version_of(conn)
+        found = version_of(conn)
         if found > VERSION:
             raise NewerSchema(f"its tables have version {found}, and this package knows version {VERSION}")
         if found == 1:
@@ -230,12 +230,22 @@ def create(conn: Connection) -> str:
         return str(conn.execute(sa.select(schema.c.ledger_id)).scalar_one())
 
 
+def named(name: str) -> sa.Table:
+    """The table of this name."""
+    return _metadata.tables[name]
+
+
+def member_of_receipt(conn: Connection, name: str) -> str:
+    """The SQL for one member of a call's stored receipt."""
+    return f"json_extract(receipt, '$.{name}')" if conn.dialect.name == "sqlite" else f"receipt::json ->> '{name}'"
+
+
 def derive(conn: Connection) -> None:
     """Computes anew what is derived from an authorization's amount and state, and from a receipt."""
-    member = "json_extract(receipt, '$.{}')" if conn.dialect.name == "sqlite" else "receipt::json ->> '{}'"
     conn.execute(reserved.delete())
     conn.exec_driver_sql(
-        f"UPDATE calls SET payer = {member.format('payer')}, status = {member.format('status')}"  # noqa: S608  (names)
+        f"UPDATE calls SET payer = {member_of_receipt(conn, 'payer')}, "  # noqa: S608  (names)
+        f"status = {member_of_receipt(conn, 'status')}"
     )
     conn.exec_driver_sql(
         "UPDATE authorizations SET is_open = CASE WHEN status = 'signed' OR confirmations < confirmations_needed "
@@ -260,7 +270,7 @@ def number_of_authorizations(conn: Connection) -> int:
 _LAST_AUTHORIZATION = sa.select(sa.func.coalesce(sa.func.max(authorizations.c.sequence), 0))
 
 
-def _version_of(conn: Connection) -> int:
+def version_of(conn: Connection) -> int:
     """The version of the tables that are there; 0 for none, 1 for those of the time before versions were noted."""
     names = set(sa.inspect(conn).get_table_names())
     if schema.name in names:
