@@ -70,10 +70,8 @@ def test_a_ledger_that_was_emptied_or_deleted_is_refused_and_not_begun_anew(path
         path.touch()
     text = _refused(path, r"its file is (gone|empty), and 10 authorizations were recorded in it")
     assert "opengradient-x402 ledger repair" in text
-    assert check(_url(path)) == [
-        f"This is not the ledger that was used here: its file is {'gone' if how == 'deleted' else 'empty'}, and 10 "
-        "authorizations were recorded in it."
-    ]
+    [problem] = check(_url(path))
+    assert problem.startswith("This is not the ledger that was used here: its file is")
     assert not path.exists() or path.stat().st_size == 0
 
 
