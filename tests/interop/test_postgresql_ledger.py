@@ -27,9 +27,8 @@ from opengradient_x402.ledger.authorizations import Budget
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.ledger.receipts import ReceiptStatus
 from opengradient_x402.ledger.upkeep import check, compact, repair
-from opengradient_x402.networks import Network
-from opengradient_x402.payment.payments import Payments
 from support.ledger_rows import OPG, entry, served
+from support.payers import PROMPT, opg_balance, payments_for, settled_receipts
 from support.venvs import install_wheel, make_venv
 
 _REQUIREMENTS = Path(__file__).parent / "requirements" / "postgresql.txt"
@@ -260,45 +259,34 @@ def test_a_deadlock_with_another_program_is_tried_once_more(server, ledger, capl
 
 
 def test_a_server_that_hangs_holds_no_call_longer_than_its_time_limit(server, database_url, tmp_path):
-    with Devnet() as net:
-        account = net.new_account(opg=10**18, approved=True)
-        payments = Payments.open(
-            network=Network.from_dict(net.network), private_key=account.private_key, ledger=database_url
-        )
+    with Devnet() as net, payments_for(net, net.account(approved=True), database_url) as payments:
         payments.ledger.noted("open it").result()
         client = GatewayClient(payments, timeout_s=3)
         with server.held(database_url):
             began = time.monotonic()
             with pytest.raises(LedgerUnavailable, match="Nothing was signed"):
-                client.chat({"model": "openai/gpt-5", "messages": [{"role": "user", "content": "hi"}]})
+                client.chat(PROMPT)
             assert time.monotonic() - began < 6
-        answer = client.chat({"model": "openai/gpt-5", "messages": [{"role": "user", "content": "hi"}]})
+        answer = client.chat(PROMPT)
         assert answer.receipt is not None
         assert len(payments.ledger.receipts().result()) == 1
         client.close()
-        payments.close()
 
 
 def test_calls_are_reconciled_from_the_chain_into_postgresql(database_url):
     with Devnet() as net:
-        account = net.new_account(opg=10**18, approved=True)
-        payments = Payments.open(
-            network=Network.from_dict(net.network), private_key=account.private_key, ledger=database_url
-        )
-        with GatewayClient(payments) as client:
-            for number in range(5):
-                client.chat({"model": "openai/gpt-5", "messages": [{"role": "user", "content": f"hi {number}"}]})
-        net.settle()
-        payments.reconciler.reconcile()
-        receipts = payments.ledger.receipts().result()
-        assert {receipt.status for receipt in receipts} == {ReceiptStatus.SETTLED}
-        taken = sum(receipt.settled_atomic for receipt in receipts)
-        assert taken == 10**18 - net.chain.balance(account.address)
-        asset = payments.network.asset.address
-        spent = payments.ledger.spent(payer=payments.payer, asset=asset, network=payments.network.caip2)
-        assert spent.result() >= taken
-        payments.close()
-        assert check(database_url) == []
+        account = net.account(approved=True)
+        before = opg_balance(net, account.address)
+        with payments_for(net, account, database_url) as payments:
+            with GatewayClient(payments) as client:
+                for _ in range(5):
+                    client.chat(PROMPT)
+            receipts = settled_receipts(net, payments)
+            assert len(receipts) == 5
+            assert {receipt.status for receipt in receipts} == {ReceiptStatus.SETTLED}
+            taken = before - opg_balance(net, account.address)
+            assert taken == sum(receipt.settled_atomic for receipt in receipts) > 0
+    assert check(database_url) == []
 
 
 def test_a_postgresql_ledger_that_was_emptied_is_refused_until_it_is_repaired(server, database_url):
