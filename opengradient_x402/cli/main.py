@@ -35,6 +35,11 @@ _RECEIPTS = {
     "verify": "receipts:verify",
     "clear-dispute": "receipts:clear_dispute",
 }
+_LEDGER = {"check": "ledger:check", "repair": "ledger:repair", "compact": "ledger:compact"}
+_GROUPS = {
+    "ledger": (_LEDGER, "Check, repair and compact the ledger."),
+    "receipts": (_RECEIPTS, "List, show, reconcile, export and verify receipts."),
+}
 COMMAND_GROUP = "opengradient_x402.commands"
 EXIT_CODES = {
     0: "done",
@@ -78,9 +83,10 @@ def build_app(arguments: list[str]) -> typer.Typer:
         """Verifiable, pay-per-call LLMs: pay, prove, and keep the receipts."""
 
     points = {point.name: point for point in entry_points(group=COMMAND_GROUP)}
-    for name in _wanted(arguments, {*_COMMANDS, "receipts", *points}):
-        if name == "receipts":
-            app.add_typer(_receipts_app(), name=name, help="List, show, reconcile, export and verify receipts.")
+    for name in _wanted(arguments, {*_COMMANDS, *_GROUPS, *points}):
+        if name in _GROUPS:
+            commands, about = _GROUPS[name]
+            app.add_typer(_group_of(name, commands), name=name, help=about)
         else:
             command = _own(_COMMANDS[name]) if name in _COMMANDS else _loaded(points[name])
             app.command(name, epilog=_EPILOG)(ending_well(command))
@@ -93,9 +99,9 @@ def _wanted(arguments: list[str], known: set[str]) -> list[str]:
     return [first] if first in known else sorted(known)
 
 
-def _receipts_app() -> typer.Typer:
-    app = _group("receipts")
-    for name, place in _RECEIPTS.items():
+def _group_of(group: str, commands: dict[str, str]) -> typer.Typer:
+    app = _group(group)
+    for name, place in commands.items():
         app.command(name, epilog=_EPILOG)(ending_well(_own(place)))
     return app
 

@@ -8,7 +8,7 @@ import json
 import re
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime
 from itertools import groupby
@@ -58,8 +58,7 @@ def list_receipts(
 
     wanted = None if status is None else _status(status)
     with opened_ledger(ledger) as book:
-        receipts = book.receipts(since=parse_since(since), payer=payer).result()
-    chosen = [receipt for receipt in receipts if wanted in (None, receipt.status)][-limit:]
+        chosen = book.newest_receipts(limit, since=parse_since(since), payer=payer, status=wanted).result()
     if as_json:
         print_json([receipt.to_json() for receipt in chosen])
         return
@@ -157,29 +156,37 @@ def export(
 ) -> None:
     """Write receipts to a file: as lines, as a table, or as a bundle that anybody can check."""
     from opengradient_x402.cli.output import note, print_json
-    from opengradient_x402.cli.receipts import csv_bytes, jsonl_bytes
+    from opengradient_x402.cli.receipts import csv_lines, jsonl_lines
 
     start = parse_since(since)
     with opened_ledger(ledger) as book:
         match format_:
-            case "jsonl" | "csv":
-                receipts = book.receipts(since=start, payer=payer).result()
-                content = jsonl_bytes(receipts) if format_ == "jsonl" else csv_bytes(receipts)
+            case "jsonl":
+                content = jsonl_lines(book.pages_of_receipts(since=start, payer=payer))
+            case "csv":
+                content = csv_lines(book.pages_of_receipts(since=start, payer=payer))
             case "bundle":
-                content = _bundle(book, since=start, payer=payer, network=network, is_signed=not unsigned)
+                content = iter([_bundle(book, since=start, payer=payer, network=network, is_signed=not unsigned)])
             case _:
                 raise typer.BadParameter(f"{format_!r} is not jsonl, csv or bundle", param_hint="--format")
-    if output is None:
-        typer.echo(content, nl=False)
-        return
+        if output is None:
+            for part in content:
+                typer.echo(part, nl=False)
+            return
+        length = _written(output, content)
+    if as_json:
+        print_json({"file": str(output), "format": format_, "bytes": length})
+    else:
+        note(f"{output}: {length} bytes")
+
+
+def _written(output: Path, content: Iterator[bytes]) -> int:
+    first = next(content, b"")  # what cannot be read leaves the file as it is
     try:
-        output.write_bytes(content)
+        with output.open("wb") as file:
+            return file.write(first) + sum(file.write(part) for part in content)
     except OSError as exc:
         raise typer.BadParameter(f"{output} cannot be written ({exc.strerror})", param_hint="--output") from exc
-    if as_json:
-        print_json({"file": str(output), "format": format_, "bytes": len(content)})
-    else:
-        note(f"{output}: {len(content)} bytes")
 
 
 def _bundle(book: Ledger, *, since: int, payer: str | None, network: str | None, is_signed: bool) -> bytes:
@@ -265,11 +272,11 @@ def _status(name: str) -> ReceiptStatus:
 
 def found_receipt(book: Ledger, call_id: str) -> SettlementReceipt:
     """The one receipt whose call id begins so. Raises BadParameter when there is none, or more than one."""
-    matching = [receipt for receipt in book.receipts().result() if receipt.call_id.startswith(call_id)]
-    exact = [receipt for receipt in matching if receipt.call_id == call_id]
-    if len(exact or matching) == 1:
-        return (exact or matching)[0]
-    problem = "there is no receipt of" if not matching else f"{len(matching)} receipts begin with"
+    exact = book.receipts(call_ids=[call_id]).result()
+    matching = exact or book.receipts_beginning(call_id).result()
+    if len(matching) == 1:
+        return matching[0]
+    problem = "there is no receipt of" if not matching else "several receipts begin with"
     raise typer.BadParameter(f"{problem} {call_id!r} in this ledger", param_hint="call_id")
 
 
@@ -374,12 +381,13 @@ def _statement(finding: Finding) -> str:
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
-def jsonl_bytes(receipts: Sequence[SettlementReceipt]) -> bytes:
-    """One receipt per line, as `SettlementReceipt.to_json` writes it."""
-    return "".join(json.dumps(receipt.to_json()) + "\n" for receipt in receipts).encode("utf-8")
+def jsonl_lines(pages: Iterable[Sequence[SettlementReceipt]]) -> Iterator[bytes]:
+    """One receipt per line, as `SettlementReceipt.to_json` writes it; a part of the file for each page."""
+    for receipts in pages:
+        yield "".join(json.dumps(receipt.to_json()) + "\n" for receipt in receipts).encode("utf-8")
 
 
-def csv_bytes(receipts: Sequence[SettlementReceipt]) -> bytes:
+def csv_lines(pages: Iterable[Sequence[SettlementReceipt]]) -> Iterator[bytes]:
     """All fields as columns, a header first (RFC 4180). What a spreadsheet would run as a formula is made text."""
     from opengradient_x402.ledger.receipts import SettlementReceipt
 
@@ -387,9 +395,13 @@ def csv_bytes(receipts: Sequence[SettlementReceipt]) -> bytes:
     text = io.StringIO()
     writer = csv.DictWriter(text, names, restval="", lineterminator="\r\n")
     writer.writeheader()
-    for receipt in receipts:
-        writer.writerow({name: _cell(value) for name, value in receipt.to_json().items()})
-    return text.getvalue().encode("utf-8")
+    for receipts in pages:
+        for receipt in receipts:
+            writer.writerow({name: _cell(value) for name, value in receipt.to_json().items()})
+        yield text.getvalue().encode("utf-8")
+        text.seek(0)
+        text.truncate()
+    yield text.getvalue().encode("utf-8")
 
 
 def _cell(value: str | int) -> str | int:

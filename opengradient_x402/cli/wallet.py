@@ -116,9 +116,8 @@ def cancel(
     chosen = network_of(network)
     with opened_ledger(ledger) as book:
         receipt = found_receipt(book, call_id)
-        entries = book.authorizations(payer=receipt.payer, network=chosen.caip2).result()
-        entry = next((entry for entry in entries if entry.id == receipt.authorization_id), None)
-        if entry is None:
+        [entry] = book.authorizations(authorization_id=receipt.authorization_id).result()
+        if entry.network != chosen.caip2:
             raise typer.BadParameter(
                 f"its payment was made on {receipt.network}: name that --network", param_hint="call_id"
             )

@@ -62,6 +62,8 @@ class Authorization:
     confirmations_needed: int | None = None
     dispute: str | None = None
     """What the chain shows and the signed terms do not allow, in words with the numbers."""
+    recheck_at: int | None = None
+    """When an expired one is looked at once more, in Unix seconds; None when it is not."""
 
     def __post_init__(self) -> None:
         _spell(self, "payer")

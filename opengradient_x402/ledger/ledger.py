@@ -3,20 +3,22 @@
 An authorization is on disk, and its amount reserved in the budget, before its signature leaves the process.
 One writer thread owns the connection: it batches what waits into one transaction (so a hundred parallel
 calls cost one flush), keeps event loops free of disk I/O, and flushes to disk only where money needs it.
-Everything is a `Future`: sync code takes `.result()`, async code awaits it.
+Everything is a `Future`: sync code takes `.result()`, async code awaits it. One thing does not wait for the thread:
+the receipt of a call is in the database, or in a file beside it, when `record_call` returns.
 
-The thread is in `writer`, the statements are in `statements`. This module does not know HTTP, chains, or who
-decides what may be spent.
+The thread is in `writer`, the statements are in `statements`, the short way of a receipt is in `recorder`. This
+module does not know HTTP, chains, or who decides what may be spent.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import queue
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -24,7 +26,10 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from opengradient_x402.addresses import checksum_address
 from opengradient_x402.errors import ConfigurationError, LedgerUnavailable
 from opengradient_x402.ledger.authorizations import Authorization, Budget
-from opengradient_x402.ledger.receipts import SettlementReceipt
+from opengradient_x402.ledger.journal import Journal
+from opengradient_x402.ledger.mark import beside
+from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt
+from opengradient_x402.ledger.recorder import CHECKPOINT_EVERY, Recorder
 from opengradient_x402.ledger.writer import CLOSED, Job, Rest, Writer, is_in_memory, without_password
 from opengradient_x402.process import Ending, Resident, belongs
 
@@ -38,6 +43,12 @@ T = TypeVar("T")
 
 CLOSING_WAIT_S = 60.0
 """The longest that closing waits for the database: twice what SQLite waits for another process."""
+
+
+_AS_BEFORE = (
+    "The ledger is as it was before; what was paid is on the chain. `opengradient-x402 receipts reconcile` reads it."
+)
+_ENDED = {"settled", "expired", "cancelled"}
 
 
 class Ledger(Resident):
@@ -58,6 +69,8 @@ class Ledger(Resident):
         self._resting: Rest | None = None
         self._lock = threading.RLock()  # reentrant: the garbage collector may end a dropped stream anywhere
         self._closed = False
+        self._recorder = Recorder()
+        self._journal = Journal(beside(self._location))
         belongs(self, Ending.LEDGERS)
 
     # -- writing
@@ -74,14 +87,41 @@ class Ledger(Resident):
 
     def mark_unsent(self, authorization_id: str) -> Future[None]:
         """Releases a reservation whose signature provably never left this process."""
-        return self._submit(lambda book, conn: book.mark_unsent(conn, authorization_id))
+        return self._submit(
+            lambda book, conn: book.mark_unsent(conn, authorization_id),
+            otherwise="The signature never left, and nothing was paid; its amount stays reserved until its deadline.",
+        )
 
     def record_call(self, receipt: SettlementReceipt) -> Future[None]:
-        """Records how a call ended. Not flushed for every call: the authorization is what money needs."""
-        return self._submit(
-            lambda book, conn: book.record_call(conn, receipt),
-            otherwise="Only this receipt is missing: the call was made, and its authorization was recorded before.",
-        )
+        """Records how a call ended. When this returns, the receipt survives the end of the process in every form.
+
+        It is in the database, or in a file beside it which the next opening takes up; the future is done when it is
+        in the database. Not flushed to disk for every call: the authorization is what money needs.
+        """
+        text, call_id, journal = json.dumps(receipt.to_json()), receipt.call_id, self._journal
+        status = None if self._closed else self._recorder.write(receipt, text)
+        if status is None:
+            is_kept = journal.keep(call_id, text)
+            otherwise = (
+                f"The call was made, and its receipt is kept in {journal.path}: it is recorded when the ledger can be "
+                "written again."
+                if is_kept
+                else "Only this receipt is missing: the call was made, and its authorization was recorded before."
+            )
+            future = self._submit(lambda book, conn: book.record_call(conn, receipt), otherwise=otherwise)
+            if is_kept:
+                future.add_done_callback(lambda done: journal.drop(call_id) if _is_done_well(done) else None)
+            return future
+        if self._recorder.written % CHECKPOINT_EVERY == 0:
+            self.note("receipts written", str(self._recorder.written))
+        if status in _ENDED:
+            return self._submit(
+                lambda book, conn: book.share_out(conn, receipt.authorization_id),
+                otherwise="The receipt is recorded; its share of the settlement is not known.",
+            )
+        future = Future()
+        future.set_result(None)
+        return future
 
     def record_settlement(self, authorization: Authorization) -> Future[None]:
         """Records what the chain says: frees or fixes the reservation, and shares the amount among the calls.
@@ -89,19 +129,25 @@ class Ledger(Resident):
         `status="signed"` opens the authorization again (its block is gone). With fewer `confirmations` than
         needed the whole amount stays reserved: the block may still go.
         """
-        return self._submit(lambda book, conn: book.record_settlement(conn, authorization), durable=True)
+        return self._submit(
+            lambda book, conn: book.record_settlement(conn, authorization), durable=True, otherwise=_AS_BEFORE
+        )
 
     def record_dispute(self, call_id: str, dispute: str) -> Future[None]:
         """Marks one call's receipt as disputed: a claim about it was refuted. The money's state is untouched."""
-        return self._submit(lambda book, conn: book.record_dispute(conn, call_id, dispute), durable=True)
+        return self._submit(
+            lambda book, conn: book.record_dispute(conn, call_id, dispute), durable=True, otherwise=_AS_BEFORE
+        )
 
     def open_dispute(self, *, network: str, origin: str) -> Future[str | None]:
         """The id of an authorization at this gateway that is disputed, and was not cleared; None for none."""
-        return self._submit(lambda book, conn: book.open_dispute(conn, network, origin))
+        return self._read(lambda book, conn: book.open_dispute(conn, network, origin))
 
     def clear_disputes(self, *, network: str, origin: str) -> Future[int]:
         """Clears the disputes with a gateway, so that it is paid again; how many. Receipts keep what is disputed."""
-        return self._submit(lambda book, conn: book.clear_disputes(conn, network, origin), durable=True)
+        return self._submit(
+            lambda book, conn: book.clear_disputes(conn, network, origin), durable=True, otherwise=_AS_BEFORE
+        )
 
     def pin(self, key: str, value: str) -> Future[str]:
         """Remembers the first value ever seen under `key`, and returns that first value."""
@@ -119,42 +165,100 @@ class Ledger(Resident):
     ) -> Future[list[SettlementReceipt]]:
         """Receipts, oldest first; calls that were authorized and never came back included."""
         payer = _wallet(payer)
-        return self._submit(
+        return self._read(
             lambda book, conn: book.receipts(
                 conn, since=since, call_ids=call_ids, authorization_ids=authorization_ids, payer=payer
             )
         )
 
-    def unfinished(self, *, network: str, payer: str | None = None) -> Future[list[Authorization]]:
-        """Authorizations about which the chain may still say something new: open ones, and unconfirmed ones."""
+    def newest_receipts(
+        self, most: int, *, since: int = 0, payer: str | None = None, status: ReceiptStatus | None = None
+    ) -> Future[list[SettlementReceipt]]:
+        """At most so many receipts, the newest of those that are asked for, oldest first."""
+        payer, wanted = _wallet(payer), None if status is None else status.value
+        return self._read(
+            lambda book, conn: book.newest_receipts(conn, since=since, payer=payer, status=wanted, most=most)
+        )
+
+    def receipts_beginning(self, call_id: str, *, most: int = 2) -> Future[list[SettlementReceipt]]:
+        """Receipts of calls whose ids begin so."""
+        return self._read(lambda book, conn: book.receipts_beginning(conn, call_id, most))
+
+    def pages_of_receipts(
+        self, *, since: int = 0, payer: str | None = None, most: int = 500
+    ) -> Iterator[list[SettlementReceipt]]:
+        """All receipts, oldest first, in pages of at most so many: never all of them in memory.
+
+        Waits for the database between pages; what is recorded meanwhile may be included.
+        """
+        payer, after = _wallet(payer), None
+
+        def page(after: int | None) -> tuple[list[SettlementReceipt], int | None]:
+            return self._read(
+                lambda book, conn: book.page_of_receipts(conn, since=since, payer=payer, after=after, most=most)
+            ).result()
+
+        while True:
+            receipts, after = page(after)
+            if receipts:
+                yield receipts
+            if after is None:
+                return
+
+    def unfinished(
+        self,
+        *,
+        network: str,
+        payer: str | None = None,
+        authorization_id: str | None = None,
+        after: str | None = None,
+        most: int | None = None,
+    ) -> Future[list[Authorization]]:
+        """Authorizations about which the chain may still say something new: open ones, and unconfirmed ones.
+
+        Oldest first; all of them, or at most so many behind the one whose id is `after`.
+        """
         payer = _wallet(payer)
-        return self._submit(lambda book, conn: book.unfinished(conn, network=network, payer=payer))
+        return self._read(
+            lambda book, conn: book.unfinished(
+                conn, network=network, payer=payer, authorization_id=authorization_id, after=after, most=most
+            )
+        )
 
     def authorizations(
-        self, *, status: str | None = None, payer: str | None = None, network: str | None = None
+        self,
+        *,
+        status: str | None = None,
+        payer: str | None = None,
+        network: str | None = None,
+        authorization_id: str | None = None,
     ) -> Future[list[Authorization]]:
         """Authorizations, oldest first."""
         payer = _wallet(payer)
-        return self._submit(lambda book, conn: book.authorizations(conn, status=status, payer=payer, network=network))
+        return self._read(
+            lambda book, conn: book.authorizations(
+                conn, status=status, payer=payer, network=network, authorization_id=authorization_id
+            )
+        )
 
     def note(self, key: str, value: str) -> Future[None]:
         """Remembers a value under `key`, in place of an earlier one."""
-        return self._submit(lambda book, conn: book.note(conn, key, value))
+        return self._submit(lambda book, conn: book.note(conn, key, value), otherwise=_AS_BEFORE)
 
     def noted(self, key: str) -> Future[str | None]:
         """What was last noted (or pinned) under `key`."""
-        return self._submit(lambda book, conn: book.noted(conn, key))
+        return self._read(lambda book, conn: book.noted(conn, key))
 
     def spent(self, *, payer: str, asset: str, network: str, window_s: int = 86_400) -> Future[int]:
         """Reserved plus settled in the window, in atomic units: what a budget counts."""
         since = int(time.time()) - window_s
         owner, token = _spelled(payer), _spelled(asset)
-        return self._submit(lambda book, conn: book.spent(conn, owner, token, network, since))
+        return self._read(lambda book, conn: book.spent(conn, owner, token, network, since))
 
     def flush(self) -> None:
         """Returns when everything submitted so far is in the database."""
         if self._thread is not None:
-            self._submit(lambda _book, _conn: None, durable=True).result()
+            self._submit(lambda _book, _conn: None, durable=True, otherwise=_AS_BEFORE).result()
 
     def rest(self) -> None:
         """Writes what waits, and ends thread and connection; the next use begins them again."""
@@ -194,6 +298,8 @@ class Ledger(Resident):
         with self._lock:
             if self._thread is not threading.current_thread() or not self._queue.empty() or is_in_memory(self.url):
                 return False
+            if self._recorder.was_used():
+                return False
             self._ending, self._thread = self._thread, None
             if self._finalizer is not None:
                 self._finalizer.detach()
@@ -223,6 +329,8 @@ class Ledger(Resident):
     def _renew(self) -> None:
         """A child has neither the thread nor what waits for it: the parent writes that."""
         self._lock = threading.RLock()
+        self._recorder.renew()
+        self._journal.renew()
         self._queue = queue.SimpleQueue()
         self._thread = self._ending = self._resting = None
         if self._finalizer is not None:
@@ -243,12 +351,14 @@ class Ledger(Resident):
         self,
         work: Callable[[Book, Connection], T],
         *,
+        writes: bool = True,
         durable: bool = False,
         otherwise: str = "Nothing was signed and nothing was paid.",
     ) -> Future[T]:
         """`otherwise` says what it means for the money when this is not done."""
         future: Future[T] = Future()
-        job = Job(work=work, durable=durable, future=cast("Future[Any]", future), otherwise=otherwise)
+        waiting = cast("Future[Any]", future)
+        job = Job(work=work, writes=writes, durable=durable, future=waiting, otherwise=otherwise)
         with self._lock:
             if self._closed:
                 future.set_exception(LedgerUnavailable(f"{self!r} was closed. {otherwise} Open a new client."))
@@ -258,6 +368,9 @@ class Ledger(Resident):
             self._queue.put(job)
         return future
 
+    def _read(self, work: Callable[[Book, Connection], T]) -> Future[T]:
+        return self._submit(work, writes=False, otherwise="Nothing was paid by asking.")
+
     def _start(self) -> None:
         # The thread is a daemon, so that a forgotten close() cannot hang the end of the process.
         self._queue = queue.SimpleQueue()
@@ -265,6 +378,8 @@ class Ledger(Resident):
         writer = Writer(
             self._location,
             self._queue,
+            recorder=self._recorder,
+            journal=self._journal,
             may_end=lambda: (ask := may_end()) is not None and ask(),
             after=self._ending,
         )
@@ -283,6 +398,10 @@ def location(url: str | Path) -> str:
         return text
     path, mark, query = text.removeprefix("sqlite:///").partition("?")
     return f"sqlite:///{Path(path).absolute()}{mark}{query}" if path and not path.startswith("file:") else text
+
+
+def _is_done_well(future: Future[Any]) -> bool:
+    return not future.cancelled() and future.exception() is None
 
 
 def _wallet(payer: str | None) -> str | None:

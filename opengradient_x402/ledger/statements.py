@@ -1,6 +1,7 @@
 """The statements over the ledger's tables: reservations, calls, settlements and how they are shared.
 
-Runs inside the ledger's transaction; it does not know threads, nor when to commit.
+Runs inside the ledger's transaction; it does not know threads, nor when to commit. No statement of a call looks at
+more rows than the call has, and what lists receipts or authorizations can do so page by page.
 """
 
 from __future__ import annotations
@@ -20,15 +21,14 @@ from sqlalchemy import Connection
 from opengradient_x402.ledger.authorizations import Authorization, Budget, SignedTerms, budget_exceeded, receipt_fields
 from opengradient_x402.ledger.disputes import dispute_of, split_settlement
 from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt
-from opengradient_x402.ledger.tables import authorizations, calls, lock, pins, signatures
+from opengradient_x402.ledger.tables import IS_OPEN, authorizations, calls, pins, reserved, signatures
 
 _ATOMIC_PER_GWEI = 10**9
 _OPEN = "open"
 _TERMS = [column.name for column in signatures.c if column.name not in ("sequence", "authorization_id")]
-_OWN = [
-    column.name for column in authorizations.c if column.name not in ("sequence", "asset", "signed_at", "reserved_gwei")
-]
-_WITH_SIGNATURES = (
+_DERIVED = {"asset", "signed_at", "reserved_gwei", "is_open"}
+_OWN = [column.name for column in authorizations.c if column.name not in _DERIVED | {"sequence"}]
+WITH_SIGNATURES = (
     sa.select(
         *(authorizations.c[name] for name in _OWN),
         *(signatures.c[name].label(f"signed_{name}") for name in _TERMS),
@@ -39,18 +39,35 @@ _WITH_SIGNATURES = (
 _STATUS = {"settled": ReceiptStatus.SETTLED, "expired": ReceiptStatus.EXPIRED, "cancelled": ReceiptStatus.CANCELLED}
 
 # Statements of every call, built once: SQLAlchemy takes longer to build one than SQLite takes to run it.
+_CALL = ("authorization_id", "created_at", "receipt", "payer", "status")
 _UPDATE_CALL = (
-    calls.update()
-    .where(calls.c.call_id == sa.bindparam("wanted"))
-    .values({name: sa.bindparam(name) for name in ("authorization_id", "created_at", "receipt")})
+    calls.update().where(calls.c.call_id == sa.bindparam("wanted")).values({name: sa.bindparam(name) for name in _CALL})
 )
-_INSERT_CALL = calls.insert().values(
-    {name: sa.bindparam(name) for name in ("call_id", "authorization_id", "created_at", "receipt")}
-)
+_INSERT_CALL = calls.insert().values({name: sa.bindparam(name) for name in ("call_id", *_CALL)})
 _NOTE_ANSWER = (
     calls.update().where(calls.c.call_id == sa.bindparam("wanted")).values(answered_as=sa.bindparam("answered_as"))
 )
 _STATUS_OF = sa.select(authorizations.c.status).where(authorizations.c.id == sa.bindparam("wanted"))
+_SAME_MINUTE = sa.and_(
+    *(reserved.c[name] == sa.bindparam(f"of_{name}") for name in ("payer", "network", "asset", "minute"))
+)
+_ADD_RESERVED = reserved.update().where(_SAME_MINUTE).values(gwei=reserved.c.gwei + sa.bindparam("more"))
+_SUM_OF_MINUTES = sa.select(sa.func.coalesce(sa.func.sum(reserved.c.gwei), 0)).where(
+    reserved.c.payer == sa.bindparam("payer"),
+    reserved.c.network == sa.bindparam("network"),
+    reserved.c.asset == sa.bindparam("asset"),
+    reserved.c.minute >= sa.bindparam("minute"),
+)
+_SUM_OF_FIRST_MINUTE = sa.select(sa.func.coalesce(sa.func.sum(authorizations.c.reserved_gwei), 0)).where(
+    authorizations.c.payer == sa.bindparam("payer"),
+    authorizations.c.network == sa.bindparam("network"),
+    authorizations.c.asset == sa.bindparam("asset"),
+    authorizations.c.signed_at >= sa.bindparam("since"),
+    authorizations.c.signed_at < sa.bindparam("until"),
+)
+_MINUTE_S = 60
+_MOST_VARIABLES = 500
+"""Of one statement; SQLite has a limit."""
 
 
 class Book:
@@ -66,58 +83,90 @@ class Book:
             raw.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")  # type: ignore[union-attr]
 
     def authorize(self, conn: Connection, authorization: Authorization, budget: Budget | None) -> Authorization:
-        if budget is not None:
-            lock(conn)
         known = self._authorization(conn, authorization.id)
-        whole = authorization
+        whole, new = authorization, authorization.signed
         if known is not None and known.status == "unsent":  # what was signed before has never left
             conn.execute(signatures.delete().where(signatures.c.authorization_id == known.id))
         elif known is not None:
-            whole = replace(known, signed=(*known.signed, *authorization.signed), endpoint=authorization.endpoint)
+            new = tuple(terms for terms in new if terms not in known.signed)  # a transaction may be tried twice
+            whole = replace(known, signed=(*known.signed, *new), endpoint=authorization.endpoint)
+        row = as_row(whole)
+        self._reserve(conn, row, before=None if known is None else as_row(known))
         if budget is not None:
             since = int(time.time()) - budget.window_s
-            spent = self.spent(conn, whole.payer, whole.asset, whole.network, since, without=whole.id)
+            spent = self.spent(conn, whole.payer, whole.asset, whole.network, since, without=row)
             if spent + whole.reserved_atomic > budget.limit_atomic:
                 raise budget_exceeded(spent_atomic=spent, authorization=whole, budget=budget)
-        row = _as_row(whole)
         if known is None:
             conn.execute(authorizations.insert().values(row))
         else:
             conn.execute(authorizations.update().where(authorizations.c.id == whole.id).values(row))
-        for terms in authorization.signed:
+        for terms in new:
             stored = asdict(terms) | {"authorization_id": whole.id, "amount_atomic": str(terms.amount_atomic)}
             conn.execute(signatures.insert().values(stored))
         self._record(conn, _receipt_of(whole, status=ReceiptStatus.AUTHORIZED))
         return whole
 
     def spent(
-        self, conn: Connection, payer: str, asset: str, network: str, since: int, *, without: str | None = None
+        self,
+        conn: Connection,
+        payer: str,
+        asset: str,
+        network: str,
+        since: int,
+        *,
+        without: dict[str, Any] | None = None,
     ) -> int:
-        """Atomic units, rounded up to a billionth of a token per authorization."""
-        query = sa.select(sa.func.coalesce(sa.func.sum(authorizations.c.reserved_gwei), 0)).where(
-            authorizations.c.payer == payer,
-            authorizations.c.network == network,
-            authorizations.c.asset == asset,
-            authorizations.c.signed_at >= since,
-        )
-        if without is not None:
-            query = query.where(authorizations.c.id != without)
-        return int(conn.execute(query).scalar_one()) * _ATOMIC_PER_GWEI
+        """Atomic units, rounded up to a billionth of a token per authorization; `without` this one's reservation."""
+        until = -(-since // _MINUTE_S) * _MINUTE_S
+        values = {"payer": payer, "asset": asset, "network": network}
+        gwei = int(conn.execute(_SUM_OF_MINUTES, values | {"minute": until // _MINUTE_S}).scalar_one())
+        if since < until:  # the minute in which the window begins, authorization by authorization
+            gwei += int(conn.execute(_SUM_OF_FIRST_MINUTE, values | {"since": since, "until": until}).scalar_one())
+        if without is not None and without["signed_at"] >= until:
+            gwei -= without["reserved_gwei"]
+        return gwei * _ATOMIC_PER_GWEI
+
+    def _reserve(self, conn: Connection, row: dict[str, Any], *, before: dict[str, Any] | None) -> None:
+        """What this authorization reserves now, in place of what it did `before`."""
+        changes: dict[tuple[str, str, str, int], int] = {}
+        for known, sign in ((before, -1), (row, 1)):
+            if known is not None:
+                key = (known["payer"], known["network"], known["asset"], known["signed_at"] // _MINUTE_S)
+                changes[key] = changes.get(key, 0) + sign * known["reserved_gwei"]
+        for (payer, network, asset, minute), more in changes.items():
+            if more:
+                values = {"payer": payer, "network": network, "asset": asset, "minute": minute}
+                named = {f"of_{name}": value for name, value in values.items()} | {"more": more}
+                if conn.execute(_ADD_RESERVED, named).rowcount == 0:
+                    conn.execute(reserved.insert().values(values | {"gwei": more}))
 
     def mark_unsent(self, conn: Connection, authorization_id: str) -> None:
-        conn.execute(
-            authorizations.update()
-            .where(authorizations.c.id == authorization_id)
-            .values(status="unsent", reserved_gwei=0)
-        )
+        if (known := self._authorization(conn, authorization_id)) is not None:
+            self._update(conn, known, replace(known, status="unsent"))
         # The authorization stays on record; the call has no payment, hence no receipt.
         conn.execute(calls.delete().where(calls.c.authorization_id == authorization_id))
 
+    def _update(self, conn: Connection, known: Authorization, found: Authorization) -> None:
+        row = as_row(found)
+        self._reserve(conn, row, before=as_row(known))
+        conn.execute(authorizations.update().where(authorizations.c.id == found.id).values(row))
+
     def record_call(self, conn: Connection, receipt: SettlementReceipt) -> None:
         self._record(conn, receipt)
-        status = conn.execute(_STATUS_OF, {"wanted": receipt.authorization_id}).scalar_one_or_none()
-        if status in _STATUS and (settled := self._authorization(conn, receipt.authorization_id)) is not None:
-            # The settlement was seen before this call ended (its stream was slow to close): share anew.
+        if conn.execute(_STATUS_OF, {"wanted": receipt.authorization_id}).scalar_one_or_none() in _STATUS:
+            self.share_out(conn, receipt.authorization_id)
+
+    def record_missed_call(self, conn: Connection, receipt: SettlementReceipt) -> None:
+        """As `record_call`, for a record that waited in a file: what the ledger knows already is newer."""
+        query = sa.select(calls.c.receipt).where(calls.c.call_id == receipt.call_id)
+        known = conn.execute(query).scalar_one_or_none()
+        if known is None or json.loads(known)["outcome"] == "unknown":
+            self.record_call(conn, receipt)
+
+    def share_out(self, conn: Connection, authorization_id: str) -> None:
+        """The settlement was seen before a call ended (its stream was slow to close): it is shared anew."""
+        if (settled := self._authorization(conn, authorization_id)) is not None:
             self._share_out(conn, settled)
 
     def record_settlement(self, conn: Connection, authorization: Authorization) -> None:
@@ -125,7 +174,7 @@ class Book:
         if known is None:
             return
         found = replace(authorization, signed=known.signed)  # a signature may have been added meanwhile
-        conn.execute(authorizations.update().where(authorizations.c.id == found.id).values(_as_row(found)))
+        self._update(conn, known, found)
         self._share_out(conn, found)
 
     def record_dispute(self, conn: Connection, call_id: str, dispute: str) -> None:
@@ -196,6 +245,8 @@ class Book:
             "authorization_id": receipt.authorization_id,
             "created_at": receipt.created_at,
             "receipt": json.dumps(receipt.to_json()),
+            "payer": receipt.payer,
+            "status": receipt.status.value,
         }
         changed = conn.execute(_UPDATE_CALL, row | {"wanted": receipt.call_id})
         if changed.rowcount == 0:
@@ -224,39 +275,88 @@ class Book:
         authorization_ids: list[str] | None,
         payer: str | None,
     ) -> list[SettlementReceipt]:
-        query = sa.select(calls.c.receipt).where(calls.c.created_at >= since)
-        if call_ids is not None:
-            query = query.where(calls.c.call_id.in_(call_ids))
-        if authorization_ids is not None:
-            query = query.where(calls.c.authorization_id.in_(authorization_ids))
-        rows = conn.execute(query.order_by(calls.c.sequence)).all()
-        found = (SettlementReceipt.from_json(json.loads(row.receipt)) for row in rows)
-        return [receipt for receipt in found if payer in (None, receipt.payer)]
+        query = sa.select(calls.c.sequence, calls.c.receipt).where(*_chosen(since=since, payer=payer))
+        queries = [query]
+        for column, wanted in ((calls.c.call_id, call_ids), (calls.c.authorization_id, authorization_ids)):
+            if wanted is not None:
+                parts = [wanted[first : first + _MOST_VARIABLES] for first in range(0, len(wanted), _MOST_VARIABLES)]
+                queries = [query.where(column.in_(part)) for query in queries for part in parts]
+        rows = sorted({(row.sequence, row.receipt) for query in queries for row in conn.execute(query)})
+        return [SettlementReceipt.from_json(json.loads(receipt)) for _, receipt in rows]
+
+    def newest_receipts(
+        self, conn: Connection, *, since: int, payer: str | None, status: str | None, most: int
+    ) -> list[SettlementReceipt]:
+        query = sa.select(calls.c.receipt).where(*_chosen(since=since, payer=payer, status=status))
+        rows = conn.execute(query.order_by(calls.c.sequence.desc()).limit(most)).scalars().all()
+        return [SettlementReceipt.from_json(json.loads(receipt)) for receipt in reversed(rows)]
+
+    def page_of_receipts(
+        self, conn: Connection, *, since: int, payer: str | None, after: int | None, most: int
+    ) -> tuple[list[SettlementReceipt], int | None]:
+        """Receipts behind the number `after`, oldest first, and the number of the last one; None behind the end."""
+        if after is None:  # an index finds the first one; from there on they are read in order
+            first = sa.select(sa.func.min(calls.c.sequence)).where(*_chosen(since=since))
+            after = (conn.execute(first).scalar_one() or 1) - 1
+        query = sa.select(calls.c.sequence, calls.c.receipt).where(
+            calls.c.sequence > after, *_chosen(since=since, payer=payer)
+        )
+        rows = conn.execute(query.order_by(calls.c.sequence).limit(most)).all()
+        receipts = [SettlementReceipt.from_json(json.loads(row.receipt)) for row in rows]
+        return receipts, rows[-1].sequence if len(rows) == most else None
+
+    def receipts_beginning(self, conn: Connection, call_id: str, most: int) -> list[SettlementReceipt]:
+        query = sa.select(calls.c.receipt).where(calls.c.call_id.startswith(call_id, autoescape=True))
+        if self._is_sqlite:  # LIKE uses no index there
+            query = query.where(calls.c.call_id >= call_id, calls.c.call_id < call_id + "\U0010ffff")
+        rows = conn.execute(query.order_by(calls.c.call_id).limit(most)).scalars().all()
+        return [SettlementReceipt.from_json(json.loads(receipt)) for receipt in rows]
 
     def authorizations(
-        self, conn: Connection, *, status: str | None, payer: str | None, network: str | None
+        self,
+        conn: Connection,
+        *,
+        status: str | None,
+        payer: str | None,
+        network: str | None,
+        authorization_id: str | None,
     ) -> list[Authorization]:
-        query = _WITH_SIGNATURES
+        query = WITH_SIGNATURES
         for column, value in (
             (authorizations.c.status, status),
             (authorizations.c.payer, payer),
             (authorizations.c.network, network),
+            (authorizations.c.id, authorization_id),
         ):
             if value is not None:
                 query = query.where(column == value)
-        return _read(conn, query)
+        return read_authorizations(conn, query)
 
-    def unfinished(self, conn: Connection, *, network: str, payer: str | None) -> list[Authorization]:
-        is_unconfirmed = authorizations.c.confirmations < authorizations.c.confirmations_needed
-        query = _WITH_SIGNATURES.where(authorizations.c.network == network).where(
-            sa.or_(authorizations.c.status == "signed", is_unconfirmed)
-        )
+    def unfinished(
+        self,
+        conn: Connection,
+        *,
+        network: str,
+        payer: str | None,
+        authorization_id: str | None,
+        after: str | None,
+        most: int | None,
+    ) -> list[Authorization]:
+        is_due = sa.or_(authorizations.c.recheck_at.is_(None), authorizations.c.recheck_at <= int(time.time()))
+        query = sa.select(authorizations.c.id).where(authorizations.c.network == network, IS_OPEN, is_due)
         if payer is not None:
             query = query.where(authorizations.c.payer == payer)
-        return _read(conn, query)
+        if authorization_id is not None:
+            query = query.where(authorizations.c.id == authorization_id)
+        if after is not None:
+            last = sa.select(authorizations.c.sequence).where(authorizations.c.id == after).scalar_subquery()
+            query = query.where(authorizations.c.sequence > last)
+        if most is not None:
+            query = query.order_by(authorizations.c.sequence).limit(most)
+        return read_authorizations(conn, WITH_SIGNATURES.where(authorizations.c.id.in_(query)))
 
     def _authorization(self, conn: Connection, authorization_id: str) -> Authorization | None:
-        found = _read(conn, _WITH_SIGNATURES.where(authorizations.c.id == authorization_id))
+        found = read_authorizations(conn, WITH_SIGNATURES.where(authorizations.c.id == authorization_id))
         return found[0] if found else None
 
 
@@ -274,8 +374,8 @@ def _disputes(network: str, origin: str) -> sa.Select[Any]:
     return sa.select(pins).where(pins.c.key > prefix, pins.c.key < prefix + "~", pins.c.value == _OPEN)
 
 
-def _read(conn: Connection, query: sa.Select[Any]) -> list[Authorization]:
-    """The authorizations of a query over `_WITH_SIGNATURES`, which has a row for each signature."""
+def read_authorizations(conn: Connection, query: sa.Select[Any]) -> list[Authorization]:
+    """The authorizations of a query over `WITH_SIGNATURES`, which has a row for each signature."""
     found: list[Authorization] = []
     for _, rows in groupby(conn.execute(query).mappings(), key=itemgetter("id")):
         same = list(rows)
@@ -291,14 +391,26 @@ def _terms_in(row: Any) -> SignedTerms:
     return SignedTerms(**values | {"amount_atomic": int(values["amount_atomic"])})
 
 
-def _as_row(authorization: Authorization) -> dict[str, Any]:
+def as_row(authorization: Authorization) -> dict[str, Any]:
+    """An authorization as it is stored, with what is derived from it."""
     row: dict[str, Any] = {name: getattr(authorization, name) for name in _OWN}
     row["nonce"] = str(authorization.nonce)
     row["settled_atomic"] = None if authorization.settled_atomic is None else str(authorization.settled_atomic)
     row["asset"] = authorization.asset
     row["signed_at"] = authorization.terms.signed_at
     row["reserved_gwei"] = -(-authorization.reserved_atomic // _ATOMIC_PER_GWEI)
+    row["is_open"] = int(not authorization.is_final or authorization.recheck_at is not None)
     return row
+
+
+def _chosen(*, since: int, payer: str | None = None, status: str | None = None) -> list[sa.ColumnElement[bool]]:
+    """What picks the calls that are asked for. Without a time all are, and no index by time misleads the planner."""
+    conditions = [calls.c.created_at >= since] if since > 0 else []
+    if payer is not None:
+        conditions.append(calls.c.payer == payer)
+    if status is not None:
+        conditions.append(calls.c.status == status)
+    return conditions
 
 
 def _receipt_of(authorization: Authorization, *, status: ReceiptStatus) -> SettlementReceipt:

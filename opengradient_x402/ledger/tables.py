@@ -1,11 +1,14 @@
 """The ledger's tables, and the engine that opens them (SQLAlchemy Core).
 
 Amounts are kept as decimal text, since 256-bit integers fit no database integer; `reserved_gwei` is the same
-amount in billionths of a token, rounded up, so that the database can add up budgets by itself. Knows no statements.
+amount in billionths of a token, rounded up, so that the database can add up budgets by itself. Every statement of a
+call finds its rows by an index, however many there are. Every wait for a database has a limit. The statements are in
+`statements`.
 """
 
 from __future__ import annotations
 
+import secrets
 import sqlite3
 import time
 from pathlib import Path
@@ -14,8 +17,21 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine, event
 
+from opengradient_x402.addresses import checksum_address
+
 _BUSY_TIMEOUT_S = 30.0
 _BUSY_PAUSE_S = 0.01
+_SERVER_LIMITS = {"lock_timeout": "10s", "statement_timeout": "30s", "idle_in_transaction_session_timeout": "30s"}
+"""Of a session with a PostgreSQL server; the last one ends the transaction of a process that was stopped in it."""
+_LINE_LIMITS = {
+    "connect_timeout": 10,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+}
+"""libpq's words for: a server that does not answer, or is gone, is an error in 30 s."""
+_LIBPQ = ("psycopg", "psycopg2", "psycopg_async")
 VERSION = 2
 """Of the tables. A change of the tables raises it and adds a step to `create`."""
 _metadata = sa.MetaData()
@@ -40,12 +56,35 @@ authorizations = sa.Table(
     sa.Column("confirmations", sa.BigInteger),
     sa.Column("confirmations_needed", sa.BigInteger),
     sa.Column("dispute", sa.Text),
-    # Of the signatures, for the sum that a budget is checked against
+    sa.Column("recheck_at", sa.BigInteger),  # when an expired one is looked at once more
+    # Derived from the signatures and the state, for the sum that a budget is checked against
     sa.Column("asset", sa.Text, nullable=False),
     sa.Column("signed_at", sa.BigInteger, nullable=False),
     sa.Column("reserved_gwei", sa.BigInteger, nullable=False),
-    sa.Index("authorizations_budget", "payer", "network", "asset", "signed_at"),
+    sa.Column("is_open", sa.Integer),  # 1 while the chain may still say something new
+    sa.Index("authorizations_budget", "payer", "network", "asset", "signed_at", "reserved_gwei"),
     sa.Index("authorizations_status", "status"),
+    sa.Index("authorizations_of_call", "call_id"),
+)
+IS_OPEN = sa.text("is_open = 1")
+"""As a literal: a partial index serves only a statement that repeats its words."""
+sa.Index(
+    "authorizations_open",
+    authorizations.c.network,
+    authorizations.c.sequence,
+    sqlite_where=IS_OPEN,
+    postgresql_where=IS_OPEN,
+)
+
+reserved = sa.Table(
+    "reserved",
+    _metadata,
+    # What the authorizations of one minute reserve together: a budget adds up minutes, not authorizations
+    sa.Column("payer", sa.Text, primary_key=True),
+    sa.Column("network", sa.Text, primary_key=True),
+    sa.Column("asset", sa.Text, primary_key=True),
+    sa.Column("minute", sa.BigInteger, primary_key=True),
+    sa.Column("gwei", sa.BigInteger, nullable=False),
 )
 
 signatures = sa.Table(
@@ -74,6 +113,11 @@ calls = sa.Table(
     sa.Column("receipt", sa.Text, nullable=False),
     sa.Column("answered_as", sa.Text),  # the status before the chain had a say: a reorganisation leads back to it
     sa.Column("dispute", sa.Text),
+    # Derived from the receipt, to find it by
+    sa.Column("payer", sa.Text),
+    sa.Column("status", sa.Text),
+    sa.Index("calls_of_payer", "payer", "sequence"),
+    sa.Index("calls_of_status", "status", "sequence"),
 )
 
 pins = sa.Table(
@@ -83,14 +127,19 @@ pins = sa.Table(
     sa.Column("value", sa.Text, nullable=False),
 )
 
-schema = sa.Table("schema", _metadata, sa.Column("version", sa.Integer, nullable=False))
+schema = sa.Table(
+    "schema",
+    _metadata,
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("ledger_id", sa.Text),  # drawn once, when the tables are made
+)
 
 
 def open_engine(url: str) -> Engine:
     """An engine for `url`; for SQLite the folder is made, and the journal is write-ahead."""
     parsed = sa.make_url(url)
     if parsed.get_backend_name() != "sqlite":
-        return sa.create_engine(parsed, pool_pre_ping=True)
+        return _server_engine(parsed)
     if parsed.database:
         path = Path(parsed.database)
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -126,21 +175,48 @@ def _write_ahead(dbapi_connection: Any) -> None:
             return
 
 
-def lock(conn: Connection) -> None:
-    """Holds everybody else off until the transaction ends."""
+def _server_engine(url: sa.URL) -> Engine:
+    limits = _LINE_LIMITS if url.get_driver_name() in _LIBPQ else {}
+    own = {name: value for name, value in limits.items() if name not in url.query}
+    engine = sa.create_engine(url, pool_pre_ping=True, connect_args=own)
+
+    @event.listens_for(engine, "connect")
+    def _limit(dbapi_connection: Any, _record: Any) -> None:
+        cursor = dbapi_connection.cursor()
+        for name, value in _SERVER_LIMITS.items():
+            if name not in str(url.query.get("options", "")):
+                cursor.execute(f"SET {name} = '{value}'")
+        cursor.close()
+        dbapi_connection.commit()
+
+    return engine
+
+
+def lock(conn: Connection, *, durable: bool = True) -> None:
+    """Holds all other writers off until the transaction ends.
+
+    The first thing of every transaction that writes, so that no two of them wait for each other. On PostgreSQL it
+    also says whether the commit waits for the disk.
+    """
     if conn.dialect.name != "sqlite":  # SQLite has held the write lock since BEGIN IMMEDIATE
-        conn.execute(sa.text("SELECT pg_advisory_xact_lock(402402)"))
+        conn.execute(_LOCK, {"waits": "on" if durable else "off"})
+
+
+_LOCK = sa.text("SELECT pg_advisory_xact_lock(402402), set_config('synchronous_commit', :waits, true)")
 
 
 class NewerSchema(Exception):
     """The database was written by a newer version of this package."""
 
 
-def create(conn: Connection) -> None:
-    """Makes what is missing of the tables, and brings an older database to this version. Raises NewerSchema."""
+def create(conn: Connection) -> str:
+    """Makes what is missing of the tables, and brings an older database to this version; returns the ledger's id.
+
+    Raises NewerSchema.
+    """
     with conn.begin():
         lock(conn)  # two processes may open a new database at once
-        found = _version_of(conn)
+        found = version_of(conn)
         if found > VERSION:
             raise NewerSchema(f"its tables have version {found}, and this package knows version {VERSION}")
         if found == 1:
@@ -148,10 +224,53 @@ def create(conn: Connection) -> None:
         _metadata.create_all(conn)
         if found != VERSION:
             conn.execute(schema.delete())
-            conn.execute(schema.insert().values(version=VERSION))
+            conn.execute(schema.insert().values(version=VERSION, ledger_id=secrets.token_hex(16)))
+        if found == 1:
+            derive(conn)
+        return str(conn.execute(sa.select(schema.c.ledger_id)).scalar_one())
 
 
-def _version_of(conn: Connection) -> int:
+def named(name: str) -> sa.Table:
+    """The table of this name."""
+    return _metadata.tables[name]
+
+
+def member_of_receipt(conn: Connection, name: str) -> str:
+    """The SQL for one member of a call's stored receipt."""
+    return f"json_extract(receipt, '$.{name}')" if conn.dialect.name == "sqlite" else f"receipt::json ->> '{name}'"
+
+
+def derive(conn: Connection) -> None:
+    """Computes anew what is derived from an authorization's amount and state, and from a receipt."""
+    conn.execute(reserved.delete())
+    conn.exec_driver_sql(
+        f"UPDATE calls SET payer = {member_of_receipt(conn, 'payer')}, "  # noqa: S608  (names)
+        f"status = {member_of_receipt(conn, 'status')}"
+    )
+    conn.exec_driver_sql(
+        "UPDATE authorizations SET is_open = CASE WHEN status = 'signed' OR confirmations < confirmations_needed "
+        "OR recheck_at IS NOT NULL THEN 1 ELSE 0 END"
+    )
+    for column in (authorizations.c.payer, authorizations.c.asset, calls.c.payer):
+        for found in conn.execute(sa.select(column).distinct()).scalars().all():
+            if found is not None and (spelled := checksum_address(found)) != found:
+                conn.execute(column.table.update().where(column == found).values({column.name: spelled}))
+    conn.exec_driver_sql(
+        "INSERT INTO reserved (payer, network, asset, minute, gwei) "
+        "SELECT payer, network, asset, signed_at / 60, SUM(reserved_gwei) FROM authorizations "
+        "GROUP BY payer, network, asset, signed_at / 60"
+    )
+
+
+def number_of_authorizations(conn: Connection) -> int:
+    """How many were ever recorded; none is ever deleted."""
+    return int(conn.execute(_LAST_AUTHORIZATION).scalar_one())
+
+
+_LAST_AUTHORIZATION = sa.select(sa.func.coalesce(sa.func.max(authorizations.c.sequence), 0))
+
+
+def version_of(conn: Connection) -> int:
     """The version of the tables that are there; 0 for none, 1 for those of the time before versions were noted."""
     names = set(sa.inspect(conn).get_table_names())
     if schema.name in names:
@@ -164,13 +283,7 @@ def _separate_signatures(conn: Connection) -> None:
 
     The first databases of version 1 lack columns that were added to it later.
     """
-    inspector = sa.inspect(conn)
-    for table in (authorizations, calls):
-        present = {column["name"] for column in inspector.get_columns(table.name)}
-        for column in table.columns:
-            if column.name not in present:
-                kind = column.type.compile(conn.dialect)
-                conn.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {column.name} {kind}")
+    complete(conn)
     signatures.create(conn)
     moved = [column.name for column in signatures.c if column.name not in ("sequence", "authorization_id")]
     columns = ", ".join(moved)
@@ -178,6 +291,20 @@ def _separate_signatures(conn: Connection) -> None:
         f"INSERT INTO signatures (authorization_id, {columns}) "  # noqa: S608  (names of columns, no values)
         f"SELECT id, {columns} FROM authorizations ORDER BY sequence"
     )
+    conn.exec_driver_sql("DROP INDEX authorizations_budget")  # it has another column now
     for name in moved:
         if name not in authorizations.c:
             conn.exec_driver_sql(f"ALTER TABLE authorizations DROP COLUMN {name}")
+    for index in (*authorizations.indexes, *calls.indexes):
+        index.create(conn, checkfirst=True)
+
+
+def complete(conn: Connection) -> None:
+    """Adds the columns that tables of before lack."""
+    inspector = sa.inspect(conn)
+    for table in (authorizations, calls):
+        present = {column["name"] for column in inspector.get_columns(table.name)}
+        for column in table.columns:
+            if column.name not in present:
+                kind = column.type.compile(conn.dialect)
+                conn.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {column.name} {kind}")

@@ -1,26 +1,37 @@
 """The ledger's thread: takes jobs off a queue in order, one database transaction per batch.
 
-It owns engine and connection, and outlives every fault of a job: everybody who waits gets an answer. It does not
+It owns engine and connection, and outlives every fault of a job: everybody who waits gets an answer. When it opens
+the database, it checks that it is the one that was used here before, and takes up the receipts that processes left
+behind that are gone. A transaction that a server broke off (a deadlock, a restart) is tried once more. It does not
 know what the jobs do.
 """
 
 from __future__ import annotations
 
+import json
+import logging
 import queue
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from opengradient_x402.errors import LedgerUnavailable, OpenGradientError
+from opengradient_x402.ledger.journal import Journal, left_behind
+from opengradient_x402.ledger.mark import LedgerReplaced, Mark, Seen, beside, sqlite_file
+from opengradient_x402.ledger.receipts import SettlementReceipt
+from opengradient_x402.ledger.recorder import Recorder
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
     from opengradient_x402.ledger.statements import Book
 
+_log = logging.getLogger(__name__)
 CLOSED: Final = object()
 """The end marker of a queue: nothing may come behind it."""
 IDLE_S: Final = 20.0
@@ -29,6 +40,11 @@ _IDLE: Final = object()
 _MAX_BATCH: Final = 256
 _LONGEST_REST_S: Final = 30.0
 """Should nobody say that the fork is over, the writer goes on by itself."""
+_RESTART_S: Final = 5.0
+"""How long a server that ended the connection may take to be back, before those who wait are told."""
+_RETRY_PAUSE_S: Final = 0.2
+_BROKEN_OFF: Final = ("40P01", "40001", "57P01", "57P02", "57P03")
+"""PostgreSQL's codes for a deadlock, a serialization failure, and a server that goes down or comes up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +55,7 @@ class Job:
     """
 
     work: Callable[[Any, Any], Any]
+    writes: bool
     durable: bool
     future: Future[Any]
     otherwise: str
@@ -55,6 +72,9 @@ class Rest:
     may_go_on: threading.Event = field(default_factory=threading.Event)
 
 
+_Reply = tuple[Future[Any], Any, BaseException | None]
+
+
 class Writer:
     """The thread's side: takes jobs off the queue in order, one database transaction per batch.
 
@@ -67,15 +87,24 @@ class Writer:
         url: str,
         jobs: queue.SimpleQueue[Any],
         *,
+        recorder: Recorder,
+        journal: Journal,
         may_end: Callable[[], bool],
         after: threading.Thread | None = None,
     ) -> None:
         self._url = url
         self._jobs = jobs
+        self._recorder = recorder
+        self._journal = journal
         self._may_end = may_end
         self._after = after
         self._engine: Engine | None = None
         self._conn: Connection | None = None
+        self._place = beside(url)
+        self._file = sqlite_file(url)
+        self._opened: tuple[int, int] | None = None
+        self._ledger_id = ""
+        self._mark = Mark(self._place)
 
     def run(self) -> None:
         if self._after is not None:
@@ -96,6 +125,7 @@ class Writer:
                 mark.may_go_on.wait(_LONGEST_REST_S)
             running = mark is not CLOSED and not (mark is _IDLE and self._may_end())
         self._disconnect()
+        self._journal.close()
 
     def _take(self) -> tuple[list[Job], object | None]:
         """What waits, up to the next mark, if one stands behind it."""
@@ -112,24 +142,9 @@ class Writer:
         return batch, item
 
     def _perform(self, batch: list[Job]) -> None:
-        answers: list[tuple[Future[Any], Any, BaseException | None]] = []
         try:
-            book, conn = self._connect(durable=any(job.durable for job in batch))
-            with conn.begin() as transaction:
-                if len(batch) == 1:  # the common case needs no savepoint: the transaction is its own
-                    answers.append(self._attempt(batch[0], book, conn))
-                    if answers[0][2] is not None:
-                        transaction.rollback()
-                else:
-                    for job in batch:
-                        savepoint = conn.begin_nested()
-                        answers.append(self._attempt(job, book, conn))
-                        if answers[-1][2] is None:
-                            savepoint.commit()
-                        else:
-                            savepoint.rollback()
+            answers = self._tried(batch)
         except Exception as exc:  # noqa: BLE001  (the thread's boundary: it must live on, and everybody gets an answer)
-            self._disconnect()
             answers = [(job.future, None, self._unavailable(exc, job)) for job in batch]
         for future, value, error in answers:
             if error is None:
@@ -137,11 +152,62 @@ class Writer:
             else:
                 future.set_exception(error)
 
-    def _attempt(self, job: Job, book: Book, conn: Connection) -> tuple[Future[Any], Any, BaseException | None]:
-        from sqlalchemy.exc import SQLAlchemyError
+    def _tried(self, batch: list[Job]) -> list[_Reply]:
+        """The transaction; once more when the server broke it off, as soon as the server is there again."""
+        until = None
+        while True:
+            try:
+                return self._transaction(batch)
+            except Exception as exc:
+                was_connected = self._conn is not None
+                self._disconnect()
+                if not _is_broken_off(exc, connecting=not was_connected):
+                    raise
+                if was_connected and until is None:
+                    _log.warning("%s broke a transaction off; it is tried once more.", without_password(self._url))
+                    until = time.monotonic() + _RESTART_S
+                elif was_connected or until is None or time.monotonic() > until:
+                    raise
+                else:
+                    time.sleep(_RETRY_PAUSE_S)
+
+    def _transaction(self, batch: list[Job]) -> list[_Reply]:
+        from opengradient_x402.ledger import tables
+
+        answers: list[_Reply] = []
+        is_durable = any(job.durable for job in batch)
+        book, conn = self._connect(durable=is_durable)
+        self._check_file()
+        seen = None
+        with conn.begin() as transaction:
+            if any(job.writes for job in batch):
+                tables.lock(conn, durable=is_durable)
+            if len(batch) == 1:  # the common case needs no savepoint: the transaction is its own
+                answers.append(self._attempt(batch[0], book, conn))
+                if answers[0][2] is not None:
+                    transaction.rollback()
+            else:
+                for job in batch:
+                    savepoint = conn.begin_nested()
+                    answers.append(self._attempt(job, book, conn))
+                    if answers[-1][2] is None:
+                        savepoint.commit()
+                    else:
+                        savepoint.rollback()
+            if is_durable and transaction.is_active:
+                number = tables.number_of_authorizations(conn)
+                seen = Seen(ledger_id=self._ledger_id, authorizations=number)
+        if seen is not None:
+            self._mark.write(seen)
+        return answers
+
+    def _attempt(self, job: Job, book: Book, conn: Connection) -> _Reply:
+        from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
 
         try:
             return job.future, job.work(book, conn), None
+        except (DataError, IntegrityError) as exc:  # the fault of this job alone
+            return job.future, None, self._unavailable(exc, job)
         except (SQLAlchemyError, OSError):  # the database fails: nothing of the batch can be relied on
             raise
         except OpenGradientError as exc:  # e.g. BudgetExceeded: this job is rolled back, the batch goes on
@@ -150,10 +216,11 @@ class Writer:
             return job.future, None, self._unavailable(exc, job)
 
     def _unavailable(self, exc: Exception, job: Job) -> LedgerUnavailable:
+        what = f"{type(exc).__name__}: {_first_line(exc)}"
+        if isinstance(exc, LedgerReplaced):
+            what = str(exc)
         problem = LedgerUnavailable(
-            f"The ledger at {without_password(self._url)} cannot be written ({type(exc).__name__}: "
-            f"{_first_line(exc)}). {job.otherwise} {_advice(exc)}, or set OG_LEDGER_URL to "
-            "another place.",
+            f"The ledger at {without_password(self._url)} cannot be used ({what}). {job.otherwise} {_advice(exc)}",
             is_retryable=False,
         )
         problem.__cause__ = exc
@@ -162,20 +229,63 @@ class Writer:
     def _connect(self, *, durable: bool) -> tuple[Book, Connection]:
         from opengradient_x402.ledger import statements, tables
 
-        if self._engine is None:
-            self._engine = tables.open_engine(self._url)
         if self._conn is None:
-            self._conn = self._engine.connect()
-            tables.create(self._conn)
+            self._mark.check_file(self._file)
+            before = self._mark.read()  # before the database: another process may add to both meanwhile
+            if self._engine is None:
+                self._engine = tables.open_engine(self._url)
+            conn = self._engine.connect()
+            try:
+                self._ledger_id = tables.create(conn)
+                with conn.begin():
+                    number = tables.number_of_authorizations(conn)
+                now = Seen(ledger_id=self._ledger_id, authorizations=number)
+                self._mark.check(before, now)
+                self._mark.write(now)
+                self._take_up(statements.Book(conn.dialect.name), conn)
+            except BaseException:
+                conn.close()
+                raise
+            self._conn = conn
+            if self._file is not None:
+                self._opened = _identity(self._file)
+                self._recorder.open(self._file)
         book = statements.Book(self._conn.dialect.name)
         book.set_durable(self._conn, durable)
         return book, self._conn
 
+    def _check_file(self) -> None:
+        """A file that was deleted or replaced under an open connection takes what is written with it."""
+        if self._opened is not None and self._file is not None and _identity(self._file) != self._opened:
+            raise LedgerReplaced("its file was deleted, emptied or replaced while it was in use")
+
+    def _take_up(self, book: Book, conn: Connection) -> None:
+        """Writes the receipts of processes that are gone."""
+        from opengradient_x402.ledger import tables
+
+        for journal in left_behind(self._place):
+            try:
+                with conn.begin():
+                    tables.lock(conn)
+                    for number, line in enumerate(journal.records(), start=1):
+                        try:
+                            receipt = SettlementReceipt.from_json(json.loads(line))
+                        except (ValueError, KeyError, TypeError):
+                            _log.warning("Line %d of %s is no receipt; it is left out.", number, journal.path)
+                        else:
+                            book.record_missed_call(conn, receipt)
+            except BaseException:
+                journal.leave()
+                raise
+            journal.remove()
+
     def _disconnect(self) -> None:
         from sqlalchemy.exc import SQLAlchemyError
 
+        self._recorder.close()
+        self._mark.close()
         conn, engine = self._conn, self._engine
-        self._conn = self._engine = None
+        self._conn = self._engine = self._opened = None
         with suppress(SQLAlchemyError):  # a connection that broke cannot always be closed in good order
             if conn is not None:
                 conn.close()
@@ -195,9 +305,43 @@ def without_password(url: str) -> str:
 
 
 def _advice(exc: BaseException) -> str:
-    if type(exc).__name__ == "NewerSchema":
-        return "Upgrade this package (`pip install -U opengradient-integrations`)"
-    return "Free disk space, check the permissions"
+    name, text = type(exc).__name__, _first_line(exc)
+    if name == "NewerSchema":
+        return (
+            "Upgrade this package (`pip install -U opengradient-integrations`), or set OG_LEDGER_URL to another place."
+        )
+    if name == "LedgerReplaced":
+        return (
+            "What was reserved in it would not count in your budget. Put the file back, or run `opengradient-x402 "
+            "ledger repair`, which goes on with the ledger as it is."
+        )
+    if "malformed" in text or "not a database" in text or "corrupt" in text or "no such column" in text:
+        return (
+            "`opengradient-x402 ledger check` says what is wrong with it; `opengradient-x402 ledger repair` keeps a "
+            "copy and restores what can be read."
+        )
+    if "locked" in text or "lock timeout" in text:
+        return "Another program holds it: end that program, or try again later."
+    return "Free disk space, check the permissions, or set OG_LEDGER_URL to another place."
+
+
+def _is_broken_off(exc: Exception, *, connecting: bool) -> bool:
+    """Whether a server ended a transaction (or refuses a connection) for reasons that pass."""
+    from sqlalchemy.exc import DBAPIError, OperationalError
+
+    if not isinstance(exc, DBAPIError) or type(exc.orig).__module__.startswith("sqlite3"):
+        return False
+    code = getattr(exc.orig, "sqlstate", None) or getattr(exc.orig, "pgcode", None)
+    return exc.connection_invalidated or code in _BROKEN_OFF or (connecting and isinstance(exc, OperationalError))
+
+
+def _identity(file: Path) -> tuple[int, int]:
+    """What tells a file from another one under its name; nothing for one that is gone or empty."""
+    try:
+        found = file.stat()
+    except OSError:
+        return 0, 0
+    return (found.st_dev, found.st_ino) if found.st_size else (0, 0)
 
 
 def _first_line(exc: BaseException) -> str:

@@ -63,6 +63,7 @@ class Call:
     is_blocking: bool = False
     """Whether the caller waits by blocking its thread."""
     created_at: int = field(default_factory=lambda: int(time.time()))
+    began_s: float = field(default_factory=time.monotonic)
     process_id: int = field(default_factory=os.getpid)
     """Whose call it is: a forked child that inherits it must neither end nor record it."""
 
@@ -81,6 +82,11 @@ class Call:
     """Set once, when the call is finished."""
     ending: threading.Lock = field(default_factory=threading.Lock, repr=False)
     """Taken for good by whoever ends the call: a reader, or another thread that closes the stream."""
+
+    @property
+    def left_s(self) -> float | None:
+        """What is left of its time limit; None without one."""
+        return None if self.timeout_s is None else max(0.0, self.began_s + self.timeout_s - time.monotonic())
 
     @classmethod
     def of(cls, request: httpx.Request, *, is_blocking: bool) -> Call:

@@ -14,7 +14,9 @@ import base64
 import binascii
 import re
 import time
-from typing import Any, cast
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import Any, TypeVar, cast
 
 import httpx
 
@@ -24,6 +26,7 @@ from opengradient_x402.errors import (
     BudgetExceeded,
     ChallengeInvalid,
     GatewayUnreachable,
+    LedgerUnavailable,
     NotPaid,
     PaidButFailed,
     PaymentOutcomeUnknown,
@@ -43,6 +46,7 @@ RESPONSE_HEADER = "PAYMENT-RESPONSE"
 _SESSION_ID = re.compile(r"[A-Za-z0-9._~-]{8,256}", re.ASCII)
 _MAX_DEAD_SESSIONS = 32
 _MAX_REASON_CHARS = 300
+T = TypeVar("T")
 _NEVER_LEFT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
 """Failures before a single byte of the request was written."""
 
@@ -146,7 +150,7 @@ def _offer_again(
     """Offer an earlier call's payment, whose fate is unknown. None: it is spent or expired, by the chain's word."""
     signed, origin = doubtful.signed, ticket.key.origin
     if doubtful.is_taken:
-        if (yield Wait(payments.gateways.open_dispute(origin))) is None:  # cleared meanwhile
+        if (yield from _from_ledger(payments.gateways.open_dispute(origin), call)) is None:  # cleared meanwhile
             return None
         call.authorization = signed.authorization
         raise payments.taken(call, doubtful, ticket.key)
@@ -158,7 +162,8 @@ def _offer_again(
         return (yield from _asked_again(response, request, call, payments, ticket, signed, may_sign=True))
     if fate is Fate.SETTLED and doubtful.was_refused:
         yield Read(response)
-        yield Wait(payments.dispute_refused(signed))
+        with suppress(TimeoutError):  # it is recorded as soon as the database can be written
+            yield Wait(payments.dispute_refused(signed), call.left_s)
         raise payments.taken(call, doubtful, ticket.key)
     payments.detach(call)
     call.has_signed_out = False  # that was another call's payment
@@ -217,15 +222,15 @@ def _acceptable(
 ) -> Steps[PaymentTerms]:
     """The terms to sign, when gateway, price, funds, facilitator and clock are as they must be."""
     if (last := payments.gateways.recall_price(key.origin)) is not None:
-        payments.gateways.recalled_price(key.origin, (yield Wait(last)))
-    if (yield Wait(payments.gateways.open_dispute(key.origin))) is not None:
+        payments.gateways.recalled_price(key.origin, (yield from _from_ledger(last, call)))
+    if (yield from _from_ledger(payments.gateways.open_dispute(key.origin), call)) is not None:
         raise payments.gateways.disputed(key.origin)
     terms = payments.choose(challenge, key, payees=call.payees, earlier=earlier)
     payments.check_call(call, key, cap_atomic=terms.amount_atomic)
     if (funds := payments.funds.check(terms, challenge)) is not None:
         yield Wait(funds)
     if (pin := payments.gateways.pin_facilitator(terms, key.origin)) is not None:
-        payments.gateways.confirm_facilitator(terms, key.origin, (yield Wait(pin)))
+        payments.gateways.confirm_facilitator(terms, key.origin, (yield from _from_ledger(pin, call)))
     if (asked := payments.clock.check()) is not None:
         yield Wait(asked)
     return terms
@@ -248,16 +253,31 @@ def _authorize(
     drafted = payments.draft(terms, call, str(request.url), earlier=earlier)
     try:
         try:
-            authorization = yield Wait(payments.reserve(drafted))
+            authorization = yield from _from_ledger(payments.reserve(drafted), call)
         except BudgetExceeded:
             # Authorizations past their deadline may hold budget that was never spent: ask the chain first.
-            yield Wait(payments.reclaim())
-            authorization = yield Wait(payments.reserve(drafted))
+            with suppress(TimeoutError):
+                yield Wait(payments.reclaim(), call.left_s)
+            authorization = yield from _from_ledger(payments.reserve(drafted), call)
         return payments.sign(terms, authorization, challenge)
     except BaseException:  # cancelled, or the signer failed: what never left must not hold budget
         if not call.has_signed_out:
             payments.ledger.mark_unsent(drafted.id)
         raise
+
+
+def _from_ledger(answer: Future[T], call: Call) -> Steps[T]:
+    """What the ledger answers, within the time limit of the call."""
+    try:
+        return cast("T", (yield Wait(answer, call.left_s)))
+    except TimeoutError as exc:
+        answer.cancel()  # what has not begun is not done later
+        raise LedgerUnavailable(
+            f"The ledger did not answer within the {call.timeout_s or 0:g} s of call {call.id}: another program holds "
+            "it, or its server hangs. Nothing was signed for this call. End that program (`opengradient-x402 ledger "
+            "check` looks at the ledger), try again, or raise `timeout`.",
+            call_id=call.id,
+        ) from exc
 
 
 def _send_signed(
@@ -274,7 +294,8 @@ def _send_signed(
             raise _outcome_unknown(call, exc) from exc
         payments.detach(call)
         if is_first_use:
-            yield Wait(payments.ledger.mark_unsent(signed.authorization.id))
+            with suppress(TimeoutError):  # it is done as soon as the database can be written
+                yield Wait(payments.ledger.mark_unsent(signed.authorization.id), call.left_s)
         else:
             payments.doubt(ticket.key, signed)
         raise

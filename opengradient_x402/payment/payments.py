@@ -51,6 +51,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 BYTES_PER_TOKEN = 2
 """A request is taken for at most this many bytes a token: real texts have about four."""
+RECLAIM_EVERY_S = 60.0
+"""Calls that do not fit into the budget ask the chain no more often than this."""
 
 
 class Fate(Enum):
@@ -100,6 +102,8 @@ class Payments(Resident):
         self.clock = Clock(network=network, policy=self.policy)
         self.funds = Funds(network=network, signer=signer, policy=self.policy)
         self._budget = Budget(limit_atomic=self.policy.per_day_atomic(network.asset))
+        self._reclaimed: Future[None] | None = None
+        self._reclaimed_at = 0.0
         belongs(self, Ending.CONNECTIONS)
 
     @classmethod
@@ -156,6 +160,7 @@ class Payments(Resident):
         """A child pays for itself: sessions, known terms and payments in doubt stay with the parent."""
         self._lock = threading.RLock()
         self._terms, self._doubtful = {}, {}
+        self._reclaimed = None
         self.sessions.renew()
 
     # -- before signing
@@ -248,8 +253,16 @@ class Payments(Resident):
         return self.ledger.authorize(authorization, budget=self._budget)
 
     def reclaim(self) -> Future[None]:
-        """Asks the chain about authorizations past their deadline, and frees what was never taken."""
-        return in_thread(self._reclaim, name="opengradient-reclaim")
+        """Asks the chain about authorizations past their deadline, and frees what was never taken.
+
+        At most once a minute: calls that are refused meanwhile share the answer.
+        """
+        with self._lock:
+            now = time.monotonic()
+            if self._reclaimed is None or (self._reclaimed.done() and now - self._reclaimed_at >= RECLAIM_EVERY_S):
+                self._reclaimed_at = now
+                self._reclaimed = in_thread(self._reclaim, name="opengradient-reclaim")
+            return self._reclaimed
 
     def _reclaim(self) -> None:
         try:
@@ -307,8 +320,8 @@ class Payments(Resident):
 
     def _fate(self, authorization: Authorization) -> Fate:
         self._reclaim()
-        known = self.ledger.authorizations(payer=self.payer, network=self.network.caip2).result()
-        status = next((one.status for one in known if one.id == authorization.id), "signed")
+        known = self.ledger.authorizations(authorization_id=authorization.id).result()
+        status = known[0].status if known else "signed"
         return Fate.OPEN if status == "signed" else Fate.SETTLED if status == "settled" else Fate.GONE
 
     def dispute_refused(self, signed: SignedPayment) -> Future[None]:

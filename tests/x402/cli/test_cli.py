@@ -483,10 +483,11 @@ def test_exports_as_lines_and_as_a_table_hold_the_same(net, paid, tmp_path):
 
 
 def test_a_spreadsheet_runs_nothing_that_a_gateway_wrote(tmp_path):
-    from opengradient_x402.cli.receipts import csv_bytes
+    from opengradient_x402.cli.receipts import csv_lines
     from support.ledger_rows import entry, served
 
-    text = csv_bytes([served(entry(1), "call_1", data_blob_id='=HYPERLINK("http://evil")')]).decode()
+    row = served(entry(1), "call_1", data_blob_id='=HYPERLINK("http://evil")')
+    text = b"".join(csv_lines([[row]])).decode()
     (row,) = csv.DictReader(io.StringIO(text))
     assert row["data_blob_id"] == '\'=HYPERLINK("http://evil")'
 

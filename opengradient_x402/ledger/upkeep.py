@@ -1,0 +1,289 @@
+"""Checks, repairs and compacts a ledger's database: what an operator does, never a call.
+
+A check changes nothing. A repair keeps a copy of a SQLite file, reads out of a damaged one what can be read, computes
+anew what is derived from signatures and receipts, and takes the ledger as it is then for the one that was used here.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from opengradient_x402.errors import LedgerUnavailable
+from opengradient_x402.ledger import tables
+from opengradient_x402.ledger.authorizations import Authorization
+from opengradient_x402.ledger.mark import LedgerReplaced, Mark, Seen, beside, sqlite_file
+from opengradient_x402.ledger.statements import WITH_SIGNATURES, as_row, read_authorizations
+from opengradient_x402.ledger.tables import authorizations, calls, reserved, signatures
+from opengradient_x402.ledger.writer import without_password
+
+_AT_ONCE = 500
+_DERIVED = ("asset", "signed_at", "reserved_gwei", "is_open")
+_TABLES = ("authorizations", "signatures", "calls", "pins")
+"""What holds facts; `schema` and `reserved` are made anew."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repair:
+    """What was done, in sentences, and where the copy of the database is."""
+
+    done: list[str]
+    copy: Path | None
+
+
+def check(url: str) -> list[str]:
+    """What is wrong with the ledger, in sentences; nothing for a sound one. Changes nothing.
+
+    Raises LedgerUnavailable when the database cannot be reached.
+    """
+    file, mark = sqlite_file(url), Mark(beside(url))
+    try:
+        mark.check_file(file)
+    except LedgerReplaced as exc:
+        return [f"This is not the ledger that was used here: {exc}."]
+    if file is not None and not (file.exists() and file.stat().st_size):
+        return []
+    if file is not None and (damage := _damage(file)):
+        return [f"The file is damaged: {line}." for line in damage]
+    with _connected(url) as conn, conn.begin():
+        version = tables.version_of(conn)
+        if version > tables.VERSION:
+            return [f"Its tables have version {version}; this package knows version {tables.VERSION}. Upgrade it."]
+        if version < tables.VERSION:
+            return []  # the next use brings it to this version
+        return [*_replaced(conn, mark), *_contradictions(conn)]
+
+
+def repair(url: str) -> Repair:
+    """Makes the ledger sound, as far as what it holds allows. End other programs that use it first.
+
+    Raises LedgerUnavailable.
+    """
+    file, mark, done = sqlite_file(url), Mark(beside(url)), []
+    before, copy = mark.read(), None
+    if file is not None and file.exists() and file.stat().st_size:
+        copy = _copied(file)
+        if damage := _damage(file):
+            done += [f"The file was damaged: {damage[0]}.", *_recovered(file)]
+    with _connected(url) as conn:
+        ledger_id = tables.create(conn)
+        with conn.begin():
+            tables.lock(conn)
+            tables.complete(conn)
+            wrong = _contradictions(conn)
+            _recompute(conn)
+            number = tables.number_of_authorizations(conn)
+        done += [f"Corrected: {sentence}" for sentence in wrong]
+    now = Seen(ledger_id=ledger_id, authorizations=number)
+    try:
+        mark.check(before, now)
+    except LedgerReplaced as exc:
+        done.append(
+            f"Accepted: {exc}. What others have reserved of the day's budget is not counted: spend with care for a day."
+        )
+    mark.write(now)
+    mark.close()
+    return Repair(done=done, copy=copy)
+
+
+def compact(url: str) -> tuple[int, int]:
+    """Gives back the space that nothing uses; the size before and after, in bytes. Raises LedgerUnavailable."""
+    file = sqlite_file(url)
+    with _connected(url) as conn:
+        tables.create(conn)
+        if file is None:
+            return _compact_server(conn)
+        raw: Any = conn.connection.dbapi_connection  # SQLAlchemy would begin a transaction, and VACUUM refuses one
+        raw.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        before = file.stat().st_size
+        raw.execute("VACUUM")
+        raw.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        return before, file.stat().st_size
+
+
+def _compact_server(conn: Connection) -> tuple[int, int]:
+    raw: Any = conn.connection.dbapi_connection
+    size = "SELECT sum(pg_total_relation_size(oid)) FROM pg_class WHERE relname = ANY(%s) AND relkind = 'r'"
+    raw.autocommit = True
+    try:
+        cursor = raw.cursor()
+        cursor.execute("SET statement_timeout = 0")
+        cursor.execute(size, (list(_TABLES),))
+        before = int(cursor.fetchone()[0])
+        for name in (*_TABLES, "reserved"):
+            cursor.execute(f"VACUUM (FULL, ANALYZE) {name}")
+        cursor.execute(size, (list(_TABLES),))
+        return before, int(cursor.fetchone()[0])
+    finally:
+        raw.autocommit = False
+        conn.invalidate()
+
+
+# -- what is wrong
+
+
+def _damage(file: Path) -> list[str]:
+    try:
+        with closing(sqlite3.connect(file, timeout=30)) as conn:
+            found = [str(row[0]) for row in conn.execute("PRAGMA integrity_check(10)")]
+    except sqlite3.OperationalError as exc:
+        raise _unavailable(str(file), exc) from exc
+    except sqlite3.DatabaseError as exc:
+        return [str(exc)]
+    return [line.replace("\n", " ") for line in found if line != "ok"]
+
+
+def _replaced(conn: Connection, mark: Mark) -> list[str]:
+    ledger_id = str(conn.execute(sa.select(tables.schema.c.ledger_id)).scalar_one())
+    try:
+        mark.check(mark.read(), Seen(ledger_id=ledger_id, authorizations=tables.number_of_authorizations(conn)))
+    except LedgerReplaced as exc:
+        return [f"This is not the ledger that was used here: {exc}."]
+    return []
+
+
+def _contradictions(conn: Connection) -> list[str]:
+    wrong: list[str] = []
+    for row, stored in _authorizations(conn):
+        different = [name for name in _DERIVED if row[name] != stored[name]]
+        if different:
+            wrong.append(
+                f"Authorization {row['id']} reserves {stored['reserved_gwei']} gwei, not {row['reserved_gwei']}."
+            )
+    minute: sa.ColumnElement[int] = sa.literal_column("signed_at / 60")
+    key = (authorizations.c.payer, authorizations.c.network, authorizations.c.asset, minute)
+    sums = sa.select(*key, sa.func.sum(authorizations.c.reserved_gwei)).group_by(*key)
+    counted = {tuple(row[:4]): int(row[4]) for row in conn.execute(sums) if row[4]}
+    kept = {tuple(row[:4]): int(row[4]) for row in conn.execute(sa.select(reserved)) if row[4]}
+    if counted != kept:
+        wrong.append("The sums that the budget is checked against are not those of the authorizations.")
+    has_signature = sa.exists().where(signatures.c.authorization_id == authorizations.c.id)
+    has_authorization = sa.exists().where(authorizations.c.id == calls.c.authorization_id)
+    is_misplaced = sa.or_(*(calls.c[name].is_distinct_from(_member(conn, name)) for name in ("payer", "status")))
+    for what, query in (
+        ("authorizations have no signature", sa.select(authorizations.c.id).where(~has_signature)),
+        ("calls have no authorization", sa.select(calls.c.call_id).where(~has_authorization)),
+        ("calls are not found by their payer or status", sa.select(calls.c.call_id).where(is_misplaced)),
+    ):
+        number = conn.execute(sa.select(sa.func.count()).select_from(query.subquery())).scalar_one()
+        if number:
+            wrong.append(f"{number} {what}.")
+    return wrong
+
+
+def _member(conn: Connection, name: str) -> sa.ColumnElement[str]:
+    return sa.literal_column(tables.member_of_receipt(conn, name))
+
+
+def _authorizations(conn: Connection) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Each authorization as it should be stored, and as it is."""
+    last = 0
+    while True:
+        query = sa.select(authorizations).where(authorizations.c.sequence > last)
+        rows = conn.execute(query.order_by(authorizations.c.sequence).limit(_AT_ONCE)).mappings().all()
+        if not rows:
+            return
+        stored = {row["id"]: dict(row) for row in rows}
+        last = rows[-1]["sequence"]
+        found: list[Authorization] = read_authorizations(conn, WITH_SIGNATURES.where(authorizations.c.id.in_(stored)))
+        for one in found:
+            yield as_row(one), stored[one.id]
+
+
+# -- what is done about it
+
+
+def _recompute(conn: Connection) -> None:
+    for row, stored in _authorizations(conn):
+        if any(row[name] != stored[name] for name in _DERIVED):
+            values = {name: row[name] for name in _DERIVED}
+            conn.execute(authorizations.update().where(authorizations.c.id == row["id"]).values(values))
+    tables.derive(conn)
+
+
+def _copied(file: Path) -> Path:
+    copy = file.with_name(f"{file.name}.before-repair-{time.strftime('%Y%m%d-%H%M%S')}")
+    try:
+        for end in ("", "-wal"):
+            if (part := file.with_name(file.name + end)).exists():
+                shutil.copy2(part, copy.with_name(copy.name + end))
+    except OSError as exc:
+        raise _unavailable(str(file), exc) from exc
+    return copy
+
+
+def _recovered(file: Path) -> list[str]:
+    """Puts what can be read of a damaged file into a new one, in its place."""
+    new = file.with_name(f"{file.name}.repaired")
+    for path in (new, new.with_name(new.name + "-wal"), new.with_name(new.name + "-shm")):
+        path.unlink(missing_ok=True)
+    counts: dict[str, int] = {}
+    with _connected(f"sqlite:///{new}") as conn:
+        tables.create(conn)
+        with closing(sqlite3.connect(file)) as old, conn.begin():
+            old.row_factory = sqlite3.Row
+            with suppress(sqlite3.DatabaseError):
+                [known] = old.execute("SELECT ledger_id FROM schema").fetchall()
+                conn.execute(tables.schema.update().values(ledger_id=known[0]))
+            for name in _TABLES:
+                table = tables.named(name)
+                counts[name] = 0
+                for row in _readable(old, name):
+                    values = {column: row[column] for column in row.keys() if column in table.c}  # noqa: SIM118  (no dict)
+                    with suppress(SQLAlchemyError), conn.begin_nested():
+                        conn.execute(table.insert().values(values))
+                        counts[name] += 1
+        raw: Any = conn.connection.dbapi_connection
+        raw.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    for end in ("-wal", "-shm"):
+        file.with_name(file.name + end).unlink(missing_ok=True)
+    new.replace(file)
+    for end in ("-wal", "-shm"):
+        new.with_name(new.name + end).unlink(missing_ok=True)
+    return [f"Restored {counts['authorizations']} authorizations and {counts['calls']} calls that could be read."]
+
+
+def _readable(old: sqlite3.Connection, name: str) -> Iterator[sqlite3.Row]:
+    """The rows before the first damaged place, and those behind the last one."""
+    seen: set[int] = set()
+    for order in ("ASC", "DESC"):
+        with suppress(sqlite3.DatabaseError):
+            for row in old.execute(f"SELECT rowid AS at, * FROM {name} ORDER BY rowid {order}"):  # noqa: S608  (a name)
+                if row["at"] in seen:
+                    break
+                seen.add(row["at"])
+                yield row
+
+
+# -- connections
+
+
+@contextmanager
+def _connected(url: str) -> Iterator[Connection]:
+    engine: Engine = tables.open_engine(url)
+    try:
+        with engine.connect() as conn:
+            yield conn
+    except tables.NewerSchema as exc:
+        raise _unavailable(url, exc) from exc
+    except DBAPIError as exc:
+        raise _unavailable(url, exc.orig or exc) from exc
+    finally:
+        engine.dispose()
+
+
+def _unavailable(url: str, exc: BaseException) -> LedgerUnavailable:
+    return LedgerUnavailable(
+        f"The ledger at {without_password(url)} cannot be read or written ({str(exc).splitlines()[0]}). Nothing was "
+        "changed, signed or paid. End other programs that use it, check the permissions, and try again."
+    )
