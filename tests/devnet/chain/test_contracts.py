@@ -118,6 +118,10 @@ def test_the_shipped_artifacts_were_built_from_these_sources():
         ("Permit2", "nonceBitmap", "4fe02b44"),
         ("Permit2", "invalidateUnorderedNonces", "3ff9dcb1"),
         ("Multicall3", "tryAggregate", "bce38bd7"),
+        ("Multicall3", "tryBlockAndAggregate", "399542e9"),
+        ("Multicall3", "getBlockHash", "ee82ac5e"),
+        ("Multicall3", "getBlockNumber", "42cbb15c"),
+        ("Multicall3", "getCurrentBlockTimestamp", "0f28c97d"),
         ("SmartWallet", "isValidSignature", "1626ba7e"),
     ],
 )
@@ -540,3 +544,21 @@ def test_multicall_collects_answers_and_failures(chain, payer):
     assert (moved, revert_reason(why)) == (False, "ERC20: insufficient allowance")
     strict = multicall.encode("tryAggregate", True, calls)
     assert reason(chain, to=multicall.address, data=strict, sender=payer.address) == "Multicall3: call failed"
+
+
+def test_multicall_reads_many_answers_together_with_their_block(chain, payer):
+    multicall = contract("Multicall3")
+    head = chain.rpc("eth_getBlockByNumber", ["latest", False])
+    reads = [
+        (multicall.address, multicall.encode("getCurrentBlockTimestamp")),
+        (multicall.address, multicall.encode("getBlockHash", int(head["number"], 16))),
+        (OPG, TOKEN.encode("transferFrom", payer.address, payer.address, 1)),
+        *[(OPG, TOKEN.encode("balanceOf", payer.address))] * 300,
+    ]
+    answer = chain.call(to=multicall.address, data=multicall.encode("tryBlockAndAggregate", False, reads))
+    number, _, (now, at_head, refused, *balances) = multicall.decode("tryBlockAndAggregate", answer)
+    assert number == int(head["number"], 16) + 1
+    assert int.from_bytes(now[1], "big") >= int(head["timestamp"], 16)
+    assert "0x" + at_head[1].hex() == head["hash"]
+    assert not refused[0]
+    assert {int.from_bytes(balance, "big") for _, balance in balances} == {chain.token_balance(payer.address)}
