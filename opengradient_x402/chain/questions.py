@@ -6,6 +6,7 @@ together by hand: five calls do not need a library that takes 0.7 s to import. K
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -32,6 +33,7 @@ __all__ = [
     "logs",
     "native_balance",
     "nonce_used",
+    "quantity",
     "receipt",
     "transaction",
 ]
@@ -43,6 +45,7 @@ _AUTHORIZATION_STATE: Final = "0xe94a0102"  # authorizationState(address,bytes32
 _RETURN_TIMESTAMP: Final = "0x4260005260206000f3"
 """TIMESTAMP PUSH 0 MSTORE PUSH 32 PUSH 0 RETURN: creation code that returns the time of its block."""
 
+_QUANTITY: Final = re.compile("0x[0-9a-fA-F]{1,64}")
 FIRST_LOG_WINDOW: Final = 2_000
 _LARGEST_LOG_WINDOW: Final = 10_000
 _WINDOWS_BEFORE_GROWTH: Final = 4
@@ -101,7 +104,7 @@ def allowance(token: str, owner: str, spender: str) -> Question[int]:
 
 def native_balance(owner: str) -> Question[int]:
     """An owner's gas coins, in wei."""
-    return _quantity((yield RpcRequest("eth_getBalance", (owner, "latest"))))
+    return quantity((yield RpcRequest("eth_getBalance", (owner, "latest"))))
 
 
 def nonce_used(permit2: str, owner: str, nonce: int) -> Question[bool]:
@@ -135,7 +138,7 @@ def chain_time() -> Question[int]:
     Chains that mine only on demand have an old latest block, so the EVM is asked first.
     """
     try:
-        return _quantity((yield RpcRequest("eth_call", ({"data": _RETURN_TIMESTAMP}, "latest"))))
+        return quantity((yield RpcRequest("eth_call", ({"data": _RETURN_TIMESTAMP}, "latest"))))
     except RpcError:
         return (yield from block()).timestamp_s
 
@@ -217,11 +220,14 @@ def receipt(tx_hash: str) -> Question[TransactionReceipt | None]:
 
 def _call_word(contract: str, selector: str, arguments: bytes) -> Question[int]:
     call = {"to": contract, "data": selector + arguments.hex()}
-    return _quantity((yield RpcRequest("eth_call", (call, "latest"))))
+    return quantity((yield RpcRequest("eth_call", (call, "latest"))))
 
 
-def _quantity(value: Any) -> int:
+def quantity(value: Any) -> int:
+    """A number of JSON-RPC, which is 0x-hex text. Raises RpcError for anything else."""
     with _Reading("number"):
+        if not _QUANTITY.fullmatch(value):
+            raise ValueError(value)
         return int(value, 16)
 
 
