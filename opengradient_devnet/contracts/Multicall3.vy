@@ -1,8 +1,8 @@
 # pragma version 0.4.3
 """
-@title Multicall3, as far as it is read through: tryAggregate, tryBlockAndAggregate, aggregate3, and what a block is
-@dev tryAggregate takes 16 calls of 8 KiB and gives 4 KiB answers; the other two take 64 small calls, which is
-enough for nonces and balances. The forms that send money are left out.
+@title Multicall3's tryAggregate and tryBlockAndAggregate, which the x402 packages and many wallets read through
+@dev tryAggregate takes 16 calls of 8 KiB with answers of 4 KiB, tryBlockAndAggregate 512 calls of 128 bytes with
+     answers of 64 bytes: the other forms and larger batches are left out.
 """
 struct Call:
     target: address
@@ -11,19 +11,6 @@ struct Call:
 struct Result:
     success: bool
     returnData: Bytes[4096]
-
-struct SmallCall:
-    target: address
-    callData: Bytes[1024]
-
-struct SmallCall3:
-    target: address
-    allowFailure: bool
-    callData: Bytes[1024]
-
-struct SmallResult:
-    success: bool
-    returnData: Bytes[512]
 
 @external
 @payable
@@ -37,31 +24,35 @@ def tryAggregate(requireSuccess: bool, calls: DynArray[Call, 16]) -> DynArray[Re
         results.append(Result(success=ok, returnData=data))
     return results
 
-@external
-@payable
-def tryBlockAndAggregate(
-    requireSuccess: bool, calls: DynArray[SmallCall, 64]
-) -> (uint256, bytes32, DynArray[SmallResult, 64]):
-    results: DynArray[SmallResult, 64] = []
-    for c: SmallCall in calls:
-        ok: bool = False
-        data: Bytes[512] = b""
-        ok, data = raw_call(c.target, c.callData, max_outsize=512, revert_on_failure=False)
-        assert ok or not requireSuccess, "Multicall3: call failed"
-        results.append(SmallResult(success=ok, returnData=data))
-    return block.number, empty(bytes32), results
+struct SmallCall:
+    target: address
+    callData: Bytes[128]
+
+struct SmallResult:
+    success: bool
+    returnData: Bytes[64]
 
 @external
 @payable
-def aggregate3(calls: DynArray[SmallCall3, 64]) -> DynArray[SmallResult, 64]:
-    results: DynArray[SmallResult, 64] = []
-    for c: SmallCall3 in calls:
+def tryBlockAndAggregate(
+    requireSuccess: bool, calls: DynArray[SmallCall, 512]
+) -> (uint256, bytes32, DynArray[SmallResult, 512]):
+    results: DynArray[SmallResult, 512] = []
+    for c: SmallCall in calls:
         ok: bool = False
-        data: Bytes[512] = b""
-        ok, data = raw_call(c.target, c.callData, max_outsize=512, revert_on_failure=False)
-        assert ok or c.allowFailure, "Multicall3: call failed"
+        data: Bytes[64] = b""
+        ok, data = raw_call(c.target, c.callData, max_outsize=64, revert_on_failure=False)
+        assert ok or not requireSuccess, "Multicall3: call failed"
         results.append(SmallResult(success=ok, returnData=data))
-    return results
+    # As in the original: the hash of the block under way is not known yet, so this is always zero.
+    return block.number, empty(bytes32), results
+
+@external
+@view
+def getBlockHash(blockNumber: uint256) -> bytes32:
+    if blockNumber >= block.number or block.number - blockNumber > 256:
+        return empty(bytes32)
+    return blockhash(blockNumber)
 
 @external
 @view
@@ -72,8 +63,3 @@ def getBlockNumber() -> uint256:
 @view
 def getCurrentBlockTimestamp() -> uint256:
     return block.timestamp
-
-@external
-@view
-def getEthBalance(account: address) -> uint256:
-    return account.balance

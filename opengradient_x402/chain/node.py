@@ -1,35 +1,42 @@
 """Asking an Ethereum node: a question yields method and parameters, a node turns each into one JSON-RPC request.
 
 Retries, pauses and the reading of answers are steps for the two drivers, so that sync and async do the same. What
-the methods mean is known in `questions`. Reading a chain moves no money: a request is repeated when that can help.
+the methods mean is known in `questions`, what an answer means in `answers`. Reading a chain moves no money: a request
+is repeated when that can help, and put to the next node where several are named.
 """
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import json
+import logging
+import socket
+import threading
 import time
-from collections.abc import Generator
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, Self, TypeVar
+from collections.abc import AsyncIterator, Generator, Iterator
+from contextlib import suppress
+from typing import Any, Final, NamedTuple, Protocol, Self, TypeVar, cast
 from urllib.parse import urlsplit
 
-from opengradient_x402 import strict_json
+import httpx
+
+from opengradient_x402.chain.answers import Failure, Reply, Result, read_answer
 from opengradient_x402.effects import Read, Send, Sleep, Steps, drive, drive_async
 from opengradient_x402.errors import ChainUnavailable, ConfigurationError, RpcError
 
-if TYPE_CHECKING:
-    import httpx
-
 T = TypeVar("T")
 
-_MAX_ATTEMPTS: Final = 5
+NODE_TIMEOUT_S: Final = 10.0
+"""For one request, with all attempts, pauses, and nodes that are asked in turn."""
 _MAX_CONNECTS: Final = 2
 """A dead node must not delay a call for long: the payment path reads balances too."""
 _FIRST_PAUSE_S: Final = 0.2
 _LONGEST_PAUSE_S: Final = 5.0
 _MAX_BYTES: Final = 64 * 1024 * 1024
-_TOO_MANY_REQUESTS: Final = frozenset({429, 503})
-_RATE_LIMIT_CODES: Final = frozenset({-32005, -32016, -32029})  # EIP-1474; Base and Alchemy use the others
-_RATE_LIMIT_WORDS: Final = ("rate limit", "too many requests", "request limit")
+_MOST_CONNECTIONS: Final = 16
+_DEADLINE: Final = "opengradient_deadline"
+"""An httpx extension of ours: the time, on the monotonic clock, at which the response must be read to its end."""
 
 
 class RpcRequest(NamedTuple):
@@ -69,160 +76,224 @@ def ask(node: Node, question: Question[T]) -> Steps[T]:
 
 
 class HttpNode:
-    """A node behind an HTTP URL. Before its first answer it must show that it serves the right chain.
+    """Nodes behind HTTP URLs (one, or several with commas between them), asked in turn until one answers.
 
-    Raises ConfigurationError for another chain's node. `timeout_s` bounds each attempt.
+    Before its first answer each must show that it serves the right chain: ConfigurationError otherwise. `timeout_s`
+    bounds a request with everything that belongs to it.
     """
 
-    def __init__(self, rpc_url: str, chain_id: int, *, timeout_s: float = 10.0) -> None:
-        self.rpc_url = rpc_url
+    def __init__(self, rpc_url: str, chain_id: int, *, timeout_s: float = NODE_TIMEOUT_S) -> None:
         self.chain_id = chain_id
+        self._servers = [_Server(url) for url in urls_of(rpc_url)]
         self._timeout_s = timeout_s
-        self._is_checked = False
+        self._ids = itertools.count(1)
 
     @property
     def shown(self) -> str:
         """The node in messages: host only, since paths often hold an API key."""
-        try:
-            return urlsplit(self.rpc_url).netloc.rpartition("@")[2] or "the node"
-        except ValueError:
-            return "at an unreadable URL"
+        return self._servers[0].shown
 
     def request(self, request: RpcRequest) -> Steps[Any]:
         """The `result` of one request, asked for again when that can help."""
-        if not self._is_checked:
-            yield from self._check_chain()
-        return (yield from self._answered(request))
-
-    def _check_chain(self) -> Steps[None]:
-        found = yield from self._answered(RpcRequest("eth_chainId"))
-        try:
-            chain_id = int(found, 16)
-        except (TypeError, ValueError) as exc:
-            raise RpcError(f"{self.shown} gave no chain id. Nothing was paid. Check the network's `rpc_url`.") from exc
-        if chain_id != self.chain_id:
-            raise ConfigurationError(
-                f"The node {self.shown} serves chain {chain_id}, and the network is chain {self.chain_id}. "
-                "Nothing was paid. Correct `rpc_url` or the network."
-            )
-        self._is_checked = True
-
-    def _answered(self, request: RpcRequest) -> Steps[Any]:
-        content = json.dumps({"jsonrpc": "2.0", "id": 1, "method": request.method, "params": request.params}).encode()
-        for attempt in range(1, _MAX_ATTEMPTS + 1):
-            outcome = yield from self._posted(content)
-            document = _document(outcome)
-            if attempt == _MAX_ATTEMPTS or not _may_pass(outcome, document, attempt):
-                return self._result(request, outcome, document)
-            yield Sleep(_pause_s(outcome, attempt))
+        deadline = time.monotonic() + self._timeout_s
+        asked = list(self._servers)
+        for attempt in itertools.count(1):
+            outcome, failures = yield from self._round(asked, request, deadline)
+            if isinstance(outcome, Result):
+                return outcome.value
+            asked = [server for server, failed in failures if attempt < failed.attempts]
+            pause_s = min(_pause_s(failed, attempt) for _, failed in failures)
+            if not asked or outcome.is_refusal or time.monotonic() + pause_s >= deadline:
+                raise outcome.error
+            yield Sleep(pause_s)
         raise AssertionError("unreachable")
 
-    def _posted(self, content: bytes) -> Steps[_Outcome]:
-        import httpx
+    def _round(
+        self, asked: list[_Server], request: RpcRequest, deadline: float
+    ) -> Steps[tuple[Result | Failure, list[tuple[_Server, Failure]]]]:
+        """Puts the request to one after the other; the first that answers is asked first from then on."""
+        failures: list[tuple[_Server, Failure]] = []
+        for position, server in enumerate(asked):
+            # Each gets its share of the time that is left: the first one must not use it up.
+            until = time.monotonic() + max(0.0, deadline - time.monotonic()) / (len(asked) - position)
+            outcome = yield from self._attempt(server, request, until)
+            if isinstance(outcome, Result):
+                if server is not self._servers[0]:
+                    self._servers = [server, *(other for other in self._servers if other is not server)]
+                return outcome, failures
+            failures.append((server, outcome))
+            if outcome.is_refusal:
+                return outcome, failures
+        return failures[-1][1], failures
 
-        body, deadline = bytearray(), time.monotonic() + self._timeout_s
+    def _attempt(self, server: _Server, request: RpcRequest, until: float) -> Steps[Result | Failure]:
+        if not server.is_checked:
+            shown = yield from self._posted(server, RpcRequest("eth_chainId"), until)
+            if isinstance(shown, Failure):
+                return shown
+            if (problem := self._checked(server, shown.value)) is not None:
+                return problem
+        return (yield from self._posted(server, request, until))
+
+    def _checked(self, server: _Server, answer: Any) -> Failure | None:
+        try:
+            chain_id = int(answer, 16)
+        except (TypeError, ValueError):
+            text = f"{server.shown} gave no chain id. Nothing was paid. Check the network's `rpc_url`."
+            return Failure(error=RpcError(text))
+        if chain_id != self.chain_id:
+            raise ConfigurationError(
+                f"The node {server.shown} serves chain {chain_id}, and the network is chain {self.chain_id}. "
+                "Nothing was paid. Correct `rpc_url` (OG_RPC_URL) or the network (OG_NETWORK)."
+            )
+        server.is_checked = True
+        return None
+
+    def _posted(self, server: _Server, request: RpcRequest, until: float) -> Steps[Result | Failure]:
+        request_id, began = next(self._ids), time.monotonic()
+        content = {"jsonrpc": "2.0", "id": request_id, "method": request.method, "params": request.params}
+        body = bytearray()
 
         def take(piece: bytes) -> None:
             body.extend(piece)
-            if len(body) > _MAX_BYTES or time.monotonic() > deadline:
-                raise httpx.ReadTimeout(f"not complete after {self._timeout_s:g} s")
+            if len(body) > _MAX_BYTES or time.monotonic() > until:
+                raise httpx.ReadTimeout("not complete in time")
 
         try:
-            response: httpx.Response = yield Send(_post(self.rpc_url, content, self._timeout_s))
+            response: httpx.Response = yield Send(_post(server.url, json.dumps(content).encode(), until))
             yield Read(response, take)
         except (httpx.HTTPError, httpx.InvalidURL) as exc:
-            return exc
-        return _Reply(response.status_code, bytes(body), response.headers.get("retry-after"))
-
-    def _result(self, request: RpcRequest, outcome: _Outcome, document: dict[str, Any]) -> Any:
-        if not isinstance(outcome, _Reply):
-            # A timeout may mean that the question was too large: RpcError lets the question try a smaller one.
-            kind = RpcError if "ReadTimeout" in type(outcome).__name__ else ChainUnavailable
-            raise kind(
-                f"The node {self.shown} did not answer {request.method} ({type(outcome).__name__}). "
-                "The chain was not changed by asking. Try again, or use another `rpc_url`."
-            )
-        if "result" in document:
-            return document["result"]
-        error = document.get("error")
-        details: dict[str, Any] = error if isinstance(error, dict) else {}
-        message = str(details.get("message", f"HTTP {outcome.status_code}"))[:300]
-        code, data = details.get("code", outcome.status_code), details.get("data")
-        raise RpcError(
-            f"The node {self.shown} refused {request.method}: {message}.",
-            code=code if isinstance(code, int) else None,
-            data=data if isinstance(data, str) else None,
-        )
+            problem: Exception = exc
+        else:
+            reply = Reply(response.status_code, bytes(body), response.headers.get("retry-after"))
+            return read_answer(reply, request_id=request_id, method=request.method, node=server.shown)
+        return _unanswered(server, request, problem, limit_s=until - began, is_late=time.monotonic() >= until)
 
 
-class _Reply(NamedTuple):
-    status_code: int
-    content: bytes
-    retry_after: str | None
+class _Server:
+    """One of the URLs, and whether it has shown its chain."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.shown = _host(url)
+        self.is_checked = False
+        _keep_out_of_logs(url)
 
 
-_Outcome = _Reply | Exception
+def urls_of(rpc_url: str) -> list[str]:
+    """The URLs in a setting that may name several, with commas between them."""
+    return [url for part in rpc_url.split(",") if (url := part.strip())] or [rpc_url]
 
 
-def _post(url: str, content: bytes, timeout_s: float) -> httpx.Request:
-    import httpx
-
-    headers = {"content-type": "application/json", "accept-encoding": "gzip, deflate"}
-    timeouts = dict.fromkeys(("connect", "read", "write", "pool"), timeout_s)
-    return httpx.Request("POST", url, headers=headers, content=content, extensions={"timeout": timeouts})
-
-
-def _document(outcome: _Outcome) -> dict[str, Any]:
-    if not isinstance(outcome, _Reply):
-        return {}
+def _host(url: str) -> str:
     try:
-        document = strict_json.loads(outcome.content)
+        return urlsplit(url).netloc.rpartition("@")[2] or "the node"
     except ValueError:
-        return {}
-    return document if isinstance(document, dict) else {}
+        return "at an unreadable URL"
 
 
-def _may_pass(outcome: _Outcome, document: dict[str, Any], attempt: int) -> bool:
-    """Whether asking again can help: no connection, a rate limit, a busy server."""
-    if not isinstance(outcome, _Reply):
-        # After a timeout the next attempt would take as long.
-        return attempt < _MAX_CONNECTS and "ReadTimeout" not in type(outcome).__name__
-    if outcome.status_code in _TOO_MANY_REQUESTS:
+_logged: Final[dict[str, str]] = {}
+"""URLs of nodes as httpx writes them, and what its log lines say instead: a provider's key stands in the path."""
+
+
+class _UrlFilter(logging.Filter):
+    """Lets every record pass, with nodes named by their hosts."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        for url, shown in list(_logged.items()):
+            if url in text:
+                text = text.replace(url, shown)
+                record.msg, record.args = text, ()
         return True
-    if outcome.status_code >= 500:
-        return not document
-    error = document.get("error")
-    if not isinstance(error, dict):
-        return False
-    message = str(error.get("message", "")).lower()
-    return error.get("code") in _RATE_LIMIT_CODES or any(words in message for words in _RATE_LIMIT_WORDS)
 
 
-def _pause_s(outcome: _Outcome, attempt: int) -> float:
-    retry_after = outcome.retry_after if isinstance(outcome, _Reply) else None
-    if retry_after is not None and retry_after.isascii() and retry_after.isdigit():
-        return min(float(retry_after), _LONGEST_PAUSE_S)
+_URL_FILTER: Final = _UrlFilter()
+
+
+def _keep_out_of_logs(url: str) -> None:
+    try:
+        parsed = httpx.URL(url)
+    except (httpx.InvalidURL, TypeError):
+        return  # no request will be made
+    if parsed.raw_path != b"/" or parsed.userinfo:
+        _logged[str(parsed)] = f"{parsed.scheme}://{_host(url)}/[redacted]"
+        logging.getLogger("httpx").addFilter(_URL_FILTER)  # adding it again changes nothing
+
+
+def _unanswered(server: _Server, request: RpcRequest, exc: Exception, *, limit_s: float, is_late: bool) -> Failure:
+    is_late = is_late or isinstance(exc, httpx.ReadTimeout | httpx.WriteTimeout)
+    why = f"no whole answer in {limit_s:.2g} s" if is_late else type(exc).__name__
+    # A timeout may mean that the question was too large: RpcError lets the question try a smaller one.
+    kind = RpcError if is_late else ChainUnavailable
+    error = kind(
+        f"The node {server.shown} did not answer {request.method} ({why}). "
+        "The chain was not changed by asking. Try again, or use another `rpc_url`."
+    )
+    # After a timeout the next attempt would take as long.
+    return Failure(error=error, attempts=1 if is_late else _MAX_CONNECTS)
+
+
+def _pause_s(failed: Failure, attempt: int) -> float:
+    if failed.pause_s is not None:
+        return failed.pause_s
     # 0.2, 0.4, 0.8, 1.6 s. One client asks one thing at a time: no jitter needed.
     return float(min(_FIRST_PAUSE_S * 2 ** (attempt - 1), _LONGEST_PAUSE_S))
+
+
+def _post(url: str, content: bytes, until: float) -> httpx.Request:
+    headers = {"content-type": "application/json", "accept-encoding": "gzip, deflate"}
+    left_s = max(0.001, until - time.monotonic())
+    timeouts = dict.fromkeys(("connect", "read", "write", "pool"), left_s)
+    return httpx.Request(
+        "POST", url, headers=headers, content=content, extensions={"timeout": timeouts, _DEADLINE: until}
+    )
 
 
 # -- asking at once
 
 
 class Line:
-    """Sends the requests of look-ups, in threads. A context manager: its connections close with it."""
+    """Sends the requests of look-ups, in threads. A context manager: its connections close with it.
+
+    httpx bounds each read of a socket, and a node may send a byte now and then. So a request with a deadline has its
+    connections cut when the time is up.
+    """
 
     def __init__(self) -> None:
         self._clients: dict[bool, httpx.Client] = {}
+        self._streams: list[Any] = []
 
     def send(self, request: httpx.Request) -> httpx.Response:
         """The response, its body unread."""
-        import httpx
-
         is_secure = request.url.scheme == "https"  # certificates are loaded (20 ms) only where TLS is spoken
         if is_secure not in self._clients:
             self._clients[is_secure] = httpx.Client(verify=is_secure)
-        return self._clients[is_secure].send(request, stream=True)
+        until = request.extensions.get(_DEADLINE)
+        if until is None:
+            return self._clients[is_secure].send(request, stream=True)
+        request.extensions["trace"] = self._note
+        cutter = threading.Timer(max(0.0, until - time.monotonic()), self._cut)
+        cutter.daemon = True
+        cutter.start()
+        try:
+            response = self._clients[is_secure].send(request, stream=True)
+        except BaseException:
+            cutter.cancel()
+            raise
+        response.stream = _Timed(cast("httpx.SyncByteStream", response.stream), cutter)
+        return response
+
+    def _note(self, event: str, info: dict[str, Any]) -> None:
+        if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
+            self._streams = [*self._streams[-_MOST_CONNECTIONS:], info["return_value"]]
+
+    def _cut(self) -> None:
+        for stream in self._streams:
+            found = stream.get_extra_info("socket")
+            with suppress(OSError):  # closed already
+                # Not the method of an SSL socket, which would take the state from under the thread that reads.
+                socket.socket.shutdown(found, socket.SHUT_RDWR)
 
     def __enter__(self) -> Self:
         return self
@@ -230,6 +301,20 @@ class Line:
     def __exit__(self, *_: object) -> None:
         while self._clients:
             self._clients.popitem()[1].close()
+
+
+class _Timed(httpx.SyncByteStream):
+    """A body; when it is closed, nobody cuts its connection any more."""
+
+    def __init__(self, body: httpx.SyncByteStream, cutter: threading.Timer) -> None:
+        self._body, self._cutter = body, cutter
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._body)
+
+    def close(self) -> None:
+        self._cutter.cancel()
+        self._body.close()
 
 
 class AsyncLine:
@@ -240,12 +325,19 @@ class AsyncLine:
 
     async def send(self, request: httpx.Request) -> httpx.Response:
         """The response, its body unread."""
-        import httpx
-
         is_secure = request.url.scheme == "https"
         if is_secure not in self._clients:
             self._clients[is_secure] = httpx.AsyncClient(verify=is_secure)
-        return await self._clients[is_secure].send(request, stream=True)
+        until = request.extensions.get(_DEADLINE)
+        if until is None:
+            return await self._clients[is_secure].send(request, stream=True)
+        try:
+            async with asyncio.timeout(max(0.0, until - time.monotonic())):
+                response = await self._clients[is_secure].send(request, stream=True)
+        except TimeoutError as exc:
+            raise httpx.ReadTimeout("no response in time", request=request) from exc
+        response.stream = _AsyncTimed(cast("httpx.AsyncByteStream", response.stream), until)
+        return response
 
     async def __aenter__(self) -> Self:
         return self
@@ -253,6 +345,28 @@ class AsyncLine:
     async def __aexit__(self, *_: object) -> None:
         while self._clients:
             await self._clients.popitem()[1].aclose()
+
+
+class _AsyncTimed(httpx.AsyncByteStream):
+    """A body that must come to its end in time."""
+
+    def __init__(self, body: httpx.AsyncByteStream, until: float) -> None:
+        self._body, self._until = body, until
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        pieces = aiter(self._body)
+        while True:
+            try:
+                async with asyncio.timeout(max(0.0, self._until - time.monotonic())):
+                    piece = await anext(pieces)
+            except StopAsyncIteration:
+                return
+            except TimeoutError as exc:
+                raise httpx.ReadTimeout("not complete in time") from exc
+            yield piece
+
+    async def aclose(self) -> None:
+        await self._body.aclose()
 
 
 def look_up(steps: Steps[T]) -> T:
@@ -274,8 +388,8 @@ class ChainReader:
     Raises ChainUnavailable (RpcError when the node answered), ConfigurationError for another chain's node.
     """
 
-    def __init__(self, rpc_url: str, chain_id: int, *, timeout_s: float = 10.0) -> None:
-        self._node = HttpNode(rpc_url, chain_id, timeout_s=timeout_s)
+    def __init__(self, rpc_url: str, chain_id: int, *, timeout_s: float = NODE_TIMEOUT_S) -> None:
+        self._node: Node = HttpNode(rpc_url, chain_id, timeout_s=timeout_s)
         self._kept: Line | None = None
 
     def __enter__(self) -> Self:
@@ -296,8 +410,8 @@ class ChainReader:
 class AsyncChainReader:
     """As `ChainReader`, for coroutines. Holds no connection between questions, so it serves any event loop."""
 
-    def __init__(self, rpc_url: str, chain_id: int, *, timeout_s: float = 10.0) -> None:
-        self._node = HttpNode(rpc_url, chain_id, timeout_s=timeout_s)
+    def __init__(self, rpc_url: str, chain_id: int, *, timeout_s: float = NODE_TIMEOUT_S) -> None:
+        self._node: Node = HttpNode(rpc_url, chain_id, timeout_s=timeout_s)
 
     async def ask(self, question: Question[T]) -> T:
         """Run a question to its answer."""

@@ -6,6 +6,7 @@ together by hand: five calls do not need a library that takes 0.7 s to import. K
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -45,6 +46,7 @@ _AUTHORIZATION_STATE: Final = "0xe94a0102"  # authorizationState(address,bytes32
 _RETURN_TIMESTAMP: Final = "0x4260005260206000f3"
 """TIMESTAMP PUSH 0 MSTORE PUSH 32 PUSH 0 RETURN: creation code that returns the time of its block."""
 
+_QUANTITY: Final = re.compile("0x[0-9a-fA-F]{1,64}")
 FIRST_LOG_WINDOW: Final = 2_000
 _LARGEST_LOG_WINDOW: Final = 10_000
 _WINDOWS_BEFORE_GROWTH: Final = 4
@@ -232,6 +234,8 @@ def _call_word(contract: str, selector: str, arguments: bytes) -> Question[int]:
 def quantity(value: Any) -> int:
     """A number of JSON-RPC, which is 0x-hex text. Raises RpcError for anything else."""
     with _Reading("number"):
+        if not _QUANTITY.fullmatch(value):
+            raise ValueError(value)
         return int(value, 16)
 
 

@@ -44,6 +44,8 @@ def serving(chain: Chain) -> Iterator[Node]:
                     body = {"jsonrpc": "2.0", "id": request["id"], "result": chain.rpc(method, params)}
                 except RpcError as exc:
                     body = {"error": {"code": exc.code, "message": exc.message, "data": exc.data}}
+            if isinstance(body, dict) and body.keys() & {"result", "error"}:
+                body = {"jsonrpc": "2.0", "id": request["id"]} | body
             content = body if isinstance(body, bytes) else json.dumps(body).encode()
             self.send_response(status)
             self.send_header("content-length", str(len(content)))

@@ -85,7 +85,12 @@ def test_a_node_that_is_busy_is_asked_again(net, node, answer):
     ("answer", "reason"),
     [
         ((200, {"error": {"code": -32602, "message": "invalid params"}}), "refused eth_getBalance: invalid params"),
-        ((200, {"error": "no"}), "refused eth_getBalance: HTTP 200"),
+        ((200, {"error": "no"}), "not JSON-RPC 2.0 .HTTP 200"),
+        ((200, {"result": "0x1", "error": None}), "not JSON-RPC 2.0"),
+        ((200, {"result": "0x1", "id": 99}), "not JSON-RPC 2.0"),
+        ((200, {"result": "0x1", "jsonrpc": "1.0"}), "not JSON-RPC 2.0"),
+        ((200, {"result": "1"}), "is not a number"),
+        ((200, {"result": "-0x1"}), "is not a number"),
         ((404, b"not found"), "HTTP 404"),
         ((401, {}), "HTTP 401"),
         ((200, b"<html>"), "HTTP 200"),
@@ -95,7 +100,7 @@ def test_a_node_that_is_busy_is_asked_again(net, node, answer):
         ((200, {"result": "zero"}), "is not a number"),
         ((200, {"result": {"a": 1}}), "is not a number"),
     ],
-    ids=range(10),
+    ids=range(15),
 )
 def test_a_node_that_answers_nonsense_is_an_error_and_not_asked_again(net, node, answer, reason):
     node.misbehave = lambda method, params, number: answer if number > 1 else None
@@ -126,7 +131,7 @@ def test_a_question_that_is_too_slow_is_an_error_and_not_repeated(net):
 
     with socket.create_server(("127.0.0.1", 0)) as silent:
         chain = ChainReader(f"http://127.0.0.1:{silent.getsockname()[1]}", 1, timeout_s=0.1)
-        with pytest.raises(RpcError, match="ReadTimeout"):
+        with pytest.raises(RpcError, match="no whole answer in 0.1 s"):
             chain.ask(native_balance(ANYONE))
 
 
