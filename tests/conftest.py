@@ -20,6 +20,7 @@ from opengradient_devnet.faults import NeverSettle
 from opengradient_x402.gateway.client import GatewayClient
 from opengradient_x402.payment.payments import Payments
 from support.payers import client_for, payments_for
+from threats.rows import ROWS, rows_of
 
 # Two shared cores: how long it takes to make an example, or to try it, says nothing.
 settings.register_profile("shared-cores", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -106,3 +107,29 @@ def client(payments: Payments) -> Iterator[GatewayClient]:
     """A sync client that `account` pays for."""
     with client_for(payments) as opened:
         yield opened
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests that prove a row of the threats."""
+    for item in items:
+        if rows := rows_of(item.nodeid):
+            item.add_marker("threats")
+            item.user_properties += [("threat", row) for row in rows]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """For `-m threats`: the table of rows, and whether each held."""
+    if config.option.markexpr != "threats":
+        return
+    outcomes: dict[str, list[str]] = {row: [] for row in ROWS}
+    for outcome in ("passed", "failed", "error"):
+        for report in terminalreporter.getreports(outcome):
+            if report.when == "call" or outcome != "passed":
+                for name, row in report.user_properties:
+                    if name == "threat":
+                        outcomes[row].append(outcome)
+    terminalreporter.section("threats")
+    for row, (attack, _) in ROWS.items():
+        seen = outcomes[row]
+        verdict = "no test ran" if not seen else "held" if set(seen) == {"passed"} else "BROKEN"
+        terminalreporter.write_line(f"{row:>6}  {attack:<48} {len(seen):>4} tests  {verdict}")

@@ -1,0 +1,53 @@
+"""Attacks and faults, and the tests that prove what happens to the money in each: `uv run pytest -m threats`."""
+
+from __future__ import annotations
+
+ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "1": ("price raised, also in small steps", ("test_small_steps_of_a_price_end", "test_a_price_jump_is_refused")),
+    "2-4": ("payTo, asset, network swapped", ("test_hostile_terms_are_refused_and_nothing_is_signed",)),
+    "5": ("hostile facilitator", ("test_a_facilitator_that_changes",)),
+    "6": ("deadline of 10^9 s", ("test_hostile_terms_are_refused_and_nothing_is_signed",)),
+    "7": ("clock wrong, or it jumps", ("test_a_clock_that_jumped_signs_nothing", "test_a_gateway_without_a_date")),
+    "8": ("second signature in another nonce space", ("test_a_second_signature_is_made_in_the_nonce_space",)),
+    "9": (
+        "quote inflated, settled above usage",
+        ("test_an_inflated_quote_that_is_settled", "test_an_inflated_settlement"),
+    ),
+    "10": ("session id stolen from a log", ("test_a_session_id_stays_below_the_client",)),
+    "11-12": ("redirects, 402 loops", ("test_a_redirect_after_payment", "test_redirect_loops_under_a_plain")),
+    "13": ("402 for ever", ("test_a_402_for_ever", "test_no_answer_after_a_signature_means_not_paid")),
+    "14": (
+        "5xx, 429, time-out after paying",
+        ("test_an_error_after_payment_is_not_retried", "test_a_timeout_after_payment"),
+    ),
+    "15": (
+        "402 after a settlement",
+        (
+            "test_no_answer_after_a_signature_means_not_paid",
+            "test_a_retry_layer_that_believes",
+            "test_a_gateway_that_took",
+        ),
+    ),
+    "16": ("a small second signature hides the first", ("test_a_small_and_short_second_signature",)),
+    "17": ("100 parallel calls", ("test_hundred_cold_parallel",)),
+    "18": ("crash between sign and send", ("test_crashes.py",)),
+    "20": ("key leak", ("test_secrets.py", "test_the_key_leaves_through_no_channel")),
+    "21": ("forged receipt", ("test_a_wrong_transaction_hash_is_disputed", "test_another_payers_transaction")),
+    "22": ("TEE signature wrong", ("test_a_false_proof_withholds_the_answer",)),
+    "23": ("TLS man in the middle", ("test_no_other_certificate_is_accepted",)),
+    "24": ("chain reorganisation", ("test_a_reorganis",)),
+    "25": ("body cut or garbled after paying", ("test_a_garbled_body_is_an_error",)),
+    "26": ("huge 402, dripped headers", ("test_a_hostile_402_body_is_not_read", "test_dripped_headers_end")),
+    "27-28": ("malformed header, amounts, deep JSON", ("test_challenge.py",)),
+    "29": ("registry endpoint at a private address", ("test_registry_admission.py",)),
+    "30-31": ("downgrade, approval upsell", ("test_challenge.py", "test_sponsored_approval.py")),
+    "34": ("ledger away, newer, corrupt", ("test_versions.py", "test_a_ledger_that_is_away_signs_nothing")),
+    "37": ("fork after use", ("test_process.py",)),
+    "40": ("a web page attacks the devnet", ("test_guard.py",)),
+    "46": ("a model made for each request", ("test_models_for_each_request.py",)),
+}
+
+
+def rows_of(nodeid: str) -> list[str]:
+    """The rows that a test belongs to."""
+    return [row for row, (_, names) in ROWS.items() if any(name in nodeid for name in names)]
