@@ -237,7 +237,7 @@ def test_individual_stream_has_proof_and_queued_job_in_its_headers(april, payer)
 
 
 def test_session_is_settled_by_a_job_that_comes_later():
-    profile = dataclasses.replace(APRIL, settlement_delay_s=0.5, idle_timeout_s=0.1)
+    profile = dataclasses.replace(APRIL, settlement_delay_s=2.0, idle_timeout_s=0.1)
     with Devnet(behaves_like=profile) as net, payer_of(net) as payer:
         session = payer.chat().headers["x-upto-session"]
         time.sleep(0.3)
@@ -309,7 +309,8 @@ def stream_and_hang_up(payer: Payer, *, session: str, at: bytes) -> None:
 
 
 def test_stream_is_billed_and_in_the_batch_only_for_who_reads_to_the_end_of_the_body():
-    with Devnet(behaves_like=APRIL) as net, payer_of(net) as payer:
+    profile = dataclasses.replace(APRIL, billing_delay_s=0.5)  # a busy machine notices a reader who left later
+    with Devnet(behaves_like=profile) as net, payer_of(net) as payer:
         first = payer.chat()
         session = first.headers["x-upto-session"]
         for _ in range(3):
