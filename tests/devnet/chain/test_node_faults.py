@@ -84,7 +84,7 @@ def test_block_of_a_multicall_is_the_head_that_the_node_shows(net, client, block
     seen = int(result(client, "eth_call", {"to": MULTICALL3, "data": "0x" + function.hex()}, "latest")[2:66], 16)
     after = int(result(client, "eth_blockNumber"), 16)
 
-    assert before <= seen <= after
+    assert before <= seen <= after + (blocks == 0), "at the head itself a call runs in the block to come"
 
 
 def test_only_the_method_that_is_named_is_behind(net, client):
