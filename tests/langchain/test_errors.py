@@ -33,9 +33,9 @@ from opengradient_x402.errors import (
     InsufficientFunds,
     InvalidPrivateKey,
     MoneyOutcome,
-    NotPaid,
     OpenGradientError,
     PaidButFailed,
+    PaymentOutcomeUnknown,
     ProofRejected,
     ResponseInvalid,
     StreamInterrupted,
@@ -157,7 +157,7 @@ async def test_before_anything_is_signed_an_error_costs_nothing(payer: Payer, mo
 async def test_a_refused_payment_is_not_tried_again(payer: Payer, mode):
     payer._net.faults.inject(RefusePayment())
     error = await fail(payer.model(), mode, {})
-    assert isinstance(error, NotPaid)
+    assert isinstance(error, PaymentOutcomeUnknown)
     assert error.is_retryable is False
     assert payer.settle() == 0
 

@@ -62,6 +62,8 @@ def serving(chain: Chain) -> Iterator[Node]:
         node.url = f"http://127.0.0.1:{server.server_address[1]}"
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
-        yield node
-        server.shutdown()
-        thread.join()
+        try:
+            yield node
+        finally:
+            server.shutdown()
+            thread.join()

@@ -311,10 +311,10 @@ def test_doctor_finds_nothing_wrong_on_a_good_machine_and_pays_nothing(net, run)
     assert text.out.count("✓") + text.out.count("!") == 10
 
 
-def test_doctor_says_that_a_wallet_has_code(net, run):
+def test_doctor_says_that_a_wallet_has_code(net, run, tmp_path):
     with serving(net.chain) as node:
         network = net.network | {"rpc_url": node.url}
-        path = Path(net.network_file).with_name("delegated.json")
+        path = tmp_path / "delegated.json"
         path.write_text(json.dumps(network))
         for code, said in (("0xef0100" + "12" * 20, "EIP-7702"), ("0x6001", "is a contract"), ("0x", "no code")):
             node.misbehave = lambda method, params, number, code=code: (

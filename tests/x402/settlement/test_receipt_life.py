@@ -148,8 +148,17 @@ def test_what_brings_a_receipt_forward_is_no_part_of_its_data(net, account, tmp_
         assert pickle.loads(pickle.dumps(receipt)) == receipt
         assert copy.deepcopy(receipt) == receipt
         assert "follower" not in json.dumps(receipt.to_json()) + repr(receipt)
-        with pytest.raises(ConfigurationError, match=r"plain data.*Reconciler"):
+        with pytest.raises(ConfigurationError, match=r"Set OG_NETWORK.*Reconciler"):
             plain.refresh()
+
+
+def test_a_receipt_that_was_read_back_looks_itself_up_by_the_users_settings(net, account, tmp_path, monkeypatch):
+    with served_call(net, account, tmp_path) as (payments, receipt):
+        monkeypatch.setenv("OG_NETWORK", f"{net.gateway_url}/network")
+        monkeypatch.setenv("OG_LEDGER_URL", payments.ledger.url)
+        net.close_sessions()
+        plain = SettlementReceipt.from_json(receipt.to_json())
+        assert plain.refresh().status is ReceiptStatus.SETTLED
 
 
 def test_a_node_that_is_away_is_an_error_for_who_asks_and_loses_nothing(net, account, tmp_path):
