@@ -203,15 +203,12 @@ class ModelDirectory:
         if not name:
             raise UnknownModel("No model was named. Nothing was paid. Give one, for example 'openai/gpt-5'.")
         wire = wire_name(name)
-        if find_model(name) is None:
+        info = find_model(name)
+        if info is None or info.is_deprecated:
             listing = yield from self.listing()
             listed = listing.names
             if not listed:
-                warnings.warn(
-                    f"{listing.gateway} does not list its models, so {name!r} could not be checked before paying.",
-                    UnlistedModelWarning,
-                    stacklevel=2,
-                )
+                _warn_unlisted(name, listing.gateway, is_deprecated=info is not None)
             # A gateway of one's own may have any provider's name before its models, and list them without.
             names = [candidate for candidate in (name, wire, name.rpartition("/")[2]) if candidate in listed]
             if names:
@@ -237,6 +234,18 @@ class ModelDirectory:
         request = endpoint.query("/v1/models", timeout_s=_TIMEOUT_S)
         response = yield from fetch(request, timeout_s=_TIMEOUT_S)
         return _listing(endpoint.base_url, response)
+
+
+def _warn_unlisted(name: str, gateway: str, *, is_deprecated: bool) -> None:
+    about = ", and it is deprecated: neither the newest SDK nor the newest gateway knows it" if is_deprecated else ""
+    close = nearest_models(name)
+    hint = f" Did you mean {' or '.join(close)}?" if close else ""
+    warnings.warn(
+        f"{gateway} does not list its models, so {name!r} could not be checked before paying{about}. Gateways refuse "
+        f"unknown models only after the payment.{hint}",
+        UnlistedModelWarning,
+        stacklevel=2,
+    )
 
 
 def _listing(gateway: str, response: httpx.Response) -> Listing:

@@ -219,7 +219,8 @@ class Payments(Resident):
             usd = info.worst_case_cost_usd(
                 prompt_tokens=call.prompt_bytes // BYTES_PER_TOKEN, max_tokens=call.max_tokens
             )
-            worst = min(worst, usd_to_atomic(usd, asset_usd=asset_usd, asset=self.network.asset))
+            if usd is not None:
+                worst = min(worst, usd_to_atomic(usd, asset_usd=asset_usd, asset=self.network.asset))
         self.policy.check_call(worst, asset=self.network.asset, model=call.model)
 
     def draft(
