@@ -19,7 +19,7 @@ from fractions import Fraction
 from math import ceil
 from typing import TYPE_CHECKING
 
-from opengradient_x402.ledger.receipts import SettlementReceipt
+from opengradient_x402.ledger.receipts import SettlementReceipt, transaction_claim
 from opengradient_x402.models import find_model, quoted_price, usd_to_atomic
 from opengradient_x402.money import Asset, format_amount
 
@@ -122,7 +122,7 @@ def forged_transaction(claimed: str, *, why: str) -> str:
 
 
 def _forged_transaction(receipt: SettlementReceipt, authorization: Authorization) -> str | None:
-    claimed = receipt.claimed_payment_tx_hash
+    claimed = transaction_claim(receipt.claimed_payment_tx_hash)
     if claimed is None or authorization.status not in ("settled", "expired", "cancelled"):
         return None
     if authorization.tx_hash is not None and claimed.lower() == authorization.tx_hash.lower():

@@ -133,6 +133,7 @@ def line_to(net: Devnet) -> Iterator[Connections]:
 
 def test_every_delta_is_there_before_the_end_of_the_body_is_waited_for(net, payments):
     with line_to(net) as line, GatewayClient(payments, base_url=line.url) as client:
+        client.chat(PROMPT)
         started = time.monotonic()
         stream = client.stream(PROMPT)
         for delta in stream:
