@@ -262,7 +262,7 @@ def profile_of(model: object) -> dict[str, Any] | None:
     info = find_model(model)
     if info is None:
         return None
-    return {
+    profile = {
         "max_input_tokens": info.context_tokens,
         "max_output_tokens": info.max_output_tokens,
         "text_inputs": True,
@@ -280,3 +280,4 @@ def profile_of(model: object) -> dict[str, Any] | None:
         "tool_call_streaming": info.supports_tools,
         "structured_output": info.supports_json_schema,
     }
+    return {name: value for name, value in profile.items() if value is not None}  # what no source says is left out

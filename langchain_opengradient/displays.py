@@ -120,7 +120,8 @@ class TokenCounterHandler(_TokenHandler):
     ) -> None:
         """Look up the price."""
         info = find_model((metadata or {}).get("ls_model_name", ""))
-        self._price[run_id] = Decimal(0) if info is None else info.output_usd_per_mtok / 1_000_000
+        usd_per_mtok = None if info is None else info.output_usd_per_mtok
+        self._price[run_id] = (usd_per_mtok or Decimal(0)) / 1_000_000
         self._running[run_id] = 0
 
     def on_text_piece(self, text: str, *, run_id: UUID) -> None:

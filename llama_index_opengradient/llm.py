@@ -74,7 +74,7 @@ if TYPE_CHECKING:
     from llama_index.core.tools.types import BaseTool, ToolOutput
 
     from opengradient_x402.gateway.clients import Connections
-    from opengradient_x402.gateway.completion_streams import AsyncCompletionStream, CompletionStream
+    from opengradient_x402.gateway.streams import AsyncCompletionStream, CompletionStream
 
 _dispatcher = get_dispatcher(__name__)
 

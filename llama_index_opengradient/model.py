@@ -158,7 +158,7 @@ class PaidModel(FunctionCallingLLM):
         known["num_output"] = self.max_tokens or GATEWAY_MAX_TOKENS
         calls_tools = self.is_function_calling_model
         if calls_tools is None:
-            calls_tools = info.supports_tools if info else True
+            calls_tools = info is None or info.supports_tools is not False
         return LLMMetadata(**known, is_chat_model=True, is_function_calling_model=calls_tools, model_name=self.model)
 
     def to_payload(self) -> dict[str, Any]:

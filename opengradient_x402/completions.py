@@ -138,6 +138,11 @@ class StreamAccumulator:
         return self._raw
 
     @property
+    def is_finished(self) -> bool:
+        """Whether an event has said why the answer ends: no more of it follows, at most usage and claims."""
+        return self._finish_reason is not None
+
+    @property
     def text(self) -> str:
         """The text shown so far."""
         return "".join(self._shown)

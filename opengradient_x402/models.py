@@ -1,13 +1,15 @@
 """Which models there are, under which names, with which limits, abilities and published prices.
 
-Knows the catalog that was shipped (`model_catalog`), not what a gateway serves today: an unknown name is no
-reason to refuse a call. The price of OPG in USD is not known here either. So the worst case of a call in OPG
-needs a gateway's price claim; without one, it is all that the call's payment authorizes.
+The catalogue is `models.json`, read on first use; each of its rows says where its facts come from. What a gateway
+serves today is not known: an unknown name is no reason to refuse a call. The price of OPG in USD is not known here
+either. So the worst case of a call in OPG needs a gateway's price claim; without one, it is all that the call's
+payment authorizes.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
@@ -16,61 +18,94 @@ from enum import StrEnum
 from fractions import Fraction
 from functools import cache
 from math import ceil
-from typing import Final
+from pathlib import Path
+from typing import Any, Final
 
+from opengradient_x402 import strict_json
 from opengradient_x402.errors import UnknownModel
-from opengradient_x402.model_catalog import AS_OF, ROWS, Row
 from opengradient_x402.money import Asset
 
 DEFAULT_OUTPUT_TOKENS: Final = 4096
 """What gateways assume when a request has no `max_tokens` (docs/wire.md, "Limits")."""
 
+_CATALOGUE: Final = Path(__file__).with_name("models.json")
 _PROVIDER_ALIASES: Final = {"xai": "x-ai", "gemini": "google", "claude": "anthropic"}
 _TOKENS_PER_PRICE: Final = 1_000_000
 _PRICE: Final = re.compile(r"[0-9]{1,12}(?:\.[0-9]{1,24})?", re.ASCII)
 
 
 class TEE_LLM(StrEnum):  # noqa: N801 - the name that OpenGradient's SDK and tutorials use
-    """Model names as attributes: `TEE_LLM.GPT_5 == "openai/gpt-5"`. Any of the other names works as text."""
+    """Model names as attributes: `TEE_LLM.GPT_5 == "openai/gpt-5"`. Any other name of the catalogue works as text."""
 
     GPT_4_1_2025_04_14 = "openai/gpt-4.1-2025-04-14"
-    GPT_4_1 = "openai/gpt-4.1"
     GPT_4_1_MINI = "openai/gpt-4.1-mini"
     GPT_4_1_NANO = "openai/gpt-4.1-nano"
-    GPT_4O = "openai/gpt-4o"
-    GPT_4O_MINI = "openai/gpt-4o-mini"
     O3 = "openai/o3"
     O4_MINI = "openai/o4-mini"
     GPT_5 = "openai/gpt-5"
     GPT_5_MINI = "openai/gpt-5-mini"
-    GPT_5_NANO = "openai/gpt-5-nano"
-    GPT_5_1 = "openai/gpt-5.1"
     GPT_5_2 = "openai/gpt-5.2"
+    GPT_5_4 = "openai/gpt-5.4"
+    GPT_5_4_MINI = "openai/gpt-5.4-mini"
+    GPT_5_4_NANO = "openai/gpt-5.4-nano"
+    GPT_5_5 = "openai/gpt-5.5"
+    GPT_IMAGE_2 = "openai/gpt-image-2"
 
-    CLAUDE_3_5_HAIKU = "anthropic/claude-3.5-haiku"
-    CLAUDE_3_7_SONNET = "anthropic/claude-3.7-sonnet"
-    CLAUDE_4_0_SONNET = "anthropic/claude-4.0-sonnet"
     CLAUDE_SONNET_4_5 = "anthropic/claude-sonnet-4-5"
     CLAUDE_SONNET_4_6 = "anthropic/claude-sonnet-4-6"
     CLAUDE_HAIKU_4_5 = "anthropic/claude-haiku-4-5"
-    CLAUDE_OPUS_4_1 = "anthropic/claude-opus-4-1"
     CLAUDE_OPUS_4_5 = "anthropic/claude-opus-4-5"
     CLAUDE_OPUS_4_6 = "anthropic/claude-opus-4-6"
+    CLAUDE_OPUS_4_7 = "anthropic/claude-opus-4-7"
+    CLAUDE_OPUS_4_8 = "anthropic/claude-opus-4-8"
 
-    GEMINI_2_0_FLASH = "google/gemini-2.0-flash"
     GEMINI_2_5_FLASH = "google/gemini-2.5-flash"
-    GEMINI_2_5_FLASH_IMAGE = "google/gemini-2.5-flash-image"
-    GEMINI_2_5_FLASH_LITE = "google/gemini-2.5-flash-lite"
     GEMINI_2_5_PRO = "google/gemini-2.5-pro"
+    GEMINI_2_5_FLASH_LITE = "google/gemini-2.5-flash-lite"
     GEMINI_3_FLASH = "google/gemini-3-flash-preview"
-    GEMINI_3_PRO = "google/gemini-3-pro-preview"
+    GEMINI_3_1_PRO_PREVIEW = "google/gemini-3.1-pro-preview"
+    GEMINI_3_1_FLASH_LITE_PREVIEW = "google/gemini-3.1-flash-lite-preview"
+    GEMINI_3_5_FLASH = "google/gemini-3.5-flash"
+    GEMINI_2_5_FLASH_IMAGE = "google/gemini-2.5-flash-image"
+    GEMINI_3_1_FLASH_IMAGE = "google/gemini-3.1-flash-image"
 
-    GROK_3_BETA = "x-ai/grok-3-beta"
-    GROK_3_MINI_BETA = "x-ai/grok-3-mini-beta"
     GROK_4 = "x-ai/grok-4"
     GROK_4_FAST = "x-ai/grok-4-fast"
     GROK_4_1_FAST = "x-ai/grok-4-1-fast"
     GROK_4_1_FAST_NON_REASONING = "x-ai/grok-4-1-fast-non-reasoning"
+    GROK_4_20_REASONING = "x-ai/grok-4.20-reasoning"
+    GROK_4_20_NON_REASONING = "x-ai/grok-4.20-non-reasoning"
+    GROK_CODE_FAST_1 = "x-ai/grok-code-fast-1"
+    GROK_2_IMAGE = "x-ai/grok-2-image"
+
+    SEED_1_6 = "bytedance/seed-1.6"
+    SEED_1_8 = "bytedance/seed-1.8"
+    SEED_2_0_LITE = "bytedance/seed-2.0-lite"
+    DEEPSEEK_V4_FLASH = "bytedance/deepseek-v4-flash"
+    DEEPSEEK_V4_PRO = "bytedance/deepseek-v4-pro"
+    SEEDREAM_4_0 = "bytedance/seedream-4.0"
+    SEEDANCE_4_5 = "bytedance/seedance-4.5"
+
+    HERMES_4_405B = "nous/hermes-4-405b"
+    HERMES_4_70B = "nous/hermes-4-70b"
+
+    GLM_5_2 = "zai/glm-5.2"
+    GLM_IMAGE = "zai/glm-image"
+
+    # Names of older SDKs
+    GPT_4_1 = "openai/gpt-4.1"
+    GPT_4O = "openai/gpt-4o"
+    GPT_4O_MINI = "openai/gpt-4o-mini"
+    GPT_5_NANO = "openai/gpt-5-nano"
+    GPT_5_1 = "openai/gpt-5.1"
+    CLAUDE_3_5_HAIKU = "anthropic/claude-3.5-haiku"
+    CLAUDE_3_7_SONNET = "anthropic/claude-3.7-sonnet"
+    CLAUDE_4_0_SONNET = "anthropic/claude-4.0-sonnet"
+    CLAUDE_OPUS_4_1 = "anthropic/claude-opus-4-1"
+    GEMINI_2_0_FLASH = "google/gemini-2.0-flash"
+    GEMINI_3_PRO = "google/gemini-3-pro-preview"
+    GROK_3_BETA = "x-ai/grok-3-beta"
+    GROK_3_MINI_BETA = "x-ai/grok-3-mini-beta"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,44 +119,55 @@ class LongPromptPrice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
-    """One model of the catalog. Prices are USD per million tokens, as published on `as_of`."""
+    """One model of the catalogue. Prices are USD per million tokens; what no source says is None.
+
+    `source` says who knows the name, and since when (`as_of`); `price_source` and `price_as_of` say it of the price.
+    Neither the newest SDK nor the newest public gateway code knows a model that `is_deprecated`.
+    """
 
     name: str
     provider: str
     wire_name: str
-    context_tokens: int
-    max_output_tokens: int
-    input_usd_per_mtok: Decimal
-    output_usd_per_mtok: Decimal
-    long_prompt: LongPromptPrice | None
+    source: str
     as_of: date
-    supports_tools: bool
-    supports_json_schema: bool
-    supports_reasoning: bool
-    supports_images: bool
-    supports_pdf: bool
-    supports_audio: bool
-    supports_image_output: bool
+    is_deprecated: bool
+    context_tokens: int | None
+    max_output_tokens: int | None
+    input_usd_per_mtok: Decimal | None
+    output_usd_per_mtok: Decimal | None
+    long_prompt: LongPromptPrice | None
+    price_source: str | None
+    price_as_of: date | None
+    supports_tools: bool | None
+    supports_json_schema: bool | None
+    supports_reasoning: bool | None
+    supports_images: bool | None
+    supports_pdf: bool | None
+    supports_audio: bool | None
+    supports_image_output: bool | None
 
-    def cost_usd(self, *, prompt_tokens: int, completion_tokens: int) -> Decimal:
-        """The published price of so many tokens, without discounts for cached ones."""
-        price: ModelInfo | LongPromptPrice = self
+    def cost_usd(self, *, prompt_tokens: int, completion_tokens: int) -> Decimal | None:
+        """The published price of so many tokens, without discounts for cached ones; None when none is published."""
+        input_usd, output_usd = self.input_usd_per_mtok, self.output_usd_per_mtok
         if self.long_prompt is not None and prompt_tokens > self.long_prompt.above_tokens:
-            price = self.long_prompt
-        total = prompt_tokens * price.input_usd_per_mtok + completion_tokens * price.output_usd_per_mtok
-        return total / _TOKENS_PER_PRICE
+            input_usd, output_usd = self.long_prompt.input_usd_per_mtok, self.long_prompt.output_usd_per_mtok
+        if input_usd is None or output_usd is None:
+            return None
+        return (prompt_tokens * input_usd + completion_tokens * output_usd) / _TOKENS_PER_PRICE
 
-    def worst_case_cost_usd(self, *, prompt_tokens: int, max_tokens: int | None = None) -> Decimal:
+    def worst_case_cost_usd(self, *, prompt_tokens: int, max_tokens: int | None = None) -> Decimal | None:
         """The published price when the answer takes all the tokens that it may.
 
         `max_tokens=None` is what gateways make of its absence: 4096.
         """
         output = DEFAULT_OUTPUT_TOKENS if max_tokens is None else max_tokens
-        return self.cost_usd(prompt_tokens=prompt_tokens, completion_tokens=min(output, self.max_output_tokens))
+        if self.max_output_tokens is not None:
+            output = min(output, self.max_output_tokens)
+        return self.cost_usd(prompt_tokens=prompt_tokens, completion_tokens=output)
 
 
 def find_model(name: object) -> ModelInfo | None:
-    """The catalog's entry for a name; None when there is none.
+    """The catalogue's entry for a name; None when there is none.
 
     Takes `openai/gpt-5`, the bare `gpt-5`, other spellings (`claude-sonnet-4.6`, `xai/grok-4`, any case), and
     members of other enums by their `value`.
@@ -131,9 +177,13 @@ def find_model(name: object) -> ModelInfo | None:
 
 
 def nearest_models(name: object) -> list[str]:
-    """The names of the catalog that are close to an unknown one, at most three."""
+    """The names of the catalogue that are close to an unknown one, at most three; none that is deprecated."""
     text = (_text_of(name) or "").lower()
-    return get_close_matches(text, [model.name for model in catalog()], n=3, cutoff=0.5)
+    current = [model for model in catalog() if not model.is_deprecated]
+    if "/" in text:
+        return get_close_matches(text, [model.name for model in current], n=3, cutoff=0.5)
+    full_names = {model.wire_name: model.name for model in current}
+    return [full_names[close] for close in get_close_matches(text, full_names, n=3, cutoff=0.5)]
 
 
 def is_same_model(name: str, other: str) -> bool:
@@ -143,9 +193,9 @@ def is_same_model(name: str, other: str) -> bool:
 
 
 def wire_name(name: object) -> str:
-    """What a request calls the model: the part after the provider, as given when the catalog has no entry.
+    """What a request calls the model: the part after the provider, as given when the catalogue has no entry.
 
-    The spelling is kept where a gateway may know more versions than the catalog (`gpt-4.1-2025-04-14`).
+    The spelling is kept where a gateway may know more versions than the catalogue (`gpt-4.1-2025-04-14`).
     Raises UnknownModel for something that is no name at all.
     """
     text = _text_of(name)
@@ -158,8 +208,16 @@ def wire_name(name: object) -> str:
 
 @cache
 def catalog() -> tuple[ModelInfo, ...]:
-    """Every model of the catalog."""
-    return tuple(_info(row) for row in ROWS)
+    """Every model of the catalogue."""
+    document = _document()
+    dates = {name: date.fromisoformat(source["as_of"]) for name, source in document["sources"].items()}
+    return tuple(_info(row, dates) for row in document["models"])
+
+
+@cache
+def _document() -> dict[str, Any]:
+    document: dict[str, Any] = strict_json.loads(_CATALOGUE.read_bytes())
+    return document
 
 
 def usd_to_atomic(cost_usd: Decimal, *, asset_usd: Decimal, asset: Asset) -> int:
@@ -187,8 +245,8 @@ def quoted_price(text: object) -> Decimal | None:
 @cache
 def _index() -> dict[str, ModelInfo]:
     index: dict[str, ModelInfo] = {}
-    for row, info in zip(ROWS, catalog(), strict=True):
-        for bare in (info.wire_name, *row.aliases):
+    for row, info in zip(_document()["models"], catalog(), strict=True):
+        for bare in (info.wire_name, *row.get("aliases", ())):
             index[_normalized(bare)] = index[_normalized(f"{info.provider}/{bare}")] = info
     return index
 
@@ -204,29 +262,42 @@ def _normalized(name: str) -> str:
     return provider + slash + bare.replace(".", "-").replace("_", "-")
 
 
-def _info(row: Row) -> ModelInfo:
-    provider, _, bare = row.name.partition("/")
+def _info(row: Mapping[str, Any], dates: Mapping[str, date]) -> ModelInfo:
+    provider, _, bare = row["name"].partition("/")
+    long_prompt, price_source, abilities = row.get("long_prompt"), row.get("price_source"), row.get("abilities")
+
+    def can(letter: str) -> bool | None:
+        return None if abilities is None else letter in abilities
+
     return ModelInfo(
-        name=row.name,
+        name=row["name"],
         provider=provider,
         wire_name=bare,
-        context_tokens=row.context_tokens,
-        max_output_tokens=row.max_output_tokens,
-        input_usd_per_mtok=Decimal(row.input_usd),
-        output_usd_per_mtok=Decimal(row.output_usd),
+        source=row["source"],
+        as_of=dates[row["source"]],
+        is_deprecated=row.get("deprecated", False),
+        context_tokens=row.get("context_tokens"),
+        max_output_tokens=row.get("max_output_tokens"),
+        input_usd_per_mtok=_usd(row.get("input_usd_per_mtok")),
+        output_usd_per_mtok=_usd(row.get("output_usd_per_mtok")),
         long_prompt=None
-        if row.long is None
+        if long_prompt is None
         else LongPromptPrice(
-            above_tokens=row.long[0],
-            input_usd_per_mtok=Decimal(row.long[1]),
-            output_usd_per_mtok=Decimal(row.long[2]),
+            above_tokens=long_prompt["above_tokens"],
+            input_usd_per_mtok=Decimal(long_prompt["input_usd_per_mtok"]),
+            output_usd_per_mtok=Decimal(long_prompt["output_usd_per_mtok"]),
         ),
-        as_of=AS_OF,
-        supports_tools="t" in row.abilities,
-        supports_json_schema="j" in row.abilities,
-        supports_reasoning="r" in row.abilities,
-        supports_images="i" in row.abilities,
-        supports_pdf="p" in row.abilities,
-        supports_audio="a" in row.abilities,
-        supports_image_output="o" in row.abilities,
+        price_source=price_source,
+        price_as_of=None if price_source is None else dates[price_source],
+        supports_tools=can("t"),
+        supports_json_schema=can("j"),
+        supports_reasoning=can("r"),
+        supports_images=can("i"),
+        supports_pdf=can("p"),
+        supports_audio=can("a"),
+        supports_image_output=can("o"),
     )
+
+
+def _usd(text: str | None) -> Decimal | None:
+    return None if text is None else Decimal(text)

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from opengradient_x402 import strict_json
 from opengradient_x402.addresses import checksum_address, is_in_one_case
 from opengradient_x402.errors import InsecureEndpoint, UnknownNetwork
+from opengradient_x402.models import quoted_price
 from opengradient_x402.money import Asset
 from opengradient_x402.settings import state_directory
 
@@ -72,6 +73,8 @@ class Network:
     explorer_url: str | None = None
     faucet_url: str | None = None
     accounts_url: str | None = None
+    asset_usd: str | None = None
+    """The price of one token in USD, for estimates of costs that a gateway does not quote; decimal text."""
     session_idle_s: float = 60
     confirmations: int = 3
     """So many blocks, its own included, make a settlement final."""
@@ -99,6 +102,9 @@ _REGISTRY: Final = ChainContract(
     chain_id=10740,
 )
 
+_BLOB_URL: Final = "https://aggregator.suicore.com/v1/blobs"
+"""Public code of OpenGradient's explorer (docs/wire.md, "Data settlement"). What it returns is checked by its hash."""
+
 PRESETS: Final[Mapping[str, Network]] = {
     "base": Network(
         name="base",
@@ -114,6 +120,7 @@ PRESETS: Final[Mapping[str, Network]] = {
         ),
         payees=frozenset({GATEWAY_PAYEE}),
         registry=_REGISTRY,
+        blob_url=_BLOB_URL,
         explorer_url="https://basescan.org",
     ),
     "base-sepolia": Network(
@@ -130,6 +137,7 @@ PRESETS: Final[Mapping[str, Network]] = {
         ),
         payees=frozenset({GATEWAY_PAYEE}),
         registry=_REGISTRY,
+        blob_url=_BLOB_URL,
         explorer_url="https://sepolia.basescan.org",
         faucet_url="https://faucet.opengradient.ai/",
     ),
@@ -322,6 +330,7 @@ def _network(document: Mapping[str, Any]) -> Network:
         explorer_url=_optional_text(document, "explorer_url"),
         faucet_url=_optional_text(document, "faucet_url"),
         accounts_url=_optional_text(document, "accounts_url"),
+        asset_usd=_usd(document),
         session_idle_s=float(document.get("session_idle_s", 60)),
         confirmations=_integer(document, "confirmations") if "confirmations" in document else _confirmations(chain_id),
     )
@@ -340,6 +349,13 @@ def _text(document: Mapping[str, Any], key: str) -> str:
 
 def _optional_text(document: Mapping[str, Any], key: str) -> str | None:
     return _text(document, key) if document.get(key) is not None else None
+
+
+def _usd(document: Mapping[str, Any]) -> str | None:
+    text = _optional_text(document, "asset_usd")
+    if text is not None and quoted_price(text) is None:
+        raise ValueError(f'asset_usd is {text!r}; it must be a price in USD, such as "0.20"')
+    return text
 
 
 def _integer(document: Mapping[str, Any], key: str) -> int:

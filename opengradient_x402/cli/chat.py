@@ -118,8 +118,12 @@ def _print_bill(completion: Completion, receipt: SettlementReceipt, *, symbol: s
 
     usage = completion.usage
     tokens = "" if usage is None else f", {usage.prompt_tokens} + {usage.completion_tokens} tokens"
-    amount = receipt.settled_atomic if receipt.settled_atomic is not None else receipt.cost_atomic
-    word = "paid" if receipt.settled_atomic is not None else "quoted"
+    amounts = {
+        "paid": receipt.settled_atomic,
+        "quoted": receipt.cost_atomic,
+        "estimated": receipt.estimated_cost_atomic,
+    }
+    word, amount = next(((word, amount) for word, amount in amounts.items() if amount is not None), ("", None))
     cost = "cost not quoted" if amount is None else f"{format_amount(amount)} {symbol} {word}"
     proof = f", enclave proof {receipt.tee_verified}" if receipt.tee_verified else ""
     note(f"\n{completion.model}: {cost}{tokens}{proof}")

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from opengradient_x402.models import ModelInfo
 
 _ABILITIES = ("tools", "json_schema", "reasoning", "images", "pdf", "audio", "image_output")
-_HEADINGS = ("model", "context", "max output", "in $/M", "out $/M", "abilities")
+_HEADINGS = ("model", "context", "max output", "in $/M", "out $/M", "price of", "abilities")
 
 
 def models(
@@ -30,7 +30,7 @@ def models(
         rows, remark = _served(network, gateway)
     else:
         rows = [_row(info) for info in catalog()]
-        remark = f"Published prices of {catalog()[0].as_of}; a gateway sets its own: `--live` asks it."
+        remark = "Prices as published; a gateway sets its own: `--live` asks it. `?`: no public source says it."
     chosen = [row for row in rows if search.lower() in row["name"].lower()]
     if as_json:
         print_json(chosen)
@@ -40,11 +40,12 @@ def models(
         [
             (
                 row["name"],
-                f"{row['context_tokens']:,}",
-                f"{row['max_output_tokens']:,}",
-                row["input_usd_per_mtok"],
-                row["output_usd_per_mtok"],
-                " ".join(row["abilities"]),
+                _count(row["context_tokens"]),
+                _count(row["max_output_tokens"]),
+                row["input_usd_per_mtok"] or "?",
+                row["output_usd_per_mtok"] or "?",
+                row["price_as_of"] or "",
+                "deprecated" if row["deprecated"] else " ".join(row["abilities"] or ["?"]),
             )
             for row in chosen
         ],
@@ -53,14 +54,23 @@ def models(
     note(remark)
 
 
+def _count(tokens: int | None) -> str:
+    return f"{tokens:,}" if tokens else "?"
+
+
 def _row(info: ModelInfo) -> dict[str, Any]:
+    knows_abilities = info.supports_tools is not None
     return {
         "name": info.name,
         "context_tokens": info.context_tokens,
         "max_output_tokens": info.max_output_tokens,
-        "input_usd_per_mtok": str(info.input_usd_per_mtok),
-        "output_usd_per_mtok": str(info.output_usd_per_mtok),
-        "abilities": [name for name in _ABILITIES if getattr(info, f"supports_{name}")],
+        "input_usd_per_mtok": None if info.input_usd_per_mtok is None else str(info.input_usd_per_mtok),
+        "output_usd_per_mtok": None if info.output_usd_per_mtok is None else str(info.output_usd_per_mtok),
+        "price_as_of": None if info.price_as_of is None else info.price_as_of.isoformat(),
+        "price_source": info.price_source,
+        "source": info.source,
+        "deprecated": info.is_deprecated,
+        "abilities": [name for name in _ABILITIES if getattr(info, f"supports_{name}")] if knows_abilities else None,
     }
 
 
@@ -94,15 +104,17 @@ def _parsed(content: bytes) -> tuple[list[dict[str, Any]], str | None]:
     rows = []
     for entry in document["data"]:
         info = find_model(entry["id"])
-        known = _row(info) if info is not None else {"abilities": []}
+        known = _row(info) if info is not None else {"abilities": None}
         prices = entry.get("pricing") or {}
         rows.append(
             {
                 "name": entry["id"] if not entry.get("owned_by") else f"{entry['owned_by']}/{entry['id']}",
-                "context_tokens": int(entry.get("context_length") or known.get("context_tokens", 0)),
-                "max_output_tokens": int(entry.get("max_output_tokens") or known.get("max_output_tokens", 0)),
+                "context_tokens": int(entry.get("context_length") or known.get("context_tokens") or 0),
+                "max_output_tokens": int(entry.get("max_output_tokens") or known.get("max_output_tokens") or 0),
                 "input_usd_per_mtok": str(prices.get("input_usd_per_mtok", "?")),
                 "output_usd_per_mtok": str(prices.get("output_usd_per_mtok", "?")),
+                "price_as_of": None,
+                "deprecated": False,
                 "abilities": known["abilities"],
             }
         )

@@ -285,14 +285,15 @@ def _row(receipt: SettlementReceipt) -> tuple[str, ...]:
 
     from opengradient_x402.money import format_amount
 
-    amount = receipt.settled_atomic if receipt.settled_atomic is not None else receipt.cost_atomic
+    amounts = {"": receipt.settled_atomic, " ?": receipt.cost_atomic, " ~": receipt.estimated_cost_atomic}
+    mark, amount = next(((mark, amount) for mark, amount in amounts.items() if amount is not None), ("", None))
     return (
         receipt.call_id,
         datetime.fromtimestamp(receipt.created_at, UTC).strftime("%Y-%m-%d %H:%M:%S"),
         receipt.model,
         receipt.settlement_mode,
         receipt.status.value if receipt.is_final or receipt.settled_atomic is None else "settled (seen)",
-        "" if amount is None else format_amount(amount) + ("" if receipt.settled_atomic is not None else " ?"),
+        "" if amount is None else format_amount(amount) + mark,
         receipt.payment_tx_hash or "",
     )
 

@@ -20,6 +20,8 @@ from opengradient_x402.gateway.failures import interrupted, refused, unreadable
 from opengradient_x402.payment.call import Call
 
 MAX_BODY_BYTES: Final = 256 * 1024 * 1024
+MAX_REST_BYTES: Final = 64 * 1024
+"""How much is read after the last delta of a stream, while waiting for the end of the body."""
 _SHOWN_BYTES: Final = 500
 _ENCODINGS: Final = frozenset({"", "identity", "gzip", "deflate"})
 """Packed once, as asked for. Two layers, or zstd, could turn one read of a few kilobytes into gigabytes."""
@@ -42,6 +44,7 @@ class AnswerReader:
         self._accumulator = StreamAccumulator(stop=stop, max_tokens=max_tokens, model=call.model)
         self._has_end_marker = False
         self._broken_by: OpenGradientError | None = None
+        self._rest = 0
 
     @property
     def raw(self) -> Mapping[str, Any]:
@@ -129,6 +132,21 @@ class AnswerReader:
     def is_done(self) -> bool:
         """Whether nothing more is to be read: the end marker arrived, or the stream broke."""
         return self._has_end_marker or self._broken_by is not None
+
+    @property
+    def has_all_content(self) -> bool:
+        """Whether no more content is to come: at most usage, claims, the end marker and the end of the body."""
+        return self.is_done or self._accumulator.is_finished
+
+    def take_rest(self, chunk: bytes) -> bool:
+        """Takes what follows the content, and returns whether more of it is to be read.
+
+        Gateways bill and prove a stream only for who reads the body to its end (docs/wire.md, "Stream events").
+        """
+        self._rest += len(chunk)
+        if not self.is_done:
+            self.take_chunk(chunk)
+        return self._rest < MAX_REST_BYTES
 
     def stream_completion(self) -> Completion:
         """The whole answer of a stream whose bytes have ended. Raises StreamInterrupted and what broke it."""

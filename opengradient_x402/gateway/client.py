@@ -19,13 +19,13 @@ import httpx
 from opengradient_x402.completions import Completion
 from opengradient_x402.effects import Steps, drive, drive_async
 from opengradient_x402.errors import ConfigurationError
-from opengradient_x402.gateway.completion_streams import AsyncCompletionStream, CompletionStream
 from opengradient_x402.gateway.connections import AsyncEndpointTransport, EndpointTransport
 from opengradient_x402.gateway.enclave_keys import EnclaveKeys, ProofCheck
 from opengradient_x402.gateway.enclaves import shared_registry
 from opengradient_x402.gateway.endpoints import REGISTRY, EndpointSource, StaticGateway, checked_gateway
 from opengradient_x402.gateway.exchange import Exchange, Options, ReceiptListener
 from opengradient_x402.gateway.request import ModelDirectory, prepared
+from opengradient_x402.gateway.streams import AsyncCompletionStream, CompletionStream
 from opengradient_x402.payment.payments import Payments
 from opengradient_x402.process import Ending, Resident, belongs
 from opengradient_x402.proofs.attestation import VerifyTee

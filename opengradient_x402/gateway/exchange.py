@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -181,6 +182,27 @@ class Exchange:
     def take_chunk(self, chunk: bytes) -> list[Delta]:
         """What this piece of a stream adds, empty deltas left out."""
         return self._reader.take_chunk(chunk)
+
+    @property
+    def has_all_content(self) -> bool:
+        """Whether no more content of a stream is to come: what is left is read to the end, and not hung up on."""
+        return self._reader.has_all_content
+
+    def take_rest(self, chunk: bytes) -> bool:
+        """Takes what follows the content of a stream, and returns whether more of it is to be read."""
+        return self._reader.take_rest(chunk)
+
+    def close_stream(self, *, was_shown_whole: bool) -> Completion | None:
+        """Ends the call of a stream that its reader closed; returns the answer if the reader has seen all of it.
+
+        An answer whose proof fails is recorded as such, and nothing is raised: nobody waits for it any more.
+        """
+        completion = None
+        if was_shown_whole and self.is_done and self.call.receipt is None:
+            with suppress(OpenGradientError):
+                completion = self.finish_stream()
+        self.end("abandoned")
+        return completion
 
     def finish_stream(self) -> Completion:
         """The whole answer of a stream whose bytes have ended; ends the call."""

@@ -27,6 +27,8 @@ from opengradient_x402.models import find_model, nearest_models, wire_name
 
 GATEWAY_MAX_TOKENS: Final = 4096
 """The longest answer of a call that sets no `max_tokens`: gateways read its absence so (docs/wire.md, "Limits")."""
+_RANGES: Final = {"temperature": 2, "top_p": 1}
+_MOST_STOPS: Final = 4
 _TIMEOUT_S: Final = 10.0
 _NOT_ALWAYS_FORWARDED: Final = ("seed", "top_p", "logprobs", "top_logprobs", "frequency_penalty", "presence_penalty")
 _NOT_IN_A_NAME: Final = re.compile(r"[^a-zA-Z0-9_-]")
@@ -50,6 +52,8 @@ def prepared(body: Mapping[str, Any]) -> dict[str, Any]:
     """
     wire = {name: value for name, value in body.items() if value is not None}
     _refuse(wire)
+    _check_ranges(wire)
+    _rename_roles(wire)
     if (limit := wire.pop("max_completion_tokens", None)) is not None:
         wire["max_tokens"] = limit
     if isinstance(stop := wire.get("stop"), Sequence) and not isinstance(stop, str):
@@ -156,6 +160,41 @@ def _refuse(wire: dict[str, Any]) -> None:
         )
 
 
+def _check_ranges(wire: Mapping[str, Any]) -> None:
+    """Gateways answer other values with 400, after the payment (docs/wire.md, "What gateways do not do")."""
+    for name, most in _RANGES.items():
+        value = wire.get(name)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if value is not None and not (is_number and 0 <= value <= most):
+            raise _refused(
+                f"{name}={value!r} was given, and gateways take numbers from 0 to {most}. Nothing was paid. "
+                f"Give {name} in that range."
+            )
+    seed = wire.get("seed")
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
+        raise _refused(f"seed={seed!r} was given, and gateways take whole numbers. Nothing was paid. Give an integer.")
+    stop = wire.get("stop")
+    if isinstance(stop, Sequence) and not isinstance(stop, str) and len(stop) > _MOST_STOPS:
+        raise _refused(
+            f"{len(stop)} stop sequences were given, and gateways take {_MOST_STOPS}. Nothing was paid. Leave "
+            "some out, or cut the answer yourself."
+        )
+
+
+def _rename_roles(wire: dict[str, Any]) -> None:
+    """`developer` is OpenAI's newer name for `system`; gateways fail on it, after the payment."""
+    messages = wire.get("messages")
+    if not isinstance(messages, Sequence) or isinstance(messages, str):
+        return
+    if any(isinstance(message, Mapping) and message.get("role") == "developer" for message in messages):
+        wire["messages"] = [
+            {**message, "role": "system"}
+            if isinstance(message, Mapping) and message.get("role") == "developer"
+            else message
+            for message in messages
+        ]
+
+
 def _tidy_tools(wire: dict[str, Any]) -> None:
     """Without tools nothing is said about them; with tools, a choice has to be one of them."""
     if "tools" not in wire:
@@ -203,15 +242,12 @@ class ModelDirectory:
         if not name:
             raise UnknownModel("No model was named. Nothing was paid. Give one, for example 'openai/gpt-5'.")
         wire = wire_name(name)
-        if find_model(name) is None:
+        info = find_model(name)
+        if info is None or info.is_deprecated:
             listing = yield from self.listing()
             listed = listing.names
             if not listed:
-                warnings.warn(
-                    f"{listing.gateway} does not list its models, so {name!r} could not be checked before paying.",
-                    UnlistedModelWarning,
-                    stacklevel=2,
-                )
+                _warn_unlisted(name, listing.gateway, is_deprecated=info is not None)
             # A gateway of one's own may have any provider's name before its models, and list them without.
             names = [candidate for candidate in (name, wire, name.rpartition("/")[2]) if candidate in listed]
             if names:
@@ -237,6 +273,18 @@ class ModelDirectory:
         request = endpoint.query("/v1/models", timeout_s=_TIMEOUT_S)
         response = yield from fetch(request, timeout_s=_TIMEOUT_S)
         return _listing(endpoint.base_url, response)
+
+
+def _warn_unlisted(name: str, gateway: str, *, is_deprecated: bool) -> None:
+    about = ", and it is deprecated: neither the newest SDK nor the newest gateway knows it" if is_deprecated else ""
+    close = nearest_models(name)
+    hint = f" Did you mean {' or '.join(close)}?" if close else ""
+    warnings.warn(
+        f"{gateway} does not list its models, so {name!r} could not be checked before paying{about}. Gateways refuse "
+        f"unknown models only after the payment.{hint}",
+        UnlistedModelWarning,
+        stacklevel=2,
+    )
 
 
 def _listing(gateway: str, response: httpx.Response) -> Listing:

@@ -4,7 +4,8 @@ Pure: it compares what the ledger has of one authorization and of its calls.
 
 Each call gets what the gateway claimed for it when the claims add up to the settlement. What goes beyond them was
 taken for the calls whose claim never came: dropped streams, answers that broke off. Otherwise the settlement is split
-in proportion to the claims (or to tokens, or evenly), to the last atomic unit.
+in proportion to the claims, or to usage at published prices where nothing was claimed (or to tokens, or evenly), to
+the last atomic unit.
 
 An overcharge can only be seen when the gateway quoted what every call of the session costs. A call that was
 lost without a trace (its process was killed) makes an honest settlement look too large; the text says so.
@@ -13,9 +14,12 @@ lost without a trace (its process was killed) makes an honest settlement look to
 from __future__ import annotations
 
 from collections.abc import Sequence
+from decimal import Decimal
+from fractions import Fraction
+from math import ceil
 from typing import TYPE_CHECKING
 
-from opengradient_x402.ledger.receipts import SettlementReceipt
+from opengradient_x402.ledger.receipts import SettlementReceipt, transaction_claim
 from opengradient_x402.models import find_model, quoted_price, usd_to_atomic
 from opengradient_x402.money import Asset, format_amount
 
@@ -24,6 +28,8 @@ if TYPE_CHECKING:
     from opengradient_x402.ledger.receipts import SettlementReceipt
 
 _SHOWN_CALLS = 5
+_FINE = 10**24
+"""Weights are whole numbers; of a USD, this makes even the price of one token exact."""
 
 
 def dispute_of(
@@ -88,12 +94,17 @@ def allowed_cost(receipt: SettlementReceipt) -> int | None:
 
 
 def _published_cost(receipt: SettlementReceipt) -> int | None:
-    model = find_model(receipt.model)
-    opg_usd = quoted_price(receipt.opg_usd)
-    if model is None or receipt.prompt_tokens is None or receipt.completion_tokens is None or opg_usd is None:
+    usd, opg_usd = _published_usd(receipt), quoted_price(receipt.opg_usd)
+    if usd is None or opg_usd is None:
         return None
-    usd = model.cost_usd(prompt_tokens=receipt.prompt_tokens, completion_tokens=receipt.completion_tokens)
     return usd_to_atomic(usd, asset_usd=opg_usd, asset=_EIGHTEEN_DECIMALS)
+
+
+def _published_usd(receipt: SettlementReceipt) -> Decimal | None:
+    model = find_model(receipt.model)
+    if model is None or receipt.prompt_tokens is None or receipt.completion_tokens is None:
+        return None
+    return model.cost_usd(prompt_tokens=receipt.prompt_tokens, completion_tokens=receipt.completion_tokens)
 
 
 def settled_elsewhere(authorization: Authorization, *, payee: str, amount_atomic: int, tx_hash: str) -> str:
@@ -111,7 +122,7 @@ def forged_transaction(claimed: str, *, why: str) -> str:
 
 
 def _forged_transaction(receipt: SettlementReceipt, authorization: Authorization) -> str | None:
-    claimed = receipt.claimed_payment_tx_hash
+    claimed = transaction_claim(receipt.claimed_payment_tx_hash)
     if claimed is None or authorization.status not in ("settled", "expired", "cancelled"):
         return None
     if authorization.tx_hash is not None and claimed.lower() == authorization.tx_hash.lower():
@@ -159,5 +170,19 @@ def _weights(receipts: Sequence[SettlementReceipt]) -> list[int]:
         claimed = [cost or 0 for cost in costs]
         if any(claimed):
             return claimed
+    return _weights_by_price(receipts) or [1] * len(receipts)
+
+
+def _weights_by_price(receipts: Sequence[SettlementReceipt]) -> list[int]:
+    """Usage at published prices; empty when no call has any.
+
+    Tokens of a model without a published price count as much as those of the other calls do on average.
+    """
     tokens = [(receipt.prompt_tokens or 0) + (receipt.completion_tokens or 0) for receipt in receipts]
-    return tokens if any(tokens) else [1] * len(receipts)
+    prices = [_published_usd(receipt) for receipt in receipts]
+    known = [(usd, count) for usd, count in zip(prices, tokens, strict=True) if usd]
+    if not known:
+        return tokens if any(tokens) else []
+    average = Fraction(sum(usd for usd, _ in known)) / sum(count for _, count in known)
+    exact = [count * average if usd is None else Fraction(usd) for usd, count in zip(prices, tokens, strict=True)]
+    return [ceil(weight * _FINE) for weight in exact]

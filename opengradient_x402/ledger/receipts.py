@@ -9,10 +9,11 @@ asks whoever follows it. This module does not know how a receipt is stored (`led
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from opengradient_x402.addresses import checksum_address
 
@@ -89,7 +90,11 @@ class SettlementReceipt(_Followed):
     opg_usd: str | None = None
     """The price of one token that the gateway reckoned with."""
     claimed_payment_tx_hash: str | None = None
+    payment_job: str | None = None
+    """The facilitator's job that will settle the payment, where a gateway names no transaction yet."""
     data_tx_hash: str | None = None
+    data_settlement_job: str | None = None
+    """The facilitator's job that will publish the call's data."""
     data_blob_id: str | None = None
     tee_id: str | None = None
     tee_timestamp: int | None = None
@@ -97,6 +102,10 @@ class SettlementReceipt(_Followed):
     tee_output_hash: str | None = None
     tee_signature: str | None = None
     tee_verified: str | None = None
+
+    # Reckoned by this client, where the gateway quotes nothing
+    estimated_cost_atomic: int | None = None
+    """Usage at the model's published price and the last known token price. Never a reason for a dispute."""
 
     # Facts of the chain
     settled_atomic: int | None = None
@@ -118,7 +127,7 @@ class SettlementReceipt(_Followed):
     @property
     def payment_hash(self) -> str | None:
         """The payment's transaction under the SDK's name for it; a claim until the chain was read."""
-        return self.payment_tx_hash or self.claimed_payment_tx_hash
+        return self.payment_tx_hash or transaction_claim(self.claimed_payment_tx_hash)
 
     def refresh(self) -> SettlementReceipt:
         """This receipt as the chain has it now. Raises ChainUnavailable."""
@@ -183,5 +192,11 @@ class SettlementReceipt(_Followed):
         return cls(**known)
 
 
+def transaction_claim(text: object) -> str | None:
+    """`text` if it names a transaction: 0x and 64 hex digits. Anything else, such as a job's id, claims none."""
+    return text if isinstance(text, str) and _TX_HASH.fullmatch(text) is not None else None
+
+
+_TX_HASH: Final = re.compile(r"0x[0-9a-fA-F]{64}", re.ASCII)
 _FIELD_NAMES = tuple(field.name for field in fields(SettlementReceipt))
 _ADDRESSES = {"asset", "payer", "payee", "facilitator"}

@@ -21,7 +21,7 @@ import httpx
 
 from opengradient_x402.completions import Usage
 from opengradient_x402.ledger.authorizations import Authorization, receipt_fields
-from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt
+from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt, transaction_claim
 from opengradient_x402.money import parse_amount
 from opengradient_x402.payment.sessions import PaidSession
 from opengradient_x402.process import Ending, Resident, belongs
@@ -131,7 +131,7 @@ def build_receipt(call: Call, *, outcome: str, error: str | None, answer: Answer
         cost_atomic=_claimed_cost(call, answer),
         cost_usd=_quoted(answer, "cost_usd"),
         opg_usd=_quoted(answer, "opg_price_usd"),
-        claimed_payment_tx_hash=_text(call.claims.get("transaction")),
+        **_payment_claims(call),
         tee_verified=answer.tee_verified,
         **_data_claims(call, answer),
         **_proof(call, answer),
@@ -159,10 +159,20 @@ def _amount(text: str, *, decimals: int) -> int | None:
         return None
 
 
+def _payment_claims(call: Call) -> dict[str, Any]:
+    """A transaction, or the job that will make one: og-x402 puts either into the same place."""
+    named = _text(call.claims.get("transaction"))
+    claimed = transaction_claim(named)
+    return {"claimed_payment_tx_hash": claimed, "payment_job": None if claimed is not None else named}
+
+
 def _data_claims(call: Call, answer: Answer) -> dict[str, Any]:
     raw, headers = answer.raw, call.headers
+    named = _text(raw.get("data_settlement_transaction_hash")) or headers.get("X-Settlement-Tx-Hash") or None
+    claimed = transaction_claim(named)
     return {
-        "data_tx_hash": _text(raw.get("data_settlement_transaction_hash")) or headers.get("X-Settlement-Tx-Hash"),
+        "data_tx_hash": claimed,
+        "data_settlement_job": headers.get("X-Settlement-Job-ID") or (None if claimed is not None else named),
         "data_blob_id": _text(raw.get("data_settlement_blob_id")) or headers.get("X-Settlement-Walrus-Blob-ID"),
     }
 

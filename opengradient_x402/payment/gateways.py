@@ -42,6 +42,7 @@ class KnownGateways:
         self._first_amount: dict[str, tuple[str, int]] = {}
         self._asset_usd: dict[str, Decimal] = {}
         self._usual_usd: dict[str, Decimal] = {}
+        self._noted_usd: Future[str | None] | None = None
         self._facilitators: dict[str, str] = {}
         self._refusals: dict[str, tuple[int, float]] = {}
 
@@ -91,6 +92,8 @@ class KnownGateways:
     def accepted(self, origin: str, *, amount_atomic: int) -> None:
         """A payment to this origin was taken: earlier refusals no longer count, and its price is the measure."""
         self._refusals.pop(origin, None)
+        if self._noted_usd is None:
+            self._noted_usd = self._ledger.noted(self._usd_key())
         is_first = self.first_amount(origin) is None
         if is_first:
             self._first_amount[origin] = (_today(), amount_atomic)
@@ -98,6 +101,19 @@ class KnownGateways:
             self._last_amount[origin] = amount_atomic
             day, first = self._first_amount[origin]
             self._ledger.note(self._price_key(origin), f"{amount_atomic} {day} {first}")
+
+    def likely_asset_usd(self, origin: str) -> Decimal | None:
+        """What one token is probably worth, for estimates: as this gateway quoted it, as any quoted it last, or as the
+        network's file has it. Never waits."""
+        if (quoted := self._asset_usd.get(origin)) is not None:
+            return quoted
+        noted = self._noted_usd
+        is_known = noted is not None and noted.done() and not noted.cancelled() and noted.exception() is None
+        recalled = quoted_price(noted.result()) if noted is not None and is_known else None
+        return recalled or quoted_price(self._network.asset_usd)
+
+    def _usd_key(self) -> str:
+        return f"usd {self._network.caip2} {self._network.asset.address}"
 
     # -- trust
 
@@ -130,6 +146,8 @@ class KnownGateways:
         """Keeps what a gateway says that one token is worth, if it is a price at all. A claim."""
         origin = _origin_of_text(endpoint)
         if (price := quoted_price(asset_usd)) is not None:
+            if self._asset_usd.get(origin) != price:
+                self._ledger.note(self._usd_key(), str(price))
             self._asset_usd[origin] = price
             self._usual_usd.setdefault(origin, price)
 

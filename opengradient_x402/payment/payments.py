@@ -219,7 +219,8 @@ class Payments(Resident):
             usd = info.worst_case_cost_usd(
                 prompt_tokens=call.prompt_bytes // BYTES_PER_TOKEN, max_tokens=call.max_tokens
             )
-            worst = min(worst, usd_to_atomic(usd, asset_usd=asset_usd, asset=self.network.asset))
+            if usd is not None:
+                worst = min(worst, usd_to_atomic(usd, asset_usd=asset_usd, asset=self.network.asset))
         self.policy.check_call(worst, asset=self.network.asset, model=call.model)
 
     def draft(
@@ -381,15 +382,31 @@ class Payments(Resident):
         """
         if call.authorization is None or call.process_id != os.getpid() or not call.ending.acquire(blocking=False):
             return None
-        receipt = build_receipt(call, outcome=outcome, error=error, answer=answer).followed_by(self.reconciler)
-        call.receipt = receipt
+        receipt = self._estimated(build_receipt(call, outcome=outcome, error=error, answer=answer))
+        call.receipt = receipt.followed_by(self.reconciler)
         quote = None if answer is None else answer.raw.get("opengradient")
         if isinstance(quote, Mapping):
             self.gateways.note_quote(receipt.endpoint, quote.get("opg_price_usd"))
         if call.session is not None:
-            self.sessions.leave(call.session, cost_atomic=receipt.cost_atomic or 0)
+            cost_atomic = receipt.estimated_cost_atomic if receipt.cost_atomic is None else receipt.cost_atomic
+            self.sessions.leave(call.session, cost_atomic=cost_atomic or 0)
         self.ledger.record_call(receipt).add_done_callback(_report_lost_record)
         return receipt
+
+    def _estimated(self, receipt: SettlementReceipt) -> SettlementReceipt:
+        """The receipt with what the call costs by published prices, if its gateway did not quote it."""
+        if receipt.cost_atomic is not None or receipt.prompt_tokens is None or receipt.completion_tokens is None:
+            return receipt
+        info, asset_usd = (
+            find_model(receipt.model),
+            self.gateways.likely_asset_usd(origin_of(httpx.URL(receipt.endpoint))),
+        )
+        if info is None or asset_usd is None:
+            return receipt
+        usd = info.cost_usd(prompt_tokens=receipt.prompt_tokens, completion_tokens=receipt.completion_tokens)
+        if usd is None:
+            return receipt
+        return replace(receipt, estimated_cost_atomic=usd_to_atomic(usd, asset_usd=asset_usd, asset=self.network.asset))
 
 
 def _authorization_id(network: Network, payer: str, nonce: int) -> str:

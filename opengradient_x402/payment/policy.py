@@ -49,7 +49,7 @@ class SpendPolicy:
     max_per_day: Limit = "20"
     max_per_call: Limit | None = None
     max_per_model: Mapping[str, Limit] | tuple[tuple[str, Limit], ...] = ()
-    max_deadline_s: int = 600
+    max_deadline_s: int = 3600
     max_price_increase_percent: int = 100
     max_clock_skew_s: int = 60
     payees: Collection[str] = frozenset()

@@ -25,8 +25,10 @@ IDLE_SHARE = 0.75
 """A session is used until this share of the gateway's idle time-out has passed without a call."""
 MAX_AGE_S = 540.0
 """Gateways end a session at 600 s of age (docs/wire.md, "Sessions")."""
-DEADLINE_MARGIN_S = 30.0
-"""Gateways settle some time before the signed deadline; new calls stop earlier still."""
+DEADLINE_MARGIN_S = 150.0
+"""New calls stop so long before the signed deadline: newer gateways, which ask for 3600 s, settle 120 s before it."""
+_MARGIN_SHARE = 0.1
+"""Of a signature with a shorter life, only this share is left unused: those gateways settle shortly before its end."""
 
 
 class SessionKey(NamedTuple):
@@ -171,7 +173,7 @@ class SessionPool:
     def _is_usable(self, session: PaidSession) -> bool:
         now, wall = self._clock(), self._wall_clock()
         terms = session.authorization.terms  # those that the gateway accepted
-        margin = min(DEADLINE_MARGIN_S, (terms.deadline - terms.signed_at) / 4)
+        margin = min(DEADLINE_MARGIN_S, (terms.deadline - terms.signed_at) * _MARGIN_SHARE)
         is_idle = session.in_flight == 0 and now - session.last_used > self._idle_s
         # Beyond the cap a gateway serves unpaid and then closes the session: the loss would not be ours, so
         # the largest call seen so far is estimate enough for those in flight.

@@ -168,11 +168,16 @@ def tee_id(public_key_der: bytes) -> str:
 
 
 def request_hashes(request: Mapping[str, Any]) -> list[bytes]:
-    """The hashes that gateways make of this request: of older ones first, then of newer ones."""
-    return [
-        keccak256(_canonical_json(_canonical_request(request, content_of)).encode())
-        for content_of in (_stringified, _without_attachments)
-    ]
+    """The hashes that gateways make of this request: of older ones first, then of newer ones.
+
+    Some leave out `max_tokens` when it is 0, and some leave out `web_search`, which they do not do.
+    """
+    canonical = [_canonical_request(request, content_of) for content_of in (_stringified, _without_attachments)]
+    if request.get("max_tokens") == 0:
+        canonical += [{**one, "max_tokens": 0} for one in canonical]
+    if request.get("web_search"):
+        canonical += [{name: value for name, value in one.items() if name != "web_search"} for one in canonical]
+    return [keccak256(_canonical_json(one).encode()) for one in canonical]
 
 
 def output_hash(*, text: str, tool_calls: Sequence[ToolCall], finish_reason: str) -> bytes:

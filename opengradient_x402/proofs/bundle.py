@@ -108,6 +108,12 @@ class Bundle:
             )
             again = bundle.to_bytes()
         except (ValueError, TypeError, KeyError) as exc:
+            if (other := _other_export(content)) is not None:
+                raise BundleUnreadable(
+                    f"This file is {other}. It has no evidence and no signature, so nothing in it can be checked. "
+                    "Write a bundle of the same receipts: `opengradient-x402 receipts export --format bundle "
+                    "--output bundle.json`, and verify that."
+                ) from exc
             raise BundleUnreadable(
                 f"This is not an audit bundle ({type(exc).__name__}: {exc}), or it was changed. Nothing in it can be "
                 "relied on. Ask for the file again."
@@ -175,6 +181,21 @@ def _parsed(content: bytes) -> dict[str, Any]:
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise ValueError(f"its format is not {FORMAT}")
     return document
+
+
+def _other_export(content: bytes) -> str | None:
+    """What the file is, if `receipts export` wrote it in another format."""
+    first, _, rest = content[:MAX_BYTES].strip().partition(b"\n")
+    if first.startswith(b"call_id,"):
+        return f"a table of receipts (CSV, {len(rest.splitlines())} rows)"
+    try:
+        check_depth(first)
+        receipt = json.loads(first)
+    except ValueError:
+        return None
+    if not isinstance(receipt, dict) or not {"call_id", "authorization_id", "status"} <= receipt.keys():
+        return None
+    return f"a list of {len(rest.splitlines()) + 1} receipts, one per line (JSON Lines)"
 
 
 def _first_difference(left: bytes, right: bytes) -> int:

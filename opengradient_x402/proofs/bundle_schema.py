@@ -104,10 +104,13 @@ class _Receipt(_Settlement):
     completion_tokens: int | None = None
     error: str | None = None
     cost_atomic: _Amount | None = None
+    estimated_cost_atomic: _Amount | None = None
     cost_usd: str | None = None
     opg_usd: str | None = None
     claimed_payment_tx_hash: str | None = None
+    payment_job: str | None = None
     data_tx_hash: str | None = None
+    data_settlement_job: str | None = None
     data_blob_id: str | None = None
     tee_id: str | None = None
     tee_timestamp: _Count | None = None

@@ -31,7 +31,7 @@ from opengradient_x402.chain.sources import Document, Sources
 from opengradient_x402.effects import Steps, Wait
 from opengradient_x402.errors import RpcError
 from opengradient_x402.ledger.ledger import Ledger
-from opengradient_x402.ledger.receipts import SettlementReceipt
+from opengradient_x402.ledger.receipts import SettlementReceipt, transaction_claim
 from opengradient_x402.networks import ChainContract, Network
 from opengradient_x402.proofs.attestation import TeeProof
 from opengradient_x402.proofs.findings import Finding, Standing, not_proven, overall, proven, refuted
@@ -158,7 +158,7 @@ def _batched(
 def _individual(
     receipt: SettlementReceipt, proof: TeeProof, network: Network, relay: ChainContract, sources: Sources
 ) -> Steps[DataSettlement]:
-    claimed = receipt.data_tx_hash
+    claimed = transaction_claim(receipt.data_tx_hash)
     stated = (yield from sources.ask(relay, _logs_of(claimed, relay))) if claimed is not None else None
     topics = [INDIVIDUAL_SETTLEMENT, proof.tee_id, address_topic(receipt.payer)]
     events = list(filter(None, map(individual_settlement, stated or ())))
@@ -355,7 +355,7 @@ def is_settlement_of(receipt: SettlementReceipt, proof: TeeProof, event: Individ
 def _claims(receipt: SettlementReceipt, event: IndividualSettlement) -> list[Finding]:
     about, findings = receipt.call_id, []
     for what, claimed, fact in (
-        ("transaction", receipt.data_tx_hash, event.log.tx_hash),
+        ("transaction", transaction_claim(receipt.data_tx_hash), event.log.tx_hash),
         ("blob", receipt.data_blob_id, event.blob_id),
     ):
         if claimed is None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Final
 from urllib.parse import urlsplit
 
 from opengradient_x402.addresses import checksum_address
@@ -25,7 +26,7 @@ from opengradient_x402.proofs.bundle import Bundle, Contents, cases_of, describe
 from opengradient_x402.proofs.bundle_schema import check_shape
 from opengradient_x402.proofs.data_settlement import find_data_settlements
 from opengradient_x402.proofs.evidence import Evidence, Recorded, Replayed
-from opengradient_x402.proofs.findings import Finding, Standing, overall, proven, refuted
+from opengradient_x402.proofs.findings import Finding, Standing, not_proven, overall, proven, refuted
 from opengradient_x402.signer import Signer
 
 _NOWHERE = "https://offline.invalid"
@@ -88,6 +89,10 @@ def verify_bundle(
     return Verification(bundle=bundle, contents=contents, findings=tuple(findings + found), is_live=not is_offline)
 
 
+_CONTRACTS: Final = ("asset", "permit2", "upto_proxy", "exact_proxy", "registry", "relay")
+_OF_ENCLAVES: Final = ("registry", "relay")
+
+
 def _network_findings(bundle: Bundle) -> list[Finding]:
     """A bundle of a network that everybody knows must name that network's contracts, not look-alikes."""
     chain_id = bundle.network.get("chain_id")
@@ -95,14 +100,18 @@ def _network_findings(bundle: Bundle) -> list[Finding]:
     if known is None:
         return []
     described = describe(known)
-    differing = [
-        name
-        for name in ("asset", "permit2", "upto_proxy", "exact_proxy", "registry", "relay")
-        if described[name] is not None and described[name] != bundle.network.get(name)
-    ]
+    expected = [name for name in _CONTRACTS if described[name] is not None]
+    absent = [name for name in expected if name in _OF_ENCLAVES and bundle.network.get(name) is None]
+    differing = [name for name in expected if name not in absent and described[name] != bundle.network.get(name)]
     if differing:
         why = f"{', '.join(differing)} differ from those of {known.name}"
         return [refuted(_NETWORK, about="bundle", why=why)]
+    if absent:
+        why = (
+            f"it names no {' and no '.join(absent)}, as a network file for a gateway of one's own: who runs the "
+            f"enclaves cannot be looked up on {known.name}; token, Permit2 and proxies are those of {known.name}"
+        )
+        return [not_proven(_NETWORK, about="bundle", why=why)]
     return [proven(_NETWORK, about="bundle", why=f"token, Permit2 and proxies are those of {known.name}")]
 
 

@@ -29,7 +29,7 @@ from opengradient_x402.errors import ConfigurationError, OpenGradientError, RpcE
 from opengradient_x402.ledger.authorizations import Authorization
 from opengradient_x402.ledger.disputes import forged_transaction, settled_elsewhere
 from opengradient_x402.ledger.ledger import Ledger
-from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt
+from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt, transaction_claim
 from opengradient_x402.networks import PRESETS, Network, load_network
 from opengradient_x402.process import Ending, Resident, belongs
 from opengradient_x402.settings import Settings
@@ -202,7 +202,7 @@ class Reconciler:
     def _claims_checked(self, authorizations: Sequence[Authorization]) -> Steps[None]:
         """A transaction that is mined, and that the gateway names, must be the settlement."""
         for call in (yield from self._receipts_of(authorizations)).values():
-            claimed = call.claimed_payment_tx_hash
+            claimed = transaction_claim(call.claimed_payment_tx_hash)
             if claimed is None or call.status is ReceiptStatus.DISPUTED:
                 continue
             authorization = next(

@@ -54,6 +54,21 @@ def test_a_settlement_below_the_quotes_is_split_in_proportion_to_them():
     assert split_settlement(400, [quoted(300), DROPPED, quoted(500)]) == [150, 0, 250]
 
 
+def used(model: str, prompt_tokens: int, completion_tokens: int) -> SettlementReceipt:
+    return replace(CALL, model=model, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
+
+
+def test_calls_without_quotes_share_by_usage_at_published_prices():
+    cheap, dear = used("openai/gpt-5-mini", 1_000, 1_000), used("anthropic/claude-opus-4-6", 1_000, 1_000)
+    assert split_settlement(32_250, [cheap, dear]) == [2_250, 30_000]
+
+
+def test_tokens_of_a_model_without_a_published_price_count_as_the_others_do_on_average():
+    known, unknown = used("openai/gpt-5", 100, 100), used("openai/gpt-5.5", 150, 50)
+    assert split_settlement(1_000, [known, unknown, DROPPED]) == [500, 500, 0]
+    assert split_settlement(1_000, [unknown, used("zai/glm-5.2", 500, 100)]) == [250, 750]
+
+
 @given(
     settled=st.integers(0, 10**18),
     costs=st.lists(st.none() | st.integers(0, 10**17), min_size=1, max_size=8),

@@ -78,7 +78,7 @@ def test_exact_is_taken_when_upto_is_not_acceptable():
         ({"asset": STRANGER}, f"wants token {STRANGER}"),
         ({"payTo": STRANGER}, "add it to the policy's `payees`"),
         ({"amount": "0"}, "amount is 0"),
-        ({"maxTimeoutSeconds": 601}, "would live 601 s; the limit is 600 s"),
+        ({"maxTimeoutSeconds": 3601}, "would live 3601 s; the limit is 3600 s"),
         ({"maxTimeoutSeconds": 10**9}, "would live 1000000000 s"),
         (
             {"amount": str(5 * 10**18 + 1)},
@@ -261,7 +261,7 @@ def test_nothing_outside_the_limits_is_ever_chosen(amount, timeout, payee, last)
     except PolicyRefused:
         return
     assert 0 < terms.amount_atomic <= 5 * 10**18
-    assert terms.max_timeout_s <= 600
+    assert terms.max_timeout_s <= 3600
     assert terms.pay_to == PAYEE
     assert last is None or terms.amount_atomic <= 2 * last
 

@@ -102,6 +102,15 @@ def test_a_session_is_left_alone_before_its_deadline(pool, clock):
     assert isinstance(pool.enter(KEY, blocking=False), Ticket)
 
 
+def test_a_session_of_a_long_signature_is_left_alone_before_the_gateway_ends_it(pool, clock):
+    session = open_session(pool, deadline=NOW + 3601)
+    session.opened_at += 3400  # opened late: by a payment whose fate was unknown
+    clock.now += 3449
+    assert pool.enter(KEY, blocking=False) is session
+    clock.now += 5
+    assert isinstance(pool.enter(KEY, blocking=False), Ticket)
+
+
 def test_a_nearly_exhausted_session_is_left_alone(pool):
     session = open_session(pool, amount_atomic=100)
     pool.leave(session, cost_atomic=40)

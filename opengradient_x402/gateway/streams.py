@@ -2,24 +2,34 @@
 
 Thin: what bytes mean is `exchange`'s business. What is here is the end of a stream in all its forms: read to
 the end, closed early, broken, dropped without a word, closed by another thread.
+
+A stream whose content is complete is read to the end of the HTTP body before its connection is let go, also when
+its reader stops there: some gateways bill and prove a call only after their last write went through (docs/wire.md,
+"Stream events"). `REST_S` limits that, and the reader has every delta before it begins.
 """
 
 from __future__ import annotations
 
+import _thread
+import asyncio
 import socket
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 import httpx
 
 from opengradient_x402.completions import Completion, Delta
-from opengradient_x402.errors import StreamInterrupted
+from opengradient_x402.errors import OpenGradientError, StreamInterrupted
 from opengradient_x402.gateway.exchange import Exchange
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.process import Ending, Resident, belongs
+
+REST_S: Final = 1.0
+"""How long is waited for the end of the body once the content is complete."""
+_BROKEN_REST = (TimeoutError, httpx.TransportError, httpx.DecodingError, OpenGradientError)
 
 
 class CompletionStream(Iterator[Delta], Resident):
@@ -83,7 +93,8 @@ class CompletionStream(Iterator[Delta], Resident):
     def close(self) -> None:
         """Ends the response and the call; what was served so far is charged. Closing twice is harmless.
 
-        Another thread may do it: a read that is under way ends then.
+        Another thread may do it: a read that is under way ends then. A stream whose content has all arrived is
+        read to its end, for one second at most.
         """
         if not self._is_closed:
             self._is_closed = True
@@ -91,9 +102,21 @@ class CompletionStream(Iterator[Delta], Resident):
                 if self._is_reading:
                     _hang_up(self._response)  # wakes the reader, which closes the response itself
                 else:
-                    self._response.close()
+                    try:
+                        self._read_rest()
+                    finally:
+                        self._response.close()
             finally:
-                self._exchange.end("abandoned")
+                self.completion = self._exchange.close_stream(was_shown_whole=not self._ready) or self.completion
+
+    def _read_rest(self) -> None:
+        if not self._exchange.has_all_content or self._response.is_closed:
+            return
+        ended = _thread.allocate_lock()
+        with ended, suppress(*_BROKEN_REST):
+            for chunk in self._bytes if _hang_up_later(self._response, unless=ended) else ():
+                if not self._exchange.take_rest(chunk):
+                    break
 
     def _renew(self) -> None:
         """In a child it is over: the parent goes on with it, and neither its line nor its receipt is touched here."""
@@ -160,11 +183,29 @@ class AsyncCompletionStream(AsyncIterator[Delta], Resident):
         return self._ready.popleft()
 
     async def aclose(self) -> None:
-        """Ends the response and the call; what was served so far is charged. Closing twice is harmless."""
+        """Ends the response and the call; what was served so far is charged. Closing twice is harmless.
+
+        A stream whose content has all arrived is read to its end, for one second at most.
+        """
         if not self._is_closed:
             self._is_closed = True
-            self._exchange.end("abandoned")
+            try:
+                await self._read_rest()
+            except asyncio.CancelledError:
+                await self._response.aclose()
+                raise
+            finally:
+                self.completion = self._exchange.close_stream(was_shown_whole=not self._ready) or self.completion
             await self._response.aclose()
+
+    async def _read_rest(self) -> None:
+        if not self._exchange.has_all_content or self._response.is_closed:
+            return
+        with suppress(*_BROKEN_REST):
+            async with asyncio.timeout(REST_S):
+                async for chunk in self._bytes:
+                    if not self._exchange.take_rest(chunk):
+                        break
 
     def _renew(self) -> None:
         """As of a `CompletionStream`."""
@@ -203,8 +244,25 @@ def _inherited() -> StreamInterrupted:
     )
 
 
+def _hang_up_later(response: httpx.Response, *, unless: _thread.LockType) -> bool:
+    """Ends a blocking read of the response in `REST_S`, unless the lock is released before; False if it cannot."""
+
+    def watch() -> None:
+        if not unless.acquire(timeout=REST_S):
+            _hang_up(response)
+
+    try:
+        # Not a `threading.Thread`: its locks are not reentrant, and the garbage collector may close a stream anywhere.
+        _thread.start_new_thread(watch, ())
+    except RuntimeError:  # the interpreter ends
+        return False
+    return True
+
+
 def _hang_up(response: httpx.Response) -> None:
     """Ends the connection under a read of another thread; closing the socket would not wake that thread."""
+    if response.is_closed:  # the connection may serve another call already
+        return
     stream = response.extensions.get("network_stream")
     line = stream.get_extra_info("socket") if stream is not None else None
     if isinstance(line, socket.socket):
