@@ -99,7 +99,9 @@ def test_listing_reads_the_newest_receipts_only(many, empty):
     assert memory < _MOST_MB
 
 
-@pytest.mark.parametrize("options", [["--status", "disputed"], ["--payer", entry().terms.payee], ["--since", str(2 * NOW)]])
+@pytest.mark.parametrize(
+    "options", [["--status", "disputed"], ["--payer", entry().terms.payee], ["--since", str(2 * NOW)]]
+)
 def test_listing_what_there_is_none_of_does_not_read_the_others(many, options):
     shown, took, memory = _command(many[0], "receipts", "list", "--json", *options)
     assert json.loads(shown) == []
