@@ -20,10 +20,10 @@ CHECKPOINT_EVERY: Final = 256
 """So many records, and a commit of the writer's thread moves what is written into the main file."""
 
 _COLUMNS = ("authorization_id", "created_at", "receipt", "payer", "status", "answered_as")
-_WRITE: Final = (
+WRITE: Final = (
     f"INSERT INTO calls (call_id, {', '.join(_COLUMNS)}) VALUES (?, ?, ?, ?, ?, ?, ?) "  # noqa: S608  (names of columns)
     f"ON CONFLICT (call_id) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in _COLUMNS)} "
-    "RETURNING (SELECT status FROM authorizations WHERE id = authorization_id)"
+    "RETURNING (SELECT status FROM authorizations WHERE id = ?)"  # a column in place of `?` would use no index
 )
 
 
@@ -80,8 +80,9 @@ class Recorder:
                     receipt.payer,
                     receipt.status.value,
                     receipt.status.value,
+                    receipt.authorization_id,
                 )
-                [(status,)] = self._conn.execute(_WRITE, row).fetchall()
+                [(status,)] = self._conn.execute(WRITE, row).fetchall()
             except sqlite3.Error:  # e.g. locked: the writer's thread waits for it, and reports what is wrong
                 return None
             finally:

@@ -31,6 +31,7 @@ from opengradient_x402.errors import (
 from opengradient_x402.ledger.authorizations import Authorization, Budget
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.ledger.receipts import SettlementReceipt
+from opengradient_x402.ledger.shared import OF_THE_PROCESS
 from opengradient_x402.models import find_model, usd_to_atomic
 from opengradient_x402.networks import Network, load_network
 from opengradient_x402.payment.call import Answer, Call, build_receipt
@@ -132,7 +133,7 @@ class Payments(Resident):
             network=load_network(network if network is not None else settings.network),
             signer=signer_of(key),
             policy=policy,
-            ledger=ledger if isinstance(ledger, Ledger) else Ledger(ledger or settings.ledger_url),
+            ledger=ledger if isinstance(ledger, Ledger) else OF_THE_PROCESS.opened(ledger or settings.ledger_url),
         )
         payments._owns_ledger = own
         return payments
@@ -150,9 +151,13 @@ class Payments(Resident):
         return Reconciler(self.network, self.ledger)
 
     def close(self) -> None:
-        """Writes what the ledger still holds; closes it if it was opened here. Sessions settle on their own."""
+        """Writes what the ledger still holds; closes it if it was opened for this, and nobody else uses it.
+
+        Sessions settle on their own.
+        """
         if self._owns_ledger:
-            self.ledger.close()
+            self._owns_ledger = False
+            OF_THE_PROCESS.released(self.ledger)
         else:
             self.ledger.flush()
 

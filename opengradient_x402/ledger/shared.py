@@ -1,0 +1,47 @@
+"""The ledgers of a process: one for each database, whatever number of wallets pay into it.
+
+A ledger has a thread and connections. Whoever opens one here shares it, and the last one who releases it closes it.
+"""
+
+from __future__ import annotations
+
+import weakref
+from pathlib import Path
+from typing import Final
+
+from opengradient_x402.ledger.ledger import Ledger, location
+from opengradient_x402.ledger.writer import is_in_memory
+from opengradient_x402.process import OwnLock
+
+
+class Ledgers:
+    """Ledgers by their database. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = OwnLock()
+        self._open: weakref.WeakValueDictionary[str, Ledger] = weakref.WeakValueDictionary()
+        self._users: weakref.WeakKeyDictionary[Ledger, int] = weakref.WeakKeyDictionary()
+
+    def opened(self, url: str | Path) -> Ledger:
+        """The ledger of this database, for one more user."""
+        if is_in_memory(str(url)):  # each of them is another database
+            return Ledger(url)
+        with self._lock:
+            place = location(url)
+            ledger = self._open.get(place)
+            if ledger is None or ledger.is_closed:
+                ledger = self._open[place] = Ledger(url)
+            self._users[ledger] = self._users.get(ledger, 0) + 1
+            return ledger
+
+    def released(self, ledger: Ledger) -> None:
+        """One user less: the last one closes it, the others have written what waits."""
+        with self._lock:
+            left = self._users[ledger] = self._users.get(ledger, 1) - 1
+        if left > 0:
+            ledger.flush()
+        else:
+            ledger.close()
+
+
+OF_THE_PROCESS: Final = Ledgers()

@@ -1,0 +1,92 @@
+"""A ledger that does not answer, or a budget that is spent, holds no call longer than its time limit."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import replace
+
+import pytest
+
+from opengradient_devnet.faults import NeverSettle
+from opengradient_x402.errors import BudgetExceeded, LedgerUnavailable
+from opengradient_x402.payment.payments import Payments
+from opengradient_x402.payment.policy import SpendPolicy
+from support.node import serving
+from support.payers import PROMPT, async_client_for, client_for, network_of, opg_balance
+
+
+def _held(path):
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    return closing(other)
+
+
+def test_a_locked_ledger_holds_no_call_longer_than_its_time_limit_and_nothing_is_signed(
+    net, account, payments, tmp_path
+):
+    before = opg_balance(net, account.address)
+    payments.ledger.flush()
+    payments.ledger.noted("open it").result()
+    with client_for(payments, timeout_s=2) as client:
+        with _held(tmp_path / "payments.sqlite"):
+            began = time.monotonic()
+            with pytest.raises(LedgerUnavailable, match=r"did not answer within the 2 s.*Nothing was signed"):
+                client.chat(PROMPT)
+            assert time.monotonic() - began < 8
+        assert payments.ledger.authorizations(status="signed").result() == []
+        client.chat(PROMPT)
+    assert len(payments.ledger.authorizations(status="signed").result()) == 1
+    assert opg_balance(net, account.address) <= before
+
+
+async def test_a_locked_ledger_holds_no_coroutine_longer_than_its_time_limit(payments, tmp_path):
+    payments.ledger.noted("open it").result()
+    client = async_client_for(payments, timeout_s=2)
+    with _held(tmp_path / "payments.sqlite"):
+        began = time.monotonic()
+        results = await asyncio.gather(*(client.chat(PROMPT) for _ in range(5)), return_exceptions=True)
+        assert time.monotonic() - began < 10
+    assert any(isinstance(result, LedgerUnavailable) for result in results)
+    assert all(isinstance(result, Exception) and "Nothing was signed" in str(result) for result in results)
+    await client.aclose()
+
+
+def test_a_call_in_a_session_does_not_wait_for_a_locked_ledger_at_all(payments, tmp_path):
+    with client_for(payments, timeout_s=20) as client:
+        client.chat(PROMPT)
+        with _held(tmp_path / "payments.sqlite"):
+            receipt = client.chat(PROMPT).receipt
+        assert receipt is not None
+        payments.ledger.flush()
+        (kept,) = payments.ledger.receipts(call_ids=[receipt.call_id]).result()
+        assert kept.outcome == "ok"
+
+
+def test_calls_that_the_budget_refuses_ask_the_chain_once_a_minute(net, account, tmp_path):
+    with serving(net.chain) as node:
+        network = replace(network_of(net), rpc_url=node.url)
+        policy = SpendPolicy(max_per_day="0.15")
+        payments = Payments.open(
+            network=network, private_key=account.private_key, policy=policy, ledger=tmp_path / "spent.sqlite"
+        )
+        with client_for(payments) as client:
+            client.chat(PROMPT)
+            net.faults.inject(NeverSettle(), times=None)
+            net.close_sessions(wait_s=0)
+            with pytest.raises(BudgetExceeded):
+                client.chat(PROMPT)
+            asked = len(node.requests)
+            assert asked
+
+            def refused(_):
+                with pytest.raises(BudgetExceeded):
+                    client.chat(PROMPT)
+
+            with ThreadPoolExecutor(8) as pool:
+                list(pool.map(refused, range(24)))
+            assert len(node.requests) == asked
+        payments.close()
