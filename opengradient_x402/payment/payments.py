@@ -28,7 +28,7 @@ from opengradient_x402.errors import (
     PaidButFailed,
     PaymentOutcomeUnknown,
 )
-from opengradient_x402.ledger.authorizations import Authorization, Budget
+from opengradient_x402.ledger.authorizations import Authorization, Budget, SignedTerms
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.models import find_model, usd_to_atomic
@@ -199,22 +199,49 @@ class Payments(Resident):
             nonce_space=None if earlier is None else (earlier.transfer_method, earlier.asset),
         )
 
-    def check_call(self, call: Call, key: SessionKey, *, cap_atomic: int) -> None:
-        """Refuses a call that could cost more than `max_per_call`. Raises PolicyRefused.
+    def check_call(self, call: Call, key: SessionKey, *, terms: PaymentTerms | SignedTerms) -> None:
+        """Refuses a call that could cost more than `max_per_call`. Raises PolicyRefused."""
+        if self.policy.max_per_call is not None:
+            worst = self._worst_case(call, key, terms)
+            self.policy.check_call(worst, asset=self.network.asset, model=call.model)
 
-        The worst case is the published price of the model for the whole prompt and all the tokens allowed, at
-        the token price that the gateway quoted last; without a quote it is all that may be taken.
+    def check_limits(self, call: Call, key: SessionKey, authorization: Authorization) -> None:
+        """Sets the call's worst case aside in every run that makes it. Raises BudgetExceeded."""
+        for limit in call.limits:
+            limit.admit(
+                call.id,
+                authorization,
+                worst_case_atomic=self._worst_case(call, key, authorization.terms),
+                asset=self.network.asset,
+                model=call.model,
+            )
+
+    def recount(self, call: Call) -> Future[None]:
+        """Asks the chain, and then the ledger, about the calls whose cost the call's limits do not know yet."""
+        return in_thread(lambda: self._recount(call), name="opengradient-recount")
+
+    def _recount(self, call: Call) -> None:
+        self._reclaim()
+        for limit in call.limits:
+            limit.update(self.ledger.receipts(call_ids=list(limit.unknown)).result())
+
+    def _worst_case(self, call: Call, key: SessionKey, terms: PaymentTerms | SignedTerms) -> int:
+        """The most that a call may cost, in atomic units.
+
+        An `exact` payment costs what is signed. Otherwise it is the published price of the model for the whole prompt
+        and all the tokens allowed, at the token price that the gateway quoted last; without a quote it is all that may
+        be taken.
         """
-        if self.policy.max_per_call is None:
-            return
-        worst = cap_atomic
+        worst = terms.amount_atomic
+        if terms.scheme == "exact":
+            return worst
         info, asset_usd = find_model(call.model), self.gateways.asset_usd(key.origin)
         if info is not None and asset_usd is not None and call.prompt_bytes:
             usd = info.worst_case_cost_usd(
                 prompt_tokens=call.prompt_bytes // BYTES_PER_TOKEN, max_tokens=call.max_tokens
             )
             worst = min(worst, usd_to_atomic(usd, asset_usd=asset_usd, asset=self.network.asset))
-        self.policy.check_call(worst, asset=self.network.asset, model=call.model)
+        return worst
 
     def draft(
         self, terms: PaymentTerms, call: Call, endpoint: str, *, earlier: Authorization | None = None
@@ -367,8 +394,8 @@ class Payments(Resident):
         """
         if call.authorization is None or call.process_id != os.getpid() or not call.ending.acquire(blocking=False):
             return None
-        receipt = build_receipt(call, outcome=outcome, error=error, answer=answer).followed_by(self.reconciler)
-        call.receipt = receipt
+        receipt = build_receipt(call, outcome=outcome, error=error, answer=answer, asset=self.network.asset)
+        call.receipt = receipt.followed_by(self.reconciler)
         quote = None if answer is None else answer.raw.get("opengradient")
         if isinstance(quote, Mapping):
             self.gateways.note_quote(receipt.endpoint, quote.get("opg_price_usd"))
