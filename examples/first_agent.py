@@ -22,7 +22,7 @@ from opengradient_x402.proofs.verification import export_bundle
 from opengradient_x402.settings import Settings
 
 POLICY = SpendPolicy(max_per_authorization="0.5", max_per_day="1")  # OPG that the wallet may spend
-PER_RUN = "0.05"  # OPG that one run of the agent may spend
+PER_RUN = "0.2"  # OPG that one run of the agent may spend; calls under way count with their worst case
 BUNDLE = Path("audit.bundle.json")
 QUESTION = 'Look up the token_price of "ETH", then use convert_to_euros on 3150.20 dollars.'
 

@@ -5,9 +5,9 @@ A receipt can reach a handler in four ways, and is counted once, by its call id:
     on_llm_end             inside the finished message (invoke, stream, batch, agents, graphs)
     on_llm_error           on the error
     on_stream_event        in the `message-finish` event of v3 streams
-    the model's own report when core says nothing: a stream that was dropped half-way, a call that was
-                           cancelled or timed out. It goes to the handler of `get_settlement_callback()` that
-                           was active when the call began, and to the handlers that saw the run start.
+    the model's own report at the end of every call, also when core says nothing: a stream that was dropped
+                           half-way, a call that was cancelled or timed out. It goes to the handler of
+                           `get_settlement_callback()` that was active when the call began, and to those of its run.
 
 An answer out of a cache was paid for earlier and is not counted again. It does not know how payments work,
 and it does not read the chain: `update` takes what a reconciler found.
@@ -19,25 +19,26 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
-from weakref import WeakSet, WeakValueDictionary
 
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.callbacks.manager import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.messages import AIMessage, BaseMessage
-from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, LLMResult
+from langchain_core.outputs import ChatGeneration, LLMResult
 from langchain_core.tracers.context import register_configure_hook
 
 from langchain_opengradient.blocks import PROVIDER
 from langchain_opengradient.conversions import RECEIPT_KEY, is_from_cache
 from opengradient_x402.ledger.receipts import SettlementReceipt
-from opengradient_x402.money import format_amount
+from opengradient_x402.money import Asset, format_amount
+from opengradient_x402.payment.run_limit import RunLimit, cost_of
 from opengradient_x402.process import OwnLock
 
-_log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from opengradient_x402.gateway.client import AsyncGatewayClient, GatewayClient
 
-_UUID_LENGTH: Final = 36
+_log = logging.getLogger(__name__)
 
 
 class SettlementCallbackHandler(BaseCallbackHandler):
@@ -46,6 +47,9 @@ class SettlementCallbackHandler(BaseCallbackHandler):
     Attach it (`config={"callbacks": [handler]}`, or a model's `callbacks`), or use `get_settlement_callback()`.
     Safe to share between threads, tasks and runs.
     """
+
+    run_limit: RunLimit | None = None
+    """What the calls that this handler listens to may spend; a `SpendGuard` has one."""
 
     run_inline = True  # in async runs: before the run returns, and on the caller's side of a thread pool
 
@@ -59,7 +63,7 @@ class SettlementCallbackHandler(BaseCallbackHandler):
         self._receipts: dict[str, SettlementReceipt] = {}
         self._on_receipt = on_receipt
         self._parent = parent
-        self._open_runs: dict[UUID, _Listeners] = {}
+        self._asset: Asset | None = None
 
     @property
     def receipts(self) -> tuple[SettlementReceipt, ...]:
@@ -88,8 +92,13 @@ class SettlementCallbackHandler(BaseCallbackHandler):
 
     @property
     def spent_opg(self) -> str:
-        """`spent_atomic` in OPG, as a decimal string."""
-        return format_amount(self.spent_atomic)
+        """`spent_atomic` in whole tokens (OPG on OpenGradient's networks), as a decimal string."""
+        return format_amount(self.spent_atomic, decimals=18 if self._asset is None else self._asset.decimals)
+
+    @property
+    def spent(self) -> str:
+        """`spent_opg` with the token's symbol: "0.0125 OPG"."""
+        return f"{self.spent_opg} {'OPG' if self._asset is None else self._asset.symbol}"
 
     def __repr__(self) -> str:
         return (
@@ -97,9 +106,10 @@ class SettlementCallbackHandler(BaseCallbackHandler):
             f"spent_opg={self.spent_opg!r})"
         )
 
-    def hear(self, receipt: SettlementReceipt) -> None:
-        """Count `receipt`, unless its call was counted already."""
+    def hear(self, receipt: SettlementReceipt, *, asset: Asset | None = None) -> None:
+        """Count `receipt`, unless its call was counted already. `asset` is the token that it was paid in, if known."""
         with self._lock:
+            self._asset = asset or self._asset
             is_new = receipt.call_id not in self._receipts
             if is_new:
                 self._receipts[receipt.call_id] = receipt
@@ -109,7 +119,7 @@ class SettlementCallbackHandler(BaseCallbackHandler):
             except Exception:  # noqa: BLE001 - the listener's boundary: its fault must not hide a paid answer
                 _log.exception("A receipt listener failed for call %s", receipt.call_id)
         if self._parent is not None:
-            self._parent.hear(receipt)
+            self._parent.hear(receipt, asset=asset)
 
     def update(self, receipt: SettlementReceipt) -> None:
         """Replace what was heard of a call by what is known now (settled, expired, disputed)."""
@@ -126,35 +136,25 @@ class SettlementCallbackHandler(BaseCallbackHandler):
         serialized: dict[str, Any],  # noqa: ARG002 - the framework's signature
         messages: list[list[BaseMessage]],  # noqa: ARG002 - the framework's signature
         *,
-        run_id: UUID,
+        run_id: UUID,  # noqa: ARG002 - the framework's signature
         metadata: dict[str, Any] | None = None,
         **kwargs: Any,  # noqa: ARG002 - the framework's signature
     ) -> None:
-        """Remember that this handler listens to the run, in case only the model hears how it ends."""
+        """Let the model know that this handler listens to the call, before core makes it."""
         if (metadata or {}).get("ls_provider") == PROVIDER:
-            listeners = _listening.setdefault(run_id, _Listeners())
-            listeners.handlers.add(self)
-            self._open_runs[run_id] = listeners
+            _announced.set((*_announced.get(), self))
 
     def on_llm_end(self, response: LLMResult, *, run_id: UUID, **kwargs: Any) -> None:  # noqa: ARG002 - the framework's signature
         """Hear the receipts inside the finished messages."""
         self._hear_generations(response)
-        self.forget(run_id)
 
-    def on_llm_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
+    def on_llm_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:  # noqa: ARG002 - the framework's signature
         """Hear the receipt on the error, or in what was streamed before it."""
         receipt = getattr(error, "receipt", None)
         if isinstance(receipt, SettlementReceipt):
             self.hear(receipt)
         if isinstance(response := kwargs.get("response"), LLMResult):
             self._hear_generations(response)
-        if receipt is not None or isinstance(error, Exception):
-            self.forget(run_id)
-        # else: dropped or cancelled. The model reports when it has closed the connection.
-
-    def forget(self, run_id: UUID) -> None:
-        """The run is over: nothing more will be heard of it."""
-        self._open_runs.pop(run_id, None)
 
     def on_stream_event(self, event: Any, **kwargs: Any) -> None:  # noqa: ARG002 - the framework's signature
         """Hear the receipt in the last event of a v3 stream."""
@@ -193,9 +193,7 @@ def spent_at_most_atomic(receipts: Iterable[SettlementReceipt]) -> int:
     known: dict[str, int] = {}
     open_ended: dict[str, int] = {}
     for receipt in receipts:
-        amount = receipt.settled_atomic if receipt.settled_atomic is not None else receipt.cost_atomic
-        if amount is None and receipt.is_final:
-            amount = 0
+        amount = cost_of(receipt)
         if amount is None:
             open_ended[receipt.authorization_id] = receipt.authorized_atomic
         else:
@@ -205,62 +203,46 @@ def spent_at_most_atomic(receipts: Iterable[SettlementReceipt]) -> int:
 
 
 class SettlementReport:
-    """One call's way to the handlers that core may forget to tell. Made when the call begins."""
+    """One call's way to the handlers of its run, whatever core tells them. Made when the call begins."""
 
-    __slots__ = ("_chunk", "_context_handler", "_run_id", "receipt")
+    __slots__ = ("_asset", "_handlers", "receipt")
 
     def __init__(self, run_manager: CallbackManagerForLLMRun | AsyncCallbackManagerForLLMRun | None) -> None:
         # Read now: a dropped async stream is closed later, by the event loop, in somebody else's context.
-        self._context_handler = _active.get()
-        self._run_id = None if run_manager is None else run_manager.run_id
-        self._chunk: ChatGenerationChunk | None = None
+        listening = _announced.get() if run_manager is None else run_manager.handlers
+        found = [handler for handler in (*listening, _active.get()) if isinstance(handler, SettlementCallbackHandler)]
+        self._handlers = tuple(dict.fromkeys(found))
+        self._asset: Asset | None = None
         self.receipt: SettlementReceipt | None = None
 
-    def watch(self, chunk: ChatGenerationChunk) -> None:
-        """Keep a chunk that core is about to see: it writes the run's id on it, and says it nowhere else."""
-        self._chunk = chunk
+    def begin(self, client: GatewayClient | AsyncGatewayClient) -> dict[str, Any]:
+        """What the gateway client is told about the listeners: where the receipt goes, and the limits of the runs."""
+        self._asset = client.payments.network.asset
+        limits = [handler.run_limit for handler in self._handlers if handler.run_limit is not None]
+        return {"on_receipt": self._receive, "limits": limits}
 
     def attach(self, error: BaseException) -> None:
         """Put the receipt on a cancellation, which core shows to the handlers and knows nothing about."""
         if self.receipt is not None:
             error.__dict__["receipt"] = self.receipt
 
-    def receive(self, receipt: SettlementReceipt) -> None:
+    def _receive(self, receipt: SettlementReceipt) -> None:
         """Take the call's receipt; the gateway client calls this exactly once per paid call."""
         self.receipt = receipt
-        if self._context_handler is not None:
-            self._context_handler.hear(receipt)
-
-    def close(self) -> None:
-        """Tell the handlers that saw the run start. They count a call once, so this is right at any end."""
-        run_id = self._run_id if self._run_id is not None else self._run_id_on_chunk()
-        listeners = None if run_id is None else _listening.get(run_id)
-        if run_id is None or listeners is None:
-            return
-        for handler in list(listeners.handlers):
-            if self.receipt is not None:
-                handler.hear(self.receipt)
-            handler.forget(run_id)
-
-    def _run_id_on_chunk(self) -> UUID | None:
-        if self._chunk is None or not self._chunk.message.id:
-            return None
-        try:
-            return UUID(self._chunk.message.id[-_UUID_LENGTH:])
-        except ValueError:
-            return None
+        for handler in self._handlers:
+            handler.hear(receipt, asset=self._asset)
 
 
-class _Listeners:
-    """The handlers that saw one run start. Lives as long as one of them remembers the run."""
+def expect_call() -> None:
+    """A call of a model is about to be announced: whoever listened to the one before does not listen to this one.
 
-    __slots__ = ("__weakref__", "handlers")
+    Core asks a model for its parameters, tells the handlers that the call starts, and makes it, in one context.
+    """
+    _announced.set(())
 
-    def __init__(self) -> None:
-        self.handlers: WeakSet[SettlementCallbackHandler] = WeakSet()
 
-
-_listening: WeakValueDictionary[UUID, _Listeners] = WeakValueDictionary()
+_announced: ContextVar[tuple[SettlementCallbackHandler, ...]] = ContextVar("opengradient_announced", default=())
+"""The handlers that were told of the call that core is about to make: it streams without a run manager."""
 
 _active: ContextVar[SettlementCallbackHandler | None] = ContextVar("opengradient_settlements", default=None)
 # Once per process: every registered hook is looked at on every run, and hooks cannot be taken back.

@@ -153,12 +153,11 @@ class ChatOpenGradient(ConfiguredChatModel):
         try:
             with raised_as_model_errors():
                 call = self._call(messages, stop, kwargs)
-                completion = self._client().chat(call.body, on_receipt=report.receive, **_options(call))
+                client = self._client()
+                completion = client.chat(call.body, **report.begin(client), **_options(call))
         except (KeyboardInterrupt, SystemExit) as exc:
             report.attach(exc)
             raise
-        finally:
-            report.close()
         return to_result(completion, model_name=call.served_model_name(completion))
 
     async def _agenerate(
@@ -173,12 +172,10 @@ class ChatOpenGradient(ConfiguredChatModel):
             with raised_as_model_errors():
                 call = self._call(messages, stop, kwargs)
                 client = await self._async_client()
-                completion = await client.chat(call.body, on_receipt=report.receive, **_options(call))
+                completion = await client.chat(call.body, **report.begin(client), **_options(call))
         except asyncio.CancelledError as exc:
             report.attach(exc)
             raise
-        finally:
-            report.close()
         return to_result(completion, model_name=call.served_model_name(completion))
 
     def _stream(
@@ -192,20 +189,17 @@ class ChatOpenGradient(ConfiguredChatModel):
         try:
             with raised_as_model_errors():
                 call = self._call(messages, stop, kwargs)
-                stream = self._client().stream(call.body, on_receipt=report.receive, **_options(call))
+                client = self._client()
+                stream = client.stream(call.body, **report.begin(client), **_options(call))
                 with closing(stream):
                     for delta in stream:
                         if not delta.is_empty:
-                            chunk = to_chunk(delta)
-                            report.watch(chunk)
-                            yield chunk
+                            yield to_chunk(delta)
             completion = stream.completion
             yield self._terminal_chunk(call, completion, report, kwargs)
         except (KeyboardInterrupt, SystemExit) as exc:
             report.attach(exc)
             raise
-        finally:
-            report.close()
 
     async def _astream(
         self,
@@ -219,20 +213,16 @@ class ChatOpenGradient(ConfiguredChatModel):
             with raised_as_model_errors():
                 call = self._call(messages, stop, kwargs)
                 client = await self._async_client()
-                stream = await client.stream(call.body, on_receipt=report.receive, **_options(call))
+                stream = await client.stream(call.body, **report.begin(client), **_options(call))
                 async with aclosing(stream):
                     async for delta in stream:
                         if not delta.is_empty:
-                            chunk = to_chunk(delta)
-                            report.watch(chunk)
-                            yield chunk
+                            yield to_chunk(delta)
             completion = stream.completion
             yield self._terminal_chunk(call, completion, report, kwargs)
         except asyncio.CancelledError as exc:
             report.attach(exc)
             raise
-        finally:
-            report.close()
 
     def _terminal_chunk(
         self, call: ChatCall, completion: Any, report: SettlementReport, kwargs: Mapping[str, Any]

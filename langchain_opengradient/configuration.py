@@ -18,6 +18,7 @@ from langchain_core.language_models.chat_models import BaseChatModel
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from langchain_opengradient.blocks import PROVIDER
+from langchain_opengradient.callbacks import expect_call
 from langchain_opengradient.calls import model_name
 from opengradient_x402.gateway.clients import Connections
 from opengradient_x402.models import find_model
@@ -185,6 +186,7 @@ class ConfiguredChatModel(BaseChatModel):
         return {name: value for name, value in params.items() if value not in (None, [])}
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
+        expect_call()
         params = LangSmithParams(
             ls_provider=PROVIDER,
             ls_model_type="chat",

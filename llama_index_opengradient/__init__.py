@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llama_index_opengradient.events import ReceiptEvent, SettlementEvent, SettlementUpdateEvent
-    from llama_index_opengradient.handlers import SettlementCallbackHandler, SettlementLedgerHandler
+    from llama_index_opengradient.handlers import SettlementCallbackHandler, SettlementLedgerHandler, SpendGuard
     from llama_index_opengradient.llm import OpenGradient
     from opengradient_x402.gateway.request import GatewayLimitation
     from opengradient_x402.ledger.receipts import SettlementReceipt
@@ -28,6 +28,7 @@ __all__ = [
     "SettlementMode",
     "SettlementReceipt",
     "SettlementUpdateEvent",
+    "SpendGuard",
     "SpendPolicy",
 ]
 
@@ -41,6 +42,7 @@ _HOMES = {
     "SettlementMode": "opengradient_x402.settlement_mode",
     "SettlementReceipt": "opengradient_x402.ledger.receipts",
     "SettlementUpdateEvent": "llama_index_opengradient.events",
+    "SpendGuard": "llama_index_opengradient.handlers",
     "SpendPolicy": "opengradient_x402.payment.policy",
 }
 

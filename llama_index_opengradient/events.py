@@ -14,12 +14,18 @@ from __future__ import annotations
 import contextvars
 import logging
 from collections.abc import Callable, Iterable
-from typing import Any, Final
+from contextvars import ContextVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
 from llama_index_instrumentation import get_dispatcher
 from llama_index_instrumentation.base import BaseEvent
 
 from opengradient_x402.ledger.receipts import SettlementReceipt
+from opengradient_x402.payment.run_limit import RunLimit
+
+if TYPE_CHECKING:
+    from llama_index_opengradient.handlers import SettlementLedgerHandler
 
 _logger = logging.getLogger(__name__)
 
@@ -67,6 +73,20 @@ class SettlementUpdateEvent(ReceiptEvent):
         return "SettlementUpdateEvent"
 
 
+listening: Final[ContextVar[tuple[SettlementLedgerHandler, ...]]] = ContextVar("opengradient_listening", default=())
+"""The handlers that listen to the calls of this context, and of the tasks and threads that it starts."""
+
+
+def _attached() -> Iterable[Any]:
+    """The handlers on the dispatchers that settlement events pass."""
+    dispatcher = get_dispatcher(DISPATCHER_NAME)
+    while True:
+        yield from dispatcher.event_handlers
+        if not dispatcher.propagate:
+            return
+        dispatcher = dispatcher.parent
+
+
 class ReceiptReporter:
     """Tells everybody who listens of the receipts of one call. Made when the call starts, in its context.
 
@@ -77,7 +97,14 @@ class ReceiptReporter:
     def __init__(self, listeners: Iterable[Callable[[SettlementReceipt], None]] = ()) -> None:
         self._context = contextvars.copy_context()
         self._listeners = tuple(listeners)
+        self._handlers = listening.get()
         self._told: SettlementReceipt | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the gateway client is told: where the receipt goes, and the limits of the runs that make the call."""
+        limits = [getattr(handler, "run_limit", None) for handler in (*self._handlers, *_attached())]
+        return {"on_receipt": self, "limits": [one for one in dict.fromkeys(limits) if isinstance(one, RunLimit)]}
 
     def __call__(self, receipt: SettlementReceipt | None) -> None:
         """Tell of a receipt, unless there is none or this very state of it was told. Never raises.
@@ -91,9 +118,11 @@ class ReceiptReporter:
         self._context.run(self._tell, event_type, receipt)
 
     def _tell(self, event_type: type[ReceiptEvent], receipt: SettlementReceipt) -> None:
-        get_dispatcher(DISPATCHER_NAME).event(event_type(receipt=receipt))  # swallows what its handlers raise
-        for listener in self._listeners:
+        event = event_type(receipt=receipt)
+        get_dispatcher(DISPATCHER_NAME).event(event)  # swallows what its handlers raise, and adds the run's tags
+        told: list[Callable[[], None]] = [partial(handler.handle, event) for handler in self._handlers]
+        for tell in told + [partial(listener, receipt) for listener in self._listeners]:
             try:
-                listener(receipt)
+                tell()
             except Exception:
                 _logger.exception("A settlement listener failed for call %s; the call goes on", receipt.call_id)

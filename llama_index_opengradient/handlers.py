@@ -11,17 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 from llama_index.core.bridge.pydantic import PrivateAttr
 from llama_index.core.callbacks.base_handler import BaseCallbackHandler
 from llama_index.core.callbacks.schema import CBEventType
-from llama_index_instrumentation import get_dispatcher
 from llama_index_instrumentation.base import BaseEvent
 from llama_index_instrumentation.event_handlers import BaseEventHandler
 
+from llama_index_opengradient import events
 from llama_index_opengradient.events import ReceiptEvent
 from opengradient_x402.ledger.receipts import SettlementReceipt
+from opengradient_x402.payment.run_limit import RunLimit
 from opengradient_x402.process import OwnLock
 
 
@@ -59,7 +60,8 @@ class _Receipts:
 class SettlementLedgerHandler(BaseEventHandler):
     """Keeps the receipts that the dispatcher tells of, once per call, sorted by the run that made the call.
 
-    Attach it with `get_dispatcher().add_event_handler(handler)`, or for a while with `with handler.listening():`.
+    `with handler.listening():` hears the calls of the block; `get_dispatcher().add_event_handler(handler)` hears those
+    of the whole process.
     Safe to share between threads, tasks and models.
     """
 
@@ -93,15 +95,58 @@ class SettlementLedgerHandler(BaseEventHandler):
         self._receipts.clear()
 
     @contextmanager
-    def listening(self, dispatcher_name: str = "root") -> Generator[SettlementLedgerHandler, None, None]:
-        """Hear a dispatcher's events inside the `with` block only."""
-        dispatcher = get_dispatcher(dispatcher_name)
-        dispatcher.add_event_handler(self)
+    def listening(self) -> Generator[Self, None, None]:
+        """Hear the calls of the `with` block: its own, and those of the tasks and of LlamaIndex's threads in it.
+
+        Requests that a server answers at the same time do not hear each other. A plain `threading.Thread` starts with
+        an empty context: run it through `contextvars.copy_context().run`.
+        """
+        token = events.listening.set((*events.listening.get(), self))
         try:
             yield self
         finally:
-            # by identity: handlers are pydantic models, and two fresh ones are equal
-            dispatcher.event_handlers = [handler for handler in dispatcher.event_handlers if handler is not self]
+            events.listening.reset(token)
+
+
+class SpendGuard(SettlementLedgerHandler):
+    """Ends a run before the call that could take it over `limit`, in whole tokens as text ("0.5" is half an OPG).
+
+    ```python
+    with SpendGuard("0.5").listening() as guard:
+        print(query_engine.query("What does the report say?"))
+    print(guard.spent)
+    ```
+
+    Calls that have ended count with their cost, calls under way with their worst case: the price of the whole prompt
+    and of all the tokens that the answer may have, or all that the payment allows where no price is known.
+    `reserve_per_call` is counted in its place. The call that does not fit raises BudgetExceeded, and nothing is paid
+    for it. What a wallet may spend at all is the `SpendPolicy`'s business.
+    """
+
+    _run_limit: RunLimit = PrivateAttr()
+
+    def __init__(self, limit: str, *, reserve_per_call: str | None = None) -> None:
+        super().__init__()
+        self._run_limit = RunLimit(limit, reserve_per_call=reserve_per_call)
+
+    @classmethod
+    def class_name(cls) -> str:
+        return "SpendGuard"
+
+    @property
+    def run_limit(self) -> RunLimit:
+        """What the calls that this guard listens to may spend."""
+        return self._run_limit
+
+    @property
+    def spent_atomic(self) -> int:
+        """What the calls that have ended cost, at most: the worst case of a call whose cost is not known yet."""
+        return self._run_limit.spent_atomic
+
+    @property
+    def spent(self) -> str:
+        """`spent_atomic` with the token's symbol: "0.0125 OPG"."""
+        return self._run_limit.spent
 
 
 class SettlementCallbackHandler(BaseCallbackHandler):

@@ -139,19 +139,19 @@ class OpenGradient(PaidModel):
 
     def _chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         body, options = self._request(messages, kwargs)
-        completion = self._client().chat(body, on_receipt=self._reporter(), **options)
+        completion = self._client().chat(body, **self._reporter().options, **options)
         return chat_response(completion)
 
     async def _achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         body, options = self._request(messages, kwargs)
         client = await self._async_client()
-        return chat_response(await client.chat(body, on_receipt=self._reporter(), **options))
+        return chat_response(await client.chat(body, **self._reporter().options, **options))
 
     def _stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
         """Opens the stream at once, so that its payment is told of before anybody reads."""
         body, options = self._request(messages, kwargs)
         report = self._reporter()
-        stream = self._client().stream(body, on_receipt=report, **options)
+        stream = self._client().stream(body, **report.options, **options)
         report(stream.receipt)
         return started(_responses(stream, self._connections))
 
@@ -159,7 +159,7 @@ class OpenGradient(PaidModel):
         body, options = self._request(messages, kwargs)
         report = self._reporter()
         client = await self._async_client()
-        stream = await client.stream(body, on_receipt=report, **options)
+        stream = await client.stream(body, **report.options, **options)
         report(stream.receipt)
         return await astarted(_aresponses(stream, self._connections))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
@@ -27,18 +27,23 @@ from opengradient_x402.gateway.exchange import Exchange, Options, ReceiptListene
 from opengradient_x402.gateway.request import ModelDirectory, prepared
 from opengradient_x402.gateway.streams import AsyncCompletionStream, CompletionStream
 from opengradient_x402.payment.payments import Payments
+from opengradient_x402.payment.run_limit import RunLimit
 from opengradient_x402.process import Ending, Resident, belongs
 from opengradient_x402.proofs.attestation import VerifyTee
 from opengradient_x402.settlement_mode import SettlementMode
 
 
 class CallOptions(TypedDict, total=False):
-    """What may be said per call. `on_receipt` is called once, at the end of a call that was, or may be, paid."""
+    """What may be said per call. `on_receipt` is called once, at the end of a call that was, or may be, paid.
+
+    `limits` are those of the runs that make the call.
+    """
 
     settlement_mode: SettlementMode | str | None
     on_receipt: ReceiptListener | None
     timeout_s: float | None
     headers: Mapping[str, str] | None
+    limits: Sequence[RunLimit]
 
 
 class _Client:
@@ -85,7 +90,9 @@ class _Client:
     def _exchange(self, body: Mapping[str, Any], *, is_stream: bool, **call: Unpack[CallOptions]) -> Steps[Exchange]:
         body = prepared(body)
         wire_model = yield from self._models.resolve(str(body.get("model") or ""))
-        yield from self._ask_price()
+        limits = tuple(call.get("limits", ()))
+        if limits or self.payments.policy.bounds_calls:
+            yield from self._ask_price()
         mode, timeout_s = call.get("settlement_mode"), call.get("timeout_s")
         options = self._defaults
         if mode is not None:
@@ -101,13 +108,12 @@ class _Client:
             options=options,
             headers=call.get("headers"),
             on_receipt=call.get("on_receipt"),
+            limits=limits,
             proof_check=(yield from self._proof_check()),
         )
 
     def _ask_price(self) -> Steps[None]:
-        """Asks what the token is worth, where a limit per call cannot be checked without."""
-        if not self.payments.policy.bounds_calls:
-            return
+        """Asks what the token is worth, which no worst case of a call is known without."""
         endpoint = yield from self.endpoints.current()
         if self.payments.gateways.wants_quote(endpoint.base_url):
             listing = yield from self._models.listing()

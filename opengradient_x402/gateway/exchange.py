@@ -30,6 +30,7 @@ from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.payment.call import Answer, Call, build_receipt
 from opengradient_x402.payment.handshake import pay
 from opengradient_x402.payment.payments import Payments
+from opengradient_x402.payment.run_limit import RunLimit
 from opengradient_x402.proofs.attestation import Verdict, VerifyTee
 from opengradient_x402.settlement_mode import SettlementMode
 
@@ -62,6 +63,7 @@ class Exchange:
         options: Options,
         headers: Mapping[str, str] | None = None,
         on_receipt: ReceiptListener | None = None,
+        limits: tuple[RunLimit, ...] = (),
         proof_check: ProofCheck | None = None,
     ) -> None:
         self._payments = payments
@@ -75,6 +77,7 @@ class Exchange:
             settlement_mode=options.settlement_mode.value,
             timeout_s=options.timeout_s,
             is_blocking=options.is_blocking,
+            limits=limits,
         )
         self._body = body
         max_tokens = body.get("max_tokens")
@@ -111,7 +114,9 @@ class Exchange:
         """
         if self.call.receipt is not None or self.call.authorization is None:
             return self.call.receipt
-        so_far = build_receipt(self.call, outcome="unknown", error=None, answer=None)
+        so_far = build_receipt(
+            self.call, outcome="unknown", error=None, answer=None, asset=self._payments.network.asset
+        )
         return so_far.followed_by(self._payments.reconciler)
 
     # -- the whole call, as steps for a driver
@@ -241,6 +246,8 @@ class Exchange:
             answer = self._answer(self._reader.raw)
         # None for whoever comes second: two threads may end one stream, and it is reported once.
         receipt = self._payments.finish(self.call, outcome=outcome, error=error, answer=answer)
+        for limit in self.call.limits if receipt is not None or self.call.authorization is None else ():
+            limit.ended(self.call.id, self.call.receipt)
         if receipt is not None and self._on_receipt is not None:
             try:
                 self._on_receipt(receipt)

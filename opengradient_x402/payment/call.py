@@ -22,7 +22,8 @@ import httpx
 from opengradient_x402.completions import Usage
 from opengradient_x402.ledger.authorizations import Authorization, receipt_fields
 from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt, transaction_claim
-from opengradient_x402.money import parse_amount
+from opengradient_x402.money import Asset, parse_amount
+from opengradient_x402.payment.run_limit import RunLimit
 from opengradient_x402.payment.sessions import PaidSession
 from opengradient_x402.process import Ending, Resident, belongs
 
@@ -58,6 +59,8 @@ class Call:
     timeout_s: float | None = None
     prompt_bytes: int = 0
     max_tokens: int | None = None
+    limits: tuple[RunLimit, ...] = ()
+    """What the runs that make this call may spend, besides what the wallet may."""
     payees: frozenset[str] | None = None
     """All that may be paid at the endpoint that was asked last; None leaves it to network and policy."""
     is_blocking: bool = False
@@ -110,8 +113,10 @@ class Answer:
     tee_verified: str | None = None
 
 
-def build_receipt(call: Call, *, outcome: str, error: str | None, answer: Answer | None) -> SettlementReceipt:
-    """The receipt of a call that has a payment attached."""
+def build_receipt(
+    call: Call, *, outcome: str, error: str | None, answer: Answer | None, asset: Asset
+) -> SettlementReceipt:
+    """The receipt of a call that has a payment attached, in `asset`."""
     authorization = call.authorization
     if authorization is None:
         raise ValueError("A call without a payment has no receipt.")
@@ -128,7 +133,7 @@ def build_receipt(call: Call, *, outcome: str, error: str | None, answer: Answer
         settlement_mode=call.settlement_mode or authorization.settlement_mode,
         prompt_tokens=usage.prompt_tokens if usage else None,
         completion_tokens=usage.completion_tokens if usage else None,
-        cost_atomic=_claimed_cost(call, answer),
+        cost_atomic=_cost(call, authorization, answer, asset),
         cost_usd=_quoted(answer, "cost_usd"),
         opg_usd=_quoted(answer, "opg_price_usd"),
         **_payment_claims(call),
@@ -143,11 +148,14 @@ def _quoted(answer: Answer, name: str) -> str | None:
     return _text(costs.get(name)) if isinstance(costs, Mapping) else None
 
 
-def _claimed_cost(call: Call, answer: Answer) -> int | None:
+def _cost(call: Call, authorization: Authorization, answer: Answer, asset: Asset) -> int | None:
+    """What the gateway claims. An `exact` payment moves what was signed, whatever is claimed."""
+    if authorization.terms.scheme == "exact":
+        return authorization.terms.amount_atomic
     costs = answer.raw.get("opengradient")
     claimed = costs.get("cost_opg") if isinstance(costs, Mapping) else None
     if isinstance(claimed, str):
-        return _amount(claimed, decimals=18)
+        return _amount(claimed, decimals=asset.decimals)
     amount = call.claims.get("amount")
     return _amount(amount, decimals=0) if isinstance(amount, str) else None
 

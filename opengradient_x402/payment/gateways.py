@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 BREAKER_LIMIT = 3
 """So many refused payments in a row, and an origin is left alone for `BREAKER_PAUSE_S`."""
 BREAKER_PAUSE_S = 60.0
+QUOTE_PAUSE_S = 60.0
+"""A gateway that does not quote a price is asked for it so seldom."""
 
 
 class KnownGateways:
@@ -43,6 +45,7 @@ class KnownGateways:
         self._asset_usd: dict[str, Decimal] = {}
         self._usual_usd: dict[str, Decimal] = {}
         self._noted_usd: Future[str | None] | None = None
+        self._quote_asked: dict[str, float] = {}
         self._facilitators: dict[str, str] = {}
         self._refusals: dict[str, tuple[int, float]] = {}
 
@@ -139,8 +142,12 @@ class KnownGateways:
         return self._asset_usd.get(origin)
 
     def wants_quote(self, endpoint: str) -> bool:
-        """Whether a limit per call is set that cannot be checked before the gateway quotes its token price."""
-        return self._policy.bounds_calls and _origin_of_text(endpoint) not in self._asset_usd
+        """Whether this gateway has not quoted its token price yet, and was not asked for it within a minute."""
+        origin, now = _origin_of_text(endpoint), time.monotonic()
+        if origin in self._asset_usd or now - self._quote_asked.get(origin, -QUOTE_PAUSE_S) < QUOTE_PAUSE_S:
+            return False
+        self._quote_asked[origin] = now
+        return True
 
     def note_quote(self, endpoint: str, asset_usd: object) -> None:
         """Keeps what a gateway says that one token is worth, if it is a price at all. A claim."""

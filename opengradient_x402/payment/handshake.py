@@ -34,7 +34,8 @@ from opengradient_x402.errors import (
 from opengradient_x402.ledger.authorizations import Authorization
 from opengradient_x402.payment.call import Call
 from opengradient_x402.payment.challenge import Challenge, PaymentTerms, parse_challenge
-from opengradient_x402.payment.payments import Doubtful, Fate, Payments
+from opengradient_x402.payment.doubt import Doubtful, Fate
+from opengradient_x402.payment.payments import Payments
 from opengradient_x402.payment.permits import SignedPayment
 from opengradient_x402.payment.sessions import PaidSession, SessionKey, Ticket, Waiting
 
@@ -100,8 +101,9 @@ def _ride(request: httpx.Request, call: Call, payments: Payments, session: PaidS
     """Send within a live session. None: the gateway no longer knows the session, and did not serve."""
     payments.attach_session(call, session)
     try:
-        payments.check_call(call, session.key, cap_atomic=session.authorization.terms.amount_atomic)
-    except NotPaid:
+        payments.check_call(call, session.key, terms=session.authorization.terms)
+        yield from _check_limits(call, payments, session.key, session.authorization)
+    except BaseException:  # refused, or cancelled: nothing of this call was sent
         payments.detach(call)
         raise
     try:
@@ -121,6 +123,17 @@ def _ride(request: httpx.Request, call: Call, payments: Payments, session: PaidS
     else:
         yield Read(response)  # unread: its body means nothing, and may be endless
     return None
+
+
+def _check_limits(call: Call, payments: Payments, key: SessionKey, authorization: Authorization) -> Steps[None]:
+    """Refuses a call that could take a run above its limit, once the chain was asked what its earlier calls cost."""
+    try:
+        payments.check_limits(call, key, authorization)
+    except BudgetExceeded:
+        if not any(limit.unknown for limit in call.limits):
+            raise
+        yield Wait(payments.recount(call))
+        payments.check_limits(call, key, authorization)
 
 
 def _open(request: httpx.Request, call: Call, payments: Payments, ticket: Ticket) -> Steps[httpx.Response]:
@@ -154,6 +167,11 @@ def _offer_again(
             return None
         call.authorization = signed.authorization
         raise payments.taken(call, doubtful, ticket.key)
+    try:
+        yield from _check_limits(call, payments, ticket.key, signed.authorization)
+    except BaseException:  # it was not offered, and the next call may offer it
+        payments.doubt(ticket.key, signed, was_refused=doubtful.was_refused)
+        raise
     response = yield from _send_signed(request, call, payments, ticket, signed)
     if response.status_code != httpx.codes.PAYMENT_REQUIRED:
         return response
@@ -226,7 +244,7 @@ def _acceptable(
     if (yield from _from_ledger(payments.gateways.open_dispute(key.origin), call)) is not None:
         raise payments.gateways.disputed(key.origin)
     terms = payments.choose(challenge, key, payees=call.payees, earlier=earlier)
-    payments.check_call(call, key, cap_atomic=terms.amount_atomic)
+    payments.check_call(call, key, terms=terms)
     if (funds := payments.funds.check(terms, challenge)) is not None:
         yield Wait(funds)
     if (pin := payments.gateways.pin_facilitator(terms, key.origin)) is not None:
@@ -251,6 +269,7 @@ def _authorize(
     """
     terms = yield from _acceptable(challenge, call, payments, key, earlier)
     drafted = payments.draft(terms, call, str(request.url), earlier=earlier)
+    yield from _check_limits(call, payments, key, drafted)
     try:
         try:
             authorization = yield from _from_ledger(payments.reserve(drafted), call)

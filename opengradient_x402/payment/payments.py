@@ -14,10 +14,9 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import replace
-from enum import Enum
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import httpx
 from pydantic import SecretStr
@@ -28,7 +27,7 @@ from opengradient_x402.errors import (
     PaidButFailed,
     PaymentOutcomeUnknown,
 )
-from opengradient_x402.ledger.authorizations import Authorization, Budget
+from opengradient_x402.ledger.authorizations import Authorization, Budget, SignedTerms
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.ledger.shared import OF_THE_PROCESS
@@ -36,6 +35,7 @@ from opengradient_x402.models import find_model, usd_to_atomic
 from opengradient_x402.networks import Network, load_network
 from opengradient_x402.payment.call import Answer, Call, build_receipt
 from opengradient_x402.payment.clock import Clock
+from opengradient_x402.payment.doubt import Doubtful, Fate
 from opengradient_x402.payment.gateways import KnownGateways, origin_of
 from opengradient_x402.payment.permits import SignedPayment, payment_header, signed_payload, terms_to_sign
 from opengradient_x402.payment.policy import SpendPolicy
@@ -54,26 +54,6 @@ BYTES_PER_TOKEN = 2
 """A request is taken for at most this many bytes a token: real texts have about four."""
 RECLAIM_EVERY_S = 60.0
 """Calls that do not fit into the budget ask the chain no more often than this."""
-
-
-class Fate(Enum):
-    """What the chain says of an authorization."""
-
-    OPEN = "open"
-    SETTLED = "settled"
-    GONE = "gone"
-    """Expired or cancelled."""
-
-
-class Doubtful(NamedTuple):
-    """A payment whose fate is unknown.
-
-    `was_refused`: a gateway answered as if it had not taken it. `is_taken`: the chain shows that it took it after all.
-    """
-
-    signed: SignedPayment
-    was_refused: bool = False
-    is_taken: bool = False
 
 
 class Payments(Resident):
@@ -209,16 +189,43 @@ class Payments(Resident):
             nonce_space=None if earlier is None else (earlier.transfer_method, earlier.asset),
         )
 
-    def check_call(self, call: Call, key: SessionKey, *, cap_atomic: int) -> None:
-        """Refuses a call that could cost more than the policy's limits, or a jumping token price. Raises PolicyRefused.
-
-        The worst case is the published price of the model for the whole prompt and all the tokens allowed, at
-        the token price that the gateway quoted last; without a quote it is all that may be taken.
-        """
+    def check_call(self, call: Call, key: SessionKey, *, terms: PaymentTerms | SignedTerms) -> None:
+        """Refuses a call that could cost more than the policy allows, or a jumping token price. Raises PolicyRefused."""
         self.gateways.check_token_price(key.origin)
-        if not self.policy.bounds_calls:
-            return
-        worst = cap_atomic
+        if self.policy.bounds_calls:
+            worst = self._worst_case(call, key, terms)
+            self.policy.check_call(worst, asset=self.network.asset, model=call.model)
+
+    def check_limits(self, call: Call, key: SessionKey, authorization: Authorization) -> None:
+        """Sets the call's worst case aside in every run that makes it. Raises BudgetExceeded."""
+        for limit in call.limits:
+            limit.admit(
+                call.id,
+                authorization,
+                worst_case_atomic=self._worst_case(call, key, authorization.terms),
+                asset=self.network.asset,
+                model=call.model,
+            )
+
+    def recount(self, call: Call) -> Future[None]:
+        """Asks the chain, and then the ledger, about the calls whose cost the call's limits do not know yet."""
+        return in_thread(lambda: self._recount(call), name="opengradient-recount")
+
+    def _recount(self, call: Call) -> None:
+        self._reclaim()
+        for limit in call.limits:
+            limit.update(self.ledger.receipts(call_ids=list(limit.unknown)).result())
+
+    def _worst_case(self, call: Call, key: SessionKey, terms: PaymentTerms | SignedTerms) -> int:
+        """The most that a call may cost, in atomic units.
+
+        An `exact` payment costs what is signed. Otherwise it is the published price of the model for the whole prompt
+        and all the tokens allowed, at the token price that the gateway quoted last; without a quote it is all that may
+        be taken.
+        """
+        worst = terms.amount_atomic
+        if terms.scheme == "exact":
+            return worst
         info, asset_usd = find_model(call.model), self.gateways.asset_usd(key.origin)
         if info is not None and asset_usd is not None and call.prompt_bytes:
             usd = info.worst_case_cost_usd(
@@ -226,7 +233,7 @@ class Payments(Resident):
             )
             if usd is not None:
                 worst = min(worst, usd_to_atomic(usd, asset_usd=asset_usd, asset=self.network.asset))
-        self.policy.check_call(worst, asset=self.network.asset, model=call.model)
+        return worst
 
     def draft(
         self, terms: PaymentTerms, call: Call, endpoint: str, *, earlier: Authorization | None = None
@@ -387,7 +394,9 @@ class Payments(Resident):
         """
         if call.authorization is None or call.process_id != os.getpid() or not call.ending.acquire(blocking=False):
             return None
-        receipt = self._estimated(build_receipt(call, outcome=outcome, error=error, answer=answer))
+        receipt = self._estimated(
+            build_receipt(call, outcome=outcome, error=error, answer=answer, asset=self.network.asset)
+        )
         call.receipt = receipt.followed_by(self.reconciler)
         quote = None if answer is None else answer.raw.get("opengradient")
         if isinstance(quote, Mapping):

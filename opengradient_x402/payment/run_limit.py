@@ -1,0 +1,189 @@
+"""What one run may spend: the calls that ended count with their cost, those under way with their worst case.
+
+A call asks each of its limits when it is about to be paid, and tells them when it has ended (`handshake`,
+`gateway.exchange`): what never came so far, was refused elsewhere or was cancelled holds nothing. The `SpendGuard`s
+of both faces are made of this. Sans-I/O; what a wallet may spend at all is `policy`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from opengradient_x402.errors import BudgetExceeded, ConfigurationError
+from opengradient_x402.ledger.authorizations import Authorization
+from opengradient_x402.ledger.receipts import SettlementReceipt
+from opengradient_x402.money import Asset, parse_amount
+from opengradient_x402.process import OwnLock
+
+_MOST_DECIMALS = 77
+"""Of any token: the asset of a limit is known with the first payment, and the amount is read anew then."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Counted:
+    """What one call takes from the limit."""
+
+    token: tuple[str, str]
+    authorization_id: str
+    cap_atomic: int
+    amount_atomic: int
+    """What the call cost; what it could cost, while that is not known."""
+    is_under_way: bool = False
+    is_known: bool = False
+
+
+class RunLimit:
+    """Refuses the payment that could take the calls which share this limit above it. Thread-safe.
+
+    `limit` is an amount in whole tokens (`"0.5"`), of the token that the calls are paid in; each token counts for
+    itself. `reserve_per_call` takes the place of the worst case of a call under way, except where the signed amount is
+    what it costs (`exact`). What calls of one authorization could cost is together never more than it allows.
+    """
+
+    def __init__(self, limit: str, *, reserve_per_call: str | None = None) -> None:
+        for name, amount in (("limit", limit), ("reserve_per_call", reserve_per_call)):
+            if amount is not None:
+                _check(name, amount)
+        self.limit = limit
+        self.reserve_per_call = reserve_per_call
+        self._lock = OwnLock()
+        self._asset: Asset | None = None
+        self._calls: dict[str, _Counted] = {}
+
+    @property
+    def spent_atomic(self) -> int:
+        """What the calls that have ended cost, at most, in atomic units."""
+        with self._lock:
+            return _total(call for call in self._calls.values() if not call.is_under_way)
+
+    @property
+    def spent(self) -> str:
+        """`spent_atomic` with the token's symbol: "0.0125 OPG"."""
+        return "0" if self._asset is None else self._asset.format(self.spent_atomic)
+
+    @property
+    def under_way(self) -> tuple[str, ...]:
+        """The ids of the calls that hold their worst case, since they have not ended."""
+        with self._lock:
+            return tuple(name for name, call in self._calls.items() if call.is_under_way)
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """The ids of the calls that have ended, and whose cost is not known yet."""
+        with self._lock:
+            return tuple(name for name, call in self._calls.items() if not (call.is_known or call.is_under_way))
+
+    def admit(
+        self, call_id: str, authorization: Authorization, *, worst_case_atomic: int, asset: Asset, model: str
+    ) -> None:
+        """Sets the worst case of a call aside, which `authorization` is about to pay. Raises BudgetExceeded.
+
+        A call that is admitted again, with another authorization, counts once.
+        """
+        self._asset = asset
+        limit_atomic, worst = self._parsed(self.limit, asset), worst_case_atomic
+        if self.reserve_per_call is not None and authorization.terms.scheme != "exact":
+            worst = self._parsed(self.reserve_per_call, asset)
+        token = (authorization.network, authorization.asset)
+        call = _Counted(
+            token=token,
+            authorization_id=authorization.id,
+            cap_atomic=authorization.amount_atomic,
+            amount_atomic=worst,
+            is_under_way=True,
+        )
+        with self._lock:
+            others = [known for name, known in self._calls.items() if name != call_id and known.token == token]
+            total = _total([*others, call])
+            if total <= limit_atomic:
+                self._calls[call_id] = call
+                return
+            self._calls.pop(call_id, None)
+        under_way = [other for other in others if other.is_under_way]
+        spent = _total(other for other in others if not other.is_under_way)
+        waiting = (
+            f"; {len(under_way)} calls under way could cost {asset.format(_total(under_way))}" if under_way else ""
+        )
+        raise BudgetExceeded(
+            f"This run has spent up to {asset.format(spent)}{waiting}; its limit is {asset.format(limit_atomic)}. "
+            f"A call to {model} could cost {asset.format(min(worst, call.cap_atomic))} more. The call was not made and "
+            "not paid. Raise the SpendGuard's limit, lower `max_tokens`, or end the run here.",
+            call_id=call_id,
+        )
+
+    def ended(self, call_id: str, receipt: SettlementReceipt | None) -> None:
+        """The call is over: it counts with its cost if that is known, and with nothing if nothing was paid for it."""
+        with self._lock:
+            held = self._calls.get(call_id)
+            if held is None or not held.is_under_way:
+                return
+            if receipt is None:
+                del self._calls[call_id]
+            else:
+                self._calls[call_id] = _counted(receipt, unless_known_atomic=held.amount_atomic)
+
+    def count(self, receipt: SettlementReceipt) -> None:
+        """Counts a call that this limit was not asked about, such as one of another process."""
+        with self._lock:
+            if receipt.call_id not in self._calls:
+                self._calls[receipt.call_id] = _counted(receipt, unless_known_atomic=receipt.authorized_atomic)
+
+    def update(self, receipts: Iterable[SettlementReceipt]) -> None:
+        """Replaces what was counted for calls that have ended by what is known of them now."""
+        with self._lock:
+            for receipt in receipts:
+                held = self._calls.get(receipt.call_id)
+                if held is not None and not held.is_under_way:
+                    self._calls[receipt.call_id] = _counted(receipt, unless_known_atomic=held.amount_atomic)
+
+    @staticmethod
+    def _parsed(amount: str, asset: Asset) -> int:
+        try:
+            return asset.parse(amount)
+        except ValueError as exc:
+            raise ConfigurationError(
+                f"The limit of a SpendGuard cannot be kept in {asset.symbol}: {exc} Nothing was paid."
+            ) from exc
+
+
+def cost_of(receipt: SettlementReceipt) -> int | None:
+    """What a call cost, in atomic units: the settled share, else the gateway's claim; None while neither is known."""
+    if receipt.settled_atomic is not None:
+        return receipt.settled_atomic
+    if receipt.cost_atomic is None and receipt.is_final:
+        return 0
+    return receipt.cost_atomic
+
+
+def _counted(receipt: SettlementReceipt, *, unless_known_atomic: int) -> _Counted:
+    cost = cost_of(receipt)
+    counted = _Counted(
+        token=(receipt.network, receipt.asset),
+        authorization_id=receipt.authorization_id,
+        cap_atomic=receipt.authorized_atomic,
+        amount_atomic=unless_known_atomic,
+    )
+    return counted if cost is None else replace(counted, amount_atomic=cost, is_known=True)
+
+
+def _total(calls: Iterable[_Counted]) -> int:
+    """The most that the calls cost together: what is not known of one authorization is below what it has left."""
+    known: dict[str, int] = {}
+    unknown: dict[str, tuple[int, int]] = {}
+    for call in calls:
+        if call.is_known:
+            known[call.authorization_id] = known.get(call.authorization_id, 0) + call.amount_atomic
+        else:
+            cap, amount = unknown.get(call.authorization_id, (0, 0))
+            unknown[call.authorization_id] = max(cap, call.cap_atomic), amount + call.amount_atomic
+    return sum(known.values()) + sum(
+        min(amount, max(0, cap - known.get(authorization, 0))) for authorization, (cap, amount) in unknown.items()
+    )
+
+
+def _check(name: str, amount: str) -> None:
+    try:
+        parse_amount(amount, decimals=len(str(amount).partition(".")[2][:_MOST_DECIMALS]))
+    except ValueError as exc:
+        raise ConfigurationError(f"`{name}`: {exc} Nothing was paid.") from exc
