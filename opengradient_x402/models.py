@@ -234,7 +234,7 @@ def usd_to_atomic(cost_usd: Decimal, *, asset_usd: Decimal, asset: Asset) -> int
 def quoted_price(text: object) -> Decimal | None:
     """The price of one token as a gateway writes it; None for what is no price.
 
-    No exponents: `1e-999999999` is short, and reckoning with it would take for ever.
+    No exponents: `1e-999999999` is short, and calculating with it would never end.
     """
     if not isinstance(text, str) or _PRICE.fullmatch(text) is None:
         return None

@@ -42,7 +42,7 @@ class Signer(Protocol):
         """Sign 32 bytes: r, s (low) and v (27 or 28), 65 bytes together."""
 
     def nonce_for(self, call_id: str) -> int:
-        """The one 256-bit nonce of a call, the same for ever: a second signature can never settle too."""
+        """The one 256-bit nonce of a call, always the same, so a second signature can never settle as well."""
 
 
 class LocalSigner:

@@ -239,7 +239,7 @@ class Exchange:
         )
 
     def end(self, outcome: str, *, error: str | None = None, answer: Answer | None = None) -> None:
-        """Ends the call, once: the receipt is recorded, and reported to who listens."""
+        """Ends the call, once: the receipt is recorded, and reported to the listener."""
         if self.call.receipt is not None:
             return
         if answer is None:

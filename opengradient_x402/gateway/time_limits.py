@@ -1,6 +1,6 @@
 """One time limit for sending a request and receiving all of its response's headers.
 
-httpx limits each read; a gateway that sends a header line now and then would stay below such a limit for ever. Bodies
+httpx limits each read; a gateway that sends a header line now and then would never exceed such a limit. Bodies
 are limited where they are read (`answer`).
 """
 

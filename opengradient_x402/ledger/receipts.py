@@ -2,7 +2,7 @@
 
 A receipt is plain data. The gateway's words (cost, data-settlement hashes, TEE fields) are claims; the
 payment transaction, its block and the settled amount are facts read from the chain, and stay empty until
-somebody read them. A receipt that a client gave out can bring itself forward (`refresh`, `wait_settled`): it
+somebody read them. A receipt that a client gave out can update itself (`refresh`, `wait_settled`): it
 asks whoever follows it. This module does not know how a receipt is stored (`ledger`) nor how facts are found
 (`reconcile`).
 """
@@ -146,7 +146,7 @@ class SettlementReceipt(_Followed):
         return await self._followed().await_settled(self, timeout_s=timeout_s)
 
     def followed_by(self, follower: Follower) -> SettlementReceipt:
-        """This very receipt, able to bring itself forward from now on."""
+        """This very receipt, able to update itself from now on."""
         object.__setattr__(self, "_follower", follower)
         return self
 

@@ -125,7 +125,7 @@ class Payments(Resident):
 
     @cached_property
     def reconciler(self) -> Reconciler:
-        """Reads the chain for this ledger; receipts bring themselves forward with it."""
+        """Reads the chain for this ledger; receipts update themselves with it."""
         from opengradient_x402.settlement.reconciler import Reconciler
 
         return Reconciler(self.network, self.ledger)
@@ -190,7 +190,7 @@ class Payments(Resident):
         )
 
     def check_call(self, call: Call, key: SessionKey, *, terms: PaymentTerms | SignedTerms) -> None:
-        """Refuses a call that could cost more than the policy allows, or a jumping token price. Raises PolicyRefused."""
+        """Refuses a call that could cost more than the policy allows. Raises PolicyRefused."""
         self.gateways.check_token_price(key.origin)
         if self.policy.bounds_calls:
             worst = self._worst_case(call, key, terms)
