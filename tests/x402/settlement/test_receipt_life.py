@@ -152,7 +152,7 @@ def test_what_brings_a_receipt_forward_is_no_part_of_its_data(net, account, tmp_
         assert pickle.loads(pickle.dumps(receipt)) == receipt
         assert copy.deepcopy(receipt) == receipt
         assert "follower" not in json.dumps(receipt.to_json()) + repr(receipt)
-        with pytest.raises(ConfigurationError, match=r"plain data.*Reconciler"):
+        with pytest.raises(ConfigurationError, match=r"Set OG_NETWORK.*Reconciler"):
             plain.refresh()
 
 
