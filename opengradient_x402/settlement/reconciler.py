@@ -35,7 +35,7 @@ from opengradient_x402.ledger.authorizations import Authorization
 from opengradient_x402.ledger.disputes import forged_transaction, settled_elsewhere
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt
-from opengradient_x402.networks import PRESETS, Network, load_network
+from opengradient_x402.networks import PRESETS, Network, load_network, with_node
 from opengradient_x402.settings import Settings
 from opengradient_x402.settlement.search import (
     Cancelled,
@@ -425,7 +425,7 @@ def reconciler_for(receipt: SettlementReceipt) -> Reconciler:
     """
     settings = Settings.load()
     known = next((network for network in PRESETS.values() if network.caip2 == receipt.network), None)
-    network = load_network(settings.network)
+    network = with_node(load_network(settings.network), rpc_url=settings.rpc_url)
     if network.caip2 == receipt.network:
         known = network
     if known is None:
