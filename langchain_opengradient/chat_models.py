@@ -262,6 +262,8 @@ class ChatOpenGradient(ConfiguredChatModel):
         return Route(
             private_key=self.private_key,
             network=self.network,
+            rpc_url=self.rpc_url,
+            web3=self.web3,
             policy=self.spend_policy,
             ledger=self.ledger,
             payments=self.payments,

@@ -15,13 +15,14 @@ from typing import Any, Final, Literal, Self
 
 from langchain_core.language_models.base import LangSmithParams
 from langchain_core.language_models.chat_models import BaseChatModel
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from langchain_opengradient.blocks import PROVIDER
 from langchain_opengradient.callbacks import expect_call
 from langchain_opengradient.calls import model_name
 from opengradient_x402.gateway.clients import Connections
 from opengradient_x402.models import find_model
+from opengradient_x402.networks import Network
 from opengradient_x402.payment.policy import SpendPolicy
 from opengradient_x402.settings import Settings
 from opengradient_x402.settlement_mode import SettlementMode
@@ -29,6 +30,8 @@ from opengradient_x402.signer import given_key
 
 _SHARED_BY_COPIES: Final = (
     "private_key",
+    "rpc_url",
+    "web3",
     "connections",
     "payments",
     "ledger",
@@ -68,6 +71,10 @@ class ConfiguredChatModel(BaseChatModel):
     traced, dumped or pickled."""
     network: str | Path | Any | None = None
     """Preset name ("base", "base-sepolia", "devnet"), path or URL of a network file, or a `Network`."""
+    rpc_url: SecretStr | None = Field(default=None, exclude=True, repr=False)
+    """Node to read the chain from, in place of the network's (OG_RPC_URL); several, with commas, are asked in turn."""
+    web3: Any | None = Field(default=None, exclude=True, repr=False)
+    """A connected `Web3` or `AsyncWeb3` to read the chain with, in place of `rpc_url`."""
     base_url: str | None = None
     """Gateway to call; by default the network's."""
     settlement_mode: str | None = None
@@ -113,6 +120,8 @@ class ConfiguredChatModel(BaseChatModel):
         for name in ("api_key", "private_key"):
             if (value := fields.get(name)) is not None:
                 fields[name] = given_key(value)  # before validation, whose errors keep their input
+        if isinstance(fields.get("rpc_url"), str):
+            fields["rpc_url"] = SecretStr(fields["rpc_url"])
         super().__init__(**fields)
 
     # Construction
@@ -130,6 +139,7 @@ class ConfiguredChatModel(BaseChatModel):
         for name, value in (
             ("private_key", settings.key),
             ("network", settings.network),
+            ("rpc_url", None if isinstance(fields.get("network"), Network) else settings.rpc_url),
             ("base_url", settings.gateway_url),
             ("ledger", settings.ledger_url),
             ("settlement_mode", mode if mode is not None else settings.settlement_mode),
@@ -215,14 +225,14 @@ class ConfiguredChatModel(BaseChatModel):
         state = super().__getstate__()
         # The key stays in this process; where the model is unpickled, `__setstate__` reads the environment again.
         own = {**state["__dict__"], "private_key": None, "connections": Connections()}
-        for name in ("payments", "ledger", "client", "async_client"):
+        for name in ("payments", "ledger", "client", "async_client", "rpc_url", "web3"):
             own[name] = None
         return {**state, "__dict__": own}
 
     def __setstate__(self, state: dict[Any, Any]) -> None:
         settings = Settings.load()
         own = {**state["__dict__"], "private_key": settings.key, "ledger": settings.ledger_url}
-        super().__setstate__({**state, "__dict__": own})
+        super().__setstate__({**state, "__dict__": own | {"rpc_url": settings.rpc_url}})
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         memo = {} if memo is None else memo

@@ -21,7 +21,7 @@ from llama_index.core.bridge.pydantic import (
     model_validator,
 )
 from llama_index.core.llms.function_calling import FunctionCallingLLM
-from pydantic import BaseModel, WithJsonSchema
+from pydantic import BaseModel, SecretStr, WithJsonSchema
 
 from opengradient_x402.gateway.clients import Connections, Route
 from opengradient_x402.gateway.request import GATEWAY_MAX_TOKENS
@@ -64,6 +64,15 @@ class PaidModel(FunctionCallingLLM):
         repr=False,
         description="The payer's key: text, a LocalAccount, a Keystore, or a signer; None reads OG_PRIVATE_KEY.",
     )
+    rpc_url: Any = Field(
+        default=None,
+        exclude=True,
+        repr=False,
+        description="The node that reads the chain (several, with commas, are asked in turn); None reads OG_RPC_URL.",
+    )
+    web3: Any = Field(
+        default=None, exclude=True, repr=False, description="A connected Web3 or AsyncWeb3, in place of `rpc_url`."
+    )
     network: Any = Field(
         default=None, description="A preset's name, a network file's path or URL, or a Network; None reads OG_NETWORK."
     )
@@ -97,6 +106,8 @@ class PaidModel(FunctionCallingLLM):
         for name in ("api_key", "private_key"):
             if (value := fields.get(name)) is not None:
                 fields[name] = given_key(value)  # before validation, whose errors keep their input
+        if isinstance(fields.get("rpc_url"), str):
+            fields["rpc_url"] = SecretStr(fields["rpc_url"])
         super().__init__(**fields)
 
     # -- what the model is
@@ -180,6 +191,8 @@ class PaidModel(FunctionCallingLLM):
         return Route(
             private_key=self.private_key or found.key,
             network=self.network or found.network,
+            rpc_url=self.rpc_url or (None if isinstance(self.network, Network) else found.rpc_url),
+            web3=self.web3,
             policy=self.spend_policy,
             ledger=self.ledger or found.ledger_url,
             payments=self.payments,
@@ -203,7 +216,7 @@ class PaidModel(FunctionCallingLLM):
         """
         state = BaseModel.__getstate__(self)
         live: Payments | None = self.payments
-        values = {**state["__dict__"], "private_key": None, "payments": None}
+        values = {**state["__dict__"], "private_key": None, "rpc_url": None, "web3": None, "payments": None}
         if live is not None:
             values.update(network=live.network, spend_policy=live.policy, ledger=live.ledger)
         if isinstance(values["ledger"], Ledger):

@@ -30,14 +30,15 @@ if TYPE_CHECKING:
     from opengradient_x402.payment.wallet import Wallet
     from opengradient_x402.proofs.data_settlement import DataSettlements
     from opengradient_x402.proofs.verification import aexport_bundle, export_bundle, verify_bundle
-    from opengradient_x402.settlement.reconciler import BackgroundReconciler, Reconciler
+    from opengradient_x402.settlement.background import BackgroundReconciler
+    from opengradient_x402.settlement.reconciler import Reconciler
     from opengradient_x402.settlement_mode import SettlementMode
     from opengradient_x402.signer import Keystore, LocalSigner, Signer
 
 _HOMES = {
     "AsyncGatewayClient": "gateway.client",
     "AsyncX402Transport": "payment.transport",
-    "BackgroundReconciler": "settlement.reconciler",
+    "BackgroundReconciler": "settlement.background",
     "Completion": "completions",
     "DataSettlements": "proofs.data_settlement",
     "Delta": "completions",

@@ -7,14 +7,16 @@ environment, keys, or what is happening on the chain.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from pydantic import SecretStr
+
 from opengradient_x402 import strict_json
 from opengradient_x402.addresses import checksum_address, is_in_one_case
-from opengradient_x402.errors import InsecureEndpoint, UnknownNetwork
+from opengradient_x402.errors import ConfigurationError, InsecureEndpoint, UnknownNetwork
 from opengradient_x402.models import quoted_price
 from opengradient_x402.money import Asset
 from opengradient_x402.settings import state_directory
@@ -45,7 +47,7 @@ class ChainContract:
     """A contract on a chain other than the one that payments are made on."""
 
     address: str
-    rpc_url: str
+    rpc_url: str = field(repr=False)
     chain_id: int
 
 
@@ -59,7 +61,8 @@ class Network:
 
     name: str
     chain_id: int
-    rpc_url: str
+    rpc_url: str = field(repr=False)  # a provider's key often stands in its path
+    """A node of the chain; or several, with commas between them, which are asked in turn."""
     gateway_url: str
     asset: Asset
     permit2: str = PERMIT2
@@ -78,6 +81,8 @@ class Network:
     session_idle_s: float = 60
     confirmations: int = 3
     """So many blocks, its own included, make a settlement final."""
+    web3: object | None = field(default=None, repr=False)
+    """A user's `Web3` or `AsyncWeb3`, which answers in place of `rpc_url`."""
 
     def __post_init__(self) -> None:
         # Presets are written with checksums; computing them again would load a hash at every start.
@@ -165,6 +170,27 @@ def load_network(source: str | Path | Network, *, devnet_file: Path | None = Non
                 "the path or URL of a network file. A local network starts with `opengradient-devnet`."
             )
     return _read_file(Path(source), is_devnet=False)
+
+
+def with_node(network: Network, *, rpc_url: str | SecretStr | None = None, web3: object | None = None) -> Network:
+    """The network, read through the user's own node: a URL (or several, with commas), or a Web3 object.
+
+    Raises ConfigurationError for a URL that is not http(s).
+    """
+    if web3 is not None:
+        return replace(network, web3=web3)
+    if rpc_url is None:
+        return network
+    text = rpc_url.get_secret_value() if isinstance(rpc_url, SecretStr) else rpc_url
+    for url in text.split(","):
+        scheme = url.strip().partition("://")[0].lower()
+        if scheme not in ("http", "https"):
+            advice = "Pass a connected Web3 or AsyncWeb3 as `web3=`." if scheme in ("ws", "wss") else "Correct it."
+            raise ConfigurationError(
+                "`rpc_url` (OG_RPC_URL, --rpc-url) must be an http(s) URL, or several with commas between them. "
+                f"Nothing was paid. {advice}"
+            )
+    return replace(network, rpc_url=text, web3=None)
 
 
 def default_devnet_file() -> Path:

@@ -32,6 +32,7 @@ class Settings:
     | OG_KEYSTORE | `keystore`: path of an encrypted keystore file, in place of a key |
     | OG_KEYSTORE_PASSWORD, or OG_KEYSTORE_PASSWORD_FILE | `keystore_password`, or a file that holds it |
     | OG_NETWORK | `network`: preset name, or path or URL of a network file |
+    | OG_RPC_URL | `rpc_url`: the node to read the chain from; several, with commas, are asked in turn |
     | OG_GATEWAY_URL | `gateway_url` |
     | OG_LEDGER_URL | `ledger_url`: SQLAlchemy URL |
     | OG_SETTLEMENT_MODE | `settlement_mode` |
@@ -41,6 +42,7 @@ class Settings:
     keystore: Path | None = None
     keystore_password: SecretStr | None = None
     network: str = DEFAULT_NETWORK
+    rpc_url: SecretStr | None = None
     gateway_url: str | None = None
     ledger_url: str = ""
     settlement_mode: SettlementMode = SettlementMode.BATCH
@@ -66,6 +68,7 @@ class Settings:
             keystore=Path(keystore) if keystore else None,
             keystore_password=_secret(values, "OG_KEYSTORE_PASSWORD"),
             network=values.get("OG_NETWORK") or DEFAULT_NETWORK,
+            rpc_url=SecretStr(values["OG_RPC_URL"]) if values.get("OG_RPC_URL") else None,
             gateway_url=values.get("OG_GATEWAY_URL") or None,
             ledger_url=values.get("OG_LEDGER_URL") or f"sqlite:///{state / 'ledger.sqlite'}",
             settlement_mode=SettlementMode.parse(values.get("OG_SETTLEMENT_MODE") or SettlementMode.BATCH),

@@ -381,6 +381,24 @@ async def alook_up(steps: Steps[T]) -> T:
         return await drive_async(steps, line.send)
 
 
+class Place(Protocol):
+    """A chain, and the URL of a node that serves it: a `Network`, a `ChainContract`."""
+
+    @property
+    def rpc_url(self) -> str: ...
+    @property
+    def chain_id(self) -> int: ...
+
+
+def node_at(place: Place, *, timeout_s: float = NODE_TIMEOUT_S) -> Node:
+    """The node of a place: the user's Web3 object where it has one, else the nodes behind its URL."""
+    if (web3 := getattr(place, "web3", None)) is not None:
+        from opengradient_x402.chain.web3_nodes import web3_node
+
+        return web3_node(web3, place.chain_id, timeout_s=timeout_s)
+    return HttpNode(place.rpc_url, place.chain_id, timeout_s=timeout_s)
+
+
 class ChainReader:
     """Answers questions over one node, in threads.
 
@@ -388,9 +406,16 @@ class ChainReader:
     Raises ChainUnavailable (RpcError when the node answered), ConfigurationError for another chain's node.
     """
 
-    def __init__(self, rpc_url: str, chain_id: int, *, timeout_s: float = NODE_TIMEOUT_S) -> None:
-        self._node: Node = HttpNode(rpc_url, chain_id, timeout_s=timeout_s)
+    def __init__(
+        self, rpc_url: str, chain_id: int, *, timeout_s: float = NODE_TIMEOUT_S, node: Node | None = None
+    ) -> None:
+        self._node = node if node is not None else HttpNode(rpc_url, chain_id, timeout_s=timeout_s)
         self._kept: Line | None = None
+
+    @classmethod
+    def at(cls, place: Place, *, timeout_s: float = NODE_TIMEOUT_S) -> Self:
+        """The reader of a place's node."""
+        return cls(place.rpc_url, place.chain_id, node=node_at(place, timeout_s=timeout_s))
 
     def __enter__(self) -> Self:
         self._kept = Line()
@@ -410,8 +435,15 @@ class ChainReader:
 class AsyncChainReader:
     """As `ChainReader`, for coroutines. Holds no connection between questions, so it serves any event loop."""
 
-    def __init__(self, rpc_url: str, chain_id: int, *, timeout_s: float = NODE_TIMEOUT_S) -> None:
-        self._node: Node = HttpNode(rpc_url, chain_id, timeout_s=timeout_s)
+    def __init__(
+        self, rpc_url: str, chain_id: int, *, timeout_s: float = NODE_TIMEOUT_S, node: Node | None = None
+    ) -> None:
+        self._node = node if node is not None else HttpNode(rpc_url, chain_id, timeout_s=timeout_s)
+
+    @classmethod
+    def at(cls, place: Place, *, timeout_s: float = NODE_TIMEOUT_S) -> Self:
+        """The reader of a place's node."""
+        return cls(place.rpc_url, place.chain_id, node=node_at(place, timeout_s=timeout_s))
 
     async def ask(self, question: Question[T]) -> T:
         """Run a question to its answer."""

@@ -59,6 +59,7 @@ class Block:
     number: int
     hash: str
     timestamp_s: int
+    parent_hash: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,11 +134,15 @@ def block(number: int | str = "latest") -> Question[Block]:
     tag = hex(number) if isinstance(number, int) else number
     found = yield RpcRequest("eth_getBlockByNumber", (tag, False))
     with _Reading("block"):
-        return Block(
-            number=int(found["number"], 16),
+        shown = Block(
+            number=quantity(found["number"]),
             hash=found["hash"].lower(),
-            timestamp_s=int(found["timestamp"], 16),
+            timestamp_s=quantity(found["timestamp"]),
+            parent_hash=str(found.get("parentHash", "")).lower(),
         )
+        if isinstance(number, int) and shown.number != number:
+            raise ValueError(shown.number)
+        return shown
 
 
 def chain_time() -> Question[int]:
@@ -219,9 +224,9 @@ def receipt(tx_hash: str) -> Question[TransactionReceipt | None]:
     with _Reading("receipt"):
         return TransactionReceipt(
             tx_hash=found["transactionHash"].lower(),
-            block_number=int(found["blockNumber"], 16),
+            block_number=quantity(found["blockNumber"]),
             block_hash=found["blockHash"].lower(),
-            is_success=int(found["status"], 16) == 1,
+            is_success=quantity(found["status"]) == 1,
             logs=tuple(_log(entry) for entry in found["logs"]),
         )
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from opengradient_x402.chain.node import HttpNode, Node, Question, RpcRequest, ask
+from opengradient_x402.chain.node import Node, Place, Question, RpcRequest, ask, node_at
 from opengradient_x402.effects import Read, Send, Steps
 
 if TYPE_CHECKING:
@@ -20,15 +20,6 @@ MAX_DOCUMENT_BYTES: Final = 64 * 1024 * 1024
 _TIMEOUT_S: Final = 15.0
 _LONGEST_S: Final = 120.0
 """For a whole document: a store that sends a byte now and then must not delay all others."""
-
-
-class Place(Protocol):
-    """A chain, and the URL of a node that serves it: a `Network`, a `ChainContract`."""
-
-    @property
-    def rpc_url(self) -> str: ...
-    @property
-    def chain_id(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +34,7 @@ class Sources:
     """The live ones. A chain's node is asked once which chain it serves."""
 
     def __init__(self) -> None:
-        self._nodes: dict[tuple[str, int], Node] = {}
+        self._nodes: dict[tuple[str, int, object], Node] = {}
 
     def ask(self, place: Place, question: Question[T]) -> Steps[T]:
         """The answer to a question about a chain. Raises ChainUnavailable."""
@@ -51,9 +42,9 @@ class Sources:
 
     def request(self, place: Place, request: RpcRequest) -> Steps[Any]:
         """The result of one JSON-RPC request. Raises ChainUnavailable."""
-        key = (place.rpc_url, place.chain_id)
+        key = (place.rpc_url, place.chain_id, getattr(place, "web3", None))
         if key not in self._nodes:
-            self._nodes[key] = HttpNode(*key)
+            self._nodes[key] = node_at(place)
         return (yield from self._nodes[key].request(request))
 
     def document(self, url: str) -> Steps[Document]:

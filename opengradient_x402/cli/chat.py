@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from opengradient_x402.cli.options import GatewayOption, JsonOption, LedgerOption, NetworkOption, opened_payments
+from opengradient_x402.cli.options import (
+    GatewayOption,
+    JsonOption,
+    LedgerOption,
+    NetworkOption,
+    RpcOption,
+    opened_payments,
+)
 
 if TYPE_CHECKING:
     from opengradient_x402.completions import Completion
@@ -25,6 +32,7 @@ def chat(
     verify_tee: Annotated[str, typer.Option(help="off, warn or require the enclave's proof.")] = "warn",
     wait_s: Annotated[float, typer.Option("--wait", min=0, help="Seconds to wait for the settlement.")] = 0,
     network: NetworkOption = None,
+    rpc_url: RpcOption = None,
     gateway: GatewayOption = None,
     ledger: LedgerOption = None,
     as_json: JsonOption = False,
@@ -35,7 +43,7 @@ def chat(
     from opengradient_x402.settings import Settings
 
     body = _body(prompt, model=model, system=system, max_tokens=max_tokens)
-    with opened_payments(network, ledger) as payments:
+    with opened_payments(network, ledger, rpc_url) as payments:
         client = GatewayClient(
             payments,
             base_url=gateway_of(gateway, payments.network),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import typer
 
-from opengradient_x402.cli.options import GatewayOption, JsonOption, LedgerOption, NetworkOption
+from opengradient_x402.cli.options import GatewayOption, JsonOption, LedgerOption, NetworkOption, RpcOption
 
 if TYPE_CHECKING:
     from opengradient_x402.chain.questions import ChainReader
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from opengradient_x402.payment.challenge import PaymentTerms
 
 _MOST_SKEW_S = 30
+_LONGEST_LOOK_S = 1.5
+"""For one request: with a dead node or gateway, all checks together take less than five seconds."""
 _DELEGATION: Final = bytes.fromhex("ef0100")  # EIP-7702: what a delegated account's code begins with
 _MARKS = {"ok": "✓", "warning": "!", "problem": "✗", "skipped": "-"}
 
@@ -38,6 +40,7 @@ class Diagnosis:
 
 def doctor(
     network: NetworkOption = None,
+    rpc_url: RpcOption = None,
     gateway: GatewayOption = None,
     ledger: LedgerOption = None,
     as_json: JsonOption = False,
@@ -45,7 +48,7 @@ def doctor(
     """Check key, network, gas, tokens, allowance, gateway, registry, clock and ledger; exit code 1 for a problem."""
     from opengradient_x402.cli.output import print_json
 
-    found = _Examination(network, gateway, ledger).diagnoses()
+    found = _Examination(network, gateway, ledger, rpc_url).diagnoses()
     if as_json:
         print_json([asdict(diagnosis) for diagnosis in found])
     else:
@@ -60,7 +63,9 @@ def doctor(
 class _Examination:
     """The checks, and what later ones need of earlier ones."""
 
-    def __init__(self, network: str | None, gateway: str | None, ledger: str | None) -> None:
+    def __init__(self, network: str | None, gateway: str | None, ledger: str | None, rpc_url: str | None) -> None:
+        self._rpc_url = rpc_url
+        self._is_node_dead = False
         self._network_choice = network
         self._gateway_choice = gateway
         self._ledger_choice = ledger
@@ -93,9 +98,14 @@ class _Examination:
     def _chain(self) -> Diagnosis:
         from opengradient_x402.chain.questions import block
         from opengradient_x402.cli.options import network_of
+        from opengradient_x402.errors import OpenGradientError
 
-        self._network = network_of(self._network_choice)
-        head = self._reader(self._network).ask(block())
+        self._network = network_of(self._network_choice, self._rpc_url)
+        try:
+            head = self._reader(self._network).ask(block())
+        except OpenGradientError:
+            self._is_node_dead = True  # said once: what needs the node is skipped
+            raise
         return _ok("network", f"{self._network.name} (chain {self._network.chain_id}), block {head.number}")
 
     def _gateway(self) -> Diagnosis:
@@ -112,7 +122,7 @@ class _Examination:
         body = {"model": "gpt-5", "messages": [{"role": "user", "content": "ping"}], "max_tokens": 1}
         try:
             # Only the headers are read: a body of any size may come with them.
-            with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=15) as response:
+            with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=_LONGEST_LOOK_S) as response:
                 pass
         except httpx.HTTPError as exc:
             return _problem(
@@ -226,7 +236,9 @@ class _Examination:
         registry = self._known_network().registry
         if registry is None:
             return Diagnosis(name="registry", state="skipped", found="the network names none")
-        found = ChainReader(registry.rpc_url, registry.chain_id).ask(active_tees(registry.address))
+        if self._is_node_dead and registry.rpc_url == self._known_network().rpc_url:
+            raise _Unanswerable("its node is the one above")
+        found = ChainReader.at(registry, timeout_s=_LONGEST_LOOK_S).ask(active_tees(registry.address))
         if not found:
             return Diagnosis(
                 name="registry",
@@ -264,11 +276,12 @@ class _Examination:
             raise _Unanswerable("the wallet is not known")
         return self._address
 
-    @staticmethod
-    def _reader(network: Network) -> ChainReader:
+    def _reader(self, network: Network) -> ChainReader:
         from opengradient_x402.chain.questions import ChainReader
 
-        return ChainReader(network.rpc_url, network.chain_id)
+        if self._is_node_dead:
+            raise _Unanswerable("the node did not answer")
+        return ChainReader.at(network, timeout_s=_LONGEST_LOOK_S)
 
 
 class _Unanswerable(Exception):

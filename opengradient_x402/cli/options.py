@@ -22,6 +22,9 @@ NetworkOption = Annotated[
     str | None,
     typer.Option("--network", "-n", help="base, base-sepolia, devnet, or a network file or URL (OG_NETWORK)."),
 ]
+RpcOption = Annotated[
+    str | None, typer.Option("--rpc-url", help="A node to read the chain from; several, with commas (OG_RPC_URL).")
+]
 GatewayOption = Annotated[str | None, typer.Option("--gateway", help="Another gateway's URL (OG_GATEWAY_URL).")]
 LedgerOption = Annotated[str | None, typer.Option("--ledger", help="SQLite file or database URL (OG_LEDGER_URL).")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -37,12 +40,14 @@ def address_of(text: str | None) -> str | None:
         raise typer.BadParameter(str(exc)) from exc
 
 
-def network_of(choice: str | None) -> Network:
-    """The network that was named, or the environment's."""
-    from opengradient_x402.networks import load_network
+def network_of(choice: str | None, rpc_url: str | None = None) -> Network:
+    """The network that was named, or the environment's; read through the node that was named, if one was."""
+    from opengradient_x402.networks import load_network, with_node
     from opengradient_x402.settings import Settings
 
-    return load_network(choice if choice is not None else Settings.load().network)
+    settings = Settings.load()
+    network = load_network(choice if choice is not None else settings.network)
+    return with_node(network, rpc_url=rpc_url or settings.rpc_url)
 
 
 def gateway_of(choice: str | None, network: Network) -> str:
@@ -79,11 +84,11 @@ def opened_ledger(choice: str | None) -> Iterator[Ledger]:
 
 
 @contextmanager
-def opened_payments(network: str | None, ledger: str | None) -> Iterator[Payments]:
+def opened_payments(network: str | None, ledger: str | None, rpc_url: str | None = None) -> Iterator[Payments]:
     """The paying side; closed at the end."""
     from opengradient_x402.payment.payments import Payments
 
-    payments = Payments.open(network=network_of(network), ledger=ledger)
+    payments = Payments.open(network=network_of(network, rpc_url), ledger=ledger)
     try:
         yield payments
     finally:

@@ -22,6 +22,7 @@ from opengradient_x402.cli.options import (
     JsonOption,
     LedgerOption,
     NetworkOption,
+    RpcOption,
     address_of,
     network_of,
     opened_ledger,
@@ -70,6 +71,7 @@ def show(
     call_id: Annotated[str, typer.Argument(help="A call's id, or the beginning of one.")],
     refresh: Annotated[bool, typer.Option("--refresh", help="Read the chain first.")] = False,
     network: NetworkOption = None,
+    rpc_url: RpcOption = None,
     ledger: LedgerOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -80,7 +82,7 @@ def show(
     with opened_ledger(ledger) as book:
         receipt = found_receipt(book, call_id)
         if refresh:
-            receipt = Reconciler(network_of(network), book).refresh(receipt)
+            receipt = Reconciler(network_of(network, rpc_url), book).refresh(receipt)
     if as_json:
         print_json(receipt.to_json())
         return
@@ -94,6 +96,7 @@ def reconcile(
     ] = False,
     payer: PayerOption = None,
     network: NetworkOption = None,
+    rpc_url: RpcOption = None,
     ledger: LedgerOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -103,7 +106,7 @@ def reconcile(
     from opengradient_x402.settlement.reconciler import Reconciler
 
     with opened_ledger(ledger) as book:
-        reconciler = Reconciler(network_of(network), book)
+        reconciler = Reconciler(network_of(network, rpc_url), book)
         counts, changed = _reconciled(reconciler, payer=payer, wait_s=wait_s)
         proofs = DataSettlements(reconciler.network, book).prove(list(changed.values())) if data else []
         latest = book.receipts(call_ids=list(changed)).result() if changed else []

@@ -10,6 +10,7 @@ from opengradient_x402.cli.options import (
     JsonOption,
     LedgerOption,
     NetworkOption,
+    RpcOption,
     address_of,
     network_of,
     opened_ledger,
@@ -22,6 +23,7 @@ def balance(
         str | None, typer.Argument(callback=address_of, help="Another wallet than that of OG_PRIVATE_KEY.")
     ] = None,
     network: NetworkOption = None,
+    rpc_url: RpcOption = None,
     ledger: LedgerOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -31,10 +33,10 @@ def balance(
     from opengradient_x402.cli.output import print_json, print_pairs
     from opengradient_x402.money import format_amount
 
-    chosen = network_of(network)
+    chosen = network_of(network, rpc_url)
     owner = address or signer_of_environment().address
     asset = chosen.asset
-    with ChainReader(chosen.rpc_url, chosen.chain_id) as chain:
+    with ChainReader.at(chosen) as chain:
         held = chain.ask(balance_of(asset.address, owner))
         allowed = chain.ask(allowance(asset.address, owner, chosen.permit2))
         gas_wei = chain.ask(native_balance(owner))
@@ -70,6 +72,7 @@ def approve(
         typer.Option("--approve", help="What to approve if that is not allowed yet (twice AMOUNT), or `unlimited`."),
     ] = None,
     network: NetworkOption = None,
+    rpc_url: RpcOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Allow payments up to an amount, once per wallet; does nothing when they are allowed already."""
@@ -77,7 +80,7 @@ def approve(
     from opengradient_x402.money import MAX_UINT256
     from opengradient_x402.payment.wallet import Wallet
 
-    chosen = network_of(network)
+    chosen = network_of(network, rpc_url)
     approval = Wallet(chosen, signer_of_environment()).ensure_opg_approval(amount, approve_amount)
     allowed = (
         "everything"
@@ -101,6 +104,7 @@ def approve(
 def cancel(
     call_id: Annotated[str, typer.Argument(help="The id of a call, or the beginning of one.")],
     network: NetworkOption = None,
+    rpc_url: RpcOption = None,
     ledger: LedgerOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -113,7 +117,7 @@ def cancel(
     from opengradient_x402.payment.wallet import Wallet
     from opengradient_x402.settlement.reconciler import Reconciler
 
-    chosen = network_of(network)
+    chosen = network_of(network, rpc_url)
     with opened_ledger(ledger) as book:
         receipt = found_receipt(book, call_id)
         [entry] = book.authorizations(authorization_id=receipt.authorization_id).result()

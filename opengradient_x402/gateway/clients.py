@@ -65,6 +65,8 @@ class Route:
     network: str | Path | Network | None = None
     policy: SpendPolicy | None = None
     ledger: Ledger | str | Path | None = field(default=None, repr=False)  # a URL may hold a password
+    rpc_url: SecretStr | None = None
+    web3: object | None = field(default=None, repr=False)
     payments: Payments | None = None
     """Payments that are open already; they replace the four above and are never closed here."""
     base_url: str | None = None
@@ -244,7 +246,7 @@ class Registry(Resident):
         if route.payments is not None:
             return _Wallet(route.payments, owns_ledger=False), id(route.payments)
         from opengradient_x402.ledger.ledger import Ledger
-        from opengradient_x402.networks import load_network
+        from opengradient_x402.networks import load_network, with_node
         from opengradient_x402.payment.payments import Payments
         from opengradient_x402.payment.policy import SpendPolicy
         from opengradient_x402.signer import signer_of
@@ -257,7 +259,7 @@ class Registry(Resident):
             )
         assert route.network is not None and route.ledger is not None  # noqa: S101, PT018  (see Route)
         signer = signer_of(route.private_key)
-        network = load_network(route.network)
+        network = with_node(load_network(route.network), rpc_url=route.rpc_url, web3=route.web3)
         policy = route.policy if route.policy is not None else SpendPolicy()
         ledger = route.ledger if isinstance(route.ledger, Ledger) else self._ledger(route.ledger)
         payments = Payments(network=network, signer=signer, policy=policy, ledger=ledger)
@@ -422,7 +424,7 @@ def _spelling(route: Route) -> Hashable:
         with suppress(OSError):  # whoever reads it says what is wrong
             state = path.stat().st_mtime_ns  # a devnet that was started again wrote another network
         network = path
-    return route.private_key, network, state, route.policy, ledger
+    return route.private_key, network, state, route.rpc_url, route.web3, route.policy, ledger
 
 
 def _options(route: Route) -> dict[str, Any]:

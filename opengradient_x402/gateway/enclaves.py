@@ -85,7 +85,7 @@ class RegistryGateway(Resident):
         self._min_age_s = min_age_s
         self._clock = clock
         self._shuffle = shuffle if shuffle is not None else SystemRandom().shuffle
-        self._chain = ChainReader(self._contract.rpc_url, self._contract.chain_id)
+        self._chain = ChainReader.at(self._contract)
         self._lock = threading.Lock()
         self._listing: _Listing | None = None
         self._reading: Future[_Listing] | None = None

@@ -214,7 +214,7 @@ class Ledger(Resident):
         after: str | None = None,
         most: int | None = None,
     ) -> Future[list[Authorization]]:
-        """Authorizations about which the chain may still say something new: open ones, and unconfirmed ones.
+        """Authorizations about which the chain may say something new: open, unconfirmed, and expired for a day.
 
         Oldest first; all of them, or at most so many behind the one whose id is `after`.
         """

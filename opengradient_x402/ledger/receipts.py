@@ -38,17 +38,20 @@ class ReceiptStatus(StrEnum):
 class Follower(Protocol):
     """Whoever can look a receipt up and read the chain for it (`Reconciler`)."""
 
-    def refresh(self, receipt: SettlementReceipt) -> SettlementReceipt: ...
-    def wait_settled(self, receipt: SettlementReceipt, *, timeout_s: float) -> SettlementReceipt: ...
-    async def arefresh(self, receipt: SettlementReceipt) -> SettlementReceipt: ...
-    async def await_settled(self, receipt: SettlementReceipt, *, timeout_s: float) -> SettlementReceipt: ...
+    def refresh(self, receipt: SettlementReceipt, *, timeout_s: float | None) -> SettlementReceipt: ...
+    def wait_settled(self, receipt: SettlementReceipt, *, timeout_s: float, must_settle: bool) -> SettlementReceipt: ...
+    async def arefresh(self, receipt: SettlementReceipt, *, timeout_s: float | None) -> SettlementReceipt: ...
+    async def await_settled(
+        self, receipt: SettlementReceipt, *, timeout_s: float, must_settle: bool
+    ) -> SettlementReceipt: ...
 
 
 class _Followed:
     """Keeps the follower beside the data: not a field, so it is in no comparison, repr, copy, pickle or JSON."""
 
-    __slots__ = ("_follower",)
+    __slots__ = ("_follower", "_is_timed_out")
     _follower: Follower
+    _is_timed_out: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,25 +132,38 @@ class SettlementReceipt(_Followed):
         """The payment's transaction under the SDK's name for it; a claim until the chain was read."""
         return self.payment_tx_hash or transaction_claim(self.claimed_payment_tx_hash)
 
-    def refresh(self) -> SettlementReceipt:
-        """This receipt as the chain has it now. Raises ChainUnavailable."""
-        return self._followed().refresh(self)
+    @property
+    def is_timed_out(self) -> bool:
+        """Whether `wait_settled` gave this receipt back because the time was up, and not because it is final."""
+        return getattr(self, "_is_timed_out", False)
 
-    def wait_settled(self, timeout_s: float = 120.0) -> SettlementReceipt:
-        """This receipt when it is final, or as it is when the time is up. Raises ChainUnavailable."""
-        return self._followed().wait_settled(self, timeout_s=timeout_s)
+    def refresh(self, timeout_s: float | None = None) -> SettlementReceipt:
+        """This receipt as the chain has it now. Raises ChainUnavailable, also when that takes longer than this."""
+        return self._followed().refresh(self, timeout_s=timeout_s)
 
-    async def arefresh(self) -> SettlementReceipt:
+    def wait_settled(self, timeout_s: float = 120.0, *, must_settle: bool = False) -> SettlementReceipt:
+        """This receipt when it is final. When the time is up, the receipt as it is then, with `is_timed_out`.
+
+        It returns in time, whatever the node does. With `must_settle` it raises PaymentOutcomeUnknown instead.
+        """
+        return self._followed().wait_settled(self, timeout_s=timeout_s, must_settle=must_settle)
+
+    async def arefresh(self, timeout_s: float | None = None) -> SettlementReceipt:
         """As `refresh`, for coroutines."""
-        return await self._followed().arefresh(self)
+        return await self._followed().arefresh(self, timeout_s=timeout_s)
 
-    async def await_settled(self, timeout_s: float = 120.0) -> SettlementReceipt:
+    async def await_settled(self, timeout_s: float = 120.0, *, must_settle: bool = False) -> SettlementReceipt:
         """As `wait_settled`, for coroutines."""
-        return await self._followed().await_settled(self, timeout_s=timeout_s)
+        return await self._followed().await_settled(self, timeout_s=timeout_s, must_settle=must_settle)
 
     def followed_by(self, follower: Follower) -> SettlementReceipt:
         """This very receipt, able to update itself from now on."""
         object.__setattr__(self, "_follower", follower)
+        return self
+
+    def timed_out(self) -> SettlementReceipt:
+        """This very receipt, marked as one that was waited for in vain."""
+        object.__setattr__(self, "_is_timed_out", True)
         return self
 
     def _followed(self) -> Follower:

@@ -49,7 +49,7 @@ class Clock:
         from opengradient_x402.chain.questions import ChainReader, chain_time
 
         try:
-            chain_now_s = ChainReader(self._network.rpc_url, self._network.chain_id).ask(chain_time())
+            chain_now_s = ChainReader.at(self._network).ask(chain_time())
         except ChainUnavailable as exc:
             raise PolicyRefused(
                 "This machine's clock could not be checked: the gateway sent no `Date`, or the clock was changed "

@@ -32,7 +32,7 @@ from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.ledger.shared import OF_THE_PROCESS
 from opengradient_x402.models import find_model, usd_to_atomic
-from opengradient_x402.networks import Network, load_network
+from opengradient_x402.networks import Network, load_network, with_node
 from opengradient_x402.payment.call import Answer, Call, build_receipt
 from opengradient_x402.payment.clock import Clock
 from opengradient_x402.payment.doubt import Doubtful, Fate
@@ -95,11 +95,14 @@ class Payments(Resident):
         private_key: str | bytes | SecretStr | Keystore | Signer | object | None = None,
         policy: SpendPolicy | None = None,
         ledger: Ledger | str | Path | None = None,
+        rpc_url: str | SecretStr | None = None,
+        web3: object | None = None,
         settings: Settings | None = None,
     ) -> Payments:
         """Payments from what the user gave, completed from the environment (`OG_*`) and `.env`.
 
-        `private_key` is a key in any form that `signer_of` takes.
+        `private_key` is a key in any form that `signer_of` takes. `rpc_url` names the node that reads the chain (or
+        several, with commas, asked in turn), in place of OG_RPC_URL; `web3` is a connected Web3 or AsyncWeb3 instead.
 
         Raises ConfigurationError for a missing or malformed key, or an unknown network.
         """
@@ -110,7 +113,11 @@ class Payments(Resident):
         key = private_key if private_key is not None else settings.require_key()
         own = not isinstance(ledger, Ledger)
         payments = cls(
-            network=load_network(network if network is not None else settings.network),
+            network=with_node(
+                load_network(network if network is not None else settings.network),
+                rpc_url=rpc_url or (None if isinstance(network, Network) else settings.rpc_url),
+                web3=web3,
+            ),
             signer=signer_of(key),
             policy=policy,
             ledger=ledger if isinstance(ledger, Ledger) else OF_THE_PROCESS.opened(ledger or settings.ledger_url),

@@ -79,7 +79,7 @@ class Wallet:
     def __init__(self, network: Network, signer: Signer, *, chain: ChainReader | None = None) -> None:
         self.network = network
         self.signer = signer
-        self._chain = chain if chain is not None else ChainReader(network.rpc_url, network.chain_id)
+        self._chain = chain if chain is not None else ChainReader.at(network)
 
     @property
     def address(self) -> str:
@@ -131,7 +131,7 @@ class AsyncWallet:
     def __init__(self, network: Network, signer: Signer, *, chain: AsyncChainReader | None = None) -> None:
         self.network = network
         self.signer = signer
-        self._chain = chain if chain is not None else AsyncChainReader(network.rpc_url, network.chain_id)
+        self._chain = chain if chain is not None else AsyncChainReader.at(network)
 
     @property
     def address(self) -> str:
@@ -219,7 +219,7 @@ class Funds:
         allowed = self._policy.sponsored_approval_atomic(self._network.asset)
         if allowed is None or allowed < terms.amount_atomic or SPONSORED_APPROVAL not in challenge.extensions:
             return None
-        with ChainReader(self._network.rpc_url, self._network.chain_id) as chain:
+        with ChainReader.at(self._network) as chain:
             return chain.ask(_sponsored_approval(self._network, self._signer, amount_atomic=allowed))
 
 
@@ -228,7 +228,7 @@ def require_funds(network: Network, payer: str, terms: PaymentTerms) -> None:
 
     Raises InsufficientFunds, AllowanceMissing (Permit2 payments), ChainUnavailable.
     """
-    with ChainReader(network.rpc_url, network.chain_id) as chain:
+    with ChainReader.at(network) as chain:
         chain.ask(_require_funds(network, payer, terms))
 
 

@@ -11,8 +11,8 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from opengradient_x402.chain.node import RpcRequest
-from opengradient_x402.chain.sources import Document, Place, Sources
+from opengradient_x402.chain.node import Place, RpcRequest
+from opengradient_x402.chain.sources import Document, Sources
 from opengradient_x402.effects import Steps
 from opengradient_x402.errors import RpcError
 from opengradient_x402.proofs.bundle import Record

@@ -1,39 +1,41 @@
-"""Chain -> ledger: what became of the authorizations, once or every few seconds in a thread.
+"""Chain -> ledger: what became of the authorizations.
 
 Users start it (a command, `receipt.wait_settled`, a `BackgroundReconciler`); the payment path runs it once before it
 refuses a call for lack of budget. `search` finds the settlements; this module decides which authorizations to ask
 about, what to write, and when a settlement is final.
 
 A settlement is final after the network's number of confirmations. Until then its block is looked up again each time,
-and when it is gone the authorization is open as before, and searched for anew.
+and when it is gone the authorization is open as before, and searched for anew. What has expired is looked at once
+more a day later: if the chain then shows a settlement, the ledger follows the chain.
 """
 
 from __future__ import annotations
 
-import logging
-import threading
+import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
-from types import TracebackType
-from typing import Any, Self, assert_never
+from typing import Any, TypeVar, assert_never
 
-from opengradient_x402.chain.node import Question, alook_up, look_up
-from opengradient_x402.chain.questions import block, receipt, transaction
+from opengradient_x402.chain.node import alook_up, look_up
 from opengradient_x402.chain.sources import Sources
-from opengradient_x402.effects import Sleep, Steps, Wait
-from opengradient_x402.errors import ConfigurationError, OpenGradientError, RpcError
+from opengradient_x402.chain.views import Place, confirmations
+from opengradient_x402.effects import Sleep, Steps, Wait, in_thread
+from opengradient_x402.errors import (
+    ChainUnavailable,
+    ConfigurationError,
+    PaymentOutcomeUnknown,
+)
 from opengradient_x402.ledger.authorizations import Authorization
 from opengradient_x402.ledger.disputes import forged_transaction, settled_elsewhere
 from opengradient_x402.ledger.ledger import Ledger
-from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt, transaction_claim
-from opengradient_x402.networks import PRESETS, Network, load_network
-from opengradient_x402.process import Ending, Resident, belongs
+from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt
+from opengradient_x402.networks import PRESETS, Network, load_network, with_node
 from opengradient_x402.settings import Settings
-from opengradient_x402.settlement.recognition import permit_settlements, transfer_settlements
 from opengradient_x402.settlement.search import (
     Cancelled,
     NotSettled,
@@ -42,12 +44,17 @@ from opengradient_x402.settlement.search import (
     SettlementFound,
     Unexplained,
     find_settlements,
+    settled_nothing_of,
 )
 
+T = TypeVar("T")
 _FIRST_LOOK_S = 0.1
 _LONGEST_LOOK_S = 2.0
+_GRACE_S = 0.05
 _AT_ONCE = 1000
-"""So many authorizations are asked about before the answers are written: an outage later loses nothing."""
+"""So many authorizations are read, asked about and written at a time: an outage later loses nothing."""
+_RECEIPTS_OF_AT_ONCE = 100
+_RECHECK_AFTER_S = 86_400
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,12 +72,20 @@ class ReconcileReport:
     open: int = 0
     unexplained: int = 0
     reopened: int = 0
+    rechecked: int = 0
+    """Expired ones that were looked at once more; those that the chain shows as used are in `settled`."""
     changed: tuple[SettlementReceipt, ...] = ()
 
     @property
     def disputed(self) -> tuple[SettlementReceipt, ...]:
         """The changed receipts that are disputed."""
         return tuple(receipt for receipt in self.changed if receipt.status is ReceiptStatus.DISPUTED)
+
+    def __add__(self, other: ReconcileReport) -> ReconcileReport:
+        return ReconcileReport(**{part.name: getattr(self, part.name) + getattr(other, part.name) for part in _PARTS})
+
+
+_PARTS = fields(ReconcileReport)
 
 
 class Reconciler:
@@ -87,46 +102,78 @@ class Reconciler:
         self._sources = Sources()
         self._needed = network.confirmations if confirmations is None else confirmations
 
-    def reconcile(self, *, payer: str | None = None) -> ReconcileReport:
-        """Asks the chain about every authorization that may still change, and records the answers."""
-        return look_up(self._reconciling(payer))
+    def reconcile(self, *, payer: str | None = None, timeout_s: float | None = None) -> ReconcileReport:
+        """Asks the chain about every authorization that may still change, and records the answers.
 
-    async def areconcile(self, *, payer: str | None = None) -> ReconcileReport:
+        Raises ChainUnavailable when that takes longer than `timeout_s`.
+        """
+        return _in_time(lambda: self._reconciling(payer), timeout_s)
+
+    async def areconcile(self, *, payer: str | None = None, timeout_s: float | None = None) -> ReconcileReport:
         """As `reconcile`, for coroutines."""
-        return await alook_up(self._reconciling(payer))
+        return await _ain_time(self._reconciling(payer), timeout_s)
 
-    def refresh(self, receipt: SettlementReceipt) -> SettlementReceipt:
-        """The receipt as the chain has it now."""
-        return look_up(self._refreshing(receipt))
+    def reports(self, *, payer: str | None = None) -> Iterator[ReconcileReport]:
+        """As `reconcile`, with a report for every thousand authorizations: memory stays bounded, however many."""
+        after: str | None = None
+        while True:
+            report, after = look_up(self._page(payer, after))
+            yield report
+            if after is None:
+                return
 
-    async def arefresh(self, receipt: SettlementReceipt) -> SettlementReceipt:
+    def refresh(self, receipt: SettlementReceipt, *, timeout_s: float | None = None) -> SettlementReceipt:
+        """The receipt as the chain has it now. Raises ChainUnavailable, also when it takes longer than `timeout_s`."""
+        return _in_time(lambda: self._refreshing(receipt), timeout_s)
+
+    async def arefresh(self, receipt: SettlementReceipt, *, timeout_s: float | None = None) -> SettlementReceipt:
         """As `refresh`, for coroutines."""
-        return await alook_up(self._refreshing(receipt))
+        return await _ain_time(self._refreshing(receipt), timeout_s)
 
-    def wait_settled(self, receipt: SettlementReceipt, *, timeout_s: float = 120.0) -> SettlementReceipt:
-        """The receipt when it is final, or as it is when the time is up."""
-        return look_up(self._waiting(receipt, timeout_s))
+    def wait_settled(
+        self, receipt: SettlementReceipt, *, timeout_s: float = 120.0, must_settle: bool = False
+    ) -> SettlementReceipt:
+        """The receipt when it is final. When the time is up, the receipt as it is then, with `is_timed_out`.
 
-    async def await_settled(self, receipt: SettlementReceipt, *, timeout_s: float = 120.0) -> SettlementReceipt:
+        It returns in time, whatever the node does; a node that fails is asked again until then. With `must_settle`
+        it raises PaymentOutcomeUnknown instead.
+        """
+        wait = _Waiting(receipt)
+        work = in_thread(lambda: look_up(self._waiting(wait, timeout_s)), name="opengradient-wait")
+        with suppress(TimeoutError):
+            work.result(timeout_s + _GRACE_S)
+        return wait.ended(timeout_s, must_settle=must_settle).followed_by(self)
+
+    async def await_settled(
+        self, receipt: SettlementReceipt, *, timeout_s: float = 120.0, must_settle: bool = False
+    ) -> SettlementReceipt:
         """As `wait_settled`, for coroutines."""
-        return await alook_up(self._waiting(receipt, timeout_s))
+        wait = _Waiting(receipt)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s + _GRACE_S):
+                await alook_up(self._waiting(wait, timeout_s))
+        return wait.ended(timeout_s, must_settle=must_settle).followed_by(self)
 
     # -- the work
 
     def _refreshing(self, receipt: SettlementReceipt) -> Steps[SettlementReceipt]:
-        authorizations = yield Wait(self._ledger.unfinished(network=self.network.caip2, payer=receipt.payer))
-        yield from self._brought_forward(
-            [authorization for authorization in authorizations if authorization.id == receipt.authorization_id]
+        authorizations = yield Wait(
+            self._ledger.unfinished(network=self.network.caip2, authorization_id=receipt.authorization_id)
         )
+        yield from self._brought_forward(authorizations)
         return (yield from self._latest(receipt))
 
-    def _waiting(self, receipt: SettlementReceipt, timeout_s: float) -> Steps[SettlementReceipt]:
+    def _waiting(self, wait: _Waiting, timeout_s: float) -> Steps[None]:
         deadline, pause_s = time.monotonic() + timeout_s, _FIRST_LOOK_S
         while True:
-            current = yield from self._refreshing(receipt)
+            try:
+                wait.latest = yield from self._refreshing(wait.latest)
+                wait.problem = None
+            except ChainUnavailable as exc:
+                wait.problem = exc
             left_s = deadline - time.monotonic()
-            if current.is_final or left_s <= 0:
-                return current
+            if wait.latest.is_final or left_s <= 0:
+                return
             yield Sleep(min(pause_s, left_s))
             pause_s = min(2 * pause_s, _LONGEST_LOOK_S)
 
@@ -136,19 +183,27 @@ class Reconciler:
         return current.followed_by(self)
 
     def _reconciling(self, payer: str | None) -> Steps[ReconcileReport]:
-        authorizations = yield Wait(self._ledger.unfinished(network=self.network.caip2, payer=payer))
-        return (yield from self._brought_forward(authorizations))
+        total, after = yield from self._page(payer, None)
+        while after is not None:
+            report, after = yield from self._page(payer, after)
+            total += report
+        return total
+
+    def _page(self, payer: str | None, after: str | None) -> Steps[tuple[ReconcileReport, str | None]]:
+        """Up to a thousand authorizations behind `after`; and behind which to go on, if there are more."""
+        authorizations = yield Wait(
+            self._ledger.unfinished(network=self.network.caip2, payer=payer, after=after, most=_AT_ONCE)
+        )
+        report = yield from self._brought_forward(authorizations)
+        return report, authorizations[-1].id if len(authorizations) == _AT_ONCE else None
 
     def _brought_forward(self, authorizations: Sequence[Authorization]) -> Steps[ReconcileReport]:
-        seen = [authorization for authorization in authorizations if authorization.status != "signed"]
-        waiting = [authorization for authorization in authorizations if authorization.status == "signed"]
-        before = yield from self._receipts_of(authorizations)
+        waiting = [entry for entry in authorizations if entry.status in ("signed", "expired")]
+        seen = [entry for entry in authorizations if entry.status not in ("signed", "expired")]
+        before = yield from self._states_of(authorizations)
         reopened = yield from self._confirmed(seen)
-        waiting += reopened
-        outcomes: Counter[type[Outcome] | str] = Counter()
-        for some in _batches(waiting):
-            outcomes += yield from self._searched(some)
-        after = yield from self._receipts_of(authorizations)
+        outcomes = yield from self._searched([*waiting, *reopened])
+        changed = yield from self._changed(authorizations, before)
         return ReconcileReport(
             asked=len(authorizations),
             settled=outcomes[SettlementFound] + outcomes[SettledElsewhere],
@@ -157,27 +212,24 @@ class Reconciler:
             open=outcomes[NotSettled],
             unexplained=outcomes[Unexplained],
             reopened=len(reopened),
-            changed=tuple(
-                receipt.followed_by(self) for call_id, receipt in after.items() if _moved(before.get(call_id), receipt)
-            ),
+            rechecked=sum(entry.status == "expired" for entry in waiting),
+            changed=changed,
         )
 
     def _confirmed(self, seen: Sequence[Authorization]) -> Steps[list[Authorization]]:
         """Counts confirmations anew. Gives back those whose block is gone, opened again."""
         if not seen:
             return []
-        head, hashes = yield from self._sources.ask(
-            self.network, _hashes_of({authorization.block_number or 0 for authorization in seen})
-        )
+        places = {entry: Place(entry.block_number or 0, entry.block_hash or "") for entry in seen}
+        counts = yield from self._sources.ask(self.network, confirmations(places.values(), needed=self._needed))
         reopened, writes = [], []
-        for authorization in seen:
-            at_height = hashes[authorization.block_number or 0]
-            if at_height is None:
+        for authorization, place in places.items():
+            count = counts[place]
+            if count is None:
                 continue  # a node that lags behind the one that was asked before: it knows no better
-            if at_height == authorization.block_hash:
-                confirmations = head - (authorization.block_number or 0) + 1
-                writes.append(self._ledger.record_settlement(replace(authorization, confirmations=confirmations)))
-            else:
+            if count > (authorization.confirmations or 0):
+                writes.append(self._ledger.record_settlement(replace(authorization, confirmations=count)))
+            elif count == 0:
                 reopened.append(replace(authorization, **_OPEN))
                 writes.append(self._ledger.record_settlement(reopened[-1]))
         yield from _all(writes)
@@ -185,10 +237,18 @@ class Reconciler:
 
     def _searched(self, authorizations: Sequence[Authorization]) -> Steps[Counter[type[Outcome] | str]]:
         """Asks the chain about open authorizations, and writes what it says."""
-        outcomes = yield from self._sources.ask(self.network, find_settlements(authorizations, network=self.network))
         counted: Counter[type[Outcome] | str] = Counter()
+        if not authorizations:
+            return counted
+        outcomes = yield from self._sources.ask(
+            self.network, find_settlements(authorizations, network=self.network, needed=self._needed)
+        )
         writes, unsettled = [], []
         for authorization, outcome in outcomes.items():
+            if authorization.status == "expired" and isinstance(outcome, NotSettled):
+                if outcome.is_expired:  # as it was: it is not looked at again
+                    writes.append(self._ledger.record_settlement(replace(authorization, recheck_at=None)))
+                continue
             is_expired = isinstance(outcome, NotSettled) and outcome.is_expired
             counted["expired" if is_expired else type(outcome)] += 1
             if (found := self._judged(authorization, outcome)) is not None:
@@ -201,16 +261,15 @@ class Reconciler:
 
     def _claims_checked(self, authorizations: Sequence[Authorization]) -> Steps[None]:
         """A transaction that is mined, and that the gateway names, must be the settlement."""
-        for call in (yield from self._receipts_of(authorizations)).values():
-            claimed = transaction_claim(call.claimed_payment_tx_hash)
-            if claimed is None or call.status is ReceiptStatus.DISPUTED:
-                continue
-            authorization = next(
-                authorization for authorization in authorizations if authorization.id == call.authorization_id
-            )
-            if (yield from self._sources.ask(self.network, _is_something_else(claimed, authorization))):
-                dispute = forged_transaction(claimed, why="that transaction is mined and did not settle it")
-                yield Wait(self._ledger.record_dispute(call.call_id, dispute))
+        by_id = {authorization.id: authorization for authorization in authorizations}
+        for some in _batches(authorizations):
+            for call in (yield from self._receipts_of(some)):
+                claimed, authorization = transaction_claim(call.claimed_payment_tx_hash), by_id[call.authorization_id]
+                if claimed is None or call.status is ReceiptStatus.DISPUTED:
+                    continue
+                if (yield from self._sources.ask(self.network, settled_nothing_of(claimed, authorization))):
+                    dispute = forged_transaction(claimed, why="that transaction is mined and did not settle it")
+                    yield Wait(self._ledger.record_dispute(call.call_id, dispute))
 
     def _judged(self, authorization: Authorization, outcome: Outcome) -> Authorization | None:
         """The authorization with what the outcome means for it; None while it stays reserved in full."""
@@ -231,9 +290,15 @@ class Reconciler:
                     block_hash=outcome.block_hash,
                     confirmations=outcome.confirmations,
                     confirmations_needed=self._needed,
+                    recheck_at=None,
                 )
             case NotSettled(is_expired=True):
-                return replace(authorization, status="expired", confirmations=0, confirmations_needed=0)
+                recheck_at = int(time.time()) + _RECHECK_AFTER_S
+                return replace(
+                    authorization, status="expired", confirmations=0, confirmations_needed=0, recheck_at=recheck_at
+                )
+            case Unexplained() if authorization.status == "expired":
+                return replace(authorization, **_OPEN)  # its nonce is used after all: reserved in full again
             case NotSettled() | Unexplained():
                 return None
             case _:
@@ -249,13 +314,28 @@ class Reconciler:
             block_hash=found.block_hash,
             confirmations=found.confirmations,
             confirmations_needed=self._needed,
+            recheck_at=None,
         )
 
-    def _receipts_of(self, authorizations: Sequence[Authorization]) -> Steps[dict[str, SettlementReceipt]]:
-        found: dict[str, SettlementReceipt] = {}
+    def _states_of(self, authorizations: Sequence[Authorization]) -> Steps[dict[str, _State]]:
+        states: dict[str, _State] = {}
         for some in _batches(authorizations):
-            receipts = yield Wait(self._ledger.receipts(authorization_ids=[authorization.id for authorization in some]))
-            found |= {receipt.call_id: receipt for receipt in receipts}
+            states |= {call.call_id: _state(call) for call in (yield from self._receipts_of(some))}
+        return states
+
+    def _changed(
+        self, authorizations: Sequence[Authorization], before: dict[str, _State]
+    ) -> Steps[tuple[SettlementReceipt, ...]]:
+        changed: list[SettlementReceipt] = []
+        for some in _batches(authorizations):
+            calls = yield from self._receipts_of(some)
+            changed += [call.followed_by(self) for call in calls if _state(call) != before.get(call.call_id)]
+        return tuple(changed)
+
+    def _receipts_of(self, some: Sequence[Authorization]) -> Steps[list[SettlementReceipt]]:
+        found: list[SettlementReceipt] = yield Wait(
+            self._ledger.receipts(authorization_ids=[authorization.id for authorization in some])
+        )
         return found
 
 
@@ -268,36 +348,62 @@ _OPEN: dict[str, Any] = {
     "confirmations": None,
     "confirmations_needed": None,
     "dispute": None,
+    "recheck_at": None,
 }
 
-
-def _hashes_of(numbers: Iterable[int]) -> Question[tuple[int, dict[int, str | None]]]:
-    """The chain's height, and the hashes of the blocks at these heights now (None: this node has none)."""
-    head = yield from block()
-    hashes: dict[int, str | None] = {}
-    for number in numbers:
-        try:
-            hashes[number] = (yield from block(number)).hash if number <= head.number else None
-        except RpcError:
-            hashes[number] = None
-    return head.number, hashes
+_State = tuple[ReceiptStatus, bool]
 
 
-def _is_something_else(tx_hash: str, authorization: Authorization) -> Question[bool]:
-    """Whether a transaction is mined and is not the settlement.
+def _state(receipt: SettlementReceipt) -> _State:
+    return receipt.status, receipt.is_final
 
-    Only the transaction counts, not the nonce: a node that lags would show the nonce of a settlement as unused.
-    """
+
+class _Waiting:
+    """What a wait has seen so far."""
+
+    def __init__(self, receipt: SettlementReceipt) -> None:
+        self.latest = receipt
+        self.problem: ChainUnavailable | None = None
+
+    def ended(self, timeout_s: float, *, must_settle: bool) -> SettlementReceipt:
+        """The receipt to give back. Raises PaymentOutcomeUnknown for one that is not final and must be."""
+        receipt, problem = self.latest, self.problem
+        if receipt.is_final:
+            return receipt
+        if must_settle:
+            why = "" if problem is None else f" The node failed: {problem.message}"
+            raise PaymentOutcomeUnknown(
+                f"Call {receipt.call_id} is {receipt.status} and not final after {timeout_s:g} s.{why} Its payment may "
+                "settle until its deadline. Wait longer, or run `opengradient-x402 receipts reconcile` later.",
+                call_id=receipt.call_id,
+                receipt=receipt,
+            ) from problem
+        return replace(receipt).timed_out()
+
+
+def _in_time(steps: Callable[[], Steps[T]], timeout_s: float | None) -> T:
+    """The result, in this time whatever a node or a database does: what hangs is left behind in its thread."""
+    if timeout_s is None:
+        return look_up(steps())
     try:
-        done = yield from receipt(tx_hash)
-        mined = yield from transaction(tx_hash)
-    except RpcError:  # not the form of a hash: no transaction has it
-        return True
-    if done is None or mined is None:
-        return False
-    if authorization.transfer_method == "eip3009":
-        return not transfer_settlements(done, [authorization])
-    return not permit_settlements(mined, done, [authorization])
+        return in_thread(lambda: look_up(steps()), name="opengradient-look").result(timeout_s)
+    except TimeoutError as exc:
+        raise _too_slow(timeout_s) from exc
+
+
+async def _ain_time(steps: Steps[T], timeout_s: float | None) -> T:
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await alook_up(steps)
+    except TimeoutError as exc:
+        raise _too_slow(timeout_s or 0.0) from exc
+
+
+def _too_slow(timeout_s: float) -> ChainUnavailable:
+    return ChainUnavailable(
+        f"The chain was not read within {timeout_s:g} s. Nothing was paid by asking; what was found before that is "
+        "recorded. Try again with a longer `timeout_s`, or use another `rpc_url`."
+    )
 
 
 def _all(futures: Iterable[Future[None]]) -> Steps[None]:
@@ -306,104 +412,8 @@ def _all(futures: Iterable[Future[None]]) -> Steps[None]:
 
 
 def _batches(authorizations: Sequence[Authorization]) -> Iterator[Sequence[Authorization]]:
-    for first in range(0, len(authorizations), _AT_ONCE):
-        yield authorizations[first : first + _AT_ONCE]
-
-
-def _moved(before: SettlementReceipt | None, after: SettlementReceipt) -> bool:
-    return before is None or (before.status, before.is_final) != (after.status, after.is_final)
-
-
-_log = logging.getLogger(__name__)
-_LONGEST_PAUSE_S = 300.0
-
-
-class BackgroundReconciler(Resident):
-    """`with BackgroundReconciler(reconciler): …` reconciles every `interval_s` until the block ends.
-
-    `on_change` is called, in the thread, with every receipt whose state moved: settled, final, expired,
-    cancelled, disputed, or open again.
-    """
-
-    def __init__(
-        self,
-        reconciler: Reconciler,
-        *,
-        interval_s: float = 15.0,
-        on_change: Callable[[SettlementReceipt], None] | None = None,
-    ) -> None:
-        self._reconciler = reconciler
-        self._interval_s = interval_s
-        self._on_change = on_change
-        self._lock = threading.Lock()
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
-        belongs(self, Ending.WATCHERS)
-
-    def start(self) -> None:
-        """Begins, with a first run at once. Starting twice changes nothing; after a fork the child starts its own."""
-        with self._lock:
-            if self._thread is None or not self._thread.is_alive():
-                self._stop = threading.Event()  # its own: a thread that is ending must still see that it shall
-                self._thread = threading.Thread(
-                    target=self._run, args=(self._stop,), name="opengradient-reconciler", daemon=True
-                )
-                self._thread.start()
-
-    def stop(self) -> None:
-        """Ends the thread; waits for the run that is under way, unless `on_change` calls this in that run."""
-        self._halt(None)
-
-    def _renew(self) -> None:
-        """A child has no thread until it calls `start`."""
-        self._lock, self._stop, self._thread = threading.Lock(), threading.Event(), None
-
-    def _end(self, timeout_s: float, /) -> None:
-        """At the end of the process: `stop`, without waiting longer than this for a slow node."""
-        self._halt(timeout_s)
-
-    def _halt(self, timeout_s: float | None) -> None:
-        with self._lock:
-            thread, self._thread = self._thread, None
-            self._stop.set()
-        if thread is not None and thread is not threading.current_thread():
-            thread.join(timeout_s)
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-
-    def _run(self, stop: threading.Event) -> None:
-        pause_s = self._interval_s
-        while True:
-            pause_s = self._interval_s if self._reconciled() else min(2 * pause_s, _LONGEST_PAUSE_S)
-            if stop.wait(pause_s):
-                return
-
-    def _reconciled(self) -> bool:
-        try:
-            report = self._reconciler.reconcile()
-        except OpenGradientError as exc:
-            _log.warning("Settlements could not be looked up; receipts stay as they are. %s", exc)
-            return False
-        except Exception:  # noqa: BLE001  the thread's boundary: ended, it would leave all receipts as they are, unsaid
-            _log.exception("Settlements could not be looked up; receipts stay as they are.")
-            return False
-        for changed in report.changed:
-            self._tell(changed)
-        return True
-
-    def _tell(self, receipt: SettlementReceipt) -> None:
-        if self._on_change is not None:
-            try:
-                self._on_change(receipt)
-            except Exception:  # noqa: BLE001  the listener's boundary: its fault must not stop the reconciling
-                _log.exception("A listener failed for the receipt of call %s", receipt.call_id)
+    for first in range(0, len(authorizations), _RECEIPTS_OF_AT_ONCE):
+        yield authorizations[first : first + _RECEIPTS_OF_AT_ONCE]
 
 
 def reconciler_for(receipt: SettlementReceipt) -> Reconciler:
@@ -413,7 +423,7 @@ def reconciler_for(receipt: SettlementReceipt) -> Reconciler:
     """
     settings = Settings.load()
     known = next((network for network in PRESETS.values() if network.caip2 == receipt.network), None)
-    network = load_network(settings.network)
+    network = with_node(load_network(settings.network), rpc_url=settings.rpc_url)
     if network.caip2 == receipt.network:
         known = network
     if known is None:

@@ -1,14 +1,14 @@
 """What became of authorizations on chain: asks for what `settlements` needs to decide, in as few scans as it can.
 
-First the nonces: an unused one needs no search. Then one log scan per payer, token and method for all that
-are used, in bounded windows from the signing time to the last deadline. Does not know the ledger, and writes
-nothing.
+First the nonces, together with their block: an unused one needs no search. Then one log scan per payer, token and
+method for all that are used, in bounded windows from the signing time to the last deadline. What was found counts
+only in a view that has its block. Does not know the ledger, and writes nothing.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Final, assert_never
 
@@ -16,15 +16,14 @@ from opengradient_x402.chain.questions import (
     Block,
     Log,
     Question,
-    authorization_state,
     block,
     block_before,
-    chain_time,
     logs,
-    nonce_used,
     receipt,
     transaction,
 )
+from opengradient_x402.chain.views import Nonce, Place, confirmations, nonces_at_one_block
+from opengradient_x402.errors import RpcError
 from opengradient_x402.ledger.authorizations import Authorization
 from opengradient_x402.networks import Network
 from opengradient_x402.settlement.recognition import (
@@ -56,6 +55,7 @@ __all__ = [
     "check_transaction",
     "find_settlement",
     "find_settlements",
+    "settled_nothing_of",
 ]
 
 CLOCK_MARGIN_S: Final = 900
@@ -74,25 +74,31 @@ def find_settlement(authorization: Authorization, *, network: Network) -> Questi
 
 
 def find_settlements(
-    authorizations: Iterable[Authorization], *, network: Network
+    authorizations: Iterable[Authorization], *, network: Network, needed: int | None = None
 ) -> Question[dict[Authorization, Outcome]]:
-    """What became of many authorizations of one network.
+    """What became of many authorizations of one network; `needed` confirmations make a settlement final.
 
+    An authorization expires only by one block that is later than its last deadline and shows its nonce unused.
     Whoever asks sees ChainUnavailable (RpcError) when the node does not answer.
     """
     outcomes: dict[Authorization, Outcome] = {}
-    # The order matters: a nonce that is unused *after* this time was read was unused at this time.
-    now_s = yield from chain_time()
+    nonces = {authorization: nonce_of(authorization, network) for authorization in authorizations}
+    views = yield from nonces_at_one_block(list(nonces.values()))
+    shown = {nonce: view for view in views for nonce in view.used}
     used: defaultdict[tuple[str, str, str], list[Authorization]] = defaultdict(list)
-    for authorization in authorizations:
-        if (yield from _is_used(authorization, network)):
+    for authorization, nonce in nonces.items():
+        view = shown[nonce]
+        if view.used[nonce]:
             used[authorization.payer, authorization.asset, authorization.transfer_method].append(authorization)
         else:
-            outcomes[authorization] = NotSettled(is_expired=now_s > authorization.deadline + EXPIRY_MARGIN_S)
+            is_over = view.timestamp_s > authorization.deadline + EXPIRY_MARGIN_S
+            outcomes[authorization] = NotSettled(is_expired=is_over)
     if used:
-        head = yield from block()  # read last: every use that was seen lies at or below it
+        found: dict[Authorization, Outcome] = {}
+        head = yield from block()
         for group in used.values():
-            outcomes.update((yield from _explained(group, head=head, network=network)))
+            found.update((yield from _explained(group, head=head, network=network)))
+        outcomes |= yield from _confirmed(found, network.confirmations if needed is None else needed)
     return outcomes
 
 
@@ -100,18 +106,23 @@ def check_transaction(
     authorization: Authorization, tx_hash: str, *, network: Network
 ) -> Question[SettlementFound | None]:
     """Whether a transaction that somebody names is the settlement of an authorization; None when it is not."""
-    if not (yield from _is_used(authorization, network)):
+    nonce = nonce_of(authorization, network)
+    (view,) = yield from nonces_at_one_block([nonce])
+    if not view.used[nonce]:
         return None
-    head = yield from block()
     found = (yield from _settled_in(tx_hash, [authorization])).get(authorization)
-    return None if found is None else _confirmed(found, head)
+    if found is None:
+        return None
+    confirmed = (yield from _confirmed({authorization: found}, network.confirmations))[authorization]
+    return confirmed if isinstance(confirmed, SettlementFound) else None
 
 
-def _is_used(authorization: Authorization, network: Network) -> Question[bool]:
+def nonce_of(authorization: Authorization, network: Network) -> Nonce:
+    """The nonce of an authorization, and the contract that keeps it."""
     if authorization.transfer_method == "permit2":
-        return (yield from nonce_used(network.permit2, authorization.payer, authorization.nonce))
+        return Nonce(network.permit2, authorization.payer, authorization.nonce, is_bitmap=True)
     if authorization.transfer_method == "eip3009":
-        return (yield from authorization_state(authorization.asset, authorization.payer, authorization.nonce))
+        return Nonce(authorization.asset, authorization.payer, authorization.nonce, is_bitmap=False)
     assert_never(authorization.transfer_method)
 
 
@@ -122,8 +133,7 @@ def _explained(
     start, end = yield from _span(group, head)
     find = _transfers if group[0].transfer_method == "eip3009" else _permits
     found: dict[Authorization, Outcome] = {}
-    for authorization, settled in (yield from find(group, start, end)).items():
-        found[authorization] = _confirmed(settled, head)
+    found.update((yield from find(group, start, end)))
     if lost := [authorization for authorization in group if authorization not in found]:
         # The payer may cancel at any time, also long after the deadline.
         burned = yield from _burned(lost, start, head, network)
@@ -174,6 +184,23 @@ def _settled_in_any(
     return found
 
 
+def settled_nothing_of(tx_hash: str, authorization: Authorization) -> Question[bool]:
+    """Whether a transaction is mined and does not settle the authorization.
+
+    Only the transaction counts, not the nonce: a node that lags would show the nonce of a settlement as unused.
+    """
+    try:
+        done = yield from receipt(tx_hash)
+        mined = yield from transaction(tx_hash)
+    except RpcError:  # nothing is known: not a reason to accuse anybody
+        return False
+    if done is None or mined is None:
+        return False
+    if authorization.transfer_method == "eip3009":
+        return not transfer_settlements(done, [authorization])
+    return not permit_settlements(mined, done, [authorization])
+
+
 def _settled_in(tx_hash: str, group: Sequence[Authorization]) -> Question[dict[Authorization, SettlementFound]]:
     if group[0].transfer_method == "eip3009":
         done = yield from receipt(tx_hash)
@@ -206,7 +233,7 @@ def _diverted(
             continue
         for authorization in group:
             if authorization not in found and (diverted := diverted_settlement(mined, done, authorization)) is not None:
-                found[authorization] = SettledElsewhere(settlement=_confirmed(diverted, head))
+                found[authorization] = SettledElsewhere(settlement=diverted)
     return found
 
 
@@ -226,7 +253,6 @@ def _burned(
             tx_hash=event.tx_hash,
             block_number=event.block_number,
             block_hash=event.block_hash,
-            confirmations=max(1, head.number - event.block_number + 1),
         )
         for authorization in group
         for event in events
@@ -239,5 +265,39 @@ def _nonce_batches(group: Sequence[Authorization]) -> Iterator[tuple[str, ...]]:
         yield tuple(nonce_topic(authorization.nonce) for authorization in group[first : first + _NONCES_PER_QUERY])
 
 
-def _confirmed(settled: SettlementFound, head: Block) -> SettlementFound:
-    return replace(settled, confirmations=max(1, head.number - settled.block_number + 1))
+def _confirmed(found: Mapping[Authorization, Outcome], needed: int) -> Question[dict[Authorization, Outcome]]:
+    """The same with the number of blocks on each; `Unexplained` where the block is not in the chain any more."""
+    places = {authorization: place for authorization, outcome in found.items() if (place := _place_of(outcome))}
+    counts = yield from confirmations(places.values(), needed=needed)
+    confirmed = dict(found)
+    for authorization, place in places.items():
+        count = counts[place]
+        # Found by one node, and not known to the next one, which is behind: seen, and confirmed by nobody.
+        confirmed[authorization] = (
+            Unexplained() if count == 0 else _with_confirmations(found[authorization], count or 0)
+        )
+    return confirmed
+
+
+def _place_of(outcome: Outcome) -> Place | None:
+    match outcome:
+        case SettlementFound() | Cancelled():
+            return Place(outcome.block_number, outcome.block_hash)
+        case SettledElsewhere(settlement=settled):
+            return Place(settled.block_number, settled.block_hash)
+        case NotSettled() | Unexplained():
+            return None
+        case _:
+            assert_never(outcome)
+
+
+def _with_confirmations(outcome: Outcome, count: int) -> Outcome:
+    match outcome:
+        case SettlementFound() | Cancelled():
+            return replace(outcome, confirmations=count)
+        case SettledElsewhere(settlement=settled):
+            return SettledElsewhere(settlement=replace(settled, confirmations=count))
+        case NotSettled() | Unexplained():
+            return outcome
+        case _:
+            assert_never(outcome)

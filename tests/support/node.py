@@ -11,9 +11,34 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from opengradient_devnet.chain.chain import Chain, RpcError
+from opengradient_devnet.contracts import MULTICALL3
 
 Misbehaviour = Callable[[str, list[Any], int], "tuple[int, Any] | None"]
 """(method, params, number of the request) -> (HTTP status, body) to answer instead of the chain, or None."""
+
+
+def without_multicall(method: str, params: list[Any], number: int) -> tuple[int, Any] | None:
+    """Misbehaviour of a chain on which Multicall3 was never deployed."""
+    if method == "eth_call" and params[0].get("to") == MULTICALL3:
+        return 200, {"result": "0x"}
+    return None
+
+
+def behind(chain: Chain, head: int) -> Misbehaviour:
+    """A node that knows the chain up to this block."""
+
+    def misbehave(method: str, params: list[Any], number: int) -> tuple[int, Any] | None:
+        if method == "eth_call" and params[-1] == "latest":
+            return 200, {"result": chain.rpc(method, [params[0], hex(head)])}
+        if method == "eth_getBlockByNumber":
+            wanted = head if params[0] == "latest" else int(params[0], 16)
+            return 200, {"result": chain.rpc(method, [hex(wanted), False]) if wanted <= head else None}
+        if method in ("eth_getTransactionByHash", "eth_getTransactionReceipt"):
+            found = chain.rpc(method, params)
+            return (200, {"result": None}) if found is None or int(found["blockNumber"], 16) > head else None
+        return None
+
+    return misbehave
 
 
 @dataclass

@@ -9,7 +9,7 @@ from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.ledger.receipts import ReceiptStatus
 from opengradient_x402.money import format_amount
 from opengradient_x402.settlement.reconciler import Reconciler
-from support.node import serving
+from support.node import behind, serving
 from support.payers import PROMPT, client_for, payments_for, settled_receipts
 from support.settling import new_payer, settle
 
@@ -150,12 +150,8 @@ def test_a_node_that_lags_behind_a_settlement_makes_no_liar_of_the_gateway(net, 
     ledger.authorize(entry).result()
     ledger.record_call(served(entry, entry.call_id, claimed_payment_tx_hash=settled)).result()
     with serving(net.chain) as node:
-
-        def nothing_used(method, params, number):
-            is_nonce = method == "eth_call" and params[0].get("to", "").lower() == payer.network.permit2.lower()
-            return (200, {"result": "0x" + "0" * 64}) if is_nonce else None
-
-        node.misbehave = nothing_used
+        mined = net.chain.rpc("eth_getTransactionReceipt", [settled])
+        node.misbehave = behind(net.chain, int(mined["blockNumber"], 16) - 1)
         network = replace(payer.network, rpc_url=node.url)
         assert Reconciler(network, ledger).reconcile().changed == ()
     (receipt,) = Reconciler(payer.network, ledger).reconcile().changed

@@ -16,8 +16,9 @@ from opengradient_devnet import Devnet
 from opengradient_x402.errors import ChainUnavailable, ConfigurationError, LedgerUnavailable
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt
-from opengradient_x402.settlement.reconciler import BackgroundReconciler, Reconciler
-from support.node import serving
+from opengradient_x402.settlement.background import BackgroundReconciler
+from opengradient_x402.settlement.reconciler import Reconciler
+from support.node import serving, without_multicall
 from support.payers import PROMPT, async_client_for, client_for, network_of, payments_for
 from support.settling import new_payer, settle
 
@@ -69,8 +70,10 @@ def test_on_the_devnet_one_block_is_final_and_on_live_chains_three(net):
 
 
 def test_a_settlement_whose_block_vanished_is_open_again_and_found_again(net, account, tmp_path):
+    """On a chain without Multicall3, where blocks are asked for one by one."""
     with served_call(net, account, tmp_path) as (payments, receipt), serving(net.chain) as node:
         reconciler = Reconciler(replace(payments.network, rpc_url=node.url), payments.ledger, confirmations=50)
+        node.misbehave = without_multicall
         net.close_sessions()
         reconciler.reconcile()
         (seen,) = payments.ledger.receipts(call_ids=[receipt.call_id]).result()
@@ -82,8 +85,9 @@ def test_a_settlement_whose_block_vanished_is_open_again_and_found_again(net, ac
                 return 200, {"result": other}
             if method == "eth_call" and params[0].get("data", "").startswith("0x4fe02b44"):
                 return 200, {"result": "0x" + "0" * 64}  # the nonce is unused on the other branch
-            return None
+            return without_multicall(method, params, number)
 
+        mine(net, 1)
         node.misbehave = reorganised
         report = reconciler.reconcile()
         (gone,) = report.changed
@@ -92,7 +96,7 @@ def test_a_settlement_whose_block_vanished_is_open_again_and_found_again(net, ac
         assert (gone.payment_tx_hash, gone.settled_atomic, gone.block_hash) == (None, None, None)
         assert spent(payments) == receipt.authorized_atomic
 
-        node.misbehave = lambda method, params, number: None
+        node.misbehave = without_multicall
         reconciler.reconcile()
         (again,) = payments.ledger.receipts(call_ids=[receipt.call_id]).result()
         assert (again.status, again.payment_tx_hash) == (ReceiptStatus.SETTLED, seen.payment_tx_hash)
@@ -108,7 +112,7 @@ def test_a_node_that_lags_behind_is_no_reorganisation(net, account, tmp_path):
         def lagging(method, params, number):
             if method == "eth_getBlockByNumber" and params[0] == "latest":
                 return 200, {"result": net.chain.rpc(method, [hex(seen.block_number - 1), False])}
-            return None
+            return without_multicall(method, params, number)
 
         node.misbehave = lagging
         report = reconciler.reconcile()

@@ -1,0 +1,116 @@
+"""Each fault of a node, for each thing that asks one: a typed outcome, in time, and the payment is made anyway."""
+
+from __future__ import annotations
+
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import replace
+
+import pytest
+
+from opengradient_x402.chain.contracts import active_tees
+from opengradient_x402.chain.node import AsyncChainReader, ChainReader
+from opengradient_x402.chain.questions import native_balance
+from opengradient_x402.cli.doctor import _Examination
+from opengradient_x402.errors import OpenGradientError
+from opengradient_x402.ledger.ledger import Ledger
+from opengradient_x402.payment.payments import Payments
+from opengradient_x402.payment.wallet import Wallet
+from opengradient_x402.settlement.reconciler import Reconciler
+from support.node import serving
+from support.node_faults import FAULTS, failing_node
+from support.payers import PROMPT, client_for, network_of
+from support.settling import new_payer
+
+LIMIT_S = 0.4
+BUSY_S = 2.0
+"""How much later than its limit something may end on a busy machine."""
+
+
+@pytest.fixture(scope="module")
+def payer(net):
+    return new_payer(net, opg="100")
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_whatever_a_node_does_the_outcome_is_typed_and_in_time(net, payer, tmp_path, monkeypatch, fault):
+    monkeypatch.setenv("OG_PRIVATE_KEY", payer.account.private_key)
+    with failing_node(fault, net.chain.chain_id) as url, closing(Ledger(tmp_path / "l.sqlite")) as ledger:
+        network = replace(payer.network, rpc_url=url)
+        chain = ChainReader(url, network.chain_id, timeout_s=LIMIT_S)
+        wallet = Wallet(network, payer.signer, chain=chain)
+        ledger.authorize(payer.sign(facilitator=payer.account.address).authorization).result()
+
+        def first_payment():
+            opened = Payments.open(network=network, private_key=payer.account.private_key, ledger=tmp_path / "p.sqlite")
+            with client_for(opened) as client:
+                paid = client.chat(PROMPT)
+            opened.close()
+            return paid.receipt
+
+        asked = {
+            "balance": (wallet.balance, LIMIT_S),
+            "approve": (lambda: wallet.ensure_opg_approval("1"), LIMIT_S),
+            "reconcile": (lambda: Reconciler(network, ledger).reconcile(timeout_s=LIMIT_S), LIMIT_S),
+            "registry": (lambda: chain.ask(active_tees(network.registry.address)), LIMIT_S),
+            "first payment": (first_payment, 2.0),
+            "doctor": (lambda: doctors_problems(net, url, tmp_path), 5.0 - BUSY_S),
+        }
+        with ThreadPoolExecutor(len(asked)) as threads:
+            outcomes = {name: threads.submit(timed, work) for name, (work, _) in asked.items()}
+        for name, outcome in outcomes.items():
+            found, took_s = outcome.result()
+            assert took_s < asked[name][1] + BUSY_S, name
+            is_answer = name == "doctor" or (name == "first payment" and fault != "another chain")
+            assert isinstance(found, OpenGradientError) is not is_answer, (name, found)
+        assert len(outcomes["doctor"].result()[0]) == 1
+        assert ledger.authorizations().result()[0].status == "signed"
+
+
+def timed(work):
+    """What the work gives or how it fails, and how long that takes."""
+    began = time.monotonic()
+    try:
+        found = work()
+    except OpenGradientError as exc:
+        found = exc
+    return found, time.monotonic() - began
+
+
+def doctors_problems(net, url, directory):
+    description = {**net.network, "rpc_url": url, "registry": {**net.network["registry"], "rpc_url": url}}
+    (directory / "network.json").write_text(json.dumps(description))
+    found = _Examination(str(directory / "network.json"), None, None, None).diagnoses()
+    return [diagnosis.found for diagnosis in found if diagnosis.state == "problem"]
+
+
+@pytest.mark.parametrize("fault", ["hangs", "drips headers", "drips the body", "drips a chunk's size"])
+async def test_coroutines_keep_the_time_too(net, fault):
+    with failing_node(fault, net.chain.chain_id) as url:
+        began = time.monotonic()
+        with pytest.raises(OpenGradientError):
+            await AsyncChainReader(url, net.chain.chain_id, timeout_s=LIMIT_S).ask(native_balance("0x" + "12" * 20))
+        assert time.monotonic() - began < LIMIT_S + BUSY_S
+
+
+@pytest.mark.parametrize("fault", ["hangs", "closes at once", "429, later", "502 with HTML", "401", "HTML", "cut JSON"])
+def test_the_next_of_several_nodes_is_asked(net, fault):
+    with failing_node(fault, net.chain.chain_id) as url, serving(net.chain) as node:
+        chain = ChainReader(f"{url}, {node.url}", net.chain.chain_id, timeout_s=2)
+        assert chain.ask(native_balance("0x" + "12" * 20)) == 0
+        assert chain.ask(native_balance("0x" + "12" * 20)) == 0
+        assert node.count("eth_getBalance") == 2
+
+
+def test_a_key_in_a_nodes_url_is_in_no_log_line_and_no_repr(net, caplog):
+    caplog.set_level("DEBUG")
+    with serving(net.chain) as node:
+        network = replace(network_of(net), rpc_url=f"{node.url}/v2/SECRETKEY?token=OTHERSECRET")
+        with ChainReader.at(network) as chain:
+            chain.ask(native_balance("0x" + "12" * 20))
+    shown = caplog.text + repr(network)
+    assert "HTTP Request" in caplog.text
+    assert "SECRETKEY" not in shown
+    assert "OTHERSECRET" not in shown
