@@ -32,6 +32,8 @@ class Out:
 
     signatures: list[Signature] = field(default_factory=list)
     left_s: float = 0.0
+    call: int = 0
+    """The first call that sent one."""
     said_not_paid: str = ""
 
     def can_take(self, now_s: float) -> int:
@@ -53,7 +55,7 @@ class Auditor:
         """Nonces whose reservation must hold: something can be taken, or was."""
         self._rows: dict[int, tuple[str, int]] = {}
         """By nonce: status and reserved amount, as committed."""
-        self._ids: dict[int, str] = {}
+        self._by_call: dict[int, set[int]] = {}
 
     def close(self) -> None:
         if self._conn is not None:
@@ -61,7 +63,7 @@ class Auditor:
 
     # -- a signature leaves
 
-    def left(self, signature: Signature, *, origin: str) -> None:
+    def left(self, signature: Signature, *, origin: str, call: int) -> None:
         """Called when a signature is on its way: it must be in the ledger by now."""
         now_s, shown = self._chain.now_s, f"a signature for {signature.amount_atomic} ({signature.method}) to {origin}"
         held = self._stored(signature.nonce)
@@ -73,7 +75,8 @@ class Auditor:
             raise Broken("deadlines are capped", f"{shown} lives {signature.deadline - now_s:.0f} s")
         if signature.amount_atomic > self._most or signature.payee not in self._network.payees:
             raise Broken("the policy holds", f"{shown} goes to {signature.payee}")
-        out = self.out.setdefault(signature.nonce, Out(left_s=now_s))
+        out = self.out.setdefault(signature.nonce, Out(left_s=now_s, call=call))
+        self._by_call.setdefault(out.call, set()).add(signature.nonce)
         if signature not in out.signatures:
             out.signatures.append(signature)
             self._open.add(signature.nonce)
@@ -99,7 +102,7 @@ class Auditor:
             ).fetchone()
             if row is not None:
                 nonce = int(row[0])
-                self._rows[nonce], self._ids[nonce] = (row[1], row[2] * _GWEI), authorization_id
+                self._rows[nonce] = row[1], row[2] * _GWEI
                 self._check(nonce)
 
     # -- the chain has changed
@@ -113,9 +116,10 @@ class Auditor:
         out = self.out.get(nonce)
         if out is None:
             return
+        of_call = [done for one in self._by_call[out.call] for done in self._chain.by_nonce.get(one, ())]
+        if len(of_call) > 1:
+            raise Broken("no call settles twice", f"one call paid {[done.amount_atomic for done in of_call]}")
         done = self._chain.by_nonce.get(nonce, ())
-        if len(done) > 1:
-            raise Broken("no call settles twice", f"{len(done)} settlements of one call, {[d.amount_atomic for d in done]}")
         taken = sum(one.amount_atomic for one in done)
         if taken and out.said_not_paid:
             raise Broken("no error says 'not paid' about what the chain shows", f"{taken} taken: {out.said_not_paid}")

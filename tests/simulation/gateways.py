@@ -206,7 +206,11 @@ class Gateway:
                 self.terms = replace(terms, amount_atomic=terms.amount_atomic * 3 // 2, timeout_s=590)
             case _:
                 self.terms = replace(terms, amount_atomic=terms.amount_atomic - self._rng.randrange(1, 1000))
+        self._later(self._rng.random() * 120, self._come_to_its_senses)
         return self.terms
+
+    def _come_to_its_senses(self) -> None:
+        self.terms = self._first_terms
 
     def _asked(self, why: str, headers: dict[str, str] | None = None, *, terms: Terms | None = None) -> httpx.Response:
         challenge = self._challenge(terms or self.terms, why)

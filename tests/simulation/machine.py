@@ -217,6 +217,7 @@ class Process:
         ledger: SteppedLedger,
         origins: list[str],
         time: Time,
+        timeout_s: float,
     ) -> None:
         self.is_dead = False
         self.is_ledger_woken = False
@@ -225,7 +226,7 @@ class Process:
         self.payments.sessions = SessionPool(
             idle_s=network.session_idle_s, clock=time.monotonic, wall_clock=time.time
         )
-        options: dict[str, Any] = {"http_transport": httpx.MockTransport(_never), "timeout_s": 30.0, "max_retries": 2}
+        options: dict[str, Any] = {"http_transport": httpx.MockTransport(_never), "timeout_s": timeout_s}
         self.clients: dict[tuple[str, bool], Any] = {}
         for origin in origins:
             self.clients[origin, True] = GatewayClient(self.payments, base_url=origin, **options)

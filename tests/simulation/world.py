@@ -49,6 +49,7 @@ PAYEE = next(iter(NETWORK.payees))
 FACILITATOR = "0x240b09731D96979f50B2C649C9CE10FcF9C7987F"
 SIGNER = LocalSigner("0x" + "11" * 32)
 BODY = {"model": MODEL, "max_tokens": 400, "messages": [{"role": "user", "content": "What is x402?"}]}
+_SCHEMES = (*[("upto", "permit2")] * 4, ("exact", "permit2"), ("exact", "eip3009"))
 _FINAL_S = 2_000.0
 _A_DAY_S = 90_000.0
 
@@ -69,11 +70,11 @@ class Task:
     steps: Generator[Any, Any, Any]
     process: Process
     is_call: bool
+    number: int
     token: int = 0
     is_done: bool = False
     nonces: set[int] = field(default_factory=set)
     """Those that left for the first time with this call."""
-    request: httpx.Request | None = None
 
 
 class World:
@@ -92,7 +93,7 @@ class World:
         self._nodes = Nodes(self._chain, NETWORK, SIGNER.address, rng)
         self._ready: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
         self._timers: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
-        self._order = 0
+        self._order = self._begun = 0
         self._path = folder / f"ledger-{seed}.sqlite"
         self._stage = stage
         stage.time.advance = self._advance
@@ -105,6 +106,7 @@ class World:
         )
         self._gateways = {f"https://gateway{n}.simulated": self._drawn_gateway(n) for n in range(rng.randint(1, 3))}
         self._lines = self._chance(0.7) * rng.choice((0.01, 0.05, 0.2))
+        self._timeout_s = rng.choice((30.0, 120.0))
         self._never_left = self._chance(0.5) * rng.choice((0.02, 0.1))
         self._tasks: list[Task] = []
         self._processes: list[Process] = []
@@ -170,12 +172,12 @@ class World:
     # -- what a seed draws
 
     def _drawn_policy(self) -> SpendPolicy:
-        per_day = self.rng.choice((OPG // 2, 2 * OPG, 20 * OPG, 200 * OPG))
-        return SpendPolicy(max_per_day=per_day, max_price_increase_percent=self.rng.choice((10, 100)))
+        per_day = self.rng.choice((OPG // 2, 2 * OPG, 20 * OPG, 50 * OPG, 200 * OPG))
+        return SpendPolicy(max_per_day=per_day, max_price_increase_percent=self.rng.choice((50, 100, 100)))
 
     def _drawn_gateway(self, number: int) -> Gateway:
         rng = self.rng
-        scheme, method = rng.choice((("upto", "permit2"), ("upto", "permit2"), ("exact", "permit2"), ("exact", "eip3009")))
+        scheme, method = rng.choice(_SCHEMES)
         is_honest = rng.random() < 0.3
 
         def often(share: float, *chances: float) -> float:
@@ -198,8 +200,9 @@ class World:
             terms=Terms(
                 scheme=scheme,
                 method=method,
-                amount_atomic=rng.choice((OPG // 50, OPG // 10, OPG // 4)) + rng.randrange(10**6),
-                timeout_s=rng.choice((30, 120, 300, 300, 600)),
+                amount_atomic=rng.choice((OPG // 50, OPG // 10, OPG // 4) if scheme == "upto" else (OPG // 500, OPG // 100))
+                + rng.randrange(10**6),
+                timeout_s=rng.choice((10, 30, 120, 300, 300, 600)),
             ),
             payee=PAYEE,
             facilitator=FACILITATOR,
@@ -221,7 +224,7 @@ class World:
             (0.4, 400.0, self._restart_gateway),
             (0.4, 300.0, self._change_price),
             (0.5, 60.0, self._cancel),
-            (0.7, 200.0, self._clear_disputes),
+            (0.8, 60.0, self._clear_disputes),
             (0.8, 150.0, self._reconcile),
         ):
             if self._chance(share):
@@ -262,6 +265,10 @@ class World:
         off_s = self.rng.choice((0.0, 0.0, -7200.0, 3600.0, 90_000.0, -40.0, 40.0, -120.0))
         self._note(f"the clock is set {off_s:+.0f} s off")
         self._machine.wall_off_s = off_s
+        self._later(self.rng.random() * 200, self._put_clock_right)
+
+    def _put_clock_right(self) -> None:
+        self._machine.wall_off_s = 0.0
 
     def _sleep(self) -> None:
         self._note("the machine sleeps")
@@ -304,6 +311,7 @@ class World:
             ledger=ledger,
             origins=list(self._gateways),
             time=self._stage.time,
+            timeout_s=self._timeout_s,
         )
         self._processes.append(process)
         if not self._is_over:
@@ -383,7 +391,8 @@ class World:
         return None
 
     def _begin(self, process: Process, steps: Generator[Any, Any, Any], *, is_call: bool) -> None:
-        task = Task(steps, process, is_call)
+        self._begun += 1
+        task = Task(steps, process, is_call, self._begun)
         self._tasks.append(task)
         self._resume(task, 0, None, None)
 
@@ -464,10 +473,10 @@ class World:
         self._note(f"{gateway.origin} answers {answer.status_code}")
         if is_silent:
             problem = self.rng.choice((httpx.ReadTimeout, httpx.ReadError, httpx.RemoteProtocolError))
-            delay_s = 30.0 if problem is httpx.ReadTimeout else self.rng.random()
+            delay_s = self._timeout_s if problem is httpx.ReadTimeout else self.rng.random()
             self._later(delay_s, self._resume, task, token, None, problem("lost"))
         elif self._chance(0.1):
-            self._later(self.rng.random() * 29, self._resume, task, token, answer, None)
+            self._later(self.rng.random() * (self._timeout_s - 1), self._resume, task, token, answer, None)
         elif self._chance(0.3):
             self._soon(self._resume, task, token, answer, None)
         else:
@@ -482,7 +491,7 @@ class World:
         self._note(f"a signature for {signature.amount_atomic} until {signature.deadline - START_S:.0f}s goes to {origin}")
         if signature.nonce not in self._auditor.out:
             task.nonces.add(signature.nonce)
-        self._auditor.left(signature, origin=origin)
+        self._auditor.left(signature, origin=origin, call=task.number)
 
     def _forget(self, task: Task) -> None:
         self._tasks = [other for other in self._tasks if other is not task]
@@ -500,7 +509,9 @@ class World:
         if isinstance(problem, OpenGradientError) and problem.money is MoneyOutcome.NOT_PAID:
             self._auditor.said_not_paid(task.nonces, f"{kind}: {problem}")
         if self.calls < self.rules.calls:
-            self._later(self._pause_s(), self._call, task.process)
+            is_refused = isinstance(problem, OpenGradientError) and problem.money is MoneyOutcome.NOT_PAID
+            pause_s = self.rng.random() * 150 if is_refused else self._pause_s()
+            self._later(pause_s, self._call, task.process)
 
     def _pause_s(self) -> float:
         kind = self.rng.random()
