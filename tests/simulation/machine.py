@@ -1,0 +1,237 @@
+"""One machine: its two clocks, and the processes that pay from it, with a ledger that is performed step by step.
+
+A ledger here is the product's own, on a real SQLite file, but for its thread: `step` performs some of the waiting jobs
+in one transaction. A process that has died leaves what was committed, and nothing else.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time as real_time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from opengradient_x402 import effects
+from opengradient_x402.chain import node as chain_node
+from opengradient_x402.gateway.client import AsyncGatewayClient, GatewayClient
+from opengradient_x402.ledger.authorizations import Authorization
+from opengradient_x402.ledger.ledger import Ledger
+from opengradient_x402.ledger.writer import Job, Writer
+from opengradient_x402.networks import Network
+from opengradient_x402.payment import call as calls
+from opengradient_x402.payment.payments import Payments
+from opengradient_x402.payment.policy import SpendPolicy
+from opengradient_x402.payment.sessions import SessionPool
+from opengradient_x402.signer import Signer
+
+
+class Machine:
+    """The clocks. The wall clock may be wrong; the steady one stands still while the machine sleeps."""
+
+    def __init__(self, now_s: float) -> None:
+        self.true_s = now_s
+        self.wall_off_s = 0.0
+        self.steady_s = 1000.0
+
+    def advance(self, seconds: float) -> None:
+        self.true_s += seconds
+        self.steady_s += seconds
+
+    def sleep(self, seconds: float) -> None:
+        self.true_s += seconds
+
+
+class Time:
+    """Stands in for the module `time` in the product's modules: the clocks of the machine that runs now."""
+
+    def __init__(self) -> None:
+        self.machine = Machine(0.0)
+        self.advance: Callable[[float], None] = self.machine.advance
+
+    def time(self) -> float:
+        return self.machine.true_s + self.machine.wall_off_s
+
+    def monotonic(self) -> float:
+        return self.machine.steady_s
+
+    def sleep(self, seconds: float) -> None:
+        self.advance(seconds)
+
+    def gmtime(self, seconds: float | None = None) -> real_time.struct_time:
+        return real_time.gmtime(self.time() if seconds is None else seconds)
+
+    strftime = staticmethod(real_time.strftime)
+
+
+class Outcome(Future[Any]):
+    """A future that is never waited for: whoever asks for its result has it made now."""
+
+    make: Callable[[], None] | None = None
+
+    def result(self, timeout: float | None = None) -> Any:
+        while not self.done() and self.make is not None:
+            self.make()
+        return super().result(0)
+
+
+class Stage:
+    """What takes the place of threads, sockets and clocks while simulations run."""
+
+    def __init__(self) -> None:
+        self.time = Time()
+        self.in_thread: Callable[..., Future[Any]] = lambda work, *, name: Outcome()
+        self.ask_node: Callable[[httpx.Request], httpx.Response] = lambda request: httpx.Response(500, request=request)
+
+    @contextmanager
+    def set_up(self) -> Iterator[None]:
+        """Puts clocks, threads and lines of the product's modules under the simulation's control."""
+        for lazily in ("chain.questions", "ledger.statements", "ledger.tables", "settlement.reconciler"):
+            import_module(f"opengradient_x402.{lazily}")  # they must be there to be changed
+        changed: list[tuple[Any, str, Any]] = []
+
+        def replace(where: Any, name: str, by: Any) -> None:
+            changed.append((where, name, getattr(where, name)))
+            setattr(where, name, by)
+
+        for name, module in list(sys.modules.items()):
+            if name.startswith("opengradient_x402."):
+                if getattr(module, "time", None) is real_time:
+                    replace(module, "time", self.time)
+                if getattr(module, "in_thread", None) is effects.in_thread and module is not effects:
+                    replace(module, "in_thread", lambda work, *, name: self.in_thread(work, name=name))
+        stage = self
+
+        class Line:
+            def send(self, request: httpx.Request) -> httpx.Response:
+                return stage.ask_node(request)
+
+            def __enter__(self) -> Line:
+                return self
+
+            def __exit__(self, *_: object) -> None: ...
+
+        replace(chain_node, "Line", Line)
+        replace(calls._ids, "draw", calls._ids.draw)
+        disabled = logging.root.manager.disable
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(disabled)
+            for where, name, value in reversed(changed):
+                setattr(where, name, value)
+
+
+class Died(BaseException):
+    """The process was killed, in the middle of a transaction."""
+
+
+class SteppedLedger(Ledger):
+    """A ledger without a thread: `step` performs what waits, or a part of it, in one transaction."""
+
+    def __init__(self, path: Path, *, woken: Callable[[], None], committed: Callable[[set[str]], None]) -> None:
+        super().__init__(path)
+        self.is_dead = False
+        self._jobs: deque[tuple[Job, str | None]] = deque()
+        self._woken, self._committed = woken, committed
+        self._writer = Writer(self._location, self._queue, may_end=lambda: False)
+        self._about: str | None = None
+
+    @property
+    def waiting(self) -> int:
+        """How many jobs wait."""
+        return len(self._jobs)
+
+    def authorize(self, authorization: Authorization, **options: Any) -> Future[Authorization]:
+        return self._changing(authorization.id, lambda: super(SteppedLedger, self).authorize(authorization, **options))
+
+    def mark_unsent(self, authorization_id: str) -> Future[None]:
+        return self._changing(authorization_id, lambda: super(SteppedLedger, self).mark_unsent(authorization_id))
+
+    def record_settlement(self, authorization: Authorization) -> Future[None]:
+        return self._changing(
+            authorization.id, lambda: super(SteppedLedger, self).record_settlement(authorization)
+        )
+
+    def _changing(self, authorization_id: str, submit: Callable[[], Future[Any]]) -> Future[Any]:
+        self._about = authorization_id
+        try:
+            return submit()
+        finally:
+            self._about = None
+
+    def _submit(self, work: Any, **options: Any) -> Future[Any]:
+        future = Outcome()
+        if self.is_dead:
+            return future  # nobody will ever hear
+        future.make = self._step_all
+        options.setdefault("durable", False)
+        options.setdefault("otherwise", "Nothing was signed and nothing was paid.")
+        self._jobs.append((Job(work=work, future=future, **options), self._about))
+        if len(self._jobs) == 1:
+            self._woken()
+        return future
+
+    def _step_all(self) -> None:
+        self.step(len(self._jobs))
+
+    def step(self, count: int) -> None:
+        """Performs the first `count` jobs in one transaction."""
+        some = [self._jobs.popleft() for _ in range(min(count, len(self._jobs)))]
+        self._writer._perform([job for job, _ in some if job.future.set_running_or_notify_cancel()])
+        if touched := {about for _, about in some if about is not None}:
+            self._committed(touched)
+
+    def die(self, *, performing: int) -> None:
+        """The process is killed while the first `performing` jobs are in a transaction."""
+        self.is_dead = True
+        if performing and self._jobs:
+
+            def killed(*_: object) -> None:
+                raise Died
+
+            jobs = [job for job, _ in self._jobs][:performing]
+            with suppress(Died):
+                self._writer._perform([*jobs, Job(work=killed, durable=False, future=Future(), otherwise="")])
+        self._jobs.clear()
+        self._writer._disconnect()
+
+
+class Process:
+    """A process that pays: one wallet, one ledger, two clients for each gateway (one blocks, one awaits)."""
+
+    def __init__(
+        self,
+        *,
+        network: Network,
+        signer: Signer,
+        policy: SpendPolicy,
+        ledger: SteppedLedger,
+        origins: list[str],
+        time: Time,
+        timeout_s: float,
+    ) -> None:
+        self.is_dead = False
+        self.is_ledger_woken = False
+        self.ledger = ledger
+        self.payments = Payments(network=network, signer=signer, policy=policy, ledger=ledger)
+        self.payments.sessions = SessionPool(
+            idle_s=network.session_idle_s, clock=time.monotonic, wall_clock=time.time
+        )
+        options: dict[str, Any] = {"http_transport": httpx.MockTransport(_never), "timeout_s": timeout_s}
+        self.clients: dict[tuple[str, bool], Any] = {}
+        for origin in origins:
+            self.clients[origin, True] = GatewayClient(self.payments, base_url=origin, **options)
+            self.clients[origin, False] = AsyncGatewayClient(self.payments, base_url=origin, **options)
+
+
+def _never(request: httpx.Request) -> httpx.Response:
+    raise AssertionError(f"{request.url} was sent past the simulation")

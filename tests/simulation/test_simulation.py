@@ -1,0 +1,128 @@
+"""Money invariants under everything at once: many calls, gateways, nodes, clocks, crashes and forks, by seed.
+
+A failing seed says its number, its step and its last steps. To look at one again:
+`pytest tests/simulation -n 0 --simulated-seeds 17:18`.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+
+from simulation.audit import Broken
+from simulation.breaks import BREAKS
+from simulation.machine import Stage
+from simulation.world import Rules, World
+
+SHORT = range(24)
+LONG = range(1_000, 2_050)
+_FOUND_BY = {
+    "second_nonce_space": 11,
+    "later_signature_overwrites": 4,
+    "earlier_signature_forgotten": 4,
+    "denial_is_believed": 5,
+    "error_is_believed": 3,
+    "lost_answer_is_unsent": 0,
+    "new_nonce_for_new_terms": 14,
+    "expiry_by_two_nodes": 20,
+    "clock_unchecked": 8,
+    "quote_is_believed": 13,
+    "maximum_is_believed": 0,
+    "signs_before_writing": 2,
+    "final_at_first_sight": 15,
+    "no_margin_for_expiry": 7,
+    "budget_of_one_process": 2,
+}
+"""The seed that finds each break."""
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Where the ledgers are: in memory where the system has such a place, since what is tested is no disk."""
+    memory = Path("/dev/shm")  # noqa: S108  (a directory of its own is made there)
+    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as made:
+        yield Path(made)
+
+
+def broken_by(seed: int, folder: Path, stage: Stage, rules: Rules) -> tuple[World, Broken | None]:
+    """The run of a seed, and the invariant that it broke."""
+    world = World(seed, folder, stage, rules)
+    try:
+        world.run()
+    except Broken as exc:
+        return world, exc
+    finally:
+        for file in folder.glob("ledger-*"):
+            file.unlink()
+    return world, None
+
+
+def test_the_invariants_hold_for_a_few_seeds(folder):
+    counted: Counter[str] = Counter()
+    stage = Stage()
+    with stage.set_up():
+        for seed in SHORT:
+            world, broken = broken_by(seed, folder, stage, Rules(calls=100))
+            counted += world.counted
+            if broken is not None:
+                raise broken
+
+    # The runs were about something: calls that were paid, and calls that came to every kind of end.
+    assert counted["ok"] > 600 and counted["signatures sent"] > 400
+    assert {"PaymentOutcomeUnknown", "PolicyRefused", "BudgetExceeded", "PaidButFailed", "GatewayError"} <= {*counted}
+
+
+def test_a_seed_makes_the_same_steps_again(folder):
+    stage = Stage()
+    with stage.set_up():
+        first, second = (broken_by(21, folder, stage, Rules(calls=60))[0] for _ in range(2))
+
+    assert list(first.trace) == list(second.trace)
+    assert (first.step, first.counted) == (second.step, second.counted)
+
+
+@pytest.mark.parametrize("name", BREAKS)
+def test_each_known_break_is_found(name, folder, monkeypatch):
+    seed, stage = _FOUND_BY[name], Stage()
+    with stage.set_up():
+        BREAKS[name](monkeypatch)
+        found = [broken_by(seed, folder, stage, Rules()) for _ in range(2)]
+        monkeypatch.undo()
+
+    (world, broken), (again, broken_again) = found
+    assert broken is not None
+    assert (world.step, str(broken)) == (again.step, str(broken_again))
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_the_invariants_hold_for_many_seeds():
+    began = time.perf_counter()
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as workers:
+        results = list(workers.map(_run_some, [LONG[first : first + 25] for first in range(0, len(LONG), 25)]))
+    broken = [text for _, texts in results for text in texts]
+    counted = sum((some for some, _ in results), Counter[str]())
+    print(f"{len(LONG)} seeds, {time.perf_counter() - began:.0f} s, {dict(counted)}")
+
+    assert not broken, "\n\n".join(broken)
+    assert counted["simulated calls"] >= 200_000
+
+
+def _run_some(seeds: range) -> tuple[Counter[str], list[str]]:
+    counted, broken, stage = Counter[str](), [], Stage()
+    memory = Path("/dev/shm")  # noqa: S108  (a directory of its own is made there)
+    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as folder, stage.set_up():
+        for seed in seeds:
+            world, problem = broken_by(seed, Path(folder), stage, Rules())
+            counted += world.counted + Counter({"simulated calls": world.calls})
+            if problem is not None:
+                broken.append("\n".join([str(problem), *problem.__notes__]))
+    return counted, broken
