@@ -8,6 +8,7 @@ and the writer's thread takes it from there.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 from contextlib import suppress
@@ -27,23 +28,34 @@ WRITE: Final = (
 )
 
 
+def identity_of(file: Path) -> tuple[int, int]:
+    """What tells a file from another one under its name; nothing for one that is gone or empty."""
+    try:
+        found = os.stat(file)  # noqa: PTH116  (a call pays for it: it is faster than Path's)
+    except OSError:
+        return 0, 0
+    return (found.st_dev, found.st_ino) if found.st_size else (0, 0)
+
+
 class Recorder:
     """Writes receipts in the caller's thread, while there is a connection. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()  # reentrant: the garbage collector may end a dropped stream anywhere
         self._conn: sqlite3.Connection | None = None
+        self._file = Path()
+        self._identity = (0, 0)
         self._is_writing = False
         self.written = 0
         self._seen = 0
 
     def open(self, file: Path) -> None:
-        """From now on receipts are written to this file, whose tables are there."""
+        """From now on receipts are written to this file, whose tables are there, as long as it is this file."""
         conn = sqlite3.connect(file, timeout=0, isolation_level=None, check_same_thread=False)
         conn.execute("PRAGMA synchronous=NORMAL")
         conn.execute("PRAGMA wal_autocheckpoint=0")  # it flushes to disk: that is the writer's work
         with self._lock:
-            self._conn = conn
+            self._conn, self._file, self._identity = conn, file, identity_of(file)
 
     def close(self) -> None:
         """Ends the connection."""
@@ -68,7 +80,7 @@ class Recorder:
         `text` is its JSON.
         """
         with self._lock:
-            if self._conn is None or self._is_writing:
+            if self._conn is None or self._is_writing or identity_of(self._file) != self._identity:
                 return None
             self._is_writing = True
             try:

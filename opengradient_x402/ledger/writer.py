@@ -17,14 +17,13 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from opengradient_x402.errors import LedgerUnavailable, OpenGradientError
 from opengradient_x402.ledger.journal import Journal, left_behind
 from opengradient_x402.ledger.mark import LedgerReplaced, Mark, Seen, beside, sqlite_file
 from opengradient_x402.ledger.receipts import SettlementReceipt
-from opengradient_x402.ledger.recorder import Recorder
+from opengradient_x402.ledger.recorder import Recorder, identity_of
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
@@ -248,7 +247,7 @@ class Writer:
                 raise
             self._conn = conn
             if self._file is not None:
-                self._opened = _identity(self._file)
+                self._opened = identity_of(self._file)
                 self._recorder.open(self._file)
         book = statements.Book(self._conn.dialect.name)
         book.set_durable(self._conn, durable)
@@ -256,7 +255,7 @@ class Writer:
 
     def _check_file(self) -> None:
         """A file that was deleted or replaced under an open connection takes what is written with it."""
-        if self._opened is not None and self._file is not None and _identity(self._file) != self._opened:
+        if self._opened is not None and self._file is not None and identity_of(self._file) != self._opened:
             raise LedgerReplaced("its file was deleted, emptied or replaced while it was in use")
 
     def _take_up(self, book: Book, conn: Connection) -> None:
@@ -333,15 +332,6 @@ def _is_broken_off(exc: Exception, *, connecting: bool) -> bool:
         return False
     code = getattr(exc.orig, "sqlstate", None) or getattr(exc.orig, "pgcode", None)
     return exc.connection_invalidated or code in _BROKEN_OFF or (connecting and isinstance(exc, OperationalError))
-
-
-def _identity(file: Path) -> tuple[int, int]:
-    """What tells a file from another one under its name; nothing for one that is gone or empty."""
-    try:
-        found = file.stat()
-    except OSError:
-        return 0, 0
-    return (found.st_dev, found.st_ino) if found.st_size else (0, 0)
 
 
 def _first_line(exc: BaseException) -> str:

@@ -197,6 +197,19 @@ def test_a_receipt_that_cannot_be_written_is_kept_and_its_error_does_not_say_tha
     assert _receipts(path) == {"call_1": "ok"}
 
 
+def test_a_receipt_is_not_written_into_a_file_that_was_deleted_meanwhile(ledger, tmp_path):
+    path = tmp_path / "ledger.sqlite"
+    content = path.with_name("kept.sqlite")
+    with closing(sqlite3.connect(path)) as conn, closing(sqlite3.connect(content)) as copy:
+        conn.backup(copy)
+    path.unlink()
+    with pytest.raises(LedgerUnavailable, match=r"deleted, emptied or replaced.*"):
+        ledger.record_call(served(entry(1), "call_2", cost_atomic=5)).result()
+    ledger.close()
+    content.rename(path)
+    assert _receipts(path)["call_2"] == "ok"
+
+
 def test_a_forked_child_records_in_a_file_of_its_own(ledger, tmp_path):
     with closing(sqlite3.connect(tmp_path / "ledger.sqlite", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
