@@ -7,6 +7,7 @@ a whole stream, so that core merges text with text and each tool call with itsel
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final, cast
 
 from langchain_core.messages import AIMessage, AIMessageChunk
@@ -18,6 +19,8 @@ PROVIDER: Final = "opengradient"
 # `lc_` is the prefix by which core recognises string indexes that it may merge on.
 _REASONING_INDEX: Final = "lc_rs_0"
 _TEXT_INDEX: Final = "lc_txt_0"
+_REFUSAL_INDEX: Final = "lc_rf_0"
+_HAS_REFUSALS: Final = hasattr(blocks, "RefusalContentBlock")  # langchain-core 1.7.5
 
 
 def translate(message: AIMessage) -> list[blocks.ContentBlock]:
@@ -28,7 +31,8 @@ def translate(message: AIMessage) -> list[blocks.ContentBlock]:
     if reasoning := message.additional_kwargs.get("reasoning_content"):
         found.append({"type": "reasoning", "reasoning": reasoning})
     if message.content:
-        found.append({"type": "text", "text": message.content})
+        found.append({"type": "text", "text": message.content, **_citations(message)})
+    found.extend(_refusal(message))
     found.extend(image_block(url) for url in message.additional_kwargs.get("images") or ())
     found.extend(
         {"type": "tool_call", "name": call["name"], "args": call["args"], "id": call.get("id")}
@@ -48,6 +52,9 @@ def translate_chunk(chunk: AIMessageChunk) -> list[blocks.ContentBlock]:
         found.append({"type": "reasoning", "reasoning": reasoning, "index": _REASONING_INDEX})
     if chunk.content:
         found.append({"type": "text", "text": chunk.content, "index": _TEXT_INDEX})
+    found.extend({**block, "index": _REFUSAL_INDEX} for block in _refusal(chunk))
+    if not chunk.content and (cited := _citations(chunk)):
+        found.append({"type": "text", "text": "", **cited, "index": _TEXT_INDEX})
     found.extend(
         {**image_block(url), "index": f"lc_img_{number}"}
         for number, url in enumerate(chunk.additional_kwargs.get("images") or ())
@@ -66,9 +73,27 @@ def translate_chunk(chunk: AIMessageChunk) -> list[blocks.ContentBlock]:
     return cast("list[blocks.ContentBlock]", found)
 
 
+def _refusal(message: AIMessage) -> list[dict[str, Any]]:
+    refusal = message.additional_kwargs.get("refusal") if _HAS_REFUSALS else None
+    return [{"type": "refusal", "refusal": refusal}] if refusal else []
+
+
+def _citations(message: AIMessage) -> dict[str, Any]:
+    """The pages that an answer cites (`url_citation`), as the standard annotations of its text."""
+    found = []
+    for note in message.additional_kwargs.get("annotations") or ():
+        if not isinstance(note, Mapping) or note.get("type") != "url_citation":
+            continue
+        cited = note.get("url_citation") or note
+        members = ("url", "title", "start_index", "end_index")
+        found.append({"type": "citation", **{name: cited[name] for name in members if cited.get(name) is not None}})
+    return {"annotations": found} if found else {}
+
+
 def _is_sum(chunk: AIMessageChunk) -> bool:
     """Whether this is a merged stream; the terminal chunk by itself brings neither text nor named calls."""
-    return bool(chunk.content or chunk.additional_kwargs.get("reasoning_content") or chunk.tool_calls)
+    texts = (chunk.additional_kwargs.get(name) for name in ("reasoning_content", "refusal"))
+    return bool(chunk.content or any(texts) or chunk.tool_calls)
 
 
 def image_block(url: str) -> dict[str, Any]:

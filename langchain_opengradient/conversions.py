@@ -24,6 +24,9 @@ from opengradient_x402.ledger.receipts import SettlementReceipt
 RECEIPT_KEY: Final = "opengradient"
 """Where a message carries its receipt: `message.response_metadata["opengradient"]`."""
 
+CALL_EXTRAS_KEY: Final = "tool_call_extras"
+"""Where a message keeps what a provider wants back with its tool calls (thought signatures), by the call's id."""
+
 _CHUNK_METADATA: Final = {"model_provider": PROVIDER}  # copied by pydantic, so sharing it is safe
 
 
@@ -61,7 +64,7 @@ def to_terminal_chunk(
     """The last chunk of a stream: how it ended, what it used, what it cost."""
     message = AIMessageChunk(
         content="",
-        additional_kwargs={"images": list(completion.images)} if completion.images else {},
+        additional_kwargs=_extras(completion),
         response_metadata=_metadata(completion, receipt, model_name),
         usage_metadata=to_usage(completion.usage) if with_usage else None,
         tool_call_chunks=_spoilers(completion.tool_calls),
@@ -73,20 +76,30 @@ def to_terminal_chunk(
 def to_result(completion: Completion, *, model_name: str) -> ChatResult:
     """A whole completion as the result of one call."""
     calls, invalid_calls = to_tool_calls(completion.tool_calls)
-    extra: dict[str, Any] = {
-        "reasoning_content": completion.reasoning,
-        "refusal": completion.refusal,
-        "images": list(completion.images),
-    }
+    texts = {"reasoning_content": completion.reasoning, "refusal": completion.refusal}
+    extra = {**_extras(completion), **{name: text for name, text in texts.items() if text}}
     message = AIMessage(
         content=completion.content,
-        additional_kwargs={name: value for name, value in extra.items() if value},
+        additional_kwargs=extra,
         response_metadata=_metadata(completion, completion.receipt, model_name),
         usage_metadata=to_usage(completion.usage),
         tool_calls=calls,
         invalid_tool_calls=invalid_calls,
     )
     return ChatResult(generations=[ChatGeneration(message=message)])
+
+
+def _extras(completion: Completion) -> dict[str, Any]:
+    """What the message carries beside text and calls: `annotations`, `audio`, `reasoning_details`, images, …
+
+    In a stream it rides on the terminal chunk, whole: core would add up what several chunks say.
+    """
+    extras = dict(completion.message_extras)
+    if completion.images:
+        extras["images"] = list(completion.images)
+    if of_calls := {call.id: call.extras for call in completion.tool_calls if call.extras}:
+        extras[CALL_EXTRAS_KEY] = of_calls
+    return extras
 
 
 def to_tool_calls(calls: Sequence[ToolCall]) -> tuple[list[MessageToolCall], list[InvalidToolCall]]:
@@ -155,10 +168,13 @@ def unrepairable_end(text: str) -> str:
 
 def _metadata(completion: Completion, receipt: SettlementReceipt | None, model_name: str) -> dict[str, Any]:
     metadata: dict[str, Any] = {
+        **completion.response_extras,
         "model_provider": PROVIDER,
         "model_name": model_name,
         "finish_reason": completion.finish_reason,
     }
+    if completion.logprobs is not None:
+        metadata["logprobs"] = completion.logprobs
     if completion.id:
         metadata["id"] = completion.id
     if receipt is not None:

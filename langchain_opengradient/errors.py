@@ -23,6 +23,7 @@ from typing import Any, Final, cast
 
 from langchain_core import exceptions as core
 from langchain_core.exceptions import LangChainException, OutputParserException
+from langchain_core.messages import BaseMessage
 
 from opengradient_x402.errors import NotPaid, OpenGradientError
 from opengradient_x402.ledger.receipts import SettlementReceipt
@@ -65,12 +66,17 @@ class UnsupportedContent(ChatModelError, NotPaid, _core_class("ModelInvalidReque
     kind = "invalid_request"
 
 
-class ModelRefusal(OutputParserException):
+class ModelRefusal(_core_class("ModelRefusalError"), OutputParserException):  # type: ignore[misc] # the base is chosen by the installed core
     """The model refused to give the structured output that was asked for. The call was paid and answered."""
 
-    def __init__(self, refusal: str, *, receipt: SettlementReceipt | None = None) -> None:
-        super().__init__(f"The model refused to answer in the requested format: {refusal}", llm_output=refusal)
+    def __init__(
+        self, refusal: str, *, receipt: SettlementReceipt | None = None, raw_message: BaseMessage | None = None
+    ) -> None:
+        OutputParserException.__init__(
+            self, f"The model refused to answer in the requested format: {refusal}", llm_output=refusal
+        )
         self.refusal = refusal
+        self.raw_message = raw_message
         self.receipt = receipt
 
 

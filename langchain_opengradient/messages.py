@@ -24,6 +24,7 @@ from langchain_core.messages import (
 )
 
 from langchain_opengradient.content import to_part, to_parts
+from langchain_opengradient.conversions import CALL_EXTRAS_KEY
 from langchain_opengradient.errors import UnsupportedContent
 from langchain_opengradient.tools import to_wire_tool
 from opengradient_x402.gateway.content_parts import Part, joined, text_part
@@ -55,6 +56,8 @@ _NOT_ASSISTANT_TEXT: Final = frozenset(
         "web_search_tool_result",
     }
 )
+_SENT_BACK: Final = ("refusal", "reasoning_details")
+"""What providers want to see again of their answers."""
 _ASSISTANT_TEXT: Final = frozenset({"non_standard", "output_text", "text"})
 
 
@@ -124,9 +127,11 @@ def _tool_result(
 def _assistant(message: AIMessage) -> WireMessage:
     wire = _named(message, {"role": "assistant", "content": _assistant_content(message)})
     if calls := _tool_calls(message):
-        wire["tool_calls"] = calls
-    if refusal := message.additional_kwargs.get("refusal"):
-        wire["refusal"] = refusal
+        extras = message.additional_kwargs.get(CALL_EXTRAS_KEY) or {}
+        wire["tool_calls"] = [{**extras.get(call["id"], {}), **call} for call in calls]
+    for name in _SENT_BACK:
+        if value := message.additional_kwargs.get(name):
+            wire[name] = value
     return wire
 
 

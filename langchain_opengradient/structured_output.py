@@ -6,6 +6,8 @@ JSON. A refusal raises `ModelRefusal` instead of a parse error. It does not know
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from dataclasses import is_dataclass
 from operator import itemgetter
@@ -18,18 +20,20 @@ from langchain_core.output_parsers import JsonOutputParser
 from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser
 from langchain_core.outputs import ChatGeneration, Generation
 from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
-from langchain_core.utils.function_calling import convert_to_openai_function
 from langchain_core.utils.pydantic import is_basemodel_subclass
 from pydantic import BaseModel
 from typing_extensions import is_typeddict
 
 from langchain_opengradient.conversions import RECEIPT_KEY
 from langchain_opengradient.errors import ModelRefusal
+from langchain_opengradient.tools import to_function
 from opengradient_x402.gateway.request import wire_tool_name
 from opengradient_x402.ledger.receipts import SettlementReceipt
+from opengradient_x402.strict_json import object_in
 
 Schema = dict[str, Any] | type
 Method = Literal["json_schema", "function_calling", "json_mode"]
+_FENCED: Final = re.compile(r"```(?:json|JSON)?\s*\n(.*?)\n?\s*```", re.DOTALL)
 METHODS: Final = ("json_schema", "function_calling", "json_mode")
 
 
@@ -40,7 +44,7 @@ def to_response_format(schema: Schema, *, strict: bool | None = None) -> dict[st
             return dict(schema)
         if _is_named_schema(schema):
             return {"type": "json_schema", "json_schema": dict(schema)}
-    function = convert_to_openai_function(as_function(schema), strict=strict)
+    function = to_function(as_function(schema), strict=strict)
     described: dict[str, Any] = {"name": _plain_name(function["name"]), "schema": function["parameters"]}
     if function.get("description"):
         described["description"] = function["description"]
@@ -75,7 +79,7 @@ def as_function(schema: Schema) -> Schema:
 
 def forced_tool(schema: Schema, *, strict: bool | None = None) -> dict[str, Any]:
     """The tool whose arguments are an object of `schema`, under a name that every provider takes."""
-    function = convert_to_openai_function(as_function(schema), strict=strict)
+    function = to_function(as_function(schema), strict=strict)
     return {"type": "function", "function": {**function, "name": _plain_name(function["name"])}}
 
 
@@ -121,7 +125,9 @@ class _ContentParser(JsonOutputParser):
     pydantic_object: Any = None  # core's annotation names a type variable that mypy cannot see from here
 
     def parse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
-        _check_answer(result)
+        is_whole = _check_answer(result) or not partial
+        if is_whole:
+            return _fitted(_whole_json(result), self.target, partial=False, text=result[0].text)
         parsed = super().parse_result(result, partial=partial)
         return _fitted(parsed, self.target, partial=partial, text=result[0].text)
 
@@ -132,7 +138,8 @@ class _ToolParser(JsonOutputKeyToolsParser):
     target: Any = None
 
     def parse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
-        _check_answer(result)
+        if _check_answer(result) and (reason := _cut_short(result)) and not _has_calls(result):
+            raise OutputParserException(f"The model gave no arguments: {reason}", llm_output=result[0].text)
         arguments = super().parse_result(result, partial=partial)
         return None if arguments is None else _fitted(arguments, self.target, partial=partial, text=str(arguments))
 
@@ -149,20 +156,64 @@ def _fitted(value: Any, target: Any, *, partial: bool, text: str) -> Any:
         raise OutputParserException(f"The answer does not fit {target.__name__}: {exc}", llm_output=text) from exc
 
 
-def _check_answer(result: list[Generation]) -> None:
-    """Raises for a refusal, and for a malformed call: core would return None, which reads as "no answer"."""
+def _whole_json(result: list[Generation]) -> Any:
+    """The JSON that a finished answer holds, and nothing repaired: what was cut off is not what was meant."""
+    text = result[0].text
+    fenced = _FENCED.search(text)
+    for candidate in (text, *(fenced.groups() if fenced else ()), object_in(text)):
+        try:
+            return json.loads(candidate.strip(), strict=False)  # a bare newline inside a string is clear enough
+        except ValueError:
+            continue
+    reason = _cut_short(result) or "Ask again, with a clearer prompt or another model."
+    raise OutputParserException(
+        f"The answer is no JSON: {result[0].text[:200]!r}. The call was made and is paid for. {reason}",
+        llm_output=result[0].text,
+    )
+
+
+def _cut_short(result: list[Generation]) -> str | None:
+    """What to do about an answer that did not end by itself; None for one that did."""
+    message = _message_of(result)
+    reason = None if message is None else message.response_metadata.get("finish_reason")
+    if reason == "length":
+        return "It was cut off at its longest length (finish_reason 'length'): raise `max_tokens`."
+    if reason == "content_filter":
+        return "The provider's filter cut it off (finish_reason 'content_filter'): ask for something else."
+    return None
+
+
+def _has_calls(result: list[Generation]) -> bool:
+    message = _message_of(result)
+    return message is not None and bool(message.tool_calls)
+
+
+def _message_of(result: list[Generation]) -> AIMessage | None:
     message = result[0].message if result and isinstance(result[0], ChatGeneration) else None
-    if not isinstance(message, AIMessage):
-        return
+    return message if isinstance(message, AIMessage) else None
+
+
+def _check_answer(result: list[Generation]) -> bool:
+    """Returns whether the answer is whole; a stream's is when its last chunk has come.
+
+    Raises for a refusal, and for a malformed call: core would return None, which reads as "no answer".
+    """
+    message = _message_of(result)
+    if message is None:
+        return False
     if isinstance(message, AIMessageChunk) and message.chunk_position != "last":
-        return  # a stream under way: the rest of the refusal, or of the arguments, is still to come
+        return False  # a stream under way: the rest of the refusal, or of the arguments, is still to come
     if refusal := message.additional_kwargs.get("refusal"):
         receipt = message.response_metadata.get(RECEIPT_KEY)
         raise ModelRefusal(
-            str(refusal), receipt=SettlementReceipt.from_json(receipt) if isinstance(receipt, dict) else None
+            str(refusal),
+            receipt=SettlementReceipt.from_json(receipt) if isinstance(receipt, dict) else None,
+            raw_message=message,
         )
     if message.invalid_tool_calls and not message.tool_calls:
         call = message.invalid_tool_calls[0]
         raise OutputParserException(
-            f"The model called {call['name']!r} with malformed arguments.", llm_output=call["args"]
+            f"The model called {call['name']!r} with malformed arguments. {_cut_short(result) or ''}".rstrip(),
+            llm_output=call["args"],
         )
+    return True

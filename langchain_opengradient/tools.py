@@ -10,7 +10,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from langchain_core.tools import BaseTool
-from langchain_core.utils.function_calling import convert_to_openai_tool
+from langchain_core.utils.function_calling import convert_to_openai_function, convert_to_openai_tool
+from pydantic import BaseModel
+
+from opengradient_x402.gateway.request import rooted_schema
 
 ToolLike = Mapping[str, Any] | type | Callable[..., Any] | BaseTool
 
@@ -32,7 +35,10 @@ def to_wire_tool(tool: ToolLike, *, strict: bool | None = None) -> dict[str, Any
             f"A tool of type {tool['type']!r} is one that its provider runs itself, and the gateways offer no such "
             "tool but web search. Nothing was paid. Bind a function in its place."
         )
+    if isinstance(tool, Mapping) and "$ref" in tool:
+        tool = rooted_schema(tool)
     wire = convert_to_openai_tool(tool, strict=strict)
+    _keep_recursion(wire["function"], tool, strict=strict)
     name = wire["function"]["name"]
     if not _TOOL_NAME.fullmatch(name):
         raise ValueError(
@@ -47,3 +53,80 @@ def to_wire_tool(tool: ToolLike, *, strict: bool | None = None) -> dict[str, Any
 def is_web_search(tool: ToolLike) -> bool:
     """Whether `tool` is some provider's built-in web search, which the gateways offer as a flag instead."""
     return isinstance(tool, Mapping) and str(tool.get("type") or next(iter(tool), "")).startswith(_WEB_SEARCH)
+
+
+def to_function(schema: Mapping[str, Any] | type, *, strict: bool | None = None) -> dict[str, Any]:
+    """`schema` (pydantic class, TypedDict, JSON schema, OpenAI function) as an OpenAI function."""
+    if isinstance(schema, Mapping) and "$ref" in schema:
+        schema = rooted_schema(schema)
+    function = convert_to_openai_function(schema, strict=strict)
+    _keep_recursion(function, schema, strict=strict)
+    return function
+
+
+def _keep_recursion(function: dict[str, Any], source: ToolLike, *, strict: bool | None) -> None:
+    """Puts the parameters of a schema that refers to itself back: core writes references out, and empties these."""
+    schema = _schema_of(source)
+    if schema is None or not _is_recursive(schema):
+        return
+    kept = {
+        name: value for name, value in rooted_schema(schema).items() if name not in ("title", "description", "name")
+    }
+    function["parameters"] = _strict(kept) if strict else kept
+
+
+def _schema_of(source: Any) -> Mapping[str, Any] | None:
+    """The JSON schema as its author's library writes it, with its references."""
+    if isinstance(source, BaseTool):
+        source = source.tool_call_schema
+    if isinstance(source, type) and issubclass(source, BaseModel):
+        return source.model_json_schema()
+    if not isinstance(source, Mapping):
+        return None
+    for inner in ("function", "parameters", "input_schema"):
+        if isinstance(source.get(inner), Mapping):
+            source = source[inner]
+    return source if "properties" in source or "$ref" in source else None
+
+
+def _is_recursive(schema: Mapping[str, Any]) -> bool:
+    """Whether following the schema's references leads back to one of them, or to its root."""
+    refers = {"#": _references(schema, without=("$defs", "definitions"))}
+    for home in ("$defs", "definitions"):
+        for name, inner in (schema.get(home) or {}).items():
+            refers[f"#/{home}/{name}"] = _references(inner)
+
+    def leads_back(start: str) -> bool:
+        seen, waiting = set(), list(refers.get(start, ()))
+        while waiting:
+            reference = waiting.pop()
+            if reference == start:
+                return True
+            if reference not in seen:
+                seen.add(reference)
+                waiting += refers.get(reference, ())
+        return False
+
+    return any(leads_back(start) for start in refers)
+
+
+def _references(schema: Any, *, without: tuple[str, ...] = ()) -> list[str]:
+    if isinstance(schema, Mapping):
+        own = [schema["$ref"]] if isinstance(schema.get("$ref"), str) else []
+        return own + [found for name, value in schema.items() if name not in without for found in _references(value)]
+    if isinstance(schema, list):
+        return [found for value in schema for found in _references(value)]
+    return []
+
+
+def _strict(schema: Any) -> Any:
+    """What OpenAI's strict mode asks of every object: all members required, no others, and no defaults."""
+    if isinstance(schema, list):
+        return [_strict(value) for value in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    out = {name: _strict(value) for name, value in schema.items() if name != "default"}
+    if isinstance(schema.get("properties"), Mapping):
+        out.update(required=list(schema["properties"]), additionalProperties=False)
+        out["properties"] = {name: _strict(value) for name, value in schema["properties"].items()}
+    return out

@@ -22,7 +22,7 @@ from llama_index.core.base.llms.types import (
 )
 
 from llama_index_opengradient.content import content_parts, is_media, refuse
-from llama_index_opengradient.tools import tool_calls_of
+from llama_index_opengradient.tools import CALL_EXTRAS_KEY, tool_calls_of
 from opengradient_x402.gateway.content_parts import Part, joined, text_part
 from opengradient_x402.gateway.request import wire_tool_name
 
@@ -80,7 +80,8 @@ class _Conversation:
             if reasoning:
                 out["reasoning_content"] = reasoning
             if calls := tool_calls_of(message):
-                out["tool_calls"] = [self._named(call) for call in calls]
+                extras = message.additional_kwargs.get(CALL_EXTRAS_KEY) or {}
+                out["tool_calls"] = [{**extras.get(call["id"], {}), **self._named(call)} for call in calls]
         elif role == "tool":
             out["tool_call_id"] = self._call_id(message)
         self._out.append(out)

@@ -20,13 +20,14 @@ from llama_index.core.base.llms.types import (
     CompletionResponse,
     ContentBlock,
     ImageBlock,
+    LogProb,
     MessageRole,
     TextBlock,
     ThinkingBlock,
     ToolCallBlock,
 )
 
-from llama_index_opengradient.tools import mirror, parse_arguments
+from llama_index_opengradient.tools import CALL_EXTRAS_KEY, mirror, parse_arguments
 from opengradient_x402.completions import Completion, Delta, ToolCall, ToolCallDelta
 
 
@@ -36,14 +37,24 @@ def chat_response(completion: Completion, *, delta: str | None = None) -> ChatRe
     calls = [_call_block(call) for call in completion.tool_calls]
     images: list[ContentBlock] = [ImageBlock(url=url) for url in completion.images]
     message = _message(text, completion.reasoning, calls, images)
+    choice: dict[str, Any] = {
+        "index": 0,
+        "message": _wire_message(completion),
+        "finish_reason": completion.finish_reason,
+    }
+    if completion.logprobs is not None:
+        choice["logprobs"] = completion.logprobs
+    if of_calls := {call.id: call.extras for call in completion.tool_calls if call.extras}:
+        message.additional_kwargs[CALL_EXTRAS_KEY] = of_calls
     raw = {
+        **completion.response_extras,
         "id": completion.id,
         "model": completion.model,
         "created": completion.created,
-        "choices": [{"index": 0, "message": _wire_message(completion), "finish_reason": completion.finish_reason}],
+        "choices": [choice],
         "usage": _usage(completion),
     }
-    extra: dict[str, Any] = dict(_token_counts(completion))
+    extra: dict[str, Any] = {**completion.message_extras, **_token_counts(completion)}
     if completion.refusal:
         extra["refusal"] = completion.refusal
     if completion.receipt is not None:
@@ -51,7 +62,9 @@ def chat_response(completion: Completion, *, delta: str | None = None) -> ChatRe
         extra["x402"] = completion.receipt.to_json()
         if completion.receipt.payment_hash is not None:
             raw["payment_hash"] = extra["payment_hash"] = completion.receipt.payment_hash
-    return ChatResponse(message=message, raw=raw, delta=delta, additional_kwargs=extra)
+    return ChatResponse(
+        message=message, raw=raw, delta=delta, additional_kwargs=extra, logprobs=_logprobs(completion.logprobs)
+    )
 
 
 def completion_response(response: ChatResponse) -> CompletionResponse:
@@ -60,6 +73,7 @@ def completion_response(response: ChatResponse) -> CompletionResponse:
         text=response.message.content or "",
         delta=response.delta,
         raw=response.raw,
+        logprobs=response.logprobs,
         additional_kwargs=dict(response.additional_kwargs),
     )
 
@@ -126,15 +140,34 @@ def _call_block(call: ToolCall) -> ToolCallBlock:
     )
 
 
+def _logprobs(logprobs: dict[str, Any] | None) -> list[list[LogProb]] | None:
+    """For each token of the answer its alternatives, or itself where none were asked for."""
+    tokens = (logprobs or {}).get("content")
+    if not isinstance(tokens, list):
+        return None
+    return [
+        [
+            LogProb(token=one.get("token") or "", logprob=one.get("logprob") or 0.0, bytes=one.get("bytes") or [])
+            for one in token.get("top_logprobs") or [token]
+        ]
+        for token in tokens
+    ]
+
+
 def _wire_message(completion: Completion) -> dict[str, Any]:
-    message: dict[str, Any] = {"role": "assistant", "content": completion.content}
+    message: dict[str, Any] = {**completion.message_extras, "role": "assistant", "content": completion.content}
     if completion.reasoning:
         message["reasoning_content"] = completion.reasoning
     if completion.refusal:
         message["refusal"] = completion.refusal
     if completion.tool_calls:
         message["tool_calls"] = [
-            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            {
+                **call.extras,
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": call.arguments},
+            }
             for call in completion.tool_calls
         ]
     return message

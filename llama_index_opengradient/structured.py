@@ -9,10 +9,9 @@ Does not know how the model is called, nor payments.
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncGenerator, Generator
 from contextlib import aclosing, closing
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from llama_index.core.base.llms.types import ChatResponse, ChatResponseAsyncGen, ChatResponseGen
 from llama_index.core.instrumentation.events.llm import (
@@ -25,16 +24,16 @@ from pydantic import BaseModel, ValidationError
 
 from llama_index_opengradient.partial_json import parse_partial_object
 from llama_index_opengradient.tools import is_partial, tool_calls_of
-from opengradient_x402.gateway.request import wire_tool_name
+from opengradient_x402.gateway.request import rooted_schema, wire_tool_name
+from opengradient_x402.strict_json import object_in
 
 dispatcher = get_dispatcher(__name__)
-_DECODER: Final = json.JSONDecoder(strict=False)
 OutputT = TypeVar("OutputT", bound=BaseModel)
 
 
 def output_tool(output_cls: type[BaseModel]) -> dict[str, Any]:
     """The wire's tool definition whose arguments are an `output_cls`."""
-    schema = output_cls.model_json_schema()
+    schema = rooted_schema(output_cls.model_json_schema())
     name = schema.pop("title", output_cls.__name__)
     description = schema.pop("description", None) or f"Give the answer as a {name}."
     return {
@@ -122,22 +121,7 @@ def _output_text(response: ChatResponse) -> str:
     if calls := tool_calls_of(response.message):
         return str(calls[0]["function"]["arguments"])
     text = response.message.content or ""
-    return _rest_after_words(text) if is_partial(response) else _object_in(text)
-
-
-def _object_in(text: str) -> str:
-    """The JSON object that chat models like to put between friendly words, or into a Markdown fence."""
-    at = text.find("{")
-    while at >= 0:
-        try:
-            _, end = _DECODER.raw_decode(text, at)
-        except json.JSONDecodeError as exc:
-            if exc.pos >= len(text.rstrip()) or exc.msg.startswith("Unterminated string"):
-                break  # an object that was cut off: one inside it is not the answer
-            at = text.find("{", at + 1)
-        else:
-            return text[at:end]
-    return text
+    return _rest_after_words(text) if is_partial(response) else object_in(text)
 
 
 def _rest_after_words(text: str) -> str:

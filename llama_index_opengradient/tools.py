@@ -18,12 +18,14 @@ from llama_index.core.llms.llm import ToolSelection
 from llama_index.core.tools.types import ToolOutput
 
 from llama_index_opengradient.partial_json import parse_partial_object
-from opengradient_x402.gateway.request import wire_tool_name
+from opengradient_x402.gateway.request import rooted_schema, wire_tool_name
 
 if TYPE_CHECKING:
     from llama_index.core.tools.types import BaseTool
 
 _SHOWN_CHARS: Final = 200
+CALL_EXTRAS_KEY: Final = "tool_call_extras"
+"""Where a message keeps what a provider wants back with its tool calls (thought signatures), by the call's id."""
 
 
 def tool_definition(tool: BaseTool, *, strict: bool | None = None) -> dict[str, Any]:
@@ -31,7 +33,7 @@ def tool_definition(tool: BaseTool, *, strict: bool | None = None) -> dict[str, 
     function: dict[str, Any] = {
         "name": wire_tool_name(tool.metadata.get_name()),
         "description": tool.metadata.description,
-        "parameters": tool.metadata.get_parameters_dict(),
+        "parameters": rooted_schema(tool.metadata.get_parameters_dict()),
         "strict": strict,
     }
     return {"type": "function", "function": {key: value for key, value in function.items() if value is not None}}

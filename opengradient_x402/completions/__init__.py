@@ -11,7 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from opengradient_x402.completions.extras import cleaned, grow, message_extras, response_extras
 from opengradient_x402.completions.tool_calls import ToolCall, ToolCallAssembly, ToolCallDelta
+from opengradient_x402.strict_json import WholeCharacters
 
 if TYPE_CHECKING:
     from opengradient_x402.ledger.receipts import SettlementReceipt
@@ -34,6 +36,8 @@ __all__ = [
     "stop_sequences",
 ]
 
+_PLAIN_MEMBERS = 1
+"""An event with its choices alone has nothing else to keep."""
 _MAX_TOKENS = 10**12
 """No call has so many tokens: a larger count is no count (and JSON may say Infinity)."""
 
@@ -82,6 +86,11 @@ class Completion:
     finish_reason: str
     usage: Usage | None = None
     images: tuple[str, ...] = ()
+    logprobs: dict[str, Any] | None = None
+    message_extras: dict[str, Any] = field(default_factory=dict)
+    """What else the message carries, as the provider said it: `annotations`, `audio`, `reasoning_details`, …"""
+    response_extras: dict[str, Any] = field(default_factory=dict)
+    """What else the response carries: `system_fingerprint`, `service_tier`, `citations`, …"""
     raw: dict[str, Any] = field(default_factory=dict, repr=False)
     served_text: str = field(default="", repr=False)
     """The text as the gateway sent and signed it, before `stop` was applied on our side."""
@@ -138,6 +147,10 @@ class StreamAccumulator:
         self._finish_reason: str | None = None
         self._usage: Usage | None = None
         self._images: list[str] = []
+        self._whole = {name: WholeCharacters() for name in ("content", "reasoning", "refusal")}
+        self._logprobs: dict[str, Any] = {}
+        self._message_extras: dict[str, Any] = {}
+        self._response_extras: dict[str, Any] = {}
         self._raw: dict[str, Any] = {}
         self._id = ""
         self._model = model
@@ -169,6 +182,8 @@ class StreamAccumulator:
             raise ErrorEvent(event)
         choices = event.get("choices")
         delta = self._feed_choice(choices[0]) if choices else Delta()
+        if len(event) > _PLAIN_MEMBERS:
+            grow(self._response_extras, cleaned(response_extras(event)))
         if not self._id:
             self._id = event.get("id") or ""
             self._created = event.get("created") or 0
@@ -184,23 +199,33 @@ class StreamAccumulator:
         delta = Delta()
         content = piece.get("content")
         if content:
-            delta.content = self._take_text(content if isinstance(content, str) else join_text(content))
+            text = content if isinstance(content, str) else join_text(content)
+            delta.content = self._take_text(self._whole["content"].take(text))
         reasoning = piece.get("reasoning_content") or piece.get("reasoning")
         if reasoning and isinstance(reasoning, str):
+            reasoning = self._whole["reasoning"].take(reasoning)
             self._reasoning.append(reasoning)
             delta.reasoning = reasoning
-        if refusal := piece.get("refusal"):
+        if (refusal := piece.get("refusal")) and isinstance(refusal, str):
+            refusal = self._whole["refusal"].take(refusal)
             self._refusal.append(refusal)
             delta.refusal = refusal
         if parts := piece.get("tool_calls"):
             delta.tool_calls = [self._tools.take(part) for part in parts]
         if images := piece.get("images"):
             self._images.extend(image_urls(images))
+        self._keep_extras(piece, choice.get("logprobs"))
         reason = choice.get("finish_reason")
         if reason and self._finish_reason is None:
             delta.finish_reason = self._finish_reason = reason
             self._release_held(delta)
         return delta
+
+    def _keep_extras(self, piece: Mapping[str, Any], logprobs: Any) -> None:
+        if extras := message_extras(piece):
+            grow(self._message_extras, cleaned(extras))
+        if isinstance(logprobs, Mapping):
+            grow(self._logprobs, cleaned(logprobs))
 
     def _take_text(self, text: str) -> str:
         self._text.append(text)
@@ -211,6 +236,8 @@ class StreamAccumulator:
         return text
 
     def _release_held(self, delta: Delta) -> None:
+        if rest := self._whole["content"].rest():
+            delta.content += self._take_text(rest)
         if self._cutter is not None and (held := self._cutter.release()):
             self._shown.append(held)
             delta.content += held
@@ -239,12 +266,15 @@ class StreamAccumulator:
             model=self._model,
             created=self._created,
             content=self.text,
-            reasoning="".join(self._reasoning),
-            refusal="".join(self._refusal),
+            reasoning="".join(self._reasoning) + self._whole["reasoning"].rest(),
+            refusal="".join(self._refusal) + self._whole["refusal"].rest(),
             tool_calls=self._tools.build(),
             finish_reason=self._finish_reason or ("tool_calls" if len(self._tools) else "stop"),
             usage=self._usage,
             images=tuple(dict.fromkeys(self._images)),
+            logprobs=self._logprobs or None,
+            message_extras=self._message_extras,
+            response_extras=self._response_extras,
             raw=self._raw,
             served_text="".join(self._text),
         )

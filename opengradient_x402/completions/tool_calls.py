@@ -6,11 +6,15 @@ A fragment belongs to a call by its index, then by its id, then to the call that
 from __future__ import annotations
 
 from collections.abc import Container, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Final
 from uuid import uuid4
 
 from opengradient_x402 import strict_json
+from opengradient_x402.completions.extras import cleaned, grow
+from opengradient_x402.strict_json import WholeCharacters
+
+_READ: Final = frozenset({"index", "id", "type", "function"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +29,8 @@ class ToolCall:
     name: str
     arguments: str
     served_id: str | None = None
+    extras: dict[str, Any] = field(default_factory=dict)
+    """What else the provider said of the call, and wants back with it, such as a thought signature."""
 
 
 @dataclass(slots=True)
@@ -43,7 +49,7 @@ class ToolCallDelta:
 class _OpenCall:
     """A tool call under construction."""
 
-    __slots__ = ("id", "index", "name", "pieces", "served_id")
+    __slots__ = ("extras", "id", "index", "name", "pieces", "served_id", "whole")
 
     def __init__(self, index: int) -> None:
         self.index = index
@@ -51,6 +57,8 @@ class _OpenCall:
         self.served_id = ""
         self.name = ""
         self.pieces: list[str] = []
+        self.whole = WholeCharacters()
+        self.extras: dict[str, Any] = {}
 
     def take(self, part: Mapping[str, Any], *, used: Container[str]) -> ToolCallDelta:
         """Adds one wire fragment; the delta names id and name only when they are new."""
@@ -62,7 +70,9 @@ class _OpenCall:
             new_id = self.id = self.served_id if is_free else f"call_{uuid4().hex}"
         new_name = function.get("name") if not self.name else None
         self.name = self.name or new_name or ""
-        arguments = _arguments_text(function.get("arguments"))
+        arguments = self.whole.take(_arguments_text(function.get("arguments")))
+        if not part.keys() <= _READ:
+            grow(self.extras, cleaned({key: part[key] for key in part.keys() - _READ if part[key] is not None}))
         self.pieces.append(arguments)
         return ToolCallDelta(self.index, new_id, new_name or None, arguments)
 
@@ -76,13 +86,14 @@ class _OpenCall:
 
     def build(self) -> ToolCall:
         served_id = None if self.served_id == self.id else self.served_id
-        return ToolCall(id=self.id, name=self.name, arguments="".join(self.pieces), served_id=served_id)
+        arguments = "".join(self.pieces) + self.whole.rest()
+        return ToolCall(id=self.id, name=self.name, arguments=arguments, served_id=served_id, extras=self.extras)
 
 
 def _arguments_text(arguments: Any) -> str:
     if isinstance(arguments, str):
         return arguments
-    return "" if arguments is None else strict_json.dumps(arguments).decode()
+    return "" if arguments is None else strict_json.dumps(cleaned(arguments)).decode()
 
 
 class ToolCallAssembly:

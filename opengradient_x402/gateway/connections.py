@@ -20,10 +20,11 @@ import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from typing import Any, Final, Generic, TypeVar, cast
+from urllib.request import getproxies, proxy_bypass
 
 import httpx
 
-from opengradient_x402.errors import InsecureEndpoint
+from opengradient_x402.errors import ConfigurationError, InsecureEndpoint
 from opengradient_x402.gateway.endpoints import Endpoint
 from opengradient_x402.gateway.time_limits import LimitedTransport, limited, limited_async
 from opengradient_x402.process import Ending, Resident, belongs
@@ -157,7 +158,9 @@ class EndpointTransport(httpx.BaseTransport, Resident):
         for unused in _unused(self._pools):
             self._let_go(unused)
         pool = self._pools[endpoint] = _POOLS.hold(
-            endpoint, self, lambda: LimitedTransport(verify=context_for(endpoint), limits=_LIMITS)
+            endpoint,
+            self,
+            lambda: LimitedTransport(verify=context_for(endpoint), limits=_LIMITS, proxy=proxy_for(endpoint)),
         )
         return pool
 
@@ -217,7 +220,11 @@ class AsyncEndpointTransport(httpx.AsyncBaseTransport, Resident):
             # A thread of its own costs more than the empty context that plain http gets.
             is_light = endpoint.base_url.startswith("http://")
             context = context_for(endpoint) if is_light else await asyncio.to_thread(context_for, endpoint)
-            pool = pools.hold(endpoint, self, lambda: httpx.AsyncHTTPTransport(verify=context, limits=_LIMITS))
+            pool = pools.hold(
+                endpoint,
+                self,
+                lambda: httpx.AsyncHTTPTransport(verify=context, limits=_LIMITS, proxy=proxy_for(endpoint)),
+            )
         self._pools[endpoint] = pool
         return pool
 
@@ -310,6 +317,24 @@ def _endpoint_of(request: httpx.Request) -> Endpoint:
 def _unused(pools: dict[Endpoint, _Pool[T]]) -> list[Endpoint]:
     too_old = time.monotonic() - _UNUSED_S
     return [endpoint for endpoint, pool in list(pools.items()) if pool.used_at < too_old]
+
+
+def proxy_for(endpoint: Endpoint) -> httpx.Proxy | None:
+    """The proxy that the environment names for an endpoint (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY), as httpx has
+    it. A pinned certificate is checked through it all the same: the proxy sees a tunnel.
+    """
+    url, proxies = httpx.URL(endpoint.base_url), getproxies()
+    address = proxies.get(url.scheme) or proxies.get("all")
+    if not address or proxy_bypass(f"{url.host}:{url.port}" if url.port else url.host):
+        return None
+    address = address if "://" in address else f"http://{address}"
+    if not address.startswith(("http://", "https://")):
+        raise ConfigurationError(
+            f"The environment names a {address.partition(':')[0]} proxy for {endpoint.base_url}, and paid calls go "
+            "through http and https proxies only. Nothing was sent or paid. Set HTTPS_PROXY to such a one, or name the "
+            "gateway in NO_PROXY."
+        )
+    return httpx.Proxy(address)
 
 
 def context_for(endpoint: Endpoint) -> ssl.SSLContext:

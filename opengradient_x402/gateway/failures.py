@@ -6,6 +6,7 @@ Whether anything was paid is read from the call. Gateways describe failures in s
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -142,17 +143,22 @@ _BY_STATUS: Final[Mapping[int, ErrorKind]] = {
     451: "content_filter",
     504: "timeout",
 }
-_BY_PHRASE: Final[tuple[tuple[str, ErrorKind], ...]] = (
-    ("context length", "context_length"),
-    ("context_length", "context_length"),
-    ("maximum context", "context_length"),
-    ("too many tokens", "context_length"),
-    ("is not supported", "model_not_found"),
-    ("model not found", "model_not_found"),
-    ("rate limit", "rate_limit"),
-    ("content filter", "content_filter"),
-    ("content policy", "content_filter"),
+_BY_WORDS: Final[tuple[tuple[re.Pattern[str], ErrorKind], ...]] = (
+    (re.compile(r"tokens per (min|day)|\btpm\b|rate[ _]limit|too many requests"), "rate_limit"),
+    (
+        re.compile(
+            r"context[ _](length|window|limit|size)|maximum context|too many (input |prompt )?tokens"  # OpenAI, vLLM
+            r"|(prompt|input|request|message|conversation)s? (is|are) too (long|large)"  # Anthropic, Bedrock
+            r"|(input )?token count .*exceeds|exceeds the maximum (number of tokens|prompt length)"  # Google
+            r"|maximum (prompt|model|input|sequence) length|prompt contains \d+ tokens"  # xAI, vLLM, Mistral
+            r"|reduce the length of the (messages|prompt|input)|exceeds? .{0,40}(max|limit)[a-z ]* \d+ (input )?tokens"
+        ),
+        "context_length",
+    ),
+    (re.compile(r"is not supported|model not found|model_not_found|no such model"), "model_not_found"),
+    (re.compile(r"content[ _](filter|policy)|safety (system|filter)"), "content_filter"),
 )
+"""Providers' words for what went wrong, as their messages and codes have them."""
 
 
 def describe_error(body: Mapping[str, Any]) -> str:
@@ -166,9 +172,11 @@ def describe_error(body: Mapping[str, Any]) -> str:
 
 def kind_of(status: int | None, said: str, body: Mapping[str, Any]) -> ErrorKind:
     """The kind of failure: the provider's own status counts before the gateway's."""
-    lowered = said.lower()
-    for phrase, kind in _BY_PHRASE:
-        if phrase in lowered and status not in (401, 403):
+    error = body.get("error")
+    code = error.get("code") if isinstance(error, Mapping) else None
+    lowered = f"{said} {code or ''}".lower()
+    for words, kind in _BY_WORDS:
+        if words.search(lowered) and status not in (401, 403):
             return kind
     provider_status = body.get("provider_status")
     for code in (provider_status, status):

@@ -47,16 +47,28 @@ async def limited_async(request: httpx.Request) -> AsyncIterator[None]:
 class LimitedTransport(httpx.HTTPTransport):
     """httpx's transport, whose reads obey `limited`."""
 
-    def __init__(self, *, verify: ssl.SSLContext, limits: httpx.Limits) -> None:
+    def __init__(self, *, verify: ssl.SSLContext, limits: httpx.Limits, proxy: httpx.Proxy | None = None) -> None:
         super().__init__(verify=verify, limits=limits)
         # httpx passes no network backend on; the pool is the one that it would make.
         self._pool = httpcore.ConnectionPool(
             ssl_context=verify,
+            proxy=None if proxy is None else _as_httpcore(proxy),
             max_connections=limits.max_connections,
             max_keepalive_connections=limits.max_keepalive_connections,
             keepalive_expiry=limits.keepalive_expiry,
             network_backend=_Backend(),
         )
+
+
+def _as_httpcore(proxy: httpx.Proxy) -> httpcore.Proxy:
+    return httpcore.Proxy(
+        url=httpcore.URL(
+            scheme=proxy.url.raw_scheme, host=proxy.url.raw_host, port=proxy.url.port, target=proxy.url.raw_path
+        ),
+        auth=proxy.raw_auth,
+        headers=proxy.headers.raw,
+        ssl_context=proxy.ssl_context,
+    )
 
 
 class _Backend(httpcore.NetworkBackend):
