@@ -33,7 +33,7 @@ from opengradient_x402.errors import (
 from opengradient_x402.ledger.authorizations import Authorization
 from opengradient_x402.ledger.disputes import forged_transaction, settled_elsewhere
 from opengradient_x402.ledger.ledger import Ledger
-from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt
+from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt, transaction_claim
 from opengradient_x402.networks import PRESETS, Network, load_network, with_node
 from opengradient_x402.settings import Settings
 from opengradient_x402.settlement.search import (

@@ -97,9 +97,11 @@ class Auditor:
     def committed(self, authorization_ids: Iterable[str]) -> None:
         """A transaction of the ledger is done."""
         for authorization_id in authorization_ids:
-            row = self._connected().execute(
-                "SELECT nonce, status, reserved_gwei FROM authorizations WHERE id = ?", (authorization_id,)
-            ).fetchone()
+            row = (
+                self._connected()
+                .execute("SELECT nonce, status, reserved_gwei FROM authorizations WHERE id = ?", (authorization_id,))
+                .fetchone()
+            )
             if row is not None:
                 nonce = int(row[0])
                 self._rows[nonce] = row[1], row[2] * _GWEI
@@ -156,7 +158,9 @@ class Auditor:
         for nonce, (authorization_id, status, settled) in rows.items():
             taken = sum(done.amount_atomic for done in self._chain.by_nonce.get(nonce, ()))
             if taken != (settled or 0) or (status == "settled") != bool(taken) or status == "signed":
-                raise Broken("in the end ledger and chain are equal", f"{taken} taken, and the ledger has {status} {settled}")
+                raise Broken(
+                    "in the end ledger and chain are equal", f"{taken} taken, and the ledger has {status} {settled}"
+                )
             if taken:
                 self._check_dispute(authorization_id, taken, self.out[nonce])
 

@@ -241,7 +241,9 @@ class Gateway:
         if now_s - session.used_s >= 59 or now_s > deadline - 20:
             self._close(session)
         else:
-            self._later(min(60.0 - (now_s - session.used_s), deadline - 15 - now_s), lambda: self._close_if_idle(session))
+            self._later(
+                min(60.0 - (now_s - session.used_s), deadline - 15 - now_s), lambda: self._close_if_idle(session)
+            )
 
     def _close(self, session: Session) -> None:
         session.is_closed = True

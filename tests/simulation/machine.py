@@ -157,9 +157,7 @@ class SteppedLedger(Ledger):
         return self._changing(authorization_id, lambda: super(SteppedLedger, self).mark_unsent(authorization_id))
 
     def record_settlement(self, authorization: Authorization) -> Future[None]:
-        return self._changing(
-            authorization.id, lambda: super(SteppedLedger, self).record_settlement(authorization)
-        )
+        return self._changing(authorization.id, lambda: super(SteppedLedger, self).record_settlement(authorization))
 
     def _changing(self, authorization_id: str, submit: Callable[[], Future[Any]]) -> Future[Any]:
         self._about = authorization_id
@@ -223,9 +221,7 @@ class Process:
         self.is_ledger_woken = False
         self.ledger = ledger
         self.payments = Payments(network=network, signer=signer, policy=policy, ledger=ledger)
-        self.payments.sessions = SessionPool(
-            idle_s=network.session_idle_s, clock=time.monotonic, wall_clock=time.time
-        )
+        self.payments.sessions = SessionPool(idle_s=network.session_idle_s, clock=time.monotonic, wall_clock=time.time)
         options: dict[str, Any] = {"http_transport": httpx.MockTransport(_never), "timeout_s": timeout_s}
         self.clients: dict[tuple[str, bool], Any] = {}
         for origin in origins:

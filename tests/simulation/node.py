@@ -91,13 +91,17 @@ class Nodes:
                 return None if done is None else {"hash": done.hash, "input": "0x" + _calldata(done, self._token).hex()}
             case "eth_getTransactionReceipt":
                 done = view.transaction(params[0])
-                return None if done is None else {
-                    "transactionHash": done.hash,
-                    "blockNumber": hex(done.number),
-                    "blockHash": view.hash_of(done.number),
-                    "status": "0x1",
-                    "logs": list(self._logs(view, done)),
-                }
+                return (
+                    None
+                    if done is None
+                    else {
+                        "transactionHash": done.hash,
+                        "blockNumber": hex(done.number),
+                        "blockHash": view.hash_of(done.number),
+                        "status": "0x1",
+                        "logs": list(self._logs(view, done)),
+                    }
+                )
         raise KeyError(method)
 
     def _called(self, view: View, call: dict[str, Any]) -> str:
@@ -158,7 +162,9 @@ class Nodes:
 
     def _logs(self, view: View, done: Settlement) -> Iterator[dict[str, Any]]:
         signature, payer = done.signature, "0x" + address_word(self._payer).hex()
-        events = [(self._token, [TRANSFER, payer, "0x" + address_word(signature.payee).hex()], _word(done.amount_atomic))]
+        events = [
+            (self._token, [TRANSFER, payer, "0x" + address_word(signature.payee).hex()], _word(done.amount_atomic))
+        ]
         if signature.method == "eip3009":
             events.insert(0, (self._token, [AUTHORIZATION_USED, payer, f"0x{signature.nonce:064x}"], "0x"))
         else:
@@ -205,7 +211,9 @@ def _block(view: View, number: int) -> dict[str, Any] | None:
 def _fits(topics: list[str], wanted: list[Any]) -> bool:
     if len(topics) < len(wanted):
         return False
-    return all(want is None or topic in ([want] if isinstance(want, str) else want) for topic, want in zip(topics, wanted))
+    return all(
+        want is None or topic in ([want] if isinstance(want, str) else want) for topic, want in zip(topics, wanted)
+    )
 
 
 def _int(data: bytes, offset: int) -> int:

@@ -41,7 +41,11 @@ NETWORK = Network(
     rpc_url="https://node.simulated",
     gateway_url="https://gateway0.simulated",
     asset=Asset(
-        address="0xFbC2051AE2265686a469421b2C5A2D5462FbF5eB", symbol="OPG", decimals=18, name="OpenGradient", version="1"
+        address="0xFbC2051AE2265686a469421b2C5A2D5462FbF5eB",
+        symbol="OPG",
+        decimals=18,
+        name="OpenGradient",
+        version="1",
     ),
     payees=frozenset({"0x9deEBB5D1b22e4a6e027977CeAd13893A7E4cC1a"}),
 )
@@ -200,7 +204,9 @@ class World:
             terms=Terms(
                 scheme=scheme,
                 method=method,
-                amount_atomic=rng.choice((OPG // 50, OPG // 10, OPG // 4) if scheme == "upto" else (OPG // 500, OPG // 100))
+                amount_atomic=rng.choice(
+                    (OPG // 50, OPG // 10, OPG // 4) if scheme == "upto" else (OPG // 500, OPG // 100)
+                )
                 + rng.randrange(10**6),
                 timeout_s=rng.choice((10, 30, 120, 300, 300, 600)),
             ),
@@ -488,7 +494,9 @@ class World:
         signature = signature_in(request)
         assert signature is not None
         self.counted["signatures sent"] += 1
-        self._note(f"a signature for {signature.amount_atomic} until {signature.deadline - START_S:.0f}s goes to {origin}")
+        self._note(
+            f"a signature for {signature.amount_atomic} until {signature.deadline - START_S:.0f}s goes to {origin}"
+        )
         if signature.nonce not in self._auditor.out:
             task.nonces.add(signature.nonce)
         self._auditor.left(signature, origin=origin, call=task.number)
