@@ -18,8 +18,8 @@ import httpx
 
 from opengradient_x402 import strict_json
 from opengradient_x402.completions import Completion, Delta, parse_usage, stop_sequences
-from opengradient_x402.effects import Read, Sleep, Steps
-from opengradient_x402.errors import ConfigurationError, OpenGradientError
+from opengradient_x402.effects import Read, Sleep, Steps, Wait, awaited
+from opengradient_x402.errors import ConfigurationError, LedgerUnavailable, OpenGradientError
 from opengradient_x402.gateway.answer import AnswerReader
 from opengradient_x402.gateway.connections import is_certificate_failure
 from opengradient_x402.gateway.enclave_keys import Checked, ProofCheck
@@ -37,6 +37,8 @@ from opengradient_x402.settlement_mode import SettlementMode
 CHAT_PATH = "/v1/chat/completions"
 ReceiptListener = Callable[[SettlementReceipt], None]
 _log = logging.getLogger(__name__)
+_LONGEST_RECORD_S = 1.0
+"""So long an answer waits for its receipt to be recorded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,10 +128,24 @@ class Exchange:
         try:
             response = yield from self._opening()
             yield Read(response, self._reader.take_body)
-            return self._ended_well(self._reader.completion(response))
+            completion = self._ended_well(self._reader.completion(response))
         except BaseException as exc:  # noqa: BLE001  (ends the call, whatever ended it)
             problem = self.fail(exc)
             raise problem from problem.__cause__
+        yield from self.recorded()
+        return completion
+
+    def recorded(self) -> Steps[None]:
+        """Until the receipt is in the ledger, so that no answer is given out before; a ledger that hangs is left."""
+        if (recorded := self.call.recorded) is not None and not recorded.done():
+            with suppress(TimeoutError, LedgerUnavailable):
+                yield Wait(recorded, _LONGEST_RECORD_S)
+
+    async def arecorded(self) -> None:
+        """As `recorded`, for coroutines that read a stream."""
+        if (recorded := self.call.recorded) is not None:
+            with suppress(TimeoutError, LedgerUnavailable):
+                await awaited(recorded, _LONGEST_RECORD_S)
 
     def open_stream(self) -> Steps[httpx.Response]:
         """The open response of a stream; the call goes on in `take_chunk` and `finish_stream`."""

@@ -171,6 +171,7 @@ class AsyncCompletionStream(AsyncIterator[Delta], Resident):
                 if chunk is None:
                     self.completion = self._exchange.finish_stream()
                     await self.aclose()
+                    await self._exchange.arecorded()
                 else:
                     self._ready.extend(self._exchange.take_chunk(chunk))
             except GeneratorExit:  # thrown away: nothing can be awaited any more

@@ -92,13 +92,21 @@ class Ledger(Resident):
             otherwise="The signature never left, and nothing was paid; its amount stays reserved until its deadline.",
         )
 
-    def record_call(self, receipt: SettlementReceipt) -> Future[None]:
+    def record_call(self, receipt: SettlementReceipt, *, at_once: bool = True) -> Future[None]:
         """Records how a call ended. When this returns, the receipt survives the end of the process in every form.
 
         It is in the database, or in a file beside it which the next opening takes up; the future is done when it is
-        in the database. Not flushed to disk for every call: the authorization is what money needs.
+        in the database. Not flushed to disk for every call: the authorization is what money needs. Without `at_once`
+        nothing is written by this thread (an event loop's must not wait for a disk): the future says when it is there.
         """
         text, call_id, journal = json.dumps(receipt.to_json()), receipt.call_id, self._journal
+        if not at_once:
+            recorder = self._recorder
+            return self._submit(
+                lambda book, conn: book.record_call(conn, receipt),
+                otherwise="Only this receipt is missing: the call was made, and its authorization was recorded before.",
+                quick=lambda: recorder.write(receipt, text) not in {None, *_ENDED},
+            )
         status = None if self._closed else self._recorder.write(receipt, text)
         if status is None:
             is_kept = journal.keep(call_id, text)
@@ -354,11 +362,12 @@ class Ledger(Resident):
         writes: bool = True,
         durable: bool = False,
         otherwise: str = "Nothing was signed and nothing was paid.",
+        quick: Callable[[], bool] | None = None,
     ) -> Future[T]:
         """`otherwise` says what it means for the money when this is not done."""
         future: Future[T] = Future()
         waiting = cast("Future[Any]", future)
-        job = Job(work=work, writes=writes, durable=durable, future=waiting, otherwise=otherwise)
+        job = Job(work=work, writes=writes, durable=durable, future=waiting, otherwise=otherwise, quick=quick)
         with self._lock:
             if self._closed:
                 future.set_exception(LedgerUnavailable(f"{self!r} was closed. {otherwise} Open a new client."))

@@ -14,6 +14,7 @@ import secrets
 import threading
 import time
 from collections.abc import Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,6 +84,8 @@ class Call:
     headers: httpx.Headers = field(default_factory=httpx.Headers)
     receipt: SettlementReceipt | None = None
     """Set once, when the call is finished."""
+    recorded: Future[None] | None = None
+    """Done when the receipt is in the ledger; set with it."""
     ending: threading.Lock = field(default_factory=threading.Lock, repr=False)
     """Taken for good by whoever ends the call: a reader, or another thread that closes the stream."""
 

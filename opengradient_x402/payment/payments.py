@@ -411,7 +411,8 @@ class Payments(Resident):
         if call.session is not None:
             cost_atomic = receipt.estimated_cost_atomic if receipt.cost_atomic is None else receipt.cost_atomic
             self.sessions.leave(call.session, cost_atomic=cost_atomic or 0)
-        self.ledger.record_call(receipt).add_done_callback(_report_lost_record)
+        call.recorded = self.ledger.record_call(receipt, at_once=call.is_blocking)
+        call.recorded.add_done_callback(_report_lost_record)
         return receipt
 
     def _estimated(self, receipt: SettlementReceipt) -> SettlementReceipt:
