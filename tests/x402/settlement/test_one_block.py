@@ -34,7 +34,7 @@ def block_of(net, tx_hash) -> int:
     return int(net.chain.rpc("eth_getTransactionReceipt", [tx_hash])["blockNumber"], 16)
 
 
-@pytest.mark.parametrize(("misbehave", "most"), [(lambda *_: None, 4), (without_multicall, 42)])
+@pytest.mark.parametrize(("misbehave", "most"), [(lambda *_: None, 4), (without_multicall, 43)])
 def test_forty_open_authorizations_take_few_requests(net, misbehave, most):
     payer, facilitator = new_payer(net), net.account(opg="0")
     terms = [payer.sign(facilitator=facilitator.address).authorization for _ in range(40)]
