@@ -18,7 +18,7 @@ from enum import StrEnum
 from fractions import Fraction
 from functools import cache
 from math import ceil
-from pathlib import Path
+from pkgutil import get_data
 from typing import Any, Final
 
 from opengradient_x402 import strict_json
@@ -28,7 +28,6 @@ from opengradient_x402.money import Asset
 DEFAULT_OUTPUT_TOKENS: Final = 4096
 """What gateways assume when a request has no `max_tokens` (docs/wire.md, "Limits")."""
 
-_CATALOGUE: Final = Path(__file__).with_name("models.json")
 _PROVIDER_ALIASES: Final = {"xai": "x-ai", "gemini": "google", "claude": "anthropic"}
 _TOKENS_PER_PRICE: Final = 1_000_000
 _PRICE: Final = re.compile(r"[0-9]{1,12}(?:\.[0-9]{1,24})?", re.ASCII)
@@ -216,7 +215,8 @@ def catalog() -> tuple[ModelInfo, ...]:
 
 @cache
 def _document() -> dict[str, Any]:
-    document: dict[str, Any] = strict_json.loads(_CATALOGUE.read_bytes())
+    # As a module is read: this may happen in an event loop, and the package may be in an archive.
+    document: dict[str, Any] = strict_json.loads(get_data(__package__, "models.json") or b"")
     return document
 
 

@@ -30,7 +30,7 @@ def models(
         rows, remark = _served(network, gateway)
     else:
         rows = [_row(info) for info in catalog()]
-        remark = "Prices as published; a gateway sets its own: `--live` asks it. `?`: no public source says it."
+        remark = "Published prices; a gateway sets its own: `--live` asks it. `?`: no public source says it."
     chosen = [row for row in rows if search.lower() in row["name"].lower()]
     if as_json:
         print_json(chosen)

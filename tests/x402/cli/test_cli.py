@@ -524,6 +524,17 @@ def test_a_bundle_is_written_signed_and_verified_from_the_shell(net, paid, tmp_p
     assert paid("receipts", "verify", str(tmp_path / "absent")).code == 2
 
 
+@pytest.mark.parametrize(("format_", "what"), [("jsonl", "a list of 3 receipts"), ("csv", "a table of receipts")])
+def test_a_file_of_receipts_that_is_no_bundle_is_called_what_it_is(paid, tmp_path, format_, what):
+    path = tmp_path / f"receipts.{format_}"
+    assert paid("receipts", "export", "--format", format_, "-o", str(path)).code == 0
+    done = paid("receipts", "verify", str(path), "--offline")
+    assert done.code == 1
+    assert what in done.err
+    assert "--format bundle" in done.err
+    assert "was changed" not in done.err
+
+
 def test_an_unsigned_bundle_needs_no_key(net, paid, tmp_path):
     paid.monkeypatch.delenv("OG_PRIVATE_KEY")
     path = tmp_path / "bundle.json"

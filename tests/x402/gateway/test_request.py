@@ -49,7 +49,40 @@ def test_a_choice_of_no_tool_is_refused(choice):
         body_of(tools=[TOOL], tool_choice=choice)
 
 
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({"temperature": 2.1}, "temperature=2.1 was given, and gateways take numbers from 0 to 2"),
+        ({"temperature": -0.1}, "from 0 to 2"),
+        ({"temperature": float("nan")}, "from 0 to 2"),
+        ({"temperature": "0.5"}, "from 0 to 2"),
+        ({"top_p": 1.01}, "top_p=1.01 was given, and gateways take numbers from 0 to 1"),
+        ({"top_p": True}, "from 0 to 1"),
+        ({"seed": 1.0}, "seed=1.0 was given, and gateways take whole numbers"),
+        ({"seed": "a"}, "whole numbers"),
+        ({"stop": list("abcde")}, "5 stop sequences were given, and gateways take 4"),
+    ],
+)
+def test_what_gateways_refuse_after_the_payment_is_refused_before_it(given, why):
+    with pytest.raises(ConfigurationError, match=rf"(?s){why}.*Nothing was paid"):
+        body_of(**given)
+
+
+@pytest.mark.filterwarnings("ignore::opengradient_x402.gateway.request.GatewayLimitation")
+def test_the_ends_of_the_ranges_are_sent():
+    ends = {"temperature": 2, "top_p": 1, "seed": 0, "stop": list("abcd"), "max_tokens": 0}
+    assert body_of(**ends).items() >= ends.items()
+    assert body_of(temperature=0.0, top_p=0)["temperature"] == 0.0
+
+
 # -- translated
+
+
+def test_messages_of_the_developer_are_sent_as_those_of_the_system():
+    messages = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+    given = {"messages": messages}
+    assert body_of(**given)["messages"] == [{"role": "system", "content": "Be brief."}, messages[1]]
+    assert messages[0]["role"] == "developer"
 
 
 def test_empty_and_absent_members_stay_out():

@@ -9,7 +9,8 @@ import pytest
 from opengradient_devnet import faults
 from opengradient_devnet.gateway.proofs.tee import CanonicalStyle
 from opengradient_x402.errors import ProofRejected
-from support.payers import PROMPT, async_client_for, client_for
+from opengradient_x402.settlement_mode import SettlementMode
+from support.payers import PROMPT, async_client_for, client_for, payments_for
 
 TOOL = {
     "type": "function",
@@ -33,6 +34,7 @@ REQUESTS = {
             },
         ],
     },
+    "web search": {**PROMPT, "web_search": True},
     "json": {**PROMPT, "response_format": {"type": "json_object"}},
 }
 LIES = {
@@ -58,6 +60,22 @@ def test_good_proofs_are_accepted_in_both_canonical_styles_with_and_without_stre
         stream = client.stream(request_body)
         list(stream)
         assert stream.completion.receipt.tee_verified == "verified (key from the gateway)"
+
+
+@pytest.mark.parametrize("name", ["plain", "web search", "tools"])
+def test_good_proofs_of_the_gateway_of_april_are_accepted(devnets, tmp_path, name):
+    april = devnets(behaves_like="gateway-2026-04")
+    account = april.account(opg="10", approved=True)
+    with (
+        payments_for(april, account, tmp_path / "april.sqlite") as payments,
+        client_for(payments, verify_tee="require") as client,
+    ):
+        for mode in SettlementMode:
+            verified = [client.chat(REQUESTS[name], settlement_mode=mode).receipt]
+            stream = client.stream(REQUESTS[name], settlement_mode=mode)
+            list(stream)
+            verified.append(stream.receipt)
+            assert [receipt.tee_verified for receipt in verified] == ["verified (key from the gateway)"] * 2, mode
 
 
 @pytest.mark.parametrize("lie", LIES)

@@ -10,9 +10,18 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives import serialization
 
+from opengradient_devnet.gateway.proofs.tee import CanonicalStyle, canonical_request
+from opengradient_x402.addresses import keccak256
 from opengradient_x402.completions import StreamAccumulator, parse_completion
 from opengradient_x402.gateway.answer import DONE, EventDecoder
-from opengradient_x402.proofs.attestation import TeeProof, Verdict, check_completion, check_proof, is_signed_by
+from opengradient_x402.proofs.attestation import (
+    TeeProof,
+    Verdict,
+    check_completion,
+    check_proof,
+    is_signed_by,
+    request_hashes,
+)
 
 VECTORS = json.loads((Path(__file__).parents[2] / "vectors" / "gateway_responses.json").read_text())
 CAPTURED = VECTORS["responses"]
@@ -65,12 +74,23 @@ def test_another_request_or_another_answer_is_found(response):
         {"temperature": 0.7},
         {"messages": [{"role": "user", "content": "Something else"}]},
         {"max_tokens": 51},
-        {"web_search": True},
     ):
         assert verdict(request={**request, **change}) is Verdict.OTHER_REQUEST, change
     calls = tuple(replace(call, arguments='{"symbol": "BTC"}') for call in completion.tool_calls)
     tampered = replace(completion, served_text=completion.served_text + ".", tool_calls=calls)
     assert verdict(completion=tampered) is Verdict.OTHER_OUTPUT
+
+
+@pytest.mark.parametrize("style", CanonicalStyle)
+def test_what_some_gateways_leave_out_of_the_request_is_no_other_request(style):
+    whole = {**CAPTURED[0]["request"], "max_tokens": 0, "web_search": True}
+    for left_out in ((), ("max_tokens",), ("web_search",), ("max_tokens", "web_search")):
+        hashed = {name: value for name, value in whole.items() if name not in left_out}
+        digest = keccak256(json.dumps(canonical_request(hashed, style=style), sort_keys=True).encode())
+        assert digest in request_hashes(whole), left_out
+    never_asked = {name: value for name, value in whole.items() if name != "web_search"}
+    searched = keccak256(json.dumps(canonical_request(whole, style=style), sort_keys=True).encode())
+    assert searched not in request_hashes(never_asked)
 
 
 def test_a_proof_of_another_enclave_is_found():

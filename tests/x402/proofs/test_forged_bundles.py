@@ -10,6 +10,7 @@ import pytest
 from opengradient_devnet import Devnet
 from opengradient_x402.errors import ConfigurationError
 from opengradient_x402.ledger.authorizations import SignedTerms
+from opengradient_x402.networks import PRESETS
 from opengradient_x402.proofs.bundle import Bundle, BundleUnreadable, Contents, Record, cases_of, describe
 from opengradient_x402.proofs.findings import Finding, Standing
 from opengradient_x402.proofs.verification import Verification, export_bundle, verify_bundle
@@ -19,6 +20,7 @@ from support.payers import PROMPT, client_for, network_of, payments_for, settled
 PAID = "the settlement is as the receipt says"
 SHARES = "the calls' shares add up to the settlement"
 ONCE = "no payment and no proof is claimed twice"
+NETWORK = "the contracts are those of the network that it names"
 SIGNED = "the bundle was made by the payer"
 
 
@@ -208,11 +210,30 @@ def test_a_blob_store_in_the_readers_own_network_is_not_called(net, bundle, audi
 
 
 def test_a_bundle_cannot_make_a_live_chain_final_sooner():
-    from opengradient_x402.networks import PRESETS
     from opengradient_x402.proofs.verification import _with_care
 
     network = replace(PRESETS["base"], confirmations=1)
     assert _with_care(network).confirmations == PRESETS["base"].confirmations > 1
+
+
+@pytest.mark.parametrize("absent", ["registry", "relay"])
+def test_a_bundle_of_a_gateway_without_a_registry_is_not_proven_and_not_refuted(audited, absent):
+    known = replace(PRESETS["base"], relay=audited.network.relay)
+    own = Bundle(created_at=1, network=describe(known) | {absent: None}, records=())
+    expected = Standing.NOT_PROVEN if absent == "registry" else Standing.PROVEN  # no relay is published
+    (finding,) = about(verify_bundle(own.signed(audited.signer).to_bytes(), is_offline=True), NETWORK)
+    assert finding.standing is expected
+    assert (absent == "relay") or "it names no registry" in finding.why
+
+
+@pytest.mark.parametrize("name", ["registry", "asset", "permit2"])
+def test_a_bundle_with_other_contracts_than_those_of_its_network_is_refuted(audited, name):
+    network = describe(PRESETS["base"])
+    other = "0x" + "12" * 20
+    network[name] = other if name == "permit2" else {**network[name], "address": other}
+    bundle = Bundle(created_at=1, network=network, records=())
+    (finding,) = about(verify_bundle(bundle.signed(audited.signer).to_bytes(), is_offline=True), NETWORK)
+    assert finding.standing is Standing.REFUTED
 
 
 def drop(kind: str):
