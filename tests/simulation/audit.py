@@ -143,6 +143,7 @@ class Auditor:
 
     def equal(self) -> None:
         """When all is over the ledger says what the chain says, to the wei, and names every overcharge."""
+        self._check_sums()
         rows = {}
         for authorization_id, nonce, status, settled in self._connected().execute(
             "SELECT id, nonce, status, settled_atomic FROM authorizations"
@@ -163,6 +164,14 @@ class Auditor:
                 )
             if taken:
                 self._check_dispute(authorization_id, taken, self.out[nonce])
+
+    def _check_sums(self) -> None:
+        """What a budget counts is kept by the minute: it must be what the authorizations reserve."""
+        conn = self._connected()
+        (kept,) = conn.execute("SELECT coalesce(sum(gwei), 0) FROM reserved").fetchone()
+        (reserved,) = conn.execute("SELECT coalesce(sum(reserved_gwei), 0) FROM authorizations").fetchone()
+        if kept != reserved:
+            raise Broken("budgets hold", f"the budget counts {kept} gwei, and {reserved} gwei are reserved or spent")
 
     def _check_dispute(self, authorization_id: str, taken: int, out: Out) -> None:
         if out.signatures[0].scheme == "exact":

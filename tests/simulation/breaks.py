@@ -40,9 +40,7 @@ def later_signature_overwrites(patch: pytest.MonkeyPatch) -> None:
     def overwrite(self: Book, conn: Any, authorization: Any, budget: Any) -> Any:
         whole = authorize(self, conn, authorization, budget)
         if len(whole.signed) > 1:
-            last = replace(whole, signed=whole.signed[-1:])
-            gwei = -(-last.reserved_atomic // 10**9)
-            conn.execute(authorizations.update().where(authorizations.c.id == whole.id).values(reserved_gwei=gwei))
+            self._update(conn, whole, replace(whole, signed=whole.signed[-1:]))
         return whole
 
     patch.setattr(Book, "authorize", overwrite)

@@ -24,6 +24,7 @@ from opengradient_x402.chain import node as chain_node
 from opengradient_x402.gateway.client import AsyncGatewayClient, GatewayClient
 from opengradient_x402.ledger.authorizations import Authorization
 from opengradient_x402.ledger.ledger import Ledger
+from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.ledger.writer import Job, Writer
 from opengradient_x402.networks import Network
 from opengradient_x402.payment import call as calls
@@ -142,7 +143,9 @@ class SteppedLedger(Ledger):
         self.is_dead = False
         self._jobs: deque[tuple[Job, str | None]] = deque()
         self._woken, self._committed = woken, committed
-        self._writer = Writer(self._location, self._queue, may_end=lambda: False)
+        self._writer = Writer(
+            self._location, self._queue, recorder=self._recorder, journal=self._journal, may_end=lambda: False
+        )
         self._about: str | None = None
 
     @property
@@ -155,6 +158,9 @@ class SteppedLedger(Ledger):
 
     def mark_unsent(self, authorization_id: str) -> Future[None]:
         return self._changing(authorization_id, lambda: super(SteppedLedger, self).mark_unsent(authorization_id))
+
+    def record_call(self, receipt: SettlementReceipt) -> Future[None]:
+        return Outcome() if self.is_dead else super().record_call(receipt)
 
     def record_settlement(self, authorization: Authorization) -> Future[None]:
         return self._changing(authorization.id, lambda: super(SteppedLedger, self).record_settlement(authorization))
@@ -171,8 +177,7 @@ class SteppedLedger(Ledger):
         if self.is_dead:
             return future  # nobody will ever hear
         future.make = self._step_all
-        options.setdefault("durable", False)
-        options.setdefault("otherwise", "Nothing was signed and nothing was paid.")
+        options = {"writes": True, "durable": False, "otherwise": "Nothing was paid."} | options
         self._jobs.append((Job(work=work, future=future, **options), self._about))
         if len(self._jobs) == 1:
             self._woken()
@@ -197,10 +202,12 @@ class SteppedLedger(Ledger):
                 raise Died
 
             jobs = [job for job, _ in self._jobs][:performing]
+            last = Job(work=killed, writes=False, durable=False, future=Future(), otherwise="")
             with suppress(Died):
-                self._writer._perform([*jobs, Job(work=killed, durable=False, future=Future(), otherwise="")])
+                self._writer._perform([*jobs, last])
         self._jobs.clear()
         self._writer._disconnect()
+        self._journal.renew()  # lets go of its file, as the end of a process does
 
 
 class Process:

@@ -54,14 +54,12 @@ def folder() -> Iterator[Path]:
 
 def broken_by(seed: int, folder: Path, stage: Stage, rules: Rules) -> tuple[World, Broken | None]:
     """The run of a seed, and the invariant that it broke."""
-    world = World(seed, folder, stage, rules)
-    try:
-        world.run()
-    except Broken as exc:
-        return world, exc
-    finally:
-        for file in folder.glob("ledger-*"):
-            file.unlink()
+    with tempfile.TemporaryDirectory(dir=folder) as own:
+        world = World(seed, Path(own), stage, rules)
+        try:
+            world.run()
+        except Broken as exc:
+            return world, exc
     return world, None
 
 

@@ -98,7 +98,7 @@ class World:
         self._ready: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
         self._timers: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._order = self._begun = 0
-        self._path = folder / f"ledger-{seed}.sqlite"
+        self._path = folder / "ledger.sqlite"
         self._stage = stage
         stage.time.advance = self._advance
         stage.in_thread = self._in_thread
@@ -435,6 +435,8 @@ class World:
                 self._later(seconds, self._resume, task, token, None, None)
 
     def _resume_with(self, task: Task, token: int, future: Future[Any]) -> None:
+        if future.cancelled():  # by who waited for it, and has gone on
+            return
         problem = future.exception()
         self._resume(task, token, None if problem else future.result(), problem)
 
