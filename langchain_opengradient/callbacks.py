@@ -129,6 +129,24 @@ class SettlementCallbackHandler(BaseCallbackHandler):
         if self._parent is not None:
             self._parent.update(receipt)
 
+    def refresh(self) -> None:
+        """Update what was heard to what the ledger and the chain show now: a dropped stream's upper bound becomes what
+        it cost. Raises ChainUnavailable."""
+        for receipt in self.receipts:
+            if not receipt.is_final:
+                self.update(receipt.refresh())
+
+    async def arefresh(self) -> None:
+        """As `refresh`, for coroutines."""
+        for receipt in self.receipts:
+            if not receipt.is_final:
+                self.update(await receipt.arefresh())
+
+    def clear(self) -> None:
+        """Forget the calls that were heard, so that a handler that lasts does not grow. The ledger keeps them."""
+        with self._lock:
+            self._receipts.clear()
+
     # LangChain's events
 
     def on_chat_model_start(

@@ -53,6 +53,11 @@ class SpendGuard(SettlementCallbackHandler):
         self.run_limit.count(receipt)
         super().hear(receipt, asset=asset)
 
+    def clear(self) -> None:
+        """Forget the calls that have ended: the limit begins anew."""
+        self.run_limit.clear()
+        super().clear()
+
     def update(self, receipt: SettlementReceipt) -> None:
         """Replace what was heard of a call by what is known now (settled, expired, disputed)."""
         self.run_limit.update([receipt])

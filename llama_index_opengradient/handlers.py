@@ -133,6 +133,17 @@ class SpendGuard(SettlementLedgerHandler):
     def class_name(cls) -> str:
         return "SpendGuard"
 
+    def handle(self, event: BaseEvent, **kwargs: Any) -> None:
+        """Takes settlement events, ignores all others."""
+        super().handle(event, **kwargs)
+        if isinstance(event, ReceiptEvent):
+            self._run_limit.update([event.receipt])
+
+    def clear(self) -> None:
+        """Forget the calls that have ended: the limit begins anew."""
+        self._run_limit.clear()
+        super().clear()
+
     @property
     def run_limit(self) -> RunLimit:
         """What the calls that this guard listens to may spend."""

@@ -137,6 +137,11 @@ class RunLimit:
                 if held is not None and not held.is_under_way:
                     self._calls[receipt.call_id] = _counted(receipt, unless_known_atomic=held.amount_atomic)
 
+    def clear(self) -> None:
+        """Forgets the calls that have ended, for a limit that begins anew."""
+        with self._lock:
+            self._calls = {name: call for name, call in self._calls.items() if call.is_under_way}
+
     @staticmethod
     def _parsed(amount: str, asset: Asset) -> int:
         try:

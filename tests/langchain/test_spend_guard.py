@@ -177,6 +177,28 @@ def test_parallel_branches_cannot_all_pass_while_none_has_a_receipt(payer: Payer
     assert 2 <= len(payer.receipts()) <= 4
 
 
+def test_the_bound_of_a_dropped_stream_comes_down_when_it_is_settled(payer: Payer):
+    guard = SpendGuard("1")
+    stream = payer.model().stream("Hello", {"callbacks": [guard]})
+    next(stream)
+    stream.close()
+    bound = guard.spent_atomic
+    taken = payer.settle()
+    assert 0 < taken < bound
+    guard.refresh()
+    assert guard.spent_atomic == taken
+    assert [receipt.settled_atomic for receipt in guard.receipts] == [taken]
+
+
+def test_a_guard_that_lasts_begins_anew_when_it_is_told(payer: Payer):
+    cost = cost_of_one_call(payer)
+    guard = SpendGuard(opg(cost), reserve_per_call=opg(cost))
+    for _ in range(3):
+        payer.model().invoke("Hello", {"callbacks": [guard]})
+        guard.clear()
+    assert (guard.calls, guard.spent_atomic) == (0, 0)
+
+
 def receipt(call: str, authorization: str, **amounts: int | None) -> SettlementReceipt:
     return SettlementReceipt(
         call_id=call,

@@ -14,6 +14,7 @@ from llama_index_opengradient import (
     SettlementMode,
     SettlementReceipt,
     SettlementUpdateEvent,
+    SpendGuard,
     SpendPolicy,
 )
 
@@ -27,5 +28,6 @@ __all__ = [
     "SettlementMode",
     "SettlementReceipt",
     "SettlementUpdateEvent",
+    "SpendGuard",
     "SpendPolicy",
 ]
