@@ -212,7 +212,8 @@ def _fits(topics: list[str], wanted: list[Any]) -> bool:
     if len(topics) < len(wanted):
         return False
     return all(
-        want is None or topic in ([want] if isinstance(want, str) else want) for topic, want in zip(topics, wanted)
+        want is None or topic in ([want] if isinstance(want, str) else want)
+        for topic, want in zip(topics, wanted, strict=False)
     )
 
 

@@ -354,7 +354,7 @@ class World:
                 future.set_result(work())
             except Broken:
                 raise
-            except BaseException as exc:  # noqa: BLE001  (a thread's boundary)
+            except BaseException as exc:
                 future.set_exception(exc)
             finally:
                 self._running = before
@@ -413,7 +413,7 @@ class World:
             self._ended(task, None)
         except Broken:
             raise
-        except BaseException as exc:  # noqa: BLE001  (whatever a call raises is looked at)
+        except BaseException as exc:
             self._ended(task, exc)
         else:
             self._perform(task, effect)
@@ -450,7 +450,7 @@ class World:
                     problem = httpx.ReadError("reset")
                 else:
                     take(content)
-        except Exception as exc:  # noqa: BLE001  (the reader's own refusal goes back to it)
+        except Exception as exc:
             problem = exc
         self._resume(task, token, None, problem)
 
