@@ -112,8 +112,10 @@ class SpendGuard(SettlementLedgerHandler):
     """Ends a run before the call that could take it over `limit`, in whole tokens as text ("0.5" is half an OPG).
 
     ```python
+    from llama_index_opengradient import OpenGradient, SpendGuard
+
     with SpendGuard("0.5").listening() as guard:
-        print(query_engine.query("What does the report say?"))
+        print(OpenGradient(model="openai/gpt-5").complete("What is a TEE?"))
     print(guard.spent)
     ```
 

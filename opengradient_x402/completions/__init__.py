@@ -206,7 +206,7 @@ class StreamAccumulator:
             reasoning = self._whole["reasoning"].take(reasoning)
             self._reasoning.append(reasoning)
             delta.reasoning = reasoning
-        if (refusal := piece.get("refusal")) and isinstance(refusal, str):
+        if refusal := piece.get("refusal"):
             refusal = self._whole["refusal"].take(refusal)
             self._refusal.append(refusal)
             delta.refusal = refusal
