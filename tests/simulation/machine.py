@@ -159,8 +159,8 @@ class SteppedLedger(Ledger):
     def mark_unsent(self, authorization_id: str) -> Future[None]:
         return self._changing(authorization_id, lambda: super(SteppedLedger, self).mark_unsent(authorization_id))
 
-    def record_call(self, receipt: SettlementReceipt) -> Future[None]:
-        return Outcome() if self.is_dead else super().record_call(receipt)
+    def record_call(self, receipt: SettlementReceipt, *, at_once: bool = True) -> Future[None]:
+        return Outcome() if self.is_dead else super().record_call(receipt, at_once=at_once)
 
     def record_settlement(self, authorization: Authorization) -> Future[None]:
         return self._changing(authorization.id, lambda: super(SteppedLedger, self).record_settlement(authorization))

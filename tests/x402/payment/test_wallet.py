@@ -194,7 +194,7 @@ def test_a_transaction_that_reverts_is_an_error_with_its_hash(net, unapproved):
     # An estimate that is too low: the transaction runs out of gas.
     def misbehave(method, params, number):
         if method == "eth_estimateGas":
-            return 200, {"jsonrpc": "2.0", "id": 1, "result": hex(21_500)}
+            return 200, {"result": hex(21_500)}
         return None
 
     with serving(net.chain) as node:
