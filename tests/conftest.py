@@ -20,7 +20,7 @@ from opengradient_devnet.faults import NeverSettle
 from opengradient_x402.gateway.client import GatewayClient
 from opengradient_x402.payment.payments import Payments
 from support.payers import client_for, payments_for
-from threats.rows import ROWS, rows_of
+from support.threats import ROWS, rows_of
 
 # Two shared cores: how long it takes to make an example, or to try it, says nothing.
 settings.register_profile("shared-cores", deadline=None, suppress_health_check=[HealthCheck.too_slow])

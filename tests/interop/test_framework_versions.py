@@ -37,7 +37,12 @@ LANGCHAIN_TESTS = (
     "langchain/test_tool_streams.py",
 )
 LLAMAINDEX_TESTS = ("llamaindex/test_conformance.py", "llamaindex/test_receipts.py")
-PURE_TESTS = ("x402/test_signer.py", "x402/test_completions.py", "x402/test_challenge.py", "x402/test_sse.py")
+PURE_TESTS = (
+    "x402/test_signer.py",
+    "x402/test_completions.py",
+    "x402/payment/test_challenge.py",
+    "x402/gateway/test_sse.py",
+)
 
 OPTIONAL = ("coincurve", "orjson", "langchain_core", "langchain", "llama_index.core", "eth", "starlette", "uvicorn")
 DATA_FILES = {
@@ -96,7 +101,11 @@ def run_tests(venv: Venv, folder: Path, paths: Sequence[str], *options: str, sna
         shutil.copy(PROJECT / "tests" / "conftest.py", tests)
     if snapshot:
         shutil.copy(snapshot, tests / "langchain" / "__snapshots__" / "test_standard_unit.ambr")
-    shutil.copy(PROJECT / "pyproject.toml", folder)  # the same strictness: warnings are errors there, too
+    settings = (PROJECT / "pyproject.toml").read_text()  # the same strictness: warnings are errors there, too
+    for option in ("--numprocesses=auto", "--maxprocesses=4", "--dist=loadfile"):  # no pytest-xdist there
+        assert option in settings
+        settings = settings.replace(f'    "{option}",\n', "")
+    (folder / "pyproject.toml").write_text(settings)
     report = folder / "report.xml"
     ended = venv.call(
         *("python", "-I", "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider", f"--junitxml={report}"),
