@@ -66,7 +66,12 @@ class UnsupportedContent(ChatModelError, NotPaid, _core_class("ModelInvalidReque
     kind = "invalid_request"
 
 
-class ModelRefusal(_core_class("ModelRefusalError"), OutputParserException):  # type: ignore[misc] # the base is chosen by the installed core
+_REFUSAL: type[Exception] = _core_class("ModelRefusalError")
+# Where core has no such class, what stands for it is a base of the other one already.
+_REFUSAL_BASES = (() if issubclass(OutputParserException, _REFUSAL) else (_REFUSAL,)) + (OutputParserException,)
+
+
+class ModelRefusal(*_REFUSAL_BASES):  # type: ignore[misc] # the bases are chosen by the installed core
     """The model refused to give the structured output that was asked for. The call was paid and answered."""
 
     def __init__(

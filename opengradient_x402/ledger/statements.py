@@ -89,7 +89,8 @@ class Book:
             conn.execute(signatures.delete().where(signatures.c.authorization_id == known.id))
         elif known is not None:
             new = tuple(terms for terms in new if terms not in known.signed)  # a transaction may be tried twice
-            whole = replace(known, signed=(*known.signed, *new), endpoint=authorization.endpoint)
+            status = "signed" if known.status == "expired" else known.status  # the new signature can still be used
+            whole = replace(known, signed=(*known.signed, *new), endpoint=authorization.endpoint, status=status)
         row = as_row(whole)
         self._reserve(conn, row, before=None if known is None else as_row(known))
         if budget is not None:
@@ -173,7 +174,9 @@ class Book:
         known = self._authorization(conn, authorization.id)
         if known is None:
             return
-        found = replace(authorization, signed=known.signed)  # a signature may have been added meanwhile
+        if authorization.status == "expired" and known.deadline > authorization.deadline:
+            return  # a signature was added meanwhile, and it lives longer
+        found = replace(authorization, signed=known.signed)
         self._update(conn, known, found)
         self._share_out(conn, found)
 

@@ -277,6 +277,8 @@ def _authorize(
             # Authorizations past their deadline may hold budget that was never spent: ask the chain first.
             with suppress(TimeoutError):
                 yield Wait(payments.reclaim(), call.left_s)
+            if call.left_s is not None and call.left_s <= 0:
+                raise
             authorization = yield from _from_ledger(payments.reserve(drafted), call)
         return payments.sign(terms, authorization, challenge)
     except BaseException:  # cancelled, or the signer failed: what never left must not hold budget

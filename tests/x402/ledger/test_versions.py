@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from dataclasses import replace
 
 import pytest
 
@@ -112,4 +113,15 @@ def test_all_signatures_of_a_nonce_are_kept_and_the_largest_stays_reserved_until
     assert ledger.authorizations().result() == [whole]
     spent = ledger.spent(payer=whole.payer, asset=whole.asset, network=whole.network).result()
     assert spent == 10**17
+    ledger.close()
+
+
+def test_a_signature_that_is_added_to_an_expired_authorization_opens_it_again(tmp_path):
+    ledger = Ledger(tmp_path / "l.sqlite")
+    first = ledger.authorize(entry(1, deadline=NOW + 60)).result()
+    ledger.record_settlement(replace(first, status="expired", confirmations=0, confirmations_needed=0)).result()
+    whole = ledger.authorize(entry(1, deadline=NOW + 900)).result()
+    assert (whole.status, whole.reserved_atomic) == ("signed", first.amount_atomic)
+    ledger.record_settlement(replace(first, status="expired", confirmations=0, confirmations_needed=0)).result()
+    assert [one.status for one in ledger.authorizations().result()] == ["signed"], "it was judged before the second"
     ledger.close()
