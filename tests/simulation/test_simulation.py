@@ -89,6 +89,7 @@ def test_a_seed_makes_the_same_steps_again(folder):
     assert (first.step, first.counted) == (second.step, second.counted)
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("name", BREAKS)
 def test_each_known_break_is_found(name, folder, monkeypatch):
     stage, rules = Stage(), Rules(has_two_nodes=name == "expiry_by_two_nodes")
