@@ -16,16 +16,13 @@ import logging
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 
 from llama_index_instrumentation import get_dispatcher
 from llama_index_instrumentation.base import BaseEvent
 
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.payment.run_limit import RunLimit
-
-if TYPE_CHECKING:
-    from llama_index_opengradient.handlers import SettlementLedgerHandler
 
 _logger = logging.getLogger(__name__)
 
@@ -73,7 +70,13 @@ class SettlementUpdateEvent(ReceiptEvent):
         return "SettlementUpdateEvent"
 
 
-listening: Final[ContextVar[tuple[SettlementLedgerHandler, ...]]] = ContextVar("opengradient_listening", default=())
+class Listener(Protocol):
+    """A handler that listens in a context."""
+
+    def handle(self, event: BaseEvent, **kwargs: Any) -> Any: ...
+
+
+listening: Final[ContextVar[tuple[Listener, ...]]] = ContextVar("opengradient_listening", default=())
 """The handlers that listen to the calls of this context, and of the tasks and threads that it starts."""
 
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from opengradient_x402.addresses import address_word, checksum_address
-from opengradient_x402.chain.node import AsyncChainReader, ChainReader, Question, RpcRequest
+from opengradient_x402.chain.node import Question, RpcRequest
+from opengradient_x402.chain.readers import AsyncChainReader, ChainReader
 from opengradient_x402.errors import RpcError
 
 __all__ = [

@@ -9,7 +9,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from opengradient_x402.chain.node import Node, Place, Question, RpcRequest, ask, node_at
+from opengradient_x402.chain.node import Node, Place, Question, RpcRequest, ask
+from opengradient_x402.chain.readers import node_at
 from opengradient_x402.effects import Read, Send, Steps
 
 if TYPE_CHECKING:

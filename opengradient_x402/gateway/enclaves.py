@@ -27,7 +27,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from opengradient_x402.chain.contracts import RegisteredTee, active_tees
-from opengradient_x402.chain.node import ChainReader
+from opengradient_x402.chain.readers import ChainReader
 from opengradient_x402.effects import Steps, Wait, in_thread
 from opengradient_x402.errors import (
     ChainUnavailable,

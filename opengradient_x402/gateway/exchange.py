@@ -141,6 +141,12 @@ class Exchange:
             with suppress(TimeoutError, LedgerUnavailable):
                 yield Wait(recorded, _LONGEST_RECORD_S)
 
+    def wait_recorded(self) -> None:
+        """As `recorded`, for threads that read a stream."""
+        if (recorded := self.call.recorded) is not None:
+            with suppress(TimeoutError, LedgerUnavailable):
+                recorded.result(_LONGEST_RECORD_S)
+
     async def arecorded(self) -> None:
         """As `recorded`, for coroutines that read a stream."""
         if (recorded := self.call.recorded) is not None:

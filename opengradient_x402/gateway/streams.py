@@ -86,6 +86,7 @@ class CompletionStream(Iterator[Delta], Resident):
     def _take(self, chunk: bytes | None) -> None:
         if chunk is None:
             self.completion = self._exchange.finish_stream()
+            self._exchange.wait_recorded()
             self.close()
         else:
             self._ready.extend(self._exchange.take_chunk(chunk))

@@ -11,8 +11,8 @@ from dataclasses import replace
 import pytest
 
 from opengradient_x402.chain.contracts import active_tees
-from opengradient_x402.chain.node import AsyncChainReader, ChainReader
 from opengradient_x402.chain.questions import native_balance
+from opengradient_x402.chain.readers import AsyncChainReader, ChainReader
 from opengradient_x402.cli.doctor import _Examination
 from opengradient_x402.errors import OpenGradientError
 from opengradient_x402.ledger.ledger import Ledger

@@ -13,7 +13,7 @@ from web3.middleware import PythonicMiddleware
 from web3.providers.persistent import WebSocketProvider
 from websockets.asyncio.server import serve
 
-from opengradient_x402.chain.node import AsyncChainReader, ChainReader, alook_up, ask, look_up
+from opengradient_x402.chain.node import alook_up, ask, look_up
 from opengradient_x402.chain.questions import (
     allowance,
     balance_of,
@@ -24,6 +24,7 @@ from opengradient_x402.chain.questions import (
     receipt,
     transaction,
 )
+from opengradient_x402.chain.readers import AsyncChainReader, ChainReader
 from opengradient_x402.chain.transactions import send_transaction
 from opengradient_x402.chain.web3_nodes import web3_node
 from opengradient_x402.errors import ChainUnavailable, ConfigurationError, RpcError
@@ -171,7 +172,7 @@ def test_a_lasting_connection_without_its_loop_is_refused():
 async def test_the_small_node_imports_nothing_of_web3(net):
     assert await AsyncChainReader(net.rpc_url, net.chain.chain_id).ask(native_balance(ANYONE)) >= 0
     program = (
-        "import sys; from opengradient_x402.chain.node import ChainReader;"
+        "import sys; from opengradient_x402.chain.readers import ChainReader;"
         "import opengradient_x402.chain.questions as q, opengradient_x402.chain.web3_nodes;"
         f"ChainReader({net.rpc_url!r}, {net.chain.chain_id}).ask(q.native_balance({ANYONE!r}));"
         "print([m for m in ('web3', 'eth_account', 'eth_abi') if m in sys.modules])"

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from opengradient_x402.chain.node import ChainReader
+from opengradient_x402.chain.readers import ChainReader
 from opengradient_x402.errors import ChainUnavailable, PaymentOutcomeUnknown
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.settlement.reconciler import Reconciler

@@ -8,8 +8,8 @@ import pytest
 
 from opengradient_devnet import Account, Devnet
 from opengradient_devnet.contracts import PERMIT2, contract
-from opengradient_x402.chain.node import AsyncChainReader
 from opengradient_x402.chain.questions import ChainReader
+from opengradient_x402.chain.readers import AsyncChainReader
 from opengradient_x402.payment.wallet import Wallet
 from opengradient_x402.settlement.search import (
     Cancelled,
