@@ -57,8 +57,8 @@ Steps = Generator[Effect, Any, T]
 """Work that yields effects; what the generator returns is the result."""
 
 
-def drive(steps: Steps[T], send: Callable[[httpx.Request], httpx.Response]) -> T:
-    """Runs `steps` to the end in this thread, and returns the result."""
+def drive(steps: Steps[T], send: Callable[[httpx.Request], httpx.Response] | None = None) -> T:
+    """Runs `steps` to the end in this thread, and returns the result. Steps that send nothing need no `send`."""
     try:
         effect = next(steps)
         while True:
@@ -72,8 +72,8 @@ def drive(steps: Steps[T], send: Callable[[httpx.Request], httpx.Response]) -> T
         return cast("T", done.value)
 
 
-async def drive_async(steps: Steps[T], send: Callable[[httpx.Request], Awaitable[httpx.Response]]) -> T:
-    """Runs `steps` to the end in this task, and returns the result."""
+async def drive_async(steps: Steps[T], send: Callable[[httpx.Request], Awaitable[httpx.Response]] | None = None) -> T:
+    """Runs `steps` to the end in this task, and returns the result. Steps that send nothing need no `send`."""
     try:
         effect = next(steps)
         while True:
@@ -87,10 +87,10 @@ async def drive_async(steps: Steps[T], send: Callable[[httpx.Request], Awaitable
         return cast("T", done.value)
 
 
-def _performed(effect: Effect, send: Callable[[httpx.Request], httpx.Response]) -> Any:
+def _performed(effect: Effect, send: Callable[[httpx.Request], httpx.Response] | None) -> Any:
     match effect:
         case Send(request):
-            return send(request)
+            return cast("Callable[[httpx.Request], httpx.Response]", send)(request)
         case Read(response, take):
             try:
                 for piece in () if take is None else response.iter_bytes():
@@ -106,10 +106,10 @@ def _performed(effect: Effect, send: Callable[[httpx.Request], httpx.Response]) 
     return None
 
 
-async def _performed_async(effect: Effect, send: Callable[[httpx.Request], Awaitable[httpx.Response]]) -> Any:
+async def _performed_async(effect: Effect, send: Callable[[httpx.Request], Awaitable[httpx.Response]] | None) -> Any:
     match effect:
         case Send(request):
-            return await send(request)
+            return await cast("Callable[[httpx.Request], Awaitable[httpx.Response]]", send)(request)
         case Read(response, take):
             try:
                 if take is not None:

@@ -141,7 +141,8 @@ class StreamAccumulator:
         self._shown: list[str] = []
         self._reasoning: list[str] = []
         self._refusal: list[str] = []
-        self._tools = ToolCallAssembly()
+        self._tools: ToolCallAssembly | None = None
+        """From the first tool call on."""
         self._cutter = StopCutter(stop) if stop else None
         self._max_tokens = max_tokens
         self._finish_reason: str | None = None
@@ -211,7 +212,8 @@ class StreamAccumulator:
             self._refusal.append(refusal)
             delta.refusal = refusal
         if parts := piece.get("tool_calls"):
-            delta.tool_calls = [self._tools.take(part) for part in parts]
+            self._tools = tools = self._tools or ToolCallAssembly()
+            delta.tool_calls = [tools.take(part) for part in parts]
         if images := piece.get("images"):
             self._images.extend(image_urls(images))
         self._keep_extras(piece, choice.get("logprobs"))
@@ -259,7 +261,8 @@ class StreamAccumulator:
 
     def finish(self) -> Completion:
         """The whole answer. Raises Truncated when nothing arrived at all."""
-        if self._finish_reason is None and not (self._text or len(self._tools) or self._refusal):
+        calls = () if self._tools is None else self._tools.build()
+        if self._finish_reason is None and not (self._text or calls or self._refusal):
             raise Truncated("The stream ended without any content.")
         return Completion(
             id=self._id,
@@ -268,8 +271,8 @@ class StreamAccumulator:
             content=self.text,
             reasoning="".join(self._reasoning) + self._whole["reasoning"].rest(),
             refusal="".join(self._refusal) + self._whole["refusal"].rest(),
-            tool_calls=self._tools.build(),
-            finish_reason=self._finish_reason or ("tool_calls" if len(self._tools) else "stop"),
+            tool_calls=calls,
+            finish_reason=self._finish_reason or ("tool_calls" if calls else "stop"),
             usage=self._usage,
             images=tuple(dict.fromkeys(self._images)),
             logprobs=self._logprobs or None,

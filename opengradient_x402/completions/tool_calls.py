@@ -106,9 +106,6 @@ class ToolCallAssembly:
         self._by_index: dict[int, _OpenCall] = {}
         self._by_id: dict[str, _OpenCall] = {}
 
-    def __len__(self) -> int:
-        return len(self._calls)
-
     def take(self, part: Mapping[str, Any]) -> ToolCallDelta:
         index, call_id = part.get("index"), part.get("id")
         if isinstance(index, int):

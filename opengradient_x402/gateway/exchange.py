@@ -18,7 +18,7 @@ import httpx
 
 from opengradient_x402 import strict_json
 from opengradient_x402.completions import Completion, Delta, parse_usage, stop_sequences
-from opengradient_x402.effects import Read, Sleep, Steps, Wait, awaited
+from opengradient_x402.effects import Read, Sleep, Steps, Wait
 from opengradient_x402.errors import ConfigurationError, LedgerUnavailable, OpenGradientError
 from opengradient_x402.gateway.answer import AnswerReader
 from opengradient_x402.gateway.connections import is_certificate_failure
@@ -141,18 +141,6 @@ class Exchange:
             with suppress(TimeoutError, LedgerUnavailable):
                 yield Wait(recorded, _LONGEST_RECORD_S)
 
-    def wait_recorded(self) -> None:
-        """As `recorded`, for threads that read a stream."""
-        if (recorded := self.call.recorded) is not None:
-            with suppress(TimeoutError, LedgerUnavailable):
-                recorded.result(_LONGEST_RECORD_S)
-
-    async def arecorded(self) -> None:
-        """As `recorded`, for coroutines that read a stream."""
-        if (recorded := self.call.recorded) is not None:
-            with suppress(TimeoutError, LedgerUnavailable):
-                await awaited(recorded, _LONGEST_RECORD_S)
-
     def open_stream(self) -> Steps[httpx.Response]:
         """The open response of a stream; the call goes on in `take_chunk` and `finish_stream`."""
         try:
@@ -266,7 +254,7 @@ class Exchange:
             return
         if answer is None:
             answer = self._answer(self._reader.raw)
-        # None for whoever comes second: two threads may end one stream, and it is reported once.
+        # None for the second of two threads that end one stream: it is reported once.
         receipt = self._payments.finish(self.call, outcome=outcome, error=error, answer=answer)
         for limit in self.call.limits if receipt is not None or self.call.authorization is None else ():
             limit.ended(self.call.id, self.call.receipt)

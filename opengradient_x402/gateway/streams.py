@@ -22,6 +22,7 @@ from typing import Final, Self
 import httpx
 
 from opengradient_x402.completions import Completion, Delta
+from opengradient_x402.effects import drive, drive_async
 from opengradient_x402.errors import OpenGradientError, StreamInterrupted
 from opengradient_x402.gateway.exchange import Exchange
 from opengradient_x402.ledger.receipts import SettlementReceipt
@@ -86,7 +87,7 @@ class CompletionStream(Iterator[Delta], Resident):
     def _take(self, chunk: bytes | None) -> None:
         if chunk is None:
             self.completion = self._exchange.finish_stream()
-            self._exchange.wait_recorded()
+            drive(self._exchange.recorded())
             self.close()
         else:
             self._ready.extend(self._exchange.take_chunk(chunk))
@@ -172,7 +173,7 @@ class AsyncCompletionStream(AsyncIterator[Delta], Resident):
                 if chunk is None:
                     self.completion = self._exchange.finish_stream()
                     await self.aclose()
-                    await self._exchange.arecorded()
+                    await drive_async(self._exchange.recorded())
                 else:
                     self._ready.extend(self._exchange.take_chunk(chunk))
             except GeneratorExit:  # thrown away: nothing can be awaited any more

@@ -42,6 +42,7 @@ class KnownGateways:
         self._acceptable: set[str] = set()
         self._last_amount: dict[str, int | None] = {}
         self._first_amount: dict[str, tuple[str, int]] = {}
+        self._quotes: dict[str, object] = {}
         self._asset_usd: dict[str, Decimal] = {}
         self._usual_usd: dict[str, Decimal] = {}
         self._noted_usd: Future[str | None] | None = None
@@ -152,7 +153,10 @@ class KnownGateways:
     def note_quote(self, endpoint: str, asset_usd: object) -> None:
         """Keeps what a gateway says that one token is worth, if it is a price at all. A claim."""
         origin = _origin_of_text(endpoint)
+        if self._quotes.get(origin) == asset_usd:
+            return
         if (price := quoted_price(asset_usd)) is not None:
+            self._quotes[origin] = asset_usd
             if self._asset_usd.get(origin) != price:
                 self._ledger.note(self._usd_key(), str(price))
             self._asset_usd[origin] = price

@@ -16,7 +16,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import httpx
 from pydantic import SecretStr
@@ -70,6 +70,8 @@ class Payments(Resident):
         redact_sessions()
         self.network = network
         self.signer = signer = signer_of(signer)
+        self.payer: Final = signer.address
+        """The address whose money is spent."""
         if isinstance(signer, ForeignSigner):
             signer.remember_in(ledger)
         self.policy = policy if policy is not None else SpendPolicy()
@@ -124,11 +126,6 @@ class Payments(Resident):
         )
         payments._owns_ledger = own
         return payments
-
-    @property
-    def payer(self) -> str:
-        """The address whose money is spent."""
-        return self.signer.address
 
     @cached_property
     def reconciler(self) -> Reconciler:
