@@ -22,7 +22,7 @@ from langchain_opengradient.callbacks import expect_call
 from langchain_opengradient.calls import model_name
 from opengradient_x402.gateway.clients import Connections
 from opengradient_x402.models import find_model
-from opengradient_x402.networks import Network
+from opengradient_x402.networks import DescribedNetwork, Network, load_network
 from opengradient_x402.payment.policy import SpendPolicy
 from opengradient_x402.settings import Settings
 from opengradient_x402.settlement_mode import SettlementMode
@@ -70,7 +70,8 @@ class ConfiguredChatModel(BaseChatModel):
     """Key of the wallet that pays: text, an eth-account `LocalAccount`, a `Keystore`, or a signer. Never printed,
     traced, dumped or pickled."""
     network: str | Path | Any | None = None
-    """Preset name ("base", "base-sepolia", "devnet"), path or URL of a network file, or a `Network`."""
+    """Preset name ("base", "base-sepolia", "devnet"), path or URL of a network file, a running `Devnet`, or a
+    `Network`."""
     rpc_url: SecretStr | None = Field(default=None, exclude=True, repr=False)
     """Node to read the chain from, in place of the network's (OG_RPC_URL); several, with commas, are asked in turn."""
     web3: Any | None = Field(default=None, exclude=True, repr=False)
@@ -135,6 +136,8 @@ class ConfiguredChatModel(BaseChatModel):
         if (api_key := fields.pop("api_key", None)) is not None and fields.get("private_key") is None:
             fields["private_key"] = api_key  # what generic code calls it
         mode = fields.pop("x402_settlement_mode", None)  # what the OpenGradient SDK calls it
+        if isinstance(fields.get("network"), DescribedNetwork):
+            fields["network"] = load_network(fields["network"])
         settings = Settings.load()
         for name, value in (
             ("private_key", settings.key),

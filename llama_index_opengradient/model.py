@@ -27,7 +27,7 @@ from opengradient_x402.gateway.clients import Connections, Route
 from opengradient_x402.gateway.request import GATEWAY_MAX_TOKENS
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.models import find_model
-from opengradient_x402.networks import Network
+from opengradient_x402.networks import DescribedNetwork, Network, load_network
 from opengradient_x402.payment.policy import SpendPolicy
 from opengradient_x402.proofs.attestation import VerifyTee
 from opengradient_x402.settings import Settings
@@ -74,7 +74,8 @@ class PaidModel(FunctionCallingLLM):
         default=None, exclude=True, repr=False, description="A connected Web3 or AsyncWeb3, in place of `rpc_url`."
     )
     network: Any = Field(
-        default=None, description="A preset's name, a network file's path or URL, or a Network; None reads OG_NETWORK."
+        default=None,
+        description="A preset, a network file's path or URL, a running Devnet, or a Network; None reads OG_NETWORK.",
     )
     base_url: str | None = Field(
         default=None, description="The gateway; None takes the network's own, `registry` the enclaves of its registry."
@@ -123,6 +124,8 @@ class PaidModel(FunctionCallingLLM):
             value = fields.pop(older, None)
             if fields.get(name) is None and value is not None:
                 fields[name] = value
+        if isinstance(fields.get("network"), DescribedNetwork):
+            fields["network"] = load_network(fields["network"])
         return fields
 
     @field_validator("settlement_mode", mode="before")

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Literal
@@ -28,8 +29,9 @@ from opengradient_devnet.parent import ParentWatch
 from opengradient_devnet.server import ServerFailed
 
 _LOOK_EVERY_S = 0.2
+_WALLET_OPG = "100"
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(pretty_exceptions_enable=False)
 
 
 class Engine(StrEnum):
@@ -41,6 +43,12 @@ def default_network_file() -> Path:
     """Where clients look for `OG_NETWORK=devnet` (XDG Base Directory specification)."""
     state = os.environ.get("XDG_STATE_HOME")  # noqa: TID251 - the command line's only look at the environment
     return (Path(state) if state else Path.home() / ".local" / "state") / "opengradient" / "devnet.json"
+
+
+def _print_version(wanted: bool) -> None:  # noqa: FBT001  (typer calls it)
+    if wanted:
+        typer.echo(f"opengradient-devnet {version('opengradient-integrations')}")
+        raise typer.Exit
 
 
 @app.command()
@@ -98,6 +106,9 @@ def serve(
     exit_with_parent: Annotated[
         bool, typer.Option("--exit-with-parent", help="End when the starting process is gone.")
     ] = False,
+    show_version: Annotated[  # noqa: ARG001  (its callback has printed it)
+        bool, typer.Option("--version", help="Print the version and end.", callback=_print_version, is_eager=True)
+    ] = False,
 ) -> None:
     """Run an OpenGradient-like network on this machine: chain, facilitator, paid gateway, model."""
     parent = ParentWatch() if exit_with_parent else None
@@ -126,7 +137,7 @@ def serve(
                 fault_token=fault_token,
             ) as net,
         ):
-            typer.echo(announcement(net, chain_id=chain_id))
+            typer.echo(start_screen(net, chain_id=chain_id))
             while not stop.wait(_LOOK_EVERY_S):
                 if parent is not None and parent.is_gone():
                     break
@@ -136,20 +147,50 @@ def serve(
     typer.echo(f"Stopped. {_summary(net)}")
 
 
-def announcement(net: Devnet, *, chain_id: int) -> str:
-    """What is printed at the start."""
-    lines = [
-        f"gateway       {net.gateway_url}",
-        f"              {net.https_gateway_url} (certificate in the TEE registry)",
-        f"chain {chain_id:<7} {net.rpc_url}",
-        f"unpaid model  {net.unpaid_url}",
-        f"network file  {net.network_file}",
+def start_screen(net: Devnet, *, chain_id: int) -> str:
+    """What is printed at the start: a wallet that can pay, where everything is, and what to type next."""
+    wallet = net.account(opg=_WALLET_OPG, approved=True)
+    places = [
+        ("gateway", net.gateway_url),
+        ("", f"{net.https_gateway_url} (certificate in the TEE registry)"),
+        ("explorer", net.explorer_url),
+        ("RPC", f"{net.rpc_url} (chain {chain_id})"),
+        ("unpaid model", net.unpaid_url),
+        ("network file", str(net.network_file)),
     ]
     if net.fault_token is not None:
-        lines.append(f"fault token   {net.fault_token} (header X-Fault-Token of POST /faults and /reorganise)")
+        places.append(("fault token", net.fault_token))
+        places.append(("", "(header X-Fault-Token of POST /faults and /reorganise)"))
+    lines = [
+        "An OpenGradient network runs on this machine.",
+        "",
+        f"A wallet with {_WALLET_OPG} OPG, approved for payments (new at every start, worth nothing)",
+        *_table([("address", wallet.address), ("private key", wallet.private_key)]),
+        "",
+        "Where it listens",
+        *_table(places),
+        "",
+        "To pay with this wallet, paste into another terminal",
+        f" export OG_NETWORK={net.network_url}",
+        f" export OG_PRIVATE_KEY={wallet.private_key}",
+        "",
+        "Then",
+        " opengradient-x402 doctor",
+        ' opengradient-x402 chat "What is x402, in one sentence?"',
+        " opengradient-x402 receipts list",
+        "",
+        "Another wallet",
+        f" curl {net.gateway_url}/accounts --json '{{\"approved\": true}}'",
+        "",
+        "Ctrl-C ends it, and settles what is open.",
+    ]
     if chain_id in LIVE_CHAIN_IDS:
-        lines.append("LIVE CHAIN ID: only wallets from POST /accounts are served; never use a wallet of your own.")
-    return "\n".join([*lines, "Ctrl-C ends it."])
+        lines[-2:-2] = ["", "LIVE CHAIN ID: only wallets that it made are served; never use a wallet of your own."]
+    return "\n".join(lines)
+
+
+def _table(rows: list[tuple[str, str]]) -> list[str]:
+    return [f" {name:<13}{value}" for name, value in rows]
 
 
 def _summary(net: Devnet) -> str:

@@ -215,7 +215,10 @@ class Devnet:
             for port, scheme in [(self._port, "http"), (0, "https"), (0, "http")]
         )
         self.gateway_url, self.https_gateway_url = http.url, https.url
+        self.network_url = f"{http.url}/network"
+        """Where clients read what this network is; `network=` of both faces takes the devnet itself as well."""
         self.rpc_url = f"{http.url}/rpc"
+        self.explorer_url = f"{http.url}/explorer"
         self.unpaid_url = f"{unpaid.url}/v1"
         self.network = describe_network(
             chain_id=self._chain_id,

@@ -68,6 +68,11 @@ class DevnetProcess:
             self._network = self._wait_for_network()
         return self._network
 
+    @property
+    def network_url(self) -> str:
+        """Where the network's description is served; waits as `network` does."""
+        return f"{self.network['gateway_url']}/network"
+
     def _wait_for_network(self) -> dict[str, Any]:
         deadline = time.monotonic() + _START_TIMEOUT_S
         while time.monotonic() < deadline:

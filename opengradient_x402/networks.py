@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol, runtime_checkable
 from urllib.parse import urlsplit
 
 from pydantic import SecretStr
@@ -149,14 +149,25 @@ PRESETS: Final[Mapping[str, Network]] = {
 }
 
 
-def load_network(source: str | Path | Network, *, devnet_file: Path | None = None) -> Network:
-    """A Network from a preset's name, a path or URL of a network file, or a Network itself.
+@runtime_checkable
+class DescribedNetwork(Protocol):
+    """A network that runs and says where its description is, such as a `Devnet`."""
+
+    @property
+    def network_url(self) -> str:
+        """Where the network's description (JSON) is served."""
+
+
+def load_network(source: str | Path | Network | DescribedNetwork, *, devnet_file: Path | None = None) -> Network:
+    """A Network from a preset's name, a path or URL of a network file, a running `Devnet`, or a Network itself.
 
     `"devnet"` reads `devnet_file`, which `Settings` places in the state directory of the user.
     Raises UnknownNetwork, or InsecureEndpoint for a plain-http URL off loopback.
     """
     if isinstance(source, Network):
         return source
+    if isinstance(source, DescribedNetwork):
+        return load_network(source.network_url)
     if isinstance(source, str):
         if (preset := PRESETS.get(source)) is not None:
             return preset

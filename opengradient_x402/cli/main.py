@@ -12,8 +12,8 @@ import os
 import sys
 from collections.abc import Callable
 from functools import wraps
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from importlib.metadata import EntryPoint, entry_points, version
+from typing import Annotated, Any
 
 import typer
 
@@ -76,10 +76,15 @@ def _leave_output() -> None:
 
 def build_app(arguments: list[str]) -> typer.Typer:
     """The application. A command is imported only when `arguments` ask for it, or for help."""
-    app = _group("opengradient-x402")
+    app = _group("opengradient-x402", add_completion=True)
 
     @app.callback()
-    def root() -> None:
+    def root(
+        *,
+        show_version: Annotated[
+            bool, typer.Option("--version", help="Print the version and end.", callback=_print_version, is_eager=True)
+        ] = False,
+    ) -> None:
         """Verifiable, pay-per-call LLMs: pay, prove, and keep the receipts."""
 
     points = {point.name: point for point in entry_points(group=COMMAND_GROUP)}
@@ -91,6 +96,12 @@ def build_app(arguments: list[str]) -> typer.Typer:
             command = _own(_COMMANDS[name]) if name in _COMMANDS else _loaded(points[name])
             app.command(name, epilog=_EPILOG)(ending_well(command))
     return app
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"opengradient-x402 {version('opengradient-integrations')}")
+        raise typer.Exit
 
 
 def _wanted(arguments: list[str], known: set[str]) -> list[str]:
@@ -106,12 +117,12 @@ def _group_of(group: str, commands: dict[str, str]) -> typer.Typer:
     return app
 
 
-def _group(name: str) -> typer.Typer:
+def _group(name: str, *, add_completion: bool = False) -> typer.Typer:
     return typer.Typer(
         name=name,
         epilog=_EPILOG,
         no_args_is_help=True,
-        add_completion=False,
+        add_completion=add_completion,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -111,7 +112,7 @@ def test_token_for_faults_is_printed_and_can_be_chosen(network_file):
         out, _err = process.communicate(timeout=PATIENCE_S)
 
     assert [answer.status_code for answer in answers] == [200, 403]
-    assert "fault token   chosen" in out
+    assert re.search(r"fault token +chosen$", out, re.MULTILINE)
 
 
 def test_it_ends_with_its_parents_pipe(network_file):
@@ -160,3 +161,35 @@ def test_what_cannot_work_is_refused_in_one_line(network_file, options, complain
     assert complaint in result.stderr
     assert not network_file.exists()
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_the_start_screen_names_a_wallet_that_pays_and_every_place_at_80_columns(network_file):
+    with start(network_file) as process:
+        network = wait_for(network_file)
+        lines = []
+        while not lines or "Ctrl-C" not in lines[-1]:
+            lines.append(process.stdout.readline().rstrip("\n"))
+        screen = "\n".join(lines)
+        key = screen.partition("export OG_PRIVATE_KEY=")[2].split()[0]
+        with Payer(network["gateway_url"], private_key=key) as payer:
+            assert payer.chat().status_code == 200
+        shown = screen.partition("export OG_NETWORK=")[2].split()[0]
+        assert httpx.get(shown, trust_env=False).json() == network
+        for name in ("gateway_url", "https_gateway_url", "explorer_url", "rpc_url"):
+            assert network[name] in screen
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=PATIENCE_S)
+
+    # What is copied (the key's line, the file's path) may be longer; what is read is not.
+    assert [line for line in lines if len(line) > 80 and "export" not in line and str(network_file) not in line] == []
+
+
+@pytest.mark.parametrize("option", ["--version", "--show-completion"])
+def test_version_and_completion_are_options(option, monkeypatch):
+    monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")
+    monkeypatch.setenv("SHELL", "/bin/bash")
+    result = CliRunner().invoke(
+        app, [option, *(["bash"] if option == "--show-completion" else [])], prog_name="opengradient-devnet"
+    )
+    assert result.exit_code == 0
+    assert "opengradient-devnet" in result.output
