@@ -6,6 +6,8 @@ Starts the devnet, and loads LangChain while that comes up; the tour itself is i
 from __future__ import annotations
 
 import json
+import select
+import sys
 import time
 from importlib.util import find_spec
 from typing import Annotated
@@ -19,6 +21,14 @@ from opengradient_x402.settings import Settings
 
 SESSION_IDLE_S = 1.5
 PACE_S = 0.03
+OPEN_FOR_S = 300
+_NEXT = """
+[bold]Next[/]
+  opengradient-devnet                     a network that stays, with a wallet for you
+  opengradient-x402 chat "Hello"          pay for a call on it
+  uv run python examples/first_agent.py   an agent with a budget
+  docs/concepts.md                        what a payment and a receipt are
+"""
 _NEEDED = ("langchain", "langchain_core", "eth", "starlette", "uvicorn")
 
 
@@ -33,12 +43,25 @@ def demo(
         )
     console = Console(quiet=as_json, highlight=False)
     ledger_path = Settings.load(dotenv=False).state_directory / f"demo-{time.strftime('%Y%m%d-%H%M%S')}.sqlite"
-    console.print("Starting an embedded OpenGradient network: real contracts, real payments, no internet.")
+    console.print(
+        "An OpenGradient network on this machine: real contracts, real payments,\n"
+        "no internet. Rules answer in place of models."
+    )
     try:
         with DevnetProcess(f"--idle-timeout={SESSION_IDLE_S}", f"--pace={PACE_S}") as devnet:
-            from langchain_opengradient.demo.tour import give_tour
+            with console.status("Starting the network …"):
+                from langchain_opengradient.demo.tour import give_tour
 
+                explorer_url = devnet.network["explorer_url"]
             report = give_tour(console, devnet, ledger_path)
+            console.print(_NEXT, soft_wrap=True)
+            if console.is_terminal and sys.stdin.isatty():
+                console.print(
+                    f"[bold]See it[/]: {explorer_url}\n"
+                    f"(open until you press Enter, for {OPEN_FOR_S // 60} minutes at most)",
+                    soft_wrap=True,
+                )
+                select.select([sys.stdin], [], [], OPEN_FOR_S)
     except KeyboardInterrupt:
         typer.echo(f"\nInterrupted. What was signed until then, if anything, is in {ledger_path}.", err=True)
         raise

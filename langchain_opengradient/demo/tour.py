@@ -33,13 +33,23 @@ from opengradient_x402.settlement_mode import SettlementMode
 
 PROVIDERS = ("openai/gpt-5", "anthropic/claude-sonnet-4-6", "google/gemini-2.5-flash", "x-ai/grok-4")
 SETTLE_TIMEOUT_S = 20.0
+PROMPT = """Use the following context to answer the question.
+
+Context:
+With x402 a payment needs no account: the server names its price, and the client signs.
+OpenGradient answers from attested enclaves, and settles each payment on chain.
+A receipt says what a call cost, and the chain confirms it.
+
+Question: {question}
+Answer:"""
+"""The devnet has no model: rules answer, from what the prompt says."""
 
 
 def give_tour(console: Console, devnet: DevnetProcess, ledger_path: Path) -> dict[str, Any]:
     """Runs everything, and reports it as plain JSON: amounts are decimal strings of atomic units."""
     made = httpx.post(devnet.network["accounts_url"], json={"opg": "10"}, timeout=10).raise_for_status().json()
     network = load_network(devnet.network_file)
-    console.print(f"Wallet [bold]{made['address']}[/] with 10 OPG on chain {network.chain_id}.")
+    console.print(f"Wallet [bold]{made['address']}[/] with 10 OPG.")
     payments = Payments.open(network=network, private_key=made["private_key"], ledger=Ledger(ledger_path))
     try:
         wallet = Wallet(network, payments.signer)
@@ -64,10 +74,12 @@ def _model(payments: Payments, name: str = PROVIDERS[0], **options: Any) -> Chat
 
 
 def _streamed_answer(console: Console, payments: Payments) -> None:
+    question = "Does a payment with x402 need an account?"
     console.rule("1. A streamed answer", align="left")
+    console.print(f"[dim]{question}[/]")
     started = time.perf_counter()
     first: float | None = None
-    for chunk in _model(payments).stream("What is the x402 payment protocol, in one sentence?"):
+    for chunk in _model(payments).stream(PROMPT.format(question=question)):
         if chunk.text and first is None:
             first = time.perf_counter() - started
         console.print(chunk.text, end="", markup=False)
@@ -76,9 +88,12 @@ def _streamed_answer(console: Console, payments: Payments) -> None:
 
 def _four_providers(console: Console, payments: Payments) -> None:
     console.rule("2. The same prompt, four providers: one string changes", align="left")
+    question = "What does a receipt say?"
+    console.print(f"[dim]{question}[/]")
     for name in PROVIDERS:
-        answer = _model(payments, name).invoke("Say hello in your own words.")
-        console.print(f"[cyan]{name:28}[/] {answer.text[:46]} …")
+        with console.status(f"Asking {name} …"):
+            answer = _model(payments, name).invoke(PROMPT.format(question=question))
+        console.print(f"[cyan]{name}[/]\n  {answer.text}")
     console.print()
 
 
@@ -100,15 +115,16 @@ def _agent(console: Console, payments: Payments) -> None:
 
     agent = create_agent(_model(payments), tools=[token_price, convert_to_euros])
     question = 'Look up the token_price of "ETH", then use convert_to_euros on 3150.20 dollars.'
+    console.print(f"[dim]{question}[/]")
     for step in agent.stream({"messages": [{"role": "user", "content": question}]}, stream_mode="updates"):
         for update in step.values():
             for message in update["messages"]:
                 for call in getattr(message, "tool_calls", ()):
-                    console.print(f"  calls [cyan]{call['name']}[/]({json.dumps(call['args'])})", markup=True)
+                    console.print(f"  calls   [cyan]{call['name']}[/]({json.dumps(call['args'])})", markup=True)
                 if message.type == "tool":
-                    console.print(f"  {message.name} -> {message.content}", markup=False)
+                    console.print(f"  answer  {message.content}", markup=False)
                 elif message.text:
-                    console.print(f"  {message.text}", markup=False)
+                    console.print(message.text, markup=False)
     console.print()
 
 
@@ -159,15 +175,14 @@ def _summary(
     authorizations = payments.ledger.authorizations(payer=payments.payer).result()
     transactions = {receipt.payment_tx_hash for receipt in receipts if receipt.payment_tx_hash}
     spent = sum(receipt.settled_atomic or 0 for receipt in receipts)
-    console.print(f"Receipts are kept in {ledger_path}", soft_wrap=True)
     verdict = "equal" if spent == delta else "DIFFERENT"
     console.print(
         f"[bold]{_count(receipts, 'call')}, {_count(authorizations, 'authorization')}, "
-        f"{_count(transactions, 'settlement')}, "
-        f"{format_amount(spent)} OPG by the receipts, {format_amount(delta)} OPG by the payer's balance: "
-        f"{verdict}.[/]",
-        soft_wrap=True,
+        f"{_count(transactions, 'settlement')}.[/]\n"
+        f"{format_amount(spent):<10} OPG by the receipts\n"
+        f"{format_amount(delta):<10} OPG by the payer's balance: [bold]{verdict}[/]\n"
     )
+    console.print(f"The receipts are kept: {ledger_path}", soft_wrap=True)
     return {
         "calls": len(receipts),
         "authorizations": len(authorizations),
