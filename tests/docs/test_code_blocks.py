@@ -16,10 +16,14 @@ from pathlib import Path
 import pytest
 
 from opengradient_devnet import Devnet
+from opengradient_devnet.gateway.profile import HELPFUL
+from opengradient_x402.networks import load_network
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```(?P<language>\w+)[^\n]*\n(?P<code>.*?)^```", re.MULTILINE | re.DOTALL)
+# README is also shown by package indexes, where a relative link leads nowhere.
+HERE_ON_GITHUB = re.compile(r"\]\(https://github\.com/OpenGradient/opengradient-integrations/(?:(?:blob|tree)/)?main/")
 # Commands that are not run here, and why.
 ELSEWHERE = {
     "pip install": "installing is what the release check does, in an empty environment",
@@ -158,6 +162,24 @@ def _starts_and_stops(line: str, environment: dict[str, str], folder: Path) -> N
     assert "gateway" in said
 
 
+def test_the_readme_has_no_link_that_leads_nowhere_on_a_package_index():
+    assert [
+        link for link in re.findall(r"\]\(([^)\s]+)", PAGES[0].read_text()) if not link.startswith("https://")
+    ] == []
+
+
+def test_every_wait_that_is_shown_outlasts_an_ordinary_session():
+    ordinary_s = max(HELPFUL.idle_timeout_s, load_network("base").session_idle_s)
+    sources = [*PAGES, *(ROOT / "examples").rglob("*.py"), *(ROOT / "notebooks").glob("*.ipynb")]
+    waits = [
+        (path.name, wait)
+        for path in sources
+        for wait in re.findall(r"(?:wait_settled\([^)]*timeout_s=|--wait )(\d+)", path.read_text())
+    ]
+    assert [(name, wait) for name, wait in waits if int(wait) <= ordinary_s] == []
+    assert len(waits) > 5
+
+
 def test_every_page_is_reached_from_the_readme():
     reached, waiting = set(), [ROOT / "README.md"]
     while waiting:
@@ -165,7 +187,8 @@ def test_every_page_is_reached_from_the_readme():
         if page in reached or page.suffix != ".md":
             continue
         reached.add(page)
-        for link in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
+        text = page.read_text().replace("https://raw.githubusercontent.com/", "https://github.com/")
+        for link in re.findall(r"\]\(([^)#\s]+)", HERE_ON_GITHUB.sub("](", text)):
             if not link.startswith("http"):
                 target = (page.parent / link).resolve()
                 assert target.exists(), f"{name(page)} links to {link}, which does not exist"

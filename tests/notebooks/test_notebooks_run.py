@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import nbformat
 import pytest
+from nbclient import NotebookClient
+
+from opengradient_devnet import Devnet
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -43,3 +48,12 @@ def test_a_notebook_runs_from_top_to_bottom_within_three_minutes_and_shows_table
     assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
     shown = [output for cell in code for output in outputs_of(cell)]
     assert sum(is_worth_looking_at(output) for output in shown) >= 2
+
+
+@pytest.mark.notebook
+def test_the_python_of_the_page_on_notebooks_runs_in_cells(net: Devnet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OG_NETWORK", net.network_url)
+    monkeypatch.setenv("OG_PRIVATE_KEY", net.account(approved=True).private_key)
+    page = (ROOT / "docs" / "how-to" / "notebooks-and-servers.md").read_text()
+    cells = [nbformat.v4.new_code_cell(code) for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL)]
+    NotebookClient(nbformat.v4.new_notebook(cells=cells), timeout=LIMIT_S, kernel_name="python3").execute()
