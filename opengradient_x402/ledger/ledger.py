@@ -131,9 +131,10 @@ class Ledger(Resident):
         future.set_result(None)
         return future
 
-    def record_settlement(self, authorization: Authorization) -> Future[None]:
+    def record_settlement(self, authorization: Authorization) -> Future[bool]:
         """Records what the chain says: frees or fixes the reservation, and shares the amount among the calls.
 
+        The result says whether the status changed: of several processes that find the same, one is told so.
         `status="signed"` opens the authorization again (its block is gone). With fewer `confirmations` than
         needed the whole amount stays reserved: the block may still go.
         """
