@@ -23,6 +23,7 @@ from llama_index_instrumentation.base import BaseEvent
 
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.payment.run_limit import RunLimit
+from opengradient_x402.telemetry.spans import annotate
 
 _logger = logging.getLogger(__name__)
 
@@ -121,6 +122,7 @@ class ReceiptReporter:
         self._context.run(self._tell, event_type, receipt)
 
     def _tell(self, event_type: type[ReceiptEvent], receipt: SettlementReceipt) -> None:
+        annotate(receipt)
         event = event_type(receipt=receipt)
         get_dispatcher(DISPATCHER_NAME).event(event)  # swallows what its handlers raise, and adds the run's tags
         told: list[Callable[[], None]] = [partial(handler.handle, event) for handler in self._handlers]

@@ -280,6 +280,11 @@ class Ledger(Resident):
         self._stop(CLOSING_WAIT_S)
 
     @property
+    def waiting(self) -> int:
+        """How many jobs wait for the writer."""
+        return self._queue.qsize()
+
+    @property
     def is_closed(self) -> bool:
         """Whether it was closed for good."""
         return self._closed

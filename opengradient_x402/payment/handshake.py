@@ -38,6 +38,7 @@ from opengradient_x402.payment.doubt import Doubtful, Fate
 from opengradient_x402.payment.payments import Payments
 from opengradient_x402.payment.permits import SignedPayment
 from opengradient_x402.payment.sessions import PaidSession, SessionKey, Ticket, Waiting
+from opengradient_x402.telemetry.spans import unpaid
 
 SESSION_HEADER = "X-Upto-Session"
 CHALLENGE_HEADER = "PAYMENT-REQUIRED"
@@ -107,7 +108,8 @@ def _ride(request: httpx.Request, call: Call, payments: Payments, session: PaidS
         payments.detach(call)
         raise
     try:
-        response: httpx.Response = yield Send(_with_header(request, SESSION_HEADER, session.id))
+        riding = _with_header(request, SESSION_HEADER, session.id)
+        response: httpx.Response = yield Send(unpaid(riding, is_blocking=call.is_blocking))
     except _NEVER_LEFT:
         payments.detach(call)
         raise
@@ -146,7 +148,7 @@ def _open(request: httpx.Request, call: Call, payments: Payments, ticket: Ticket
     challenge = payments.known_terms(ticket.key)
     was_asked = challenge is None
     if challenge is None:
-        response = yield Send(request)
+        response = yield Send(unpaid(request, is_blocking=call.is_blocking))
         if response.status_code != httpx.codes.PAYMENT_REQUIRED:
             return response
         challenge = yield from _read_challenge(response, payments, ticket.key)

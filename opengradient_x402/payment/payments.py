@@ -45,6 +45,7 @@ from opengradient_x402.payment.sessions import PaidSession, SessionKey, SessionP
 from opengradient_x402.payment.wallet import Funds
 from opengradient_x402.process import Ending, Resident, belongs
 from opengradient_x402.signer import ForeignSigner, Keystore, Signer, signer_of
+from opengradient_x402.telemetry import metrics
 from opengradient_x402.telemetry.events import Listener, listen
 
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ class Payments(Resident):
         self._reclaimed: Future[None] | None = None
         self._reclaimed_at = 0.0
         belongs(self, Ending.CONNECTIONS)
+        metrics.opened(self)
         self._listening = None if on_event is None else weakref.finalize(self, listen(on_event, payer=self.payer))
 
     @classmethod
@@ -137,6 +139,11 @@ class Payments(Resident):
         )
         payments._owns_ledger = own
         return payments
+
+    @property
+    def budget_atomic(self) -> int:
+        """What may be spent or outstanding within 24 hours."""
+        return self._budget.limit_atomic
 
     @cached_property
     def reconciler(self) -> Reconciler:
