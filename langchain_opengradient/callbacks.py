@@ -16,7 +16,6 @@ and it does not read the chain: `update` takes what a reconciler found.
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -35,7 +34,7 @@ from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.money import Asset, format_amount
 from opengradient_x402.payment.run_limit import RunLimit, cost_of
 from opengradient_x402.process import OwnLock
-from opengradient_x402.telemetry.spans import annotate
+from opengradient_x402.telemetry.spans import annotate, openinference
 
 if TYPE_CHECKING:
     from opengradient_x402.gateway.client import AsyncGatewayClient, GatewayClient
@@ -251,22 +250,21 @@ class SettlementReport:
     def _receive(self, receipt: SettlementReceipt) -> None:
         """Take the call's receipt; the gateway client calls this exactly once per paid call."""
         self.receipt = receipt
-        annotate(receipt, self._span())
+        annotate(receipt, span=self._span())
         for handler in self._handlers:
             handler.hear(receipt, asset=self._asset)
 
     def opened(self, stream: CompletionStream | AsyncCompletionStream) -> None:
         """Put on the run's span what pays for a stream: of a dropped one, core ends the span before the receipt."""
         if (span := self._span()) is not None:
-            annotate(stream.receipt, span)
+            annotate(stream.receipt, span=span)
 
     def _span(self) -> Any | None:
         """The span of this run, where OpenInference traces LangChain; it is nobody's current one."""
-        openinference = sys.modules.get(_OPENINFERENCE)
-        if openinference is None or self._run_id is None:
+        tracing = openinference("langchain")
+        if tracing is None or self._run_id is None:
             return None
-        instrumentor = openinference.LangChainInstrumentor()
-        return instrumentor.get_span(self._run_id) if instrumentor.is_instrumented_by_opentelemetry else None
+        return tracing.LangChainInstrumentor().get_span(self._run_id)
 
 
 def expect_call() -> None:
@@ -275,7 +273,7 @@ def expect_call() -> None:
     Core asks a model for its parameters, tells the handlers that the call starts, and makes it, in one context.
     """
     _announced.set(())
-    if _OPENINFERENCE in sys.modules:
+    if openinference("langchain") is not None:
         _traced_run.set(None)
         _watch.set(_WATCH)
 
@@ -290,7 +288,6 @@ class _RunWatch(BaseCallbackHandler):
         _traced_run.set(run_id)
 
 
-_OPENINFERENCE: Final = "openinference.instrumentation.langchain"
 _WATCH: Final = _RunWatch()
 _watch: ContextVar[_RunWatch | None] = ContextVar("opengradient_run_watch", default=None)
 _traced_run: ContextVar[UUID | None] = ContextVar("opengradient_traced_run", default=None)

@@ -58,8 +58,9 @@ class _Standing:
     """How a wallet, or a ledger, stands at one moment."""
 
     labels: dict[str, str]
-    reserved: float
+    budget: float
     budget_left: float
+    reserved: float
     oldest_s: float
 
 
@@ -97,8 +98,9 @@ def _read(payers: Iterable[Payer]) -> Iterator[_Standing]:
         mine = [one for one in unfinished[caip2, ledger] if one.payer == address and not one.is_final]
         yield _Standing(
             labels={"payer": address, "network": caip2},
-            reserved=_tokens(sum(one.reserved_atomic for one in mine)),
+            budget=_tokens(payer.budget_atomic),
             budget_left=_tokens(max(0, payer.budget_atomic - spent)),
+            reserved=_tokens(sum(one.reserved_atomic for one in mine)),
             oldest_s=max((time.time() - one.signed_at for one in mine), default=0.0),
         )
 
@@ -136,6 +138,7 @@ def instrument(meter_provider: MeterProvider | None = None) -> Callable[[], None
         return lambda: [(getattr(wallet, field), wallet.labels) for wallet in gauges.wallets()]
 
     gauge("opengradient.reserved", "{OPG}", "Signed for, and not settled for good", of_wallets("reserved"))
+    gauge("opengradient.budget", "{OPG}", "What may be spent or reserved in 24 hours", of_wallets("budget"))
     gauge("opengradient.budget.left", "{OPG}", "Left of the budget of 24 hours", of_wallets("budget_left"))
     gauge("opengradient.authorization.oldest", "s", "Age of the oldest open payment", of_wallets("oldest_s"))
     gauge("opengradient.ledger.queue", "{job}", "Jobs that wait for the ledger's writer", lambda: [(_waiting(), {})])

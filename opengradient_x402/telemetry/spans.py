@@ -10,13 +10,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import httpx
 
 from opengradient_x402.ledger.receipts import SettlementReceipt
 
-_KIND: Final = "openinference.span.kind"
+_INSTRUMENTORS: Final = {"langchain": "LangChainInstrumentor", "llama_index": "LlamaIndexInstrumentor"}
 _TAKEN: Final = (
     "call_id",
     "status",
@@ -35,23 +35,30 @@ _TAKEN: Final = (
 )
 
 
-def annotate(receipt: SettlementReceipt | None, span: Any | None = None) -> None:
-    """Puts the receipt on `span`, or on the current one: as attributes of an LLM call's span, else as an event.
+def annotate(receipt: SettlementReceipt | None, *, span: Any | None = None) -> None:
+    """Puts the receipt on `span`, which is one LLM call's, as attributes; without it, on the current span as an event.
 
-    A span that serves many calls (a web request's) would show the last receipt only. Costs a dict lookup when the
-    process does not trace.
+    The current one may be a web request's, which serves many calls: attributes would show the last one only. Costs a
+    dict lookup when the process does not trace.
     """
     trace = sys.modules.get("opentelemetry.trace")
     if trace is None or receipt is None:
         return
-    span = trace.get_current_span() if span is None else span
-    if not span.is_recording():
+    found = trace.get_current_span() if span is None else span
+    if not found.is_recording():
         return
-    known: Mapping[str, Any] = getattr(span, "attributes", None) or {}
-    if known.get(_KIND) == "LLM":
-        span.set_attributes(attributes_of(receipt))
+    if span is None:
+        found.add_event("opengradient.receipt", attributes_of(receipt))
     else:
-        span.add_event("opengradient.receipt", attributes_of(receipt))
+        found.set_attributes(attributes_of(receipt))
+
+
+def openinference(framework: Literal["langchain", "llama_index"]) -> Any | None:
+    """OpenInference's module for a framework, if the process traces with it."""
+    module = sys.modules.get(f"openinference.instrumentation.{framework}")
+    if module is None or not getattr(module, _INSTRUMENTORS[framework])().is_instrumented_by_opentelemetry:
+        return None
+    return module
 
 
 def attributes_of(receipt: SettlementReceipt) -> dict[str, str | int | float]:
