@@ -19,7 +19,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from langchain_core.callbacks import BaseCallbackHandler
@@ -34,9 +34,11 @@ from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.money import Asset, format_amount
 from opengradient_x402.payment.run_limit import RunLimit, cost_of
 from opengradient_x402.process import OwnLock
+from opengradient_x402.telemetry.spans import annotate, openinference
 
 if TYPE_CHECKING:
     from opengradient_x402.gateway.client import AsyncGatewayClient, GatewayClient
+    from opengradient_x402.gateway.streams import AsyncCompletionStream, CompletionStream
 
 _log = logging.getLogger(__name__)
 
@@ -223,7 +225,7 @@ def spent_at_most_atomic(receipts: Iterable[SettlementReceipt]) -> int:
 class SettlementReport:
     """One call's way to the handlers of its run, whatever core tells them. Made when the call begins."""
 
-    __slots__ = ("_asset", "_handlers", "receipt")
+    __slots__ = ("_asset", "_handlers", "_run_id", "receipt")
 
     def __init__(self, run_manager: CallbackManagerForLLMRun | AsyncCallbackManagerForLLMRun | None) -> None:
         # Read now: a dropped async stream is closed later, by the event loop, in somebody else's context.
@@ -231,6 +233,7 @@ class SettlementReport:
         found = [handler for handler in (*listening, _active.get()) if isinstance(handler, SettlementCallbackHandler)]
         self._handlers = tuple(dict.fromkeys(found))
         self._asset: Asset | None = None
+        self._run_id = _traced_run.get() if run_manager is None else run_manager.run_id
         self.receipt: SettlementReceipt | None = None
 
     def begin(self, client: GatewayClient | AsyncGatewayClient) -> dict[str, Any]:
@@ -247,8 +250,21 @@ class SettlementReport:
     def _receive(self, receipt: SettlementReceipt) -> None:
         """Take the call's receipt; the gateway client calls this exactly once per paid call."""
         self.receipt = receipt
+        annotate(receipt, span=self._span())
         for handler in self._handlers:
             handler.hear(receipt, asset=self._asset)
+
+    def opened(self, stream: CompletionStream | AsyncCompletionStream) -> None:
+        """Put on the run's span what pays for a stream: of a dropped one, core ends the span before the receipt."""
+        if (span := self._span()) is not None:
+            annotate(stream.receipt, span=span)
+
+    def _span(self) -> Any | None:
+        """The span of this run, where OpenInference traces LangChain; it is nobody's current one."""
+        tracing = openinference("langchain")
+        if tracing is None or self._run_id is None:
+            return None
+        return tracing.LangChainInstrumentor().get_span(self._run_id)
 
 
 def expect_call() -> None:
@@ -257,7 +273,25 @@ def expect_call() -> None:
     Core asks a model for its parameters, tells the handlers that the call starts, and makes it, in one context.
     """
     _announced.set(())
+    if openinference("langchain") is not None:
+        _traced_run.set(None)
+        _watch.set(_WATCH)
 
+
+class _RunWatch(BaseCallbackHandler):
+    """Keeps the id of the run that core is about to make, where spans are found by it: it streams without a manager."""
+
+    run_inline = True
+
+    def on_chat_model_start(self, *_: Any, run_id: UUID, **__: Any) -> None:
+        """Core makes the call next."""
+        _traced_run.set(run_id)
+
+
+_WATCH: Final = _RunWatch()
+_watch: ContextVar[_RunWatch | None] = ContextVar("opengradient_run_watch", default=None)
+_traced_run: ContextVar[UUID | None] = ContextVar("opengradient_traced_run", default=None)
+register_configure_hook(_watch, inheritable=False)
 
 _announced: ContextVar[tuple[SettlementCallbackHandler, ...]] = ContextVar("opengradient_announced", default=())
 """The handlers that were told of the call that core is about to make: it streams without a run manager."""

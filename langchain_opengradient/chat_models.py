@@ -191,6 +191,7 @@ class ChatOpenGradient(ConfiguredChatModel):
                 call = self._call(messages, stop, kwargs)
                 client = self._client()
                 stream = client.stream(call.body, **report.begin(client), **_options(call))
+                report.opened(stream)
                 with closing(stream):
                     for delta in stream:
                         if not delta.is_empty:
@@ -214,6 +215,7 @@ class ChatOpenGradient(ConfiguredChatModel):
                 call = self._call(messages, stop, kwargs)
                 client = await self._async_client()
                 stream = await client.stream(call.body, **report.begin(client), **_options(call))
+                report.opened(stream)
                 async with aclosing(stream):
                     async for delta in stream:
                         if not delta.is_empty:

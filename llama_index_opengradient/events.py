@@ -23,6 +23,7 @@ from llama_index_instrumentation.base import BaseEvent
 
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.payment.run_limit import RunLimit
+from opengradient_x402.telemetry.spans import annotate, openinference
 
 _logger = logging.getLogger(__name__)
 
@@ -99,6 +100,8 @@ class ReceiptReporter:
 
     def __init__(self, listeners: Iterable[Callable[[SettlementReceipt], None]] = ()) -> None:
         self._context = contextvars.copy_context()
+        tracing = openinference("llama_index")
+        self._span = None if tracing is None else tracing.get_current_span()
         self._listeners = tuple(listeners)
         self._handlers = listening.get()
         self._told: SettlementReceipt | None = None
@@ -121,6 +124,7 @@ class ReceiptReporter:
         self._context.run(self._tell, event_type, receipt)
 
     def _tell(self, event_type: type[ReceiptEvent], receipt: SettlementReceipt) -> None:
+        annotate(receipt, span=self._span)
         event = event_type(receipt=receipt)
         get_dispatcher(DISPATCHER_NAME).event(event)  # swallows what its handlers raise, and adds the run's tags
         told: list[Callable[[], None]] = [partial(handler.handle, event) for handler in self._handlers]

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from opengradient_x402.settlement.reconciler import Reconciler
     from opengradient_x402.settlement_mode import SettlementMode
     from opengradient_x402.signer import Keystore, LocalSigner, Signer
+    from opengradient_x402.telemetry.events import Event, listen
 
 _HOMES = {
     "AsyncGatewayClient": "gateway.client",
@@ -42,6 +43,7 @@ _HOMES = {
     "Completion": "completions",
     "DataSettlements": "proofs.data_settlement",
     "Delta": "completions",
+    "Event": "telemetry.events",
     "GatewayClient": "gateway.client",
     "GatewayLimitation": "gateway.request",
     "Keystore": "signer",
@@ -68,6 +70,7 @@ _HOMES = {
     "X402Transport": "payment.transport",
     "aexport_bundle": "proofs.verification",
     "export_bundle": "proofs.verification",
+    "listen": "telemetry.events",
     "load_network": "networks",
     "verify_bundle": "proofs.verification",
 }
@@ -80,6 +83,7 @@ __all__ = [
     "Completion",
     "DataSettlements",
     "Delta",
+    "Event",
     "GatewayClient",
     "GatewayLimitation",
     "Keystore",
@@ -105,6 +109,7 @@ __all__ = [
     "X402Transport",
     "aexport_bundle",
     "export_bundle",
+    "listen",
     "load_network",
     "verify_bundle",
 ]

@@ -316,7 +316,7 @@ class Registry(Resident):
             is_surplus = surplus > 0 and unused_s > (_IN_USE_S if wallet.users else self._rest_s)
             is_old = unused_s >= (UNUSED_S if wallet.users else self._linger_s)
             # A payment in doubt is offered again by the next call, so that nothing new is signed.
-            if (is_surplus or is_old) and wallet.is_idle() and not wallet.payments.has_doubtful():
+            if (is_surplus or is_old) and wallet.is_idle() and not wallet.payments.doubts.any_open():
                 surplus -= 1
                 wallet.is_open = False
                 del self._wallets[identity]

@@ -131,9 +131,10 @@ class Ledger(Resident):
         future.set_result(None)
         return future
 
-    def record_settlement(self, authorization: Authorization) -> Future[None]:
+    def record_settlement(self, authorization: Authorization) -> Future[bool]:
         """Records what the chain says: frees or fixes the reservation, and shares the amount among the calls.
 
+        The result says whether the status changed: of several processes that find the same, one is told so.
         `status="signed"` opens the authorization again (its block is gone). With fewer `confirmations` than
         needed the whole amount stays reserved: the block may still go.
         """
@@ -277,6 +278,11 @@ class Ledger(Resident):
         """Writes what waits and closes the database. Later use raises LedgerUnavailable."""
         self._closed = True
         self._stop(CLOSING_WAIT_S)
+
+    @property
+    def waiting(self) -> int:
+        """How many jobs wait for the writer."""
+        return self._queue.qsize()
 
     @property
     def is_closed(self) -> bool:

@@ -170,15 +170,16 @@ class Book:
         if (settled := self._authorization(conn, authorization_id)) is not None:
             self._share_out(conn, settled)
 
-    def record_settlement(self, conn: Connection, authorization: Authorization) -> None:
+    def record_settlement(self, conn: Connection, authorization: Authorization) -> bool:
         known = self._authorization(conn, authorization.id)
         if known is None:
-            return
+            return False
         if authorization.status == "expired" and known.deadline > authorization.deadline:
-            return  # a signature was added meanwhile, and it lives longer
+            return False  # a signature was added meanwhile, and it lives longer
         found = replace(authorization, signed=known.signed)
         self._update(conn, known, found)
         self._share_out(conn, found)
+        return known.status != found.status
 
     def record_dispute(self, conn: Connection, call_id: str, dispute: str) -> None:
         conn.execute(calls.update().where(calls.c.call_id == call_id).values(dispute=dispute))

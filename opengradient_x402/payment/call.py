@@ -79,6 +79,8 @@ class Call:
     is_answered: bool = False
     is_doubtful: bool = False
     """Whether the gateway answered a payment with an error that does not show whether it takes the payment."""
+    is_refused: bool = False
+    """Whether its error was reported."""
     claims: Mapping[str, Any] = field(default_factory=dict)
     """PAYMENT-RESPONSE, as the gateway sent it."""
     headers: httpx.Headers = field(default_factory=httpx.Headers)

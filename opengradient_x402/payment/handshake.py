@@ -38,6 +38,7 @@ from opengradient_x402.payment.doubt import Doubtful, Fate
 from opengradient_x402.payment.payments import Payments
 from opengradient_x402.payment.permits import SignedPayment
 from opengradient_x402.payment.sessions import PaidSession, SessionKey, Ticket, Waiting
+from opengradient_x402.telemetry.spans import unpaid
 
 SESSION_HEADER = "X-Upto-Session"
 CHALLENGE_HEADER = "PAYMENT-REQUIRED"
@@ -107,7 +108,8 @@ def _ride(request: httpx.Request, call: Call, payments: Payments, session: PaidS
         payments.detach(call)
         raise
     try:
-        response: httpx.Response = yield Send(_with_header(request, SESSION_HEADER, session.id))
+        riding = _with_header(request, SESSION_HEADER, session.id)
+        response: httpx.Response = yield Send(unpaid(riding, is_blocking=call.is_blocking))
     except _NEVER_LEFT:
         payments.detach(call)
         raise
@@ -139,14 +141,14 @@ def _check_limits(call: Call, payments: Payments, key: SessionKey, authorization
 def _open(request: httpx.Request, call: Call, payments: Payments, ticket: Ticket) -> Steps[httpx.Response]:
     """Pay with an authorization: one in doubt if there is one, else a new one over the known or asked terms."""
     response: httpx.Response | None
-    if (doubtful := payments.take_doubtful(ticket.key)) is not None:
+    if (doubtful := payments.doubts.take(ticket.key)) is not None:
         response = yield from _offer_again(request, call, payments, ticket, doubtful)
         if response is not None:
             return response
     challenge = payments.known_terms(ticket.key)
     was_asked = challenge is None
     if challenge is None:
-        response = yield Send(request)
+        response = yield Send(unpaid(request, is_blocking=call.is_blocking))
         if response.status_code != httpx.codes.PAYMENT_REQUIRED:
             return response
         challenge = yield from _read_challenge(response, payments, ticket.key)
@@ -170,7 +172,7 @@ def _offer_again(
     try:
         yield from _check_limits(call, payments, ticket.key, signed.authorization)
     except BaseException:  # it was not offered, and the next call may offer it
-        payments.doubt(ticket.key, signed, was_refused=doubtful.was_refused)
+        payments.doubts.add(ticket.key, Doubtful(signed, was_refused=doubtful.was_refused))
         raise
     response = yield from _send_signed(request, call, payments, ticket, signed)
     if response.status_code != httpx.codes.PAYMENT_REQUIRED:
@@ -209,10 +211,10 @@ def _asked_again(
         try:
             again = yield from _authorize(current, request, call, payments, ticket.key, earlier=signed.authorization)
         except NotPaid as exc:
-            payments.doubt(ticket.key, signed, was_refused=True)
+            payments.doubts.add(ticket.key, Doubtful(signed, was_refused=True))
             raise payments.unresolved(call, signed, ticket.key, f"{why}; its new terms are refused: {exc}") from exc
         except BaseException:
-            payments.doubt(ticket.key, signed, was_refused=True)
+            payments.doubts.add(ticket.key, Doubtful(signed, was_refused=True))
             raise
         signed = again
         response = yield from _send_signed(request, call, payments, ticket, signed)
@@ -221,7 +223,7 @@ def _asked_again(
         claims = _payment_response(response)
         _, why = yield from _terms_after(response, payments, ticket.key)
     call.claims = claims
-    payments.doubt(ticket.key, signed, was_refused=True)
+    payments.doubts.add(ticket.key, Doubtful(signed, was_refused=True))
     why = str(claims.get("errorReason") or why)[:_MAX_REASON_CHARS]
     raise payments.unresolved(call, signed, ticket.key, why)
 
@@ -311,20 +313,20 @@ def _send_signed(
     except _NEVER_LEFT as exc:
         if is_first_use and call.has_signed_out:
             # An earlier signature under this nonce is out: the gateway refused it, and holds it all the same.
-            payments.doubt(ticket.key, signed, was_refused=True)
+            payments.doubts.add(ticket.key, Doubtful(signed, was_refused=True))
             raise _outcome_unknown(call, exc) from exc
         payments.detach(call)
         if is_first_use:
             with suppress(TimeoutError):  # it is done as soon as the database can be written
                 yield Wait(payments.ledger.mark_unsent(signed.authorization.id), call.left_s)
         else:
-            payments.doubt(ticket.key, signed)
+            payments.doubts.add(ticket.key, Doubtful(signed))
         raise
     except httpx.TransportError as exc:
-        payments.doubt(ticket.key, signed)
+        payments.doubts.add(ticket.key, Doubtful(signed))
         raise _outcome_unknown(call, exc) from exc
     except BaseException:  # cancelled or interrupted while the signature was on its way
-        payments.doubt(ticket.key, signed)
+        payments.doubts.add(ticket.key, Doubtful(signed))
         raise
     call.has_signed_out = True
     if response.status_code == httpx.codes.PAYMENT_REQUIRED:
@@ -333,7 +335,7 @@ def _send_signed(
         payments.gateways.accepted(ticket.key.origin, amount_atomic=signed.authorization.terms.amount_atomic)
     else:
         call.is_doubtful = True
-        payments.doubt(ticket.key, signed, was_refused=True)
+        payments.doubts.add(ticket.key, Doubtful(signed, was_refused=True))
         payments.gateways.refused(ticket.key.origin)
     return (yield from _answered(response, call))
 
@@ -343,6 +345,7 @@ def _bought(response: httpx.Response, call: Call, payments: Payments, ticket: Ti
     session_id = response.headers.get(SESSION_HEADER)
     if session_id is not None and _SESSION_ID.fullmatch(session_id):
         call.session = payments.sessions.opened(ticket, session_id=session_id, authorization=signed.authorization)
+        payments.reports.opened(call.session)
     elif response.is_success:
         call.claims = _payment_response(response)
         payments.sessions.sessionless(ticket)

@@ -11,6 +11,7 @@ import logging
 import os
 import threading
 import time
+import weakref
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import replace
@@ -35,14 +36,17 @@ from opengradient_x402.models import find_model, usd_to_atomic
 from opengradient_x402.networks import Network, load_network, with_node
 from opengradient_x402.payment.call import Answer, Call, build_receipt
 from opengradient_x402.payment.clock import Clock
-from opengradient_x402.payment.doubt import Doubtful, Fate
+from opengradient_x402.payment.doubt import Doubtful, Doubts, Fate
 from opengradient_x402.payment.gateways import KnownGateways, origin_of
 from opengradient_x402.payment.permits import SignedPayment, payment_header, signed_payload, terms_to_sign
 from opengradient_x402.payment.policy import SpendPolicy
+from opengradient_x402.payment.reports import Reports
 from opengradient_x402.payment.sessions import PaidSession, SessionKey, SessionPool, redact_sessions
 from opengradient_x402.payment.wallet import Funds
 from opengradient_x402.process import Ending, Resident, belongs
 from opengradient_x402.signer import ForeignSigner, Keystore, Signer, signer_of
+from opengradient_x402.telemetry import metrics
+from opengradient_x402.telemetry.events import Listener, listen
 
 if TYPE_CHECKING:
     from opengradient_x402.payment.challenge import Challenge, PaymentTerms
@@ -66,6 +70,7 @@ class Payments(Resident):
         signer: Signer,
         policy: SpendPolicy | None = None,
         ledger: Ledger,
+        on_event: Listener | None = None,
     ) -> None:
         redact_sessions()
         self.network = network
@@ -76,18 +81,21 @@ class Payments(Resident):
             signer.remember_in(ledger)
         self.policy = policy if policy is not None else SpendPolicy()
         self.ledger = ledger
-        self.sessions = SessionPool(idle_s=network.session_idle_s)
+        self.reports = Reports(payer=self.payer, network=network.caip2)
+        self.sessions = SessionPool(idle_s=network.session_idle_s, on_retired=self.reports.retired)
         self.gateways = KnownGateways(network=network, policy=self.policy, ledger=ledger)
         self._owns_ledger = False
         self._lock = threading.RLock()
         self._terms: dict[SessionKey, Challenge] = {}
-        self._doubtful: dict[SessionKey, list[Doubtful]] = {}
+        self.doubts = Doubts()
         self.clock = Clock(network=network, policy=self.policy)
         self.funds = Funds(network=network, signer=signer, policy=self.policy)
         self._budget = Budget(limit_atomic=self.policy.per_day_atomic(network.asset))
         self._reclaimed: Future[None] | None = None
         self._reclaimed_at = 0.0
         belongs(self, Ending.CONNECTIONS)
+        metrics.opened(self)
+        self._listening = None if on_event is None else weakref.finalize(self, listen(on_event, payer=self.payer))
 
     @classmethod
     def open(
@@ -100,11 +108,15 @@ class Payments(Resident):
         rpc_url: str | SecretStr | None = None,
         web3: object | None = None,
         settings: Settings | None = None,
+        on_event: Listener | None = None,
     ) -> Payments:
         """Payments from what the user gave, completed from the environment (`OG_*`) and `.env`.
 
         `private_key` is a key in any form that `signer_of` takes. `rpc_url` names the node that reads the chain (or
         several, with commas, asked in turn), in place of OG_RPC_URL; `web3` is a connected Web3 or AsyncWeb3 instead.
+
+        `on_event` is called with each event of this payer in this process (`telemetry.events`), in a thread of its
+        own, until these payments are closed.
 
         Raises ConfigurationError for a missing or malformed key, or an unknown network.
         """
@@ -123,9 +135,15 @@ class Payments(Resident):
             signer=signer_of(key),
             policy=policy,
             ledger=ledger if isinstance(ledger, Ledger) else OF_THE_PROCESS.opened(ledger or settings.ledger_url),
+            on_event=on_event,
         )
         payments._owns_ledger = own
         return payments
+
+    @property
+    def budget_atomic(self) -> int:
+        """What may be spent or outstanding within 24 hours."""
+        return self._budget.limit_atomic
 
     @cached_property
     def reconciler(self) -> Reconciler:
@@ -139,6 +157,8 @@ class Payments(Resident):
 
         Sessions settle on their own.
         """
+        if self._listening is not None:
+            self._listening()
         if self._owns_ledger:
             self._owns_ledger = False
             OF_THE_PROCESS.released(self.ledger)
@@ -148,7 +168,8 @@ class Payments(Resident):
     def _renew(self) -> None:
         """A child pays for itself: sessions, known terms and payments in doubt stay with the parent."""
         self._lock = threading.RLock()
-        self._terms, self._doubtful = {}, {}
+        self._terms = {}
+        self.doubts = Doubts()
         self._reclaimed = None
         self.sessions.renew()
 
@@ -291,6 +312,7 @@ class Payments(Resident):
         """The signature over what the ledger already holds."""
         payload = signed_payload(authorization, accepted=terms, signer=self.signer, network=self.network)
         header = payment_header(payload, accepted=terms, resource=challenge.resource, extensions=self.funds.approval)
+        self.reports.signed(authorization)
         return SignedPayment(authorization=authorization, accepted=terms, header=header)
 
     # -- while a payment is out
@@ -306,31 +328,6 @@ class Payments(Resident):
             self.sessions.leave(call.session)
         call.session = call.authorization = None
 
-    def doubt(self, key: SessionKey, signed: SignedPayment, *, was_refused: bool = False) -> None:
-        """Keeps a payment whose fate is unknown: the next call uses it before it signs anything new."""
-        with self._lock:
-            self._doubtful.setdefault(key, []).append(Doubtful(signed, was_refused=was_refused))
-
-    def take_doubtful(self, key: SessionKey) -> Doubtful | None:
-        """A payment in doubt whose latest signature can still be used; it is handed out once."""
-        with self._lock:
-            waiting = self._doubtful.get(key, [])
-            while waiting:
-                doubtful = waiting.pop()
-                if time.time() < doubtful.signed.authorization.terms.deadline:
-                    return doubtful
-        return None
-
-    def has_doubtful(self) -> bool:
-        """Whether a payment waits to be offered again."""
-        now_s = time.time()
-        with self._lock:
-            return any(
-                now_s < doubtful.signed.authorization.deadline
-                for waiting in self._doubtful.values()
-                for doubtful in waiting
-            )
-
     def fate(self, authorization: Authorization) -> Future[Fate]:
         """What the chain says of an authorization now; OPEN also when it does not answer."""
         return in_thread(lambda: self._fate(authorization), name="opengradient-fate")
@@ -344,12 +341,13 @@ class Payments(Resident):
     def dispute_refused(self, signed: SignedPayment) -> Future[None]:
         """Records that a gateway answered a payment as if it had not taken it, and took it."""
         text = "The gateway did not serve this payment, and the chain shows that it took it."
-        return self.ledger.record_dispute(signed.authorization.call_id, text)
+        taken = signed.authorization
+        self.reports.disputed(taken, text)
+        return self.ledger.record_dispute(taken.call_id, text)
 
     def taken(self, call: Call, doubtful: Doubtful, key: SessionKey) -> PaidButFailed:
         """The error for a payment that was taken without an answer. It is not offered again, and no other is made."""
-        with self._lock:
-            self._doubtful.setdefault(key, []).append(doubtful._replace(is_taken=True))
+        self.doubts.add(key, doubtful._replace(is_taken=True))
         paid_for = doubtful.signed.authorization.call_id
         return PaidButFailed(
             f"{key.origin} took the payment of call {paid_for}, which this call offered again, and served neither. "
@@ -410,6 +408,7 @@ class Payments(Resident):
             self.sessions.leave(call.session, cost_atomic=cost_atomic or 0)
         call.recorded = self.ledger.record_call(receipt, at_once=call.is_blocking)
         call.recorded.add_done_callback(_report_lost_record)
+        self.reports.ended(receipt)
         return receipt
 
     def _estimated(self, receipt: SettlementReceipt) -> SettlementReceipt:

@@ -80,10 +80,12 @@ class SessionPool:
         idle_s: float,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
+        on_retired: Callable[[PaidSession, str], object] | None = None,
     ) -> None:
         self._idle_s = idle_s * IDLE_SHARE
         self._clock = clock
         self._wall_clock = wall_clock
+        self._on_retired = on_retired
         self._lock = threading.RLock()  # reentrant: the garbage collector may end a dropped stream anywhere
         self._sessions: dict[SessionKey, list[PaidSession]] = {}
         self._opening: dict[SessionKey, Ticket] = {}
@@ -126,8 +128,11 @@ class SessionPool:
         with self._lock:
             known = self._sessions.get(ticket.key, ())
             # A session that serves nobody now and is used by nobody never comes back to life.
-            self._sessions[ticket.key] = [*(s for s in known if s.in_flight or self._is_usable(s)), session]
+            why = {old: None if old.in_flight else self._why_unusable(old) for old in known}
+            self._sessions[ticket.key] = [*(old for old in known if why[old] is None), session]
             self._sessionless.discard(ticket.key)
+        for old, reason in why.items():
+            self._report(old, reason)
         self.closed(ticket)
         return session
 
@@ -156,9 +161,10 @@ class SessionPool:
     def retire(self, session: PaidSession) -> None:
         """No further call enters this session (the gateway said that it is dead, or we no longer trust it)."""
         with self._lock:
-            session.is_retired = True
+            was_retired, session.is_retired = session.is_retired, True
             live = [known for known in self._sessions.get(session.key, ()) if known is not session]
             self._sessions[session.key] = live
+        self._report(session, None if was_retired else "gateway")
 
     def renew(self) -> None:
         """Forgets everything: this is a forked child, and sessions and their openers are in the parent."""
@@ -170,7 +176,14 @@ class SessionPool:
         with self._lock:
             return [s for sessions in self._sessions.values() for s in sessions if self._is_usable(s)]
 
+    def _report(self, session: PaidSession, reason: str | None) -> None:
+        if reason is not None and self._on_retired is not None:
+            self._on_retired(session, reason)
+
     def _is_usable(self, session: PaidSession) -> bool:
+        return self._why_unusable(session) is None
+
+    def _why_unusable(self, session: PaidSession) -> str | None:
         now, wall = self._clock(), self._wall_clock()
         terms = session.authorization.terms  # those that the gateway accepted
         margin = min(DEADLINE_MARGIN_S, (terms.deadline - terms.signed_at) * _MARGIN_SHARE)
@@ -179,13 +192,14 @@ class SessionPool:
         # the largest call seen so far is estimate enough for those in flight.
         typical = self._largest_call.get(session.key, 0)
         is_full = session.spent_atomic + (session.in_flight + 1) * typical > terms.amount_atomic
-        return not (
-            session.is_retired
-            or is_idle
-            or now - session.opened_at > MAX_AGE_S
-            or wall > terms.deadline - margin
-            or (is_full and session.spent_atomic > 0)
-        )
+        reasons = {
+            "gateway": session.is_retired,
+            "idle": is_idle,
+            "age": now - session.opened_at > MAX_AGE_S,
+            "deadline": wall > terms.deadline - margin,
+            "full": is_full and session.spent_atomic > 0,
+        }
+        return next((reason for reason, holds in reasons.items() if holds), None)
 
 
 _LOGGERS: Final = ("httpcore.http11", "httpcore.http2")

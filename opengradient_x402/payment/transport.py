@@ -87,8 +87,9 @@ class AsyncX402Transport(httpx.AsyncBaseTransport, Resident):
 def _end(payments: Payments, call: Call, exc: BaseException) -> None:
     """Ends a call that failed before it had a response."""
     payments.finish(call, outcome="failed", error=type(exc).__name__)
-    if isinstance(exc, OpenGradientError) and exc.receipt is None:
-        exc.receipt = call.receipt
+    if isinstance(exc, OpenGradientError):
+        exc.receipt = exc.receipt or call.receipt
+        payments.reports.refused(call, exc)
 
 
 class _Stream(httpx.SyncByteStream):

@@ -38,6 +38,7 @@ from opengradient_x402.proofs.findings import Finding, Standing, not_proven, ove
 from opengradient_x402.proofs.merkle import MerkleTree, leaf_hash, root_from_proof
 from opengradient_x402.settlement.recognition import address_topic
 from opengradient_x402.settlement_mode import SettlementMode
+from opengradient_x402.telemetry import events
 
 CLOCK_MARGIN_S: Final = 900
 SEARCH_S: Final = 86_400
@@ -68,11 +69,12 @@ class DataSettlements:
 
     def _proving(self, receipts: Sequence[SettlementReceipt]) -> Steps[list[DataSettlement]]:
         found = yield from find_data_settlements(receipts, network=self._network, sources=Sources())
-        for settlement in found:
+        for receipt, settlement in zip(receipts, found, strict=True):
             wrong = [finding for finding in settlement.findings if finding.standing is Standing.REFUTED]
             if wrong and self._ledger is not None:
                 dispute = " ".join(f"Not true that {finding.statement}: {finding.why}." for finding in wrong)
                 yield Wait(self._ledger.record_dispute(settlement.call_id, dispute))
+                events.report(events.Disputed.of(receipt, dispute=dispute))
         return found
 
 

@@ -14,8 +14,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
@@ -46,6 +45,7 @@ from opengradient_x402.settlement.search import (
     find_settlements,
     settled_nothing_of,
 )
+from opengradient_x402.telemetry import events
 
 T = TypeVar("T")
 _FIRST_LOOK_S = 0.1
@@ -228,11 +228,11 @@ class Reconciler:
             if count is None:
                 continue  # a node that lags behind the one that was asked before: it knows no better
             if count > (authorization.confirmations or 0):
-                writes.append(self._ledger.record_settlement(replace(authorization, confirmations=count)))
+                writes.append(replace(authorization, confirmations=count))
             elif count == 0:
                 reopened.append(replace(authorization, **_OPEN))
-                writes.append(self._ledger.record_settlement(reopened[-1]))
-        yield from _all(writes)
+                writes.append(reopened[-1])
+        yield from self._recorded(writes)
         return reopened
 
     def _searched(self, authorizations: Sequence[Authorization]) -> Steps[Counter[type[Outcome] | str]]:
@@ -247,17 +247,23 @@ class Reconciler:
         for authorization, outcome in outcomes.items():
             if authorization.status == "expired" and isinstance(outcome, NotSettled):
                 if outcome.is_expired:  # as it was: it is not looked at again
-                    writes.append(self._ledger.record_settlement(replace(authorization, recheck_at=None)))
+                    writes.append(replace(authorization, recheck_at=None))
                 continue
             is_expired = isinstance(outcome, NotSettled) and outcome.is_expired
             counted["expired" if is_expired else type(outcome)] += 1
             if (found := self._judged(authorization, outcome)) is not None:
-                writes.append(self._ledger.record_settlement(found))
+                writes.append(found)
             elif isinstance(outcome, NotSettled):
                 unsettled.append(authorization)
-        yield from _all(writes)
+        yield from self._recorded(writes)
         yield from self._claims_checked(unsettled)
         return counted
+
+    def _recorded(self, found: Sequence[Authorization]) -> Steps[None]:
+        """Writes it, and reports what is new."""
+        for authorization, write in [(each, self._ledger.record_settlement(each)) for each in found]:
+            if (yield Wait(write)):
+                events.report(events.found(authorization))
 
     def _claims_checked(self, authorizations: Sequence[Authorization]) -> Steps[None]:
         """A transaction that is mined, and that the gateway names, must be the settlement."""
@@ -330,6 +336,9 @@ class Reconciler:
         for some in _batches(authorizations):
             calls = yield from self._receipts_of(some)
             changed += [call.followed_by(self) for call in calls if _state(call) != before.get(call.call_id)]
+        for call in changed:
+            if call.status is ReceiptStatus.DISPUTED and before.get(call.call_id, (None,))[0] is not call.status:
+                events.report(events.Disputed.of(call))
         return tuple(changed)
 
     def _receipts_of(self, some: Sequence[Authorization]) -> Steps[list[SettlementReceipt]]:
@@ -404,11 +413,6 @@ def _too_slow(timeout_s: float) -> ChainUnavailable:
         f"The chain was not read within {timeout_s:g} s. Nothing was paid by asking; what was found before that is "
         "recorded. Try again with a longer `timeout_s`, or use another `rpc_url`."
     )
-
-
-def _all(futures: Iterable[Future[None]]) -> Steps[None]:
-    for future in futures:
-        yield Wait(future)
 
 
 def _batches(authorizations: Sequence[Authorization]) -> Iterator[Sequence[Authorization]]:

@@ -1,0 +1,158 @@
+"""Whoever traces sees what a call cost, in the tracer's own names, and no error where a gateway asks for money."""
+
+from __future__ import annotations
+
+import pytest
+from openinference.instrumentation.langchain import LangChainInstrumentor
+from openinference.instrumentation.llama_index import LlamaIndexInstrumentor
+from opentelemetry import trace
+from opentelemetry.instrumentation.httpx import HTTPXClientInstrumentor
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from langchain_opengradient import ChatOpenGradient
+from llama_index_opengradient import OpenGradient
+from opengradient_devnet.faults import RefusePayment
+from opengradient_x402.errors import PaymentOutcomeUnknown
+from support.payers import PROMPT, async_client_for, client_for
+
+pytestmark = [
+    pytest.mark.devnet(pace_s=0.002),
+    pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20"),  # OpenInference's own
+]
+
+
+@pytest.fixture(scope="module")
+def tracing():
+    provider, exporter = TracerProvider(), InMemorySpanExporter()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    instrumentors = [LangChainInstrumentor(), LlamaIndexInstrumentor(), HTTPXClientInstrumentor()]
+    for instrumentor in instrumentors:
+        instrumentor.instrument(tracer_provider=provider)
+    yield provider, exporter
+    for instrumentor in instrumentors:
+        instrumentor.uninstrument()
+
+
+@pytest.fixture
+def tracer(tracing):
+    provider, exporter = tracing
+    exporter.clear()
+    return provider.get_tracer(__name__)
+
+
+@pytest.fixture
+def llm_spans(tracing, tracer):
+    """The attributes of the LLM calls' spans that have ended."""
+
+    def read():
+        spans = tracing[1].get_finished_spans()
+        return [dict(s.attributes) for s in spans if s.attributes.get("openinference.span.kind") == "LLM"]
+
+    return read
+
+
+@pytest.fixture
+def http_spans(tracing, tracer):
+    def read():
+        return [s for s in tracing[1].get_finished_spans() if s.kind is trace.SpanKind.CLIENT and s.name == "POST"]
+
+    return read
+
+
+def costs(span) -> tuple:
+    return tuple(
+        span.get(name)
+        for name in ("opengradient.call_id", "llm.cost.total", "llm.token_count.total", "opengradient.outcome")
+    )
+
+
+def wanted(receipt) -> tuple:
+    total = receipt.prompt_tokens + receipt.completion_tokens
+    return receipt.call_id, float(receipt.cost_usd), total, "ok"
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+async def test_a_langchain_span_has_the_receipt(payments, llm_spans, is_stream):
+    chat = ChatOpenGradient(model="openai/gpt-5-mini", payments=payments, max_tokens=30)
+    if is_stream:
+        list(chat.stream("hi"))
+        _ = [chunk async for chunk in chat.astream("hi")]
+    else:
+        chat.invoke("hi")
+        await chat.ainvoke("hi")
+    receipts = payments.ledger.receipts().result()
+    assert [costs(span) for span in llm_spans()] == [wanted(receipt) for receipt in receipts]
+
+
+async def test_the_span_of_a_langchain_stream_that_was_dropped_says_what_pays_for_it(payments, llm_spans):
+    chat = ChatOpenGradient(model="openai/gpt-5-mini", payments=payments, max_tokens=100)
+    stream = chat.stream("Count to 50.")
+    next(stream)
+    stream.close()
+    astream = chat.astream("Count to 50.")
+    await anext(astream)
+    await astream.aclose()
+    receipts = payments.ledger.receipts().result()
+    spans = llm_spans()
+    assert [span["opengradient.call_id"] for span in spans] == [receipt.call_id for receipt in receipts]
+    assert {span["opengradient.authorization_id"] for span in spans} == {receipts[0].authorization_id}
+    assert len(spans) == 2
+
+
+async def test_parallel_langchain_runs_do_not_mix_their_receipts(payments, tracing, llm_spans):
+    chat = ChatOpenGradient(model="openai/gpt-5-mini", payments=payments, max_tokens=30)
+    answers = await chat.abatch([f"Say {n}." for n in range(8)])
+    by_call = {span["opengradient.call_id"]: span["output.value"] for span in llm_spans()}
+    assert len(by_call) == 8
+    for answer in answers:
+        call_id = answer.response_metadata["opengradient"]["call_id"]
+        assert call_id in by_call[call_id]
+
+
+async def test_a_llamaindex_span_has_the_receipt(payments, llm_spans):
+    llm = OpenGradient(model="openai/gpt-5-mini", payments=payments, max_tokens=30)
+    llm.complete("hi")
+    await llm.acomplete("hi")
+    list(llm.stream_complete("hi"))
+    receipts = payments.ledger.receipts().result()
+    seen = {costs(span) for span in llm_spans() if "opengradient.call_id" in span}
+    assert seen >= {wanted(receipt) for receipt in receipts}
+    assert len(receipts) == 3
+
+
+def test_a_span_that_is_not_of_one_llm_call_gets_an_event_for_each(payments, tracer, tracing):
+    chat = ChatOpenGradient(model="openai/gpt-5-mini", payments=payments, max_tokens=30)
+    LangChainInstrumentor().uninstrument()
+    try:
+        with tracer.start_as_current_span("GET /ask"):
+            for _ in range(2):
+                chat.invoke("hi")
+    finally:
+        LangChainInstrumentor().instrument(tracer_provider=tracing[0])
+    (span,) = [span for span in tracing[1].get_finished_spans() if span.name == "GET /ask"]
+    told = [event.attributes["opengradient.call_id"] for event in span.events if event.name == "opengradient.receipt"]
+    assert told == [receipt.call_id for receipt in payments.ledger.receipts().result()]
+
+
+async def test_a_challenge_is_no_error_of_its_http_span(net, payments, http_spans):
+    with client_for(payments) as client:
+        client.chat(PROMPT)
+    net.close_sessions()  # the next call asks in a session that is gone
+    async with async_client_for(payments) as client:
+        await client.chat(PROMPT)
+    spans = http_spans()
+    statuses = [span.attributes.get("http.status_code") for span in spans]
+    assert statuses.count(402) >= 2
+    assert not [span for span in spans if span.status.status_code is trace.StatusCode.ERROR]
+    challenges = [span for span in spans if span.attributes.get("opengradient.challenge")]
+    assert len(challenges) == statuses.count(402)
+
+
+def test_a_payment_that_is_refused_stays_an_error(net, payments, http_spans):
+    net.faults.inject(RefusePayment(), times=None)
+    with client_for(payments) as client, pytest.raises(PaymentOutcomeUnknown):
+        client.chat(PROMPT)
+    refused = [span.status.status_code for span in http_spans() if span.attributes["http.status_code"] == 402]
+    assert refused == [trace.StatusCode.OK, trace.StatusCode.ERROR]
