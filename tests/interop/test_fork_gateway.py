@@ -181,7 +181,8 @@ def test_calls_of_every_kind_are_settled_by_a_facilitator_that_only_promises_job
     ):
         calls = every_kind_in_every_mode(client)
     receipts = assert_every_call_is_settled_to_the_unit(net, payments, payee, calls)
-    assert queue.done.keys() == set(queue.promised)
-    data_jobs = {receipt.data_settlement_job for receipt in receipts} - {None}
-    assert data_jobs == {job for job in queue.promised if job.startswith("data-")} != set()
+    assert queue.done.keys() == queue.promised.keys()
+    jobs = {receipt.data_settlement_job for receipt in receipts} - {None}
+    assert len(jobs) == sum(receipt.settlement_mode == "individual" for receipt in receipts) > 0
+    assert jobs == {job for job, type_ in queue.promised.items() if type_ == "individual"}
     assert all(receipt.data_tx_hash is None for receipt in receipts)

@@ -24,10 +24,10 @@ DELAY_S = 0.5
 
 @dataclass
 class Queueing:
-    """Its URL, the jobs that it promised, and what came of those that are done."""
+    """Its URL, the jobs that it promised, each with its settlement type, and what came of those that are done."""
 
     url: str = ""
-    promised: list[str] = field(default_factory=list)
+    promised: dict[str, str] = field(default_factory=dict)
     done: dict[str, httpx.Response] = field(default_factory=dict)
 
 
@@ -57,7 +57,7 @@ def queueing_in_front_of(facilitator_url: str) -> Iterator[Queueing]:
             state.done[job] = await passed_on(request)
 
         waiting.append(asyncio.create_task(work()))
-        state.promised.append(job)
+        state.promised[job] = request.headers.get("x-settlement-type", "")
         queue = f"x402-settle-{kind}-queue"
         return JSONResponse({member: {"jobId": job, "queue": queue, "status": "queued"}}, status_code=202)
 
