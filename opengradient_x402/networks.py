@@ -115,6 +115,7 @@ _BLOB_URL: Final = "https://aggregator.suicore.com/v1/blobs"
 PRESETS: Final[Mapping[str, Network]] = {
     "base": Network(
         name="base",
+        given_as="base",
         chain_id=8453,
         rpc_url="https://mainnet.base.org",  # docs.base.org, public endpoint
         gateway_url=GATEWAY_URL,
@@ -132,6 +133,7 @@ PRESETS: Final[Mapping[str, Network]] = {
     ),
     "base-sepolia": Network(
         name="base-sepolia",
+        given_as="base-sepolia",
         chain_id=84532,
         rpc_url="https://sepolia.base.org",  # docs.base.org, public endpoint
         gateway_url=GATEWAY_URL,
@@ -165,7 +167,8 @@ def load_network(source: str | Path | Network, *, devnet_file: Path | None = Non
         if source == "devnet":
             return replace(_read_file(devnet_file or default_devnet_file(), is_devnet=True), given_as=source)
         if "://" in source:
-            return replace(_parse(_fetch(source), origin=source), given_as=source)
+            is_showable = not {"@", "?"} & set(source)  # a password or a token may be in it
+            return replace(_parse(_fetch(source), origin=source), given_as=source if is_showable else None)
         if not _looks_like_path(source):
             raise UnknownNetwork(
                 f"Unknown network {source!r}. Nothing was paid. Known: {', '.join(PRESETS)}, devnet; or give "
