@@ -81,6 +81,8 @@ class Network:
     session_idle_s: float = 60
     confirmations: int = 3
     """So many blocks, its own included, make a settlement final."""
+    given_as: str | None = field(default=None, compare=False, repr=False)
+    """What `--network` takes for it: a name, a path or a URL; None for one that was made in Python."""
     web3: object | None = field(default=None, repr=False)
     """A user's `Web3` or `AsyncWeb3`, which answers in place of `rpc_url`."""
 
@@ -113,6 +115,7 @@ _BLOB_URL: Final = "https://aggregator.suicore.com/v1/blobs"
 PRESETS: Final[Mapping[str, Network]] = {
     "base": Network(
         name="base",
+        given_as="base",
         chain_id=8453,
         rpc_url="https://mainnet.base.org",  # docs.base.org, public endpoint
         gateway_url=GATEWAY_URL,
@@ -130,6 +133,7 @@ PRESETS: Final[Mapping[str, Network]] = {
     ),
     "base-sepolia": Network(
         name="base-sepolia",
+        given_as="base-sepolia",
         chain_id=84532,
         rpc_url="https://sepolia.base.org",  # docs.base.org, public endpoint
         gateway_url=GATEWAY_URL,
@@ -172,15 +176,16 @@ def load_network(source: str | Path | Network | DescribedNetwork, *, devnet_file
         if (preset := PRESETS.get(source)) is not None:
             return preset
         if source == "devnet":
-            return _read_file(devnet_file or default_devnet_file(), is_devnet=True)
+            return replace(_read_file(devnet_file or default_devnet_file(), is_devnet=True), given_as=source)
         if "://" in source:
-            return _parse(_fetch(source), origin=source)
+            is_showable = not {"@", "?"} & set(source)  # a password or a token may be in it
+            return replace(_parse(_fetch(source), origin=source), given_as=source if is_showable else None)
         if not _looks_like_path(source):
             raise UnknownNetwork(
                 f"Unknown network {source!r}. Nothing was paid. Known: {', '.join(PRESETS)}, devnet; or give "
                 "the path or URL of a network file. A local network starts with `opengradient-devnet`."
             )
-    return _read_file(Path(source), is_devnet=False)
+    return replace(_read_file(Path(source), is_devnet=False), given_as=str(source))
 
 
 def with_node(network: Network, *, rpc_url: str | SecretStr | None = None, web3: object | None = None) -> Network:

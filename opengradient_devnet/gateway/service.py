@@ -99,7 +99,10 @@ class ModelService:
         return transcript
 
     def _forwarded(self, call: Call) -> dict[str, Any]:
-        return {name: value for name, value in call.request.items() if name not in self._profile.unforwarded}
+        # A limit of 0 is hashed as 0, and means the model's own.
+        unlimited = {name for name in ("max_tokens", "max_completion_tokens") if call.request.get(name) == 0}
+        kept_back = self._profile.unforwarded | unlimited
+        return {name: value for name, value in call.request.items() if name not in kept_back}
 
     def _told(self, transcript: Transcript) -> str | None:
         """The finish_reason that clients see, and that is hashed."""

@@ -243,11 +243,14 @@ def _pause_s(failed: Failure, attempt: int) -> float:
 
 def _post(url: str, content: bytes, until: float) -> httpx.Request:
     headers = {"content-type": "application/json", "accept-encoding": "gzip, deflate"}
-    left_s = max(0.001, until - time.monotonic())
-    timeouts = dict.fromkeys(("connect", "read", "write", "pool"), left_s)
-    return httpx.Request(
-        "POST", url, headers=headers, content=content, extensions={"timeout": timeouts, _DEADLINE: until}
-    )
+    limits = limited_to(max(0.001, until - time.monotonic()))
+    return httpx.Request("POST", url, headers=headers, content=content, extensions=limits)
+
+
+def limited_to(seconds: float) -> dict[str, Any]:
+    """The extensions of a request that a line gives up after this time, also while its body is read."""
+    timeouts = dict.fromkeys(("connect", "read", "write", "pool"), seconds)
+    return {"timeout": timeouts, _DEADLINE: time.monotonic() + seconds}
 
 
 # -- asking at once

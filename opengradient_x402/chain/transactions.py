@@ -30,12 +30,35 @@ _USUAL_GAS: Final = 80_000
 """More than an approval or a cancellation takes: reckoned with when a node estimates nothing for an empty wallet."""
 _WEI_PER_GWEI: Final = 10**9
 
-# What nodes say (geth's core/error.go and txpool/errors.go; erigon, nethermind and OP-stack nodes say the same words)
+# What nodes say. The words of geth (core/error.go, txpool/errors.go) are also those of OP-stack nodes, erigon and reth.
+# Others say "lack of funds" (reth's EVM), "upfront cost" (Besu), OldNonce and InsufficientFunds (Nethermind).
 _KNOWN: Final = ("already known", "known transaction", "alreadyknown", "already imported")
-_NONCE_TAKEN: Final = ("nonce too low", "nonce is too low", "replacement transaction underpriced")
-_NO_FUNDS: Final = ("insufficient funds", "gas required exceeds allowance", "insufficient balance")
+_NONCE_TAKEN: Final = (
+    "nonce too low",
+    "nonce is too low",
+    "oldnonce",
+    "nonce has already been used",
+    "replacement transaction underpriced",
+    "replacementnotallowed",
+    "could not replace existing",
+    "transaction with same nonce",
+)
+_NO_FUNDS: Final = (
+    "insufficient funds",
+    "insufficientfunds",
+    "insufficient balance",
+    "gas required exceeds allowance",
+    "lack of funds",
+    "enough funds",
+    "enough balance",
+    "upfront cost",
+    "up-front cost",
+)
 _OVERSHOT: Final = re.compile(r"overshot (\d+)")
-_HAVE_AND_WANT: Final = re.compile(r"(?:have|balance:?) (\d+)\W+(?:want|tx cost:?) (\d+)")
+_HAVE_AND_WANT: Final = (
+    re.compile(r"(?P<have>\d+)\W+(?:want|tx cost|cumulative cost|for max fee)\W+(?P<want>\d+)"),
+    re.compile(r"(?:required|upfront cost is:?) (?P<want>\d+)\D+(?P<have>\d+)"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,8 +254,9 @@ def _missing(exc: RpcError, unsigned: UnsignedTransaction) -> int:
     """
     if (overshot := _OVERSHOT.search(exc.message)) is not None:
         return int(overshot[1])
-    if (both := _HAVE_AND_WANT.search(exc.message)) is not None:
-        return max(0, int(both[2]) - int(both[1]))
+    for pattern in _HAVE_AND_WANT:
+        if (both := pattern.search(exc.message.casefold())) is not None:
+            return max(0, int(both["want"]) - int(both["have"]))
     return unsigned.max_cost_wei
 
 

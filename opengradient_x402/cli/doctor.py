@@ -10,17 +10,18 @@ import shlex
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
 import typer
 
 from opengradient_x402.cli.options import GatewayOption, JsonOption, LedgerOption, NetworkOption, RpcOption
 
 if TYPE_CHECKING:
-    from opengradient_x402.chain.questions import ChainReader
+    from opengradient_x402.chain.questions import Question
     from opengradient_x402.networks import Network
     from opengradient_x402.payment.challenge import PaymentTerms
 
+_T = TypeVar("_T")
 _MOST_SKEW_S = 30
 _LONGEST_LOOK_S = 1.5
 """For one request: with a dead node or gateway, all checks together take less than five seconds."""
@@ -98,19 +99,15 @@ class _Examination:
     def _chain(self) -> Diagnosis:
         from opengradient_x402.chain.questions import block
         from opengradient_x402.cli.options import network_of
-        from opengradient_x402.errors import OpenGradientError
 
         self._network = network_of(self._network_choice, self._rpc_url)
-        try:
-            head = self._reader(self._network).ask(block())
-        except OpenGradientError:
-            self._is_node_dead = True  # said once: what needs the node is skipped
-            raise
+        head = self._asked(block())
         return _ok("network", f"{self._network.name} (chain {self._network.chain_id}), block {head.number}")
 
     def _gateway(self) -> Diagnosis:
         import httpx
 
+        from opengradient_x402.chain.node import Line, limited_to
         from opengradient_x402.cli.options import gateway_of
         from opengradient_x402.payment.challenge import parse_challenge
         from opengradient_x402.payment.policy import SpendPolicy
@@ -120,10 +117,11 @@ class _Examination:
         policy = SpendPolicy()
         policy.check_endpoint(url, network)
         body = {"model": "gpt-5", "messages": [{"role": "user", "content": "ping"}], "max_tokens": 1}
+        request = httpx.Request("POST", f"{url}/v1/chat/completions", json=body, extensions=limited_to(_LONGEST_LOOK_S))
         try:
-            # Only the headers are read: a body of any size may come with them.
-            with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=_LONGEST_LOOK_S) as response:
-                pass
+            with Line() as line:  # only the headers are read: a body of any size may come with them
+                response = line.send(request)
+                response.close()
         except httpx.HTTPError as exc:
             return _problem(
                 "gateway",
@@ -151,8 +149,7 @@ class _Examination:
         try:
             reference, whose = int(parsedate_to_datetime(self._served_at or "").timestamp()), "the gateway's"
         except (ValueError, OverflowError):
-            network = self._known_network()
-            reference, whose = self._reader(network).ask(chain_time()), "the chain's"
+            reference, whose = self._asked(chain_time()), "the chain's"
         skew_s = now_s - reference
         if abs(skew_s) > _MOST_SKEW_S:
             return _problem(
@@ -166,8 +163,8 @@ class _Examination:
         from opengradient_x402.addresses import address_of
         from opengradient_x402.chain.questions import code_of
 
-        network, address = self._known_network(), self._known_address()
-        code = self._reader(network).ask(code_of(address))
+        address = self._known_address()
+        code = self._asked(code_of(address))
         if not code:
             return _ok("account", "a wallet with a key and no code")
         is_delegated = code.startswith(_DELEGATION) and len(code) == len(_DELEGATION) + 20
@@ -184,7 +181,7 @@ class _Examination:
         from opengradient_x402.money import format_amount
 
         network, address = self._known_network(), self._known_address()
-        wei = self._reader(network).ask(native_balance(address))
+        wei = self._asked(native_balance(address))
         if wei == 0:
             return Diagnosis(
                 name="gas",
@@ -198,7 +195,7 @@ class _Examination:
         from opengradient_x402.chain.questions import balance_of
 
         network, address = self._known_network(), self._known_address()
-        held, needed = self._reader(network).ask(balance_of(network.asset.address, address)), self._needed()
+        held, needed = self._asked(balance_of(network.asset.address, address)), self._needed()
         found = network.asset.format(held)
         if held < needed or held == 0:
             source = f" A faucet: {network.faucet_url}" if network.faucet_url else ""
@@ -213,12 +210,13 @@ class _Examination:
         network, address = self._known_network(), self._known_address()
         # Only what was typed is typed again: the name in a network file is no name that `--network` knows.
         option = f" --network {shlex.quote(self._network_choice)}" if self._network_choice else ""
-        allowed = self._reader(network).ask(allowance(network.asset.address, address, network.permit2))
+        node = ", with the `--rpc-url` that you gave here" if self._rpc_url else ""  # a provider's key may be in it
+        allowed = self._asked(allowance(network.asset.address, address, network.permit2))
         if allowed < self._needed() or allowed == 0:
             return _problem(
                 "allowance",
                 f"payments may take {network.asset.format(allowed)}",
-                f"Run `opengradient-x402 approve 5{option}` once.",
+                f"Run `opengradient-x402 approve 5{option}` once{node}.",
             )
         if allowed > MAX_UINT256 // 2:
             return Diagnosis(
@@ -276,12 +274,19 @@ class _Examination:
             raise _Unanswerable("the wallet is not known")
         return self._address
 
-    def _reader(self, network: Network) -> ChainReader:
+    def _asked(self, question: Question[_T]) -> _T:
+        """What the node answers. Said once that it does not, it is asked no more: each question takes its time."""
         from opengradient_x402.chain.questions import ChainReader
+        from opengradient_x402.errors import OpenGradientError
 
+        network = self._known_network()
         if self._is_node_dead:
             raise _Unanswerable("the node did not answer")
-        return ChainReader.at(network, timeout_s=_LONGEST_LOOK_S)
+        try:
+            return ChainReader.at(network, timeout_s=_LONGEST_LOOK_S).ask(question)
+        except OpenGradientError:
+            self._is_node_dead = True
+            raise
 
 
 class _Unanswerable(Exception):

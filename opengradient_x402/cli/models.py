@@ -30,7 +30,10 @@ def models(
         rows, remark = _served(network, gateway)
     else:
         rows = [_row(info) for info in catalog()]
-        remark = "Published prices; a gateway sets its own: `--live` asks it. `?`: no public source says it."
+        remark = (
+            "Published prices; a gateway sets its own: `--live` asks it. `?`: no public source says it. Without a "
+            "published price, limits count a call as all that its payment authorizes."
+        )
     chosen = [row for row in rows if search.lower() in row["name"].lower()]
     if as_json:
         print_json(chosen)
@@ -44,7 +47,7 @@ def models(
                 _count(row["max_output_tokens"]),
                 row["input_usd_per_mtok"] or "?",
                 row["output_usd_per_mtok"] or "?",
-                row["price_as_of"] or "",
+                row["price_as_of"] or ("" if live else "no published price"),
                 "deprecated" if row["deprecated"] else " ".join(row["abilities"] or ["?"]),
             )
             for row in chosen

@@ -179,9 +179,14 @@ def _check_ranges(wire: Mapping[str, Any]) -> None:
                 f"{name}={value!r} was given, and gateways take numbers from 0 to {most}. Nothing was paid. "
                 f"Give {name} in that range."
             )
-    seed = wire.get("seed")
-    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
-        raise _refused(f"seed={seed!r} was given, and gateways take whole numbers. Nothing was paid. Give an integer.")
+    for name in ("seed", "max_tokens", "max_completion_tokens"):
+        value = wire.get(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            raise _refused(
+                f"{name}={value!r} was given, and gateways take whole numbers. Nothing was paid. Give an integer."
+            )
+        if value is not None and value < 0 and name != "seed":
+            raise _refused(f"{name}={value} was given, and no answer is so short. Nothing was paid. Give at least 1.")
     stop = wire.get("stop")
     if isinstance(stop, Sequence) and not isinstance(stop, str) and len(stop) > _MOST_STOPS:
         raise _refused(

@@ -183,9 +183,10 @@ def _data_claims(call: Call, answer: Answer) -> dict[str, Any]:
     raw, headers = answer.raw, call.headers
     named = _text(raw.get("data_settlement_transaction_hash")) or headers.get("X-Settlement-Tx-Hash") or None
     claimed = transaction_claim(named)
+    job = _text(raw.get("settlement_job_id")) or headers.get("X-Settlement-Job-ID")
     return {
         "data_tx_hash": claimed,
-        "data_settlement_job": headers.get("X-Settlement-Job-ID") or (None if claimed is not None else named),
+        "data_settlement_job": job or (None if claimed is not None else named),
         "data_blob_id": _text(raw.get("data_settlement_blob_id")) or headers.get("X-Settlement-Walrus-Blob-ID"),
     }
 

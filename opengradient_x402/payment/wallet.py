@@ -8,6 +8,7 @@ This module does not pay for model calls and does not know the ledger.
 
 from __future__ import annotations
 
+import shlex
 import time
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from opengradient_x402.chain.transactions import prepare_transaction, send_trans
 from opengradient_x402.effects import Sleep, in_thread
 from opengradient_x402.errors import AllowanceMissing, ChainUnavailable, ConfigurationError, InsufficientFunds
 from opengradient_x402.money import MAX_UINT256, parse_amount
-from opengradient_x402.networks import PRESETS, Network
+from opengradient_x402.networks import Network
 from opengradient_x402.payment.policy import SpendPolicy
 from opengradient_x402.signer import Signer
 
@@ -246,7 +247,7 @@ def _require_funds(network: Network, payer: str, terms: PaymentTerms) -> Questio
     allowed = yield from _allowance(network, payer)
     if allowed < terms.amount_atomic:
         whole = -(-terms.amount_atomic // 10**asset.decimals)
-        option = f" --network {network.name}" if network.name in PRESETS else ""
+        option = f" --network {shlex.quote(network.given_as)}" if network.given_as else ""
         raise AllowanceMissing(
             f"Permit2 may move {asset.format(allowed)} of {payer} on {network.name}; the payment authorizes "
             f"{asset.format(terms.amount_atomic)}. Nothing was signed. Run `opengradient-x402 approve {whole}{option}` "

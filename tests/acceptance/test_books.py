@@ -66,8 +66,9 @@ def llama_index_call(model: OpenGradient, kind: int, mode: SettlementMode) -> No
 
 
 @pytest.mark.timeout(300)
-def test_three_hundred_mixed_calls_of_three_wallets_are_explained_to_the_last_unit(tmp_path):
-    with Devnet(batch_size=32) as net:
+@pytest.mark.parametrize("gateway", ["helpful", "gateway-2026-04"])
+def test_three_hundred_mixed_calls_of_three_wallets_are_explained_to_the_last_unit(gateway, tmp_path):
+    with Devnet(batch_size=32, behaves_like=gateway) as net:
         accounts = [net.account(opg="10", approved=True) for _ in range(3)]
         before = [opg_balance(net, account.address) for account in accounts]
         with (

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from opengradient_devnet import Devnet
+from opengradient_devnet.chain.accounts import new_account
 from support.venvs import Venv, build_wheel, install_wheel, make_venv
 
 _HERE = Path(__file__).parent
@@ -36,9 +40,26 @@ def sdk() -> Venv:
 
 
 @pytest.fixture(scope="session")
+def sessions_fork() -> Venv:
+    """OpenGradient's fork of the x402 SDK, the last one that has sessions."""
+    return _environment("sessions-fork")
+
+
+@pytest.fixture(scope="session")
 def newer_fork() -> Venv:
-    """OpenGradient's fork of the x402 SDK, newer than the one that their SDK pins."""
+    """OpenGradient's fork of the x402 SDK, newer than the one that their SDK pins; it has no sessions any more."""
     return _environment("newer-fork")
+
+
+@pytest.fixture(scope="module")
+def official_facilitator(official: Venv, net: Devnet) -> Iterator[dict[str, Any]]:
+    """The official facilitator's URL and address, on the devnet's chain. Its account has gas money and no OPG."""
+    account = new_account()
+    net.chain.fund(account.address, native_wei=10**18)
+    task = {"private_key": account.private_key, "rpc_url": net.rpc_url, "network": net.network["network"]}
+    with official.serve(_HERE / "scripts" / "official_facilitator.py", task) as announced:
+        assert announced["address"] == account.address
+        yield announced
 
 
 @pytest.fixture(scope="session")

@@ -67,22 +67,6 @@ def offer_of(net, scheme, *, pay_to, facilitator):
     return terms.offer(scheme, amount_atomic=ASKED)
 
 
-@pytest.fixture(scope="module")
-def facilitator(official, net, request):
-    """The facilitator's URL and address. Its account has gas money and no OPG."""
-    account = new_account()
-    net.chain.fund(account.address, native_wei=OPG)
-    task = {
-        "private_key": account.private_key,
-        "rpc_url": net.rpc_url,
-        "network": net.network["network"],
-    }
-    script = request.path.parent / "scripts" / "official_facilitator.py"
-    with official.serve(script, task) as announced:
-        assert announced["address"] == account.address
-        yield announced
-
-
 @pytest.mark.parametrize(
     ("scheme", "approved", "taken"),
     [
@@ -91,11 +75,13 @@ def facilitator(official, net, request):
         (Scheme.EXACT_EIP3009, False, ASKED),
     ],
 )
-def test_the_official_facilitator_settles_what_our_client_signed(net, facilitator, tmp_path, scheme, approved, taken):
+def test_the_official_facilitator_settles_what_our_client_signed(
+    net, official_facilitator, tmp_path, scheme, approved, taken
+):
     account, payee = net.account(opg="1", approved=approved), new_account().address
-    offer = offer_of(net, scheme, pay_to=payee, facilitator=facilitator)
-    shop = Shop(facilitator["url"], offer=offer, take_atomic=taken)
-    policy = SpendPolicy(payees=[payee], facilitators=[facilitator["address"]])
+    offer = offer_of(net, scheme, pay_to=payee, facilitator=official_facilitator)
+    shop = Shop(official_facilitator["url"], offer=offer, take_atomic=taken)
+    policy = SpendPolicy(payees=[payee], facilitators=[official_facilitator["address"]])
     with payments_for(net, account, tmp_path / "ledger.sqlite", policy=policy) as payments:
         with httpx.Client(transport=X402Transport(payments, wrapped=shop)) as http:
             assert http.post(URL, json={"model": "gpt-5"}).json() == {"sold": True}
@@ -113,11 +99,11 @@ def test_the_official_facilitator_settles_what_our_client_signed(net, facilitato
     assert opg_balance(net, payee) == taken
 
 
-def test_the_official_facilitator_refuses_a_payload_of_ours_that_was_tampered_with(net, facilitator, tmp_path):
+def test_the_official_facilitator_refuses_a_payload_of_ours_that_was_tampered_with(net, official_facilitator, tmp_path):
     account, payee, thief = net.account(opg="1", approved=True), new_account().address, new_account().address
-    offer = offer_of(net, Scheme.UPTO, pay_to=payee, facilitator=facilitator)
-    shop = Shop(facilitator["url"], offer=offer, take_atomic=0)
-    policy = SpendPolicy(payees=[payee], facilitators=[facilitator["address"]])
+    offer = offer_of(net, Scheme.UPTO, pay_to=payee, facilitator=official_facilitator)
+    shop = Shop(official_facilitator["url"], offer=offer, take_atomic=0)
+    policy = SpendPolicy(payees=[payee], facilitators=[official_facilitator["address"]])
     with (
         payments_for(net, account, tmp_path / "ledger.sqlite", policy=policy) as payments,
         httpx.Client(transport=X402Transport(payments, wrapped=shop)) as http,

@@ -1,7 +1,8 @@
-"""LangChain's standard integration tests over real payments on the devnet, every switch on."""
+"""LangChain's standard integration tests over real payments, every switch on, at each kind of gateway."""
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 import pytest
@@ -12,6 +13,7 @@ from vcr import VCR
 
 from langchain_opengradient import ChatOpenGradient
 from opengradient_x402.payment.payments import Payments
+from support.payers import payments_for
 
 from .conftest import BETA, paid_alike
 from .media import PDF, PNG, WAV
@@ -34,25 +36,36 @@ def vcr_config(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     }
 
 
-@pytest.fixture(scope="module")
-def vcr_cassette_dir(vcr_config: dict[str, Any], shared_payments: Payments) -> str:
+@pytest.fixture(scope="class")
+def payer(request: pytest.FixtureRequest, devnets: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Payments]:
+    """The wallet that pays for all tests of a class, at the gateway of that class."""
+    net = devnets(**request.cls.gateway)
+    account = net.account(opg="100", approved=True)
+    with payments_for(net, account, tmp_path_factory.mktemp("ledger") / "l.sqlite") as opened:
+        yield opened
+
+
+@pytest.fixture(scope="class")
+def vcr_cassette_dir(request: pytest.FixtureRequest, vcr_config: dict[str, Any], payer: Payments) -> str:
     """Records the paid stream that the suite's benchmark then plays back."""
     recorder = VCR()
     recorder.register_matcher("paid", paid_alike)
-    with ChatOpenGradient(model="openai/gpt-5", payments=shared_payments) as model:
+    with ChatOpenGradient(model="openai/gpt-5", payments=payer) as model:
         model.invoke("Open the session, so that what is recorded is paid by it.")
     with (
-        ChatOpenGradient(model="openai/gpt-5", payments=shared_payments) as model,
-        recorder.use_cassette("TestChatOpenGradientStandardIntegration.test_stream_time", **vcr_config),
+        ChatOpenGradient(model="openai/gpt-5", payments=payer) as model,
+        recorder.use_cassette(f"{request.cls.__name__}.test_stream_time", **vcr_config),
     ):
         list(model.stream("Write a story about a cat."))
     return str(vcr_config["cassette_library_dir"])
 
 
 class TestChatOpenGradientStandardIntegration(ChatModelIntegrationTests):
+    gateway: ClassVar[dict[str, str]] = {}
+
     @pytest.fixture(autouse=True)
-    def _devnet(self, shared_payments: Payments, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._payments = shared_payments
+    def _devnet(self, payer: Payments, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._payments = payer
         monkeypatch.setenv("LANGCHAIN_TESTS_USER_AGENT", "opengradient-integrations")
         media = {".png": PNG, ".jpg": PNG, ".pdf": PDF, ".wav": WAV}
         monkeypatch.setattr(suite.httpx, "get", lambda url, **_: httpx.Response(200, content=media[Path(url).suffix]))
@@ -83,3 +96,7 @@ class TestChatOpenGradientStandardIntegration(ChatModelIntegrationTests):
     returns_usage_metadata = True
     supports_model_override = True
     enable_vcr_tests = True
+
+
+class TestChatOpenGradientAtTheGatewayOfApril(TestChatOpenGradientStandardIntegration):
+    gateway: ClassVar[dict[str, str]] = {"behaves_like": "gateway-2026-04"}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -76,6 +78,12 @@ def test_objects_that_hold_a_key_are_the_local_signer_of_it(key):
         (PHRASE, "a recovery phrase", "from_mnemonic"),
         (ACCOUNT.address, "an address", "Give the key of it"),
         (json.dumps({"crypto": {}}), "the text of a keystore", "OG_KEYSTORE"),
+        (PHRASE.upper().replace(" ", ", "), "a recovery phrase", "from_mnemonic"),
+        (" ".join(f"{i}. {word}" for i, word in enumerate(PHRASE.split(), 1)), "a recovery phrase", "from_mnemonic"),
+        ("wallet-of-mine.eth", "a name", "Give the key of it"),
+        ("0x02" + KEY[2:], "a public key", "Give the key of it"),
+        ("xprv" + "9" * 107, "an extended key", "Give the key of it"),
+        (base64.b64encode(ACCOUNT.key).decode(), "base64", "64 hex digits"),
         ("/home/me/.keys/UTC--2026.json", "the path of a file", "OG_PRIVATE_KEY_FILE"),
         ("C:\\keys\\wallet.json", "the path of a file", "OG_KEYSTORE"),
         (KEY[:-1], "63 hex digits: a zero", "64 hex digits"),
@@ -85,6 +93,20 @@ def test_what_is_no_key_is_called_by_its_name(value, what, remedy):
     with pytest.raises(InvalidPrivateKey, match=f"{what}.*Nothing was paid.*{remedy}") as caught:
         LocalSigner(value)
     assert value not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "what"),
+    [
+        (json.loads('{"crypto": {}}'), "the text of a keystore"),
+        (Path("wallet.json"), "the path of a file"),
+        (int(KEY, 16), "its type is int"),
+    ],
+)
+def test_an_object_that_is_no_key_is_called_by_its_name(value, what):
+    with pytest.raises(InvalidPrivateKey, match=f"{what}.*Nothing was paid") as caught:
+        LocalSigner(value)
+    assert str(int(KEY, 16)) not in str(caught.value)
 
 
 # -- keystores

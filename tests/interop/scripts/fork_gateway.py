@@ -1,7 +1,8 @@
-"""A paid gateway of one's own: Flask under og-x402's middleware, with sessions, until standard input ends.
+"""A paid gateway of one's own: Flask under og-x402's middleware, until standard input ends.
 
-Task: {facilitator_url, network, asset, pay_to, cap_atomic, cost_atomic}. Announces {url}. When it ends, every
-session is settled for `cost_atomic` a call.
+Task: {facilitator_url, network, asset, pay_to, cap_atomic, cost_atomic, sessions}. Announces {url}. With sessions,
+every session is settled when the gateway ends, for `cost_atomic` a call. A newer middleware has none, and settles each
+call for `cost_atomic` before its answer goes out. A request with tools is answered by a call of the first one.
 """
 
 import json
@@ -12,16 +13,15 @@ import time
 from flask import Flask, Response, jsonify, request
 from werkzeug.serving import make_server
 from x402.http import FacilitatorConfig, HTTPFacilitatorClientSync
-from x402.http.middleware.flask import payment_middleware
+from x402.http.middleware import flask as fork
 from x402.http.types import PaymentOption, RouteConfig
 from x402.mechanisms.evm.upto import UptoEvmServerScheme
 from x402.schemas import AssetAmount
-from x402.session import SessionStore
 
 from x402 import x402ResourceServerSync
 
 IDLE_S = 1
-TEXT = ["Paid ", "with ", "a session."]
+TEXT = ["Paid ", "by ", "our client."]
 USAGE = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
 PROOF = {
     "tee_id": "0x" + "11" * 32,
@@ -39,38 +39,56 @@ def choice(**more):
     return {"index": 0, "finish_reason": None, **more}
 
 
-def events():
-    for piece in TEXT:
-        yield {"choices": [choice(delta={"role": "assistant", "content": piece})], "model": "gpt-5"}
-    yield {"choices": [choice(delta={}, finish_reason="stop")], "model": "gpt-5", "usage": USAGE, **PROOF}
+def tool_calls(asked):
+    function = {"name": asked["tools"][0]["function"]["name"], "arguments": '{"symbol": "OPG"}'}
+    return [{"index": 0, "id": "call_1", "type": "function", "function": function}]
+
+
+def events(asked):
+    deltas = [{"tool_calls": tool_calls(asked)}] if asked.get("tools") else [{"content": piece} for piece in TEXT]
+    for delta in deltas:
+        yield {"choices": [choice(delta={"role": "assistant", **delta})], "model": "gpt-5"}
+    reason = "tool_calls" if asked.get("tools") else "stop"
+    yield {"choices": [choice(delta={}, finish_reason=reason)], "model": "gpt-5", "usage": USAGE, **PROOF}
+
+
+def answered(asked):
+    if asked.get("stream"):
+        lines = [f"data: {json.dumps(event)}\n\n" for event in events(asked)] + ["data: [DONE]\n\n"]
+        return Response(iter(lines), mimetype="text/event-stream")
+    message, reason = {"role": "assistant", "content": "".join(TEXT)}, "stop"
+    if asked.get("tools"):
+        message, reason = {"role": "assistant", "content": None, "tool_calls": tool_calls(asked)}, "tool_calls"
+    answer = {"id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": "gpt-5", "usage": USAGE}
+    return jsonify({**answer, "choices": [choice(message=message, finish_reason=reason)], **PROOF})
 
 
 @app.post("/v1/chat/completions")
 def chat():
-    if request.get_json().get("stream"):
-        lines = [f"data: {json.dumps(event)}\n\n" for event in events()] + ["data: [DONE]\n\n"]
-        return Response(iter(lines), mimetype="text/event-stream")
-    message = {"role": "assistant", "content": "".join(TEXT)}
-    answer = {"id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": "gpt-5", "usage": USAGE}
-    return jsonify({**answer, "choices": [choice(message=message, finish_reason="stop")], **PROOF})
+    response = answered(request.get_json())
+    if not task["sessions"]:
+        fork.set_settlement_overrides(response, {"amount": task["cost_atomic"]})
+    return response
+
+
+def session_options():
+    from x402.session import SessionStore
+
+    cost = int(task["cost_atomic"])
+    return {"session_store": SessionStore(), "cost_per_request": cost, "session_idle_timeout": IDLE_S}
 
 
 server = x402ResourceServerSync(HTTPFacilitatorClientSync(FacilitatorConfig(url=task["facilitator_url"])))
 server.register(task["network"], UptoEvmServerScheme())
 price = AssetAmount(amount=task["cap_atomic"], asset=task["asset"], extra={"name": "OpenGradient", "version": "1"})
 option = PaymentOption(scheme="upto", pay_to=task["pay_to"], price=price, network=task["network"])
-middleware = payment_middleware(
-    app,
-    {"POST /v1/chat/completions": RouteConfig(accepts=[option], mime_type="application/json")},
-    server,
-    session_store=SessionStore(),
-    cost_per_request=int(task["cost_atomic"]),
-    session_idle_timeout=IDLE_S,
-)
+routes = {"POST /v1/chat/completions": RouteConfig(accepts=[option], mime_type="application/json")}
+middleware = fork.payment_middleware(app, routes, server, **(session_options() if task["sessions"] else {}))
 http = make_server("127.0.0.1", 0, app, threaded=True)
 threading.Thread(target=http.serve_forever, daemon=True).start()
 print(json.dumps({"url": f"http://127.0.0.1:{http.port}"}), flush=True)
 sys.stdin.read()
-time.sleep(IDLE_S + 0.1)  # the last flush takes idle sessions only
-middleware.shutdown()
+if task["sessions"]:
+    time.sleep(IDLE_S + 0.1)  # the last flush takes idle sessions only
+    middleware.shutdown()
 http.shutdown()

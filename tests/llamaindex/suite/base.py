@@ -19,6 +19,8 @@ class LLMTestBase:
     """The constructor's name for the model's name."""
     base_url_param: ClassVar[str] = "base_url"
     """The constructor's name for the base URL of an OpenAI-shaped server, up to and with `/v1`."""
+    tool_calls_come_whole: ClassVar[bool] = False
+    """Whether a gateway in front of the scripted server holds a streamed tool call back until it is complete."""
 
     @property
     @abstractmethod

@@ -4,8 +4,11 @@ import csv
 import io
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +23,7 @@ from opengradient_x402.cli.main import build_app
 from opengradient_x402.cli.receipts import parse_since
 from opengradient_x402.ledger.ledger import Ledger
 from support.node import serving
+from support.node_faults import failing_node
 from support.payers import PROMPT, client_for, payments_for
 
 COMMAND = [sys.executable, "-c", "from opengradient_x402.cli.main import main; main()"]
@@ -333,6 +337,43 @@ def test_doctor_names_each_problem_with_its_fix(net, run):
     assert set(problems) == {"tokens", "allowance"}
     assert poor.address in problems["tokens"]["fix"]
     assert "approve 5" in problems["allowance"]["fix"]
+
+
+def test_doctor_asks_a_node_that_stops_answering_only_once(net, run, tmp_path):
+    """Such a node says which chain it serves, and its newest block; everything else it leaves unanswered."""
+    with serving(net.chain) as node:
+        path = tmp_path / "network.json"
+        registry = net.network["registry"] | {"rpc_url": node.url}
+        path.write_text(json.dumps(net.network | {"rpc_url": node.url, "registry": registry}))
+        silence = threading.Event()
+        node.misbehave = lambda method, params, number: silence.wait(30) if method == "eth_getCode" else None
+        began = time.monotonic()
+        found = run("doctor", "--network", str(path), "--json").json()
+        took_s = time.monotonic() - began
+        silence.set()
+    assert took_s < 5
+    states_of = {check["name"]: check["state"] for check in found}
+    assert (states_of["network"], states_of["account"]) == ("ok", "problem")
+    assert {states_of[name] for name in ("gas", "tokens", "allowance", "registry")} == {"skipped"}
+
+
+def test_doctor_waits_for_no_gateway_that_drips_its_headers(net, run):
+    with failing_node("drips headers", 1) as url:
+        began = time.monotonic()
+        assert states(run("doctor", "--json", "--gateway", url))["gateway"] == "problem"
+    assert time.monotonic() - began < 5
+
+
+def test_the_advice_to_approve_names_the_network_as_it_was_given(net, run, tmp_path):
+    path = tmp_path / "my network.json"
+    path.write_text(json.dumps(net.network))
+    run.monkeypatch.setenv("OG_PRIVATE_KEY", net.account(opg="1", approved=False).private_key)
+    run.monkeypatch.setenv("OG_NETWORK", "base")
+    refused = run("chat", "hi", "--network", str(path))
+    assert refused.code == 3
+    command = re.search(r"`opengradient-x402 (approve [^`]*)`", refused.err)[1]
+    assert run(*shlex.split(command)).code == 0
+    assert run("chat", "hi", "--network", str(path)).code == 0
 
 
 def test_doctor_goes_on_without_a_key_a_gateway_or_a_network(net, run):

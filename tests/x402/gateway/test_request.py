@@ -60,6 +60,10 @@ def test_a_choice_of_no_tool_is_refused(choice):
         ({"top_p": True}, "from 0 to 1"),
         ({"seed": 1.0}, "seed=1.0 was given, and gateways take whole numbers"),
         ({"seed": "a"}, "whole numbers"),
+        ({"max_tokens": "many"}, "max_tokens='many' was given, and gateways take whole numbers"),
+        ({"max_tokens": 1.5}, "whole numbers"),
+        ({"max_tokens": -1}, "max_tokens=-1 was given"),
+        ({"max_completion_tokens": -1}, "max_completion_tokens=-1 was given"),
         ({"stop": list("abcde")}, "5 stop sequences were given, and gateways take 4"),
     ],
 )

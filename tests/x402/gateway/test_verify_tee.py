@@ -23,6 +23,7 @@ TOOL = {
 REQUESTS = {
     "plain": PROMPT,
     "temperature, stop and limit": {**PROMPT, "temperature": 0.3, "stop": ["rule"], "max_tokens": 7},
+    "a limit of 0": {**PROMPT, "max_tokens": 0},
     "tools": {**PROMPT, "tools": [TOOL], "messages": [{"role": "user", "content": "Look up the price of token 'ETH'"}]},
     "parts and unicode": {
         **PROMPT,
@@ -62,7 +63,7 @@ def test_good_proofs_are_accepted_in_both_canonical_styles_with_and_without_stre
         assert stream.completion.receipt.tee_verified == "verified (key from the gateway)"
 
 
-@pytest.mark.parametrize("name", ["plain", "web search", "tools"])
+@pytest.mark.parametrize("name", ["plain", "web search", "a limit of 0", "tools"])
 def test_good_proofs_of_the_gateway_of_april_are_accepted(devnets, tmp_path, name):
     april = devnets(behaves_like="gateway-2026-04")
     account = april.account(opg="10", approved=True)

@@ -49,6 +49,22 @@ def test_a_queued_data_settlement_is_kept_as_a_job(payments, client, is_stream):
     assert payments.ledger.receipts().result()[-1].data_settlement_job == receipt.data_settlement_job
 
 
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_a_gateway_that_writes_data_at_once_names_its_job_beside_the_transaction(devnets, tmp_path, is_stream):
+    """Streams name it in their final event, whole answers in a header."""
+    net = devnets()
+    account = net.account(opg="1", approved=True)
+    with payments_for(net, account, tmp_path / "l.sqlite") as payments, client_for(payments) as client:
+        if is_stream:
+            stream = client.stream(PROMPT, settlement_mode="individual")
+            list(stream)
+            receipt = stream.receipt
+        else:
+            receipt = client.chat(PROMPT, settlement_mode="individual").receipt
+    assert receipt.data_settlement_job
+    assert receipt.data_tx_hash.startswith("0x")
+
+
 def test_a_claim_of_an_older_ledger_that_is_no_transaction_is_no_claim(net, payments, client):
     receipt = client.chat(PROMPT).receipt
     payments.ledger.record_call(replace(receipt, claimed_payment_tx_hash="payment-0001")).result()

@@ -20,6 +20,7 @@ from opengradient_x402.errors import (
     UnknownModel,
 )
 from opengradient_x402.ledger.receipts import ReceiptStatus
+from opengradient_x402.models import find_model
 from opengradient_x402.payment.policy import SpendPolicy
 from opengradient_x402.payment.transport import AsyncX402Transport, X402Transport
 from support.payers import (
@@ -416,6 +417,20 @@ def test_a_call_that_could_cost_more_than_its_limit_is_refused_before_it_is_sent
         with pytest.raises(PolicyRefused, match="could cost"):
             client.chat({**PROMPT, "max_tokens": 100_000})
         assert sent == []
+
+
+def test_a_limit_per_call_trusts_no_price_that_nobody_published(net, account, tmp_path):
+    """The devnet invents a price for such a model: the call counts as all that its payment lets the gateway take."""
+    unpriced = PROMPT | {"model": "openai/gpt-5.5", "max_tokens": 10}
+    assert find_model(unpriced["model"]).price_source is None
+    policy = SpendPolicy(max_per_call="0.05")
+    with payments_for(net, account, tmp_path / "l.sqlite", policy=policy) as payments, client_for(payments) as client:
+        client.chat(PROMPT | {"max_tokens": 10})  # now the price of the token is known
+        with pytest.raises(PolicyRefused, match=r"could cost 0\.1 OPG; the limit is 0\.05 OPG"):
+            client.chat(unpriced)
+    with payments_for(net, account, tmp_path / "other.sqlite") as payments, client_for(payments) as client:
+        receipt = client.chat(unpriced).receipt
+        assert (receipt.cost_atomic > 0, receipt.estimated_cost_atomic) == (True, None)  # what it claims is a claim
 
 
 def test_a_price_jump_is_refused_after_a_restart_too(net, account, tmp_path):

@@ -318,6 +318,22 @@ def test_a_nonce_that_was_used_meanwhile_is_asked_for_again(net, unapproved):
     assert transactions_of(net, unapproved) == 2
 
 
+@pytest.mark.parametrize(
+    "words", ["OldNonce, Current nonce: 1, nonce of rejected tx: 0", "could not replace existing tx", "Nonce too low"]
+)
+def test_a_used_nonce_is_understood_in_the_words_of_every_node(net, unapproved, words):
+    refused = []
+
+    def misbehave(method, params, number):
+        if method == "eth_sendRawTransaction" and not refused:
+            refused.append(params)
+            return error(words)
+        return None
+
+    assert approved_through(net, unapproved, misbehave).allowance_after_atomic == 2 * ATOMIC
+    assert (len(refused), transactions_of(net, unapproved)) == (1, 1)
+
+
 def test_nonce_too_low_for_what_was_mined_at_the_first_sending_is_success(net, unapproved):
     """The node took it, the answer was lost, and it was mined before it was sent again."""
 
@@ -348,6 +364,12 @@ def test_an_answer_to_the_sending_that_was_lost_is_no_failure(net, unapproved):
         ("eth_sendRawTransaction", "insufficient funds: balance 1, tx cost 8, overshot 6000000000000", "0.000006"),
         ("eth_sendRawTransaction", "insufficient funds for gas * price + value: have 1 want 7000000000001", "0.000007"),
         ("eth_sendRawTransaction", "insufficient funds for transfer", "0.000"),
+        ("eth_sendRawTransaction", "insufficient funds: address 0xAb0 have 1 want 8000000000001", "0.000008"),
+        ("eth_sendRawTransaction", "InsufficientFunds, Account balance: 0, cumulative cost: 9000000000000", "0.000009"),
+        ("eth_sendRawTransaction", "Upfront cost exceeds account balance", "0.000"),
+        ("eth_sendRawTransaction", "not enough funds: upfront cost is: 5000000000001 and balance is: 1", "0.000005"),
+        ("eth_sendRawTransaction", "Insufficient funds. Required 4000000000002 and got: 2.", "0.000004"),
+        ("eth_estimateGas", "lack of funds (0) for max fee (3000000000000)", "0.000"),
         ("eth_estimateGas", "gas required exceeds allowance (0)", "0.000"),
     ],
 )  # fmt: skip
