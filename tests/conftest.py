@@ -112,7 +112,7 @@ def client(payments: Payments) -> Iterator[GatewayClient]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks the tests that prove a row of the threats."""
     for item in items:
-        if rows := rows_of(item.nodeid):
+        if (rows := rows_of(item.nodeid)) and item.get_closest_marker("soak") is None:
             item.add_marker("threats")
             item.user_properties += [("threat", row) for row in rows]
 

@@ -10,6 +10,7 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from textwrap import indent
 from typing import Any
 
 import typer
@@ -38,6 +39,20 @@ def print_json(value: Any) -> None:
     """One JSON document."""
     text = json.dumps(value, indent=2, ensure_ascii=False)
     typer.echo(shown(text, keep="\n"))
+
+
+def print_json_as_it_comes(values: dict[str, Any], **lists: Iterable[Any]) -> None:
+    """One JSON document of values and lists; the lists are written while they are made, in this order."""
+    typer.echo(shown(json.dumps(values, indent=2, ensure_ascii=False)[:-2], keep="\n"), nl=False)
+    for name, members in lists.items():
+        typer.echo(f',\n  "{name}": [', nl=False)
+        separator = "\n"
+        for member in members:
+            text = indent(json.dumps(member, indent=2, ensure_ascii=False), "    ")
+            typer.echo(separator + shown(text, keep="\n"), nl=False)
+            separator = ",\n"
+        typer.echo("]" if separator == "\n" else "\n  ]", nl=False)
+    typer.echo("\n}")
 
 
 def print_table(

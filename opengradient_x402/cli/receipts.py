@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+import sqlite3
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,7 +14,7 @@ from dataclasses import fields
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Self
 from urllib.parse import urlsplit
 
 import typer
@@ -35,6 +36,7 @@ from opengradient_x402.proofs.findings import Finding, Standing
 if TYPE_CHECKING:
     from opengradient_x402.ledger.ledger import Ledger
     from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt
+    from opengradient_x402.proofs.data_settlement import DataSettlement
     from opengradient_x402.proofs.verification import Verification
     from opengradient_x402.settlement.reconciler import Reconciler
 
@@ -101,49 +103,83 @@ def reconcile(
     as_json: JsonOption = False,
 ) -> None:
     """Read from the chain what became of open payments; exit code 1 when a receipt turned out disputed."""
-    from opengradient_x402.cli.output import note, print_json, shown
-    from opengradient_x402.proofs.data_settlement import DataSettlements
+    from opengradient_x402.cli.output import print_json_as_it_comes
     from opengradient_x402.settlement.reconciler import Reconciler
 
-    with opened_ledger(ledger) as book:
+    with opened_ledger(ledger) as book, _CallIds() as changed:
         reconciler = Reconciler(network_of(network, rpc_url), book)
-        counts, changed = _reconciled(reconciler, payer=payer, wait_s=wait_s)
-        proofs = DataSettlements(reconciler.network, book).prove(list(changed.values())) if data else []
-        latest = book.receipts(call_ids=list(changed)).result() if changed else []
-    disputed = [receipt for receipt in latest if receipt.dispute is not None]
-    if as_json:
-        print_json(
-            counts
-            | {"changed": [receipt.to_json() for receipt in latest], "data": [proof.to_json() for proof in proofs]}
-        )
-    else:
-        typer.echo(", ".join(f"{name} {count}" for name, count in counts.items()))
-        for receipt in latest:
-            typer.echo(f"{receipt.call_id}  {receipt.status}  {receipt.payment_tx_hash or ''}")
-        for proof in proofs:
-            for finding in proof.findings:
+        counts = _reconciled(reconciler, changed, payer=payer, wait_s=wait_s)
+        proofs = _proofs(reconciler, book, changed) if data else iter(())
+        if as_json:  # what the proofs find out is in the receipts: the proofs come first
+            receipts = (one.to_json() for one in _latest(book, changed))
+            print_json_as_it_comes(counts, data=(one.to_json() for one in proofs), changed=receipts)
+        else:
+            typer.echo(", ".join(f"{name} {count}" for name, count in counts.items()))
+            for finding in (finding for proof in proofs for finding in proof.findings):
                 typer.echo(shown(f"{finding.about}  data {finding.standing}: {finding.why}"))
-        for receipt in disputed:
-            note(f"{receipt.call_id} is disputed: {shown(receipt.dispute or '')}")
-    if disputed:
+            for receipt in _latest(book, changed):
+                typer.echo(f"{receipt.call_id}  {receipt.status}  {receipt.payment_tx_hash or ''}")
+    if changed.disputed:
         raise typer.Exit(1)
 
 
-def _reconciled(
-    reconciler: Reconciler, *, payer: str | None, wait_s: float
-) -> tuple[dict[str, int], dict[str, SettlementReceipt]]:
-    import time
+def _proofs(reconciler: Reconciler, book: Ledger, changed: _CallIds) -> Iterator[DataSettlement]:
+    from opengradient_x402.proofs.data_settlement import DataSettlements
 
+    proving = DataSettlements(reconciler.network, book)
+    for ids in changed.pages():
+        yield from proving.prove(book.receipts(call_ids=ids).result())
+
+
+def _latest(book: Ledger, changed: _CallIds) -> Iterator[SettlementReceipt]:
+    from opengradient_x402.cli.output import note
+
+    for ids in changed.pages():
+        for receipt in book.receipts(call_ids=ids).result():
+            yield receipt
+            if receipt.dispute is not None:
+                changed.disputed += 1
+                note(f"{receipt.call_id} is disputed: {shown(receipt.dispute)}")
+
+
+class _CallIds:
+    """Ids of calls, each once, in the order in which they came: kept on disk, since they may be very many."""
+
+    def __init__(self) -> None:
+        self.disputed = 0
+        self._conn = sqlite3.connect("")  # a file without a name, which ends with the connection
+        self._conn.execute("CREATE TABLE ids (number INTEGER PRIMARY KEY, call_id TEXT UNIQUE)")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._conn.close()
+
+    def add(self, call_ids: Iterable[str]) -> None:
+        self._conn.executemany("INSERT OR IGNORE INTO ids (call_id) VALUES (?)", ((one,) for one in call_ids))
+
+    def pages(self) -> Iterator[list[str]]:
+        last = 0
+        while rows := self._conn.execute(
+            "SELECT number, call_id FROM ids WHERE number > ? ORDER BY number LIMIT 500", (last,)
+        ).fetchall():
+            yield [call_id for _, call_id in rows]
+            last = rows[-1][0]
+
+
+def _reconciled(reconciler: Reconciler, changed: _CallIds, *, payer: str | None, wait_s: float) -> dict[str, int]:
     deadline = time.monotonic() + wait_s
     totals = dict.fromkeys(("settled", "expired", "cancelled", "reopened"), 0)
-    changed: dict[str, SettlementReceipt] = {}
     while True:
-        report = reconciler.reconcile(payer=payer)
-        totals = {name: count + getattr(report, name) for name, count in totals.items()}
-        changed |= {receipt.call_id: receipt for receipt in report.changed}
-        waiting = report.open + report.unexplained + sum(not receipt.is_final for receipt in report.changed)
-        if not waiting or time.monotonic() >= deadline:
-            return totals | {"open": report.open, "unexplained": report.unexplained}, changed
+        still, waiting = dict.fromkeys(("open", "unexplained"), 0), 0
+        for report in reconciler.reports(payer=payer):
+            totals = {name: count + getattr(report, name) for name, count in totals.items()}
+            still = {name: count + getattr(report, name) for name, count in still.items()}
+            changed.add(receipt.call_id for receipt in report.changed)
+            waiting += sum(not receipt.is_final for receipt in report.changed)
+        if not (waiting or any(still.values())) or time.monotonic() >= deadline:
+            return totals | still
         time.sleep(min(1.0, max(0.0, deadline - time.monotonic())))
 
 

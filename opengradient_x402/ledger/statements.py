@@ -39,32 +39,50 @@ WITH_SIGNATURES = (
 _STATUS = {"settled": ReceiptStatus.SETTLED, "expired": ReceiptStatus.EXPIRED, "cancelled": ReceiptStatus.CANCELLED}
 
 # Statements of every call, built once: SQLAlchemy takes longer to build one than SQLite takes to run it.
+
+
+def _given(*names: str) -> dict[str, sa.BindParameter[Any]]:
+    return {name: sa.bindparam(name) for name in names}
+
+
 _CALL = ("authorization_id", "created_at", "receipt", "payer", "status")
-_UPDATE_CALL = (
-    calls.update().where(calls.c.call_id == sa.bindparam("wanted")).values({name: sa.bindparam(name) for name in _CALL})
+_THIS_CALL = calls.c.call_id == sa.bindparam("wanted")
+_UPDATE_CALL = calls.update().where(_THIS_CALL).values(_given(*_CALL))
+_INSERT_CALL = calls.insert().values(_given("call_id", *_CALL))
+_UPDATE_ANSWER = calls.update().where(_THIS_CALL).values(_given(*_CALL, "answered_as"))
+_INSERT_ANSWER = calls.insert().values(_given("call_id", *_CALL, "answered_as"))
+_CALLS_OF = (
+    sa.select(calls.c.receipt, calls.c.answered_as, calls.c.dispute)
+    .where(calls.c.authorization_id == sa.bindparam("wanted"))
+    .order_by(calls.c.sequence)
 )
-_INSERT_CALL = calls.insert().values({name: sa.bindparam(name) for name in ("call_id", *_CALL)})
-_NOTE_ANSWER = (
-    calls.update().where(calls.c.call_id == sa.bindparam("wanted")).values(answered_as=sa.bindparam("answered_as"))
-)
-_STATUS_OF = sa.select(authorizations.c.status).where(authorizations.c.id == sa.bindparam("wanted"))
+_THIS = authorizations.c.id == sa.bindparam("wanted")
+_STATUS_OF = sa.select(authorizations.c.status).where(_THIS)
+_AUTHORIZATION = WITH_SIGNATURES.where(_THIS)
+_STORED = [column.name for column in authorizations.c if column.name != "sequence"]
+_INSERT_AUTHORIZATION = authorizations.insert().values(_given(*_STORED))
+_UPDATE_AUTHORIZATION = authorizations.update().where(_THIS).values(_given(*_STORED))
+_INSERT_SIGNATURE = signatures.insert().values(_given("authorization_id", *_TERMS))
 _SAME_MINUTE = sa.and_(
     *(reserved.c[name] == sa.bindparam(f"of_{name}") for name in ("payer", "network", "asset", "minute"))
 )
 _ADD_RESERVED = reserved.update().where(_SAME_MINUTE).values(gwei=reserved.c.gwei + sa.bindparam("more"))
+_INSERT_RESERVED = reserved.insert().values(_given("payer", "network", "asset", "minute", "gwei"))
 _SUM_OF_MINUTES = sa.select(sa.func.coalesce(sa.func.sum(reserved.c.gwei), 0)).where(
-    reserved.c.payer == sa.bindparam("payer"),
-    reserved.c.network == sa.bindparam("network"),
-    reserved.c.asset == sa.bindparam("asset"),
+    *(reserved.c[name] == sa.bindparam(name) for name in ("payer", "network", "asset")),
     reserved.c.minute >= sa.bindparam("minute"),
 )
 _SUM_OF_FIRST_MINUTE = sa.select(sa.func.coalesce(sa.func.sum(authorizations.c.reserved_gwei), 0)).where(
-    authorizations.c.payer == sa.bindparam("payer"),
-    authorizations.c.network == sa.bindparam("network"),
-    authorizations.c.asset == sa.bindparam("asset"),
+    *(authorizations.c[name] == sa.bindparam(name) for name in ("payer", "network", "asset")),
     authorizations.c.signed_at >= sa.bindparam("since"),
     authorizations.c.signed_at < sa.bindparam("until"),
 )
+_SUM = sa.select(_SUM_OF_MINUTES.scalar_subquery() + _SUM_OF_FIRST_MINUTE.scalar_subquery())
+_THIS_KEY = pins.c.key == sa.bindparam("wanted")
+_NOTED = sa.select(pins.c.value).where(_THIS_KEY)
+_UPDATE_NOTE = pins.update().where(_THIS_KEY).values(_given("value"))
+_INSERT_NOTE = pins.insert().values(_given("key", "value"))
+_DELETE_NOTE = pins.delete().where(_THIS_KEY)
 _MINUTE_S = 60
 _MOST_VARIABLES = 500
 """Of one statement; SQLite has a limit."""
@@ -99,12 +117,12 @@ class Book:
             if spent + whole.reserved_atomic > budget.limit_atomic:
                 raise budget_exceeded(spent_atomic=spent, authorization=whole, budget=budget)
         if known is None:
-            conn.execute(authorizations.insert().values(row))
+            conn.execute(_INSERT_AUTHORIZATION, row)
         else:
-            conn.execute(authorizations.update().where(authorizations.c.id == whole.id).values(row))
+            conn.execute(_UPDATE_AUTHORIZATION, row | {"wanted": whole.id})
         for terms in new:
             stored = asdict(terms) | {"authorization_id": whole.id, "amount_atomic": str(terms.amount_atomic)}
-            conn.execute(signatures.insert().values(stored))
+            conn.execute(_INSERT_SIGNATURE, stored)
         self._record(conn, _receipt_of(whole, status=ReceiptStatus.AUTHORIZED))
         return whole
 
@@ -120,10 +138,9 @@ class Book:
     ) -> int:
         """Atomic units, rounded up to a billionth of a token per authorization; `without` this one's reservation."""
         until = -(-since // _MINUTE_S) * _MINUTE_S
-        values = {"payer": payer, "asset": asset, "network": network}
-        gwei = int(conn.execute(_SUM_OF_MINUTES, values | {"minute": until // _MINUTE_S}).scalar_one())
-        if since < until:  # the minute in which the window begins, authorization by authorization
-            gwei += int(conn.execute(_SUM_OF_FIRST_MINUTE, values | {"since": since, "until": until}).scalar_one())
+        # The minute in which the window begins is added up authorization by authorization, the others as minutes.
+        window = {"minute": until // _MINUTE_S, "since": since, "until": until}
+        gwei = int(conn.execute(_SUM, {"payer": payer, "asset": asset, "network": network} | window).scalar_one())
         if without is not None and without["signed_at"] >= until:
             gwei -= without["reserved_gwei"]
         return gwei * _ATOMIC_PER_GWEI
@@ -140,7 +157,7 @@ class Book:
                 values = {"payer": payer, "network": network, "asset": asset, "minute": minute}
                 named = {f"of_{name}": value for name, value in values.items()} | {"more": more}
                 if conn.execute(_ADD_RESERVED, named).rowcount == 0:
-                    conn.execute(reserved.insert().values(values | {"gwei": more}))
+                    conn.execute(_INSERT_RESERVED, values | {"gwei": more})
 
     def mark_unsent(self, conn: Connection, authorization_id: str) -> None:
         if (known := self._authorization(conn, authorization_id)) is not None:
@@ -151,7 +168,7 @@ class Book:
     def _update(self, conn: Connection, known: Authorization, found: Authorization) -> None:
         row = as_row(found)
         self._reserve(conn, row, before=as_row(known))
-        conn.execute(authorizations.update().where(authorizations.c.id == found.id).values(row))
+        conn.execute(_UPDATE_AUTHORIZATION, row | {"wanted": found.id})
 
     def record_call(self, conn: Connection, receipt: SettlementReceipt) -> None:
         self._record(conn, receipt)
@@ -190,11 +207,7 @@ class Book:
             self._share_out(conn, authorization)
 
     def _share_out(self, conn: Connection, authorization: Authorization) -> None:
-        rows = conn.execute(
-            sa.select(calls.c.receipt, calls.c.answered_as, calls.c.dispute)
-            .where(calls.c.authorization_id == authorization.id)
-            .order_by(calls.c.sequence)
-        ).all()
+        rows = conn.execute(_CALLS_OF, {"wanted": authorization.id}).all()
         receipts = [SettlementReceipt.from_json(json.loads(row.receipt)) for row in rows]
         shares: Sequence[int | None] = [None] * len(receipts)
         if authorization.settled_atomic is not None:
@@ -228,7 +241,7 @@ class Book:
         if is_open and known is None:
             self.note(conn, key, _OPEN)
         elif not is_open and known == _OPEN:
-            conn.execute(pins.delete().where(pins.c.key == key))
+            conn.execute(_DELETE_NOTE, {"wanted": key})
 
     def open_dispute(self, conn: Connection, network: str, origin: str) -> str | None:
         found = conn.execute(_disputes(network, origin).with_only_columns(pins.c.key).limit(1)).scalar_one_or_none()
@@ -241,34 +254,27 @@ class Book:
         return len(keys)
 
     def _record(self, conn: Connection, receipt: SettlementReceipt) -> None:
-        self._store(conn, receipt)
-        conn.execute(_NOTE_ANSWER, {"wanted": receipt.call_id, "answered_as": receipt.status.value})
+        row = _row_of(receipt) | {"answered_as": receipt.status.value}
+        if conn.execute(_UPDATE_ANSWER, row | {"wanted": receipt.call_id}).rowcount == 0:
+            conn.execute(_INSERT_ANSWER, row | {"call_id": receipt.call_id})
 
     def _store(self, conn: Connection, receipt: SettlementReceipt) -> None:
-        row = {
-            "authorization_id": receipt.authorization_id,
-            "created_at": receipt.created_at,
-            "receipt": json.dumps(receipt.to_json()),
-            "payer": receipt.payer,
-            "status": receipt.status.value,
-        }
-        changed = conn.execute(_UPDATE_CALL, row | {"wanted": receipt.call_id})
-        if changed.rowcount == 0:
+        row = _row_of(receipt)
+        if conn.execute(_UPDATE_CALL, row | {"wanted": receipt.call_id}).rowcount == 0:
             conn.execute(_INSERT_CALL, row | {"call_id": receipt.call_id})
 
     def pin(self, conn: Connection, key: str, value: str) -> str:
-        known = conn.execute(sa.select(pins.c.value).where(pins.c.key == key)).scalar_one_or_none()
+        known = self.noted(conn, key)
         if known is None:
-            conn.execute(pins.insert().values(key=key, value=value))
+            conn.execute(_INSERT_NOTE, {"key": key, "value": value})
         return known or value
 
     def note(self, conn: Connection, key: str, value: str) -> None:
-        changed = conn.execute(pins.update().where(pins.c.key == key).values(value=value))
-        if changed.rowcount == 0:
-            conn.execute(pins.insert().values(key=key, value=value))
+        if conn.execute(_UPDATE_NOTE, {"wanted": key, "value": value}).rowcount == 0:
+            conn.execute(_INSERT_NOTE, {"key": key, "value": value})
 
     def noted(self, conn: Connection, key: str) -> str | None:
-        return conn.execute(sa.select(pins.c.value).where(pins.c.key == key)).scalar_one_or_none()
+        return conn.execute(_NOTED, {"wanted": key}).scalar_one_or_none()
 
     def receipts(
         self,
@@ -360,7 +366,7 @@ class Book:
         return read_authorizations(conn, WITH_SIGNATURES.where(authorizations.c.id.in_(query)))
 
     def _authorization(self, conn: Connection, authorization_id: str) -> Authorization | None:
-        found = read_authorizations(conn, WITH_SIGNATURES.where(authorizations.c.id == authorization_id))
+        found = read_authorizations(conn, _AUTHORIZATION, {"wanted": authorization_id})
         return found[0] if found else None
 
 
@@ -378,10 +384,12 @@ def _disputes(network: str, origin: str) -> sa.Select[Any]:
     return sa.select(pins).where(pins.c.key > prefix, pins.c.key < prefix + "~", pins.c.value == _OPEN)
 
 
-def read_authorizations(conn: Connection, query: sa.Select[Any]) -> list[Authorization]:
+def read_authorizations(
+    conn: Connection, query: sa.Select[Any], values: dict[str, Any] | None = None
+) -> list[Authorization]:
     """The authorizations of a query over `WITH_SIGNATURES`, which has a row for each signature."""
     found: list[Authorization] = []
-    for _, rows in groupby(conn.execute(query).mappings(), key=itemgetter("id")):
+    for _, rows in groupby(conn.execute(query, values).mappings(), key=itemgetter("id")):
         same = list(rows)
         values = {name: same[0][name] for name in _OWN}
         values["nonce"] = int(values["nonce"])
@@ -405,6 +413,16 @@ def as_row(authorization: Authorization) -> dict[str, Any]:
     row["reserved_gwei"] = -(-authorization.reserved_atomic // _ATOMIC_PER_GWEI)
     row["is_open"] = int(not authorization.is_final or authorization.recheck_at is not None)
     return row
+
+
+def _row_of(receipt: SettlementReceipt) -> dict[str, Any]:
+    return {
+        "authorization_id": receipt.authorization_id,
+        "created_at": receipt.created_at,
+        "receipt": json.dumps(receipt.to_json()),
+        "payer": receipt.payer,
+        "status": receipt.status.value,
+    }
 
 
 def _chosen(*, since: int, payer: str | None = None, status: str | None = None) -> list[sa.ColumnElement[bool]]:

@@ -44,7 +44,8 @@ class KnownGateways:
         self._first_amount: dict[str, tuple[str, int]] = {}
         self._quotes: dict[str, object] = {}
         self._asset_usd: dict[str, Decimal] = {}
-        self._usual_usd: dict[str, Decimal] = {}
+        self._usual_usd: dict[str, tuple[str, Decimal]] = {}
+        self._noted_prices: dict[str, str] = {}
         self._noted_usd: Future[str | None] | None = None
         self._quote_asked: dict[str, float] = {}
         self._facilitators: dict[str, str] = {}
@@ -89,6 +90,8 @@ class KnownGateways:
         self._last_amount.setdefault(origin, int(last))
         if first:
             self._first_amount.setdefault(origin, (first[0], int(first[1])))
+        if len(first) > 2 and (usual := quoted_price(first[3])) is not None:
+            self._usual_usd[origin] = (first[2], usual)  # older than whatever was quoted to this process
 
     def _price_key(self, origin: str) -> str:
         return f"price {self._network.caip2} {origin}"
@@ -98,13 +101,20 @@ class KnownGateways:
         self._refusals.pop(origin, None)
         if self._noted_usd is None:
             self._noted_usd = self._ledger.noted(self._usd_key())
-        is_first = self.first_amount(origin) is None
-        if is_first:
+        if self.first_amount(origin) is None:
             self._first_amount[origin] = (_today(), amount_atomic)
-        if is_first or self._last_amount.get(origin) != amount_atomic:
-            self._last_amount[origin] = amount_atomic
-            day, first = self._first_amount[origin]
-            self._ledger.note(self._price_key(origin), f"{amount_atomic} {day} {first}")
+        self._last_amount[origin] = amount_atomic
+        self._note_prices(origin)
+
+    def _note_prices(self, origin: str) -> None:
+        """Keeps what was accepted there last, what first and when, and what a token was said to be worth first."""
+        day, first = self._first_amount[origin]
+        text = f"{self._last_amount[origin]} {day} {first}"
+        if origin in self._usual_usd:
+            text += " {} {}".format(*self._usual_usd[origin])
+        if self._noted_prices.get(origin) != text:
+            self._noted_prices[origin] = text
+            self._ledger.note(self._price_key(origin), text)
 
     def likely_asset_usd(self, origin: str) -> Decimal | None:
         """What one token is probably worth, for estimates: as this gateway quoted it, as any quoted it last, or as the
@@ -153,18 +163,23 @@ class KnownGateways:
     def note_quote(self, endpoint: str, asset_usd: object) -> None:
         """Keeps what a gateway says that one token is worth, if it is a price at all. A claim."""
         origin = _origin_of_text(endpoint)
-        if self._quotes.get(origin) == asset_usd:
+        if (price := quoted_price(asset_usd)) is None:
             return
-        if (price := quoted_price(asset_usd)) is not None:
-            self._quotes[origin] = asset_usd
-            if self._asset_usd.get(origin) != price:
-                self._ledger.note(self._usd_key(), str(price))
-            self._asset_usd[origin] = price
-            self._usual_usd.setdefault(origin, price)
+        if self._asset_usd.get(origin) != price:
+            self._ledger.note(self._usd_key(), str(price))
+        self._asset_usd[origin] = price
+        day, usual = self._usual_usd.get(origin, ("", price))
+        if day != (today := _today()) and self._policy.is_usual(price, usual):
+            self._usual_usd[origin] = (today, price)
+            if origin in self._first_amount:
+                self._note_prices(origin)
 
     def check_token_price(self, origin: str) -> None:
-        """Refuses a gateway whose token price jumped since it was first quoted here. Raises PolicyRefused."""
-        quoted, usual = self._asset_usd.get(origin), self._usual_usd.get(origin)
+        """Refuses a gateway whose token price jumped since it was first quoted today, also by earlier processes.
+
+        Raises PolicyRefused.
+        """
+        quoted, (_, usual) = self._asset_usd.get(origin), self._usual_usd.get(origin, ("", None))
         if quoted is not None and usual is not None and quoted != usual:
             self._policy.check_token_price(quoted, usual, origin=origin)
 

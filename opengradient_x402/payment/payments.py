@@ -304,7 +304,8 @@ class Payments(Resident):
 
     def _reclaim(self) -> None:
         try:
-            self.reconciler.reconcile(payer=self.payer)
+            for _ in self.reconciler.reports(payer=self.payer):
+                pass  # nothing of it is kept: there may be very many
         except ChainUnavailable:
             return  # the budget error that follows says what is reserved
 

@@ -151,10 +151,14 @@ class SpendPolicy:
                     f"Raise `{name}`, lower `max_tokens`, or pick a cheaper model."
                 )
 
+    def is_usual(self, quoted_usd: Decimal, before_usd: Decimal) -> bool:
+        """Whether a token price is near enough to one before it."""
+        most = 1 + Decimal(self.max_price_increase_percent) / 100
+        return before_usd / most <= quoted_usd <= before_usd * most
+
     def check_token_price(self, quoted_usd: Decimal, before_usd: Decimal, *, origin: str) -> None:
         """Refuse to pay a gateway whose token price jumped: costs are reckoned with it. Raises PolicyRefused."""
-        most = 1 + Decimal(self.max_price_increase_percent) / 100
-        if before_usd / most <= quoted_usd <= before_usd * most:
+        if self.is_usual(quoted_usd, before_usd):
             return
         raise PolicyRefused(
             f"{origin} quotes a token price of {quoted_usd} USD, after {before_usd} USD before. Nothing was signed. If "

@@ -89,15 +89,15 @@ class BackgroundReconciler(Resident):
 
     def _reconciled(self) -> bool:
         try:
-            report = self._reconciler.reconcile()
+            for report in self._reconciler.reports():
+                for changed in report.changed:
+                    self._tell(changed)
         except OpenGradientError as exc:
             _log.warning("Settlements could not be looked up; receipts stay as they are. %s", exc)
             return False
         except Exception:  # noqa: BLE001  the thread's boundary: ended, it would leave all receipts as they are, unsaid
             _log.exception("Settlements could not be looked up; receipts stay as they are.")
             return False
-        for changed in report.changed:
-            self._tell(changed)
         return True
 
     def _tell(self, receipt: SettlementReceipt) -> None:

@@ -7,6 +7,7 @@ in one transaction. A process that has died leaves what was committed, and nothi
 from __future__ import annotations
 
 import logging
+import ssl
 import sys
 import time as real_time
 from collections import deque
@@ -21,6 +22,7 @@ import httpx
 
 from opengradient_x402 import effects
 from opengradient_x402.chain import node as chain_node
+from opengradient_x402.gateway import connections
 from opengradient_x402.gateway.client import AsyncGatewayClient, GatewayClient
 from opengradient_x402.ledger.authorizations import Authorization
 from opengradient_x402.ledger.ledger import Ledger
@@ -102,12 +104,6 @@ class Stage:
             changed.append((where, name, getattr(where, name)))
             setattr(where, name, by)
 
-        for name, module in list(sys.modules.items()):
-            if name.startswith("opengradient_x402."):
-                if getattr(module, "time", None) is real_time:
-                    replace(module, "time", self.time)
-                if getattr(module, "in_thread", None) is effects.in_thread and module is not effects:
-                    replace(module, "in_thread", lambda work, *, name: self.in_thread(work, name=name))
         stage = self
 
         class Line:
@@ -119,7 +115,17 @@ class Stage:
 
             def __exit__(self, *_: object) -> None: ...
 
-        replace(chain_node, "Line", Line)
+        real_line = chain_node.Line
+        for name, module in list(sys.modules.items()):
+            if name.startswith("opengradient_x402."):
+                if getattr(module, "time", None) is real_time:
+                    replace(module, "time", self.time)
+                if getattr(module, "in_thread", None) is effects.in_thread and module is not effects:
+                    replace(module, "in_thread", lambda work, *, name: self.in_thread(work, name=name))
+                if getattr(module, "Line", None) is real_line:
+                    replace(module, "Line", Line)
+        empty = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # no request goes over it, and loading authorities takes 20 ms
+        replace(connections, "context_for", lambda endpoint: empty)
         replace(calls._ids, "draw", calls._ids.draw)
         disabled = logging.root.manager.disable
         logging.disable(logging.CRITICAL)

@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "1": ("price raised, also in small steps", ("test_small_steps_of_a_price_end", "test_a_price_jump_is_refused")),
+    "1": (
+        "price raised, also in small steps",
+        (
+            "test_small_steps_of_a_price_end",
+            "test_a_price_jump_is_refused",
+            "test_small_steps_of_a_token_price",
+            "test_a_token_price_that_jumped",
+        ),
+    ),
     "2-4": ("payTo, asset, network swapped", ("test_hostile_terms_are_refused_and_nothing_is_signed",)),
     "5": ("hostile facilitator", ("test_a_facilitator_that_changes",)),
     "6": ("deadline of 10^9 s", ("test_hostile_terms_are_refused_and_nothing_is_signed",)),
@@ -31,6 +39,7 @@ ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
     "16": ("a small second signature hides the first", ("test_a_small_and_short_second_signature",)),
     "17": ("100 parallel calls", ("test_hundred_cold_parallel",)),
     "18": ("crash between sign and send", ("test_crashes.py",)),
+    "19": ("prompt-injected spending", ("test_what_a_tool_returns_pays_nobody",)),
     "20": ("key leak", ("test_secrets.py", "test_the_key_leaves_through_no_channel")),
     "21": ("forged receipt", ("test_a_wrong_transaction_hash_is_disputed", "test_another_payers_transaction")),
     "22": ("TEE signature wrong", ("test_a_false_proof_withholds_the_answer",)),
@@ -41,9 +50,66 @@ ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
     "27-28": ("malformed header, amounts, deep JSON", ("test_challenge.py",)),
     "29": ("registry endpoint at a private address", ("test_registry_admission.py",)),
     "30-31": ("downgrade, approval upsell", ("test_challenge.py", "test_sponsored_approval.py")),
-    "34": ("ledger away, newer, corrupt", ("test_versions.py", "test_a_ledger_that_is_away_signs_nothing")),
+    "33": (
+        "many workers, one wallet, one budget",
+        (
+            "test_workers_of_one_wallet_keep_one_budget",
+            "test_two_processes_cannot_overdraw",
+            "test_a_wallet_is_found_under_every_spelling",
+        ),
+    ),
+    "34": (
+        "ledger away, newer, corrupt, emptied",
+        ("test_versions.py", "test_upkeep.py", "test_a_ledger_that_is_away_signs_nothing"),
+    ),
+    "35": (
+        "a node that is behind",
+        (
+            "test_two_nodes_of_which_one_is_behind",
+            "test_an_expired_authorization_that_was_settled",
+            "test_a_node_that_lags_behind",
+        ),
+    ),
+    "36": (
+        "a node that is slow, limits, lies, or is cut",
+        ("test_whatever_a_node_does", "test_coroutines_keep_the_time_too", "test_a_node_that_is_slow_delays"),
+    ),
     "37": ("fork after use", ("test_process.py",)),
+    "38": (
+        "end of the process with streams and ledgers open",
+        (
+            "test_a_program_with_two_models_ends",
+            "test_streams_that_are_open_at_the_end",
+            "test_what_is_written_when_the_program_ends",
+        ),
+    ),
+    "39": ("a limit on a run with calls in parallel", ("test_spend_guard.py", "test_run_limit.py")),
     "40": ("a web page attacks the devnet", ("test_guard.py",)),
+    "41": (
+        "PostgreSQL stalls, restarts, deadlocks",
+        (
+            "test_a_server_that_",
+            "test_a_connection_that_is_ended_in_a_transaction",
+            "test_another_program_that_holds_the_lock",
+            "test_a_deadlock_with_another_program",
+            "test_a_receipt_that_a_dead_server_cannot_take",
+        ),
+    ),
+    "42": (
+        "very many receipts",
+        (
+            "test_listing_",
+            "test_an_export_streams",
+            "test_reconciling_many",
+            "test_a_call_takes_as_long",
+            "test_no_statement_of_a_call",
+        ),
+    ),
+    "43": (
+        "an exact payment booked at the gateway's quote",
+        ("test_an_exact_payment_counts_at_its_signed_amount", "test_the_exact_scheme_is_paid_to_the_unit"),
+    ),
+    "44": ("a token with other decimals", ("test_amounts_are_read_in_the_decimals", "test_limits_are_text_in_tokens")),
     "46": ("a model made for each request", ("test_models_for_each_request.py",)),
 }
 

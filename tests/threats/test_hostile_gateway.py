@@ -11,6 +11,7 @@ import pytest
 from langchain_opengradient import ChatOpenGradient
 from opengradient_devnet import Devnet
 from opengradient_devnet.faults import (
+    AlterOpgPrice,
     AlterTerms,
     AnswerStatus,
     DemandAnew,
@@ -157,6 +158,40 @@ def test_small_steps_of_a_price_end_at_twice_the_first_price_of_the_day(net, acc
         with pytest.raises(PolicyRefused, match="first today"):
             client.chat(PROMPT)
         assert len(amounts) > 1
+
+
+def _answers(net, account, path: Path, usd: str) -> tuple[list[str], str]:
+    """What a new process of the wallet does while a token is said to be worth so much: quotes, and a refusal."""
+    net.faults.clear()
+    net.faults.inject(AlterOpgPrice(opg_usd=usd), times=None)
+    quoted: list[str] = []
+    with payments_for(net, account, path) as payments, client_for(payments) as client:
+        try:
+            for _ in range(3):
+                quoted.append(client.chat(PROMPT).receipt.opg_usd)
+        except PolicyRefused as exc:
+            return quoted, str(exc)
+    return quoted, ""
+
+
+@pytest.mark.parametrize("usd", ["0.02", "2"])
+def test_a_token_price_that_jumped_between_two_processes_is_refused_as_soon_as_it_is_heard(net, account, tmp_path, usd):
+    path = tmp_path / "l.sqlite"
+    assert _answers(net, account, path, "0.2") == (["0.2"] * 3, "")
+    quoted, refusal = _answers(net, account, path, usd)
+    assert quoted == [usd]
+    assert f"quotes a token price of {usd} USD, after 0.2 USD before. Nothing was signed" in refusal
+
+
+def test_small_steps_of_a_token_price_end_at_twice_the_first_of_the_day_however_many_processes_there_are(
+    net, account, tmp_path
+):
+    path = tmp_path / "l.sqlite"
+    for usd in ("0.2", "0.28", "0.39"):
+        assert _answers(net, account, path, usd) == ([usd] * 3, "")
+    quoted, refusal = _answers(net, account, path, "0.5")
+    assert quoted == ["0.5"]
+    assert "after 0.2 USD before" in refusal
 
 
 @pytest.mark.parametrize("jump_s", [86_400, -86_400, 300])

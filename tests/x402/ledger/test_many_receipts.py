@@ -38,14 +38,14 @@ _MOST_MB = 150
 SIZES = [20_000, pytest.param(1_000_000, marks=[pytest.mark.soak, pytest.mark.timeout(3000)])]
 
 
-def _filled(path: Path, size: int) -> Path:
+def _filled(path: Path, size: int, **settlement: object) -> Path:
     """A ledger of so many settled calls, each with an authorization of its own, signed within the last day."""
     now = int(time.time())
     ledger = Ledger(path)
     for number in (0, 1):
         ledger.authorize(entry(number, signed_at=now - 40_000, deadline=now)).result()
     settled = replace(entry(1), status="settled", settled_atomic=7, tx_hash="0x1", block_number=1, block_hash="0x2")
-    ledger.record_settlement(settled).result()
+    ledger.record_settlement(replace(settled, **settlement)).result()
     ledger.close()
     with closing(sqlite3.connect(path)) as conn, conn:
         for table, of in (("authorizations", "id"), ("signatures", "authorization_id"), ("calls", "call_id")):
@@ -119,6 +119,28 @@ def test_an_export_streams(many, tmp_path, form):
     print(f"{form}: {took:.1f} s, {memory} MB")
     with target.open("rb") as lines:
         assert sum(1 for _ in lines) == size + (form == "csv")
+    assert memory < _MOST_MB
+
+
+@pytest.mark.parametrize(
+    ("size", "changing"),
+    [(2_100, 2_100), pytest.param(1_000_000, 100_000, marks=[pytest.mark.soak, pytest.mark.timeout(3000)])],
+)
+def test_reconciling_many_reads_and_writes_them_page_by_page(net, tmp_path, size, changing):
+    """Settlements that were seen in a block and are final now: all of them change, and all are printed."""
+    block = net.chain.rpc("eth_getBlockByNumber", ["latest", False])
+    seen = {"block_number": int(block["number"], 16), "block_hash": block["hash"]}
+    path = _filled(tmp_path / "many.sqlite", size, confirmations=0, confirmations_needed=1, **seen)
+    with closing(sqlite3.connect(path)) as conn, conn:
+        conn.execute(
+            "UPDATE authorizations SET network = ?, is_open = sequence <= ? WHERE status = 'settled'",
+            (net.network["network"], changing),
+        )
+    shown, took, memory = _command(path, "receipts", "reconcile", "--json", "--network", f"{net.gateway_url}/network")
+    print(f"{changing} of {size} reconciled: {took:.1f} s, {memory} MB")
+    report = json.loads(shown)
+    assert [row["call_id"] for row in report["changed"]] == [f"call_{number}" for number in range(1, changing)]
+    assert {row["status"] for row in report["changed"]} == {"settled"}
     assert memory < _MOST_MB
 
 

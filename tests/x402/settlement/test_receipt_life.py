@@ -243,7 +243,7 @@ def test_the_background_reconciler_outlives_a_failure_that_nobody_thought_of(net
     class Broken(Reconciler):
         runs = 0
 
-        def reconcile(self, *, payer=None):
+        def reports(self, *, payer=None):
             self.runs += 1
             raise ZeroDivisionError("a mistake of ours")
 
