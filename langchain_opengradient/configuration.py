@@ -14,8 +14,7 @@ from typing import Any, Final, Literal, Self
 
 from langchain_core.language_models.base import LangSmithParams
 from langchain_core.language_models.chat_models import BaseChatModel
-from pydantic import AliasChoices, ConfigDict, Field, SecretStr, field_validator, model_validator
-from pydantic.fields import FieldInfo
+from pydantic import ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from langchain_opengradient.blocks import PROVIDER
 from langchain_opengradient.callbacks import expect_call
@@ -78,17 +77,26 @@ _REQUEST_PARAMETERS: Final = frozenset(
     }
 )
 """Further members of a chat completion that users give to the constructor: here they join `model_kwargs`."""
-_OLDER_NAMES: Final = {"max_completion_tokens": "max_tokens", "api_key": "private_key"}
+_OLDER_NAMES: Final = {
+    "api_key": "private_key",
+    "max_completion_tokens": "max_tokens",
+    "request_timeout": "timeout",
+    "stop_sequences": "stop",
+}
 _LIVE_OR_SECRET: Final = ("http_client", "http_async_client", "default_headers", "default_query")
 _NO_FIELDS: Final = frozenset({"x402_settlement_mode", "lc_kwargs"})
 SettlementModeName = Literal["private", "batch", "individual"]
 
 
+# A wrong field must not print the other fields' input: the private key is among them. It has a name of its own because
+# pydantic's mypy plugin, where it reads `populate_by_name`, asks for `model_name=` in place of the alias `model=`.
+_CONFIG: Final = ConfigDict(populate_by_name=True, hide_input_in_errors=True, protected_namespaces=())
+
+
 class ConfiguredChatModel(BaseChatModel):
     """The fields of `ChatOpenGradient`, and its identity."""
 
-    # The default is for type checkers, which would ask for this name instead of the alias. It is refused.
-    model_name: str = Field(default="", alias="model", validate_default=True)
+    model_name: str = Field(alias="model")
     """Model to call, such as "openai/gpt-5", "anthropic/claude-sonnet-4-6", or a `TEE_LLM` member."""
 
     private_key: Any | None = Field(default=None, exclude=True, repr=False)
@@ -112,7 +120,7 @@ class ConfiguredChatModel(BaseChatModel):
     temperature: float | None = None
     max_tokens: int | None = None
     """Longest answer; gateways read an absent value as 4096."""
-    stop: list[str] | str | None = Field(default=None, validation_alias=AliasChoices("stop", "stop_sequences"))
+    stop: list[str] | str | None = None
     """Where answers end. Applied on this side too, since gateways do not."""
     top_p: float | None = None
     seed: int | None = None
@@ -128,7 +136,7 @@ class ConfiguredChatModel(BaseChatModel):
     """The same as OpenRouter has it: `{"effort": "low"}`, `{"max_tokens": 2000}`."""
     verbosity: str | None = None
     service_tier: str | None = None
-    timeout: Timeout | None = Field(default=None, validation_alias=AliasChoices("timeout", "request_timeout"))
+    timeout: Timeout | None = None
     """Seconds until a call is given up (default 120); or (to connect, to answer), or an `httpx.Timeout`."""
     stream_chunk_timeout: float | None = None
     """Seconds that a stream may be silent between two chunks (default: `timeout`)."""
@@ -166,8 +174,7 @@ class ConfiguredChatModel(BaseChatModel):
     connections: Connections = Field(default_factory=Connections, exclude=True, repr=False)
     """What this model uses of the process's clients, which all models share; copies of the model share this object."""
 
-    # A wrong field must not print the other fields' input: the private key is among them.
-    model_config = ConfigDict(populate_by_name=True, hide_input_in_errors=True, protected_namespaces=())
+    model_config = _CONFIG
 
     def __init__(self, **fields: Any) -> None:
         for name in ("api_key", "private_key"):
@@ -175,7 +182,7 @@ class ConfiguredChatModel(BaseChatModel):
                 fields[name] = given_key(value)  # before validation, whose errors keep their input
         if isinstance(fields.get("rpc_url"), str):
             fields["rpc_url"] = SecretStr(fields["rpc_url"])
-        known = {name for key, field in type(self).model_fields.items() for name in _names_of(key, field)}
+        known = {*type(self).model_fields, "model"}
         check_names(
             type(self).__name__,
             [name for name in fields if name != "n" or fields["n"] not in (None, 1)],
@@ -323,13 +330,6 @@ class ConfiguredChatModel(BaseChatModel):
 def _own_version() -> str:
     """Read from the installed files once: a web handler makes a model for each request."""
     return version("opengradient-integrations")
-
-
-def _names_of(key: str, field: FieldInfo) -> list[str]:
-    """The names under which a field can be set."""
-    also = field.validation_alias
-    choices = also.choices if isinstance(also, AliasChoices) else [also]
-    return [key, *(choice for choice in choices if isinstance(choice, str))]
 
 
 def _with_request_parameters(given: dict[str, Any]) -> dict[str, Any]:
