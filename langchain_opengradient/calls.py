@@ -16,6 +16,7 @@ from langchain_opengradient.messages import to_wire
 from langchain_opengradient.structured_output import to_response_format
 from opengradient_x402.completions import Completion
 from opengradient_x402.errors import ConfigurationError
+from opengradient_x402.gateway.time_limits import Timeout
 from opengradient_x402.settlement_mode import SettlementMode
 
 _FOR_LANGCHAIN_ONLY: Final = (
@@ -26,6 +27,11 @@ _FOR_LANGCHAIN_ONLY: Final = (
     "stream_usage",
     "structured_output_format",
 )
+_HOW: Final = frozenset(
+    {"model", "settlement_mode", "x402_settlement_mode", "timeout", "stream_chunk_timeout", "web_search"}
+)
+_MERGED: Final = ("extra_headers", "extra_query", "extra_body")
+"""What a call adds to what the model has of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,8 +40,10 @@ class ChatCall:
 
     body: dict[str, Any]
     settlement_mode: SettlementMode | None
-    timeout_s: float | None
+    timeout_s: Timeout | None
+    chunk_timeout_s: float | None
     headers: Mapping[str, str] | None
+    query: Mapping[str, object] | None
 
     def served_model_name(self, completion: Completion) -> str:
         """The model that answered; under the caller's name for it when both mean the same model."""
@@ -45,7 +53,7 @@ class ChatCall:
 
 
 def build_call(messages: Sequence[BaseMessage], *, defaults: Mapping[str, Any], kwargs: Mapping[str, Any]) -> ChatCall:
-    """The call for `messages`. `kwargs` of the call win over the model's `defaults`; None means "leave out".
+    """The call for `messages`. `kwargs` of the call win over the model's `defaults`; None leaves a member out.
 
     Raises ConfigurationError or UnsupportedContent before anything is sent.
     """
@@ -54,24 +62,26 @@ def build_call(messages: Sequence[BaseMessage], *, defaults: Mapping[str, Any], 
             "There are no messages to answer. Nothing was sent or paid. Give the model at least one.",
             kind="invalid_request",
         )
-    given = {**defaults, **{key: value for key, value in kwargs.items() if value is not None}}
+    # How a call is made, and which model it asks, cannot be left out: None means "as the model has it".
+    given = {**defaults, **{key: value for key, value in kwargs.items() if value is not None or key not in _HOW}}
     for key in _FOR_LANGCHAIN_ONLY:
         given.pop(key, None)
     mode = given.pop("x402_settlement_mode", None) or given.pop("settlement_mode", None)
     given.pop("settlement_mode", None)
-    timeout = given.pop("timeout", None)
-    headers = given.pop("extra_headers", None)
-    extra_body = given.pop("extra_body", None) or {}
+    timeout, chunk_timeout = given.pop("timeout", None), given.pop("stream_chunk_timeout", None)
+    merged = {name: {**(defaults.get(name) or {}), **(given.pop(name, None) or {})} for name in _MERGED}
     if isinstance(response_format := given.get("response_format"), type):
         given["response_format"] = to_response_format(response_format)
     body: dict[str, Any] = {"model": model_name(given.pop("model")), "messages": to_wire(messages)}
     body.update((key, value) for key, value in given.items() if value is not None)
-    body.update(extra_body)
+    body.update(merged["extra_body"])
     return ChatCall(
         body=body,
         settlement_mode=None if mode is None else SettlementMode.parse(mode),
-        timeout_s=None if timeout is None else float(timeout),
-        headers=headers,
+        timeout_s=timeout,
+        chunk_timeout_s=chunk_timeout,
+        headers=merged["extra_headers"] or None,
+        query=merged["extra_query"] or None,
     )
 
 

@@ -23,12 +23,12 @@ from langchain_opengradient import structured_output as structured
 from langchain_opengradient.callbacks import SettlementReport
 from langchain_opengradient.calls import ChatCall, build_call
 from langchain_opengradient.configuration import ConfiguredChatModel
-from langchain_opengradient.conversions import to_chunk, to_result, to_terminal_chunk
+from langchain_opengradient.conversions import combined_outputs, to_chunk, to_result, to_terminal_chunk
 from langchain_opengradient.errors import raised_as_model_errors
 from langchain_opengradient.messages import count_messages, count_text
 from langchain_opengradient.tools import ToolLike, is_web_search, to_wire_tool
 from opengradient_x402.gateway.clients import Route
-from opengradient_x402.gateway.request import is_anthropic, wire_tool_choice
+from opengradient_x402.gateway.request import chosen, is_anthropic
 
 
 class ChatOpenGradient(ConfiguredChatModel):
@@ -67,16 +67,15 @@ class ChatOpenGradient(ConfiguredChatModel):
         """A copy of this model that may call `tools`.
 
         `tool_choice`: "any", "required" or True for some tool, a name or function dict for that one, "auto",
-        "none". A provider's built-in web search among the tools turns the gateway's on. Raises ValueError for
-        a choice that names no bound tool.
+        "none", or OpenAI's `allowed_tools`. A provider's built-in web search among the tools turns the gateway's
+        on. Raises ValueError for a choice that names no bound tool, and for a web search with options.
         """
         functions = [to_wire_tool(tool, strict=strict) for tool in tools if not is_web_search(cast("ToolLike", tool))]
         bound: dict[str, Any] = {**kwargs}
         if functions:
             names = [function["function"]["name"] for function in functions]
-            bound["tools"] = functions
-            bound["tool_choice"] = wire_tool_choice(tool_choice, {name: name for name in names})
             bound["parallel_tool_calls"] = parallel_tool_calls
+            bound.update(chosen(functions, tool_choice, {name: name for name in names}))
         if len(functions) < len(tools):
             bound["web_search"] = True
         if response_format is not None:
@@ -90,23 +89,19 @@ class ChatOpenGradient(ConfiguredChatModel):
         method: structured.Method = "json_schema",
         include_raw: bool = False,
         strict: bool | None = None,
+        tools: Sequence[Any] | None = None,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, Any]:
         """A runnable that answers in the shape of `schema`: an instance of a pydantic class, or else a dict.
 
         `schema`: pydantic v2 or v1 class, TypedDict, JSON schema, OpenAI function or format. Raises
         `ModelRefusal` when the model refuses, and core's OutputParserException when the answer does not fit;
-        with `include_raw` the latter is returned beside the raw message.
+        with `include_raw` the latter is returned beside the raw message. `tools`: what the model may call before it
+        answers; then the method has to be "json_schema", and with `include_raw` the calls are in the raw message.
         """
-        if method not in structured.METHODS:
-            raise ValueError(f"Unknown method {method!r}: use one of {', '.join(structured.METHODS)}.")
-        if schema is None and method != "json_mode":
-            raise ValueError(f"method={method!r} needs a schema; only 'json_mode' works without one.")
-        if strict is not None and method == "json_mode":
-            raise ValueError("`strict` needs a schema that the provider sees: use 'json_schema'.")
+        structured.check_method(method, schema=schema, strict=strict, tools=tools)
         trace: dict[str, Any] = {}
         if schema is not None:
-            structured.check_schema(schema)
             used = {"method": method, **({} if strict is None else {"strict": strict})}
             trace = {"ls_structured_output_format": {"kwargs": used, "schema": schema}}
         if method == "function_calling":
@@ -114,7 +109,10 @@ class ChatOpenGradient(ConfiguredChatModel):
         response_format: dict[str, Any] = {"type": "json_object"}
         if schema is not None and (method == "json_schema" or is_anthropic(self.model_name)):
             response_format = structured.to_response_format(schema, strict=strict)
-        model = self.bind(response_format=response_format, **trace, **kwargs)
+        if tools:
+            model = self.bind_tools(tools, strict=strict, response_format=response_format, **trace, **kwargs)
+        else:
+            model = self.bind(response_format=response_format, **trace, **kwargs)
         return structured.chain(model, structured.content_parser(schema), include_raw=include_raw)
 
     def _with_forced_tool(
@@ -135,6 +133,16 @@ class ChatOpenGradient(ConfiguredChatModel):
     def get_num_tokens(self, text: str) -> int:
         """Estimated tokens of `text`: no tokenizer, no download."""
         return count_text(text) if self.custom_get_token_ids is None else len(self.custom_get_token_ids(text))
+
+    def get_token_ids(self, text: str) -> list[int]:
+        """The ids of `custom_get_token_ids`. Raises NotImplementedError without one: each model has a tokenizer of its
+        own, and core would count with another one's, after a download."""
+        if self.custom_get_token_ids is None:
+            raise NotImplementedError(
+                f"There is no tokenizer for {self.model_name} here, so tokens have no ids. Use `get_num_tokens`, which "
+                "estimates offline, or give the model `custom_get_token_ids`."
+            )
+        return self.custom_get_token_ids(text)
 
     def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[Any] | None = None) -> int:
         """Estimated prompt tokens of `messages` and `tools`: no tokenizer, no download."""
@@ -239,16 +247,22 @@ class ChatOpenGradient(ConfiguredChatModel):
     def _call(self, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]) -> ChatCall:
         fields = {
             "model": self.model_name,
-            "temperature": self.temperature,
-            "max_tokens": self.max_tokens,
-            "stop": stop or self.stop,
-            "web_search": self.web_search or None,
+            **self._body_fields(),
             "settlement_mode": self.settlement_mode,
             "timeout": self.timeout,
+            "stream_chunk_timeout": self.stream_chunk_timeout,
+            "extra_headers": self.default_headers,
+            "extra_query": self.default_query,
+            "extra_body": self.extra_body,
+            **({"stop": stop} if stop else {}),
         }
         # A field that nobody set does not hide what `model_kwargs` says.
         defaults = {**self.model_kwargs, **{name: value for name, value in fields.items() if value is not None}}
         return build_call(messages, defaults=defaults, kwargs=kwargs)
+
+    def _combine_llm_outputs(self, llm_outputs: list[dict[str, Any] | None]) -> dict[str, Any]:
+        """What `generate` says of several prompts: their token counts added up, as ChatOpenAI has it."""
+        return combined_outputs([output for output in llm_outputs if output])
 
     # Connections
 
@@ -272,6 +286,8 @@ class ChatOpenGradient(ConfiguredChatModel):
             base_url=self.base_url,
             max_retries=self.max_retries,
             verify_tee=self.verify_tee,
+            http_client=self.http_client,
+            http_async_client=self.http_async_client,
         )
 
     def close(self) -> None:
@@ -302,4 +318,10 @@ class ChatOpenGradient(ConfiguredChatModel):
 
 
 def _options(call: ChatCall) -> dict[str, Any]:
-    return {"settlement_mode": call.settlement_mode, "timeout_s": call.timeout_s, "headers": call.headers}
+    return {
+        "settlement_mode": call.settlement_mode,
+        "timeout_s": call.timeout_s,
+        "chunk_timeout_s": call.chunk_timeout_s,
+        "headers": call.headers,
+        "query": call.query,
+    }

@@ -6,7 +6,6 @@ dumped or pickled. It does not know calls, tools or messages; looks at neither k
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import version
@@ -20,10 +19,14 @@ from pydantic import ConfigDict, Field, SecretStr, field_validator, model_valida
 from langchain_opengradient.blocks import PROVIDER
 from langchain_opengradient.callbacks import expect_call
 from langchain_opengradient.calls import model_name
+from opengradient_x402.errors import ConfigurationError
 from opengradient_x402.gateway.clients import Connections
+from opengradient_x402.gateway.time_limits import TimeLimits, Timeout
 from opengradient_x402.models import find_model
 from opengradient_x402.networks import DescribedNetwork, Network, load_network
+from opengradient_x402.parameters import check_names, checked_sender
 from opengradient_x402.payment.policy import SpendPolicy
+from opengradient_x402.proofs.attestation import VerifyTee, VerifyTeeName
 from opengradient_x402.settings import Settings
 from opengradient_x402.settlement_mode import SettlementMode
 from opengradient_x402.signer import given_key
@@ -37,27 +40,57 @@ _SHARED_BY_COPIES: Final = (
     "ledger",
     "client",
     "async_client",
+    "http_client",
+    "http_async_client",
     "rate_limiter",
     "cache",
 )
+_IN_THE_BODY: Final = (
+    "temperature",
+    "max_tokens",
+    "stop",
+    "top_p",
+    "seed",
+    "frequency_penalty",
+    "presence_penalty",
+    "logit_bias",
+    "logprobs",
+    "top_logprobs",
+    "reasoning_effort",
+    "reasoning",
+    "verbosity",
+    "service_tier",
+)
+"""The fields that are members of every request's body."""
 _REQUEST_PARAMETERS: Final = frozenset(
     {
-        "frequency_penalty",
-        "logit_bias",
-        "logprobs",
-        "max_completion_tokens",
+        "audio",
+        "modalities",
         "parallel_tool_calls",
-        "presence_penalty",
-        "reasoning_effort",
+        "prediction",
+        "prompt_cache_key",
         "response_format",
-        "seed",
+        "safety_identifier",
+        "tool_choice",
         "top_k",
-        "top_logprobs",
-        "top_p",
         "user",
     }
 )
-"""Parameters of a chat completion that other LangChain models have as fields; here they join `model_kwargs`."""
+"""Further members of a chat completion that users give to the constructor: here they join `model_kwargs`."""
+_OLDER_NAMES: Final = {
+    "api_key": "private_key",
+    "max_completion_tokens": "max_tokens",
+    "request_timeout": "timeout",
+    "stop_sequences": "stop",
+}
+_LIVE_OR_SECRET: Final = ("http_client", "http_async_client", "default_headers", "default_query")
+_NO_FIELDS: Final = frozenset({"x402_settlement_mode", "lc_kwargs"})
+SettlementModeName = Literal["private", "batch", "individual"]
+
+
+# A wrong field must not print the other fields' input: the private key is among them. It has a name of its own because
+# pydantic's mypy plugin, where it reads `populate_by_name`, asks for `model_name=` in place of the alias `model=`.
+_CONFIG: Final = ConfigDict(populate_by_name=True, hide_input_in_errors=True, protected_namespaces=())
 
 
 class ConfiguredChatModel(BaseChatModel):
@@ -78,7 +111,7 @@ class ConfiguredChatModel(BaseChatModel):
     """A connected `Web3` or `AsyncWeb3` to read the chain with, in place of `rpc_url`."""
     base_url: str | None = None
     """Gateway to call; by default the network's."""
-    settlement_mode: str | None = None
+    settlement_mode: SettlementModeName | SettlementMode | None = None
     """What goes on chain about the data of a call: "private", "batch" (default) or "individual"."""
     spend_policy: Any | None = Field(default=None, exclude=True, repr=False)
     """`SpendPolicy`: what may be paid, to whom. By default 5 OPG an authorization and 20 OPG a day."""
@@ -88,11 +121,27 @@ class ConfiguredChatModel(BaseChatModel):
     temperature: float | None = None
     max_tokens: int | None = None
     """Longest answer; gateways read an absent value as 4096."""
-    stop: list[str] | str | None = Field(default=None, alias="stop_sequences")
+    stop: list[str] | str | None = None
     """Where answers end. Applied on this side too, since gateways do not."""
-    timeout: float | None = Field(default=None, alias="request_timeout", gt=0)
-    """Seconds until a call is given up (default 120)."""
-    verify_tee: Literal["off", "warn", "require"] = "off"
+    top_p: float | None = None
+    seed: int | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    logit_bias: dict[int, int] | None = None
+    logprobs: bool | None = None
+    """Put the tokens' log probabilities into `response_metadata["logprobs"]`."""
+    top_logprobs: int | None = None
+    reasoning_effort: str | None = None
+    """How much a reasoning model thinks: "none", "minimal", "low", "medium", "high", "xhigh"."""
+    reasoning: dict[str, Any] | None = None
+    """The same as OpenRouter has it: `{"effort": "low"}`, `{"max_tokens": 2000}`."""
+    verbosity: str | None = None
+    service_tier: str | None = None
+    timeout: Timeout | None = None
+    """Seconds until a call is given up (default 120); or (to connect, to answer), or an `httpx.Timeout`."""
+    stream_chunk_timeout: float | None = None
+    """Seconds that a stream may be silent between two chunks (default: `timeout`)."""
+    verify_tee: VerifyTeeName | VerifyTee = "off"
     """Check the enclave's signature over each answer; "require" withholds answers without a good one."""
     max_retries: int = 2
     """Attempts to reach the gateway before anything was signed. After that nothing is sent twice."""
@@ -103,7 +152,19 @@ class ConfiguredChatModel(BaseChatModel):
     web_search: bool = False
     """Let the model search the web."""
     model_kwargs: dict[str, Any] = Field(default_factory=dict)
-    """Further keys of the request body."""
+    """Further members of the request's body."""
+    extra_body: Mapping[str, Any] | None = None
+    """The same, for what replaces members that the model itself sets."""
+    default_headers: Mapping[str, str] | None = Field(default=None, exclude=True, repr=False)
+    """Further headers of each request, such as those that a gateway of your own asks for. Not printed: keys are
+    among them."""
+    default_query: Mapping[str, object] | None = Field(default=None, exclude=True, repr=False)
+    """The query of each request's URL."""
+    http_client: Any | None = Field(default=None, exclude=True, repr=False)
+    """An `httpx.Client` or transport that sends the sync calls, with proxies or sockets of your own. Payment stays
+    above it, and it is never closed here."""
+    http_async_client: Any | None = Field(default=None, exclude=True, repr=False)
+    """The same for async calls: an `httpx.AsyncClient` or transport."""
 
     payments: Any | None = Field(default=None, exclude=True, repr=False)
     """`Payments` to share with other clients; it replaces key, network, policy and ledger."""
@@ -114,8 +175,7 @@ class ConfiguredChatModel(BaseChatModel):
     connections: Connections = Field(default_factory=Connections, exclude=True, repr=False)
     """What this model uses of the process's clients, which all models share; copies of the model share this object."""
 
-    # A wrong field must not print the other fields' input: the private key is among them.
-    model_config = ConfigDict(populate_by_name=True, hide_input_in_errors=True, protected_namespaces=())
+    model_config = _CONFIG
 
     def __init__(self, **fields: Any) -> None:
         for name in ("api_key", "private_key"):
@@ -123,18 +183,27 @@ class ConfiguredChatModel(BaseChatModel):
                 fields[name] = given_key(value)  # before validation, whose errors keep their input
         if isinstance(fields.get("rpc_url"), str):
             fields["rpc_url"] = SecretStr(fields["rpc_url"])
+        known = {*type(self).model_fields, "model"}
+        check_names(
+            type(self).__name__,
+            [name for name in fields if name != "n" or fields["n"] not in (None, 1)],
+            known=known | _REQUEST_PARAMETERS | _OLDER_NAMES.keys() | _NO_FIELDS,
+        )
         super().__init__(**fields)
 
     # Construction
+
+    @property
+    def model(self) -> str:
+        """`model_name`, as the argument is called."""
+        return self.model_name
 
     @model_validator(mode="before")
     @classmethod
     def _complete_from_environment(cls, fields: Any) -> Any:
         if not isinstance(fields, dict) or fields.get("connections") is not None:
             return fields  # a copy of a model that is complete already
-        fields = _with_request_parameters(cls, fields)
-        if (api_key := fields.pop("api_key", None)) is not None and fields.get("private_key") is None:
-            fields["private_key"] = api_key  # what generic code calls it
+        fields = _with_request_parameters(fields)
         mode = fields.pop("x402_settlement_mode", None)  # what the OpenGradient SDK calls it
         if isinstance(fields.get("network"), DescribedNetwork):
             fields["network"] = load_network(fields["network"])
@@ -168,6 +237,17 @@ class ConfiguredChatModel(BaseChatModel):
     def _parsed_settlement_mode(cls, value: Any) -> Any:
         return None if value is None else SettlementMode.parse(value).value
 
+    @field_validator("http_client", "http_async_client")
+    @classmethod
+    def _check_http_client(cls, value: Any) -> Any:
+        return checked_sender(value)
+
+    @field_validator("timeout", "stream_chunk_timeout")
+    @classmethod
+    def _check_time_limit(cls, value: Any) -> Any:
+        TimeLimits().changed(value)
+        return value
+
     @model_validator(mode="after")
     def _set_opengradient_version(self) -> Self:
         if hasattr(self, "_add_version"):  # langchain-core 1.5 and later
@@ -190,13 +270,17 @@ class ConfiguredChatModel(BaseChatModel):
             "network": self.network if isinstance(self.network, str) else getattr(self.network, "name", None),
             "base_url": self.base_url,
             "settlement_mode": self.settlement_mode,
-            "temperature": self.temperature,
-            "max_tokens": self.max_tokens,
-            "stop": self.stop,
-            "web_search": self.web_search or None,
             **self.model_kwargs,
+            **self._body_fields(),
         }
         return {name: value for name, value in params.items() if value not in (None, [])}
+
+    def _body_fields(self) -> dict[str, Any]:
+        """The members of every request's body that somebody set."""
+        values = {name: getattr(self, name) for name in _IN_THE_BODY}
+        return {name: value for name, value in values.items() if value is not None} | (
+            {"web_search": True} if self.web_search else {}
+        )
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         expect_call()
@@ -228,7 +312,7 @@ class ConfiguredChatModel(BaseChatModel):
         state = super().__getstate__()
         # The key stays in this process; where the model is unpickled, `__setstate__` reads the environment again.
         own = {**state["__dict__"], "private_key": None, "connections": Connections()}
-        for name in ("payments", "ledger", "client", "async_client", "rpc_url", "web3"):
+        for name in ("payments", "ledger", "client", "async_client", "rpc_url", "web3", *_LIVE_OR_SECRET):
             own[name] = None
         return {**state, "__dict__": own}
 
@@ -251,25 +335,34 @@ def _own_version() -> str:
     return version("opengradient-integrations")
 
 
-def _with_request_parameters(model: type[BaseChatModel], fields: dict[str, Any]) -> dict[str, Any]:
-    """A copy of `fields` with request parameters under `model_kwargs`; warns of what pydantic would drop unseen.
+def _with_request_parameters(given: dict[str, Any]) -> dict[str, Any]:
+    """A copy of `given` under today's names, with request parameters that are no fields in `model_kwargs`.
 
-    Unknown names do not join them: what is misspelt could be a key, and would be sent to the gateway.
+    Raises ConfigurationError when two places say different things: one of them would not be sent.
     """
-    known = {name for key, field in model.model_fields.items() for name in (key, field.alias)}
-    unknown = fields.keys() - known - {"api_key", "x402_settlement_mode", "lc_kwargs"}
-    moved = {name: fields[name] for name in unknown & _REQUEST_PARAMETERS}
-    if ignored := sorted(unknown - moved.keys()):
-        warnings.warn(
-            f"{model.__name__} has no field {', '.join(map(repr, ignored))}: ignored. Parameters of the request that "
-            "are no fields go into `model_kwargs`.",
-            UserWarning,
-            stacklevel=2,
-        )
-    kept = {name: value for name, value in fields.items() if name not in unknown}
+    fields = dict(given)
+    for older, name in _OLDER_NAMES.items():
+        value = fields.pop(older, None)
+        if value is not None and fields.get(name) is None:
+            fields[name] = value
+        elif value is not None and older != "api_key" and value != fields[name]:
+            raise _said_twice(older, value, name, fields[name])
+    fields.pop("n", None)
+    moved = {name: fields.pop(name) for name in _REQUEST_PARAMETERS & fields.keys()}
+    extra = fields.get("model_kwargs") or {}
+    for name, value in {**fields, **moved}.items():
+        is_in_body = name in _IN_THE_BODY or name in moved
+        if is_in_body and value is not None and extra.get(name) not in (None, value):
+            raise _said_twice(name, value, f"model_kwargs[{name!r}]", extra[name])
     if moved:
-        kept["model_kwargs"] = {**moved, **(fields.get("model_kwargs") or {})}
-    return kept
+        fields["model_kwargs"] = {**moved, **extra}
+    return fields
+
+
+def _said_twice(name: str, value: object, other: str, other_value: object) -> ConfigurationError:
+    return ConfigurationError(
+        f"{name}={value!r} and {other}={other_value!r} were both given. Nothing was paid. Keep one of them."
+    )
 
 
 def profile_of(model: object) -> dict[str, Any] | None:

@@ -27,6 +27,9 @@ RECEIPT_KEY: Final = "opengradient"
 CALL_EXTRAS_KEY: Final = "tool_call_extras"
 """Where a message keeps what a provider wants back with its tool calls (thought signatures), by the call's id."""
 
+_OF_A_RUN: Final = ("token_usage", "model_name", "model_provider", "system_fingerprint", "service_tier", "id")
+"""What `llm_output` repeats of a message, as ChatOpenAI has it."""
+
 _CHUNK_METADATA: Final = {"model_provider": PROVIDER}  # copied by pydantic, so sharing it is safe
 
 
@@ -86,7 +89,29 @@ def to_result(completion: Completion, *, model_name: str) -> ChatResult:
         tool_calls=calls,
         invalid_tool_calls=invalid_calls,
     )
-    return ChatResult(generations=[ChatGeneration(message=message)])
+    output = {name: message.response_metadata[name] for name in _OF_A_RUN if name in message.response_metadata}
+    return ChatResult(generations=[ChatGeneration(message=message)], llm_output=output)
+
+
+def combined_outputs(outputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One `llm_output` for several: counts are added up, of anything else the last one stands."""
+    combined: dict[str, Any] = {}
+    for output in outputs:
+        counts = _added(combined.get("token_usage") or {}, output.get("token_usage") or {})
+        combined |= {**output, **({"token_usage": counts} if counts else {})}
+    return combined
+
+
+def _added(counts: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    total = dict(counts)
+    for name, value in more.items():
+        if isinstance(value, Mapping):
+            total[name] = _added(total.get(name) or {}, value)
+        elif isinstance(value, int | float):
+            total[name] = (total.get(name) or 0) + value
+        else:
+            total[name] = value
+    return total
 
 
 def _extras(completion: Completion) -> dict[str, Any]:
@@ -173,6 +198,8 @@ def _metadata(completion: Completion, receipt: SettlementReceipt | None, model_n
         "model_name": model_name,
         "finish_reason": completion.finish_reason,
     }
+    if completion.token_usage is not None:
+        metadata["token_usage"] = completion.token_usage
     if completion.logprobs is not None:
         metadata["logprobs"] = completion.logprobs
     if completion.id:

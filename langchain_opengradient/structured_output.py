@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
 from operator import itemgetter
 from typing import Any, Final, Literal, cast
@@ -51,6 +51,20 @@ def to_response_format(schema: Schema, *, strict: bool | None = None) -> dict[st
     if strict is not None:
         described["strict"] = strict
     return {"type": "json_schema", "json_schema": described}
+
+
+def check_method(method: str, *, schema: Schema | None, strict: bool | None, tools: Sequence[Any] | None) -> None:
+    """Raises ValueError for what does not go together, before anything is asked."""
+    if method not in METHODS:
+        raise ValueError(f"Unknown method {method!r}: use one of {', '.join(METHODS)}.")
+    if schema is None and method != "json_mode":
+        raise ValueError(f"method={method!r} needs a schema; only 'json_mode' works without one.")
+    if strict is not None and method == "json_mode":
+        raise ValueError("`strict` needs a schema that the provider sees: use 'json_schema'.")
+    if tools and method != "json_schema":
+        raise ValueError(f"method={method!r} takes no tools: use 'json_schema'.")
+    if schema is not None:
+        check_schema(schema)
 
 
 def check_schema(schema: Schema) -> None:

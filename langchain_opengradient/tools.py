@@ -19,6 +19,7 @@ ToolLike = Mapping[str, Any] | type | Callable[..., Any] | BaseTool
 
 # OpenAI and Anthropic put a date after it (`web_search_20250305`), Google has a dict with nothing else in it.
 _WEB_SEARCH: Final = ("web_search", "google_search", "googleSearch")
+_SAYS_WHICH: Final = frozenset({"type", "name"})
 _NOT_BUILT_IN: Final = ("function", "object", "custom")
 # The union of what OpenAI, Anthropic and Google allow: a name outside it fails at each, after it was paid.
 _TOOL_NAME: Final = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
@@ -37,6 +38,10 @@ def to_wire_tool(tool: ToolLike, *, strict: bool | None = None) -> dict[str, Any
         )
     if isinstance(tool, Mapping) and "$ref" in tool:
         tool = rooted_schema(tool)
+    if isinstance(tool, Mapping) and tool.get("type") == "function" and isinstance(tool.get("name"), str):
+        # OpenAI's Responses API writes the function's members beside the type.
+        inner = {name: value for name, value in tool.items() if name not in ("type", "cache_control")}
+        tool = {**{name: tool[name] for name in tool.keys() & {"type", "cache_control"}}, "function": inner}
     wire = convert_to_openai_tool(tool, strict=strict)
     _keep_recursion(wire["function"], tool, strict=strict)
     name = wire["function"]["name"]
@@ -51,8 +56,23 @@ def to_wire_tool(tool: ToolLike, *, strict: bool | None = None) -> dict[str, Any
 
 
 def is_web_search(tool: ToolLike) -> bool:
-    """Whether `tool` is some provider's built-in web search, which the gateways offer as a flag instead."""
-    return isinstance(tool, Mapping) and str(tool.get("type") or next(iter(tool), "")).startswith(_WEB_SEARCH)
+    """Whether `tool` is some provider's built-in web search, which the gateways offer as a flag instead.
+
+    Raises ValueError when it has options, such as domains or a location: the search would go beyond them.
+    """
+    if not isinstance(tool, Mapping):
+        return False
+    name = str(tool.get("type") or next(iter(tool), ""))
+    if not name.startswith(_WEB_SEARCH) or "function" in tool or "input_schema" in tool or "parameters" in tool:
+        return False
+    options = {key: value for key, value in tool.items() if key not in _SAYS_WHICH and value not in (None, {})}
+    if options:
+        raise ValueError(
+            f"The web search has options ({', '.join(sorted(options))}), and the gateways' search takes none. Nothing "
+            'was paid. Leave them out (`{"type": "web_search"}`, or `web_search=True`) and say in the prompt what to '
+            "look for."
+        )
+    return True
 
 
 def to_function(schema: Mapping[str, Any] | type, *, strict: bool | None = None) -> dict[str, Any]:

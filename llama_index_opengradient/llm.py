@@ -66,8 +66,7 @@ from llama_index_opengradient.tools import (
     selections,
     tool_definition,
 )
-from opengradient_x402.errors import ConfigurationError
-from opengradient_x402.gateway.request import wire_tool_choice, wire_tool_names
+from opengradient_x402.gateway.request import chosen, wire_tool_names
 
 if TYPE_CHECKING:
     from llama_index.core.chat_engine.types import AgentChatResponse
@@ -106,26 +105,20 @@ class OpenGradient(PaidModel):
         """The body of a request, and the gateway client's options for it. Raises ValueError before anything is paid."""
         if (mode := kwargs.pop("x402_settlement_mode", None)) is not None:  # what the OpenGradient SDK calls it
             kwargs["settlement_mode"] = mode
-        if (headers := kwargs.pop("extra_headers", None)) is not None:  # what OpenAI's SDK calls it, as the next two
-            kwargs["headers"] = headers
-        if kwargs.pop("extra_query", None):
-            raise ConfigurationError(
-                "`extra_query` was given, and gateways take no query with a paid call. Nothing was paid. "
-                "Use `extra_body` or `extra_headers`.",
-                kind="invalid_request",
-            )
-        extra_body = kwargs.pop("extra_body", None) or {}
         options = {name: kwargs.pop(name) for name in _CALL_OPTIONS if kwargs.get(name) is not None}
         options["timeout_s"] = options.pop("timeout", self.timeout)
         options.setdefault("settlement_mode", self.settlement_mode or self._environment.settlement_mode)
+        # What OpenAI's SDK calls them.
+        headers = {**(self.default_headers or {}), **(kwargs.pop("extra_headers", None) or {})}
+        options["headers"] = {**headers, **options.get("headers", {})}
+        options["query"] = kwargs.pop("extra_query", None)
+        extra_body = kwargs.pop("extra_body", None) or {}
         body = {
             "model": self.model,
             "messages": wire_messages(messages),
-            "temperature": self.temperature,
-            "max_tokens": self.max_tokens,
-            "stop": self.stop,
             "web_search": self.web_search or None,
             **self.additional_kwargs,
+            **self._body_fields(),
             **kwargs,
             **extra_body,
         }
@@ -233,13 +226,11 @@ class OpenGradient(PaidModel):
         prepared: dict[str, Any] = {"messages": messages, **kwargs}
         if tools:
             names = wire_tool_names([tool.metadata.get_name() for tool in tools])
-            choice = wire_tool_choice(tool_choice or tool_required, names)
-            strict = prepared.pop("strict", None)
-            prepared["tools"] = [tool_definition(tool, strict=strict) for tool in tools]
-            if choice is not None:
-                prepared["tool_choice"] = choice
+            strict = prepared.pop("strict", self.strict or None)
             if not allow_parallel_tool_calls:
                 prepared["parallel_tool_calls"] = False
+            definitions = [tool_definition(tool, strict=strict) for tool in tools]
+            prepared.update(chosen(definitions, tool_choice or tool_required, names))
         return prepared
 
     def _validate_chat_with_tools_response(
@@ -341,9 +332,9 @@ class OpenGradient(PaidModel):
 
     # -- structured prediction
 
-    def _predicts_by_tool(self) -> bool:
+    def _predicts_itself(self) -> bool:
         by_tool = self.pydantic_program_mode in (PydanticProgramMode.DEFAULT, PydanticProgramMode.FUNCTION)
-        return by_tool and self.metadata.is_function_calling_model
+        return by_tool and (self.structured_by == "response_format" or self.metadata.is_function_calling_model)
 
     def _structured_request(
         self,
@@ -357,7 +348,8 @@ class OpenGradient(PaidModel):
             LLMStructuredPredictStartEvent(output_cls=output_cls, template=prompt, template_args=prompt_args)
         )
         messages = self._extend_messages(prompt.format_messages(llm=self, **prompt_args))
-        return messages, output_kwargs(output_cls, llm_kwargs)
+        by_format = self.structured_by == "response_format"
+        return messages, output_kwargs(output_cls, llm_kwargs, by_format=by_format)
 
     def structured_predict(
         self,
@@ -367,7 +359,7 @@ class OpenGradient(PaidModel):
         **prompt_args: Any,
     ) -> OutputT:
         """An `output_cls` made from the answer. Raises ValueError when the answer is not one."""
-        if not self._predicts_by_tool():
+        if not self._predicts_itself():
             predicted: OutputT = super().structured_predict(output_cls, prompt, llm_kwargs, **prompt_args)
             return predicted
         messages, kwargs = self._structured_request(output_cls, prompt, llm_kwargs, prompt_args)
@@ -383,7 +375,7 @@ class OpenGradient(PaidModel):
         **prompt_args: Any,
     ) -> OutputT:
         """As `structured_predict`."""
-        if not self._predicts_by_tool():
+        if not self._predicts_itself():
             predicted: OutputT = await super().astructured_predict(output_cls, prompt, llm_kwargs, **prompt_args)
             return predicted
         messages, kwargs = self._structured_request(output_cls, prompt, llm_kwargs, prompt_args)
@@ -399,7 +391,7 @@ class OpenGradient(PaidModel):
         **prompt_args: Any,
     ) -> Generator[Any, None, None]:
         """The object as it grows: a model of the members so far, and at the end an `output_cls`."""
-        if not self._predicts_by_tool():
+        if not self._predicts_itself():
             yield from super().stream_structured_predict(output_cls, prompt, llm_kwargs, **prompt_args)
             return
         messages, kwargs = self._structured_request(output_cls, prompt, llm_kwargs, prompt_args)
@@ -413,7 +405,7 @@ class OpenGradient(PaidModel):
         **prompt_args: Any,
     ) -> AsyncGenerator[Any, None]:
         """As `stream_structured_predict`."""
-        if not self._predicts_by_tool():
+        if not self._predicts_itself():
             return await super().astream_structured_predict(output_cls, prompt, llm_kwargs, **prompt_args)
         messages, kwargs = self._structured_request(output_cls, prompt, llm_kwargs, prompt_args)
         return agrowing(await self.astream_chat(messages, **kwargs), output_cls)

@@ -8,9 +8,11 @@ no call: `llm` does.
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from copy import deepcopy
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 
+import httpx
 from llama_index.core.base.llms.types import LLMMetadata
 from llama_index.core.bridge.pydantic import (
     ConfigDict,
@@ -25,11 +27,13 @@ from pydantic import BaseModel, SecretStr, WithJsonSchema
 
 from opengradient_x402.gateway.clients import Connections, Route
 from opengradient_x402.gateway.request import GATEWAY_MAX_TOKENS
+from opengradient_x402.gateway.time_limits import TimeLimits, Timeout
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.models import find_model
 from opengradient_x402.networks import DescribedNetwork, Network, load_network
+from opengradient_x402.parameters import check_names, checked_sender
 from opengradient_x402.payment.policy import SpendPolicy
-from opengradient_x402.proofs.attestation import VerifyTee
+from opengradient_x402.proofs.attestation import VerifyTee, VerifyTeeName
 from opengradient_x402.settings import Settings
 from opengradient_x402.settlement_mode import SettlementMode
 from opengradient_x402.signer import given_key
@@ -38,6 +42,8 @@ if TYPE_CHECKING:
     from opengradient_x402.gateway.client import AsyncGatewayClient, GatewayClient
     from opengradient_x402.payment.payments import Payments
 
+_LIVE_OR_SECRET: Final = ("rpc_url", "web3", "payments", "http_client", "async_http_client", "default_headers")
+_OLDER_NAMES: Final = {"x402_settlement_mode": "settlement_mode", "api_key": "private_key", "api_base": "base_url"}
 # A schema of its own: pydantic cannot describe a policy's collections, and refused to describe the model.
 OptionalSpendPolicy = Annotated[SpendPolicy | None, WithJsonSchema({"type": ["object", "null"]})]
 
@@ -54,8 +60,21 @@ class PaidModel(FunctionCallingLLM):
     max_tokens: int | None = Field(default=None, gt=0, description="The most tokens that an answer may have.")
     stop: list[str] | None = Field(default=None, description="Texts at which an answer ends.")
     web_search: bool = Field(default=False, description="Whether the model may search the web, where it can.")
+    logprobs: bool | None = Field(default=None, description="Whether answers come with `ChatResponse.logprobs`.")
+    top_logprobs: int | None = Field(default=None, description="Alternatives in `logprobs` for each token.")
+    reasoning_effort: str | None = Field(
+        default=None, description="How much a reasoning model thinks: none, minimal, low, medium, high, xhigh."
+    )
+    modalities: list[str] | None = Field(default=None, description="What answers are made of: text, audio, image.")
+    audio_config: dict[str, Any] | None = Field(default=None, description="Voice and format of answers in audio.")
+    strict: bool = Field(default=False, description="Whether tool calls must follow the tools' schemas exactly.")
     additional_kwargs: dict[str, Any] = Field(
-        default_factory=dict, description="Further members of every request's body, e.g. `reasoning_effort`."
+        default_factory=dict, description="Further members of every request's body, e.g. `seed`."
+    )
+    structured_by: Literal["tool", "response_format"] = Field(
+        default="tool",
+        description="How structured prediction asks: with a forced tool, or with a response format, for models that "
+        "refuse a forced tool.",
     )
 
     private_key: Any = Field(
@@ -80,7 +99,7 @@ class PaidModel(FunctionCallingLLM):
     base_url: str | None = Field(
         default=None, description="The gateway; None takes the network's own, `registry` the enclaves of its registry."
     )
-    settlement_mode: SettlementMode | None = Field(
+    settlement_mode: SettlementMode | Literal["private", "batch", "individual"] | None = Field(
         default=None, description="What goes on chain about the data; None reads OG_SETTLEMENT_MODE (batch)."
     )
     spend_policy: OptionalSpendPolicy = Field(default=None, description="Limits on payments; None is the safe default.")
@@ -89,10 +108,22 @@ class PaidModel(FunctionCallingLLM):
         default=None, exclude=True, repr=False, description="An open Payments to share; replaces the four above."
     )
 
-    verify_tee: VerifyTee = Field(
+    default_headers: dict[str, str] | None = Field(
+        default=None, exclude=True, repr=False, description="Further headers of each request; keys are among them."
+    )
+    http_client: Any = Field(
+        default=None,
+        exclude=True,
+        repr=False,
+        description="An httpx client or transport that sends the sync calls, below the payment. Never closed here.",
+    )
+    async_http_client: Any = Field(default=None, exclude=True, repr=False, description="The same for async calls.")
+    verify_tee: VerifyTee | VerifyTeeName = Field(
         default=VerifyTee.OFF, description="What to do about enclave proofs: off, warn, or require."
     )
-    timeout: float = Field(default=120.0, gt=0, description="Seconds that one call may take.")
+    timeout: Timeout = Field(
+        default=120.0, description="Seconds that one call may take; (to connect, to answer), or an httpx.Timeout."
+    )
     max_retries: int = Field(default=2, ge=0, description="Repetitions of a request for which nothing was signed.")
     context_window: int | None = Field(default=None, gt=0, description="Overrides the catalog's context window.")
     is_function_calling_model: bool | None = Field(default=None, description="Overrides the catalog.")
@@ -109,29 +140,59 @@ class PaidModel(FunctionCallingLLM):
                 fields[name] = given_key(value)  # before validation, whose errors keep their input
         if isinstance(fields.get("rpc_url"), str):
             fields["rpc_url"] = SecretStr(fields["rpc_url"])
-        super().__init__(**fields)
+        known = {*type(self).model_fields, *_OLDER_NAMES, "class_name"}
+        check_names(type(self).__name__, [name for name in fields if fields[name] is not None], known=known)
+        super().__init__(**{name: value for name, value in fields.items() if name in known})
 
     # -- what the model is
 
     @model_validator(mode="before")
     @classmethod
     def _take_older_names(cls, fields: Any) -> Any:
-        """`x402_settlement_mode` is what the OpenGradient SDK says, `api_key` what generic code says."""
+        """`x402_settlement_mode` is what the OpenGradient SDK says, `api_key` what generic code says, `api_base` what
+        OpenAI's users say."""
         if not isinstance(fields, dict):
             return fields
         fields = {name: value for name, value in fields.items() if name != "class_name"}  # dumps hold it
-        for older, name in (("x402_settlement_mode", "settlement_mode"), ("api_key", "private_key")):
+        for older, name in _OLDER_NAMES.items():
             value = fields.pop(older, None)
             if fields.get(name) is None and value is not None:
                 fields[name] = value
+                if older == "api_base":
+                    warnings.warn(
+                        f"api_base={value!r} is taken for `base_url`. A server there is asked for a price, and "
+                        "nothing is paid if it names none.",
+                        UserWarning,
+                        stacklevel=2,
+                    )
         if isinstance(fields.get("network"), DescribedNetwork):
             fields["network"] = load_network(fields["network"])
         return fields
+
+    @field_validator("verify_tee", mode="after")
+    @classmethod
+    def _parse_verify_tee(cls, check: Any) -> VerifyTee:
+        return VerifyTee(check)
 
     @field_validator("settlement_mode", mode="before")
     @classmethod
     def _parse_settlement_mode(cls, mode: Any) -> SettlementMode | None:
         return None if mode is None else SettlementMode.parse(mode)
+
+    @field_validator("timeout")
+    @classmethod
+    def _check_timeout(cls, timeout: Any) -> Any:
+        TimeLimits().changed(timeout)
+        return timeout
+
+    @field_validator("http_client", "async_http_client")
+    @classmethod
+    def _check_http_client(cls, given: Any) -> Any:
+        return checked_sender(given)
+
+    @field_serializer("timeout")
+    def _dump_timeout(self, timeout: Any) -> Any:
+        return (timeout.connect, timeout.read) if isinstance(timeout, httpx.Timeout) else timeout
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -181,6 +242,20 @@ class PaidModel(FunctionCallingLLM):
         about = {"class_name": self.class_name(), **self.metadata.model_dump()}
         return {**about, "model": self.model, "temperature": self.temperature}
 
+    def _body_fields(self) -> dict[str, Any]:
+        """The members of every request's body that somebody set: a field that nobody set hides nothing."""
+        fields = {
+            "temperature": self.temperature,
+            "max_tokens": self.max_tokens,
+            "stop": self.stop,
+            "logprobs": self.logprobs,
+            "top_logprobs": self.top_logprobs,
+            "reasoning_effort": self.reasoning_effort,
+            "modalities": self.modalities,
+            "audio": self.audio_config,
+        }
+        return {name: value for name, value in fields.items() if value is not None}
+
     # -- clients
 
     def _client(self) -> GatewayClient:
@@ -202,6 +277,8 @@ class PaidModel(FunctionCallingLLM):
             base_url=self.base_url or found.gateway_url,
             max_retries=self.max_retries,
             verify_tee=self.verify_tee,
+            http_client=self.http_client,
+            http_async_client=self.async_http_client,
         )
 
     def close(self) -> None:
@@ -219,7 +296,7 @@ class PaidModel(FunctionCallingLLM):
         """
         state = BaseModel.__getstate__(self)
         live: Payments | None = self.payments
-        values = {**state["__dict__"], "private_key": None, "rpc_url": None, "web3": None, "payments": None}
+        values = {**state["__dict__"], "private_key": None, **dict.fromkeys(_LIVE_OR_SECRET)}
         if live is not None:
             values.update(network=live.network, spend_policy=live.policy, ledger=live.ledger)
         if isinstance(values["ledger"], Ledger):

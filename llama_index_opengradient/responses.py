@@ -52,7 +52,7 @@ def chat_response(completion: Completion, *, delta: str | None = None) -> ChatRe
         "model": completion.model,
         "created": completion.created,
         "choices": [choice],
-        "usage": _usage(completion),
+        "usage": completion.token_usage,
     }
     extra: dict[str, Any] = {**completion.message_extras, **_token_counts(completion)}
     if completion.refusal:
@@ -181,23 +181,4 @@ def _token_counts(completion: Completion) -> dict[str, int]:
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.total_tokens,
-    }
-
-
-def _usage(completion: Completion) -> dict[str, Any] | None:
-    """Usage in the wire's form, which `TokenCountingHandler` and tracing handlers read."""
-    usage = completion.usage
-    if usage is None:
-        return None
-    return {
-        **_token_counts(completion),
-        "prompt_tokens_details": {
-            "cached_tokens": usage.cached_tokens,
-            "cache_creation_tokens": usage.cache_creation_tokens,
-            "audio_tokens": usage.audio_input_tokens,
-        },
-        "completion_tokens_details": {
-            "reasoning_tokens": usage.reasoning_tokens,
-            "audio_tokens": usage.audio_output_tokens,
-        },
     }

@@ -1,4 +1,4 @@
-"""Structured prediction: a pydantic class as the one tool that the model has to call.
+"""Structured prediction: a pydantic class as the one tool that the model has to call, or as its answer's format.
 
 Pure: what to ask for, and what the answers mean, complete or in part. Core's own programs lose `tool_required`
 when they stream, lose the system prompt in one of four forms, and send tool names that no provider accepts
@@ -29,6 +29,7 @@ from opengradient_x402.strict_json import object_in
 
 dispatcher = get_dispatcher(__name__)
 OutputT = TypeVar("OutputT", bound=BaseModel)
+_FOR_CORE_ONLY = ("tool_required", "allow_parallel_tool_calls")
 
 
 def output_tool(output_cls: type[BaseModel]) -> dict[str, Any]:
@@ -42,12 +43,18 @@ def output_tool(output_cls: type[BaseModel]) -> dict[str, Any]:
     }
 
 
-def output_kwargs(output_cls: type[BaseModel], llm_kwargs: dict[str, Any] | None) -> dict[str, Any]:
-    """The keyword arguments of the chat call that predicts an `output_cls`."""
-    kwargs = {"tool_choice": "required", **(llm_kwargs or {})}  # some models refuse a forced tool: the caller decides
-    for name in ("tool_required", "allow_parallel_tool_calls"):
-        kwargs.pop(name, None)
-    return {**kwargs, "tools": [output_tool(output_cls)], "parallel_tool_calls": False}
+def output_kwargs(
+    output_cls: type[BaseModel], llm_kwargs: dict[str, Any] | None, *, by_format: bool = False
+) -> dict[str, Any]:
+    """The keyword arguments of the chat call that predicts an `output_cls`, as a tool's arguments or as the text."""
+    tool = output_tool(output_cls)
+    kwargs = {name: value for name, value in (llm_kwargs or {}).items() if name not in _FOR_CORE_ONLY}
+    if by_format:
+        function = tool["function"]
+        described = {"name": function["name"], "schema": function["parameters"]}
+        return {"response_format": {"type": "json_schema", "json_schema": described}, **kwargs}
+    # Some models refuse a forced tool: the caller decides.
+    return {"tool_choice": "required", **kwargs, "tools": [tool], "parallel_tool_calls": False}
 
 
 def parse_output(response: ChatResponse, output_cls: type[OutputT]) -> OutputT:

@@ -55,6 +55,29 @@ class Usage:
     audio_input_tokens: int = 0
     audio_output_tokens: int = 0
 
+    def to_wire(self, *, said: Any = None) -> dict[str, Any]:
+        """The counts in OpenAI's names; `said`: the object that they were read from, whose other members are kept."""
+        said = cleaned(said) if isinstance(said, Mapping) else {}
+        details = {
+            "prompt_tokens_details": {
+                "cached_tokens": self.cached_tokens,
+                "cache_creation_tokens": self.cache_creation_tokens,
+                "audio_tokens": self.audio_input_tokens,
+            },
+            "completion_tokens_details": {
+                "reasoning_tokens": self.reasoning_tokens,
+                "audio_tokens": self.audio_output_tokens,
+            },
+        }
+        more = {name: said[name] for name in details if isinstance(said.get(name), Mapping)}
+        return {
+            **said,
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.total_tokens,
+            **{name: {**more.get(name, {}), **counts} for name, counts in details.items()},
+        }
+
 
 @dataclass(slots=True)
 class Delta:
@@ -95,6 +118,11 @@ class Completion:
     served_text: str = field(default="", repr=False)
     """The text as the gateway sent and signed it, before `stop` was applied on our side."""
     receipt: SettlementReceipt | None = None
+
+    @property
+    def token_usage(self) -> dict[str, Any] | None:
+        """The usage as the wire has it: the counts in OpenAI's names, beside whatever else the provider counts."""
+        return None if self.usage is None else self.usage.to_wire(said=self.raw.get("usage"))
 
 
 class ErrorEvent(Exception):
@@ -245,7 +273,7 @@ class StreamAccumulator:
             delta.content += held
 
     def _take_terminal(self, event: Mapping[str, Any]) -> None:
-        self._raw.update(event)
+        self._raw.update({name: value for name, value in event.items() if value is not None or name not in self._raw})
         self._model = event.get("model") or self._model
         self._usage = parse_usage(event.get("usage")) or self._usage
         if images := event.get("images"):

@@ -19,13 +19,19 @@ import httpx
 from opengradient_x402.completions import Completion
 from opengradient_x402.effects import Steps, drive, drive_async
 from opengradient_x402.errors import ConfigurationError
-from opengradient_x402.gateway.connections import AsyncEndpointTransport, EndpointTransport
+from opengradient_x402.gateway.connections import (
+    AsyncEndpointTransport,
+    EndpointTransport,
+    ThroughAsyncClient,
+    ThroughClient,
+)
 from opengradient_x402.gateway.enclave_keys import EnclaveKeys, ProofCheck
 from opengradient_x402.gateway.enclaves import shared_registry
 from opengradient_x402.gateway.endpoints import REGISTRY, EndpointSource, StaticGateway, checked_gateway
 from opengradient_x402.gateway.exchange import Exchange, Options, ReceiptListener
-from opengradient_x402.gateway.request import ModelDirectory, prepared
+from opengradient_x402.gateway.request import ModelDirectory, checked_headers, prepared
 from opengradient_x402.gateway.streams import AsyncCompletionStream, CompletionStream
+from opengradient_x402.gateway.time_limits import TimeLimits, Timeout
 from opengradient_x402.payment.payments import Payments
 from opengradient_x402.payment.run_limit import RunLimit
 from opengradient_x402.process import Ending, Resident, belongs
@@ -36,13 +42,16 @@ from opengradient_x402.settlement_mode import SettlementMode
 class CallOptions(TypedDict, total=False):
     """What may be said per call. `on_receipt` is called once, at the end of a call that was, or may be, paid.
 
-    `limits` are those of the runs that make the call.
+    `timeout_s` in any form of `Timeout`; `chunk_timeout_s` limits the silence between two chunks of a stream. `headers`
+    and `query` go along with the request. `limits` are those of the runs that make the call.
     """
 
     settlement_mode: SettlementMode | str | None
     on_receipt: ReceiptListener | None
-    timeout_s: float | None
+    timeout_s: Timeout | None
+    chunk_timeout_s: float | None
     headers: Mapping[str, str] | None
+    query: Mapping[str, object] | None
     limits: Sequence[RunLimit]
 
 
@@ -55,20 +64,19 @@ class _Client:
         *,
         base_url: str | None = None,
         gateway: EndpointSource | None = None,
-        timeout_s: float = 120.0,
+        timeout_s: Timeout = 120.0,
         max_retries: int = 2,
         settlement_mode: SettlementMode | str = SettlementMode.BATCH,
         verify_tee: VerifyTee | str = VerifyTee.OFF,
     ) -> None:
-        if max_retries < 0 or timeout_s <= 0:
+        if max_retries < 0:
             raise ConfigurationError(
-                f"max_retries={max_retries} and timeout_s={timeout_s:g} make no call possible. Nothing was paid. "
-                "Use max_retries of 0 or more and a timeout above 0."
+                f"max_retries={max_retries} makes no call possible. Nothing was paid. Use 0 or more."
             )
         self.payments = payments
         self.endpoints = _source(payments, base_url, gateway)
         self._defaults = Options(
-            timeout_s=timeout_s,
+            time_limits=TimeLimits().changed(timeout_s),
             max_retries=max_retries,
             settlement_mode=SettlementMode.parse(settlement_mode),
             is_blocking=isinstance(self, GatewayClient),
@@ -88,17 +96,11 @@ class _Client:
         return exchange, (yield from exchange.open_stream())
 
     def _exchange(self, body: Mapping[str, Any], *, is_stream: bool, **call: Unpack[CallOptions]) -> Steps[Exchange]:
-        body = prepared(body)
+        body, options = prepared(body), self._options(call)
         wire_model = yield from self._models.resolve(str(body.get("model") or ""))
         limits = tuple(call.get("limits", ()))
         if limits or self.payments.policy.bounds_calls:
             yield from self._ask_price()
-        mode, timeout_s = call.get("settlement_mode"), call.get("timeout_s")
-        options = self._defaults
-        if mode is not None:
-            options = replace(options, settlement_mode=SettlementMode.parse(mode))
-        if timeout_s is not None:
-            options = replace(options, timeout_s=timeout_s)
         return Exchange(
             body,
             wire_model=wire_model,
@@ -106,11 +108,24 @@ class _Client:
             payments=self.payments,
             endpoints=self.endpoints,
             options=options,
-            headers=call.get("headers"),
             on_receipt=call.get("on_receipt"),
             limits=limits,
             proof_check=(yield from self._proof_check()),
         )
+
+    def _options(self, call: CallOptions) -> Options:
+        """Those of this client, with those that the call gives. Raises ConfigurationError."""
+        options, mode = self._defaults, call.get("settlement_mode")
+        if mode is not None:
+            options = replace(options, settlement_mode=SettlementMode.parse(mode))
+        timeout_s, chunk_s = call.get("timeout_s"), call.get("chunk_timeout_s")
+        if timeout_s is not None or chunk_s is not None:
+            options = replace(options, time_limits=options.time_limits.changed(timeout_s, chunk_s=chunk_s))
+        if headers := call.get("headers"):
+            options = replace(options, headers=checked_headers(headers))
+        if query := call.get("query"):
+            options = replace(options, query={name: str(value) for name, value in query.items()})
+        return options
 
     def _ask_price(self) -> Steps[None]:
         """Asks what the token is worth, which no worst case of a call is known without."""
@@ -143,13 +158,15 @@ class GatewayClient(_Client):
     """Paid chat completions, synchronously. Thread-safe; works inside a running event loop too."""
 
     def __init__(
-        self, payments: Payments, *, http_transport: httpx.BaseTransport | None = None, **options: Any
+        self, payments: Payments, *, http_transport: httpx.BaseTransport | httpx.Client | None = None, **options: Any
     ) -> None:
-        """`http_transport` sends the requests; `options` are those of the class above:
+        """`http_transport` sends the requests, which may be an httpx client; `options` are those of the class above:
         `base_url` ("registry": the enclaves of the network's registry) or `gateway`, `timeout_s`, `max_retries`,
         `settlement_mode`, `verify_tee`."""
         super().__init__(payments, **options)
         self._check_given(http_transport)
+        if isinstance(http_transport, httpx.Client):
+            http_transport = ThroughClient(http_transport)
         self._wire = http_transport or EndpointTransport()
         self._owns_wire = http_transport is None
 
@@ -188,13 +205,19 @@ class AsyncGatewayClient(_Client, Resident):
     """Paid chat completions over asyncio. One instance serves any number of event loops, one after another."""
 
     def __init__(
-        self, payments: Payments, *, http_transport: httpx.AsyncBaseTransport | None = None, **options: Any
+        self,
+        payments: Payments,
+        *,
+        http_transport: httpx.AsyncBaseTransport | httpx.AsyncClient | None = None,
+        **options: Any,
     ) -> None:
-        """`http_transport` sends the requests; `options` are those of the class above:
+        """`http_transport` sends the requests, which may be an httpx client; `options` are those of the class above:
         `base_url` ("registry": the enclaves of the network's registry) or `gateway`, `timeout_s`, `max_retries`,
         `settlement_mode`, `verify_tee`."""
         super().__init__(payments, **options)
         self._check_given(http_transport)
+        if isinstance(http_transport, httpx.AsyncClient):
+            http_transport = ThroughAsyncClient(http_transport)
         self._given = http_transport
         self._lines: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Line] = weakref.WeakKeyDictionary()
         self._inherited: list[object] = []

@@ -72,15 +72,19 @@ class Route:
     base_url: str | None = None
     max_retries: int = 2
     verify_tee: str = "off"
+    http_client: object | None = field(default=None, repr=False)
+    """An httpx client or transport of the user's for sync calls, which sends what is paid; never closed here."""
+    http_async_client: object | None = field(default=None, repr=False)
+    """The same for async calls."""
 
     def __post_init__(self) -> None:
         if self.payments is None and (self.network is None or self.ledger is None):
             raise TypeError("A route needs `payments`, or else a network and a ledger.")
 
     @property
-    def options(self) -> tuple[str | None, int, str]:
+    def options(self) -> tuple[Hashable, ...]:
         """What tells apart the clients of one wallet."""
-        return self.base_url, self.max_retries, self.verify_tee
+        return self.base_url, self.max_retries, self.verify_tee, self.http_client, self.http_async_client
 
 
 class _Wallet:
@@ -109,7 +113,9 @@ class _Wallet:
         from opengradient_x402.gateway.client import GatewayClient
 
         found = self.clients.get(route.options)
-        return found or self.clients.setdefault(route.options, GatewayClient(self.payments, **_options(route)))
+        return found or self.clients.setdefault(
+            route.options, GatewayClient(self.payments, **_options(route, route.http_client))
+        )
 
     def async_client(self, route: Route) -> AsyncGatewayClient:
         """The async client for the route."""
@@ -117,7 +123,8 @@ class _Wallet:
 
         found = self.async_clients.get(route.options)
         if found is None:
-            found = self.async_clients.setdefault(route.options, AsyncGatewayClient(self.payments, **_options(route)))
+            made = AsyncGatewayClient(self.payments, **_options(route, route.http_async_client))
+            found = self.async_clients.setdefault(route.options, made)
         return found
 
     def is_idle(self) -> bool:
@@ -427,5 +434,10 @@ def _spelling(route: Route) -> Hashable:
     return route.private_key, network, state, route.rpc_url, route.web3, route.policy, ledger
 
 
-def _options(route: Route) -> dict[str, Any]:
-    return {"base_url": route.base_url, "max_retries": route.max_retries, "verify_tee": route.verify_tee}
+def _options(route: Route, http_transport: object | None) -> dict[str, Any]:
+    return {
+        "base_url": route.base_url,
+        "max_retries": route.max_retries,
+        "verify_tee": route.verify_tee,
+        "http_transport": http_transport,
+    }

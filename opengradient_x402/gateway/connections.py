@@ -252,6 +252,31 @@ class AsyncEndpointTransport(httpx.AsyncBaseTransport, Resident):
         self._pools, self._flights = {}, weakref.WeakSet()
 
 
+class ThroughClient(httpx.BaseTransport):
+    """Sends through an httpx client of the user's: its proxies, mounts, certificates and event hooks.
+
+    Without its redirects and its authentication: a paid request goes to one place, once. It is never closed here.
+    """
+
+    def __init__(self, client: httpx.Client) -> None:
+        self._client = client
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        """See `httpx.Client.send`."""
+        return self._client.send(request, stream=True, auth=None, follow_redirects=False)
+
+
+class ThroughAsyncClient(httpx.AsyncBaseTransport):
+    """As `ThroughClient`."""
+
+    def __init__(self, client: httpx.AsyncClient) -> None:
+        self._client = client
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """See `httpx.AsyncClient.send`."""
+        return await self._client.send(request, stream=True, auth=None, follow_redirects=False)
+
+
 class _Flight(httpx.SyncByteStream):
     """A request on its way, and then the body of its response, until that is closed.
 

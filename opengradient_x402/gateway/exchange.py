@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import httpx
@@ -26,6 +26,7 @@ from opengradient_x402.gateway.enclave_keys import Checked, ProofCheck
 from opengradient_x402.gateway.endpoints import Endpoint, EndpointSource, reach
 from opengradient_x402.gateway.failures import broken_line, unreachable, unreadable, withheld
 from opengradient_x402.gateway.request import check_answer
+from opengradient_x402.gateway.time_limits import TimeLimits
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.payment.call import Answer, Call, build_receipt
 from opengradient_x402.payment.handshake import pay
@@ -45,10 +46,12 @@ _LONGEST_RECORD_S = 1.0
 class Options:
     """What applies to every call of a client unless the call says otherwise."""
 
-    timeout_s: float
+    time_limits: TimeLimits
     max_retries: int
     settlement_mode: SettlementMode
     is_blocking: bool
+    query: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 class Exchange:
@@ -63,7 +66,6 @@ class Exchange:
         payments: Payments,
         endpoints: EndpointSource,
         options: Options,
-        headers: Mapping[str, str] | None = None,
         on_receipt: ReceiptListener | None = None,
         limits: tuple[RunLimit, ...] = (),
         proof_check: ProofCheck | None = None,
@@ -77,7 +79,7 @@ class Exchange:
         self.call = Call(
             model=str(body.get("model") or wire_model),
             settlement_mode=options.settlement_mode.value,
-            timeout_s=options.timeout_s,
+            timeout_s=options.time_limits.call_s,
             is_blocking=options.is_blocking,
             limits=limits,
         )
@@ -102,10 +104,15 @@ class Exchange:
             "authorization": "Bearer x402",  # required, and its value ignored (docs/wire.md, "Endpoints and headers")
             "x-settlement-type": options.settlement_mode.value,
             "user-agent": "opengradient-integrations",
-            **(headers or {}),
+            **options.headers,
         }
+        time_limits = options.time_limits
+        self._timeouts = time_limits.for_httpx
         self._reader = AnswerReader(
-            self.call, stop=stop_sequences(body.get("stop")), max_tokens=max_tokens, timeout_s=options.timeout_s
+            self.call,
+            stop=stop_sequences(body.get("stop")),
+            max_tokens=max_tokens,
+            timeout_s=time_limits.between_chunks_s if is_stream else time_limits.call_s,
         )
 
     @property
@@ -148,6 +155,8 @@ class Exchange:
             if response.is_error:
                 yield Read(response, self._reader.take_body)
                 raise self._reader.refusal(response)
+            # The transport reads the limit again for each piece of the body.
+            self._timeouts["read"] = self._options.time_limits.between_chunks_s
             return response
         except BaseException as exc:  # noqa: BLE001  (ends the call, whatever ended it)
             problem = self.fail(exc)
@@ -155,7 +164,7 @@ class Exchange:
 
     def _opening(self) -> Steps[httpx.Response]:
         """Only failures before any byte left are tried again."""
-        deadline = time.monotonic() + self._options.timeout_s
+        deadline = time.monotonic() + self._options.time_limits.call_s
         for attempt in range(self._options.max_retries + 1):
             try:
                 return (yield from reach(self._endpoints, self._ask, until=deadline))
@@ -178,13 +187,13 @@ class Exchange:
         return response
 
     def _request(self, endpoint: Endpoint) -> httpx.Request:
-        timeout = self._options.timeout_s
         return endpoint.request(
             "POST",
             CHAT_PATH,
+            params=self._options.query or None,
             headers=self._headers,
             content=self._content,
-            extensions={"timeout": {"connect": min(timeout, 10.0), "read": timeout, "write": timeout, "pool": timeout}},
+            extensions={"timeout": self._timeouts},
         )
 
     # -- reading a stream

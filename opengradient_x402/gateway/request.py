@@ -34,6 +34,18 @@ _NOT_ALWAYS_FORWARDED: Final = ("seed", "top_p", "logprobs", "top_logprobs", "fr
 _NOT_IN_A_NAME: Final = re.compile(r"[^a-zA-Z0-9_-]")
 _LONGEST_NAME: Final = 64  # OpenAI API reference, `tools[].function.name`
 _ANY: Final = ("any", "required")
+_OF_OTHER_APIS: Final = {
+    ("previous_response_id", "conversation", "input", "instructions", "background", "use_responses_api"): (
+        "It belongs to OpenAI's Responses API, which keeps conversations. Send the whole conversation as messages."
+    ),
+    ("functions", "function_call"): "It is OpenAI's older form of tools. Use `tools` and `tool_choice`.",
+    ("extra_query", "default_query"): "Give it to the call or the model, not to the body of the request.",
+}
+"""Members of a request that gateways ignore, and what to write in their place: the answer would miss what they say."""
+_OUR_HEADERS: Final = frozenset(
+    {"accept", "accept-encoding", "content-length", "content-type", "host", "transfer-encoding", "x-settlement-type"}
+)
+_NOT_IN_A_SPEAKER: Final = re.compile(r"[\s<|\\/>]")  # OpenAI API reference, `messages[].name`
 _ANY_OBJECT: Final = {"type": "json_schema", "json_schema": {"name": "json_object", "schema": {"type": "object"}}}
 
 
@@ -53,7 +65,7 @@ def prepared(body: Mapping[str, Any]) -> dict[str, Any]:
     wire = {name: value for name, value in body.items() if value is not None}
     _refuse(wire)
     _check_ranges(wire)
-    _rename_roles(wire)
+    _check_conversation(wire)
     if (limit := wire.pop("max_completion_tokens", None)) is not None:
         wire["max_tokens"] = limit
     if isinstance(stop := wire.get("stop"), Sequence) and not isinstance(stop, str):
@@ -71,6 +83,16 @@ def prepared(body: Mapping[str, Any]) -> dict[str, Any]:
                 f"{name} is sent, but some gateways do not forward it to the provider: the answer may not reflect it."
             )
     return wire
+
+
+def checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
+    """Headers of the user's, in lower case. Raises ConfigurationError for those that say what a call is, or pay it."""
+    lowered = {str(name).lower(): str(value) for name, value in headers.items()}
+    for name in lowered:
+        if name in _OUR_HEADERS or name.startswith(("payment-", "x-payment", "x-upto-")):
+            hint = "Use `settlement_mode`." if name == "x-settlement-type" else "Leave it out."
+            raise _refused(f"The header {name!r} was given, which is set by the call itself. Nothing was paid. {hint}")
+    return lowered
 
 
 def check_answer(body: Mapping[str, Any], completion: Completion) -> None:
@@ -117,6 +139,30 @@ def wire_tool_names(names: Sequence[str]) -> dict[str, str]:
     return wire
 
 
+def chosen(tools: Sequence[Mapping[str, Any]], choice: Any, names: Mapping[str, str]) -> dict[str, Any]:
+    """The members of a request that say which of `tools` may be called, and whether one has to be.
+
+    As `wire_tool_choice`, and for two choices that gateways do not know: OpenAI's `allowed_tools` leaves the others
+    out, Anthropic's `disable_parallel_tool_use` becomes `parallel_tool_calls`.
+    """
+    said: dict[str, Any] = {"tools": list(tools)}
+    if isinstance(choice, Mapping):
+        if choice.get("disable_parallel_tool_use"):
+            said["parallel_tool_calls"] = False
+        if choice.get("type") == "allowed_tools":
+            allowed = choice.get("allowed_tools", choice)
+            listed = [one.get("function", one).get("name") for one in allowed.get("tools") or ()]
+            wire = [wire_tool_choice(name, names) for name in listed]
+            kept = [one["function"]["name"] for one in wire if isinstance(one, Mapping)]
+            if not kept:
+                raise _refused("tool_choice allows no tool. Nothing was paid. Name some, or use 'none'.")
+            said["tools"] = [tool for tool in tools if tool["function"]["name"] in kept]
+            choice = allowed.get("mode", "auto")
+    if (wire_choice := wire_tool_choice(choice, names)) is not None:
+        said["tool_choice"] = wire_choice
+    return said
+
+
 def rooted_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
     """The schema with an object at its top, where providers want one: a recursive class has a reference there."""
     home, _, name = str(schema.get("$ref", "")).removeprefix("#/").partition("/")
@@ -131,7 +177,7 @@ def wire_tool_choice(choice: Any, names: Mapping[str, str]) -> str | dict[str, A
 
     "any", "required" and True force some tool, a name or a function dict forces that one. `names` are the tools: what
     the caller calls each, and its name on the wire. Raises ConfigurationError when the forced tool is none of them:
-    the call could only fail, after it was paid.
+    the call could only fail, after it was paid. `chosen` reads the choices that say more than one thing.
     """
     if choice is None or choice is False:
         return None
@@ -157,6 +203,9 @@ def wire_tool_choice(choice: Any, names: Mapping[str, str]) -> str | dict[str, A
 
 
 def _refuse(wire: dict[str, Any]) -> None:
+    for names, remedy in _OF_OTHER_APIS.items():
+        if given := sorted(name for name in names if wire.get(name)):
+            raise _refused(f"{given[0]!r} was given, which gateways do not read. Nothing was paid. {remedy}")
     if wire.pop("n", 1) != 1:
         raise _refused(
             "n > 1 was asked for, and the gateways give one answer a call. Nothing was paid. Ask n times (LangChain: "
@@ -195,18 +244,48 @@ def _check_ranges(wire: Mapping[str, Any]) -> None:
         )
 
 
-def _rename_roles(wire: dict[str, Any]) -> None:
-    """`developer` is OpenAI's newer name for `system`; gateways fail on it, after the payment."""
+def _check_conversation(wire: dict[str, Any]) -> None:
+    """Messages as providers take them: known roles, names without blanks, and a result for each tool call."""
     messages = wire.get("messages")
-    if not isinstance(messages, Sequence) or isinstance(messages, str):
+    if not isinstance(messages, Sequence) or not all(isinstance(message, Mapping) for message in messages):
         return
-    if any(isinstance(message, Mapping) and message.get("role") == "developer" for message in messages):
-        wire["messages"] = [
-            {**message, "role": "system"}
-            if isinstance(message, Mapping) and message.get("role") == "developer"
-            else message
-            for message in messages
-        ]
+    wire["messages"] = [_tidy_message(message) for message in messages]
+    waiting: dict[str, str] = {}
+    known: set[str] = set()
+    for message in messages:
+        if message.get("role") != "tool":
+            _check_answered(waiting)
+            calls = message.get("tool_calls") or ()
+            waiting = {call.get("id") or "": call["function"].get("name") or "" for call in calls}
+            known = set(waiting)
+        elif (call_id := message.get("tool_call_id") or "") in known:
+            waiting.pop(call_id, None)
+        else:
+            raise _refused(
+                f"A tool message answers the call {call_id!r}, which the assistant's message before it does not hold. "
+                "Providers refuse such a conversation. Nothing was paid. Send the assistant's message with its calls, "
+                "or leave the tool message out."
+            )
+    _check_answered(waiting)
+
+
+def _check_answered(waiting: Mapping[str, str]) -> None:
+    for call_id, name in waiting.items():
+        raise _refused(
+            f"The assistant called {name!r} ({call_id!r}), and no tool message after it has the result. Providers "
+            "refuse such a conversation. Nothing was paid. Add the result (also of a call that failed or was "
+            "cancelled), or leave the call out."
+        )
+
+
+def _tidy_message(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`developer` is OpenAI's newer name for `system`; gateways fail on it, and on some names, after the payment."""
+    changed: dict[str, Any] = {}
+    if message.get("role") == "developer":
+        changed["role"] = "system"
+    if (name := message.get("name")) and (plain := _NOT_IN_A_SPEAKER.sub("_", str(name))[:_LONGEST_NAME]) != name:
+        changed["name"] = plain
+    return {**message, **changed} if changed else message
 
 
 def _tidy_tools(wire: dict[str, Any]) -> None:
@@ -215,11 +294,28 @@ def _tidy_tools(wire: dict[str, Any]) -> None:
         wire.pop("tool_choice", None)
         wire.pop("parallel_tool_calls", None)
         return
-    functions = [tool.get("function") for tool in wire["tools"] if isinstance(tool, Mapping)]
-    names = [function.get("name", "") for function in functions if isinstance(function, Mapping)]
-    choice = wire_tool_choice(wire.pop("tool_choice", None), {name: name for name in names})
-    if choice is not None:
-        wire["tool_choice"] = choice
+    tools = [_wire_tool(tool) for tool in wire["tools"]]
+    names = [tool["function"].get("name", "") for tool in tools]
+    wire.update(chosen(tools, wire.pop("tool_choice", None), {name: name for name in names}))
+
+
+def _wire_tool(tool: Any) -> Mapping[str, Any]:
+    """A function tool as chat completions have it; the Responses API writes its members beside the type."""
+    if not isinstance(tool, Mapping):
+        raise _refused(
+            f"A tool is given as {type(tool).__name__}, and gateways read JSON. Nothing was paid. LangChain: "
+            "`model.bind_tools([…])`; LlamaIndex: `llm.chat_with_tools([…], …)`."
+        )
+    if isinstance(tool.get("function"), Mapping):
+        return tool
+    if not isinstance(tool.get("name"), str) or tool.get("type", "function") != "function":
+        raise _refused(
+            f"A tool of type {tool.get('type')!r} is no function, and the gateways offer no other tool but web search "
+            "(`web_search=True`). Nothing was paid. Give a function in its place."
+        )
+    members = {name: value for name, value in tool.items() if name not in ("type", "cache_control")}
+    kept = {"cache_control": tool["cache_control"]} if "cache_control" in tool else {}
+    return {"type": "function", "function": members, **kept}
 
 
 def _refused(message: str) -> ConfigurationError:

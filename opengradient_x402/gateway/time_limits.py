@@ -1,4 +1,4 @@
-"""One time limit for sending a request and receiving all of its response's headers.
+"""The time limits of a call, and the one for sending a request and receiving all of its response's headers.
 
 httpx limits each read; a gateway that sends a header line now and then would never exceed such a limit. Bodies
 are limited where they are read (`answer`).
@@ -12,12 +12,69 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Final
 
 import httpcore
 import httpx
 
+from opengradient_x402.errors import ConfigurationError
+
+Timeout = float | tuple[float | None, float | None] | httpx.Timeout
+"""Seconds for a call; or for connecting and for the rest; or as httpx has it. None in its place: the default."""
+_CONNECT_S: Final = 10.0
+
 _now_waiting = threading.local()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimeLimits:
+    """Seconds until a call is given up: until it is connected, until it is answered, between chunks of a stream."""
+
+    call_s: float = 120.0
+    connect_s: float | None = None
+    chunk_s: float | None = None
+
+    def changed(self, timeout: object = None, *, chunk_s: float | None = None) -> TimeLimits:
+        """These limits, with those that are given. Raises ConfigurationError for what is no time."""
+        connect_s, call_s = _parted(timeout)
+        for value in (connect_s, call_s, chunk_s):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value > 0):
+                raise _no_time(value)
+        return TimeLimits(
+            call_s=self.call_s if call_s is None else float(call_s),
+            connect_s=self.connect_s if connect_s is None else float(connect_s),
+            chunk_s=self.chunk_s if chunk_s is None else float(chunk_s),
+        )
+
+    @property
+    def for_httpx(self) -> dict[str, float]:
+        """As a request carries them."""
+        connect_s = min(self.call_s, _CONNECT_S) if self.connect_s is None else min(self.call_s, self.connect_s)
+        return {"connect": connect_s, "read": self.call_s, "write": self.call_s, "pool": self.call_s}
+
+    @property
+    def between_chunks_s(self) -> float:
+        """How long a stream may be silent."""
+        return self.call_s if self.chunk_s is None else min(self.call_s, self.chunk_s)
+
+
+def _parted(timeout: object) -> tuple[Any, Any]:
+    if isinstance(timeout, httpx.Timeout):
+        return timeout.connect, timeout.read
+    if isinstance(timeout, tuple | list):
+        if len(timeout) != 2:
+            raise _no_time(timeout)
+        return timeout[0], timeout[1]
+    return None, timeout
+
+
+def _no_time(value: object) -> ConfigurationError:
+    return ConfigurationError(
+        f"{value!r} is no time limit. Nothing was paid. Give `timeout` in seconds above 0, as (seconds to connect, "
+        "seconds for the answer), or as an httpx.Timeout.",
+        kind="invalid_request",
+    )
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from opengradient_x402.addresses import keccak256
 from opengradient_x402.completions import Completion, ToolCall
@@ -37,6 +37,10 @@ class VerifyTee(StrEnum):
     """Check it; log a failure and mark the receipt."""
     REQUIRE = "require"
     """Check it; without a good proof the answer is withheld (a stream ends with the error)."""
+
+
+VerifyTeeName = Literal["off", "warn", "require"]
+"""The values of `VerifyTee`, for type checkers."""
 
 
 class Verdict(StrEnum):
