@@ -40,6 +40,9 @@ _SHARED_BY_COPIES: Final = (
     "rate_limiter",
     "cache",
 )
+_FROM_SETTINGS: Final = {"base_url": "gateway_url", "settlement_mode": "settlement_mode"}
+_OF_PAYMENTS: Final = {"private_key": "key", "network": "network", "rpc_url": "rpc_url", "ledger": "ledger_url"}
+"""Fields that are completed from the settings, and the setting of each; the second ones only without `payments`."""
 _REQUEST_PARAMETERS: Final = frozenset(
     {
         "frequency_penalty",
@@ -136,16 +139,15 @@ class ConfiguredChatModel(BaseChatModel):
             fields["private_key"] = api_key  # what generic code calls it
         mode = fields.pop("x402_settlement_mode", None)  # what the OpenGradient SDK calls it
         settings = Settings.load()
-        for name, value in (
-            ("private_key", settings.key),
-            ("network", settings.network),
-            ("rpc_url", None if isinstance(fields.get("network"), Network) else settings.rpc_url),
-            ("base_url", settings.gateway_url),
-            ("ledger", settings.ledger_url),
-            ("settlement_mode", mode if mode is not None else settings.settlement_mode),
-        ):
+        if mode is not None and fields.get("settlement_mode") is None:
+            fields["settlement_mode"] = mode
+        # Only what is missing is asked for: what follows from the environment may need files or a home directory.
+        wanted = {**_FROM_SETTINGS, **({} if fields.get("payments") is not None else _OF_PAYMENTS)}
+        if isinstance(fields.get("network"), Network):
+            wanted.pop("rpc_url", None)
+        for name, setting in wanted.items():
             if fields.get(name) is None:
-                fields[name] = value
+                fields[name] = getattr(settings, setting)
         return fields
 
     @field_validator("model_name", mode="before")
