@@ -102,6 +102,8 @@ class ConfiguredChatModel(BaseChatModel):
     """Stream in `invoke` too, so that handlers see tokens."""
     stream_usage: bool = True
     """Put token counts on the last chunk of a stream."""
+    whole_receipts: bool = False
+    """Put the whole receipt into each message, and not its short form, whose rest `receipt_of(message)` finds."""
     web_search: bool = False
     """Let the model search the web."""
     model_kwargs: dict[str, Any] = Field(default_factory=dict)

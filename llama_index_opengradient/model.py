@@ -91,6 +91,9 @@ class PaidModel(FunctionCallingLLM):
     verify_tee: VerifyTee = Field(
         default=VerifyTee.OFF, description="What to do about enclave proofs: off, warn, or require."
     )
+    whole_receipts: bool = Field(
+        default=False, description="Put the whole receipt into each response, and not its short form (`receipt_of`)."
+    )
     timeout: float = Field(default=120.0, gt=0, description="Seconds that one call may take.")
     max_retries: int = Field(default=2, ge=0, description="Repetitions of a request for which nothing was signed.")
     context_window: int | None = Field(default=None, gt=0, description="Overrides the catalog's context window.")

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from opengradient_x402.networks import Network, load_network
     from opengradient_x402.payment.payments import Payments
     from opengradient_x402.payment.policy import SpendPolicy
+    from opengradient_x402.payment.restored import areceipt_of, receipt_of
     from opengradient_x402.payment.transport import AsyncX402Transport, X402Transport
     from opengradient_x402.payment.wallet import Wallet
     from opengradient_x402.proofs.data_settlement import DataSettlements
@@ -67,8 +68,10 @@ _HOMES = {
     "Wallet": "payment.wallet",
     "X402Transport": "payment.transport",
     "aexport_bundle": "proofs.verification",
+    "areceipt_of": "payment.restored",
     "export_bundle": "proofs.verification",
     "load_network": "networks",
+    "receipt_of": "payment.restored",
     "verify_bundle": "proofs.verification",
 }
 
@@ -104,8 +107,10 @@ __all__ = [
     "Wallet",
     "X402Transport",
     "aexport_bundle",
+    "areceipt_of",
     "export_bundle",
     "load_network",
+    "receipt_of",
     "verify_bundle",
 ]
 

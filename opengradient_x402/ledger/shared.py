@@ -34,6 +34,15 @@ class Ledgers:
             self._users[ledger] = self._users.get(ledger, 0) + 1
             return ledger
 
+    def found(self, url: str | Path) -> Ledger:
+        """The ledger of this database, for somebody who asks it now and then: others may close it."""
+        with self._lock:
+            place = location(url)
+            ledger = self._open.get(place)
+            if ledger is None or ledger.is_closed:
+                ledger = Ledger(url) if is_in_memory(str(url)) else self._open.setdefault(place, Ledger(url))
+            return ledger
+
     def released(self, ledger: Ledger) -> None:
         """One user less: the last one closes it, the others have written what waits."""
         with self._lock:
