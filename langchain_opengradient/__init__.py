@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         get_settlement_callback,
     )
     from langchain_opengradient.chat_models import ChatOpenGradient
+    from langchain_opengradient.conversions import areceipt_of, receipt_of
     from langchain_opengradient.displays import (
         MarkdownDisplayHandler,
         OnTokenHandler,
@@ -35,7 +36,9 @@ __all__ = [
     "SettlementMode",
     "SpendGuard",
     "TokenCounterHandler",
+    "areceipt_of",
     "get_settlement_callback",
+    "receipt_of",
 ]
 
 _HOME = {
@@ -48,7 +51,9 @@ _HOME = {
     "SettlementMode": "opengradient_x402.settlement_mode",
     "SpendGuard": "langchain_opengradient.spend_guard",
     "TokenCounterHandler": "langchain_opengradient.displays",
+    "areceipt_of": "langchain_opengradient.conversions",
     "get_settlement_callback": "langchain_opengradient.callbacks",
+    "receipt_of": "langchain_opengradient.conversions",
 }
 
 

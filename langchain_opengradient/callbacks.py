@@ -9,14 +9,14 @@ A receipt can reach a handler in four ways, and is counted once, by its call id:
                            half-way, a call that was cancelled or timed out. It goes to the handler of
                            `get_settlement_callback()` that was active when the call began, and to those of its run.
 
-An answer out of a cache was paid for earlier and is not counted again. It does not know how payments work,
-and it does not read the chain: `update` takes what a reconciler found.
+An answer out of a cache was paid for earlier and is not counted again. Receipts are shown as the ledger knows them
+when they are looked at. It does not know how payments work.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
@@ -30,10 +30,10 @@ from langchain_core.tracers.context import register_configure_hook
 
 from langchain_opengradient.blocks import PROVIDER
 from langchain_opengradient.conversions import RECEIPT_KEY, is_from_cache
+from opengradient_x402.ledger.heard import HeardReceipts
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.money import Asset, format_amount
-from opengradient_x402.payment.run_limit import RunLimit, cost_of
-from opengradient_x402.process import OwnLock
+from opengradient_x402.payment.run_limit import RunLimit
 from opengradient_x402.telemetry.spans import annotate, openinference
 
 if TYPE_CHECKING:
@@ -60,37 +60,37 @@ class SettlementCallbackHandler(BaseCallbackHandler):
         *,
         on_receipt: Callable[[SettlementReceipt], None] | None = None,
         parent: SettlementCallbackHandler | None = None,
+        most: int | None = None,
     ) -> None:
-        self._lock = OwnLock()  # reentrant: a guard reads the receipts while it decides
-        self._receipts: dict[str, SettlementReceipt] = {}
+        """`most` is how many receipts are kept (10,000); of older ones, number and cost are."""
+        self._heard = HeardReceipts(most=most, on_news=self._take_news)
         self._on_receipt = on_receipt
         self._parent = parent
         self._asset: Asset | None = None
 
     @property
     def receipts(self) -> tuple[SettlementReceipt, ...]:
-        """One receipt per paid call, in the order in which they were heard."""
-        with self._lock:
-            return tuple(self._receipts.values())
+        """One receipt per paid call, in the order in which they were heard, as the ledger knows them now."""
+        return self._heard.now()
 
     @property
     def calls(self) -> int:
         """How many paid calls were heard."""
-        return len(self._receipts)
+        return self._heard.calls
 
     @property
     def authorizations(self) -> int:
         """How many payment signatures they needed: one serves all calls of a session."""
-        return len({receipt.authorization_id for receipt in self.receipts})
+        return self._heard.authorizations
 
     @property
     def spent_atomic(self) -> int:
         """What the calls cost, at most, in atomic units of the asset.
 
-        A settled share where the chain is known, else the gateway's claim. Where neither is known (a dropped
+        A settled share where the ledger knows it, else the gateway's claim. Where neither is known (a dropped
         stream), what is left of the authorization: it may still be taken.
         """
-        return spent_at_most_atomic(self.receipts)
+        return self._heard.spent_at_most_atomic(self._heard.now())
 
     @property
     def spent_opg(self) -> str:
@@ -103,18 +103,12 @@ class SettlementCallbackHandler(BaseCallbackHandler):
         return f"{self.spent_opg} {'OPG' if self._asset is None else self._asset.symbol}"
 
     def __repr__(self) -> str:
-        return (
-            f"{type(self).__name__}(calls={self.calls}, authorizations={self.authorizations}, "
-            f"spent_opg={self.spent_opg!r})"
-        )
+        return f"{type(self).__name__}(calls={self.calls}, authorizations={self.authorizations})"
 
     def hear(self, receipt: SettlementReceipt, *, asset: Asset | None = None) -> None:
         """Count `receipt`, unless its call was counted already. `asset` is the token that it was paid in, if known."""
-        with self._lock:
-            self._asset = asset or self._asset
-            is_new = receipt.call_id not in self._receipts
-            if is_new:
-                self._receipts[receipt.call_id] = receipt
+        self._asset = asset or self._asset
+        is_new = self._heard.add(receipt)
         if is_new and self._on_receipt is not None:
             try:
                 self._on_receipt(receipt)
@@ -125,15 +119,15 @@ class SettlementCallbackHandler(BaseCallbackHandler):
 
     def update(self, receipt: SettlementReceipt) -> None:
         """Replace what was heard of a call by what is known now (settled, expired, disputed)."""
-        with self._lock:
-            if receipt.call_id in self._receipts:
-                self._receipts[receipt.call_id] = receipt
+        self._heard.replace(receipt)
         if self._parent is not None:
             self._parent.update(receipt)
 
     def refresh(self) -> None:
-        """Update what was heard to what the ledger and the chain show now: a dropped stream's upper bound becomes what
-        it cost. Raises ChainUnavailable."""
+        """Ask the chain about what is not final yet. What the ledger knows is shown without it.
+
+        Raises ChainUnavailable.
+        """
         for receipt in self.receipts:
             if not receipt.is_final:
                 self.update(receipt.refresh())
@@ -145,9 +139,11 @@ class SettlementCallbackHandler(BaseCallbackHandler):
                 self.update(await receipt.arefresh())
 
     def clear(self) -> None:
-        """Forget the calls that were heard, so that a handler that lasts does not grow. The ledger keeps them."""
-        with self._lock:
-            self._receipts.clear()
+        """Forget the calls that were heard. The ledger keeps them."""
+        self._heard.clear()
+
+    def _take_news(self, receipt: SettlementReceipt) -> None:
+        """More is known of a call that was heard; its receipt is replaced already."""
 
     # LangChain's events
 
@@ -188,7 +184,8 @@ class SettlementCallbackHandler(BaseCallbackHandler):
                 self._hear_metadata(message.response_metadata)
 
     def _hear_metadata(self, metadata: Mapping[str, Any]) -> None:
-        if isinstance(receipt := metadata.get(RECEIPT_KEY), dict):
+        receipt = metadata.get(RECEIPT_KEY)
+        if isinstance(receipt, dict) and str(receipt.get("call_id")) not in self._heard:
             self.hear(SettlementReceipt.from_json(receipt))
 
 
@@ -205,21 +202,6 @@ def get_settlement_callback() -> Iterator[SettlementCallbackHandler]:
         yield handler
     finally:
         _active.reset(token)
-
-
-def spent_at_most_atomic(receipts: Iterable[SettlementReceipt]) -> int:
-    """Upper bound of what the calls cost; see `SettlementCallbackHandler.spent_atomic`."""
-    total = 0
-    known: dict[str, int] = {}
-    open_ended: dict[str, int] = {}
-    for receipt in receipts:
-        amount = cost_of(receipt)
-        if amount is None:
-            open_ended[receipt.authorization_id] = receipt.authorized_atomic
-        else:
-            total += amount
-            known[receipt.authorization_id] = known.get(receipt.authorization_id, 0) + amount
-    return total + sum(max(cap - known.get(key, 0), 0) for key, cap in open_ended.items())
 
 
 class SettlementReport:

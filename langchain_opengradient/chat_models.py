@@ -48,7 +48,8 @@ class ChatOpenGradient(ConfiguredChatModel):
     network are checked on first use. Every field can be overridden per call:
     `model.invoke(…, temperature=0, settlement_mode="private")`.
 
-    Each answer carries its receipt in `response_metadata["opengradient"]`. Errors subclass LangChain's typed
+    Each answer names its receipt in `response_metadata["opengradient"]` (`receipt_of(answer)` is the whole of it).
+    Errors subclass LangChain's typed
     model errors and say what happened to the money; see `langchain_opengradient.errors`.
     """
 
@@ -166,7 +167,7 @@ class ChatOpenGradient(ConfiguredChatModel):
         except (KeyboardInterrupt, SystemExit) as exc:
             report.attach(exc)
             raise
-        return to_result(completion, model_name=call.served_model_name(completion))
+        return to_result(completion, model_name=call.served_model_name(completion), is_whole=self.whole_receipts)
 
     async def _agenerate(
         self,
@@ -184,7 +185,7 @@ class ChatOpenGradient(ConfiguredChatModel):
         except asyncio.CancelledError as exc:
             report.attach(exc)
             raise
-        return to_result(completion, model_name=call.served_model_name(completion))
+        return to_result(completion, model_name=call.served_model_name(completion), is_whole=self.whole_receipts)
 
     def _stream(
         self,
@@ -242,6 +243,7 @@ class ChatOpenGradient(ConfiguredChatModel):
             report.receipt,
             model_name=call.served_model_name(completion),
             with_usage=kwargs.get("stream_usage", self.stream_usage),
+            is_whole=self.whole_receipts,
         )
 
     def _call(self, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]) -> ChatCall:

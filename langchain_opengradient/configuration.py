@@ -62,6 +62,9 @@ _IN_THE_BODY: Final = (
     "service_tier",
 )
 """The fields that are members of every request's body."""
+_FROM_SETTINGS: Final = {"base_url": "gateway_url", "settlement_mode": "settlement_mode"}
+_OF_PAYMENTS: Final = {"private_key": "key", "network": "network", "rpc_url": "rpc_url", "ledger": "ledger_url"}
+"""Fields that are completed from the settings, and the setting of each; the second ones only without `payments`."""
 _REQUEST_PARAMETERS: Final = frozenset(
     {
         "audio",
@@ -149,6 +152,8 @@ class ConfiguredChatModel(BaseChatModel):
     """Stream in `invoke` too, so that handlers see tokens."""
     stream_usage: bool = True
     """Put token counts on the last chunk of a stream."""
+    whole_receipts: bool = False
+    """Put the whole receipt into each message, and not its short form, whose rest `receipt_of(message)` finds."""
     web_search: bool = False
     """Let the model search the web."""
     model_kwargs: dict[str, Any] = Field(default_factory=dict)
@@ -208,16 +213,15 @@ class ConfiguredChatModel(BaseChatModel):
         if isinstance(fields.get("network"), DescribedNetwork):
             fields["network"] = load_network(fields["network"])
         settings = Settings.load()
-        for name, value in (
-            ("private_key", settings.key),
-            ("network", settings.network),
-            ("rpc_url", None if isinstance(fields.get("network"), Network) else settings.rpc_url),
-            ("base_url", settings.gateway_url),
-            ("ledger", settings.ledger_url),
-            ("settlement_mode", mode if mode is not None else settings.settlement_mode),
-        ):
+        if mode is not None and fields.get("settlement_mode") is None:
+            fields["settlement_mode"] = mode
+        # Only what is missing is asked for: what follows from the environment may need files or a home directory.
+        wanted = {**_FROM_SETTINGS, **({} if fields.get("payments") is not None else _OF_PAYMENTS)}
+        if isinstance(fields.get("network"), Network):
+            wanted.pop("rpc_url", None)
+        for name, setting in wanted.items():
             if fields.get(name) is None:
-                fields[name] = value
+                fields[name] = getattr(settings, setting)
         return fields
 
     @field_validator("model_name", mode="before")

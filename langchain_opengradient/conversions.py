@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from langchain_core.messages import AIMessage, AIMessageChunk, InvalidToolCall
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, InvalidToolCall
 from langchain_core.messages.ai import InputTokenDetails, OutputTokenDetails, UsageMetadata
 from langchain_core.messages.tool import ToolCall as MessageToolCall
 from langchain_core.messages.tool import ToolCallChunk, invalid_tool_call, tool_call
@@ -19,10 +19,14 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 
 from langchain_opengradient.blocks import PROVIDER
 from opengradient_x402.completions import Completion, Delta, ToolCall, ToolCallDelta, Usage
+from opengradient_x402.errors import ConfigurationError
 from opengradient_x402.ledger.receipts import SettlementReceipt
 
+if TYPE_CHECKING:
+    from opengradient_x402.ledger.ledger import Ledger
+
 RECEIPT_KEY: Final = "opengradient"
-"""Where a message carries its receipt: `message.response_metadata["opengradient"]`."""
+"""Where a message carries its receipt's short form: `message.response_metadata["opengradient"]`."""
 
 CALL_EXTRAS_KEY: Final = "tool_call_extras"
 """Where a message keeps what a provider wants back with its tool calls (thought signatures), by the call's id."""
@@ -62,13 +66,18 @@ def _are_whole(calls: Sequence[ToolCallDelta]) -> bool:
 
 
 def to_terminal_chunk(
-    completion: Completion, receipt: SettlementReceipt | None, *, model_name: str, with_usage: bool
+    completion: Completion,
+    receipt: SettlementReceipt | None,
+    *,
+    model_name: str,
+    with_usage: bool,
+    is_whole: bool = False,
 ) -> ChatGenerationChunk:
     """The last chunk of a stream: how it ended, what it used, what it cost."""
     message = AIMessageChunk(
         content="",
         additional_kwargs=_extras(completion),
-        response_metadata=_metadata(completion, receipt, model_name),
+        response_metadata=_metadata(completion, receipt, model_name, is_whole=is_whole),
         usage_metadata=to_usage(completion.usage) if with_usage else None,
         tool_call_chunks=_spoilers(completion.tool_calls),
         chunk_position="last",
@@ -76,15 +85,15 @@ def to_terminal_chunk(
     return ChatGenerationChunk(message=message)
 
 
-def to_result(completion: Completion, *, model_name: str) -> ChatResult:
-    """A whole completion as the result of one call."""
+def to_result(completion: Completion, *, model_name: str, is_whole: bool = False) -> ChatResult:
+    """A whole completion as the result of one call; `is_whole` puts the whole receipt into the message."""
     calls, invalid_calls = to_tool_calls(completion.tool_calls)
     texts = {"reasoning_content": completion.reasoning, "refusal": completion.refusal}
     extra = {**_extras(completion), **{name: text for name, text in texts.items() if text}}
     message = AIMessage(
         content=completion.content,
         additional_kwargs=extra,
-        response_metadata=_metadata(completion, completion.receipt, model_name),
+        response_metadata=_metadata(completion, completion.receipt, model_name, is_whole=is_whole),
         usage_metadata=to_usage(completion.usage),
         tool_calls=calls,
         invalid_tool_calls=invalid_calls,
@@ -191,7 +200,9 @@ def unrepairable_end(text: str) -> str:
     return ('\\"' if escaped else '"') + closing
 
 
-def _metadata(completion: Completion, receipt: SettlementReceipt | None, model_name: str) -> dict[str, Any]:
+def _metadata(
+    completion: Completion, receipt: SettlementReceipt | None, model_name: str, *, is_whole: bool
+) -> dict[str, Any]:
     metadata: dict[str, Any] = {
         **completion.response_extras,
         "model_provider": PROVIDER,
@@ -205,10 +216,37 @@ def _metadata(completion: Completion, receipt: SettlementReceipt | None, model_n
     if completion.id:
         metadata["id"] = completion.id
     if receipt is not None:
-        metadata[RECEIPT_KEY] = receipt.to_json()
+        metadata[RECEIPT_KEY] = receipt.to_message(is_whole=is_whole)
         if (tx_hash := receipt.payment_tx_hash or receipt.claimed_payment_tx_hash) is not None:
             metadata["payment_hash"] = tx_hash
     return metadata
+
+
+def receipt_of(message: BaseMessage, *, ledger: Ledger | None = None) -> SettlementReceipt:
+    """The whole receipt of an answer, as the ledger knows it now, also of an answer that a checkpoint kept.
+
+    `ledger` is the one that recorded the call, if it is neither open here nor in the settings. Raises
+    ConfigurationError for a message that no paid call made, and for a call that no ledger knows.
+    """
+    from opengradient_x402.payment import restored
+
+    return restored.receipt_of(_call_of(message), ledger=ledger)
+
+
+async def areceipt_of(message: BaseMessage, *, ledger: Ledger | None = None) -> SettlementReceipt:
+    """As `receipt_of`, for coroutines."""
+    from opengradient_x402.payment import restored
+
+    return await restored.areceipt_of(_call_of(message), ledger=ledger)
+
+
+def _call_of(message: BaseMessage) -> str:
+    carried = message.response_metadata.get(RECEIPT_KEY)
+    if not isinstance(carried, dict) or not carried.get("call_id"):
+        raise ConfigurationError(
+            f"This {type(message).__name__} carries no receipt: no paid call made it. Nothing was paid by asking."
+        )
+    return str(carried["call_id"])
 
 
 def to_usage(usage: Usage | None) -> UsageMetadata | None:

@@ -52,7 +52,7 @@ class ChatModelError(OpenGradientError):
 
     @property
     def settlement(self) -> dict[str, str | int] | None:
-        """The receipt as a plain dict, as it would have been in `response_metadata["opengradient"]`."""
+        """The receipt as a plain dict: all of it, since there is no message to carry it."""
         return None if self.receipt is None else self.receipt.to_json()
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -34,13 +34,15 @@ class SpendGuard(SettlementCallbackHandler):
         *,
         reserve_per_call: str | None = None,
         on_receipt: Callable[[SettlementReceipt], None] | None = None,
+        most: int | None = None,
     ) -> None:
-        super().__init__(on_receipt=on_receipt)
+        super().__init__(on_receipt=on_receipt, most=most)
         self.run_limit = RunLimit(limit, reserve_per_call=reserve_per_call)
 
     @property
     def spent_atomic(self) -> int:
         """What the calls that have ended cost, at most: the worst case of a call whose cost is not known yet."""
+        self._heard.now()
         return self.run_limit.spent_atomic
 
     @property
@@ -58,7 +60,5 @@ class SpendGuard(SettlementCallbackHandler):
         self.run_limit.clear()
         super().clear()
 
-    def update(self, receipt: SettlementReceipt) -> None:
-        """Replace what was heard of a call by what is known now (settled, expired, disputed)."""
+    def _take_news(self, receipt: SettlementReceipt) -> None:
         self.run_limit.update([receipt])
-        super().update(receipt)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from llama_index_opengradient.events import ReceiptEvent, SettlementEvent, SettlementUpdateEvent
     from llama_index_opengradient.handlers import SettlementCallbackHandler, SettlementLedgerHandler, SpendGuard
     from llama_index_opengradient.llm import OpenGradient
+    from llama_index_opengradient.responses import areceipt_of, receipt_of
     from opengradient_x402.gateway.request import GatewayLimitation
     from opengradient_x402.ledger.receipts import SettlementReceipt
     from opengradient_x402.payment.policy import SpendPolicy
@@ -30,6 +31,8 @@ __all__ = [
     "SettlementUpdateEvent",
     "SpendGuard",
     "SpendPolicy",
+    "areceipt_of",
+    "receipt_of",
 ]
 
 _HOMES = {
@@ -44,6 +47,8 @@ _HOMES = {
     "SettlementUpdateEvent": "llama_index_opengradient.events",
     "SpendGuard": "llama_index_opengradient.handlers",
     "SpendPolicy": "opengradient_x402.payment.policy",
+    "areceipt_of": "llama_index_opengradient.responses",
+    "receipt_of": "llama_index_opengradient.responses",
 }
 
 

@@ -9,7 +9,7 @@ the truth. Neither raises into the call that it hears of.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -21,40 +21,35 @@ from llama_index_instrumentation.event_handlers import BaseEventHandler
 
 from llama_index_opengradient import events
 from llama_index_opengradient.events import ReceiptEvent
+from opengradient_x402.ledger.heard import HeardReceipts
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.payment.run_limit import RunLimit
-from opengradient_x402.process import OwnLock
 
 
-class _Receipts:
-    """Receipts by call id, each in its latest state, in the order in which the calls were first heard of."""
+class _Receipts(HeardReceipts):
+    """Receipts with the runs that made their calls."""
 
-    def __init__(self) -> None:
-        self._lock = OwnLock()
-        self._latest: dict[str, SettlementReceipt] = {}
+    def __init__(self, *, most: int | None = None, on_news: Callable[[SettlementReceipt], None] | None = None) -> None:
+        super().__init__(most=most, on_news=on_news)
         self._run_of: dict[str, str | None] = {}
 
     def put(self, receipt: SettlementReceipt, run_id: str | None) -> None:
-        with self._lock:
-            self._latest[receipt.call_id] = receipt
-            self._run_of.setdefault(receipt.call_id, run_id)
-
-    def all(self) -> tuple[SettlementReceipt, ...]:
-        with self._lock:
-            return tuple(self._latest.values())
+        if not self.add(receipt):
+            self.replace(receipt)
+        elif run_id is not None:
+            self._run_of[receipt.call_id] = run_id
+            while len(self._run_of) > 2 * self.most:
+                self._run_of.pop(next(iter(self._run_of)))
 
     def by_run(self) -> dict[str | None, tuple[SettlementReceipt, ...]]:
-        with self._lock:
-            runs: dict[str | None, tuple[SettlementReceipt, ...]] = {}
-            for call_id, receipt in self._latest.items():
-                run_id = self._run_of[call_id]
-                runs[run_id] = (*runs.get(run_id, ()), receipt)
-            return runs
+        runs: dict[str | None, list[SettlementReceipt]] = {}
+        for receipt in self.now():
+            runs.setdefault(self._run_of.get(receipt.call_id), []).append(receipt)
+        return {run_id: tuple(receipts) for run_id, receipts in runs.items()}
 
     def clear(self) -> None:
-        with self._lock:
-            self._latest.clear()
-            self._run_of.clear()
+        super().clear()
+        self._run_of.clear()
 
 
 class SettlementLedgerHandler(BaseEventHandler):
@@ -67,9 +62,17 @@ class SettlementLedgerHandler(BaseEventHandler):
 
     _receipts: _Receipts = PrivateAttr(default_factory=_Receipts)
 
+    def __init__(self, *, most: int | None = None) -> None:
+        """`most` is how many receipts are kept (10,000), the newest ones."""
+        super().__init__()
+        self._receipts = _Receipts(most=most, on_news=self._take_news)
+
     @classmethod
     def class_name(cls) -> str:
         return "SettlementLedgerHandler"
+
+    def _take_news(self, receipt: SettlementReceipt) -> None:
+        """More is known of a call; its receipt is replaced already."""
 
     def handle(self, event: BaseEvent, **kwargs: Any) -> None:  # noqa: ARG002 - core's signature
         """Takes settlement events, ignores all others."""
@@ -78,8 +81,8 @@ class SettlementLedgerHandler(BaseEventHandler):
 
     @property
     def receipts(self) -> tuple[SettlementReceipt, ...]:
-        """One receipt per paid call, in its latest known state, oldest call first."""
-        return self._receipts.all()
+        """One receipt per paid call, as the ledger knows it now, oldest call first."""
+        return self._receipts.now()
 
     @property
     def runs(self) -> dict[str | None, tuple[SettlementReceipt, ...]]:
@@ -127,8 +130,8 @@ class SpendGuard(SettlementLedgerHandler):
 
     _run_limit: RunLimit = PrivateAttr()
 
-    def __init__(self, limit: str, *, reserve_per_call: str | None = None) -> None:
-        super().__init__()
+    def __init__(self, limit: str, *, reserve_per_call: str | None = None, most: int | None = None) -> None:
+        super().__init__(most=most)
         self._run_limit = RunLimit(limit, reserve_per_call=reserve_per_call)
 
     @classmethod
@@ -140,6 +143,9 @@ class SpendGuard(SettlementLedgerHandler):
         super().handle(event, **kwargs)
         if isinstance(event, ReceiptEvent):
             self._run_limit.update([event.receipt])
+
+    def _take_news(self, receipt: SettlementReceipt) -> None:
+        self._run_limit.update([receipt])
 
     def clear(self) -> None:
         """Forget the calls that have ended: the limit begins anew."""
@@ -154,11 +160,13 @@ class SpendGuard(SettlementLedgerHandler):
     @property
     def spent_atomic(self) -> int:
         """What the calls that have ended cost, at most: the worst case of a call whose cost is not known yet."""
+        self._receipts.now()
         return self._run_limit.spent_atomic
 
     @property
     def spent(self) -> str:
         """`spent_atomic` with the token's symbol: "0.0125 OPG"."""
+        self._receipts.now()
         return self._run_limit.spent
 
 
@@ -169,14 +177,15 @@ class SettlementCallbackHandler(BaseCallbackHandler):
     for which a callback's payload has no receipt.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, most: int | None = None) -> None:
+        """`most` is how many receipts are kept (10,000), the newest ones."""
         super().__init__(event_starts_to_ignore=[], event_ends_to_ignore=[])
-        self._receipts = _Receipts()
+        self._receipts = _Receipts(most=most)
 
     @property
     def receipts(self) -> tuple[SettlementReceipt, ...]:
-        """One receipt per paid call, in its latest known state, oldest call first."""
-        return self._receipts.all()
+        """One receipt per paid call, as the ledger knows it now, oldest call first."""
+        return self._receipts.now()
 
     def on_settlement(self, receipt: SettlementReceipt) -> None:
         """Called by the model with each receipt, and again when more is known of it. Override to be told."""

@@ -133,12 +133,13 @@ class OpenGradient(PaidModel):
     def _chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         body, options = self._request(messages, kwargs)
         completion = self._client().chat(body, **self._reporter().options, **options)
-        return chat_response(completion)
+        return chat_response(completion, is_whole=self.whole_receipts)
 
     async def _achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         body, options = self._request(messages, kwargs)
         client = await self._async_client()
-        return chat_response(await client.chat(body, **self._reporter().options, **options))
+        completion = await client.chat(body, **self._reporter().options, **options)
+        return chat_response(completion, is_whole=self.whole_receipts)
 
     def _stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
         """Opens the stream at once, so that its payment is told of before anybody reads."""
@@ -146,7 +147,7 @@ class OpenGradient(PaidModel):
         report = self._reporter()
         stream = self._client().stream(body, **report.options, **options)
         report(stream.receipt)
-        return started(_responses(stream, self._connections))
+        return started(_responses(stream, ChatStream(is_whole=self.whole_receipts), self._connections))
 
     async def _astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
         body, options = self._request(messages, kwargs)
@@ -154,7 +155,7 @@ class OpenGradient(PaidModel):
         client = await self._async_client()
         stream = await client.stream(body, **report.options, **options)
         report(stream.receipt)
-        return await astarted(_aresponses(stream, self._connections))
+        return await astarted(_aresponses(stream, ChatStream(is_whole=self.whole_receipts), self._connections))
 
     def _stream_complete(self, prompt: str, formatted: bool, **kwargs: Any) -> CompletionResponseGen:
         return converted(self._stream_chat(self._as_messages(prompt, formatted), **kwargs), completion_response)
@@ -169,7 +170,7 @@ class OpenGradient(PaidModel):
 
     @chat_events
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        """One answer to a conversation. `raw["x402"]` of the response is the receipt."""
+        """One answer to a conversation; `receipt_of(response)` is its receipt, `raw["x402"]` the short form."""
         return self._chat(messages, **kwargs)
 
     @chat_events
@@ -411,12 +412,11 @@ class OpenGradient(PaidModel):
         return agrowing(await self.astream_chat(messages, **kwargs), output_cls)
 
 
-def _responses(stream: CompletionStream, _connections: Connections) -> Generator[Any, None, None]:
+def _responses(stream: CompletionStream, state: ChatStream, _connections: Connections) -> Generator[Any, None, None]:
     """The chunks of an open stream, after one empty yield (see `started`).
 
     Holding the connections keeps the ledger open until the stream has ended, also when its model was dropped.
     """
-    state = ChatStream()
     with closing(stream):
         yield
         for delta in stream:
@@ -426,9 +426,10 @@ def _responses(stream: CompletionStream, _connections: Connections) -> Generator
             yield state.finish(stream.completion)
 
 
-async def _aresponses(stream: AsyncCompletionStream, _connections: Connections) -> AsyncGenerator[Any, None]:
+async def _aresponses(
+    stream: AsyncCompletionStream, state: ChatStream, _connections: Connections
+) -> AsyncGenerator[Any, None]:
     """As `_responses`."""
-    state = ChatStream()
     async with aclosing(stream):
         yield
         async for delta in stream:

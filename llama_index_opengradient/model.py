@@ -121,6 +121,9 @@ class PaidModel(FunctionCallingLLM):
     verify_tee: VerifyTee | VerifyTeeName = Field(
         default=VerifyTee.OFF, description="What to do about enclave proofs: off, warn, or require."
     )
+    whole_receipts: bool = Field(
+        default=False, description="Put the whole receipt into each response, and not its short form (`receipt_of`)."
+    )
     timeout: Timeout = Field(
         default=120.0, description="Seconds that one call may take; (to connect, to answer), or an httpx.Timeout."
     )

@@ -4,15 +4,15 @@
 each chunk holds the message so far and what is new, and the last one holds the whole message, the usage and
 the receipt, because agents keep nothing but the last chunk.
 
-The receipt goes into `raw["x402"]` and `additional_kwargs["x402"]` of the response, never into the message:
-messages are stored in memories and find their way into prompts.
+The receipt's short form goes into `raw["x402"]` and `additional_kwargs["x402"]` of the response, never into the
+message: messages are stored in memories and find their way into prompts.
 
 Does not know HTTP, events, or how a receipt comes about.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llama_index.core.base.llms.types import (
     ChatMessage,
@@ -29,10 +29,15 @@ from llama_index.core.base.llms.types import (
 
 from llama_index_opengradient.tools import CALL_EXTRAS_KEY, mirror, parse_arguments
 from opengradient_x402.completions import Completion, Delta, ToolCall, ToolCallDelta
+from opengradient_x402.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from opengradient_x402.ledger.ledger import Ledger
+    from opengradient_x402.ledger.receipts import SettlementReceipt
 
 
-def chat_response(completion: Completion, *, delta: str | None = None) -> ChatResponse:
-    """The response for a whole answer; `delta` is given when it ends a stream."""
+def chat_response(completion: Completion, *, delta: str | None = None, is_whole: bool = False) -> ChatResponse:
+    """The response for a whole answer; `delta` is given when it ends a stream, `is_whole` wants the whole receipt."""
     text = completion.content or completion.refusal
     calls = [_call_block(call) for call in completion.tool_calls]
     images: list[ContentBlock] = [ImageBlock(url=url) for url in completion.images]
@@ -58,8 +63,8 @@ def chat_response(completion: Completion, *, delta: str | None = None) -> ChatRe
     if completion.refusal:
         extra["refusal"] = completion.refusal
     if completion.receipt is not None:
-        raw["x402"] = completion.receipt.to_json()
-        extra["x402"] = completion.receipt.to_json()
+        raw["x402"] = completion.receipt.to_message(is_whole=is_whole)
+        extra["x402"] = dict(raw["x402"])
         if completion.receipt.payment_hash is not None:
             raw["payment_hash"] = extra["payment_hash"] = completion.receipt.payment_hash
     return ChatResponse(
@@ -78,10 +83,40 @@ def completion_response(response: ChatResponse) -> CompletionResponse:
     )
 
 
+def receipt_of(response: ChatResponse | CompletionResponse, *, ledger: Ledger | None = None) -> SettlementReceipt:
+    """The whole receipt of an answer, as the ledger knows it now.
+
+    `ledger` is the one that recorded the call, if it is neither open here nor in the settings. Raises
+    ConfigurationError for a response that no paid call made, and for a call that no ledger knows.
+    """
+    from opengradient_x402.payment import restored
+
+    return restored.receipt_of(_call_of(response), ledger=ledger)
+
+
+async def areceipt_of(
+    response: ChatResponse | CompletionResponse, *, ledger: Ledger | None = None
+) -> SettlementReceipt:
+    """As `receipt_of`, for coroutines."""
+    from opengradient_x402.payment import restored
+
+    return await restored.areceipt_of(_call_of(response), ledger=ledger)
+
+
+def _call_of(response: ChatResponse | CompletionResponse) -> str:
+    carried = response.additional_kwargs.get("x402")
+    if not isinstance(carried, dict) or not carried.get("call_id"):
+        raise ConfigurationError(
+            f"This {type(response).__name__} carries no receipt: no paid call made it. Nothing was paid by asking."
+        )
+    return str(carried["call_id"])
+
+
 class ChatStream:
     """One streamed answer: `feed` each delta, then `finish` with the whole completion."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_whole: bool = False) -> None:
+        self._is_whole = is_whole
         self._text = ""
         self._reasoning = ""
         self._calls: list[ToolCallBlock] = []
@@ -103,7 +138,7 @@ class ChatStream:
 
     def finish(self, completion: Completion) -> ChatResponse:
         """The last chunk. Its delta is what no chunk has shown yet, so that the deltas add up to the text."""
-        response = chat_response(completion)
+        response = chat_response(completion, is_whole=self._is_whole)
         response.delta = (response.message.content or "")[len(self._text) :]
         return response
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from opengradient_x402.networks import Network, load_network
     from opengradient_x402.payment.payments import Payments
     from opengradient_x402.payment.policy import SpendPolicy
+    from opengradient_x402.payment.restored import areceipt_of, receipt_of
     from opengradient_x402.payment.transport import AsyncX402Transport, X402Transport
     from opengradient_x402.payment.wallet import Wallet
     from opengradient_x402.proofs.data_settlement import DataSettlements
@@ -69,9 +70,11 @@ _HOMES = {
     "Wallet": "payment.wallet",
     "X402Transport": "payment.transport",
     "aexport_bundle": "proofs.verification",
+    "areceipt_of": "payment.restored",
     "export_bundle": "proofs.verification",
     "listen": "telemetry.events",
     "load_network": "networks",
+    "receipt_of": "payment.restored",
     "verify_bundle": "proofs.verification",
 }
 
@@ -108,9 +111,11 @@ __all__ = [
     "Wallet",
     "X402Transport",
     "aexport_bundle",
+    "areceipt_of",
     "export_bundle",
     "listen",
     "load_network",
+    "receipt_of",
     "verify_bundle",
 ]
 

@@ -277,15 +277,14 @@ def _read_file(path: Path, *, is_devnet: bool) -> Network:
     try:
         with path.expanduser().open("rb") as file:
             content = file.read(_MAX_DESCRIPTION_BYTES + 1)
-    except OSError as exc:
+    except (OSError, RuntimeError) as exc:  # RuntimeError: `~` without a home directory
         hint = (
             "Start a devnet with `opengradient-devnet` (it writes this file), or choose another network."
             if is_devnet
             else f"Give the path of an existing network file, or one of {', '.join(PRESETS)}, devnet."
         )
-        raise UnknownNetwork(
-            f"The network file {path} cannot be read ({exc.strerror or exc}). Nothing was paid. {hint}"
-        ) from exc
+        reason = getattr(exc, "strerror", None) or exc
+        raise UnknownNetwork(f"The network file {path} cannot be read ({reason}). Nothing was paid. {hint}") from exc
     return _parse(content, origin=str(path))
 
 

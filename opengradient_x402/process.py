@@ -71,7 +71,7 @@ class Process:
     def end(self, timeout_s: float) -> None:
         until = time.monotonic() + timeout_s
         for ending in Ending:
-            for resident in self._known(ending):
+            for resident in self.known(ending):
                 try:
                     resident._end(max(0.0, until - time.monotonic()))
                 except Exception:  # noqa: BLE001  (the process's boundary: the others must still be ended)
@@ -81,14 +81,14 @@ class Process:
         self._forking.acquire(timeout=FORK_WAIT_S)  # two threads may fork at once
         self._join_multiprocessing()
         until = time.monotonic() + FORK_WAIT_S
-        waits = [resident._come_to_rest() for ending in Ending for resident in self._known(ending)]
+        waits = [resident._come_to_rest() for ending in Ending for resident in self.known(ending)]
         for wait in waits:
             if wait is not None:
                 wait(max(0.0, until - time.monotonic()))
 
     def after_fork_in_parent(self) -> None:
         for ending in Ending:
-            for resident in self._known(ending):
+            for resident in self.known(ending):
                 resident._go_on()
         if self._forking.locked():
             self._forking.release()
@@ -96,12 +96,12 @@ class Process:
     def after_fork_in_child(self) -> None:
         self._forking = threading.Lock()
         for ending in Ending:
-            known = self._known(ending)
+            known = self.known(ending)
             self._residents[ending] = weakref.WeakSet(known)  # the inherited set may be in use by a thread that is gone
             for resident in known:
                 resident._renew()
 
-    def _known(self, ending: Ending) -> list[Resident]:
+    def known(self, ending: Ending) -> list[Resident]:
         while True:
             try:
                 return list(self._residents[ending])
@@ -124,6 +124,11 @@ _PROCESS: Final = Process()
 def belongs(resident: Resident, ending: Ending) -> None:
     """Makes `resident` known; it is forgotten when nobody else holds it."""
     _PROCESS.add(resident, ending)
+
+
+def residents(ending: Ending) -> list[Resident]:
+    """Who ends at this moment, of those that live now."""
+    return _PROCESS.known(ending)
 
 
 def end_all(timeout_s: float = EXIT_WAIT_S) -> None:

@@ -1,13 +1,16 @@
 """The environment and `.env`, read once, on request: the only module that looks at either.
 
-Does not keep a global, change `os.environ`, or know what the values are used for.
+What follows from them is worked out when somebody asks for it: a process that was told everything needs no home
+directory and no readable `.env`. Does not keep a global, change `os.environ`, or know what the values are used for.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
@@ -20,13 +23,14 @@ from opengradient_x402.signer import Keystore
 DEFAULT_NETWORK: Final = "base"
 _STATE_NAME: Final = "opengradient"
 _LONGEST_SECRET: Final = 4096
+_log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """What the environment says. Empty variables count as unset.
 
-    | variable | field |
+    | variable | property |
     |---|---|
     | OG_PRIVATE_KEY, or OG_PRIVATE_KEY_FILE | `private_key`, or a file that holds it |
     | OG_KEYSTORE | `keystore`: path of an encrypted keystore file, in place of a key |
@@ -36,17 +40,14 @@ class Settings:
     | OG_GATEWAY_URL | `gateway_url` |
     | OG_LEDGER_URL | `ledger_url`: SQLAlchemy URL |
     | OG_SETTLEMENT_MODE | `settlement_mode` |
+
+    Key, network and ledger raise ConfigurationError when they are not set and a `.env` that could set them cannot be
+    read.
     """
 
-    private_key: SecretStr | None = None
-    keystore: Path | None = None
-    keystore_password: SecretStr | None = None
-    network: str = DEFAULT_NETWORK
-    rpc_url: SecretStr | None = None
-    gateway_url: str | None = None
-    ledger_url: str = ""
-    settlement_mode: SettlementMode = SettlementMode.BATCH
-    state_directory: Path = Path()
+    values: Mapping[str, str] = field(default_factory=dict, repr=False)
+    unread: str | None = None
+    """A `.env` (or where one may be) that could not be read, and why."""
 
     @classmethod
     def load(
@@ -54,26 +55,70 @@ class Settings:
     ) -> Settings:
         """Read the environment, and under it a `.env` of the working directory or one of its parents.
 
-        The environment wins over the file. Raises ConfigurationError for values that cannot be used.
+        The environment wins over the file. Raises ConfigurationError for values that cannot be used, and for a
+        `dotenv_path` that cannot be read.
         """
         environ = os.environ if environ is None else environ  # noqa: TID251 - the module that the rule names
-        values = {
-            **(_dotenv_values(dotenv_path) if dotenv else {}),
-            **{k: v for k, v in environ.items() if v},
-        }
-        state = state_directory(values)
-        keystore = values.get("OG_KEYSTORE")
-        return cls(
-            private_key=_secret(values, "OG_PRIVATE_KEY"),
-            keystore=Path(keystore) if keystore else None,
-            keystore_password=_secret(values, "OG_KEYSTORE_PASSWORD"),
-            network=values.get("OG_NETWORK") or DEFAULT_NETWORK,
-            rpc_url=SecretStr(values["OG_RPC_URL"]) if values.get("OG_RPC_URL") else None,
-            gateway_url=values.get("OG_GATEWAY_URL") or None,
-            ledger_url=values.get("OG_LEDGER_URL") or f"sqlite:///{state / 'ledger.sqlite'}",
-            settlement_mode=SettlementMode.parse(values.get("OG_SETTLEMENT_MODE") or SettlementMode.BATCH),
-            state_directory=state,
-        )
+        given = {name: value for name, value in environ.items() if value}
+        unread = None
+        try:
+            from_file = _dotenv_values(dotenv_path) if dotenv else {}
+        except _Unreadable as exc:
+            if dotenv_path is not None:
+                raise ConfigurationError(f"{exc}. Nothing was paid. Fix or remove the file.") from exc.__cause__
+            from_file, unread = {}, str(exc)
+            _log.warning("%s. What it may set is not used.", unread)
+        settings = cls(values={**from_file, **given}, unread=unread)
+        # What is set and cannot be used is an error now, and not at the first call.
+        _ = settings.settlement_mode, settings.private_key, settings.keystore_password
+        return settings
+
+    @cached_property
+    def private_key(self) -> SecretStr | None:
+        """The key of the wallet that pays."""
+        return self._secret("OG_PRIVATE_KEY")
+
+    @cached_property
+    def keystore(self) -> Path | None:
+        """The encrypted keystore that is used in place of a key."""
+        path = self.values.get("OG_KEYSTORE")
+        return Path(path) if path else None
+
+    @cached_property
+    def keystore_password(self) -> SecretStr | None:
+        """What opens the keystore."""
+        return self._secret("OG_KEYSTORE_PASSWORD")
+
+    @property
+    def network(self) -> str:
+        """Whose chain and gateway are used."""
+        return self._needed("OG_NETWORK") or DEFAULT_NETWORK
+
+    @cached_property
+    def rpc_url(self) -> SecretStr | None:
+        """The node that reads the chain, in place of the network's."""
+        url = self.values.get("OG_RPC_URL")
+        return SecretStr(url) if url else None
+
+    @property
+    def gateway_url(self) -> str | None:
+        """The gateway to call, in place of the network's."""
+        return self.values.get("OG_GATEWAY_URL") or None
+
+    @property
+    def ledger_url(self) -> str:
+        """Where authorizations and receipts are kept; a file in the state directory when nothing is set."""
+        return self._needed("OG_LEDGER_URL") or f"sqlite:///{self.state_directory / 'ledger.sqlite'}"
+
+    @cached_property
+    def settlement_mode(self) -> SettlementMode:
+        """What goes on chain about the data of a call."""
+        return SettlementMode.parse(self.values.get("OG_SETTLEMENT_MODE") or SettlementMode.BATCH)
+
+    @property
+    def state_directory(self) -> Path:
+        """Where this user's ledgers and devnet files are."""
+        return state_directory(self.values)
 
     @property
     def key(self) -> SecretStr | Keystore | None:
@@ -82,6 +127,8 @@ class Settings:
         Raises ConfigurationError when both are set: they may be two wallets.
         """
         if self.keystore is None:
+            if self.private_key is None:
+                self._needed("OG_PRIVATE_KEY")
             return self.private_key
         if self.private_key is not None:
             raise ConfigurationError(
@@ -98,34 +145,54 @@ class Settings:
             )
         return key
 
+    def _needed(self, name: str) -> str | None:
+        """The variable. Raises ConfigurationError when it may be set in a file that cannot be read."""
+        value = self.values.get(name)
+        if value is None and self.unread is not None:
+            raise ConfigurationError(
+                f"{self.unread}, and {name} is not set elsewhere: it may be set there. Nothing was paid. "
+                f"Correct the permissions, remove the file, or set {name} in the environment."
+            )
+        return value
 
-def _secret(values: Mapping[str, str], name: str) -> SecretStr | None:
-    """The variable, or the content of the file that `<name>_FILE` names (as containers mount secrets)."""
-    if value := values.get(name):
-        return SecretStr(value)
-    if not (path := values.get(f"{name}_FILE")):
-        return None
-    try:
-        with Path(path).expanduser().open(encoding="utf-8") as file:
-            return SecretStr(file.read(_LONGEST_SECRET).strip())
-    except (OSError, UnicodeDecodeError) as exc:
-        raise ConfigurationError(
-            f"{name}_FILE names {path}, which cannot be read ({type(exc).__name__}). Nothing was paid. "
-            "Correct the path, or the file's permissions."
-        ) from exc
+    def _secret(self, name: str) -> SecretStr | None:
+        """The variable, or the content of the file that `<name>_FILE` names (as containers mount secrets)."""
+        if value := self.values.get(name):
+            return SecretStr(value)
+        if not (path := self.values.get(f"{name}_FILE")):
+            return None
+        try:
+            with Path(path).expanduser().open(encoding="utf-8") as file:
+                return SecretStr(file.read(_LONGEST_SECRET).strip())
+        except (OSError, UnicodeDecodeError, RuntimeError) as exc:  # RuntimeError: `~` without a home directory
+            raise ConfigurationError(
+                f"{name}_FILE names {path}, which cannot be read ({type(exc).__name__}). Nothing was paid. "
+                "Correct the path, or the file's permissions."
+            ) from exc
 
 
 def state_directory(environ: Mapping[str, str] | None = None) -> Path:
-    """Where ledgers and devnet files of this user live (XDG Base Directory): not created here."""
+    """Where ledgers and devnet files of this user live (XDG Base Directory): not created here.
+
+    Raises ConfigurationError for a user without a home directory, as in a container whose user id has no entry.
+    """
     environ = os.environ if environ is None else environ  # noqa: TID251 - the module that the rule names
     base = environ.get("XDG_STATE_HOME", "")
     # XDG: relative paths are invalid and must be ignored.
-    root = Path(base) if Path(base).is_absolute() else Path.home() / ".local" / "state"
-    return root / _STATE_NAME
+    if Path(base).is_absolute():
+        return Path(base) / _STATE_NAME
+    try:
+        return Path.home() / ".local" / "state" / _STATE_NAME
+    except RuntimeError as exc:
+        raise ConfigurationError(
+            f"There is no place for {_STATE_NAME}'s files: HOME is not set, and this user has no home directory. "
+            "Nothing was paid. Set OG_LEDGER_URL to where the ledger is, or XDG_STATE_HOME (or HOME) to a directory "
+            "that lasts."
+        ) from exc
 
 
 def find_dotenv(start: Path | None = None) -> Path | None:
-    """The nearest `.env` in a directory or its parents."""
+    """The nearest `.env` in a directory or its parents. Raises OSError where that cannot be seen."""
     directory = (Path.cwd() if start is None else start).resolve()
     for candidate in (directory, *directory.parents):
         if (path := candidate / ".env").is_file():
@@ -133,8 +200,19 @@ def find_dotenv(start: Path | None = None) -> Path | None:
     return None
 
 
+class _Unreadable(Exception):
+    """A `.env` cannot be read, or not be looked for: the text names it and the reason."""
+
+
 def _dotenv_values(path: Path | None) -> dict[str, str]:
-    path = find_dotenv() if path is None else path
+    try:
+        path = find_dotenv() if path is None else path
+    except FileNotFoundError:  # the working directory is gone, and with it what was in it
+        return {}
+    except OSError as exc:
+        raise _Unreadable(
+            f"{exc.filename or 'The working directory'} cannot be looked for ({type(exc).__name__})"
+        ) from exc
     if path is None:
         return {}
     from dotenv import dotenv_values
@@ -143,7 +221,5 @@ def _dotenv_values(path: Path | None) -> dict[str, str]:
         # Without interpolation: a `$` in a value is a `$`, and no other variable leaks into it.
         values = dotenv_values(path, interpolate=False)
     except (OSError, UnicodeDecodeError) as exc:
-        raise ConfigurationError(
-            f"{path} cannot be read ({type(exc).__name__}). Nothing was paid. Fix or remove the file."
-        ) from exc
+        raise _Unreadable(f"{path} cannot be read ({type(exc).__name__})") from exc
     return {name: value for name, value in values.items() if value}

@@ -126,8 +126,9 @@ class Keystore:
         try:
             with Path(self.path).expanduser().open("rb") as file:
                 document = json.loads(file.read(_MOST_KEYSTORE_BYTES))
-        except OSError as exc:
-            raise self._unusable(f"it cannot be read ({exc.strerror or type(exc).__name__})") from exc
+        except (OSError, RuntimeError) as exc:  # RuntimeError: `~` without a home directory
+            reason = getattr(exc, "strerror", None) or str(exc)
+            raise self._unusable(f"it cannot be read ({reason})") from exc
         except ValueError:
             raise self._unusable("it is not JSON") from None
         if not isinstance(document, dict) or not {"crypto", "Crypto"} & document.keys():

@@ -157,7 +157,6 @@ class Registry(Resident):
         self._wallets: dict[Hashable, _Wallet] = {}
         self._spellings: dict[Hashable, tuple[_Wallet, float]] = {}
         """The same wallets by what users wrote (a key, a network or a path has several forms), and until when."""
-        self._ledgers: weakref.WeakValueDictionary[str, Ledger] = weakref.WeakValueDictionary()
         self._renew()
         belongs(self, Ending.CONNECTIONS)
 
@@ -237,11 +236,15 @@ class Registry(Resident):
     # -- opening
 
     def _opened(self, route: Route, spelling: Hashable) -> _Wallet:
+        from opengradient_x402.ledger.shared import OF_THE_PROCESS
+
         made, identity = self._made(route)
         with self._lock:
             wallet = self._wallets.get(identity)
             if wallet is None or not wallet.is_usable:
                 wallet = self._wallets[identity] = made
+                if wallet.owns_ledger:
+                    OF_THE_PROCESS.used(wallet.payments.ledger)
             is_published = "://" in str(route.network)
             self._spellings[spelling] = wallet, time.monotonic() + (_PUBLISHED_S if is_published else math.inf)
         if len(self._wallets) > self._most_wallets:
@@ -253,6 +256,7 @@ class Registry(Resident):
         if route.payments is not None:
             return _Wallet(route.payments, owns_ledger=False), id(route.payments)
         from opengradient_x402.ledger.ledger import Ledger
+        from opengradient_x402.ledger.shared import OF_THE_PROCESS
         from opengradient_x402.networks import load_network, with_node
         from opengradient_x402.payment.payments import Payments
         from opengradient_x402.payment.policy import SpendPolicy
@@ -268,20 +272,10 @@ class Registry(Resident):
         signer = signer_of(route.private_key)
         network = with_node(load_network(route.network), rpc_url=route.rpc_url, web3=route.web3)
         policy = route.policy if route.policy is not None else SpendPolicy()
-        ledger = route.ledger if isinstance(route.ledger, Ledger) else self._ledger(route.ledger)
+        ledger = route.ledger if isinstance(route.ledger, Ledger) else OF_THE_PROCESS.found(route.ledger)
         payments = Payments(network=network, signer=signer, policy=policy, ledger=ledger)
         wallet = _Wallet(payments, owns_ledger=ledger is not route.ledger)
         return wallet, (signer.address, network, policy, id(ledger))
-
-    def _ledger(self, url: str | Path) -> Ledger:
-        """The one ledger of this database that models of this process open."""
-        from opengradient_x402.ledger.ledger import Ledger, location
-
-        with self._lock:
-            ledger = self._ledgers.get(location(url))
-            if ledger is None or ledger.is_closed:
-                ledger = self._ledgers[location(url)] = Ledger(url)
-            return ledger
 
     # -- closing
 
@@ -316,6 +310,8 @@ class Registry(Resident):
 
     def _forgotten(self, now: float) -> list[_Wallet]:
         """Takes out what was not used for long, and the oldest of too many, unless the next call needs it."""
+        from opengradient_x402.ledger.shared import OF_THE_PROCESS
+
         forgotten = []
         surplus = len(self._wallets) - self._most_wallets
         for identity, wallet in sorted(self._wallets.items(), key=lambda item: item[1].used_at):
@@ -328,6 +324,8 @@ class Registry(Resident):
                 wallet.is_open = False
                 del self._wallets[identity]
                 forgotten.append(wallet)
+                if wallet.owns_ledger:
+                    OF_THE_PROCESS.left(wallet.payments.ledger)
         if forgotten:
             self._spellings = {key: kept for key, kept in self._spellings.items() if kept[0].is_open}
         return forgotten

@@ -27,6 +27,7 @@ from opengradient_x402.gateway.endpoints import Endpoint, EndpointSource, reach
 from opengradient_x402.gateway.failures import broken_line, unreachable, unreadable, withheld
 from opengradient_x402.gateway.request import check_answer
 from opengradient_x402.gateway.time_limits import TimeLimits
+from opengradient_x402.gateway.unread import LEAST_LIMIT_S
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.payment.call import Answer, Call, build_receipt
 from opengradient_x402.payment.handshake import pay
@@ -197,6 +198,11 @@ class Exchange:
         )
 
     # -- reading a stream
+
+    @property
+    def unread_limit_s(self) -> float:
+        """So long nobody needs to read a stream before it is closed."""
+        return max(self._options.time_limits.call_s, LEAST_LIMIT_S)
 
     @property
     def is_done(self) -> bool:

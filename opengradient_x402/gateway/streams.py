@@ -1,7 +1,7 @@
 """Open answers: deltas as they arrive, the whole answer and the receipt afterwards, sync and async.
 
 Thin: what bytes mean is `exchange`'s business. What is here is the end of a stream in all its forms: read to
-the end, closed early, broken, dropped without a word, closed by another thread.
+the end, closed early, broken, dropped without a word (`unread`), closed by another thread.
 
 A stream whose content is complete is read to the end of the HTTP body before its connection is let go, also when
 its reader stops there: some gateways bill and prove a call only after their last write went through (docs/wire.md,
@@ -13,6 +13,7 @@ from __future__ import annotations
 import _thread
 import asyncio
 import socket
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
@@ -25,6 +26,7 @@ from opengradient_x402.completions import Completion, Delta
 from opengradient_x402.effects import drive, drive_async
 from opengradient_x402.errors import OpenGradientError, StreamInterrupted
 from opengradient_x402.gateway.exchange import Exchange
+from opengradient_x402.gateway.unread import OPEN_STREAMS
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.process import Ending, Resident, belongs
 
@@ -44,8 +46,11 @@ class CompletionStream(Iterator[Delta], Resident):
         self._is_reading = False
         self._is_closed = False
         self._is_inherited = False
+        self._is_given_up = False
+        self.read_at: float | None = time.monotonic()
         self.completion: Completion | None = None
         belongs(self, Ending.STREAMS)
+        OPEN_STREAMS.add(self)
 
     @property
     def receipt(self) -> SettlementReceipt | None:
@@ -56,6 +61,13 @@ class CompletionStream(Iterator[Delta], Resident):
         return self
 
     def __next__(self) -> Delta:
+        self.read_at = None
+        try:
+            return self._next()
+        finally:
+            self.read_at = time.monotonic()
+
+    def _next(self) -> Delta:
         while not self._ready:
             try:
                 self._take(self._read())
@@ -80,6 +92,8 @@ class CompletionStream(Iterator[Delta], Resident):
             self._is_reading = False
         if self._is_inherited:
             raise _inherited()
+        if self._is_given_up:
+            raise _given_up(self.unread_limit_s)
         if self._is_closed:
             raise StopIteration
         return chunk
@@ -100,6 +114,7 @@ class CompletionStream(Iterator[Delta], Resident):
         """
         if not self._is_closed:
             self._is_closed = True
+            OPEN_STREAMS.remove(self)
             try:
                 if self._is_reading:
                     _hang_up(self._response)  # wakes the reader, which closes the response itself
@@ -110,6 +125,16 @@ class CompletionStream(Iterator[Delta], Resident):
                         self._response.close()
             finally:
                 self.completion = self._exchange.close_stream(was_shown_whole=not self._ready) or self.completion
+
+    @property
+    def unread_limit_s(self) -> float:
+        """So long nobody needs to read it."""
+        return self._exchange.unread_limit_s
+
+    def give_up(self) -> None:
+        """Nobody reads it any more: ends it, and says so to a reader who comes later."""
+        self._is_given_up = not self._is_closed
+        self.close()
 
     def _read_rest(self) -> None:
         if not self._exchange.has_all_content or self._response.is_closed:
@@ -151,8 +176,13 @@ class AsyncCompletionStream(AsyncIterator[Delta], Resident):
         self._ready: deque[Delta] = deque()
         self._is_closed = False
         self._is_inherited = False
+        self._is_given_up = False
+        self._loop = asyncio.get_running_loop()
+        self._closing: asyncio.Task[None] | None = None
+        self.read_at: float | None = time.monotonic()
         self.completion: Completion | None = None
         belongs(self, Ending.STREAMS)
+        OPEN_STREAMS.add(self)
 
     @property
     def receipt(self) -> SettlementReceipt | None:
@@ -163,9 +193,18 @@ class AsyncCompletionStream(AsyncIterator[Delta], Resident):
         return self
 
     async def __anext__(self) -> Delta:
+        self.read_at = None
+        try:
+            return await self._next()
+        finally:
+            self.read_at = time.monotonic()
+
+    async def _next(self) -> Delta:
         while not self._ready:
             if self._is_inherited:
                 raise _inherited()
+            if self._is_given_up:
+                raise _given_up(self.unread_limit_s)
             if self._is_closed:
                 raise StopAsyncIteration
             try:
@@ -192,6 +231,7 @@ class AsyncCompletionStream(AsyncIterator[Delta], Resident):
         """
         if not self._is_closed:
             self._is_closed = True
+            OPEN_STREAMS.remove(self)
             try:
                 await self._read_rest()
             except asyncio.CancelledError:
@@ -200,6 +240,23 @@ class AsyncCompletionStream(AsyncIterator[Delta], Resident):
             finally:
                 self.completion = self._exchange.close_stream(was_shown_whole=not self._ready) or self.completion
             await self._response.aclose()
+
+    @property
+    def unread_limit_s(self) -> float:
+        """So long nobody needs to read it."""
+        return self._exchange.unread_limit_s
+
+    def give_up(self) -> None:
+        """Nobody reads it any more: ends it, and says so to a reader who comes later. From any thread."""
+        if not self._is_closed:
+            self._is_given_up = True
+            try:
+                self._loop.call_soon_threadsafe(self._close_soon)
+            except RuntimeError:  # the loop has ended
+                self._drop()
+
+    def _close_soon(self) -> None:
+        self._closing = self._loop.create_task(self.aclose())
 
     async def _read_rest(self) -> None:
         if not self._exchange.has_all_content or self._response.is_closed:
@@ -236,6 +293,7 @@ class AsyncCompletionStream(AsyncIterator[Delta], Resident):
 
     def _drop(self) -> None:
         self._is_closed = True
+        OPEN_STREAMS.remove(self)
         self._exchange.end("abandoned")
 
 
@@ -244,6 +302,14 @@ def _inherited() -> StreamInterrupted:
         "This stream was opened before the process was forked, and the parent process goes on reading it. Its call "
         "is paid and recorded there, once. Nothing more was paid here; make a new call in this process.",
         kind="connection",
+    )
+
+
+def _given_up(limit_s: float) -> StreamInterrupted:
+    return StreamInterrupted(
+        f"Nobody read this stream for {limit_s:.0f} s, so it was closed. What was served until then is paid, and its "
+        "receipt is recorded. Read streams without such pauses, or set a longer `timeout`.",
+        kind="timeout",
     )
 
 

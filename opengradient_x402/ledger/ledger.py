@@ -100,7 +100,7 @@ class Ledger(Resident):
         nothing is written by this thread (an event loop's must not wait for a disk): the future says when it is there.
         """
         text, call_id, journal = json.dumps(receipt.to_json()), receipt.call_id, self._journal
-        if not at_once:
+        if not at_once and not self._closed:
             recorder = self._recorder
             return self._submit(
                 lambda book, conn: book.record_call(conn, receipt),

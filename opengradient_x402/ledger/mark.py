@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from opengradient_x402.errors import ConfigurationError
 from opengradient_x402.settings import state_directory
 
 _log = logging.getLogger(__name__)
@@ -112,7 +113,7 @@ def beside(url: str) -> Path | None:
         return None if file is None else file.with_name(f".{file.name}")
     try:
         state = state_directory()
-    except RuntimeError:  # no home directory
+    except ConfigurationError:  # no home directory
         return None
     server = "".join(url.partition("://")[::2]).rpartition("@")[2]  # another password is the same ledger
     return state / "ledgers" / hashlib.sha256(server.encode()).hexdigest()[:16]

@@ -10,6 +10,8 @@ asks whoever follows it. This module does not know how a receipt is stored (`led
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from importlib import import_module
@@ -38,6 +40,7 @@ class ReceiptStatus(StrEnum):
 class Follower(Protocol):
     """Whoever can look a receipt up and read the chain for it (`Reconciler`)."""
 
+    def recorded(self, receipts: Sequence[SettlementReceipt]) -> Future[list[SettlementReceipt]]: ...
     def refresh(self, receipt: SettlementReceipt, *, timeout_s: float | None) -> SettlementReceipt: ...
     def wait_settled(self, receipt: SettlementReceipt, *, timeout_s: float, must_settle: bool) -> SettlementReceipt: ...
     async def arefresh(self, receipt: SettlementReceipt, *, timeout_s: float | None) -> SettlementReceipt: ...
@@ -161,6 +164,11 @@ class SettlementReceipt(_Followed):
         object.__setattr__(self, "_follower", follower)
         return self
 
+    @property
+    def follower(self) -> Follower | None:
+        """Who updates this receipt; None for plain data that nobody asked about yet."""
+        return getattr(self, "_follower", None)
+
     def timed_out(self) -> SettlementReceipt:
         """This very receipt, marked as one that was waited for in vain."""
         object.__setattr__(self, "_is_timed_out", True)
@@ -168,8 +176,7 @@ class SettlementReceipt(_Followed):
 
     def _followed(self) -> Follower:
         if not hasattr(self, "_follower"):  # read back as plain data: the user's settings say where to look
-            home = import_module("opengradient_x402.settlement.reconciler")
-            self.followed_by(home.reconciler_for(self))
+            self.followed_by(_restored().follower_of(self))
         follower: Follower = self._follower
         return follower
 
@@ -192,12 +199,28 @@ class SettlementReceipt(_Followed):
                 out[name] = str(value)
         return out
 
+    def to_message(self, *, is_whole: bool = False) -> dict[str, str | int]:
+        """What a message carries: the call's id and status, its cost, model, mode, payment hash and proof.
+
+        Under 300 bytes as JSON, with the keys of `to_json` and `payment_hash`. Messages are kept and sent many times;
+        the ledger has the rest (`receipt_of`). `is_whole` takes `to_json` instead.
+        """
+        if is_whole:
+            return self.to_json()
+        cost = "cost_atomic" if self.cost_atomic is not None else "estimated_cost_atomic"
+        names = ("call_id", "status", cost, "model", "settlement_mode", "payment_hash", "tee_verified")
+        return {name: str(value) for name in names if (value := getattr(self, name)) is not None}
+
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> SettlementReceipt:
         """The receipt that `to_json` wrote; keys that this version does not know are ignored.
 
-        Raises ValueError for an address that is none.
+        The short form that messages carry (`to_message`) is looked up in the ledger, which knows the rest. Raises
+        ValueError for an address that is none, ConfigurationError (a ValueError) for a call that no ledger knows.
         """
+        if "call_id" in data and "authorization_id" not in data:
+            found: SettlementReceipt = _restored().receipt_of(data["call_id"])
+            return found
         known: dict[str, Any] = {name: data[name] for name in _FIELD_NAMES if name in data}
         for name, value in known.items():
             if name.endswith("_atomic"):
@@ -206,6 +229,20 @@ class SettlementReceipt(_Followed):
             known[name] = None if known[name] is None else checksum_address(known[name])
         known["status"] = ReceiptStatus(known["status"])
         return cls(**known)
+
+
+def cost_of(receipt: SettlementReceipt) -> int | None:
+    """What a call cost, in atomic units: the settled share, else the gateway's claim; None while neither is known."""
+    if receipt.settled_atomic is not None:
+        return receipt.settled_atomic
+    if receipt.cost_atomic is None and receipt.is_final:
+        return 0
+    return receipt.cost_atomic
+
+
+def _restored() -> Any:
+    """The module that finds a receipt by its call's id: it stands above this one."""
+    return import_module("opengradient_x402.payment.restored")
 
 
 def transaction_claim(text: object) -> str | None:

@@ -34,6 +34,25 @@ class Ledgers:
             self._users[ledger] = self._users.get(ledger, 0) + 1
             return ledger
 
+    def found(self, url: str | Path) -> Ledger:
+        """The ledger of this database, for somebody who asks it now and then: others may close it."""
+        with self._lock:
+            place = location(url)
+            ledger = self._open.get(place)
+            if ledger is None or ledger.is_closed:
+                ledger = self._open[place] = Ledger(url)
+            return ledger
+
+    def used(self, ledger: Ledger) -> None:
+        """One user more, who does not close it."""
+        with self._lock:
+            self._users[ledger] = self._users.get(ledger, 0) + 1
+
+    def left(self, ledger: Ledger) -> None:
+        """One of these users less. It stays open: receipts that were given out may still ask it."""
+        with self._lock:
+            self._users[ledger] = max(0, self._users.get(ledger, 0) - 1)
+
     def released(self, ledger: Ledger) -> None:
         """One user less: the last one closes it, the others have written what waits."""
         with self._lock:

@@ -267,6 +267,8 @@ class Payments(Resident):
 
         Raises PolicyRefused for another chain's terms.
         """
+        # Made now, and not when the call ends: the garbage collector may end one anywhere, also in this import.
+        _ = self.reconciler
         to_sign = (terms_to_sign(terms, network=self.network, now_s=int(time.time())),)
         if earlier is not None:
             return replace(earlier, endpoint=endpoint, signed=to_sign)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from opengradient_x402.errors import BudgetExceeded, ConfigurationError
 from opengradient_x402.ledger.authorizations import Authorization
-from opengradient_x402.ledger.receipts import SettlementReceipt
+from opengradient_x402.ledger.receipts import SettlementReceipt, cost_of
 from opengradient_x402.money import Asset, parse_amount
 from opengradient_x402.process import OwnLock
 
@@ -150,15 +150,6 @@ class RunLimit:
             raise ConfigurationError(
                 f"The limit of a SpendGuard cannot be kept in {asset.symbol}: {exc} Nothing was paid."
             ) from exc
-
-
-def cost_of(receipt: SettlementReceipt) -> int | None:
-    """What a call cost, in atomic units: the settled share, else the gateway's claim; None while neither is known."""
-    if receipt.settled_atomic is not None:
-        return receipt.settled_atomic
-    if receipt.cost_atomic is None and receipt.is_final:
-        return 0
-    return receipt.cost_atomic
 
 
 def _counted(receipt: SettlementReceipt, *, unless_known_atomic: int) -> _Counted:

@@ -15,9 +15,9 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
-from functools import lru_cache
 from typing import Any, TypeVar, assert_never
 
 from opengradient_x402.chain.node import alook_up, look_up
@@ -26,15 +26,14 @@ from opengradient_x402.chain.views import Place, confirmations
 from opengradient_x402.effects import Sleep, Steps, Wait, in_thread
 from opengradient_x402.errors import (
     ChainUnavailable,
-    ConfigurationError,
     PaymentOutcomeUnknown,
 )
 from opengradient_x402.ledger.authorizations import Authorization
 from opengradient_x402.ledger.disputes import forged_transaction, settled_elsewhere
+from opengradient_x402.ledger.heard import tell_those_who_heard
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt, transaction_claim
-from opengradient_x402.networks import PRESETS, Network, load_network, with_node
-from opengradient_x402.settings import Settings
+from opengradient_x402.networks import Network
 from opengradient_x402.settlement.search import (
     Cancelled,
     NotSettled,
@@ -156,6 +155,10 @@ class Reconciler:
 
     # -- the work
 
+    def recorded(self, receipts: Sequence[SettlementReceipt]) -> Future[list[SettlementReceipt]]:
+        """What the ledger knows of these calls now. The chain is not asked."""
+        return self._ledger.receipts(call_ids=[receipt.call_id for receipt in receipts])
+
     def _refreshing(self, receipt: SettlementReceipt) -> Steps[SettlementReceipt]:
         authorizations = yield Wait(
             self._ledger.unfinished(network=self.network.caip2, authorization_id=receipt.authorization_id)
@@ -180,7 +183,8 @@ class Reconciler:
     def _latest(self, receipt: SettlementReceipt) -> Steps[SettlementReceipt]:
         found = yield Wait(self._ledger.receipts(call_ids=[receipt.call_id]))
         current: SettlementReceipt = found[0] if found else replace(receipt)
-        return current.followed_by(self)
+        tell_those_who_heard([current.followed_by(self)])
+        return current
 
     def _reconciling(self, payer: str | None) -> Steps[ReconcileReport]:
         total, after = yield from self._page(payer, None)
@@ -339,6 +343,7 @@ class Reconciler:
         for call in changed:
             if call.status is ReceiptStatus.DISPUTED and before.get(call.call_id, (None,))[0] is not call.status:
                 events.report(events.Disputed.of(call))
+        tell_those_who_heard(changed)
         return tuple(changed)
 
     def _receipts_of(self, some: Sequence[Authorization]) -> Steps[list[SettlementReceipt]]:
@@ -418,27 +423,3 @@ def _too_slow(timeout_s: float) -> ChainUnavailable:
 def _batches(authorizations: Sequence[Authorization]) -> Iterator[Sequence[Authorization]]:
     for first in range(0, len(authorizations), _RECEIPTS_OF_AT_ONCE):
         yield authorizations[first : first + _RECEIPTS_OF_AT_ONCE]
-
-
-def reconciler_for(receipt: SettlementReceipt) -> Reconciler:
-    """Who can look up a receipt that was read back as plain data: by the user's settings, or a known network.
-
-    Raises ConfigurationError when neither is the receipt's network.
-    """
-    settings = Settings.load()
-    known = next((network for network in PRESETS.values() if network.caip2 == receipt.network), None)
-    network = with_node(load_network(settings.network), rpc_url=settings.rpc_url)
-    if network.caip2 == receipt.network:
-        known = network
-    if known is None:
-        raise ConfigurationError(
-            f"The receipt of call {receipt.call_id} is of the network {receipt.network}, and {network.name} is "
-            f"{network.caip2}. Nothing was paid by asking. Set OG_NETWORK to the receipt's network, or use "
-            "`Reconciler(network, ledger).refresh(receipt)`."
-        )
-    return _reconciler_of(known, settings.ledger_url)
-
-
-@lru_cache(maxsize=8)
-def _reconciler_of(network: Network, ledger_url: str) -> Reconciler:
-    return Reconciler(network, Ledger(ledger_url))

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+import langchain_opengradient
+import llama_index_opengradient
 from langchain_opengradient import ChatOpenGradient
 from llama_index_opengradient import OpenGradient
 from opengradient_devnet import Devnet
@@ -33,19 +35,19 @@ def options(net: Devnet, tmp_path: Path) -> dict[str, Any]:
 
 
 def langchain_call(model: ChatOpenGradient) -> str:
-    return str(model.invoke("hi").response_metadata["opengradient"]["authorization_id"])
+    return langchain_opengradient.receipt_of(model.invoke("hi")).authorization_id
 
 
 def llamaindex_call(model: OpenGradient) -> str:
-    return str(model.complete("hi").raw["x402"]["authorization_id"])
+    return llama_index_opengradient.receipt_of(model.complete("hi")).authorization_id
 
 
 async def langchain_acall(model: ChatOpenGradient) -> str:
-    return str((await model.ainvoke("hi")).response_metadata["opengradient"]["authorization_id"])
+    return (await langchain_opengradient.areceipt_of(await model.ainvoke("hi"))).authorization_id
 
 
 async def llamaindex_acall(model: OpenGradient) -> str:
-    return str((await model.acomplete("hi")).raw["x402"]["authorization_id"])
+    return (await llama_index_opengradient.areceipt_of(await model.acomplete("hi"))).authorization_id
 
 
 def timed(work: Callable[[], object]) -> float:

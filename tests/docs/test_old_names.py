@@ -8,10 +8,12 @@ from enum import Enum
 import httpx
 import pytest
 
+import langchain_opengradient
+import llama_index_opengradient
 from langchain_opengradient import ChatOpenGradient
 from llama_index_opengradient import OpenGradient
 from opengradient_devnet import Devnet
-from opengradient_x402 import TEE_LLM, GatewayClient, Payments, SettlementMode, Wallet, load_network
+from opengradient_x402 import TEE_LLM, GatewayClient, Payments, SettlementMode, SettlementReceipt, Wallet, load_network
 from opengradient_x402.errors import ConfigurationError
 from opengradient_x402.gateway.request import UnlistedModelWarning
 from opengradient_x402.models import find_model
@@ -42,9 +44,9 @@ class SdkModels(str, Enum):  # noqa: UP042 - the SDK's own bases
     GROK_4 = "x-ai/grok-4"
 
 
-def what_was_published(net: Devnet, receipt: dict) -> str:
+def what_was_published(net: Devnet, receipt: SettlementReceipt) -> str:
     """The mode that the gateway acted in, told by what it wrote on the chain about the call."""
-    if "data_tx_hash" in receipt:
+    if receipt.data_tx_hash is not None:
         return "individual"
     before = len(net.batches)
     return "batch" if len(net.flush_batches()) > before else "private"
@@ -55,9 +57,9 @@ def test_every_old_mode_name_reaches_the_wire_from_langchain(net, payments, old_
     net.flush_batches()
     with ChatOpenGradient(model="openai/gpt-5", payments=payments) as model:
         answer = model.invoke("Say hello.", x402_settlement_mode=getattr(SettlementMode, old_name))
-        assert what_was_published(net, answer.response_metadata["opengradient"]) == mode
+        assert what_was_published(net, langchain_opengradient.receipt_of(answer)) == mode
         answer = model.invoke("Say hello.", settlement_mode=old_name.lower())
-        assert what_was_published(net, answer.response_metadata["opengradient"]) == mode
+        assert what_was_published(net, langchain_opengradient.receipt_of(answer)) == mode
 
 
 @pytest.mark.parametrize(("old_name", "mode"), OLD_MODES.items())
@@ -65,9 +67,9 @@ def test_every_old_mode_name_reaches_the_wire_from_llama_index(net, payments, ol
     net.flush_batches()
     model = OpenGradient(model="openai/gpt-5", payments=payments)
     answer = model.complete("Say hello.", x402_settlement_mode=getattr(SettlementMode, old_name))
-    assert what_was_published(net, answer.raw["x402"]) == mode
+    assert what_was_published(net, llama_index_opengradient.receipt_of(answer)) == mode
     answer = model.complete("Say hello.", settlement_mode=old_name.lower())
-    assert what_was_published(net, answer.raw["x402"]) == mode
+    assert what_was_published(net, llama_index_opengradient.receipt_of(answer)) == mode
     model.close()
 
 

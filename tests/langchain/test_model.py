@@ -18,7 +18,7 @@ from langchain_core.rate_limiters import InMemoryRateLimiter
 from langchain_core.tools import tool
 from pydantic import BaseModel, ValidationError
 
-from langchain_opengradient import ChatOpenGradient
+from langchain_opengradient import ChatOpenGradient, receipt_of
 from langchain_opengradient.calls import build_call
 from opengradient_devnet import Devnet
 from opengradient_x402.models import TEE_LLM
@@ -212,7 +212,7 @@ def test_configurable_fields_share_the_connections_of_the_model(net: Devnet, tmp
         ]
         names = [answer.response_metadata["model_name"] for answer in answers]
         assert names == ["openai/gpt-5", "x-ai/grok-4", "openai/gpt-5"]
-        assert len({answer.response_metadata["opengradient"]["authorization_id"] for answer in answers}) == 1
+        assert len({receipt_of(answer).authorization_id for answer in answers}) == 1
 
 
 def test_alternatives_are_chosen_at_run_time(chat):

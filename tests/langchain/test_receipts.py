@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
+import subprocess
+import sys
 import threading
 from collections import Counter
 from contextlib import aclosing
@@ -11,10 +14,13 @@ from contextvars import copy_context
 
 import pytest
 from langchain_core.caches import InMemoryCache
-from langchain_core.messages import AIMessage
+from langchain_core.messages import AIMessage, messages_from_dict, messages_to_dict
 from langgraph.types import StreamMode
 
-from langchain_opengradient import SettlementCallbackHandler, get_settlement_callback
+from langchain_opengradient import SettlementCallbackHandler, SpendGuard, get_settlement_callback, receipt_of
+from opengradient_devnet import Devnet
+from opengradient_x402.errors import ConfigurationError
+from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt
 
 from .conftest import BETA, HAS_V3, Payer
 from .surfaces import SURFACES, agent
@@ -192,6 +198,88 @@ def test_a_receipt_in_a_message_is_plain_json(payer: Payer):
         assert {type(value) for value in receipt.values()} <= {str, int}
         assert receipt["status"] == "served"
         assert int(receipt["cost_atomic"]) > 0
+        assert len(json.dumps(receipt)) < 300
+
+
+def test_the_whole_receipt_is_one_call_away_and_no_older_than_the_ledger(payer: Payer):
+    message = payer.model().invoke("Hello")
+    assert receipt_of(message) == payer.receipts()[message.response_metadata["opengradient"]["call_id"]]
+    payer.settle()
+    kept = messages_from_dict(json.loads(json.dumps(messages_to_dict([message]))))[0]  # as a checkpoint keeps it
+    assert kept.response_metadata["opengradient"]["status"] == "served"
+    assert receipt_of(kept).status is ReceiptStatus.SETTLED
+    restored = SettlementReceipt.from_json(kept.response_metadata["opengradient"])
+    assert restored.refresh().status is ReceiptStatus.SETTLED
+
+
+def test_a_restored_message_refreshes_in_another_process_by_the_settings(payer: Payer, net: Devnet, monkeypatch):
+    carried = payer.model().invoke("Hello").response_metadata["opengradient"]
+    payer.close()
+    monkeypatch.setenv("OG_LEDGER_URL", payer.ledger.url)
+    monkeypatch.setenv("OG_NETWORK", f"{net.gateway_url}/network")
+    receipt = SettlementReceipt.from_json(carried)
+    assert (receipt.payer, receipt.status) == (payer.account.address, ReceiptStatus.SERVED)
+    net.close_sessions()
+    assert receipt.refresh().status is ReceiptStatus.SETTLED
+
+
+def test_a_message_that_no_call_made_and_a_call_that_no_ledger_knows_are_said_to_be_so(payer: Payer):
+    with pytest.raises(ConfigurationError, match="carries no receipt"):
+        receipt_of(AIMessage("by hand"))
+    with pytest.raises(ConfigurationError, match=r"call_none is not in .*Set OG_LEDGER_URL"):
+        receipt_of(AIMessage("", response_metadata={"opengradient": {"call_id": "call_none"}}))
+
+
+async def test_a_switch_puts_the_whole_receipt_into_messages(payer: Payer):
+    model = payer.model(whole_receipts=True)
+    messages = [model.invoke("Hello"), list(model.stream("Hello"))[-1], await model.ainvoke("Hello")]
+    messages += [[chunk async for chunk in model.astream("Hello")][-1]]
+    ledger = payer.receipts()
+    for message in messages:
+        receipt = message.response_metadata["opengradient"]
+        assert receipt == ledger[receipt["call_id"]].to_json()
+
+
+def test_a_handler_shows_what_the_ledger_knows_now(payer: Payer):
+    with get_settlement_callback() as settlements:
+        stream = payer.model().stream("Hello")
+        next(stream)
+        stream.close()
+    assert settlements.spent_atomic == settlements.receipts[0].authorized_atomic  # it may still be taken
+    lost_atomic = payer.settle()
+    assert settlements.spent_atomic == lost_atomic < settlements.receipts[0].authorized_atomic
+    assert settlements.receipts[0].status is ReceiptStatus.SETTLED
+
+
+def test_a_handler_shows_what_another_process_recorded(payer: Payer, net: Devnet):
+    with get_settlement_callback() as settlements:
+        payer.model().invoke("Hello")
+    net.close_sessions()
+    elsewhere = (
+        "from opengradient_x402 import Ledger, Reconciler, load_network; import sys;"
+        "Reconciler(load_network(sys.argv[1]), Ledger(sys.argv[2])).reconcile()"
+    )
+    command = [sys.executable, "-c", elsewhere, f"{net.gateway_url}/network", payer.ledger.url]
+    subprocess.run(command, check=True)
+    assert settlements.receipts[0].status is ReceiptStatus.SETTLED
+
+
+async def test_a_guard_s_upper_bound_comes_down_in_an_event_loop_too(payer: Payer):
+    guard = SpendGuard("1")
+    async with aclosing(payer.model().astream("Hello", {"callbacks": [guard]})) as stream:
+        await anext(stream)
+    held_atomic = guard.spent_atomic
+    lost_atomic = await asyncio.to_thread(payer.settle)
+    assert guard.spent_atomic == lost_atomic < held_atomic
+
+
+def test_a_lasting_handler_keeps_the_newest_receipts_and_all_of_the_cost(payer: Payer):
+    handler = SettlementCallbackHandler(most=3)
+    payer.model().batch(["Hello"] * 8, {"callbacks": [handler]})
+    assert (len(handler.receipts), handler.calls, handler.authorizations) == (3, 8, 1)
+    assert handler.spent_atomic == sum(int(receipt.cost_atomic or 0) for receipt in payer.receipts().values())
+    handler.clear()
+    assert (handler.receipts, handler.calls, handler.spent_atomic) == ((), 0, 0)
 
 
 def test_only_one_chunk_of_a_stream_carries_the_receipt(payer: Payer):

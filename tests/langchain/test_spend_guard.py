@@ -11,11 +11,11 @@ from langchain_core.rate_limiters import InMemoryRateLimiter
 from langchain_core.runnables import RunnableParallel
 
 from langchain_opengradient import SpendGuard
-from langchain_opengradient.callbacks import spent_at_most_atomic
 from opengradient_devnet import Devnet
 from opengradient_devnet.faults import AnswerStatus
 from opengradient_devnet.gateway.payment.challenge import Scheme
 from opengradient_x402.errors import BudgetExceeded, NotPaid
+from opengradient_x402.ledger.heard import spent_at_most_atomic
 from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt
 from opengradient_x402.money import parse_amount
 

@@ -18,7 +18,7 @@ from llama_index.core.tools import FunctionTool
 from pydantic import SecretStr, ValidationError
 
 import llama_index_opengradient
-from llama_index_opengradient import OpenGradient, SettlementMode, SpendPolicy
+from llama_index_opengradient import OpenGradient, SettlementMode, SpendPolicy, receipt_of
 from llamaindex.suite.forms import ALL, ask, subject
 from opengradient_devnet import Account, Devnet
 from opengradient_x402.errors import ConfigurationError, InsecureEndpoint, InvalidPrivateKey, UnknownModel
@@ -99,7 +99,7 @@ def test_no_error_about_other_fields_holds_the_key(name):
 
 def test_the_key_may_be_called_what_generic_code_calls_it(net: Devnet, account: Account):
     llm = OpenGradient(model="openai/gpt-5", api_key=account.private_key, network=f"{net.gateway_url}/network")
-    assert llm.complete("Who pays?").raw["x402"]["payer"] == account.address
+    assert receipt_of(llm.complete("Who pays?")).payer == account.address
     llm.close()
 
 
@@ -153,7 +153,7 @@ def test_a_pickle_keeps_limits_and_ledger_but_not_the_key(account: Account, net:
         again.complete("Who pays?")
     monkeypatch.setenv("OG_PRIVATE_KEY", account.private_key)
     again = pickle.loads(pickled)
-    assert again.complete("I do.").raw["x402"]["payer"] == account.address
+    assert receipt_of(again.complete("I do.")).payer == account.address
     again.close()
 
 
@@ -166,7 +166,7 @@ def test_a_model_that_was_given_payments_travels_without_them(payments_on_devnet
     assert again.payments is None
     assert again.network == payments.network
     assert again.ledger == payments.ledger.url
-    assert again.complete("Alone.").raw["x402"]["payer"] == account.address
+    assert receipt_of(again.complete("Alone.")).payer == account.address
     again.close()
     llm.close()
     assert llm.complete("Payments that were given are not closed.").text
@@ -225,7 +225,7 @@ def test_a_changed_field_holds_from_the_next_call_on(make_llm, net: Devnet):
     llm, other = make_llm(), net.account(opg="1", approved=True)
     llm.complete("Mine.")
     copied = llm.model_copy(update={"private_key": SecretStr(other.private_key)})
-    assert copied.complete("Theirs.").raw["x402"]["payer"] == other.address
+    assert receipt_of(copied.complete("Theirs.")).payer == other.address
     llm.base_url = "http://gateway.example"
     with pytest.raises(InsecureEndpoint):
         llm.complete("Elsewhere.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import gc
+import json
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -23,6 +24,7 @@ from llama_index_opengradient import (
     SettlementLedgerHandler,
     SettlementReceipt,
     SettlementUpdateEvent,
+    receipt_of,
 )
 from llamaindex.suite import agents, engines
 from llamaindex.suite.events import EventRecorder, recorded
@@ -189,8 +191,10 @@ def test_a_response_carries_its_receipt_outside_of_the_message(
 ) -> None:
     last = ask(llm, form, subject(form))[-1]
     (receipt,) = heard.receipts
-    assert last.raw["x402"] == last.additional_kwargs["x402"] == receipt.to_json()
+    assert last.raw["x402"] == last.additional_kwargs["x402"] == receipt.to_message()
     assert all(type(value) in (str, int) for value in last.raw["x402"].values())
+    assert len(json.dumps(last.raw["x402"])) < 300
+    assert receipt_of(last) == receipt
     if hasattr(last, "message"):
         assert last.message.additional_kwargs == {}
 
@@ -200,7 +204,7 @@ def test_only_the_last_chunk_carries_the_receipt(llm: OpenGradient, form: str) -
     *earlier, last = ask(llm, form, subject(form))
     assert earlier
     assert all("x402" not in piece.raw and "x402" not in piece.additional_kwargs for piece in earlier)
-    assert last.raw["x402"]["outcome"] == "ok"
+    assert receipt_of(last).outcome == "ok"
 
 
 # -- as events
@@ -256,7 +260,7 @@ def test_the_payment_of_a_stream_is_told_of_before_anybody_reads(
         stream = await opened if form.startswith("a") else opened
         (first,) = heard.receipts
         pieces = [piece async for piece in stream] if form.startswith("a") else list(stream)
-        assert pieces[-1].raw["x402"] == heard.receipts[0].to_json()
+        assert pieces[-1].raw["x402"] == heard.receipts[0].to_message()
         return first.outcome, first.authorization_id
 
     with recorded() as events:
@@ -301,7 +305,7 @@ def test_a_stream_outlives_the_model_that_opened_it(net: Devnet, account: Accoun
         gc.collect()
         last = list(stream)[-1]
     ledger = Ledger(path)
-    assert [receipt.to_json() for receipt in ledger.receipts().result()] == [last.raw["x402"]]
+    assert [receipt.to_message() for receipt in ledger.receipts().result()] == [last.raw["x402"]]
     ledger.close()
 
 

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -98,3 +101,57 @@ def test_an_unknown_settlement_mode_is_an_error():
 
 def test_a_relative_state_directory_is_ignored_as_xdg_says():
     assert state_directory({"XDG_STATE_HOME": "relative"}) == Path.home() / ".local/state/opengradient"
+
+
+TOLD = {"OG_PRIVATE_KEY": KEY, "OG_NETWORK": "base", "OG_LEDGER_URL": "postgresql://ledger"}
+LOST = """
+import os, pwd, tempfile
+from langchain_opengradient import ChatOpenGradient
+
+
+def no_entry(uid):
+    raise KeyError(uid)
+
+pwd.getpwuid = no_entry
+gone = tempfile.mkdtemp()
+os.chdir(gone)
+os.rmdir(gone)
+print(ChatOpenGradient(model="openai/gpt-5")._route().network)
+del os.environ["OG_LEDGER_URL"]
+try:
+    ChatOpenGradient(model="openai/gpt-5")
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_a_process_that_was_told_everything_needs_no_home_and_no_working_directory():
+    environ = {"PATH": os.environ["PATH"], **TOLD}
+    lost = subprocess.run([sys.executable, "-c", LOST], env=environ, capture_output=True, text=True, check=False)
+    told, _, untold = lost.stdout.partition("\n")
+    assert told == "base", lost.stderr
+    assert "Nothing was paid. Set OG_LEDGER_URL" in untold, lost.stderr
+
+
+@pytest.mark.parametrize("name", ["OG_PRIVATE_KEY", "OG_NETWORK", "OG_LEDGER_URL"])
+def test_a_file_that_cannot_be_read_matters_only_to_what_it_could_set(tmp_path, monkeypatch, caplog, name):
+    (tmp_path / ".env").write_bytes(b"\xff\xfe\x00OG=1")
+    monkeypatch.chdir(tmp_path)
+    settings = Settings.load(TOLD)
+    assert settings.require_key().get_secret_value() == KEY
+    assert (settings.network, settings.ledger_url) == ("base", "postgresql://ledger")
+    assert str(tmp_path / ".env") in caplog.text
+    untold = Settings.load({known: value for known, value in TOLD.items() if known != name})
+    with pytest.raises(ConfigurationError, match=rf"{re.escape(str(tmp_path))}/\.env cannot be read.*{name}"):
+        _ = untold.require_key(), untold.network, untold.ledger_url
+
+
+def test_a_directory_that_must_not_be_looked_into_is_as_a_file_that_cannot_be_read(tmp_path, monkeypatch):
+    def forbidden(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Path, "is_file", forbidden)
+    assert Settings.load(TOLD).network == "base"
+    with pytest.raises(ConfigurationError, match=r"\.env cannot be looked for.*OG_NETWORK"):
+        _ = Settings.load({}).network

@@ -16,6 +16,8 @@ from llama_index_opengradient import (
     SettlementUpdateEvent,
     SpendGuard,
     SpendPolicy,
+    areceipt_of,
+    receipt_of,
 )
 
 __all__ = [
@@ -30,4 +32,6 @@ __all__ = [
     "SettlementUpdateEvent",
     "SpendGuard",
     "SpendPolicy",
+    "areceipt_of",
+    "receipt_of",
 ]

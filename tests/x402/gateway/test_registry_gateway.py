@@ -411,21 +411,22 @@ async def test_a_cancelled_first_call_leaves_the_reading_to_the_others(pay, book
 
 
 def test_both_faces_call_the_registry_by_its_name(net, pay, list_devnet, monkeypatch):
-    from langchain_opengradient import ChatOpenGradient
+    import llama_index_opengradient
+    from langchain_opengradient import ChatOpenGradient, receipt_of
     from llama_index_opengradient import OpenGradient
 
     list_devnet()
     wallet = {"private_key": net.account(opg="10", approved=True).private_key, "network": pay().network}
     with ChatOpenGradient(model="openai/gpt-5", base_url="registry", **wallet) as model:
-        receipt = model.invoke("Hello").response_metadata["opengradient"]
-    assert receipt["endpoint"].startswith(net.https_gateway_url)
+        receipt = receipt_of(model.invoke("Hello"))
+    assert receipt.endpoint.startswith(net.https_gateway_url)
     model = OpenGradient(model="openai/gpt-5", base_url="registry", **wallet)
-    assert model.complete("Hello").raw["x402"]["endpoint"].startswith(net.https_gateway_url)
+    assert llama_index_opengradient.receipt_of(model.complete("Hello")).endpoint.startswith(net.https_gateway_url)
     model.close()
     monkeypatch.setenv("OG_GATEWAY_URL", "registry")
     with ChatOpenGradient(model="openai/gpt-5", **wallet) as model:
-        receipt = model.invoke("Hello").response_metadata["opengradient"]
-    assert receipt["endpoint"].startswith(net.https_gateway_url)
+        receipt = receipt_of(model.invoke("Hello"))
+    assert receipt.endpoint.startswith(net.https_gateway_url)
 
 
 # -- what cannot be meant

@@ -152,8 +152,14 @@ def test_what_brings_a_receipt_forward_is_no_part_of_its_data(net, account, tmp_
         assert pickle.loads(pickle.dumps(receipt)) == receipt
         assert copy.deepcopy(receipt) == receipt
         assert "follower" not in json.dumps(receipt.to_json()) + repr(receipt)
-        with pytest.raises(ConfigurationError, match=r"Set OG_NETWORK.*Reconciler"):
-            plain.refresh()
+    with pytest.raises(ConfigurationError, match=r"Set OG_NETWORK.*Reconciler"):
+        plain.refresh()
+
+
+def test_a_receipt_that_was_read_back_finds_the_wallet_that_paid_while_it_lives(net, account, tmp_path):
+    with served_call(net, account, tmp_path) as (_, receipt):
+        net.close_sessions()
+        assert SettlementReceipt.from_json(receipt.to_json()).refresh().status is ReceiptStatus.SETTLED
 
 
 def test_a_receipt_that_was_read_back_looks_itself_up_by_the_users_settings(net, account, tmp_path, monkeypatch):

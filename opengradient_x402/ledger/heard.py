@@ -1,0 +1,183 @@
+"""Receipts that a handler has heard of, as the ledger knows them now.
+
+The handlers of both faces keep their receipts here: one for a call, in the order of the calls, the newest ones only.
+What this process learns of a call arrives by itself; what another process recorded is read when somebody looks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import Final
+
+from opengradient_x402.errors import OpenGradientError
+from opengradient_x402.ledger.receipts import Follower, ReceiptStatus, SettlementReceipt, cost_of
+from opengradient_x402.process import OwnLock
+
+MOST_RECEIPTS: Final = 10_000
+"""So many receipts are kept, unless a handler says otherwise."""
+_LONGEST_LOOK_S: Final = 1.0
+"""A ledger that does not answer in this time is left alone: what was heard last is shown."""
+
+
+class HeardReceipts:
+    """Receipts by call id. Thread-safe.
+
+    Above `most` (and a tenth) the oldest are left out; their cost stays in `spent_at_most_atomic`, their number in
+    `calls`.
+    `on_news` is called with each receipt that replaces an earlier state of it.
+    """
+
+    def __init__(self, *, most: int | None = None, on_news: Callable[[SettlementReceipt], None] | None = None) -> None:
+        if most is not None and most < 1:
+            raise ValueError(f"A handler that keeps {most} receipts keeps none. Give 1 or more, or None.")
+        self.most = MOST_RECEIPTS if most is None else most
+        self._on_news = on_news
+        self._lock = OwnLock()  # reentrant: a guard reads the receipts while it decides
+        self._latest: dict[str, SettlementReceipt] = {}
+        self._left_out: list[int] = [0, 0, 0]
+        """Calls, authorizations and cost of the receipts that are kept no more."""
+        _heard.add(self)
+
+    def add(self, receipt: SettlementReceipt) -> bool:
+        """Keeps the receipt of a call that was not heard of before; whether it is one."""
+        with self._lock:
+            if receipt.call_id in self._latest:
+                return False
+            self._latest[receipt.call_id] = receipt
+            if len(self._latest) > self.most + self.most // 10:  # many at a time: it looks at all of them
+                self._leave_out(len(self._latest) - self.most)
+            return True
+
+    def replace(self, receipt: SettlementReceipt) -> None:
+        """Puts what is known now in the place of what was heard of this call, if it was."""
+        with self._lock:
+            known = self._latest.get(receipt.call_id)
+            if known is None or known == receipt:
+                return
+            self._latest[receipt.call_id] = receipt
+        if self._on_news is not None:
+            self._on_news(receipt)
+
+    def heard(self) -> tuple[SettlementReceipt, ...]:
+        """The receipts as they are known here, without asking the ledger."""
+        with self._lock:
+            return tuple(self._latest.values())
+
+    def now(self) -> tuple[SettlementReceipt, ...]:
+        """The receipts as the ledger knows them now.
+
+        An event loop does not wait for it: there, what other processes recorded is seen at the next look.
+        """
+        for asked in self._asked():
+            asked.add_done_callback(self._take)
+            if not _is_in_loop():
+                with suppress(TimeoutError, OpenGradientError):
+                    asked.result(_LONGEST_LOOK_S)
+                    self._take(asked)
+        return self.heard()
+
+    @property
+    def calls(self) -> int:
+        """How many calls were heard of."""
+        return len(self._latest) + self._left_out[0]
+
+    @property
+    def authorizations(self) -> int:
+        """How many payment signatures they needed."""
+        return len({receipt.authorization_id for receipt in self.heard()}) + self._left_out[1]
+
+    def spent_at_most_atomic(self, receipts: Iterable[SettlementReceipt]) -> int:
+        """What these calls, and those that are kept no more, cost at most."""
+        return spent_at_most_atomic(receipts) + self._left_out[2]
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        with self._lock:
+            self._latest.clear()
+            self._left_out = [0, 0, 0]
+
+    def __contains__(self, call_id: str) -> bool:
+        return call_id in self._latest
+
+    def _leave_out(self, number: int) -> None:
+        known = list(self._latest.items())
+        before, authorizations = spent_at_most_atomic(self._latest.values()), self.authorizations
+        self._latest = dict(known[number:])
+        self._left_out[0] += number
+        self._left_out[1] += authorizations - self.authorizations
+        self._left_out[2] += before - spent_at_most_atomic(self._latest.values())
+
+    def _asked(self) -> list[Future[list[SettlementReceipt]]]:
+        followers: dict[int, tuple[Follower, list[SettlementReceipt]]] = {}
+        for receipt in self.heard():
+            if not receipt.is_final and (follower := receipt.follower) is not None:
+                followers.setdefault(id(follower), (follower, []))[1].append(receipt)
+        return [follower.recorded(receipts) for follower, receipts in followers.values()]
+
+    def _take(self, asked: Future[list[SettlementReceipt]]) -> None:
+        if asked.cancelled() or asked.exception() is not None:
+            return
+        for receipt in asked.result():
+            known = self._latest.get(receipt.call_id)
+            if known is None or _is_behind(receipt, known):
+                continue
+            if (follower := known.follower) is not None:
+                self.replace(receipt.followed_by(follower))
+
+
+_heard: Final[weakref.WeakSet[HeardReceipts]] = weakref.WeakSet()
+
+
+def tell_those_who_heard(receipts: Iterable[SettlementReceipt]) -> None:
+    """Brings what was learned of these calls to the handlers of this process that heard of them."""
+    news = list(receipts)
+    for kept in _everybody() if news else ():
+        for receipt in news:
+            if receipt.call_id in kept:
+                kept.replace(receipt)
+
+
+def _everybody() -> list[HeardReceipts]:
+    while True:
+        try:
+            return list(_heard)
+        except RuntimeError:  # another thread makes a handler meanwhile
+            continue
+
+
+def spent_at_most_atomic(receipts: Iterable[SettlementReceipt]) -> int:
+    """What the calls cost, at most, in atomic units of the asset.
+
+    A settled share where the chain is known, else the gateway's claim. Where neither is known (a dropped stream), what
+    is left of the authorization: it may still be taken.
+    """
+    total = 0
+    known: dict[str, int] = {}
+    open_ended: dict[str, int] = {}
+    for receipt in receipts:
+        amount = cost_of(receipt)
+        if amount is None:
+            open_ended[receipt.authorization_id] = receipt.authorized_atomic
+        else:
+            total += amount
+            known[receipt.authorization_id] = known.get(receipt.authorization_id, 0) + amount
+    return total + sum(max(cap - known.get(key, 0), 0) for key, cap in open_ended.items())
+
+
+def _is_behind(recorded: SettlementReceipt, known: SettlementReceipt) -> bool:
+    """Whether the ledger does not have yet what was heard: a call that has just ended, or a stream under way."""
+    if recorded.outcome != "unknown":
+        return False
+    return known.outcome != "unknown" or recorded.status is ReceiptStatus.AUTHORIZED
+
+
+def _is_in_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
