@@ -163,13 +163,15 @@ class KnownGateways:
     def note_quote(self, endpoint: str, asset_usd: object) -> None:
         """Keeps what a gateway says that one token is worth, if it is a price at all. A claim."""
         origin = _origin_of_text(endpoint)
-        if (price := quoted_price(asset_usd)) is None:
+        today = _today()
+        if self._quotes.get(origin) == (asset_usd, today) or (price := quoted_price(asset_usd)) is None:
             return
+        self._quotes[origin] = asset_usd, today
         if self._asset_usd.get(origin) != price:
             self._ledger.note(self._usd_key(), str(price))
         self._asset_usd[origin] = price
         day, usual = self._usual_usd.get(origin, ("", price))
-        if day != (today := _today()) and self._policy.is_usual(price, usual):
+        if day != today and self._policy.is_usual(price, usual):
             self._usual_usd[origin] = (today, price)
             if origin in self._first_amount:
                 self._note_prices(origin)

@@ -77,7 +77,7 @@ class Reports:
         )
 
     def ended(self, receipt: SettlementReceipt) -> None:
-        """A paid call ended. Costs nothing when nobody listens."""
+        """A paid call ended; for listeners only."""
         if events.is_heard(self._payer):
             events.report(events.CallEnded(**self._whose, receipt=receipt))
 

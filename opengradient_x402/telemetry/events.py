@@ -227,21 +227,21 @@ class _Hub(Resident):
     _dropped: int
 
     def __init__(self) -> None:
-        self._listeners: dict[object, tuple[Listener, str | None]] = {}
+        self.listeners: dict[object, tuple[Listener, str | None]] = {}
         self._renew()
         belongs(self, Ending.CONNECTIONS)  # after streams, whose ends are events
 
     def add(self, listener: Listener, payer: str | None) -> Callable[[], None]:
         key = object()
-        self._listeners = {**self._listeners, key: (listener, payer)}
+        self.listeners = {**self.listeners, key: (listener, payer)}
 
         def stop() -> None:
-            self._listeners = {known: kept for known, kept in self._listeners.items() if known is not key}
+            self.listeners = {known: kept for known, kept in self.listeners.items() if known is not key}
 
         return stop
 
     def hears(self, payer: str) -> bool:
-        return any(of in (None, payer) for _, of in self._listeners.values())
+        return any(of in (None, payer) for _, of in self.listeners.values())
 
     def put(self, event: Event) -> None:
         if not self.hears(event.payer):
@@ -252,7 +252,7 @@ class _Hub(Resident):
                 _log.warning("%d events wait for a slow listener; further ones are dropped.", MOST_WAITING)
             return
         self._dropped = 0
-        heard_by = [listener for listener, payer in self._listeners.values() if payer in (None, event.payer)]
+        heard_by = [listener for listener, payer in self.listeners.values() if payer in (None, event.payer)]
         self._waiting.put((event, heard_by))
         if self._thread is None:
             with self._lock:
@@ -286,7 +286,7 @@ class _Hub(Resident):
                 thread.join(timeout_s)
 
 
-_HUB: Final = _Hub()
+HUB: Final = _Hub()
 
 
 def listen(listener: Listener, *, payer: str | None = None) -> Callable[[], None]:
@@ -294,19 +294,19 @@ def listen(listener: Listener, *, payer: str | None = None) -> Callable[[], None
 
     It is called in a thread of its own. What it raises is logged, and harms nothing else.
     """
-    return _HUB.add(listener, payer)
+    return HUB.add(listener, payer)
 
 
 def is_heard(payer: str) -> bool:
     """Whether somebody listens to this payer's events: what is only for listeners need not be made otherwise."""
-    return _HUB.hears(payer)
+    return HUB.hears(payer)
 
 
 def report(event: Event) -> None:
     """Logs what happened, and gives it to the listeners. Never raises, never waits for a listener."""
     if not isinstance(event, CallEnded) and _log.isEnabledFor(logging.INFO):
         _log.info("%s", event.sentence(), extra=_extra(event))
-    _HUB.put(event)
+    HUB.put(event)
 
 
 def _extra(event: Event) -> dict[str, Any]:
