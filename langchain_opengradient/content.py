@@ -13,7 +13,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from langchain_opengradient.errors import UnsupportedContent
-from opengradient_x402.gateway.content_parts import PDF, Part, audio_part, data_url, file_part, image_part, text_part
+from opengradient_x402.completions.content_parts import (
+    PDF,
+    Part,
+    audio_part,
+    data_url,
+    file_part,
+    image_part,
+    text_part,
+)
 
 Block = Mapping[str, Any]
 

@@ -27,7 +27,7 @@ from langchain_opengradient.content import to_part, to_parts
 from langchain_opengradient.conversions import CALL_EXTRAS_KEY
 from langchain_opengradient.errors import UnsupportedContent
 from langchain_opengradient.tools import to_wire_tool
-from opengradient_x402.gateway.content_parts import Part, joined, text_part
+from opengradient_x402.completions.content_parts import Part, joined, text_part
 
 WireMessage = dict[str, Any]
 

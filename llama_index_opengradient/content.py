@@ -24,7 +24,7 @@ from llama_index.core.base.llms.types import (
     TextBlock,
 )
 
-from opengradient_x402.gateway.content_parts import (
+from opengradient_x402.completions.content_parts import (
     PDF,
     Part,
     audio_part,

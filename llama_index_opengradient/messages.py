@@ -23,7 +23,7 @@ from llama_index.core.base.llms.types import (
 
 from llama_index_opengradient.content import content_parts, is_media, refuse
 from llama_index_opengradient.tools import CALL_EXTRAS_KEY, tool_calls_of
-from opengradient_x402.gateway.content_parts import Part, joined, text_part
+from opengradient_x402.completions.content_parts import Part, joined, text_part
 from opengradient_x402.gateway.request import wire_tool_name
 
 _WIRE_ROLES: Final = {

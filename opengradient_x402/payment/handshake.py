@@ -35,9 +35,8 @@ from opengradient_x402.errors import (
 from opengradient_x402.ledger.authorizations import Authorization
 from opengradient_x402.payment.call import Call
 from opengradient_x402.payment.challenge import Challenge, PaymentTerms, parse_challenge
-from opengradient_x402.payment.doubt import Doubtful, Fate
 from opengradient_x402.payment.payments import Payments
-from opengradient_x402.payment.permits import SignedPayment
+from opengradient_x402.payment.permits import Doubtful, Fate, SignedPayment
 from opengradient_x402.payment.sessions import PaidSession, SessionKey, Ticket, Waiting
 from opengradient_x402.telemetry.spans import HTTPX_TRACING, unpaid
 

@@ -36,9 +36,16 @@ from opengradient_x402.models import find_model, usd_to_atomic
 from opengradient_x402.networks import Network, load_network, with_node
 from opengradient_x402.payment.call import Answer, Call, build_receipt
 from opengradient_x402.payment.clock import Clock
-from opengradient_x402.payment.doubt import Doubtful, Doubts, Fate
 from opengradient_x402.payment.gateways import KnownGateways, origin_of
-from opengradient_x402.payment.permits import SignedPayment, payment_header, signed_payload, terms_to_sign
+from opengradient_x402.payment.permits import (
+    Doubtful,
+    Doubts,
+    Fate,
+    SignedPayment,
+    payment_header,
+    signed_payload,
+    terms_to_sign,
+)
 from opengradient_x402.payment.policy import SpendPolicy
 from opengradient_x402.payment.reports import Reports
 from opengradient_x402.payment.sessions import PaidSession, SessionKey, SessionPool, redact_sessions

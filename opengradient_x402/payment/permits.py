@@ -1,4 +1,4 @@
-"""From accepted terms to a signed payment: the payload, and the header that carries it (x402 v2, EVM).
+"""From accepted terms to a signed payment (x402 v2, EVM), and signed payments whose fate is unknown.
 
 Whether to pay is decided by `policy`, and the ledger has the authorization before anything is signed here.
 """
@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import base64
 import json
+import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from enum import Enum
+from typing import Any, NamedTuple
 
 from opengradient_x402.chain.eip712 import payment_digest, payment_document
 from opengradient_x402.errors import PolicyRefused
 from opengradient_x402.ledger.authorizations import Authorization, SignedTerms
 from opengradient_x402.networks import Network
 from opengradient_x402.payment.challenge import PaymentTerms
+from opengradient_x402.payment.sessions import SessionKey
 from opengradient_x402.signer import Signer, sign_typed
 
 
@@ -118,3 +122,56 @@ def _transfer(authorization: Authorization) -> dict[str, Any]:
             "nonce": "0x" + authorization.nonce.to_bytes(32, "big").hex(),
         }
     }
+
+
+class Fate(Enum):
+    """What the chain says of an authorization."""
+
+    OPEN = "open"
+    SETTLED = "settled"
+    GONE = "gone"
+    """Expired or cancelled."""
+
+
+class Doubtful(NamedTuple):
+    """A payment whose fate is unknown.
+
+    `was_refused`: a gateway answered as if it had not taken it. `is_taken`: the chain shows that it took it after all.
+    """
+
+    signed: SignedPayment
+    was_refused: bool = False
+    is_taken: bool = False
+
+
+class Doubts:
+    """The payments of one payer whose fate is unknown: the next call uses one before it signs anything new."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()  # reentrant: the garbage collector may end a dropped stream anywhere
+        self._waiting: dict[SessionKey, list[Doubtful]] = {}
+
+    def add(self, key: SessionKey, doubtful: Doubtful) -> None:
+        """Keeps a payment for the next call."""
+        with self._lock:
+            self._waiting.setdefault(key, []).append(doubtful)
+
+    def take(self, key: SessionKey) -> Doubtful | None:
+        """A payment whose latest signature can still be used; it is handed out once."""
+        with self._lock:
+            waiting = self._waiting.get(key, [])
+            while waiting:
+                doubtful = waiting.pop()
+                if time.time() < doubtful.signed.authorization.terms.deadline:
+                    return doubtful
+        return None
+
+    def any_open(self) -> bool:
+        """Whether a payment waits to be offered again."""
+        now_s = time.time()
+        with self._lock:
+            return any(
+                now_s < doubtful.signed.authorization.deadline
+                for waiting in self._waiting.values()
+                for doubtful in waiting
+            )
