@@ -45,6 +45,7 @@ from opengradient_devnet.gateway.pricing import load_prices
 from opengradient_devnet.gateway.profile import HELPFUL, GatewayProfile, profile_named
 from opengradient_devnet.gateway.proofs.batches import BatchRecord, BlobStore, DataSettler
 from opengradient_devnet.gateway.proofs.certificates import make_certificate
+from opengradient_devnet.gateway.proofs.nitro import Hypervisor, pcr_hash
 from opengradient_devnet.gateway.proofs.registry import register_gateway
 from opengradient_devnet.gateway.proofs.tee import CanonicalStyle, Enclave
 from opengradient_devnet.gateway.service import ModelService
@@ -210,6 +211,7 @@ class Devnet:
         cleanup.callback(housekeeper.stop)
         menu = Menu(model=self._model, prices=self._prices, is_own=self._has_own_prices)
         certificate = make_certificate()
+        hypervisor = Hypervisor(certificate_der=certificate.der, public_key_der=enclave.public_key_der)
         http, https, unpaid = (
             cleanup.enter_context(listen(port=port, scheme=scheme))
             for port, scheme in [(self._port, "http"), (0, "https"), (0, "http")]
@@ -228,6 +230,7 @@ class Devnet:
             facilitators=[facilitator.address],
             asset=ASSET,
             session_idle_s=profile.idle_timeout_s,
+            attestation_root_sha256=hypervisor.root_sha256,
         )
         register_gateway(
             self.chain,
@@ -236,6 +239,7 @@ class Devnet:
             endpoint=https.url,
             public_key_der=enclave.public_key_der,
             certificate_der=certificate.der,
+            pcr_hash=pcr_hash(),
         )
         door = Door(
             collector,
@@ -258,6 +262,7 @@ class Devnet:
             ),
             menu=menu,
             enclave=enclave,
+            hypervisor=hypervisor,
             operator_address=operator.address,
             profile=profile,
             faults=self.faults,

@@ -23,6 +23,7 @@ def describe_network(
     facilitators: list[str],
     asset: Mapping[str, Any],
     session_idle_s: float,
+    attestation_root_sha256: str,
 ) -> dict[str, Any]:
     """The network object; every URL hangs below `gateway_url`."""
     rpc_url = f"{gateway_url}/rpc"
@@ -46,6 +47,7 @@ def describe_network(
         "facilitators": facilitators,
         "registry": {"address": TEE_REGISTRY, "rpc_url": rpc_url, "chain_id": chain_id},
         "relay": {"address": RELAY, "rpc_url": rpc_url, "chain_id": chain_id},
+        "attestation_root_sha256": attestation_root_sha256,
         "session_idle_s": session_idle_s,
     }
 

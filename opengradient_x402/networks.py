@@ -6,6 +6,7 @@ environment, keys, or what is happening on the chain.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,8 +33,12 @@ GATEWAY_PAYEE: Final = "0x9deEBB5D1b22e4a6e027977CeAd13893A7E4cC1a"
 GATEWAY_URL: Final = "https://llm.opengradient.ai"
 """The public gateway (OpenGradient SDK default; later SDKs ask the registry instead)."""
 
+AWS_NITRO_ROOT_SHA256: Final = "641a0321a3e244efe456463195d606317ed7cdcc3c1756e09893f3c68f79bb5b"
+"""Fingerprint of the root G1 (AWS Nitro Enclaves, "Verifying the root of trust")."""
+
 _PRIVATE_CHAIN_IDS: Final = frozenset({1337, 31337, 31402})
 """Ganache, anvil and hardhat, and this project's devnet: one node makes all the blocks, and none goes away."""
+_FINGERPRINT: Final = re.compile("[0-9a-fA-F]{64}", re.ASCII)
 _MAX_DESCRIPTION_BYTES: Final = 256 * 1024
 _FETCH_TIMEOUT_S: Final = 5.0
 
@@ -78,6 +83,8 @@ class Network:
     accounts_url: str | None = None
     asset_usd: str | None = None
     """The price of one token in USD, for estimates of costs that a gateway does not quote; decimal text."""
+    attestation_root_sha256: str = AWS_NITRO_ROOT_SHA256
+    """SHA-256 of the root certificate that must stand above an enclave's attestation document (64 hex digits)."""
     session_idle_s: float = 60
     confirmations: int = 3
     """So many blocks, its own included, make a settlement final."""
@@ -372,6 +379,7 @@ def _network(document: Mapping[str, Any]) -> Network:
         faucet_url=_optional_text(document, "faucet_url"),
         accounts_url=_optional_text(document, "accounts_url"),
         asset_usd=_usd(document),
+        attestation_root_sha256=_fingerprint(document),
         session_idle_s=float(document.get("session_idle_s", 60)),
         confirmations=_integer(document, "confirmations") if "confirmations" in document else _confirmations(chain_id),
     )
@@ -397,6 +405,15 @@ def _usd(document: Mapping[str, Any]) -> str | None:
     if text is not None and quoted_price(text) is None:
         raise ValueError(f'asset_usd is {text!r}; it must be a price in USD, such as "0.20"')
     return text
+
+
+def _fingerprint(document: Mapping[str, Any]) -> str:
+    text = _optional_text(document, "attestation_root_sha256")
+    if text is None:
+        return AWS_NITRO_ROOT_SHA256
+    if _FINGERPRINT.fullmatch(text) is None:
+        raise ValueError("attestation_root_sha256 is not 64 hex digits")
+    return text.lower()
 
 
 def _integer(document: Mapping[str, Any], key: str) -> int:

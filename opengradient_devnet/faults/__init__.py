@@ -24,7 +24,7 @@ from opengradient_devnet.faults.challenge import AlterChallenge, AlterTerms, Hug
 from opengradient_devnet.faults.clock import OmitDate, SkewClock
 from opengradient_devnet.faults.node import LagNode, NodeCut, NodeDrip, NodeError, NodeNull, NodeStatus
 from opengradient_devnet.faults.price import AlterOpgPrice, InflateCost
-from opengradient_devnet.faults.proof import ForgeProof
+from opengradient_devnet.faults.proof import ForgeAttestation, ForgeProof
 from opengradient_devnet.faults.settlement import (
     DemandAnew,
     FailSettlement,
@@ -51,6 +51,7 @@ __all__ = [
     "Fault",
     "FaultUnknown",
     "Faults",
+    "ForgeAttestation",
     "ForgeProof",
     "ForgeSessionId",
     "GarbleBody",

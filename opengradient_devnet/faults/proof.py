@@ -1,4 +1,4 @@
-"""What an enclave can say wrong about a call."""
+"""What an enclave can say wrong about a call, or about itself."""
 
 from __future__ import annotations
 
@@ -28,3 +28,15 @@ class ForgeProof:
         "reused_signature",
         "absent",
     ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForgeAttestation:
+    """Make the attestation document wrong in one way.
+
+    `root`: under a root of somebody else. `chain`: a certificate in between is not the signer's issuer. `signature`:
+    one bit flipped. The others are signed as they should be: `nonce` answers another question, `stale` is an hour
+    old, `debug` has the zero PCRs of debug mode, `image` another PCR0, and `certificate` and `key` bind other ones.
+    """
+
+    part: Literal["root", "chain", "signature", "nonce", "stale", "debug", "image", "certificate", "key"]

@@ -7,7 +7,10 @@ are never logged.
 from __future__ import annotations
 
 import asyncio
+import base64
 import datetime as dt
+import re
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 
 from starlette.requests import Request
@@ -20,6 +23,7 @@ from opengradient_devnet.faults import (
     AnswerStatus,
     DripHeaders,
     Faults,
+    ForgeAttestation,
     HangUp,
     HugeChallenge,
     InflateCost,
@@ -45,11 +49,13 @@ from opengradient_devnet.gateway.payment.denials import Refusal
 from opengradient_devnet.gateway.payment.door import Admission, CollectionFailed, Door
 from opengradient_devnet.gateway.profile import GatewayProfile
 from opengradient_devnet.gateway.proofs.batches import SettlementType
+from opengradient_devnet.gateway.proofs.nitro import NONCE_DIGITS, Hypervisor
 from opengradient_devnet.gateway.proofs.tee import Enclave
 from opengradient_devnet.gateway.service import Call, ModelService
 from opengradient_devnet.model.protocol import Delivery, ModelError
 from opengradient_devnet.tool_call_styles import ToolCallStyle
 
+_NONCE = re.compile(rf"[0-9a-fA-F]{{{NONCE_DIGITS}}}", re.ASCII)
 _PIECE = b" " * 2**16
 _METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 _PROBLEM_JSON = "application/problem+json"
@@ -78,6 +84,7 @@ class Gateway:
         service: ModelService,
         menu: Menu,
         enclave: Enclave,
+        hypervisor: Hypervisor,
         operator_address: str,
         profile: GatewayProfile,
         faults: Faults,
@@ -88,6 +95,7 @@ class Gateway:
         self._menu = menu
         self._prices = menu.prices
         self._enclave = enclave
+        self._hypervisor = hypervisor
         self._operator_address = operator_address
         self._profile = profile
         self._faults = faults
@@ -107,6 +115,7 @@ class Gateway:
             *([nothing] if self._profile.writes_problems else []),
             Route("/health", self._health, methods=["GET"]),
             Route("/signing-key", self._signing_key, methods=["GET"]),
+            Route("/enclave/attestation", self._attestation, methods=["GET"]),
         ]
 
     # --- free routes ---------------------------------------------------------------------------------------
@@ -132,6 +141,15 @@ class Gateway:
                 }
             ),
         )
+
+    async def _attestation(self, request: Request) -> Response:
+        digits = request.query_params.get("nonce", "")
+        if _NONCE.fullmatch(digits) is None:
+            return _response(400, b"nonce must be 40 hex digits\n", [("content-type", "text/plain")])
+        document = self._hypervisor.document(
+            nonce=bytes.fromhex(digits), timestamp_s=int(time.time()), fault=self._faults.take(ForgeAttestation)
+        )
+        return _response(200, base64.b64encode(document) + b"\n", [("content-type", "text/plain")])
 
     async def _nothing_here(self, request: Request) -> Response:
         if request.url.path in ("/v1/chat/completions", "/v1/completions"):

@@ -6,8 +6,6 @@ from opengradient_devnet.chain.chain import Chain, KeyHolder
 from opengradient_devnet.contracts import TEE_REGISTRY, contract
 
 LLM_PROXY = 0
-# A devnet measures no enclave image; the registry wants 32 bytes.
-_NO_MEASUREMENT = b"\x00" * 32
 _NO_OHTTP = (0, 0, 0, 0, b"", b"", 0)
 
 
@@ -23,15 +21,16 @@ def register_gateway(
     endpoint: str,
     public_key_der: bytes,
     certificate_der: bytes,
+    pcr_hash: bytes,
 ) -> None:
-    """Publish endpoint, payment address, signing key and TLS certificate of one gateway."""
+    """Publish endpoint, payment address, signing key, TLS certificate and image of one gateway."""
     data = contract("TEERegistry").encode(
         "registerTEE",
         payment_address,
         endpoint,
         public_key_der,
         certificate_der,
-        _NO_MEASUREMENT,
+        pcr_hash,
         LLM_PROXY,
         _NO_OHTTP,
     )
