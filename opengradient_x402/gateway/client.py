@@ -19,6 +19,7 @@ import httpx
 from opengradient_x402.completions import Completion
 from opengradient_x402.effects import Steps, drive, drive_async
 from opengradient_x402.errors import ConfigurationError
+from opengradient_x402.gateway.attestations import Attestation, AttestedGateway, attest
 from opengradient_x402.gateway.connections import (
     AsyncEndpointTransport,
     EndpointTransport,
@@ -145,12 +146,18 @@ class _Client:
             on_wrong_key=self._enclave_keys.forget,
         )
 
+    def _attest(self) -> Steps[Attestation]:
+        known = self.endpoints
+        endpoint = known.plain if isinstance(known, AttestedGateway) else (yield from known.current())
+        return (yield from attest(endpoint, self.payments))
+
     def _check_given(self, transport: object | None) -> None:
-        """A transport of the user's brings its own idea of TLS, which no registered certificate could correct."""
+        """A transport of the user's brings its own idea of TLS, which no certificate that we pin could correct."""
         if transport is not None and not isinstance(self.endpoints, StaticGateway):
             raise ConfigurationError(
-                "`http_transport` cannot be pinned to the certificates in the registry. Nothing was paid. "
-                "Leave it out, or name a gateway with `base_url`."
+                "`http_transport` cannot be pinned to the certificates in the registry, or to an attested one (as the "
+                "policy's `pcr_hashes` ask). Nothing was paid. Leave it out; or name a gateway with `base_url`, and "
+                "leave out `pcr_hashes`."
             )
 
 
@@ -180,6 +187,13 @@ class GatewayClient(_Client):
     def stream(self, body: Mapping[str, Any], **call: Unpack[CallOptions]) -> CompletionStream:
         """The answer piece by piece; the response is open when this returns. Close it, or use `with`."""
         return CompletionStream(*drive(self._open_stream(body, **call), self._wire.handle_request))
+
+    def attest(self) -> Attestation:
+        """What runs in the gateway's enclave: its attestation document, asked for with a fresh nonce, and judged.
+
+        Valid ones are kept in the ledger. Raises GatewayUnreachable when there is no answer.
+        """
+        return drive(self._attest(), self._wire.handle_request)
 
     @property
     def is_idle(self) -> bool:
@@ -233,6 +247,11 @@ class AsyncGatewayClient(_Client, Resident):
         line = await self._line()
         opened = await drive_async(self._open_stream(body, **call), line.wire.handle_async_request)
         return AsyncCompletionStream(*opened)
+
+    async def attest(self) -> Attestation:
+        """See `GatewayClient.attest`."""
+        line = await self._line()
+        return await drive_async(self._attest(), line.wire.handle_async_request)
 
     async def _line(self) -> _Line:
         loop = asyncio.get_running_loop()
@@ -310,9 +329,10 @@ def _source(payments: Payments, base_url: str | None, gateway: EndpointSource | 
     if gateway is None:
         if base_url == REGISTRY:
             return shared_registry(payments)
-        return checked_gateway(
-            base_url or payments.network.gateway_url, network=payments.network, policy=payments.policy
-        )
-    if base_url is not None:
+        url = base_url or payments.network.gateway_url
+        gateway = checked_gateway(url, network=payments.network, policy=payments.policy)
+    elif base_url is not None:
         raise ConfigurationError("`base_url` and `gateway` both say where calls go: give one. Nothing was paid.")
+    if payments.policy.pcr_hashes is not None and isinstance(gateway, StaticGateway):
+        return AttestedGateway(gateway, payments)
     return gateway

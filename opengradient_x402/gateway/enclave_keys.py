@@ -1,7 +1,8 @@
 """Which public key an answer must be signed with, and what to do when it is not.
 
-A key from the on-chain registry is evidence; a key that the gateway itself serves (`/signing-key`) shows only
-that answers come from the holder of that key, and is noted as such on the receipt. Sans-I/O.
+A key from the on-chain registry, or from a verified attestation, is evidence; a key that the gateway itself serves
+(`/signing-key`) shows only that answers come from the holder of that key, and is noted as such on the receipt.
+Sans-I/O.
 """
 
 from __future__ import annotations
@@ -13,19 +14,18 @@ from typing import Any
 
 import httpx
 
-from opengradient_x402 import strict_json
 from opengradient_x402.completions import Completion
 from opengradient_x402.effects import Steps
+from opengradient_x402.gateway.attestations import KEY_PATH, key_in
 from opengradient_x402.gateway.endpoints import Endpoint, EndpointSource, fetch
 from opengradient_x402.proofs.attestation import Verdict, VerifyTee, check_completion
 
-KEY_PATH = "/signing-key"
 _TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checked:
-    """The verdict over one answer, and where the key came from: `registry`, `gateway` or `none`."""
+    """The verdict over one answer, and where the key came from: `registry`, `attestation`, `gateway` or `none`."""
 
     verdict: Verdict
     key_source: str
@@ -45,9 +45,9 @@ class ProofCheck:
     request: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def trust(self, endpoint: Endpoint) -> None:
-        """The call goes to this endpoint: where its key is registered, no other one counts."""
+        """The call goes to this endpoint: where its key is registered or attested, no other one counts."""
         if endpoint.public_key_der is not None:
-            self.public_key_der, self.key_source = endpoint.public_key_der, "registry"
+            self.public_key_der, self.key_source = endpoint.public_key_der, endpoint.key_source
 
     def check(self, completion: Completion) -> Checked:
         """The verdict over the whole answer."""
@@ -70,11 +70,11 @@ class EnclaveKeys:
         """The key to check with (DER), and its source. A registered key needs no request."""
         endpoint = yield from self._endpoints.current()
         if endpoint.public_key_der is not None:
-            return endpoint.public_key_der, "registry"
+            return endpoint.public_key_der, endpoint.key_source
         if self._served is None:
             request = endpoint.query(KEY_PATH, timeout_s=_TIMEOUT_S)
             try:
-                self._served = _key_in((yield from fetch(request, timeout_s=_TIMEOUT_S)))
+                self._served = key_in((yield from fetch(request, timeout_s=_TIMEOUT_S)))
             except httpx.TransportError:
                 return None, "none"
         return self._served, "gateway" if self._served is not None else "none"
@@ -83,16 +83,3 @@ class EnclaveKeys:
         """The next call asks again: an answer was signed by another enclave than the one we know."""
         self._served = None
         self._endpoints.doubt()
-
-
-def _key_in(response: httpx.Response) -> bytes | None:
-    from cryptography.hazmat.primitives import serialization
-
-    if response.status_code != httpx.codes.OK:
-        return None
-    try:
-        pem = strict_json.loads(response.content)["public_key"]
-        key = serialization.load_pem_public_key(str(pem).encode())
-    except (ValueError, KeyError, TypeError):
-        return None
-    return key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)

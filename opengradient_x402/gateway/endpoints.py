@@ -33,7 +33,7 @@ class Endpoint:
 
     `certificate_der`: the only certificate that is trusted; None trusts the public authorities. `payees`: the
     only addresses that may be paid; None leaves it to the allow-lists of network and policy. `tee_id` and
-    `public_key_der` are set for enclaves whose signing key is registered.
+    `public_key_der` are set for enclaves whose signing key is registered or attested.
     """
 
     base_url: str
@@ -41,6 +41,8 @@ class Endpoint:
     payees: frozenset[str] | None = None
     tee_id: str | None = None
     public_key_der: bytes | None = field(default=None, repr=False)
+    key_source: str = "registry"
+    """Who vouches for `public_key_der`: the `registry`, or an `attestation`."""
 
     @classmethod
     def of(cls, request: httpx.Request) -> Endpoint | None:
@@ -138,8 +140,13 @@ def checked_gateway(base_url: str, *, network: Network, policy: SpendPolicy) -> 
     return gateway
 
 
-def fetch(request: httpx.Request, *, timeout_s: float) -> Steps[httpx.Response]:
-    """Public data, read to its end within the time limit and without paying. Raises httpx.TransportError."""
+def fetch(
+    request: httpx.Request, *, timeout_s: float, on_open: Callable[[httpx.Response], None] | None = None
+) -> Steps[httpx.Response]:
+    """Public data, read to its end within the time limit and without paying. Raises httpx.TransportError.
+
+    `on_open` sees the response while its connection is still open.
+    """
     deadline = time.monotonic() + timeout_s
     body = bytearray()
 
@@ -151,6 +158,8 @@ def fetch(request: httpx.Request, *, timeout_s: float) -> Steps[httpx.Response]:
             raise httpx.ReadTimeout(f"not complete after {timeout_s:g} s")
 
     response: httpx.Response = yield Send(request)
+    if on_open is not None:
+        on_open(response)
     response.headers.pop("content-encoding", None)  # no encoding was asked for, so none is undone
     yield Read(response, take)
-    return httpx.Response(response.status_code, content=bytes(body))
+    return httpx.Response(response.status_code, content=bytes(body), request=request)

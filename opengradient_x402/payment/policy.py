@@ -39,7 +39,7 @@ class SpendPolicy:
     bounded by the signature (`max_per_authorization`) alone, and disputed when it is more. `max_price_increase_percent`
     bounds how far an asked amount may rise above the last accepted one of the same gateway, and above the first of the
     day; and how far a quoted token price may be from those before it. `pcr_hashes` are the enclave
-    images (0x-hex, 32 bytes) that may be called through the registry; None takes every registered one.
+    images (0x-hex, 32 bytes) that may be called: as registered, or as attested by a gateway at a URL; None takes all.
     `sponsored_approval` is how much Permit2 may be allowed to move by an approval that the facilitator sends for a
     wallet without gas; None (the default) never signs one. Raises ConfigurationError for limits that cannot be
     meant (floats, negative, unreadable).

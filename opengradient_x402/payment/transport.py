@@ -12,7 +12,7 @@ from typing import cast
 import httpx
 
 from opengradient_x402.effects import drive, drive_async
-from opengradient_x402.errors import OpenGradientError
+from opengradient_x402.errors import ConfigurationError, OpenGradientError
 from opengradient_x402.payment.call import Call
 from opengradient_x402.payment.handshake import pay
 from opengradient_x402.payment.payments import Payments
@@ -23,7 +23,7 @@ class X402Transport(httpx.BaseTransport, Resident):
     """Pays what `wrapped` is asked to pay for. Thread-safe as far as `wrapped` is."""
 
     def __init__(self, payments: Payments, *, wrapped: httpx.BaseTransport | None = None) -> None:
-        self._payments = payments
+        self._payments = _held(payments)
         self._wrapped = wrapped if wrapped is not None else httpx.HTTPTransport()
         self._inherited: list[httpx.BaseTransport] = []
         if wrapped is None:
@@ -55,7 +55,7 @@ class AsyncX402Transport(httpx.AsyncBaseTransport, Resident):
     """The same over asyncio. One per event loop; any number may share one `Payments`."""
 
     def __init__(self, payments: Payments, *, wrapped: httpx.AsyncBaseTransport | None = None) -> None:
-        self._payments = payments
+        self._payments = _held(payments)
         self._wrapped = wrapped if wrapped is not None else httpx.AsyncHTTPTransport()
         self._inherited: list[httpx.AsyncBaseTransport] = []
         if wrapped is None:
@@ -82,6 +82,17 @@ class AsyncX402Transport(httpx.AsyncBaseTransport, Resident):
     async def aclose(self) -> None:
         """Closes the wrapped transport. Open sessions settle on their own."""
         await self._wrapped.aclose()
+
+
+def _held(payments: Payments) -> Payments:
+    """These payments, if a bare transport can keep their policy."""
+    if payments.policy.pcr_hashes is not None:
+        raise ConfigurationError(
+            "The policy allows certain enclave images only (`pcr_hashes`), and a bare transport does not know which "
+            "image answers. Nothing was paid. Use GatewayClient, which asks for the attestation, or leave `pcr_hashes` "
+            "out of this policy."
+        )
+    return payments
 
 
 def _end(payments: Payments, call: Call, exc: BaseException) -> None:

@@ -47,6 +47,7 @@ class DocumentVerdict(StrEnum):
     """What the check of a document found. Anything but `valid` means: do not rely on it."""
 
     VALID = "valid"
+    ABSENT = "absent"
     UNREADABLE = "unreadable"
     WRONG_ROOT = "wrong_root"
     WRONG_CHAIN = "wrong_chain"
@@ -67,6 +68,7 @@ class DocumentVerdict(StrEnum):
 
 _SENTENCES: Final[Mapping[DocumentVerdict, str]] = {
     DocumentVerdict.VALID: "the document is signed under the pinned root, and fits",
+    DocumentVerdict.ABSENT: "the gateway shows no attestation document",
     DocumentVerdict.UNREADABLE: "the attestation document cannot be read",
     DocumentVerdict.WRONG_ROOT: "the document's certificates lead to another root than the pinned one",
     DocumentVerdict.WRONG_CHAIN: "the document's certificates do not sign each other as they must",
@@ -281,7 +283,7 @@ def _check_chain(document: NitroDocument, root_sha256: str, now_s: int | None) -
         raise _Refused(DocumentVerdict.WRONG_ROOT)
     try:
         chain = [x509.load_der_x509_certificate(one) for one in (*document.cabundle, document.certificate)]
-    except ValueError as exc:
+    except _problems() as exc:
         raise _Refused(DocumentVerdict.WRONG_CHAIN, "a certificate cannot be read") from exc
     for depth, (issuer, issued) in enumerate(pairwise(chain)):
         _check_issued(issuer, issued, below=len(chain) - depth - 2)
@@ -298,8 +300,6 @@ def _check_chain(document: NitroDocument, root_sha256: str, now_s: int | None) -
 
 def _check_issued(issuer: Certificate, issued: Certificate, *, below: int) -> None:
     """`below` is how many authorities stand between the two and the signer of the document."""
-    from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-
     constraints, usage = _extensions(issuer)
     if constraints is None or not constraints.ca or usage is None or not usage.key_cert_sign:
         raise _Refused(DocumentVerdict.WRONG_CHAIN, "an issuer is not an authority")
@@ -307,7 +307,7 @@ def _check_issued(issuer: Certificate, issued: Certificate, *, below: int) -> No
         raise _Refused(DocumentVerdict.WRONG_CHAIN, "an authority may not have so many below it")
     try:
         issued.verify_directly_issued_by(issuer)
-    except (InvalidSignature, UnsupportedAlgorithm, ValueError, TypeError) as exc:
+    except _problems() as exc:
         raise _Refused(DocumentVerdict.WRONG_CHAIN, "a certificate is not signed by the one before it") from exc
 
 
@@ -320,21 +320,30 @@ def _extensions(certificate: Certificate) -> tuple[Any, Any]:
             found.append(certificate.extensions.get_extension_for_class(kind).value)
         except x509.ExtensionNotFound:
             found.append(None)
-        except (ValueError, x509.DuplicateExtension) as exc:
+        except _problems() as exc:
             raise _Refused(DocumentVerdict.WRONG_CHAIN, "a certificate's extensions cannot be read") from exc
     return found[0], found[1]
+
+
+def _problems() -> tuple[type[Exception], ...]:
+    """What reading or checking a stranger's certificate can raise."""
+    from cryptography import x509
+    from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+
+    of_x509 = (x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
+    return ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm, *of_x509
 
 
 def _check_signature(certificate: bytes, protected: bytes, payload: bytes, signature: bytes) -> None:
     import cbor2
     from cryptography import x509
-    from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+    from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric import ec, utils
 
     try:
         key = x509.load_der_x509_certificate(certificate).public_key()
-    except (ValueError, UnsupportedAlgorithm) as exc:
+    except _problems() as exc:
         raise _Refused(DocumentVerdict.WRONG_CHAIN, "the signer's key cannot be read") from exc
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
         raise _Refused(DocumentVerdict.WRONG_CHAIN, "the signer's key is not on P-384")

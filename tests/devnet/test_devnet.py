@@ -47,6 +47,7 @@ NETWORK_KEYS = [
     "facilitators",
     "registry",
     "relay",
+    "attestation_root_sha256",
     "session_idle_s",
 ]
 
