@@ -145,7 +145,8 @@ class ConfiguredChatModel(BaseChatModel):
     stream_chunk_timeout: float | None = None
     """Seconds that a stream may be silent between two chunks (default: `timeout`)."""
     verify_tee: VerifyTeeName | VerifyTee = "off"
-    """Check the enclave's signature over each answer; "require" withholds answers without a good one."""
+    """Check the enclave's signature over each answer; "require" withholds answers without a good one (a stream is shown
+    as it comes, and ends with the error), "require-before" holds streams back until they are proven."""
     max_retries: int = 2
     """Attempts to reach the gateway before anything was signed. After that nothing is sent twice."""
     streaming: bool = False

@@ -119,7 +119,7 @@ class PaidModel(FunctionCallingLLM):
     )
     async_http_client: Any = Field(default=None, exclude=True, repr=False, description="The same for async calls.")
     verify_tee: VerifyTee | VerifyTeeName = Field(
-        default=VerifyTee.OFF, description="What to do about enclave proofs: off, warn, or require."
+        default=VerifyTee.OFF, description="What to do about enclave proofs: off, warn, require, or require-before."
     )
     whole_receipts: bool = Field(
         default=False, description="Put the whole receipt into each response, and not its short form (`receipt_of`)."

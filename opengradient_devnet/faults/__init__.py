@@ -24,7 +24,7 @@ from opengradient_devnet.faults.challenge import AlterChallenge, AlterTerms, Hug
 from opengradient_devnet.faults.clock import OmitDate, SkewClock
 from opengradient_devnet.faults.node import LagNode, NodeCut, NodeDrip, NodeError, NodeNull, NodeStatus
 from opengradient_devnet.faults.price import AlterOpgPrice, InflateCost
-from opengradient_devnet.faults.proof import ForgeAttestation, ForgeProof
+from opengradient_devnet.faults.proof import AddUnsigned, ForgeAttestation, ForgeProof
 from opengradient_devnet.faults.settlement import (
     DemandAnew,
     FailSettlement,
@@ -39,6 +39,7 @@ from opengradient_devnet.faults.settlement import (
 
 __all__ = [
     "FAULT_KINDS",
+    "AddUnsigned",
     "AlterChallenge",
     "AlterOpgPrice",
     "AlterTerms",

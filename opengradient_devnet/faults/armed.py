@@ -33,7 +33,7 @@ from opengradient_devnet.faults.challenge import AlterChallenge, AlterTerms, Hug
 from opengradient_devnet.faults.clock import OmitDate, SkewClock
 from opengradient_devnet.faults.node import LagNode, NodeCut, NodeDrip, NodeError, NodeNull, NodeStatus
 from opengradient_devnet.faults.price import AlterOpgPrice, InflateCost
-from opengradient_devnet.faults.proof import ForgeAttestation, ForgeProof
+from opengradient_devnet.faults.proof import AddUnsigned, ForgeAttestation, ForgeProof
 from opengradient_devnet.faults.settlement import (
     DemandAnew,
     FailSettlement,
@@ -75,6 +75,7 @@ Fault = (
     | SkewClock
     | ForgeProof
     | ForgeAttestation
+    | AddUnsigned
     | DripHeaders
     | OmitDate
     | SettleAndRefuse

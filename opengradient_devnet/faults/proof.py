@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +29,13 @@ class ForgeProof:
         "reused_signature",
         "absent",
     ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AddUnsigned:
+    """Add members to the message of a whole answer after the enclave signed it (in streams: `RawEvent`)."""
+
+    message: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

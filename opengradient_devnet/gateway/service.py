@@ -13,7 +13,7 @@ from typing import Any, Literal, assert_never
 
 from anyio import to_thread
 
-from opengradient_devnet.faults import Faults, ForgeProof, GarbleBody, OmitUsage, WrongTransaction
+from opengradient_devnet.faults import AddUnsigned, Faults, ForgeProof, GarbleBody, OmitUsage, WrongTransaction
 from opengradient_devnet.gateway import answers
 from opengradient_devnet.gateway.event_stream import EventKind, EventStream, StreamEvent, spoiled
 from opengradient_devnet.gateway.intake import HeaderList
@@ -139,6 +139,8 @@ class ModelService:
                 pass
             case _:
                 assert_never(text_in)
+        if (added := self._faults.take(AddUnsigned)) is not None:
+            content["choices"][0]["message"].update(added.message)
         body = answers.pretty(content)
         if self._faults.take(GarbleBody):
             body = body[: len(body) // 2]

@@ -29,7 +29,9 @@ def chat(
     system: Annotated[str | None, typer.Option("--system", "-s", help="A system message.")] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="The longest answer to pay for.")] = None,
     mode: Annotated[str | None, typer.Option(help="private, batch or individual (OG_SETTLEMENT_MODE).")] = None,
-    verify_tee: Annotated[str, typer.Option(help="off, warn or require the enclave's proof.")] = "warn",
+    verify_tee: Annotated[
+        str, typer.Option(help="The enclave's proof: off, warn, require or require-before.")
+    ] = "warn",
     wait_s: Annotated[float, typer.Option("--wait", min=0, help="Seconds to wait for the settlement.")] = 0,
     network: NetworkOption = None,
     rpc_url: RpcOption = None,

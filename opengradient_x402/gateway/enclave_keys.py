@@ -18,7 +18,7 @@ from opengradient_x402.completions import Completion
 from opengradient_x402.effects import Steps
 from opengradient_x402.gateway.attestations import KEY_PATH, key_in
 from opengradient_x402.gateway.endpoints import Endpoint, EndpointSource, fetch
-from opengradient_x402.proofs.attestation import Verdict, VerifyTee, check_completion
+from opengradient_x402.proofs.attestation import Verdict, VerifyTee, check_completion, uncovered_parts
 
 _TIMEOUT_S = 10.0
 
@@ -29,6 +29,8 @@ class Checked:
 
     verdict: Verdict
     key_source: str
+    uncovered: tuple[str, ...] = ()
+    """What of a verified call the signature does not cover."""
 
     def __str__(self) -> str:
         return f"{self.verdict.value} (key from the {self.key_source})"
@@ -56,7 +58,8 @@ class ProofCheck:
         )
         if verdict is Verdict.WRONG_KEY:
             self.on_wrong_key()  # the gateway may have a new enclave: the next call looks
-        return Checked(verdict=verdict, key_source=self.key_source)
+        uncovered = uncovered_parts(completion, self.request) if verdict is Verdict.VERIFIED else ()
+        return Checked(verdict=verdict, key_source=self.key_source, uncovered=uncovered)
 
 
 class EnclaveKeys:

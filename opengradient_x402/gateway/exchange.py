@@ -28,12 +28,12 @@ from opengradient_x402.gateway.failures import broken_line, unreachable, unreada
 from opengradient_x402.gateway.request import check_answer
 from opengradient_x402.gateway.time_limits import TimeLimits
 from opengradient_x402.gateway.unread import LEAST_LIMIT_S
-from opengradient_x402.ledger.receipts import SettlementReceipt
+from opengradient_x402.ledger.receipts import SettlementReceipt, proof_id_of
 from opengradient_x402.payment.call import Answer, Call, build_receipt
 from opengradient_x402.payment.handshake import pay
 from opengradient_x402.payment.payments import Payments
 from opengradient_x402.payment.run_limit import RunLimit
-from opengradient_x402.proofs.attestation import Verdict, VerifyTee
+from opengradient_x402.proofs.attestation import Verdict, VerifyTee, covered_only
 from opengradient_x402.settlement_mode import SettlementMode
 
 CHAT_PATH = "/v1/chat/completions"
@@ -77,6 +77,8 @@ class Exchange:
         self._options = options
         self._on_receipt = on_receipt
         self._is_stream = is_stream
+        self._is_held_back = proof_check is not None and proof_check.mode is VerifyTee.REQUIRE_BEFORE
+        self._held: list[Delta] = []
         self.call = Call(
             model=str(body.get("model") or wire_model),
             settlement_mode=options.settlement_mode.value,
@@ -148,6 +150,7 @@ class Exchange:
         if (recorded := self.call.recorded) is not None and not recorded.done():
             with suppress(TimeoutError, LedgerUnavailable):
                 yield Wait(recorded, _LONGEST_RECORD_S)
+        self._check_first_use()
 
     def open_stream(self) -> Steps[httpx.Response]:
         """The open response of a stream; the call goes on in `take_chunk` and `finish_stream`."""
@@ -210,8 +213,21 @@ class Exchange:
         return self._reader.is_done
 
     def take_chunk(self, chunk: bytes) -> list[Delta]:
-        """What this piece of a stream adds, empty deltas left out."""
-        return self._reader.take_chunk(chunk)
+        """What this piece of a stream adds, empty deltas left out; nothing while the stream is held back."""
+        deltas = self._reader.take_chunk(chunk)
+        if not self._is_held_back:
+            return deltas
+        self._held += deltas
+        return []
+
+    def released(self) -> list[Delta]:
+        """What was held back of a stream until it was proven: its covered parts."""
+        held, self._held = self._held, []
+        is_of_calls = any(delta.tool_calls for delta in held)
+        for delta in held:
+            delta.reasoning = delta.refusal = ""
+            delta.content = "" if is_of_calls else delta.content
+        return [delta for delta in held if delta.finish_reason is not None or not delta.is_empty]
 
     @property
     def has_all_content(self) -> bool:
@@ -241,16 +257,45 @@ class Exchange:
     # -- ending
 
     def _ended_well(self, completion: Completion) -> Completion:
-        checked = None if self._proof_check is None else self._proof_check.check(completion)
+        checked = None if self._proof_check is None else self._checked(self._proof_check, completion)
         if checked is not None and checked.verdict is not Verdict.VERIFIED:
             self._unproven(completion, checked)
+        if self._is_held_back:
+            completion = covered_only(completion)
         self.end("ok", answer=self._answer(completion.raw, checked))
         check_answer(self._body, completion)
         return replace(completion, receipt=self.call.receipt, model=completion.model or self.call.model)
 
+    def _checked(self, proof_check: ProofCheck, completion: Completion) -> Checked:
+        checked = proof_check.check(completion)
+        proof_id = proof_id_of(completion.raw.get("tee_signature"))
+        if proof_id is not None and self._payments.ledger.first_call_of(proof_id, self.call.id) != self.call.id:
+            checked = replace(checked, verdict=Verdict.REPLAYED, uncovered=())
+        return checked
+
+    def _check_first_use(self) -> None:
+        """What the ledger knows and this process does not: that the same proof came with another call before.
+
+        Raises ProofRejected where proofs are required; the receipt in the ledger says why.
+        """
+        recorded, receipt, check = self.call.recorded, self.call.receipt, self._proof_check
+        if check is None or receipt is None or recorded is None or not recorded.done() or recorded.exception():
+            return
+        if recorded.result() in (None, self.call.id) or not (receipt.tee_verified or "").startswith("verified"):
+            return
+        replayed = Checked(verdict=Verdict.REPLAYED, key_source=check.key_source)
+        receipt = replace(receipt, tee_verified=str(replayed), tee_uncovered=None)
+        if check.mode.is_required:
+            receipt = replace(receipt, outcome="failed", error="ProofRejected")
+        self.call.receipt = receipt.followed_by(self._payments.reconciler)
+        self._payments.ledger.record_call(receipt, at_once=False)
+        if check.mode.is_required:
+            raise self.fail(withheld(self.call, Verdict.REPLAYED))
+        _log.warning("Call %s: %s. The answer was passed on.", self.call.id, Verdict.REPLAYED.sentence)
+
     def _unproven(self, completion: Completion, checked: Checked) -> None:
         """Withholds the answer when proofs are required, and says so in the log otherwise."""
-        if self._proof_check is not None and self._proof_check.mode is VerifyTee.REQUIRE:
+        if self._proof_check is not None and self._proof_check.mode.is_required:
             self.end("failed", error="ProofRejected", answer=self._answer(completion.raw, checked))
             raise withheld(self.call, checked.verdict)
         _log.warning("Call %s: %s. The answer was passed on.", self.call.id, checked.verdict.sentence)
@@ -261,6 +306,7 @@ class Exchange:
             usage=parse_usage(raw.get("usage")),
             raw=raw,
             tee_verified=None if checked is None else str(checked),
+            tee_uncovered=None if checked is None else ", ".join(checked.uncovered) or None,
         )
 
     def end(self, outcome: str, *, error: str | None = None, answer: Answer | None = None) -> None:

@@ -102,6 +102,7 @@ class CompletionStream(Iterator[Delta], Resident):
         if chunk is None:
             self.completion = self._exchange.finish_stream()
             drive(self._exchange.recorded())
+            self._ready.extend(self._exchange.released())
             self.close()
         else:
             self._ready.extend(self._exchange.take_chunk(chunk))
@@ -213,6 +214,7 @@ class AsyncCompletionStream(AsyncIterator[Delta], Resident):
                     self.completion = self._exchange.finish_stream()
                     await self.aclose()
                     await drive_async(self._exchange.recorded())
+                    self._ready.extend(self._exchange.released())
                 else:
                     self._ready.extend(self._exchange.take_chunk(chunk))
             except GeneratorExit:  # thrown away: nothing can be awaited any more

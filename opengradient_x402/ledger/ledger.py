@@ -29,7 +29,7 @@ from opengradient_x402.ledger.authorizations import Authorization, Budget
 from opengradient_x402.ledger.journal import Journal
 from opengradient_x402.ledger.mark import beside
 from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt
-from opengradient_x402.ledger.recorder import CHECKPOINT_EVERY, Recorder
+from opengradient_x402.ledger.recorder import CHECKPOINT_EVERY, Recorder, Written
 from opengradient_x402.ledger.writer import CLOSED, Job, Rest, Writer, is_in_memory, without_password
 from opengradient_x402.process import Ending, Resident, belongs
 
@@ -92,12 +92,14 @@ class Ledger(Resident):
             otherwise="The signature never left, and nothing was paid; its amount stays reserved until its deadline.",
         )
 
-    def record_call(self, receipt: SettlementReceipt, *, at_once: bool = True) -> Future[None]:
+    def record_call(self, receipt: SettlementReceipt, *, at_once: bool = True) -> Future[str | None]:
         """Records how a call ended. When this returns, the receipt survives the end of the process in every form.
 
         It is in the database, or in a file beside it which the next opening takes up; the future is done when it is
         in the database. Not flushed to disk for every call: the authorization is what money needs. Without `at_once`
         nothing is written by this thread (an event loop's must not wait for a disk): the future says when it is there.
+        Its result is the call that the receipt's enclave proof came for first (this one, unless the proof was used
+        before); None for a receipt without a proof.
         """
         text, call_id, journal = json.dumps(receipt.to_json()), receipt.call_id, self._journal
         if not at_once and not self._closed:
@@ -105,10 +107,10 @@ class Ledger(Resident):
             return self._submit(
                 lambda book, conn: book.record_call(conn, receipt),
                 otherwise="Only this receipt is missing: the call was made, and its authorization was recorded before.",
-                quick=lambda: recorder.write(receipt, text) not in {None, *_ENDED},
+                quick=lambda: _result_of(recorder.write(receipt, text)),
             )
-        status = None if self._closed else self._recorder.write(receipt, text)
-        if status is None:
+        written = None if self._closed else self._recorder.write(receipt, text)
+        if written is None:
             is_kept = journal.keep(call_id, text)
             otherwise = (
                 f"The call was made, and its receipt is kept in {journal.path}: it is recorded when the ledger can be "
@@ -121,15 +123,25 @@ class Ledger(Resident):
                 future.add_done_callback(lambda done: journal.drop(call_id) if _is_done_well(done) else None)
             return future
         if self._recorder.written % CHECKPOINT_EVERY == 0:
-            self.note("receipts written", str(self._recorder.written))
-        if status in _ENDED:
+            number = self._recorder.written
+            self._submit(lambda book, conn: book.note_written(conn, number), otherwise=_AS_BEFORE)
+        if written.status in _ENDED:
+
+            def shared(book: Book, conn: Connection) -> str | None:
+                book.share_out(conn, receipt.authorization_id)
+                return written.proof_of
+
             return self._submit(
-                lambda book, conn: book.share_out(conn, receipt.authorization_id),
+                shared,
                 otherwise="The receipt is recorded; its share of the settlement is not known.",
             )
         future = Future()
-        future.set_result(None)
+        future.set_result(written.proof_of)
         return future
+
+    def first_call_of(self, proof_id: str, call_id: str) -> str:
+        """The call that this proof came for first, as far as this process knows; `record_call` knows of all others."""
+        return self._recorder.first_call_of(proof_id, call_id)
 
     def record_settlement(self, authorization: Authorization) -> Future[bool]:
         """Records what the chain says: frees or fixes the reservation, and shares the amount among the calls.
@@ -368,7 +380,7 @@ class Ledger(Resident):
         writes: bool = True,
         durable: bool = False,
         otherwise: str = "Nothing was signed and nothing was paid.",
-        quick: Callable[[], bool] | None = None,
+        quick: Callable[[], tuple[T] | None] | None = None,
     ) -> Future[T]:
         """`otherwise` says what it means for the money when this is not done."""
         future: Future[T] = Future()
@@ -433,3 +445,8 @@ def _spelled(address: str) -> str:
 def _as_url(url: str | Path) -> str:
     text = str(url)
     return text if "://" in text else f"sqlite:///{text}"
+
+
+def _result_of(written: Written | None) -> tuple[str | None] | None:
+    """What `record_call` results in; None when there is more to do than the recorder does."""
+    return None if written is None or written.status in _ENDED else (written.proof_of,)

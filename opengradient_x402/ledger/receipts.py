@@ -9,11 +9,13 @@ asks whoever follows it. This module does not know how a receipt is stored (`led
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, fields
 from enum import StrEnum
+from hashlib import sha256
 from importlib import import_module
 from typing import Any, Final, Protocol
 
@@ -108,6 +110,9 @@ class SettlementReceipt(_Followed):
     tee_output_hash: str | None = None
     tee_signature: str | None = None
     tee_verified: str | None = None
+    """The verdict over the proof, and who vouches for the key; None when it was not checked."""
+    tee_uncovered: str | None = None
+    """What of a verified call the enclave's signature does not cover, separated by commas: `answer.reasoning`, …"""
 
     # Reckoned by this client, where the gateway quotes nothing
     estimated_cost_atomic: int | None = None
@@ -134,6 +139,11 @@ class SettlementReceipt(_Followed):
     def payment_hash(self) -> str | None:
         """The payment's transaction under the SDK's name for it; a claim until the chain was read."""
         return self.payment_tx_hash or transaction_claim(self.claimed_payment_tx_hash)
+
+    @property
+    def proof_id(self) -> str | None:
+        """What tells the enclave's proof from others (`proof_id_of`); None without one."""
+        return proof_id_of(self.tee_signature)
 
     @property
     def is_timed_out(self) -> bool:
@@ -243,6 +253,16 @@ def cost_of(receipt: SettlementReceipt) -> int | None:
 def _restored() -> Any:
     """The module that finds a receipt by its call's id: it stands above this one."""
     return import_module("opengradient_x402.payment.restored")
+
+
+def proof_id_of(tee_signature: object) -> str | None:
+    """What tells a proof from others, however its base64 text is written: SHA-256 of the signature's bytes (hex)."""
+    if not isinstance(tee_signature, str) or not tee_signature:
+        return None
+    try:
+        return sha256(base64.b64decode(tee_signature, validate=True)).hexdigest()
+    except ValueError:
+        return None
 
 
 def transaction_claim(text: object) -> str | None:

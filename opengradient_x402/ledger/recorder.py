@@ -13,12 +13,15 @@ import sqlite3
 import threading
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from opengradient_x402.ledger.receipts import SettlementReceipt
 
 CHECKPOINT_EVERY: Final = 256
 """So many records, and a commit of the writer's thread moves what is written into the main file."""
+
+MOST_PROOFS: Final = 65_536
+"""So many proofs are remembered in memory, besides those in the database."""
 
 _COLUMNS = ("authorization_id", "created_at", "receipt", "payer", "status", "answered_as")
 WRITE: Final = (
@@ -26,6 +29,17 @@ WRITE: Final = (
     f"ON CONFLICT (call_id) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in _COLUMNS)} "
     "RETURNING (SELECT status FROM authorizations WHERE id = ?)"  # a column in place of `?` would use no index
 )
+USE_PROOF: Final = (
+    "INSERT INTO proofs (id, call_id, used_at) VALUES (?, ?, ?) ON CONFLICT (id) DO UPDATE SET id = excluded.id "
+    "RETURNING call_id"
+)
+
+
+class Written(NamedTuple):
+    """What the database says when a receipt is written: its authorization's status, and whose proof it has."""
+
+    status: str
+    proof_of: str | None
 
 
 def identity_of(file: Path) -> tuple[int, int]:
@@ -46,6 +60,7 @@ class Recorder:
         self._file = Path()
         self._identity = (0, 0)
         self._is_writing = False
+        self._proofs: dict[str, str] = {}
         self.written = 0
         self._seen = 0
 
@@ -74,8 +89,15 @@ class Recorder:
         """In a forked child, where nobody holds the lock; the parent closed the connection before."""
         self._lock, self._is_writing, self._conn = threading.RLock(), False, None
 
-    def write(self, receipt: SettlementReceipt, text: str) -> str | None:
-        """Commits the receipt, and returns its authorization's status; None when it could not be written now.
+    def first_call_of(self, proof_id: str, call_id: str) -> str:
+        """The call that a proof came for first, of those that were asked about here."""
+        with self._lock:
+            if len(self._proofs) >= MOST_PROOFS:
+                del self._proofs[next(iter(self._proofs))]
+            return self._proofs.setdefault(proof_id, call_id)
+
+    def write(self, receipt: SettlementReceipt, text: str) -> Written | None:
+        """Commits the receipt; None when it could not be written now.
 
         `text` is its JSON.
         """
@@ -94,10 +116,26 @@ class Recorder:
                     receipt.status.value,
                     receipt.authorization_id,
                 )
-                [(status,)] = self._conn.execute(WRITE, row).fetchall()
+                return self._commit(self._conn, row, receipt)
             except sqlite3.Error:  # e.g. locked: the writer's thread waits for it, and reports what is wrong
                 return None
             finally:
                 self._is_writing = False
-            self.written += 1
-            return status or "unknown"
+
+    def _commit(self, conn: sqlite3.Connection, row: tuple[object, ...], receipt: SettlementReceipt) -> Written:
+        """One commit, also where a proof is noted with the receipt."""
+        proof_id, proof_of = receipt.proof_id, None
+        if proof_id is None:
+            [(status,)] = conn.execute(WRITE, row).fetchall()
+        else:
+            conn.execute("BEGIN IMMEDIATE")
+            try:
+                [(status,)] = conn.execute(WRITE, row).fetchall()
+                used = (proof_id, receipt.call_id, receipt.created_at)
+                [(proof_of,)] = conn.execute(USE_PROOF, used).fetchall()
+                conn.execute("COMMIT")
+            except BaseException:
+                conn.rollback()
+                raise
+        self.written += 1
+        return Written(status or "unknown", proof_of)

@@ -127,6 +127,17 @@ pins = sa.Table(
     sa.Column("value", sa.Text, nullable=False),
 )
 
+proofs = sa.Table(
+    "proofs",
+    _metadata,
+    # Each enclave's signature that came with an answer, and the first call that it came for
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("call_id", sa.Text, nullable=False),
+    sa.Column("used_at", sa.BigInteger, nullable=False, index=True),
+)
+PROOF_KEPT_S = 86_400
+"""Proofs are remembered so long: `attestation` refuses much younger ones as stale."""
+
 schema = sa.Table(
     "schema",
     _metadata,

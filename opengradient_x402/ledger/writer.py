@@ -58,8 +58,8 @@ class Job:
     durable: bool
     future: Future[Any]
     otherwise: str
-    quick: Callable[[], bool] | None = None
-    """A shorter way to do the same; False when it cannot be gone now."""
+    quick: Callable[[], tuple[Any] | None] | None = None
+    """A shorter way to the same result; None when it cannot be gone now."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -143,10 +143,13 @@ class Writer:
         return batch, item
 
     def _perform(self, batch: list[Job]) -> None:
-        done = [job for job in batch if job.quick is not None and job.quick()]
-        for job in done:
-            job.future.set_result(None)
-        batch = [job for job in batch if job not in done] if done else batch
+        left = []
+        for job in batch:
+            if job.quick is not None and (done := job.quick()) is not None:
+                job.future.set_result(done[0])
+            else:
+                left.append(job)
+        batch = left
         if not batch:
             return
         try:

@@ -86,8 +86,8 @@ class Call:
     headers: httpx.Headers = field(default_factory=httpx.Headers)
     receipt: SettlementReceipt | None = None
     """Set once, when the call is finished."""
-    recorded: Future[None] | None = None
-    """Done when the receipt is in the ledger; set with it."""
+    recorded: Future[str | None] | None = None
+    """Done when the receipt is in the ledger; set with it. The result is the call that the proof came for first."""
     ending: threading.Lock = field(default_factory=threading.Lock, repr=False)
     """Taken for good by whoever ends the call: a reader, or another thread that closes the stream."""
 
@@ -116,6 +116,7 @@ class Answer:
     usage: Usage | None = None
     raw: Mapping[str, Any] = field(default_factory=dict)
     tee_verified: str | None = None
+    tee_uncovered: str | None = None
 
 
 def build_receipt(
@@ -143,6 +144,7 @@ def build_receipt(
         opg_usd=_quoted(answer, "opg_price_usd"),
         **_payment_claims(call),
         tee_verified=answer.tee_verified,
+        tee_uncovered=answer.tee_uncovered,
         **_data_claims(call, answer),
         **_proof(call, answer),
     )

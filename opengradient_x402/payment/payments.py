@@ -444,6 +444,6 @@ def _authorization_id(network: Network, payer: str, nonce: int) -> str:
     return "auth_" + hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
-def _report_lost_record(future: Future[None]) -> None:
+def _report_lost_record(future: Future[str | None]) -> None:
     if (error := future.exception()) is not None:
         _log.error("A call's receipt could not be written to the ledger: %s", error)

@@ -1,4 +1,4 @@
-"""What the enclave signed about a call, and whether it is what was asked and answered.
+"""What the enclave signed about a call, whether it is what was asked and answered, and what it leaves out.
 
 Pure: hashes are recomputed from the request as sent and the answer as served, the signature is checked with
 the enclave's public key (docs/wire.md, "TEE proof"). Gateways have hashed messages in two ways over time; a
@@ -14,18 +14,29 @@ import hmac
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from opengradient_x402.addresses import keccak256
 from opengradient_x402.completions import Completion, ToolCall
 
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+
 SALT_BYTES: Final = 32
 """RSA-PSS salt length of the enclaves (docs/wire.md, "TEE proof")."""
+MIN_KEY_BITS: Final = 2048
+MAX_KEY_BITS: Final = 8192
 _UNIX_TIME: Final = re.compile(r"[0-9]{1,15}", re.ASCII)
 MAX_AGE_S: Final = 600
 """A proof that was signed longer ago than any call may take is a replay."""
+
+
+_OPTIONAL: Final = ("max_tokens", "stop", "tools", "response_format")
+_HASHED: Final = frozenset({"model", "messages", "temperature", "web_search", *_OPTIONAL})
+_OF_TRANSPORT: Final = frozenset({"stream", "stream_options"})
+"""How an answer is sent, and not what it says."""
 
 
 class VerifyTee(StrEnum):
@@ -36,10 +47,19 @@ class VerifyTee(StrEnum):
     WARN = "warn"
     """Check it; log a failure and mark the receipt."""
     REQUIRE = "require"
-    """Check it; without a good proof the answer is withheld (a stream ends with the error)."""
+    """Check it; without a good proof the answer is withheld. A stream is shown as it comes, unproven until its end: it
+    ends with the error then."""
+    REQUIRE_BEFORE = "require-before"
+    """As `require`, and nothing is shown before, or without, proof: a stream is held back until its end, and parts that
+    the signature does not cover are left out."""
+
+    @property
+    def is_required(self) -> bool:
+        """Whether an answer without a good proof is withheld."""
+        return self in (VerifyTee.REQUIRE, VerifyTee.REQUIRE_BEFORE)
 
 
-VerifyTeeName = Literal["off", "warn", "require"]
+VerifyTeeName = Literal["off", "warn", "require", "require-before"]
 """The values of `VerifyTee`, for type checkers."""
 
 
@@ -50,11 +70,14 @@ class Verdict(StrEnum):
     ABSENT = "absent"
     MALFORMED = "malformed"
     UNKNOWN_KEY = "unknown_key"
+    UNUSABLE_KEY = "unusable_key"
     WRONG_KEY = "wrong_key"
     WRONG_SIGNATURE = "wrong_signature"
     OTHER_REQUEST = "other_request"
     OTHER_OUTPUT = "other_output"
+    UNCOVERED_CALLS = "uncovered_calls"
     STALE = "stale"
+    REPLAYED = "replayed"
 
     @property
     def sentence(self) -> str:
@@ -63,14 +86,17 @@ class Verdict(StrEnum):
 
 
 _SENTENCES: Final[Mapping[Verdict, str]] = {
-    Verdict.VERIFIED: "the enclave signed exactly this request and this answer",
+    Verdict.VERIFIED: "the enclave signed the covered parts of this request and this answer",
     Verdict.ABSENT: "the answer carries no enclave signature",
     Verdict.MALFORMED: "the enclave's proof cannot be read",
     Verdict.UNKNOWN_KEY: "the enclave's public key is not known, so its signature cannot be checked",
+    Verdict.UNUSABLE_KEY: f"the enclave's public key is no RSA key of {MIN_KEY_BITS} to {MAX_KEY_BITS} bits",
     Verdict.WRONG_KEY: "the proof names another enclave than the key that is trusted",
     Verdict.WRONG_SIGNATURE: "the enclave's signature does not fit",
     Verdict.OTHER_REQUEST: "the enclave signed another request than the one that was sent",
     Verdict.OTHER_OUTPUT: "the enclave signed another answer than the one that was served",
+    Verdict.UNCOVERED_CALLS: "the enclave signed a text, and the answer has tool calls beside it",
+    Verdict.REPLAYED: "the same proof came with another call before",
     Verdict.STALE: "the enclave's signature was made at another time than this call",
 }
 
@@ -127,12 +153,16 @@ def check_proof(
     """
     if proof.tee_id != tee_id(public_key_der):
         return Verdict.WRONG_KEY
-    if not _is_signed(proof, public_key_der):
+    if (key := _rsa_key(public_key_der)) is None:
+        return Verdict.UNUSABLE_KEY
+    if not _is_signed(proof, key):
         return Verdict.WRONG_SIGNATURE
     if not any(_same(proof.request_hash, digest) for digest in request_hashes(request)):
         return Verdict.OTHER_REQUEST
     if not _same(proof.output_hash, output_hash(text=text, tool_calls=tool_calls, finish_reason=finish_reason)):
         return Verdict.OTHER_OUTPUT
+    if tool_calls and finish_reason != "tool_calls":
+        return Verdict.UNCOVERED_CALLS
     if now_s is not None and abs(now_s - proof.timestamp_s) > MAX_AGE_S:
         return Verdict.STALE
     return Verdict.VERIFIED
@@ -163,7 +193,63 @@ def check_completion(
 
 def is_signed_by(proof: TeeProof, public_key_der: bytes) -> bool:
     """Whether the key signed the proof's hashes and time, whatever they stand for (for audits without content)."""
-    return proof.tee_id == tee_id(public_key_der) and _is_signed(proof, public_key_der)
+    key = _rsa_key(public_key_der)
+    return key is not None and proof.tee_id == tee_id(public_key_der) and _is_signed(proof, key)
+
+
+def uncovered_parts(completion: Completion, request: Mapping[str, Any]) -> tuple[str, ...]:
+    """What of a verified call the signature says nothing about, such as `answer.reasoning` or `request.tool_choice`.
+
+    Of an answer the text is signed, or, where it ends with tool calls, those alone; of a request what
+    `request_hashes` are made of.
+    """
+    return (*(f"answer.{name}" for name in _unsigned_answer(completion)), *_unsigned_request(completion, request))
+
+
+def covered_only(completion: Completion) -> Completion:
+    """The answer without the parts that the signature does not cover."""
+    return replace(
+        completion,
+        content="" if _served_finish_reason(completion) == "tool_calls" else completion.content,
+        reasoning="",
+        refusal="",
+        images=(),
+        logprobs=None,
+        message_extras={},
+        response_extras={},
+    )
+
+
+def _unsigned_answer(completion: Completion) -> list[str]:
+    parts: dict[str, object] = {
+        "text": completion.content if _served_finish_reason(completion) == "tool_calls" else "",
+        "reasoning": completion.reasoning,
+        "refusal": completion.refusal,
+        "images": completion.images,
+        "logprobs": completion.logprobs,
+    }
+    extras = sorted({*completion.message_extras, *completion.response_extras})
+    return [name for name, part in parts.items() if part] + [name.replace(",", "_")[:64] for name in extras]
+
+
+def _unsigned_request(completion: Completion, request: Mapping[str, Any]) -> list[str]:
+    names = [name for name, value in request.items() if value is not None and name not in _HASHED | _OF_TRANSPORT]
+    messages = request.get("messages") or ()
+    if any(message.get("name") for message in messages):
+        names.append("messages.name")
+    if _has_attachments(messages) or request.get("max_tokens") == 0 or request.get("web_search"):
+        signed = str(completion.raw.get("tee_request_hash")).lower().removeprefix("0x")
+        names += next((form.unsigned for form in _forms(request) if form.digest.hex() == signed), ())
+    return [f"request.{name}" for name in names]
+
+
+def _has_attachments(messages: Sequence[Mapping[str, Any]]) -> bool:
+    return any(
+        not isinstance(part, Mapping) or part.get("type") != "text"
+        for message in messages
+        if message.get("role") == "user" and isinstance(message.get("content"), list)
+        for part in message["content"]
+    )
 
 
 def tee_id(public_key_der: bytes) -> str:
@@ -176,12 +262,31 @@ def request_hashes(request: Mapping[str, Any]) -> list[bytes]:
 
     Some leave out `max_tokens` when it is 0, and some leave out `web_search`, which they do not do.
     """
-    canonical = [_canonical_request(request, content_of) for content_of in (_stringified, _without_attachments)]
+    return [form.digest for form in _forms(request)]
+
+
+class _Form(NamedTuple):
+    """One way to hash a request: the hash, and which of its parts are not in it."""
+
+    digest: bytes
+    unsigned: tuple[str, ...]
+
+
+def _forms(request: Mapping[str, Any]) -> list[_Form]:
+    attachments = ("attachments",) if _has_attachments(request.get("messages") or ()) else ()
+    found: list[tuple[dict[str, Any], tuple[str, ...]]] = [
+        (_canonical_request(request, _stringified), ()),
+        (_canonical_request(request, _without_attachments), attachments),
+    ]
     if request.get("max_tokens") == 0:
-        canonical += [{**one, "max_tokens": 0} for one in canonical]
+        with_limit = [({**one, "max_tokens": 0}, unsigned) for one, unsigned in found]
+        found = [*((one, (*unsigned, "max_tokens")) for one, unsigned in found), *with_limit]
     if request.get("web_search"):
-        canonical += [{name: value for name, value in one.items() if name != "web_search"} for one in canonical]
-    return [keccak256(_canonical_json(one).encode()) for one in canonical]
+        found += [
+            ({name: value for name, value in one.items() if name != "web_search"}, (*unsigned, "web_search"))
+            for one, unsigned in found
+        ]
+    return [_Form(keccak256(_canonical_json(one).encode()), unsigned) for one, unsigned in found]
 
 
 def output_hash(*, text: str, tool_calls: Sequence[ToolCall], finish_reason: str) -> bytes:
@@ -201,21 +306,29 @@ def output_hash(*, text: str, tool_calls: Sequence[ToolCall], finish_reason: str
 
 def _served_finish_reason(completion: Completion) -> str:
     """The gateway's own finish reason: ours may say `length` where it said `stop`."""
-    choices = completion.raw.get("choices") or [{}]
-    return str(choices[0].get("finish_reason") or completion.finish_reason)
+    choices = completion.raw.get("choices")
+    first = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], Mapping) else {}
+    return str(first.get("finish_reason") or completion.finish_reason)
 
 
-def _is_signed(proof: TeeProof, public_key_der: bytes) -> bool:
-    from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import padding, rsa
+def _rsa_key(public_key_der: bytes) -> RSAPublicKey | None:
+    """The key, if the enclaves' signatures can be checked with it."""
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import rsa
 
     try:
         key = serialization.load_der_public_key(public_key_der)
-    except (ValueError, UnsupportedAlgorithm):
-        return False
-    if not isinstance(key, rsa.RSAPublicKey):
-        return False
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        return None
+    return key if isinstance(key, rsa.RSAPublicKey) and MIN_KEY_BITS <= key.key_size <= MAX_KEY_BITS else None
+
+
+def _is_signed(proof: TeeProof, key: RSAPublicKey) -> bool:
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import padding
+
     pss = padding.PSS(mgf=padding.MGF1(hashes.SHA256()), salt_length=SALT_BYTES)
     try:
         key.verify(proof.signature, proof.digest(), pss, hashes.SHA256())
@@ -253,7 +366,7 @@ def _canonical_request(request: Mapping[str, Any], content_of: Any) -> dict[str,
         "messages": [_canonical_message(message, content_of) for message in request.get("messages") or ()],
         "temperature": 0.0 if temperature is None else float(temperature),
     }
-    for name in ("max_tokens", "stop", "tools", "response_format"):
+    for name in _OPTIONAL:
         if request.get(name):
             canonical[name] = request[name]
     if request.get("web_search"):

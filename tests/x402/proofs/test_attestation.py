@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 
 from opengradient_devnet.gateway.proofs.tee import CanonicalStyle, canonical_request
 from opengradient_x402.addresses import keccak256
@@ -21,6 +22,7 @@ from opengradient_x402.proofs.attestation import (
     check_proof,
     is_signed_by,
     request_hashes,
+    tee_id,
 )
 
 VECTORS = json.loads((Path(__file__).parents[2] / "vectors" / "gateway_responses.json").read_text())
@@ -130,11 +132,39 @@ def test_a_replayed_proof_is_stale_and_a_missing_or_mangled_one_is_said_so():
 def test_a_key_that_is_no_key_verifies_nothing():
     proof = TeeProof.from_fields(completion_of(CAPTURED[0]).raw)
     garbage = b"not a key"
-    from opengradient_x402.proofs.attestation import tee_id
-
     claimed = replace(proof, tee_id=tee_id(garbage))
     assert (
         check_proof(claimed, public_key_der=garbage, request={}, text="", tool_calls=(), finish_reason="stop")
-        is Verdict.WRONG_SIGNATURE
+        is Verdict.UNUSABLE_KEY
     )
     assert base64.b64encode(proof.signature)
+
+
+def signed_with(key):
+    """A proof by this key over one request and answer, checked with it."""
+    der = key.public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    request = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+    proof = TeeProof(
+        tee_id=tee_id(der),
+        signature=b"",
+        request_hash=request_hashes(request)[0],
+        output_hash=keccak256(b"yes"),
+        timestamp_s=1,
+    )
+    signature = b"no RSA signature"
+    if isinstance(key, rsa.RSAPrivateKey):
+        pss = padding.PSS(mgf=padding.MGF1(hashes.SHA256()), salt_length=32)
+        signature = key.sign(proof.digest(), pss, hashes.SHA256())
+    proof = replace(proof, signature=signature)
+    verdict = check_proof(proof, public_key_der=der, request=request, text="yes", tool_calls=(), finish_reason="stop")
+    return verdict, is_signed_by(proof, der)
+
+
+def test_keys_of_at_least_2048_bits_count_and_others_are_a_verdict():
+    assert signed_with(rsa.generate_private_key(65537, 2048)) == (Verdict.VERIFIED, True)
+    assert signed_with(rsa.generate_private_key(65537, 1024)) == (Verdict.UNUSABLE_KEY, False)
+
+
+@pytest.mark.parametrize("key", [ec.generate_private_key(ec.SECP256R1()), ed25519.Ed25519PrivateKey.generate()])
+def test_keys_of_other_kinds_are_a_verdict(key):
+    assert signed_with(key) == (Verdict.UNUSABLE_KEY, False)
