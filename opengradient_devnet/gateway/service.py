@@ -292,7 +292,7 @@ class ModelService:
 
     async def _settle_data(self, call: Call, transcript: Transcript, proof: Proof) -> IndividualRecord:
         content = {
-            "request": canonical_request(call.request),
+            "request": canonical_request(call.request, style=self._enclave.style),
             "response": {"content": transcript.text, "tool_calls": transcript.tool_calls},
             "finish_reason": transcript.finish_reason,
             "usage": transcript.usage,

@@ -293,15 +293,20 @@ def output_hash(*, text: str, tool_calls: Sequence[ToolCall], finish_reason: str
     """The hash of an answer: of its text, or of its tool calls when it ended with them."""
     if finish_reason != "tool_calls":
         return keccak256(text.encode())
-    calls = [
-        {
-            "id": call.id if call.served_id is None else call.served_id,
-            "type": "function",
-            "function": {"name": call.name, "arguments": call.arguments},
-        }
-        for call in tool_calls
-    ]
-    return keccak256(_canonical_json(calls).encode())
+    return calls_hash(
+        [
+            {
+                "id": call.id if call.served_id is None else call.served_id,
+                "function": {"name": call.name, "arguments": call.arguments},
+            }
+            for call in tool_calls
+        ]
+    )
+
+
+def calls_hash(calls: Sequence[Mapping[str, Any]]) -> bytes:
+    """The hash of an answer that ended with tool calls, given as on the wire."""
+    return keccak256(_canonical_json([_canonical_call(call) for call in calls]).encode())
 
 
 def _served_finish_reason(completion: Completion) -> str:

@@ -35,6 +35,7 @@ from opengradient_x402.ledger.receipts import SettlementReceipt, transaction_cla
 from opengradient_x402.networks import ChainContract, Network
 from opengradient_x402.proofs.attestation import TeeProof
 from opengradient_x402.proofs.findings import Finding, Standing, not_proven, overall, proven, refuted
+from opengradient_x402.proofs.individual_records import differences
 from opengradient_x402.proofs.merkle import MerkleTree, leaf_hash, root_from_proof
 from opengradient_x402.settlement.recognition import address_topic
 from opengradient_x402.settlement_mode import SettlementMode
@@ -375,10 +376,10 @@ def _blob_finding(about: str, event: IndividualSettlement, blob: Document) -> Fi
     if blob.problem is not None:
         return not_proven(statement, about=about, why=f"the blob {event.blob_id[:64]} was not read: {blob.problem}")
     try:
-        record = strict_json.loads(blob.content)
-        proof = TeeProof.from_fields(record)
-    except (ValueError, AttributeError) as exc:
+        differing = differences(blob.content, event)
+    except (ValueError, TypeError) as exc:
         return refuted(statement, about=about, why=f"the blob {event.blob_id[:64]} cannot be read: {exc}")
-    if proof is None or (proof.request_hash, proof.output_hash) != (event.input_hash, event.output_hash):
-        return refuted(statement, about=about, why=f"the blob {event.blob_id[:64]} holds other hashes than the event")
-    return proven(statement, about=about, why=f"the blob {event.blob_id} holds the hashes of the event")
+    if differing:
+        why = f"the blob {event.blob_id[:64]} has another {', another '.join(differing)} than the event"
+        return refuted(statement, about=about, why=why)
+    return proven(statement, about=about, why=f"the blob {event.blob_id} agrees with the event in all that it holds")

@@ -169,7 +169,7 @@ class Enclave:
 
     def __init__(self, *, style: CanonicalStyle = CanonicalStyle.STRINGIFIED) -> None:
         self._key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-        self._style = style
+        self.style = style
         self.public_key_der = _der(self._key.public_key())
         self.public_key_pem = (
             self._key.public_key()
@@ -188,7 +188,7 @@ class Enclave:
         timestamp_s: int,
     ) -> Proof:
         """Hash and sign one call."""
-        asked = request_hash(request, style=self._style)
+        asked = request_hash(request, style=self.style)
         answered = output_hash(text=text, tool_calls=tool_calls, finish_reason=finish_reason)
         return self.sign(request_hash=asked, output_hash=answered, timestamp_s=timestamp_s)
 
