@@ -29,7 +29,7 @@ from opengradient_x402.ledger.authorizations import Authorization, Budget
 from opengradient_x402.ledger.journal import Journal
 from opengradient_x402.ledger.mark import beside
 from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt
-from opengradient_x402.ledger.recorder import CHECKPOINT_EVERY, Recorder, Written
+from opengradient_x402.ledger.recorder import CHECKPOINT_EVERY, ENDED, Recorder
 from opengradient_x402.ledger.writer import CLOSED, Job, Rest, Writer, is_in_memory, without_password
 from opengradient_x402.process import Ending, Resident, belongs
 
@@ -48,7 +48,6 @@ CLOSING_WAIT_S = 60.0
 _AS_BEFORE = (
     "The ledger is as it was before; what was paid is on the chain. `opengradient-x402 receipts reconcile` reads it."
 )
-_ENDED = {"settled", "expired", "cancelled"}
 
 
 class Ledger(Resident):
@@ -107,7 +106,7 @@ class Ledger(Resident):
             return self._submit(
                 lambda book, conn: book.record_call(conn, receipt),
                 otherwise="Only this receipt is missing: the call was made, and its authorization was recorded before.",
-                quick=lambda: _result_of(recorder.write(receipt, text)),
+                quick=lambda: recorder.write_wholly(receipt, text),
             )
         written = None if self._closed else self._recorder.write(receipt, text)
         if written is None:
@@ -123,9 +122,8 @@ class Ledger(Resident):
                 future.add_done_callback(lambda done: journal.drop(call_id) if _is_done_well(done) else None)
             return future
         if self._recorder.written % CHECKPOINT_EVERY == 0:
-            number = self._recorder.written
-            self._submit(lambda book, conn: book.note_written(conn, number), otherwise=_AS_BEFORE)
-        if written.status in _ENDED:
+            self.note("receipts written", str(self._recorder.written))
+        if written.status in ENDED:
 
             def shared(book: Book, conn: Connection) -> str | None:
                 book.share_out(conn, receipt.authorization_id)
@@ -445,8 +443,3 @@ def _spelled(address: str) -> str:
 def _as_url(url: str | Path) -> str:
     text = str(url)
     return text if "://" in text else f"sqlite:///{text}"
-
-
-def _result_of(written: Written | None) -> tuple[str | None] | None:
-    """What `record_call` results in; None when there is more to do than the recorder does."""
-    return None if written is None or written.status in _ENDED else (written.proof_of,)

@@ -20,6 +20,8 @@ from opengradient_x402.ledger.receipts import SettlementReceipt
 CHECKPOINT_EVERY: Final = 256
 """So many records, and a commit of the writer's thread moves what is written into the main file."""
 
+ENDED: Final = frozenset({"settled", "expired", "cancelled"})
+"""Of an authorization: a receipt that comes later changes how its settlement is shared."""
 MOST_PROOFS: Final = 65_536
 """So many proofs are remembered in memory, besides those in the database."""
 
@@ -121,6 +123,11 @@ class Recorder:
                 return None
             finally:
                 self._is_writing = False
+
+    def write_wholly(self, receipt: SettlementReceipt, text: str) -> tuple[str | None] | None:
+        """As `write`, for the result of a job: whose proof it is; None when more is to be done than was done here."""
+        written = self.write(receipt, text)
+        return None if written is None or written.status in ENDED else (written.proof_of,)
 
     def _commit(self, conn: sqlite3.Connection, row: tuple[object, ...], receipt: SettlementReceipt) -> Written:
         """One commit, also where a proof is noted with the receipt."""

@@ -22,7 +22,7 @@ from opengradient_x402.ledger import tables
 from opengradient_x402.ledger.authorizations import Authorization, Budget, SignedTerms, budget_exceeded, receipt_fields
 from opengradient_x402.ledger.disputes import dispute_of, split_settlement
 from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt
-from opengradient_x402.ledger.tables import IS_OPEN, authorizations, calls, pins, proofs, reserved, signatures
+from opengradient_x402.ledger.tables import IS_OPEN, authorizations, calls, pins, reserved, signatures
 
 _ATOMIC_PER_GWEI = 10**9
 _OPEN = "open"
@@ -84,10 +84,6 @@ _NOTED = sa.select(pins.c.value).where(_THIS_KEY)
 _UPDATE_NOTE = pins.update().where(_THIS_KEY).values(_given("value"))
 _INSERT_NOTE = pins.insert().values(_given("key", "value"))
 _DELETE_NOTE = pins.delete().where(_THIS_KEY)
-_USE_PROOF = sa.text(
-    "INSERT INTO proofs (id, call_id, used_at) VALUES (:id, :call_id, :used_at) "
-    "ON CONFLICT (id) DO UPDATE SET id = excluded.id RETURNING call_id"
-)
 _MINUTE_S = 60
 _MOST_VARIABLES = 500
 """Of one statement; SQLite has a limit."""
@@ -176,14 +172,10 @@ class Book:
         conn.execute(_UPDATE_AUTHORIZATION, row | {"wanted": found.id})
 
     def record_call(self, conn: Connection, receipt: SettlementReceipt) -> str | None:
-        """Returns the call that this call's proof came for first; None for a call without a proof."""
         self._record(conn, receipt)
         if conn.execute(_STATUS_OF, {"wanted": receipt.authorization_id}).scalar_one_or_none() in _STATUS:
             self.share_out(conn, receipt.authorization_id)
-        if (proof_id := receipt.proof_id) is None:
-            return None
-        used = {"id": proof_id, "call_id": receipt.call_id, "used_at": receipt.created_at}
-        return str(conn.execute(_USE_PROOF, used).scalar_one())
+        return tables.use_proof(conn, receipt.proof_id, receipt.call_id, receipt.created_at)
 
     def record_missed_call(self, conn: Connection, receipt: SettlementReceipt) -> None:
         """As `record_call`, for a record that waited in a file: what the ledger knows already is newer."""
@@ -278,11 +270,6 @@ class Book:
         if known is None:
             conn.execute(_INSERT_NOTE, {"key": key, "value": value})
         return known or value
-
-    def note_written(self, conn: Connection, number: int) -> None:
-        """Every now and then: how many receipts were written; proofs that are too old to be shown again are dropped."""
-        self.note(conn, "receipts written", str(number))
-        conn.execute(proofs.delete().where(proofs.c.used_at < int(time.time()) - tables.PROOF_KEPT_S))
 
     def note(self, conn: Connection, key: str, value: str) -> None:
         if conn.execute(_UPDATE_NOTE, {"wanted": key, "value": value}).rowcount == 0:

@@ -136,7 +136,7 @@ proofs = sa.Table(
     sa.Column("used_at", sa.BigInteger, nullable=False, index=True),
 )
 PROOF_KEPT_S = 86_400
-"""Proofs are remembered so long: `attestation` refuses much younger ones as stale."""
+"""Proofs are remembered so long, and dropped when a ledger is opened: much younger ones are refused as stale."""
 
 schema = sa.Table(
     "schema",
@@ -238,7 +238,21 @@ def create(conn: Connection) -> str:
             conn.execute(schema.insert().values(version=VERSION, ledger_id=secrets.token_hex(16)))
         if found == 1:
             derive(conn)
+        conn.execute(proofs.delete().where(proofs.c.used_at < int(time.time()) - PROOF_KEPT_S))
         return str(conn.execute(sa.select(schema.c.ledger_id)).scalar_one())
+
+
+_USE_PROOF = sa.text(
+    "INSERT INTO proofs (id, call_id, used_at) VALUES (:id, :call_id, :used_at) "
+    "ON CONFLICT (id) DO UPDATE SET id = excluded.id RETURNING call_id"
+)
+
+
+def use_proof(conn: Connection, proof_id: str | None, call_id: str, used_at: int) -> str | None:
+    """The call that this proof came for first: this one, unless it was used before. None where there is no proof."""
+    if proof_id is None:
+        return None
+    return str(conn.execute(_USE_PROOF, {"id": proof_id, "call_id": call_id, "used_at": used_at}).scalar_one())
 
 
 def named(name: str) -> sa.Table:
