@@ -16,9 +16,16 @@ import httpx
 
 from opengradient_x402.completions import Completion
 from opengradient_x402.effects import Steps
+from opengradient_x402.errors import ConfigurationError
 from opengradient_x402.gateway.attestations import KEY_PATH, key_in
 from opengradient_x402.gateway.endpoints import Endpoint, EndpointSource, fetch
-from opengradient_x402.proofs.attestation import Verdict, VerifyTee, check_completion, uncovered_parts
+from opengradient_x402.proofs.attestation import (
+    Verdict,
+    VerifyTee,
+    check_completion,
+    request_hashes,
+    uncovered_parts,
+)
 
 _TIMEOUT_S = 10.0
 
@@ -45,6 +52,18 @@ class ProofCheck:
     key_source: str
     on_wrong_key: Callable[[], None]
     request: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    def take(self, request: Mapping[str, Any]) -> None:
+        """The request as it will be sent. Raises ConfigurationError for one that no enclave could sign."""
+        try:
+            request_hashes(request)
+        except (AttributeError, TypeError, ValueError) as exc:
+            raise ConfigurationError(
+                f"The request is not one that an enclave's proof can be checked for ({exc}). Nothing was sent or paid. "
+                "Give messages and tool calls as OpenAI has them, and a number as temperature.",
+                kind="invalid_request",
+            ) from exc
+        self.request = request
 
     def trust(self, endpoint: Endpoint) -> None:
         """The call goes to this endpoint: where its key is registered or attested, no other one counts."""

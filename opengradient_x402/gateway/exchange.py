@@ -89,8 +89,6 @@ class Exchange:
         self._body = body
         max_tokens = body.get("max_tokens")
         request = {**body, "model": wire_model, **({"stream": True} if is_stream else {})}
-        if proof_check is not None:
-            proof_check.request = request
         try:
             self._content = strict_json.dumps(request)
         except (TypeError, ValueError, RecursionError) as exc:
@@ -99,6 +97,8 @@ class Exchange:
                 "Give the messages and parameters as plain JSON values, and text as valid Unicode.",
                 kind="invalid_request",
             ) from exc
+        if proof_check is not None:
+            proof_check.take(request)
         self.call.prompt_bytes, self.call.max_tokens = len(self._content), max_tokens
         self._headers = {
             "content-type": "application/json",

@@ -8,7 +8,7 @@ import pytest
 
 from opengradient_devnet.faults import AddUnsigned, ForgeProof, RawEvent
 from opengradient_devnet.gateway.proofs.tee import CanonicalStyle
-from opengradient_x402.errors import ProofRejected
+from opengradient_x402.errors import ConfigurationError, ProofRejected
 from opengradient_x402.gateway.client import GatewayClient
 from support.payers import PROMPT, async_client_for, client_for, payments_for
 
@@ -194,3 +194,12 @@ async def test_the_ledger_remembers_proofs_for_async_callers_too(net, account, t
 
 def test_two_calls_with_the_same_words_have_two_proofs(payments: object, client: GatewayClient):
     assert client.chat(PROMPT).receipt.proof_id != client.chat(PROMPT).receipt.proof_id
+
+
+def test_a_request_that_no_proof_could_be_checked_for_is_refused_before_paying(payments):
+    with (
+        client_for(payments, verify_tee="require") as client,
+        pytest.raises(ConfigurationError, match="Nothing was sent"),
+    ):
+        client.chat(PROMPT | {"messages": ["What is x402?"]})
+    assert payments.ledger.authorizations().result() == []
