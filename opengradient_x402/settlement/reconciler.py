@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
+from concurrent.futures import Future
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar, assert_never
 
