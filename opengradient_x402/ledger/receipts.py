@@ -242,7 +242,7 @@ def cost_of(receipt: SettlementReceipt) -> int | None:
 
 def _restored() -> Any:
     """The module that finds a receipt by its call's id: it stands above this one."""
-    return import_module("opengradient_x402.payment.restored")
+    return import_module("opengradient_x402.settlement.restored")
 
 
 def transaction_claim(text: object) -> str | None:

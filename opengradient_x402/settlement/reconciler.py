@@ -17,7 +17,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from concurrent.futures import Future
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar, assert_never
 
