@@ -98,6 +98,17 @@ class SettlementLedgerHandler(BaseEventHandler):
         """The receipts of one run; `handler.run_id` of a running agent or workflow is its id."""
         return self.runs.get(run_id, ())
 
+    def refresh(self) -> None:
+        """Ask the chain about what is not final yet. What the ledger knows is shown without it.
+
+        Raises ChainUnavailable.
+        """
+        self._receipts.refresh()
+
+    async def arefresh(self) -> None:
+        """As `refresh`, for coroutines."""
+        await self._receipts.arefresh()
+
     def clear(self) -> None:
         """Forget what was heard. The ledger keeps it."""
         self._receipts.clear()
@@ -204,6 +215,17 @@ class SettlementCallbackHandler(BaseCallbackHandler):
     def on_settlement(self, receipt: SettlementReceipt) -> None:
         """Called by the model with each receipt, and again when more is known of it. Override to be told."""
         self._receipts.put(receipt, None)
+
+    def refresh(self) -> None:
+        """Ask the chain about what is not final yet. What the ledger knows is shown without it.
+
+        Raises ChainUnavailable.
+        """
+        self._receipts.refresh()
+
+    async def arefresh(self) -> None:
+        """As `refresh`, for coroutines."""
+        await self._receipts.arefresh()
 
     def clear(self) -> None:
         """Forget what was heard. The ledger keeps it."""

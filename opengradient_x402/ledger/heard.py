@@ -91,6 +91,18 @@ class HeardReceipts:
                     self._take(asked)
         return self.heard()
 
+    def refresh(self) -> None:
+        """Asks the chain about what is not final yet. Raises ChainUnavailable."""
+        for receipt in self.now():
+            if not receipt.is_final:
+                self.replace(receipt.refresh())
+
+    async def arefresh(self) -> None:
+        """As `refresh`, for coroutines."""
+        for receipt in self.now():
+            if not receipt.is_final:
+                self.replace(await receipt.arefresh())
+
     @property
     def calls(self) -> int:
         """How many calls were heard of."""
