@@ -128,15 +128,11 @@ class SettlementCallbackHandler(BaseCallbackHandler):
 
         Raises ChainUnavailable.
         """
-        for receipt in self.receipts:
-            if not receipt.is_final:
-                self.update(receipt.refresh())
+        self._heard.refresh()
 
     async def arefresh(self) -> None:
         """As `refresh`, for coroutines."""
-        for receipt in self.receipts:
-            if not receipt.is_final:
-                self.update(await receipt.arefresh())
+        await self._heard.arefresh()
 
     def clear(self) -> None:
         """Forget the calls that were heard. The ledger keeps them."""

@@ -228,14 +228,14 @@ def receipt_of(message: BaseMessage, *, ledger: Ledger | None = None) -> Settlem
     `ledger` is the one that recorded the call, if it is neither open here nor in the settings. Raises
     ConfigurationError for a message that no paid call made, and for a call that no ledger knows.
     """
-    from opengradient_x402.payment import restored
+    from opengradient_x402.settlement import restored
 
     return restored.receipt_of(_call_of(message), ledger=ledger)
 
 
 async def areceipt_of(message: BaseMessage, *, ledger: Ledger | None = None) -> SettlementReceipt:
     """As `receipt_of`, for coroutines."""
-    from opengradient_x402.payment import restored
+    from opengradient_x402.settlement import restored
 
     return await restored.areceipt_of(_call_of(message), ledger=ledger)
 

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import contextvars
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
 from llama_index_instrumentation import get_dispatcher
 from llama_index_instrumentation.base import BaseEvent
@@ -24,6 +25,9 @@ from llama_index_instrumentation.base import BaseEvent
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.payment.run_limit import RunLimit
 from opengradient_x402.telemetry.spans import annotate, openinference
+
+if TYPE_CHECKING:
+    from opengradient_x402.ledger.ledger import Ledger
 
 _logger = logging.getLogger(__name__)
 
@@ -77,8 +81,51 @@ class Listener(Protocol):
     def handle(self, event: BaseEvent, **kwargs: Any) -> Any: ...
 
 
+@runtime_checkable
+class Expecting(Protocol):
+    """A handler that finds the calls of other processes in the ledger, by the group that their ids begin with."""
+
+    group: str
+
+    def expect(self, group: str, ledger: Ledger) -> None: ...
+
+
 listening: Final[ContextVar[tuple[Listener, ...]]] = ContextVar("opengradient_listening", default=())
 """The handlers that listen to the calls of this context, and of the tasks and threads that it starts."""
+
+
+_blocks: Final[list[tuple[Listener, ...]]] = []
+"""Who listens in the blocks of this process: a pool pickles in a thread of its own, outside of any block."""
+
+
+@contextmanager
+def listened_by(listener: Listener) -> Generator[None, None, None]:
+    """Calls of this block, and of the tasks and threads that it starts, are heard by `listener` too."""
+    listeners = (*listening.get(), listener)
+    token = listening.set(listeners)
+    _blocks.append(listeners)
+    try:
+        yield
+    finally:
+        _blocks.remove(listeners)
+        listening.reset(token)
+
+
+def expect_calls(ledger: Callable[[], Ledger]) -> str:
+    """For a model that is about to leave for another process: the group of the calls that it makes there.
+
+    They are found by the handlers of this context; where there are none, by those of the only block that listens, and
+    by those that hear the whole process. Empty when nobody listens.
+    """
+    listeners = listening.get()
+    if not listeners and _blocks:
+        longest = max(_blocks, key=len)
+        listeners = longest if all(block == longest[: len(block)] for block in list(_blocks)) else ()
+    expecting = [one for one in (*_attached(), *listeners) if isinstance(one, Expecting)]
+    group = expecting[-1].group if expecting else ""
+    for one in expecting:
+        one.expect(group, ledger())
+    return group
 
 
 def _attached() -> Iterable[Any]:

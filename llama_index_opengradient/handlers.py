@@ -9,9 +9,10 @@ the truth. Neither raises into the call that it hears of.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from llama_index.core.bridge.pydantic import PrivateAttr
 from llama_index.core.callbacks.base_handler import BaseCallbackHandler
@@ -24,6 +25,9 @@ from llama_index_opengradient.events import ReceiptEvent
 from opengradient_x402.ledger.heard import HeardReceipts
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.payment.run_limit import RunLimit
+
+if TYPE_CHECKING:
+    from opengradient_x402.ledger.ledger import Ledger
 
 
 class _Receipts(HeardReceipts):
@@ -61,6 +65,7 @@ class SettlementLedgerHandler(BaseEventHandler):
     """
 
     _receipts: _Receipts = PrivateAttr(default_factory=_Receipts)
+    _group: str = PrivateAttr(default_factory=lambda: secrets.token_hex(6))
 
     def __init__(self, *, most: int | None = None) -> None:
         """`most` is how many receipts are kept (10,000), the newest ones."""
@@ -93,22 +98,41 @@ class SettlementLedgerHandler(BaseEventHandler):
         """The receipts of one run; `handler.run_id` of a running agent or workflow is its id."""
         return self.runs.get(run_id, ())
 
+    def refresh(self) -> None:
+        """Ask the chain about what is not final yet. What the ledger knows is shown without it.
+
+        Raises ChainUnavailable.
+        """
+        self._receipts.refresh()
+
+    async def arefresh(self) -> None:
+        """As `refresh`, for coroutines."""
+        await self._receipts.arefresh()
+
     def clear(self) -> None:
         """Forget what was heard. The ledger keeps it."""
         self._receipts.clear()
+
+    @property
+    def group(self) -> str:
+        """What the ids of calls begin with that other processes make for this handler."""
+        return self._group
+
+    def expect(self, group: str, ledger: Ledger) -> None:
+        """Called by a model that is pickled for another process: the receipts of its calls are in this ledger."""
+        self._receipts.expect(group, ledger)
 
     @contextmanager
     def listening(self) -> Generator[Self, None, None]:
         """Hear the calls of the `with` block: its own, and those of the tasks and of LlamaIndex's threads in it.
 
+        Calls of worker processes (`num_workers`) are found in the ledger, if no other block listens at that time.
+
         Requests that a server answers at the same time do not hear each other. A plain `threading.Thread` starts with
         an empty context: run it through `contextvars.copy_context().run`.
         """
-        token = events.listening.set((*events.listening.get(), self))
-        try:
+        with events.listened_by(self):
             yield self
-        finally:
-            events.listening.reset(token)
 
 
 class SpendGuard(SettlementLedgerHandler):
@@ -145,6 +169,7 @@ class SpendGuard(SettlementLedgerHandler):
             self._run_limit.update([event.receipt])
 
     def _take_news(self, receipt: SettlementReceipt) -> None:
+        self._run_limit.count(receipt)
         self._run_limit.update([receipt])
 
     def clear(self) -> None:
@@ -190,6 +215,17 @@ class SettlementCallbackHandler(BaseCallbackHandler):
     def on_settlement(self, receipt: SettlementReceipt) -> None:
         """Called by the model with each receipt, and again when more is known of it. Override to be told."""
         self._receipts.put(receipt, None)
+
+    def refresh(self) -> None:
+        """Ask the chain about what is not final yet. What the ledger knows is shown without it.
+
+        Raises ChainUnavailable.
+        """
+        self._receipts.refresh()
+
+    async def arefresh(self) -> None:
+        """As `refresh`, for coroutines."""
+        await self._receipts.arefresh()
 
     def clear(self) -> None:
         """Forget what was heard. The ledger keeps it."""

@@ -107,6 +107,8 @@ class OpenGradient(PaidModel):
             kwargs["settlement_mode"] = mode
         options = {name: kwargs.pop(name) for name in _CALL_OPTIONS if kwargs.get(name) is not None}
         options["timeout_s"] = options.pop("timeout", self.timeout)
+        if self._calls_group:
+            options["id_group"] = self._calls_group
         options.setdefault("settlement_mode", self.settlement_mode or self._environment.settlement_mode)
         # What OpenAI's SDK calls them.
         headers = {**(self.default_headers or {}), **(kwargs.pop("extra_headers", None) or {})}

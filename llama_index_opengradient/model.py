@@ -25,10 +25,12 @@ from llama_index.core.bridge.pydantic import (
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from pydantic import BaseModel, SecretStr, WithJsonSchema
 
+from llama_index_opengradient.events import expect_calls
 from opengradient_x402.gateway.clients import Connections, Route
 from opengradient_x402.gateway.request import GATEWAY_MAX_TOKENS
 from opengradient_x402.gateway.time_limits import TimeLimits, Timeout
 from opengradient_x402.ledger.ledger import Ledger
+from opengradient_x402.ledger.shared import OF_THE_PROCESS
 from opengradient_x402.models import find_model
 from opengradient_x402.networks import DescribedNetwork, Network, load_network
 from opengradient_x402.parameters import check_names, checked_sender
@@ -132,6 +134,7 @@ class PaidModel(FunctionCallingLLM):
     is_function_calling_model: bool | None = Field(default=None, description="Overrides the catalog.")
 
     _connections: Connections = PrivateAttr(default_factory=Connections)
+    _calls_group: str = PrivateAttr(default="")
     _environment: Settings = PrivateAttr(default_factory=Settings.load)
 
     # A misspelt limit must not pass for none at all, and a wrong field must not print the key beside it.
@@ -295,7 +298,8 @@ class PaidModel(FunctionCallingLLM):
     def __getstate__(self) -> dict[str, Any]:
         """Everything but secrets, live objects and handlers: whoever unpickles reads OG_PRIVATE_KEY again.
 
-        The limits and the ledger travel along, so that a worker spends within the same budget.
+        The limits and the ledger travel along, so that a worker spends within the same budget, and the handlers that
+        listen now find the receipts of what it pays.
         """
         state = BaseModel.__getstate__(self)
         live: Payments | None = self.payments
@@ -306,7 +310,18 @@ class PaidModel(FunctionCallingLLM):
             values["ledger"] = values["ledger"].url
         for name in ("callback_manager", "rate_limiter"):
             values.pop(name, None)
+        values["_calls_group"] = expect_calls(self._ledger_of_workers) or self._calls_group
         return {**state, "__dict__": values, "__pydantic_private__": None}
+
+    def _ledger_of_workers(self) -> Ledger:
+        used = self.payments.ledger if self.payments is not None else self.ledger
+        return OF_THE_PROCESS.found(used or self._environment.ledger_url)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        values = dict(state["__dict__"])
+        group = values.pop("_calls_group", "")
+        super().__setstate__({**state, "__dict__": values})
+        self._calls_group = group
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         """A copy with fields of its own, which pays from the same payments: one wallet, one budget, one set of

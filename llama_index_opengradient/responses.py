@@ -89,7 +89,7 @@ def receipt_of(response: ChatResponse | CompletionResponse, *, ledger: Ledger | 
     `ledger` is the one that recorded the call, if it is neither open here nor in the settings. Raises
     ConfigurationError for a response that no paid call made, and for a call that no ledger knows.
     """
-    from opengradient_x402.payment import restored
+    from opengradient_x402.settlement import restored
 
     return restored.receipt_of(_call_of(response), ledger=ledger)
 
@@ -98,7 +98,7 @@ async def areceipt_of(
     response: ChatResponse | CompletionResponse, *, ledger: Ledger | None = None
 ) -> SettlementReceipt:
     """As `receipt_of`, for coroutines."""
-    from opengradient_x402.payment import restored
+    from opengradient_x402.settlement import restored
 
     return await restored.areceipt_of(_call_of(response), ledger=ledger)
 

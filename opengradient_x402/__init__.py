@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from opengradient_x402.networks import Network, load_network
     from opengradient_x402.payment.payments import Payments
     from opengradient_x402.payment.policy import SpendPolicy
-    from opengradient_x402.payment.restored import areceipt_of, receipt_of
     from opengradient_x402.payment.transport import AsyncX402Transport, X402Transport
     from opengradient_x402.payment.wallet import Wallet
     from opengradient_x402.proofs.data_settlement import DataSettlements
     from opengradient_x402.proofs.verification import aexport_bundle, export_bundle, verify_bundle
     from opengradient_x402.settlement.background import BackgroundReconciler
     from opengradient_x402.settlement.reconciler import Reconciler
+    from opengradient_x402.settlement.restored import areceipt_of, receipt_of
     from opengradient_x402.settlement_mode import SettlementMode
     from opengradient_x402.signer import Keystore, LocalSigner, Signer
     from opengradient_x402.telemetry.events import Event, listen
@@ -70,11 +70,11 @@ _HOMES = {
     "Wallet": "payment.wallet",
     "X402Transport": "payment.transport",
     "aexport_bundle": "proofs.verification",
-    "areceipt_of": "payment.restored",
+    "areceipt_of": "settlement.restored",
     "export_bundle": "proofs.verification",
     "listen": "telemetry.events",
     "load_network": "networks",
-    "receipt_of": "payment.restored",
+    "receipt_of": "settlement.restored",
     "verify_bundle": "proofs.verification",
 }
 

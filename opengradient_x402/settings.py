@@ -23,6 +23,16 @@ from opengradient_x402.signer import Keystore
 DEFAULT_NETWORK: Final = "base"
 _STATE_NAME: Final = "opengradient"
 _LONGEST_SECRET: Final = 4096
+_PLATFORMS: Final = {
+    "AWS_LAMBDA_FUNCTION_NAME": "AWS Lambda",
+    "DYNO": "Heroku",
+    "ECS_CONTAINER_METADATA_URI_V4": "Amazon ECS",
+    "FLY_MACHINE_ID": "Fly.io",
+    "FUNCTIONS_WORKER_RUNTIME": "Azure Functions",
+    "K_SERVICE": "Cloud Run",
+    "KUBERNETES_SERVICE_HOST": "Kubernetes",
+}
+"""Variables that these platforms set in every copy of a program."""
 _log = logging.getLogger(__name__)
 
 
@@ -189,6 +199,12 @@ def state_directory(environ: Mapping[str, str] | None = None) -> Path:
             "Nothing was paid. Set OG_LEDGER_URL to where the ledger is, or XDG_STATE_HOME (or HOME) to a directory "
             "that lasts."
         ) from exc
+
+
+def platform_of_many(environ: Mapping[str, str] | None = None) -> str | None:
+    """The platform that this process runs on, if it is one that runs several copies of a program."""
+    environ = os.environ if environ is None else environ  # noqa: TID251 - the module that the rule names
+    return next((f"{name} ({variable} is set)" for variable, name in _PLATFORMS.items() if environ.get(variable)), None)
 
 
 def find_dotenv(start: Path | None = None) -> Path | None:

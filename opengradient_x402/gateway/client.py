@@ -45,6 +45,9 @@ class CallOptions(TypedDict, total=False):
 
     `timeout_s` in any form of `Timeout`; `chunk_timeout_s` limits the silence between two chunks of a stream. `headers`
     and `query` go along with the request. `limits` are those of the runs that make the call.
+
+    The ids of calls with the same `id_group` (hex digits) begin with `call_` and the group, so that the ledger finds
+    them together (`Ledger.receipts_beginning`).
     """
 
     settlement_mode: SettlementMode | str | None
@@ -54,6 +57,7 @@ class CallOptions(TypedDict, total=False):
     headers: Mapping[str, str] | None
     query: Mapping[str, object] | None
     limits: Sequence[RunLimit]
+    id_group: str
 
 
 class _Client:
@@ -111,6 +115,7 @@ class _Client:
             options=options,
             on_receipt=call.get("on_receipt"),
             limits=limits,
+            id_group=call.get("id_group", ""),
             proof_check=(yield from self._proof_check()),
         )
 

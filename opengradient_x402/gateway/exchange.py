@@ -29,7 +29,7 @@ from opengradient_x402.gateway.request import check_answer
 from opengradient_x402.gateway.time_limits import TimeLimits
 from opengradient_x402.gateway.unread import LEAST_LIMIT_S
 from opengradient_x402.ledger.receipts import SettlementReceipt, proof_id_of
-from opengradient_x402.payment.call import Answer, Call, build_receipt
+from opengradient_x402.payment.call import Answer, Call, build_receipt, new_call_id
 from opengradient_x402.payment.handshake import pay
 from opengradient_x402.payment.payments import Payments
 from opengradient_x402.payment.run_limit import RunLimit
@@ -69,6 +69,7 @@ class Exchange:
         options: Options,
         on_receipt: ReceiptListener | None = None,
         limits: tuple[RunLimit, ...] = (),
+        id_group: str = "",
         proof_check: ProofCheck | None = None,
     ) -> None:
         self._payments = payments
@@ -80,6 +81,7 @@ class Exchange:
         self._is_held_back = proof_check is not None and proof_check.mode is VerifyTee.REQUIRE_BEFORE
         self._held: list[Delta] = []
         self.call = Call(
+            id=new_call_id(id_group),
             model=str(body.get("model") or wire_model),
             settlement_mode=options.settlement_mode.value,
             timeout_s=options.time_limits.call_s,

@@ -11,14 +11,18 @@ import weakref
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from contextlib import suppress
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from opengradient_x402.errors import OpenGradientError
 from opengradient_x402.ledger.receipts import Follower, ReceiptStatus, SettlementReceipt, cost_of
 from opengradient_x402.process import OwnLock
 
+if TYPE_CHECKING:
+    from opengradient_x402.ledger.ledger import Ledger
+
 MOST_RECEIPTS: Final = 10_000
 """So many receipts are kept, unless a handler says otherwise."""
+_MOST_GROUPS: Final = 100
 _LONGEST_LOOK_S: Final = 1.0
 """A ledger that does not answer in this time is left alone: what was heard last is shown."""
 
@@ -28,7 +32,7 @@ class HeardReceipts:
 
     Above `most` (and a tenth) the oldest are left out; their cost stays in `spent_at_most_atomic`, their number in
     `calls`.
-    `on_news` is called with each receipt that replaces an earlier state of it.
+    `on_news` is called with each receipt that replaces an earlier state of it, or that another process recorded.
     """
 
     def __init__(self, *, most: int | None = None, on_news: Callable[[SettlementReceipt], None] | None = None) -> None:
@@ -40,6 +44,7 @@ class HeardReceipts:
         self._latest: dict[str, SettlementReceipt] = {}
         self._left_out: list[int] = [0, 0, 0]
         """Calls, authorizations and cost of the receipts that are kept no more."""
+        self._groups: dict[str, Ledger] = {}
         _heard.add(self)
 
     def add(self, receipt: SettlementReceipt) -> bool:
@@ -62,6 +67,12 @@ class HeardReceipts:
         if self._on_news is not None:
             self._on_news(receipt)
 
+    def expect(self, group: str, ledger: Ledger) -> None:
+        """From now on the calls of this group, which other processes make, are found in their ledger."""
+        self._groups[group] = ledger
+        while len(self._groups) > _MOST_GROUPS:
+            self._groups.pop(next(iter(self._groups)))
+
     def heard(self) -> tuple[SettlementReceipt, ...]:
         """The receipts as they are known here, without asking the ledger."""
         with self._lock:
@@ -79,6 +90,18 @@ class HeardReceipts:
                     asked.result(_LONGEST_LOOK_S)
                     self._take(asked)
         return self.heard()
+
+    def refresh(self) -> None:
+        """Asks the chain about what is not final yet. Raises ChainUnavailable."""
+        for receipt in self.now():
+            if not receipt.is_final:
+                self.replace(receipt.refresh())
+
+    async def arefresh(self) -> None:
+        """As `refresh`, for coroutines."""
+        for receipt in self.now():
+            if not receipt.is_final:
+                self.replace(await receipt.arefresh())
 
     @property
     def calls(self) -> int:
@@ -99,6 +122,7 @@ class HeardReceipts:
         with self._lock:
             self._latest.clear()
             self._left_out = [0, 0, 0]
+            self._groups.clear()
 
     def __contains__(self, call_id: str) -> bool:
         return call_id in self._latest
@@ -116,17 +140,26 @@ class HeardReceipts:
         for receipt in self.heard():
             if not receipt.is_final and (follower := receipt.follower) is not None:
                 followers.setdefault(id(follower), (follower, []))[1].append(receipt)
-        return [follower.recorded(receipts) for follower, receipts in followers.values()]
+        asked = [follower.recorded(receipts) for follower, receipts in followers.values()]
+        return asked + [
+            ledger.receipts_beginning(f"call_{group}", most=self.most) for group, ledger in self._groups.items()
+        ]
 
     def _take(self, asked: Future[list[SettlementReceipt]]) -> None:
         if asked.cancelled() or asked.exception() is not None:
             return
         for receipt in asked.result():
             known = self._latest.get(receipt.call_id)
-            if known is None or _is_behind(receipt, known):
-                continue
-            if (follower := known.follower) is not None:
-                self.replace(receipt.followed_by(follower))
+            if known is None:
+                self._take_new(receipt)
+            elif not _is_behind(receipt, known):
+                self.replace(receipt if known.follower is None else receipt.followed_by(known.follower))
+
+    def _take_new(self, receipt: SettlementReceipt) -> None:
+        """One that another process recorded; one that was left out, or cleared meanwhile, stays away."""
+        is_expected = any(receipt.call_id.startswith(f"call_{group}") for group in self._groups)
+        if is_expected and self.add(receipt) and self._on_news is not None:
+            self._on_news(receipt)
 
 
 _heard: Final[weakref.WeakSet[HeardReceipts]] = weakref.WeakSet()

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from opengradient_x402.addresses import checksum_address
 from opengradient_x402.errors import ConfigurationError, LedgerUnavailable
+from opengradient_x402.ledger import scope
 from opengradient_x402.ledger.authorizations import Authorization, Budget
 from opengradient_x402.ledger.journal import Journal
 from opengradient_x402.ledger.mark import beside
@@ -82,7 +83,12 @@ class Ledger(Resident):
         all of them. Raises BudgetExceeded (and records nothing) when reservations and settlements of the window,
         with this one, would exceed the budget.
         """
-        return self._submit(lambda book, conn: book.authorize(conn, authorization, budget), durable=True)
+
+        def work(book: Book, conn: Connection) -> Authorization:
+            scope.OF_THE_PROCESS.look(self._location, authorization.payer)
+            return book.authorize(conn, authorization, budget)
+
+        return self._submit(work, durable=True)
 
     def mark_unsent(self, authorization_id: str) -> Future[None]:
         """Releases a reservation whose signature provably never left this process."""

@@ -252,7 +252,7 @@ def cost_of(receipt: SettlementReceipt) -> int | None:
 
 def _restored() -> Any:
     """The module that finds a receipt by its call's id: it stands above this one."""
-    return import_module("opengradient_x402.payment.restored")
+    return import_module("opengradient_x402.settlement.restored")
 
 
 def proof_id_of(tee_signature: object) -> str | None:

@@ -34,8 +34,10 @@ class Ledgers:
             self._users[ledger] = self._users.get(ledger, 0) + 1
             return ledger
 
-    def found(self, url: str | Path) -> Ledger:
+    def found(self, url: Ledger | str | Path) -> Ledger:
         """The ledger of this database, for somebody who asks it now and then: others may close it."""
+        if isinstance(url, Ledger):
+            return url
         with self._lock:
             place = location(url)
             ledger = self._open.get(place)

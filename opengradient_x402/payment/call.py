@@ -44,6 +44,12 @@ class _Ids(Resident):
 
 _ids = _Ids()
 
+
+def new_call_id(group: str = "") -> str:
+    """An id that no other call has. Those of a `group` (hex digits) begin alike, and are found together."""
+    return f"call_{group}{_ids.draw(96):024x}"
+
+
 _EXTENSION = "opengradient.call"
 """Where a request of any httpx client carries its call: redirected requests have it too, so a call stays one call."""
 
@@ -52,7 +58,7 @@ _EXTENSION = "opengradient.call"
 class Call:
     """State of one logical call, shared by the transport (which pays) and the client (which interprets)."""
 
-    id: str = field(default_factory=lambda: f"call_{_ids.draw(96):024x}")
+    id: str = field(default_factory=new_call_id)
     model: str = ""
     base_url: str = ""
     """The gateway that was asked last."""

@@ -16,6 +16,8 @@ from opengradient_x402.ledger.receipts import SettlementReceipt, cost_of
 from opengradient_x402.money import Asset, parse_amount
 from opengradient_x402.process import OwnLock
 
+_MOST_CALLS = 10_000
+"""So many calls are kept apart; of earlier ones the sum."""
 _MOST_DECIMALS = 77
 """Of any token: the asset of a limit is known with the first payment, and the amount is read anew then."""
 
@@ -31,6 +33,8 @@ class _Counted:
     """What the call cost; what it could cost, while that is not known."""
     is_under_way: bool = False
     is_known: bool = False
+    sum_of: str | None = None
+    """The name of a sum of many calls."""
 
 
 class RunLimit:
@@ -122,12 +126,28 @@ class RunLimit:
                 del self._calls[call_id]
             else:
                 self._calls[call_id] = _counted(receipt, unless_known_atomic=held.amount_atomic)
+                self._sum_up_old()
 
     def count(self, receipt: SettlementReceipt) -> None:
         """Counts a call that this limit was not asked about, such as one of another process."""
         with self._lock:
             if receipt.call_id not in self._calls:
                 self._calls[receipt.call_id] = _counted(receipt, unless_known_atomic=receipt.authorized_atomic)
+                self._sum_up_old()
+
+    def _sum_up_old(self) -> None:
+        """Keeps one sum for each token in place of the oldest calls whose cost is known, when there are many."""
+        if len(self._calls) <= _MOST_CALLS + _MOST_CALLS // 10:
+            return
+        known = [name for name, call in self._calls.items() if call.is_known and name != call.sum_of]
+        for name in known[: len(self._calls) - _MOST_CALLS]:
+            call = self._calls.pop(name)
+            sum_of = f"earlier calls {call.token}"
+            before = self._calls.get(sum_of)
+            total = call.amount_atomic + (0 if before is None else before.amount_atomic)
+            self._calls[sum_of] = replace(
+                call, authorization_id=sum_of, cap_atomic=total, amount_atomic=total, sum_of=sum_of
+            )
 
     def update(self, receipts: Iterable[SettlementReceipt]) -> None:
         """Replaces what was counted for calls that have ended by what is known of them now."""

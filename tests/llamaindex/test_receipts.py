@@ -395,3 +395,31 @@ def test_a_handler_forgets_when_told_and_hears_nothing_when_it_stopped_listening
         handler.clear()
     llm.complete("Not heard.")
     assert handler.receipts == ()
+
+
+# -- as they are known now
+
+
+def test_handlers_of_both_kinds_show_what_the_ledger_knows_now(llm: OpenGradient, net: Devnet) -> None:
+    legacy = SettlementCallbackHandler()
+    llm.callback_manager = CallbackManager([legacy])
+    with SettlementLedgerHandler().listening() as heard:
+        stream = llm.stream_complete("Hello")
+        next(stream)
+        stream.close()
+    assert heard.receipts[0].settled_atomic is legacy.receipts[0].settled_atomic is None
+    net.close_sessions()
+    heard.receipts[0].wait_settled(timeout_s=60)
+    assert heard.receipts[0].status is legacy.receipts[0].status is ReceiptStatus.SETTLED
+    legacy.clear()
+    assert legacy.receipts == ()
+
+
+def test_a_handler_refreshes_itself_and_keeps_the_newest_receipts(llm: OpenGradient, net: Devnet) -> None:
+    with SettlementLedgerHandler(most=2).listening() as heard:
+        for _ in range(4):
+            llm.complete("Hello")
+    assert len(heard.receipts) == 2
+    net.close_sessions()
+    heard.refresh()
+    assert {receipt.status for receipt in heard.receipts} == {ReceiptStatus.SETTLED}

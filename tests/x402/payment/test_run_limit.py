@@ -130,3 +130,18 @@ def test_no_race_takes_calls_above_the_limit():
     with ThreadPoolExecutor(16) as pool:
         made = sum(pool.map(call, range(1_000)))
     assert (made, limit.spent_atomic) == (100, 100_000)
+
+
+def test_a_limit_that_lasts_keeps_the_sum_of_its_earlier_calls(monkeypatch):
+    monkeypatch.setattr("opengradient_x402.payment.run_limit._MOST_CALLS", 20)
+    limit = RunLimit("0.001")
+    for number in range(100):
+        paid_by = authorization(f"a{number // 10}")
+        limit.admit(f"c{number}", paid_by, worst_case_atomic=9, asset=USDC, model="m")
+        limit.ended(f"c{number}", receipt(f"c{number}", paid_by, cost_atomic=7))
+    assert len(limit._calls) <= 22
+    assert limit.spent_atomic == 700
+    with pytest.raises(BudgetExceeded, match=r"spent up to 0\.0007 USDC"):
+        limit.admit("more", authorization("b"), worst_case_atomic=301, asset=USDC, model="m")
+    limit.clear()
+    assert limit.spent_atomic == 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
+from typing import Protocol, cast
 
 from opengradient_x402.chain.node import alook_up, look_up
 from opengradient_x402.effects import Steps, Wait
@@ -16,10 +17,18 @@ from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.ledger.shared import OF_THE_PROCESS
 from opengradient_x402.networks import PRESETS, Network, load_network, with_node
-from opengradient_x402.payment.payments import Payments
 from opengradient_x402.process import Ending, residents
 from opengradient_x402.settings import Settings
 from opengradient_x402.settlement.reconciler import Reconciler
+
+
+class Paying(Protocol):
+    """What pays in this process (`Payments`)."""
+
+    payer: str
+    network: Network
+    ledger: Ledger
+    reconciler: Reconciler
 
 
 def receipt_of(call_id: str, *, ledger: Ledger | None = None) -> SettlementReceipt:
@@ -41,10 +50,11 @@ def follower_of(receipt: SettlementReceipt) -> Reconciler:
     Raises ConfigurationError when neither a wallet of this process nor the settings know its network.
     """
     for one in residents(Ending.CONNECTIONS):
-        if not isinstance(one, Payments) or one.ledger.is_closed:
+        if getattr(one, "payer", None) != receipt.payer:
             continue
-        if one.payer == receipt.payer and one.network.caip2 == receipt.network:
-            return one.reconciler
+        paying = cast("Paying", one)
+        if paying.network.caip2 == receipt.network and not paying.ledger.is_closed:
+            return paying.reconciler
     settings = Settings.load()
     return _reconciler(_network_of(receipt, settings), OF_THE_PROCESS.found(settings.ledger_url))
 

@@ -1,0 +1,72 @@
+"""A budget in a file is a budget of that file: said once, where users expect more of it."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from opengradient_devnet import Devnet
+from opengradient_x402.ledger import scope
+from support.payers import PROMPT, client_for, payments_for
+
+MOUNTS = """22 1 254:0 / / rw,relatime - ext4 /dev/vda rw
+30 22 0:25 / {point} rw,nosuid shared:1 - {kind} none rw
+"""
+
+
+@pytest.fixture
+def new_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Nothing was said yet, and the machine is an ordinary one."""
+    monkeypatch.setattr(scope, "OF_THE_PROCESS", scope.Scope())
+    mounts(monkeypatch, tmp_path, kind="ext4")
+    for variable in ("AWS_LAMBDA_FUNCTION_NAME", "KUBERNETES_SERVICE_HOST"):
+        monkeypatch.delenv(variable, raising=False)
+
+
+def mounts(monkeypatch: pytest.MonkeyPatch, point: Path, *, kind: str) -> None:
+    table = point / "mountinfo"
+    table.write_text(MOUNTS.format(point=point, kind=kind))
+    monkeypatch.setattr(scope, "_MOUNTS", table)
+
+
+def pay(net: Devnet, account, *ledgers: Path) -> None:
+    for ledger in ledgers:
+        with payments_for(net, account, ledger) as payments, client_for(payments) as client:
+            for _ in range(2):
+                client.chat(PROMPT)
+
+
+def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+
+
+@pytest.mark.parametrize(("kind", "found"), [("overlay", "a container's own file system"), ("tmpfs", "memory")])
+def test_the_first_payment_warns_once_of_a_place_that_does_not_last(
+    net, account, tmp_path, monkeypatch, caplog, new_process, kind, found
+):
+    mounts(monkeypatch, tmp_path, kind=kind)
+    pay(net, account, tmp_path / "ledger.sqlite")
+    [warning] = warnings_in(caplog)
+    assert f"{tmp_path}/ledger.sqlite is in {found}" in warning
+    assert "set OG_LEDGER_URL" in warning
+
+
+def test_it_warns_of_a_platform_that_runs_several_copies(net, account, tmp_path, monkeypatch, caplog, new_process):
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    pay(net, account, tmp_path / "ledger.sqlite")
+    [warning] = warnings_in(caplog)
+    assert "runs on Kubernetes (KUBERNETES_SERVICE_HOST is set)" in warning
+    assert "set OG_LEDGER_URL" in warning
+
+
+def test_it_warns_of_a_wallet_with_two_ledgers(net, account, tmp_path, caplog, new_process):
+    pay(net, account, *(tmp_path / f"{number}.sqlite" for number in range(3)))
+    [warning] = warnings_in(caplog)
+    assert f"{account.address} pays from two ledgers" in warning
+
+
+def test_one_ledger_on_a_disk_is_nothing_to_warn_of(net, account, tmp_path, caplog, new_process):
+    pay(net, account, tmp_path / "ledger.sqlite", tmp_path / "ledger.sqlite")
+    assert warnings_in(caplog) == []
