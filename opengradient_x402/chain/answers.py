@@ -18,7 +18,18 @@ _TOO_OFTEN_STATUS: Final = 429
 _PASSING_STATUSES: Final = frozenset({408, 425, 429, 502, 503, 504, *range(520, 530)})
 """HTTP: the server in front of the node is busy, or does not reach it (RFC 9110; 520 to 529 are Cloudflare's)."""
 _RATE_LIMIT_CODES: Final = frozenset({-32005, -32016, -32029, 429})  # EIP-1474; Base and Alchemy use the others
-_RATE_LIMIT_WORDS: Final = ("rate limit", "too many requests", "request limit", "over capacity", "capacity exceeded")
+_RATE_LIMIT_WORDS: Final = (
+    "rate limit",
+    "rate exceeded",
+    "too many requests",
+    "request limit",
+    "requests per second",
+    "compute units",
+    "over capacity",
+    "capacity exceeded",
+    "capacity limit",
+    "no backend",  # proxyd, in front of Base's public nodes
+)
 _TOO_MUCH_WORDS: Final = (
     "more than",
     "results",
@@ -26,6 +37,7 @@ _TOO_MUCH_WORDS: Final = (
     "block range",
     "range is too",
     "range too",
+    "ranges over",
     "response size",
     "query timeout",
 )

@@ -7,6 +7,7 @@ import pytest
 
 from opengradient_devnet.chain.accounts import new_account
 from opengradient_devnet.contracts import RELAY
+from opengradient_x402.errors import PaymentOutcomeUnknown
 from opengradient_x402.ledger.receipts import ReceiptStatus
 from opengradient_x402.payment.policy import SpendPolicy
 from opengradient_x402.settlement.reconciler import Reconciler
@@ -169,14 +170,12 @@ def test_calls_of_every_kind_through_a_fork_are_settled_by_the_official_facilita
         assert_every_call_is_settled_to_the_unit(net, payments, payee, calls)
 
 
-@pytest.mark.parametrize("fork", [fork for fork, has_sessions in FORKS.items() if has_sessions])
 def test_calls_of_every_kind_are_settled_by_a_facilitator_that_only_promises_jobs(
-    request, scripts, net, task, payee, payments, fork
+    sessions_fork, scripts, net, task, payee, payments
 ):
-    venv = request.getfixturevalue(fork)
     with (
         queueing_in_front_of(task["facilitator_url"]) as queue,
-        venv.serve(scripts / "fork_gateway.py", task | {"facilitator_url": queue.url}) as gateway,
+        sessions_fork.serve(scripts / "fork_gateway.py", task | {"facilitator_url": queue.url}) as gateway,
         client_for(payments, base_url=gateway["url"]) as client,
     ):
         calls = every_kind_in_every_mode(client)
@@ -186,3 +185,25 @@ def test_calls_of_every_kind_are_settled_by_a_facilitator_that_only_promises_job
     assert len(jobs) == sum(receipt.settlement_mode == "individual" for receipt in receipts) > 0
     assert jobs == {job for job, type_ in queue.promised.items() if type_ == "individual"}
     assert all(receipt.data_tx_hash is None for receipt in receipts)
+
+
+def test_a_middleware_that_takes_a_promised_job_for_a_failure_is_paid_once_however_often_it_is_asked(
+    newer_fork, scripts, net, task, payee, payments
+):
+    """It keeps the answer back, and its facilitator settles later all the same: every job holds the same payment."""
+    with (
+        queueing_in_front_of(task["facilitator_url"]) as queue,
+        newer_fork.serve(
+            scripts / "fork_gateway.py", task | {"facilitator_url": queue.url, "sessions": False}
+        ) as gateway,
+        client_for(payments, base_url=gateway["url"]) as client,
+    ):
+        for _ in range(3):
+            with pytest.raises(PaymentOutcomeUnknown):
+                client.chat(PROMPT)
+    assert len(queue.promised) == 3
+    Reconciler(payments.network, payments.ledger).reconcile()
+    receipts = payments.ledger.receipts().result()
+    assert {(receipt.status, receipt.dispute) for receipt in receipts} == {(ReceiptStatus.SETTLED, None)}
+    assert len(payments.ledger.authorizations().result()) == 1
+    assert sum(receipt.settled_atomic for receipt in receipts) == opg_balance(net, payee) == COST

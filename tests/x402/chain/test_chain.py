@@ -72,8 +72,11 @@ def test_the_chain_is_checked_once(net, node):
         (200, {"error": {"code": -32005, "message": "limit exceeded"}}),
         (200, {"error": {"code": -32016, "message": "over rate limit"}}),
         (200, {"error": {"code": 1, "message": "Too Many Requests, slow down"}}),
+        (200, {"error": {"code": -32000, "message": "project ID request rate exceeded"}}),
+        (200, {"error": {"code": -32000, "message": "Your app has exceeded its compute units per second capacity."}}),
+        (200, {"error": {"code": -32011, "message": "no backend is currently healthy to serve traffic"}}),
     ],
-    ids=range(6),
+    ids=range(9),
 )
 def test_a_node_that_is_busy_is_asked_again(net, node, answer):
     node.misbehave = lambda method, params, number: answer if number == 2 else None
