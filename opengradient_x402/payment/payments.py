@@ -46,7 +46,7 @@ from opengradient_x402.payment.wallet import Funds
 from opengradient_x402.process import Ending, Resident, belongs
 from opengradient_x402.signer import ForeignSigner, Keystore, Signer, signer_of
 from opengradient_x402.telemetry import metrics
-from opengradient_x402.telemetry.events import Listener, listen
+from opengradient_x402.telemetry.events import Listener, listen, listeners
 
 if TYPE_CHECKING:
     from opengradient_x402.payment.challenge import Challenge, PaymentTerms
@@ -411,7 +411,8 @@ class Payments(Resident):
             self.sessions.leave(call.session, cost_atomic=cost_atomic or 0)
         call.recorded = self.ledger.record_call(receipt, at_once=call.is_blocking)
         call.recorded.add_done_callback(_report_lost_record)
-        self.reports.ended(receipt)
+        if listeners:
+            self.reports.ended(receipt)
         return receipt
 
     def _estimated(self, receipt: SettlementReceipt) -> SettlementReceipt:

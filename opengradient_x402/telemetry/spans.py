@@ -16,6 +16,8 @@ import httpx
 
 from opengradient_x402.ledger.receipts import SettlementReceipt
 
+HTTP_TRACER: Final = "opentelemetry.instrumentation.httpx"
+"""The module that makes a span of each request over httpx."""
 _INSTRUMENTORS: Final = {"langchain": "LangChainInstrumentor", "llama_index": "LlamaIndexInstrumentor"}
 _TAKEN: Final = (
     "call_id",
@@ -79,8 +81,8 @@ def attributes_of(receipt: SettlementReceipt) -> dict[str, str | int | float]:
 
 
 def unpaid(request: httpx.Request, *, is_blocking: bool) -> httpx.Request:
-    """A request whose 402 asks for a payment: no error on its HTTP span, if the process has httpx instrumented."""
-    if "opentelemetry.instrumentation.httpx" not in sys.modules or "trace" in request.extensions:
+    """A request whose 402 asks for a payment: no error on its HTTP span, where `HTTP_TRACER` is loaded."""
+    if "trace" in request.extensions:
         return request
     extensions = {**request.extensions, "trace": _mark_challenge if is_blocking else _amark_challenge}
     return httpx.Request(
