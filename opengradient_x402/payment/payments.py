@@ -25,6 +25,7 @@ from pydantic import SecretStr
 from opengradient_x402.effects import in_thread
 from opengradient_x402.errors import (
     ChainUnavailable,
+    OpenGradientError,
     PaidButFailed,
     PaymentOutcomeUnknown,
 )
@@ -40,13 +41,13 @@ from opengradient_x402.payment.doubt import Doubtful, Doubts, Fate
 from opengradient_x402.payment.gateways import KnownGateways, origin_of
 from opengradient_x402.payment.permits import SignedPayment, payment_header, signed_payload, terms_to_sign
 from opengradient_x402.payment.policy import SpendPolicy
-from opengradient_x402.payment.reports import Reports
 from opengradient_x402.payment.sessions import PaidSession, SessionKey, SessionPool, redact_sessions
 from opengradient_x402.payment.wallet import Funds
 from opengradient_x402.process import Ending, Resident, belongs
 from opengradient_x402.signer import ForeignSigner, Keystore, Signer, signer_of
 from opengradient_x402.telemetry import metrics
 from opengradient_x402.telemetry.events import Listener, listen, listeners
+from opengradient_x402.telemetry.reports import Reports
 
 if TYPE_CHECKING:
     from opengradient_x402.payment.challenge import Challenge, PaymentTerms
@@ -383,6 +384,12 @@ class Payments(Resident):
         )
 
     # -- afterwards
+
+    def refused(self, call: Call, error: OpenGradientError) -> None:
+        """Reports, once, that the call ended with this error."""
+        if not call.is_refused:
+            call.is_refused = True
+            self.reports.refused(call.id, error, endpoint=call.base_url, model=call.model)
 
     def finish(
         self,
