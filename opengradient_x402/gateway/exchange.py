@@ -340,5 +340,5 @@ class Exchange:
         if isinstance(problem, OpenGradientError):
             problem.call_id = problem.call_id or self.call.id
             problem.receipt = problem.receipt or self.call.receipt
-            self._payments.reports.refused(self.call, problem)
+            self._payments.refused(self.call, problem)
         return problem

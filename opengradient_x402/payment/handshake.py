@@ -38,7 +38,7 @@ from opengradient_x402.payment.challenge import Challenge, PaymentTerms, parse_c
 from opengradient_x402.payment.payments import Payments
 from opengradient_x402.payment.permits import Doubtful, Fate, SignedPayment
 from opengradient_x402.payment.sessions import PaidSession, SessionKey, Ticket, Waiting
-from opengradient_x402.telemetry.spans import HTTPX_TRACING, unpaid
+from opengradient_x402.telemetry.spans import HTTP_TRACER, unpaid
 
 SESSION_HEADER = "X-Upto-Session"
 CHALLENGE_HEADER = "PAYMENT-REQUIRED"
@@ -108,8 +108,7 @@ def _ride(request: httpx.Request, call: Call, payments: Payments, session: PaidS
         payments.detach(call)
         raise
     try:
-        riding = _with_header(request, SESSION_HEADER, session.id)
-        response: httpx.Response = yield Send(_unpaid(riding, call))
+        response: httpx.Response = yield Send(_asking(_with_header(request, SESSION_HEADER, session.id), call))
     except _NEVER_LEFT:
         payments.detach(call)
         raise
@@ -148,7 +147,7 @@ def _open(request: httpx.Request, call: Call, payments: Payments, ticket: Ticket
     challenge = payments.known_terms(ticket.key)
     was_asked = challenge is None
     if challenge is None:
-        response = yield Send(_unpaid(request, call))
+        response = yield Send(_asking(request, call))
         if response.status_code != httpx.codes.PAYMENT_REQUIRED:
             return response
         challenge = yield from _read_challenge(response, payments, ticket.key)
@@ -345,7 +344,7 @@ def _bought(response: httpx.Response, call: Call, payments: Payments, ticket: Ti
     session_id = response.headers.get(SESSION_HEADER)
     if session_id is not None and _SESSION_ID.fullmatch(session_id):
         call.session = payments.sessions.opened(ticket, session_id=session_id, authorization=signed.authorization)
-        payments.reports.opened(call.session)
+        payments.reports.opened(signed.authorization, origin=ticket.key.origin)
     elif response.is_success:
         call.claims = _payment_response(response)
         payments.sessions.sessionless(ticket)
@@ -387,9 +386,9 @@ def _read_challenge(response: httpx.Response, payments: Payments, key: SessionKe
     return challenge
 
 
-def _unpaid(request: httpx.Request, call: Call) -> httpx.Request:
-    """A request that may be answered by a challenge, which is no error on a tracer's span."""
-    return unpaid(request, is_blocking=call.is_blocking) if HTTPX_TRACING in sys.modules else request
+def _asking(request: httpx.Request, call: Call) -> httpx.Request:
+    """A request that may be answered by a challenge, which is no error where a tracer looks on."""
+    return unpaid(request, is_blocking=call.is_blocking) if HTTP_TRACER in sys.modules else request
 
 
 def _with_header(request: httpx.Request, name: str, value: str) -> httpx.Request:

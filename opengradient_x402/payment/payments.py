@@ -25,6 +25,7 @@ from pydantic import SecretStr
 from opengradient_x402.effects import in_thread
 from opengradient_x402.errors import (
     ChainUnavailable,
+    OpenGradientError,
     PaidButFailed,
     PaymentOutcomeUnknown,
 )
@@ -47,13 +48,13 @@ from opengradient_x402.payment.permits import (
     terms_to_sign,
 )
 from opengradient_x402.payment.policy import SpendPolicy
-from opengradient_x402.payment.reports import Reports
 from opengradient_x402.payment.sessions import PaidSession, SessionKey, SessionPool, redact_sessions
 from opengradient_x402.payment.wallet import Funds
 from opengradient_x402.process import Ending, Resident, belongs
 from opengradient_x402.signer import ForeignSigner, Keystore, Signer, signer_of
 from opengradient_x402.telemetry import metrics
-from opengradient_x402.telemetry.events import HUB, Listener, listen
+from opengradient_x402.telemetry.events import Listener, listen, listeners
+from opengradient_x402.telemetry.reports import Reports
 
 if TYPE_CHECKING:
     from opengradient_x402.payment.challenge import Challenge, PaymentTerms
@@ -391,6 +392,12 @@ class Payments(Resident):
 
     # -- afterwards
 
+    def refused(self, call: Call, error: OpenGradientError) -> None:
+        """Reports, once, that the call ended with this error."""
+        if not call.is_refused:
+            call.is_refused = True
+            self.reports.refused(call.id, error, endpoint=call.base_url, model=call.model)
+
     def finish(
         self,
         call: Call,
@@ -418,7 +425,7 @@ class Payments(Resident):
             self.sessions.leave(call.session, cost_atomic=cost_atomic or 0)
         call.recorded = self.ledger.record_call(receipt, at_once=call.is_blocking)
         call.recorded.add_done_callback(_report_lost_record)
-        if HUB.listeners:
+        if listeners:
             self.reports.ended(receipt)
         return receipt
 

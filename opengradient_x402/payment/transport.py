@@ -100,7 +100,7 @@ def _end(payments: Payments, call: Call, exc: BaseException) -> None:
     payments.finish(call, outcome="failed", error=type(exc).__name__)
     if isinstance(exc, OpenGradientError):
         exc.receipt = exc.receipt or call.receipt
-        payments.reports.refused(call, exc)
+        payments.refused(call, exc)
 
 
 class _Stream(httpx.SyncByteStream):

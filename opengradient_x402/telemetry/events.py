@@ -220,31 +220,32 @@ def found(authorization: Authorization) -> Event:
 Listener = Callable[[Event], object]
 
 
+listeners: Final[list[tuple[Listener, str | None]]] = []
+"""Who listens in this process, and to which payer; while it is empty, what is for listeners only need not be made."""
+
+
 class _Hub(Resident):
-    """Who listens in this process, and the thread that calls them."""
+    """The thread that calls the listeners, and what waits for it."""
 
     _thread: threading.Thread | None
     _dropped: int
 
     def __init__(self) -> None:
-        self.listeners: dict[object, tuple[Listener, str | None]] = {}
         self._renew()
         belongs(self, Ending.CONNECTIONS)  # after streams, whose ends are events
 
     def add(self, listener: Listener, payer: str | None) -> Callable[[], None]:
-        key = object()
-        self.listeners = {**self.listeners, key: (listener, payer)}
+        entry = (listener, payer)
+        listeners.append(entry)
 
         def stop() -> None:
-            self.listeners = {known: kept for known, kept in self.listeners.items() if known is not key}
+            listeners[:] = [known for known in listeners if known is not entry]
 
         return stop
 
-    def hears(self, payer: str) -> bool:
-        return any(of in (None, payer) for _, of in self.listeners.values())
-
     def put(self, event: Event) -> None:
-        if not self.hears(event.payer):
+        heard_by = [listener for listener, payer in listeners if payer in (None, event.payer)]
+        if not heard_by:
             return
         if self._waiting.qsize() >= MOST_WAITING:
             self._dropped += 1
@@ -252,7 +253,6 @@ class _Hub(Resident):
                 _log.warning("%d events wait for a slow listener; further ones are dropped.", MOST_WAITING)
             return
         self._dropped = 0
-        heard_by = [listener for listener, payer in self.listeners.values() if payer in (None, event.payer)]
         self._waiting.put((event, heard_by))
         if self._thread is None:
             with self._lock:
@@ -286,7 +286,7 @@ class _Hub(Resident):
                 thread.join(timeout_s)
 
 
-HUB: Final = _Hub()
+_HUB: Final = _Hub()
 
 
 def listen(listener: Listener, *, payer: str | None = None) -> Callable[[], None]:
@@ -294,19 +294,14 @@ def listen(listener: Listener, *, payer: str | None = None) -> Callable[[], None
 
     It is called in a thread of its own. What it raises is logged, and harms nothing else.
     """
-    return HUB.add(listener, payer)
-
-
-def is_heard(payer: str) -> bool:
-    """Whether somebody listens to this payer's events: what is only for listeners need not be made otherwise."""
-    return HUB.hears(payer)
+    return _HUB.add(listener, payer)
 
 
 def report(event: Event) -> None:
     """Logs what happened, and gives it to the listeners. Never raises, never waits for a listener."""
     if not isinstance(event, CallEnded) and _log.isEnabledFor(logging.INFO):
         _log.info("%s", event.sentence(), extra=_extra(event))
-    HUB.put(event)
+    _HUB.put(event)
 
 
 def _extra(event: Event) -> dict[str, Any]:

@@ -16,8 +16,8 @@ import httpx
 
 from opengradient_x402.ledger.receipts import SettlementReceipt
 
-HTTPX_TRACING: Final = "opentelemetry.instrumentation.httpx"
-"""The module that makes a span of each request."""
+HTTP_TRACER: Final = "opentelemetry.instrumentation.httpx"
+"""The module that makes a span of each request over httpx."""
 _INSTRUMENTORS: Final = {"langchain": "LangChainInstrumentor", "llama_index": "LlamaIndexInstrumentor"}
 _TAKEN: Final = (
     "call_id",
@@ -81,7 +81,7 @@ def attributes_of(receipt: SettlementReceipt) -> dict[str, str | int | float]:
 
 
 def unpaid(request: httpx.Request, *, is_blocking: bool) -> httpx.Request:
-    """A request whose 402 asks for a payment: no error on its HTTP span. For processes with `HTTPX_TRACING`."""
+    """A request whose 402 asks for a payment: no error on its HTTP span, where `HTTP_TRACER` is loaded."""
     if "trace" in request.extensions:
         return request
     extensions = {**request.extensions, "trace": _mark_challenge if is_blocking else _amark_challenge}

@@ -7,8 +7,6 @@ from typing import Any
 from opengradient_x402.errors import OpenGradientError
 from opengradient_x402.ledger.authorizations import Authorization
 from opengradient_x402.ledger.receipts import SettlementReceipt
-from opengradient_x402.payment.call import Call
-from opengradient_x402.payment.sessions import PaidSession
 from opengradient_x402.telemetry import events
 
 
@@ -17,7 +15,6 @@ class Reports:
 
     def __init__(self, *, payer: str, network: str) -> None:
         self._whose: dict[str, Any] = {"payer": payer, "network": network}
-        self._payer = payer
 
     def signed(self, authorization: Authorization) -> None:
         """The latest terms of this authorization were signed."""
@@ -34,41 +31,38 @@ class Reports:
             )
         )
 
-    def opened(self, session: PaidSession) -> None:
-        """A gateway gave this session for a payment."""
+    def opened(self, paid_by: Authorization, *, origin: str) -> None:
+        """A gateway gave a session for this payment."""
         events.report(
             events.SessionOpened(
                 **self._whose,
-                authorization_id=session.authorization.id,
-                origin=session.key.origin,
-                amount_atomic=session.authorization.terms.amount_atomic,
-                deadline=session.authorization.terms.deadline,
+                authorization_id=paid_by.id,
+                origin=origin,
+                amount_atomic=paid_by.terms.amount_atomic,
+                deadline=paid_by.terms.deadline,
             )
         )
 
-    def retired(self, session: PaidSession, reason: str) -> None:
-        """No further call uses this session."""
+    def retired(self, paid_by: Authorization, *, origin: str, reason: str, spent_atomic: int) -> None:
+        """No further call uses the session of this payment."""
         events.report(
             events.SessionRetired(
                 **self._whose,
-                authorization_id=session.authorization.id,
-                origin=session.key.origin,
+                authorization_id=paid_by.id,
+                origin=origin,
                 reason=reason,
-                spent_atomic=session.spent_atomic,
+                spent_atomic=spent_atomic,
             )
         )
 
-    def refused(self, call: Call, error: OpenGradientError) -> None:
-        """The call ended with this error; reported once."""
-        if call.is_refused:
-            return
-        call.is_refused = True
+    def refused(self, call_id: str, error: OpenGradientError, *, endpoint: str, model: str) -> None:
+        """A call ended with this error."""
         events.report(
             events.CallRefused(
                 **self._whose,
-                call_id=call.id,
-                endpoint=call.base_url,
-                model=call.model,
+                call_id=call_id,
+                endpoint=endpoint,
+                model=model,
                 error=type(error).__name__,
                 kind=error.kind,
                 money=error.money,
@@ -77,9 +71,14 @@ class Reports:
         )
 
     def ended(self, receipt: SettlementReceipt) -> None:
+<<<<<<< HEAD:opengradient_x402/payment/reports.py
         """A paid call ended; for listeners only."""
         if events.is_heard(self._payer):
             events.report(events.CallEnded(**self._whose, receipt=receipt))
+=======
+        """A paid call ended. Asked only when somebody listens: it would come with every call."""
+        events.report(events.CallEnded(**self._whose, receipt=receipt))
+>>>>>>> w/operator:opengradient_x402/telemetry/reports.py
 
     def disputed(self, authorization: Authorization, dispute: str) -> None:
         """The payment's own call is disputed."""
