@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
-import shutil
-import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import psycopg
@@ -29,94 +24,16 @@ from opengradient_x402.ledger.receipts import ReceiptStatus
 from opengradient_x402.ledger.upkeep import check, compact, repair
 from support.ledger_rows import OPG, entry, served
 from support.payers import PROMPT, opg_balance, payments_for, settled_receipts
+from support.postgresql import Server, running_server
 from support.venvs import install_wheel, make_venv
 
 _REQUIREMENTS = Path(__file__).parent / "requirements" / "postgresql.txt"
 
 
-def _binaries() -> Path:
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    if not found:
-        assert os.geteuid() == 0, "There is no PostgreSQL, and only root can install it: apt-get install postgresql"
-        for command in (["update"], ["install", "-y", "postgresql"]):
-            subprocess.run(["apt-get", "-q", *command], check=True, stdout=subprocess.DEVNULL, timeout=600)
-        found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    return found[-1].parent
-
-
-@dataclass
-class Server:
-    """A PostgreSQL server of its own, which can be stopped, started and held."""
-
-    control: list[str]
-    admin: str
-    pid_file: Path
-    databases: int = 0
-
-    def restart(self) -> None:
-        subprocess.run(
-            [*self.control, "-m", "fast", "restart"], check=True, stdout=subprocess.DEVNULL, timeout=60, cwd="/"
-        )
-
-    def stop(self) -> None:
-        subprocess.run(
-            [*self.control, "-m", "immediate", "stop"], check=True, stdout=subprocess.DEVNULL, timeout=60, cwd="/"
-        )
-
-    def start(self) -> None:
-        subprocess.run([*self.control, "start"], check=True, stdout=subprocess.DEVNULL, timeout=60, cwd="/")
-
-    def new_database(self) -> str:
-        """The URL of an empty database."""
-        self.databases += 1
-        name = f"ledger{self.databases}"
-        with psycopg.connect(self.admin, autocommit=True) as admin:
-            admin.execute(f"CREATE DATABASE {name}")
-        return f"postgresql+psycopg://{self.admin.partition('://')[2].rpartition('/')[0]}/{name}"
-
-    @contextmanager
-    def held(self, url: str) -> Iterator[None]:
-        """Every process of the server that serves this database stands still."""
-        with psycopg.connect(self.admin, autocommit=True) as admin:
-            query = "SELECT pid FROM pg_stat_activity WHERE datname = %s"
-            pids = [row[0] for row in admin.execute(query, (url.rpartition("/")[2],))]
-        for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            for pid in pids:
-                os.kill(pid, signal.SIGCONT)
-
-
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server refuses to run as root, so it runs as `postgres` then."""
-    binaries, folder = _binaries(), Path("/tmp") / f"opengradient-postgresql-{os.getpid()}"
-    folder.mkdir()
-    prefix = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
-    if prefix:
-        shutil.chown(folder, "postgres")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    data = folder / "data"
-    options = f"-p {port} -c listen_addresses=127.0.0.1 -k {folder}"
-
-    def run(*command: str) -> None:
-        subprocess.run([*prefix, *command], check=True, stdout=subprocess.DEVNULL, timeout=60, cwd="/")
-
-    run(f"{binaries}/initdb", "-D", str(data), "-A", "trust", "-U", "postgres")
-    control = [*prefix, f"{binaries}/pg_ctl", "-D", str(data), "-o", options, "-l", str(folder / "log"), "-w"]
-    started = Server(
-        control=control, admin=f"postgresql://postgres@127.0.0.1:{port}/postgres", pid_file=data / "postmaster.pid"
-    )
-    started.start()
-    try:
+def server() -> Iterator[Server]:
+    with running_server() as started:
         yield started
-    finally:
-        started.stop()
-        shutil.rmtree(folder)
 
 
 @pytest.fixture
