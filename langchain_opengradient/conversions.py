@@ -74,10 +74,13 @@ def to_terminal_chunk(
     is_whole: bool = False,
 ) -> ChatGenerationChunk:
     """The last chunk of a stream: how it ended, what it used, what it cost."""
+    metadata = _metadata(completion, receipt, model_name, is_whole=is_whole)
+    if not with_usage:
+        metadata.pop("token_usage", None)
     message = AIMessageChunk(
         content="",
         additional_kwargs=_extras(completion),
-        response_metadata=_metadata(completion, receipt, model_name, is_whole=is_whole),
+        response_metadata=metadata,
         usage_metadata=to_usage(completion.usage) if with_usage else None,
         tool_call_chunks=_spoilers(completion.tool_calls),
         chunk_position="last",
