@@ -343,7 +343,8 @@ def _with_request_parameters(given: dict[str, Any]) -> dict[str, Any]:
 
     Raises ConfigurationError when two names of one field say different things: one of them would not be sent.
     """
-    fields = dict(given)
+    # None is "not set" for whoever writes a model's settings into a file; it is no value of most fields.
+    fields = {name: value for name, value in given.items() if value is not None or name in ("model", "model_name")}
     for older, name in _OLDER_NAMES.items():
         value = fields.pop(older, None)
         if value is not None and fields.get(name) is None:

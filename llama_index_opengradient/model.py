@@ -156,7 +156,8 @@ class PaidModel(FunctionCallingLLM):
             return fields
         known = {*cls.model_fields, *_OLDER_NAMES, "class_name"}  # dumps hold the last
         check_names(cls.__name__, [name for name in fields if fields[name] is not None], known=known)
-        fields = {name: value for name, value in fields.items() if name in known and name != "class_name"}
+        # None is "not set" for whoever writes a model's settings into a file; it is no value of some fields.
+        fields = {name: value for name, value in fields.items() if name != "class_name" and value is not None}
         for older, name in _OLDER_NAMES.items():
             value = fields.pop(older, None)
             if fields.get(name) is None and value is not None:
