@@ -138,7 +138,7 @@ def test_what_has_no_place_here_is_refused_in_the_constructor(make: Make, fields
     ("given", "hint"),
     [
         ({"n": 2}, "Ask n times"),
-        ({"max_tokens": -1}, "from 0 on"),
+        ({"max_tokens": -1}, "Give at least 1"),
         ({"previous_response_id": "r1"}, "Responses API"),
         ({"functions": [{"name": "f"}]}, "Use `tools`"),
         ({"extra_headers": {"Payment-Signature": "x"}}, "set by the call itself"),
