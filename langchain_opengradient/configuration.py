@@ -189,12 +189,6 @@ class ConfiguredChatModel(BaseChatModel):
                 fields[name] = given_key(value)  # before validation, whose errors keep their input
         if isinstance(fields.get("rpc_url"), str):
             fields["rpc_url"] = SecretStr(fields["rpc_url"])
-        known = {*type(self).model_fields, "model"}
-        check_names(
-            type(self).__name__,
-            [name for name in fields if name != "n" or fields["n"] not in (None, 1)],
-            known=known | _REQUEST_PARAMETERS | _OLDER_NAMES.keys() | _NO_FIELDS,
-        )
         super().__init__(**fields)
 
     # Construction
@@ -209,6 +203,11 @@ class ConfiguredChatModel(BaseChatModel):
     def _complete_from_environment(cls, fields: Any) -> Any:
         if not isinstance(fields, dict) or fields.get("connections") is not None:
             return fields  # a copy of a model that is complete already
+        check_names(
+            cls.__name__,
+            [name for name in fields if name != "n" or fields["n"] not in (None, 1)],
+            known={*cls.model_fields, "model", *_REQUEST_PARAMETERS, *_OLDER_NAMES, *_NO_FIELDS},
+        )
         fields = _with_request_parameters(fields)
         mode = fields.pop("x402_settlement_mode", None)  # what the OpenGradient SDK calls it
         if isinstance(fields.get("network"), DescribedNetwork):
@@ -343,31 +342,23 @@ def _own_version() -> str:
 def _with_request_parameters(given: dict[str, Any]) -> dict[str, Any]:
     """A copy of `given` under today's names, with request parameters that are no fields in `model_kwargs`.
 
-    Raises ConfigurationError when two places say different things: one of them would not be sent.
+    Raises ConfigurationError when two names of one field say different things: one of them would not be sent.
     """
-    fields = dict(given)
+    # None is "not set" for whoever writes a model's settings into a file; it is no value of most fields.
+    fields = {name: value for name, value in given.items() if value is not None or name in ("model", "model_name")}
     for older, name in _OLDER_NAMES.items():
         value = fields.pop(older, None)
         if value is not None and fields.get(name) is None:
             fields[name] = value
         elif value is not None and older != "api_key" and value != fields[name]:
-            raise _said_twice(older, value, name, fields[name])
+            raise ConfigurationError(
+                f"{older}={value!r} and {name}={fields[name]!r} were both given. Nothing was paid. Keep one of them."
+            )
     fields.pop("n", None)
     moved = {name: fields.pop(name) for name in _REQUEST_PARAMETERS & fields.keys()}
-    extra = fields.get("model_kwargs") or {}
-    for name, value in {**fields, **moved}.items():
-        is_in_body = name in _IN_THE_BODY or name in moved
-        if is_in_body and value is not None and extra.get(name) not in (None, value):
-            raise _said_twice(name, value, f"model_kwargs[{name!r}]", extra[name])
     if moved:
-        fields["model_kwargs"] = {**moved, **extra}
+        fields["model_kwargs"] = {**moved, **(fields.get("model_kwargs") or {})}
     return fields
-
-
-def _said_twice(name: str, value: object, other: str, other_value: object) -> ConfigurationError:
-    return ConfigurationError(
-        f"{name}={value!r} and {other}={other_value!r} were both given. Nothing was paid. Keep one of them."
-    )
 
 
 def profile_of(model: object) -> dict[str, Any] | None:

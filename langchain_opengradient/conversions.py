@@ -16,6 +16,7 @@ from langchain_core.messages.ai import InputTokenDetails, OutputTokenDetails, Us
 from langchain_core.messages.tool import ToolCall as MessageToolCall
 from langchain_core.messages.tool import ToolCallChunk, invalid_tool_call, tool_call
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.utils.json import parse_partial_json
 
 from langchain_opengradient.blocks import PROVIDER
 from opengradient_x402.completions import Completion, Delta, ToolCall, ToolCallDelta, Usage
@@ -74,12 +75,15 @@ def to_terminal_chunk(
     is_whole: bool = False,
 ) -> ChatGenerationChunk:
     """The last chunk of a stream: how it ended, what it used, what it cost."""
+    metadata = _metadata(completion, receipt, model_name, is_whole=is_whole)
+    if not with_usage:
+        metadata.pop("token_usage", None)
     message = AIMessageChunk(
         content="",
         additional_kwargs=_extras(completion),
-        response_metadata=_metadata(completion, receipt, model_name, is_whole=is_whole),
+        response_metadata=metadata,
         usage_metadata=to_usage(completion.usage) if with_usage else None,
-        tool_call_chunks=_spoilers(completion.tool_calls),
+        tool_call_chunks=_last_fragments(completion.tool_calls),
         chunk_position="last",
     )
     return ChatGenerationChunk(message=message)
@@ -151,7 +155,7 @@ def to_tool_calls(calls: Sequence[ToolCall]) -> tuple[list[MessageToolCall], lis
 
 
 def _parse_arguments(text: str) -> dict[str, Any] | None:
-    if not text.strip():
+    if text.strip() in ("", "null"):
         return {}  # how some providers call a tool without parameters
     try:
         parsed = json.loads(text, strict=False)  # a bare newline inside a string is clear enough
@@ -160,24 +164,29 @@ def _parse_arguments(text: str) -> dict[str, Any] | None:
     return parsed if isinstance(parsed, dict) else None
 
 
-def _spoilers(calls: Sequence[ToolCall]) -> list[ToolCallChunk]:
-    """For each malformed call a last fragment that core cannot repair.
+def _last_fragments(calls: Sequence[ToolCall]) -> list[ToolCallChunk]:
+    """For each call that core would read otherwise than it was made, a last fragment that puts this right.
 
     Core completes broken JSON when it merges chunks: `{"path": "/` would become `{"path": "/"}`, and an agent
     would run the tool with it. A bracket that closes nothing makes core file the call under
-    `invalid_tool_calls`, where a whole (not streamed) answer has it.
+    `invalid_tool_calls`, where a whole (not streamed) answer has it. Blank arguments are no arguments.
     """
+    ends = {index: end for index, call in enumerate(calls) if (end := _end_of(call.arguments))}
     return [
-        ToolCallChunk(
-            name=None,
-            args=unrepairable_end(call.arguments),
-            id=None,
-            index=index,
-            type="tool_call_chunk",
-        )
-        for index, call in enumerate(calls)
-        if _parse_arguments(call.arguments) is None
+        ToolCallChunk(name=None, args=end, id=None, index=index, type="tool_call_chunk") for index, end in ends.items()
     ]
+
+
+def _end_of(arguments: str) -> str:
+    if not arguments.strip():
+        return "{}" if arguments else ""
+    if _parse_arguments(arguments) is not None:
+        return ""
+    try:
+        would_run = isinstance(parse_partial_json(arguments), dict)
+    except ValueError:
+        would_run = False
+    return unrepairable_end(arguments) if would_run else ""
 
 
 def unrepairable_end(text: str) -> str:

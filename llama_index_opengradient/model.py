@@ -146,9 +146,7 @@ class PaidModel(FunctionCallingLLM):
                 fields[name] = given_key(value)  # before validation, whose errors keep their input
         if isinstance(fields.get("rpc_url"), str):
             fields["rpc_url"] = SecretStr(fields["rpc_url"])
-        known = {*type(self).model_fields, *_OLDER_NAMES, "class_name"}
-        check_names(type(self).__name__, [name for name in fields if fields[name] is not None], known=known)
-        super().__init__(**{name: value for name, value in fields.items() if name in known})
+        super().__init__(**fields)
 
     # -- what the model is
 
@@ -159,7 +157,10 @@ class PaidModel(FunctionCallingLLM):
         OpenAI's users say."""
         if not isinstance(fields, dict):
             return fields
-        fields = {name: value for name, value in fields.items() if name != "class_name"}  # dumps hold it
+        known = {*cls.model_fields, *_OLDER_NAMES, "class_name"}  # dumps hold the last
+        check_names(cls.__name__, [name for name in fields if fields[name] is not None], known=known)
+        # None is "not set" for whoever writes a model's settings into a file; it is no value of some fields.
+        fields = {name: value for name, value in fields.items() if name != "class_name" and value is not None}
         for older, name in _OLDER_NAMES.items():
             value = fields.pop(older, None)
             if fields.get(name) is None and value is not None:

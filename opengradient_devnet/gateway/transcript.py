@@ -7,6 +7,7 @@ sent are counted.
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import replace
@@ -39,7 +40,7 @@ class Transcript:
     def of(cls, answer: Answer, *, request: Mapping[str, Any]) -> Transcript:
         """The transcript of an answer that came in one piece."""
         transcript = cls(request)
-        transcript.text = answer.message.get("content") or ""
+        transcript.text = _text_of(answer.message.get("content"))
         transcript.reasoning = answer.message.get("reasoning_content") or ""
         transcript._calls = dict(enumerate(answer.message.get("tool_calls") or []))
         transcript.finish_reason = answer.finish_reason
@@ -69,7 +70,7 @@ class Transcript:
 
     def add(self, chunk: Chunk) -> None:
         """Take in one chunk, in order."""
-        self.text += chunk.delta.get("content") or ""
+        self.text += _text_of(chunk.delta.get("content"))
         self.reasoning += chunk.delta.get("reasoning_content") or ""
         for part in chunk.delta.get("tool_calls") or []:
             self._add_part(part)
@@ -87,7 +88,8 @@ class Transcript:
         call["id"] = part.get("id") or call["id"]
         # Some dialects repeat the name with every piece: it replaces, only arguments grow.
         call["function"]["name"] = function.get("name") or call["function"]["name"]
-        call["function"]["arguments"] += function.get("arguments") or ""
+        arguments = function.get("arguments") or ""
+        call["function"]["arguments"] += arguments if isinstance(arguments, str) else json.dumps(arguments)
         call |= {name: said for name, said in part.items() if name not in _PART}  # such as thought signatures
 
     def _index_of(self, part: Mapping[str, Any]) -> int:
@@ -97,6 +99,13 @@ class Transcript:
             if part.get("id") and call["id"] == part["id"]:
                 return index
         return self._latest + 1 if part.get("id") else max(self._latest, 0)
+
+
+def _text_of(content: Any) -> str:
+    """Text, which some models give as a list of parts."""
+    if isinstance(content, list):
+        return "".join(part.get("text") or "" for part in content if isinstance(part, Mapping))
+    return content or ""
 
 
 async def whole_tool_calls(

@@ -73,8 +73,10 @@ class _OpenCall:
         arguments = self.whole.take(_arguments_text(function.get("arguments")))
         if not part.keys() <= _READ:
             grow(self.extras, cleaned({key: part[key] for key in part.keys() - _READ if part[key] is not None}))
+        # A tool without parameters may be called with `null`: no object begins so, and a reader is shown nothing.
+        is_null = arguments.strip() == "null" and not "".join(self.pieces).strip()
         self.pieces.append(arguments)
-        return ToolCallDelta(self.index, new_id, new_name or None, arguments)
+        return ToolCallDelta(self.index, new_id, new_name or None, "" if is_null else arguments)
 
     def is_complete(self) -> bool:
         """Whether the arguments so far are a whole JSON document."""

@@ -256,7 +256,7 @@ def _check_conversation(wire: dict[str, Any]) -> None:
         if message.get("role") != "tool":
             _check_answered(waiting)
             calls = message.get("tool_calls") or ()
-            waiting = {call.get("id") or "": call["function"].get("name") or "" for call in calls}
+            waiting = {call.get("id") or "": (call.get("function") or {}).get("name") or "" for call in calls}
             known = set(waiting)
         elif (call_id := message.get("tool_call_id") or "") in known:
             waiting.pop(call_id, None)

@@ -69,6 +69,8 @@ def test_a_whole_answer_keeps_reasoning_images_refusal_and_usage_details():
         "input_token_details": {"cache_read": 3},
         "output_token_details": {"reasoning": 2},
     }
+    counts = message.response_metadata.pop("token_usage")
+    assert (counts["prompt_tokens"], counts["prompt_tokens_details"]["cached_tokens"]) == (7, 3)
     assert message.response_metadata == {
         "model_provider": "opengradient",
         "model_name": "openai/gpt-5",
@@ -80,6 +82,7 @@ def test_a_whole_answer_keeps_reasoning_images_refusal_and_usage_details():
 def test_usage_can_be_left_off_the_stream():
     message = streamed([event({"content": "a"}), END], with_usage=False)
     assert message.usage_metadata is None
+    assert "token_usage" not in message.response_metadata
 
 
 FRAGMENTS = [

@@ -7,8 +7,9 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import httpx
 import pytest
-from llama_index.core import Document, SummaryIndex
+from llama_index.core import Document, PromptTemplate, SummaryIndex
 from llama_index.core.agent.workflow import FunctionAgent
 from llama_index.core.llms import ChatMessage
 from llama_index.core.tools import FunctionTool
@@ -18,6 +19,7 @@ from llama_index_opengradient import OpenGradient
 from llamaindex.suite import Reply, ScriptedServer, call_to
 from opengradient_devnet import Devnet
 from opengradient_x402.errors import ConfigurationError
+from opengradient_x402.gateway.request import GatewayLimitation
 
 # llama-index-workflows looks at every attribute of an agent when it is made, deprecated ones of pydantic included
 pytestmark = [
@@ -161,7 +163,7 @@ def test_extra_members_and_headers_mean_what_they_mean_to_openai_s_users(scripte
     assert not {"extra_body", "extra_headers"} & script.last_request.keys()
 
 
-@pytest.mark.parametrize("wrong", [{"extra_query": {"v": "1"}}, {"stream": True}], ids=str)
+@pytest.mark.parametrize("wrong", [{"previous_response_id": "r1"}, {"stream": True}, {"n": 2}], ids=str)
 def test_what_has_no_place_in_a_paid_call_is_refused_before_it_is_paid(scripted, script, wrong):
     with pytest.raises(ConfigurationError, match="Nothing was paid"):
         scripted().chat(USER, **wrong)
@@ -176,3 +178,93 @@ def test_strict_is_said_of_the_tools(scripted, script):
     scripted().chat_with_tools([FunctionTool.from_defaults(add)], user_msg="hi", strict=True)
     assert script.last_request["tools"][0]["function"]["strict"] is True
     assert "strict" not in script.last_request
+
+
+def test_fields_of_openai_s_users_are_sent(scripted, script):
+    llm = scripted(
+        logprobs=True,
+        top_logprobs=2,
+        reasoning_effort="low",
+        modalities=["text"],
+        audio_config={"voice": "alloy"},
+        strict=True,
+        default_headers={"X-Team": "blue"},
+        timeout=(2, 50),
+        additional_kwargs={"user": "me"},
+    )
+    with pytest.warns(GatewayLimitation):
+        llm.chat_with_tools([FunctionTool.from_defaults(lambda a: a, name="same")], user_msg="hi")
+    assert (
+        script.last_request.items()
+        >= {
+            "logprobs": True,
+            "top_logprobs": 2,
+            "reasoning_effort": "low",
+            "modalities": ["text"],
+            "audio": {"voice": "alloy"},
+            "user": "me",
+        }.items()
+    )
+    assert script.last_request["tools"][0]["function"]["strict"] is True
+
+
+def test_a_field_that_nobody_set_hides_nothing(scripted, script):
+    scripted(additional_kwargs={"temperature": 0.5, "max_tokens": 7, "stop": ["END"]}).chat(USER)
+    assert script.last_request.items() >= {"temperature": 0.5, "max_tokens": 7, "stop": ["END"]}.items()
+
+
+def test_api_base_is_taken_for_base_url_with_a_word(scripted_net):
+    with pytest.warns(UserWarning, match="taken for `base_url`"):
+        llm = OpenGradient(model="openai/gpt-5", api_base=scripted_net.gateway_url)
+    assert llm.base_url == scripted_net.gateway_url
+
+
+@pytest.mark.parametrize(
+    ("fields", "hint"),
+    [
+        ({"api_version": "2024-01"}, "Azure"),
+        ({"openai_client": object()}, "http_client"),
+        ({"reuse_client": False}, "always shared"),
+        ({"temprature": 0}, "Did you mean 'temperature'"),
+        ({"http_client": 5}, "httpx client"),
+        ({"timeout": 0}, "above 0"),
+    ],
+    ids=str,
+)
+def test_what_has_no_place_here_is_refused_when_the_model_is_made(fields, hint):
+    with pytest.raises(ValueError, match="Nothing was paid") as caught:
+        OpenGradient(model="openai/gpt-5", **fields)
+    assert hint in str(caught.value)
+
+
+def test_a_client_of_the_user_s_sends_what_is_paid(scripted, script):
+    paths: list[str] = []
+    with httpx.Client(event_hooks={"request": [lambda request: paths.append(str(request.url))]}) as client:
+        response = scripted(http_client=client).chat(USER, extra_query={"v": "1"})
+    assert response.raw["x402"]["status"] == "served"
+    assert any(path.endswith("/v1/chat/completions?v=1") for path in paths)
+
+
+class City(BaseModel):
+    """A city."""
+
+    name: str
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_an_object_may_be_asked_for_by_its_format(scripted, script, *, is_stream):
+    script.say(Reply(text='{"name": "Paris"}'))
+    llm, prompt = scripted(structured_by="response_format"), PromptTemplate("Which city?")
+    found = list(llm.stream_structured_predict(City, prompt))[-1] if is_stream else llm.structured_predict(City, prompt)
+    assert found == City(name="Paris")
+    assert script.last_request["response_format"]["json_schema"]["name"] == "City"
+    assert not {"tools", "tool_choice"} & script.last_request.keys()
+
+
+async def test_and_in_a_coroutine(scripted, script):
+    script.say(*[Reply(text='{"name": "Paris"}')] * 2)
+    llm, prompt = scripted(structured_by="response_format"), PromptTemplate("Which city?")
+    assert await llm.astructured_predict(City, prompt) == City(name="Paris")
+    grown = [found async for found in await llm.astream_structured_predict(City, prompt)]
+    assert grown[-1] == City(name="Paris")
+    await llm.aclose()

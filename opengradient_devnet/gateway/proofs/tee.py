@@ -137,7 +137,8 @@ def output_hash(*, text: str, tool_calls: Sequence[Mapping[str, Any]], finish_re
     """keccak256 over the answer: its text, or its tool calls when it ended with `tool_calls`."""
     if finish_reason == "tool_calls":
         return keccak(text=json.dumps([_canonical_tool_call(call) for call in tool_calls], sort_keys=True))
-    return keccak(text=text)
+    # Models may cut an emoji in two; the halves are one character once the text is whole.
+    return keccak(text=text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace"))
 
 
 def signed_digest(*, request_hash: bytes, output_hash: bytes, timestamp_s: int) -> bytes:
