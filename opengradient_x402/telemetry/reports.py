@@ -71,14 +71,8 @@ class Reports:
         )
 
     def ended(self, receipt: SettlementReceipt) -> None:
-<<<<<<< HEAD:opengradient_x402/payment/reports.py
-        """A paid call ended; for listeners only."""
-        if events.is_heard(self._payer):
-            events.report(events.CallEnded(**self._whose, receipt=receipt))
-=======
         """A paid call ended. Asked only when somebody listens: it would come with every call."""
         events.report(events.CallEnded(**self._whose, receipt=receipt))
->>>>>>> w/operator:opengradient_x402/telemetry/reports.py
 
     def disputed(self, authorization: Authorization, dispute: str) -> None:
         """The payment's own call is disputed."""
