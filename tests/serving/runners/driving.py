@@ -122,11 +122,14 @@ def asks_of_web(port: int) -> Callable[[int], str]:
     return ask
 
 
-def killer(pid: int, *, at: tuple[int, ...], signal_number: int = signal.SIGKILL) -> Callable[[int], None]:
-    """Kills a worker of `pid` when these questions are asked."""
+def killer(pid: int, *, at: tuple[int, ...]) -> Callable[[int], None]:
+    """Kills the newest worker of `pid` when these questions are asked, and waits until there is another one."""
 
     def meanwhile(number: int) -> None:
-        if number in at and (children := children_of(pid)):
-            os.kill(children[-1], signal_number)
+        if number in at:
+            before = children_of(pid)
+            os.kill(before[-1], signal.SIGKILL)
+            wait_for(lambda: bool(set(children_of(pid)) - set(before)))
+            time.sleep(3)  # until it serves
 
     return meanwhile

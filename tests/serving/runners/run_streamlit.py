@@ -11,31 +11,30 @@ import re
 import driving
 from streamlit.proto.BackMsg_pb2 import BackMsg
 from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
-from tornado.websocket import websocket_connect
+from websockets.asyncio.client import connect
 
 port = driving.free_port()
 CALL = re.compile(r"call_[0-9a-f]{24}")
 
 
 async def visit(*, leaves_early: bool) -> str | None:
-    line = await websocket_connect(f"ws://127.0.0.1:{port}/_stcore/stream", subprotocols=["streamlit"])
     rerun = BackMsg()
     rerun.rerun_script.query_string = ""
-    await line.write_message(rerun.SerializeToString(), binary=True)
-    call_id, deltas = None, 0
-    while (data := await asyncio.wait_for(line.read_message(), 60)) is not None:
-        message = ForwardMsg()
-        message.ParseFromString(data)
-        if message.WhichOneof("type") == "delta":
-            deltas += 1
-            if leaves_early and deltas > 2:
-                break
-            if found := CALL.search(str(message.delta)):
-                call_id = found[0]
-        if message.WhichOneof("type") == "script_finished":
-            break
-    line.close()
-    return call_id
+    async with connect(f"ws://127.0.0.1:{port}/_stcore/stream", subprotocols=["streamlit"], max_size=None) as line:
+        await line.send(rerun.SerializeToString())
+        call_id, deltas = None, 0
+        while True:
+            message = ForwardMsg()
+            message.ParseFromString(await asyncio.wait_for(line.recv(), 60))
+            kind = message.WhichOneof("type")
+            if kind == "delta":
+                deltas += 1
+                if leaves_early and deltas > 2:
+                    return None
+                if found := CALL.search(str(message.delta)):
+                    call_id = found[0]
+            if kind == "script_finished":
+                return call_id
 
 
 async def visit_all() -> list[str]:

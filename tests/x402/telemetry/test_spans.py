@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
-from openinference.instrumentation.langchain import LangChainInstrumentor
-from openinference.instrumentation.llama_index import LlamaIndexInstrumentor
 from opentelemetry import trace
-from opentelemetry.instrumentation.httpx import HTTPXClientInstrumentor
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -25,6 +24,11 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def tracing():
+    # Imported here: pytest imports this file for whoever runs other tests, and those do not trace.
+    from openinference.instrumentation.langchain import LangChainInstrumentor
+    from openinference.instrumentation.llama_index import LlamaIndexInstrumentor
+    from opentelemetry.instrumentation.httpx import HTTPXClientInstrumentor
+
     provider, exporter = TracerProvider(), InMemorySpanExporter()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     instrumentors = [LangChainInstrumentor(), LlamaIndexInstrumentor(), HTTPXClientInstrumentor()]
@@ -33,6 +37,7 @@ def tracing():
     yield provider, exporter
     for instrumentor in instrumentors:
         instrumentor.uninstrument()
+        del sys.modules[type(instrumentor).__module__]  # what is loaded is traced with, also in other tests
 
 
 @pytest.fixture
@@ -124,6 +129,8 @@ async def test_a_llamaindex_span_has_the_receipt(payments, llm_spans):
 
 def test_a_span_that_is_not_of_one_llm_call_gets_an_event_for_each(payments, tracer, tracing):
     chat = ChatOpenGradient(model="openai/gpt-5-mini", payments=payments, max_tokens=30)
+    from openinference.instrumentation.langchain import LangChainInstrumentor
+
     LangChainInstrumentor().uninstrument()
     try:
         with tracer.start_as_current_span("GET /ask"):
