@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -221,3 +223,21 @@ def test_a_forked_worker_reports_to_the_listener_it_inherited(net, listening, he
                 os._exit(0)
         os.waitpid(child, 0)
     assert seen.read_text() == "signed session_opened ended"
+
+
+LEAVES = """
+import sys
+from opengradient_x402 import GatewayClient, Payments, listen
+network, key, ledger = sys.stdin.read().split()
+listen(lambda event: print(event.name, flush=True))
+client = GatewayClient(Payments.open(network=network, private_key=key, ledger=ledger))
+stream = client.stream({"model": "openai/gpt-5", "messages": [{"role": "user", "content": "Count to 50."}]})
+next(stream)
+"""
+
+
+def test_a_process_that_leaves_in_the_middle_of_a_stream_has_told_of_its_end(net, account, tmp_path):
+    """Streams end before the events' thread does, whatever the order of imports."""
+    task = f"{net.gateway_url}/network {account.private_key} {tmp_path / 'l.sqlite'}"
+    done = subprocess.run([sys.executable, "-c", LEAVES], input=task, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["signed", "session_opened", "ended"], done.stderr
