@@ -345,7 +345,7 @@ def _bought(response: httpx.Response, call: Call, payments: Payments, ticket: Ti
     session_id = response.headers.get(SESSION_HEADER)
     if session_id is not None and _SESSION_ID.fullmatch(session_id):
         call.session = payments.sessions.opened(ticket, session_id=session_id, authorization=signed.authorization)
-        payments.reports.opened(call.session)
+        payments.reports.opened(signed.authorization, origin=ticket.key.origin)
     elif response.is_success:
         call.claims = _payment_response(response)
         payments.sessions.sessionless(ticket)

@@ -47,13 +47,13 @@ from opengradient_x402.payment.permits import (
     terms_to_sign,
 )
 from opengradient_x402.payment.policy import SpendPolicy
-from opengradient_x402.payment.reports import Reports
 from opengradient_x402.payment.sessions import PaidSession, SessionKey, SessionPool, redact_sessions
 from opengradient_x402.payment.wallet import Funds
 from opengradient_x402.process import Ending, Resident, belongs
 from opengradient_x402.signer import ForeignSigner, Keystore, Signer, signer_of
 from opengradient_x402.telemetry import metrics
 from opengradient_x402.telemetry.events import HUB, Listener, listen
+from opengradient_x402.telemetry.reports import Reports
 
 if TYPE_CHECKING:
     from opengradient_x402.payment.challenge import Challenge, PaymentTerms

@@ -80,7 +80,7 @@ class SessionPool:
         idle_s: float,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
-        on_retired: Callable[[PaidSession, str], object] | None = None,
+        on_retired: Callable[..., object] | None = None,
     ) -> None:
         self._idle_s = idle_s * IDLE_SHARE
         self._clock = clock
@@ -178,7 +178,9 @@ class SessionPool:
 
     def _report(self, session: PaidSession, reason: str | None) -> None:
         if reason is not None and self._on_retired is not None:
-            self._on_retired(session, reason)
+            self._on_retired(
+                session.authorization, origin=session.key.origin, reason=reason, spent_atomic=session.spent_atomic
+            )
 
     def _is_usable(self, session: PaidSession) -> bool:
         return self._why_unusable(session) is None

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 from opengradient_x402.errors import OpenGradientError
 from opengradient_x402.ledger.authorizations import Authorization
 from opengradient_x402.ledger.receipts import SettlementReceipt
-from opengradient_x402.payment.call import Call
-from opengradient_x402.payment.sessions import PaidSession
 from opengradient_x402.telemetry import events
+
+
+class _Call(Protocol):
+    id: str
+    model: str
+    base_url: str
+    is_refused: bool
 
 
 class Reports:
@@ -34,32 +39,32 @@ class Reports:
             )
         )
 
-    def opened(self, session: PaidSession) -> None:
-        """A gateway gave this session for a payment."""
+    def opened(self, paid_by: Authorization, *, origin: str) -> None:
+        """A gateway gave a session for this payment."""
         events.report(
             events.SessionOpened(
                 **self._whose,
-                authorization_id=session.authorization.id,
-                origin=session.key.origin,
-                amount_atomic=session.authorization.terms.amount_atomic,
-                deadline=session.authorization.terms.deadline,
+                authorization_id=paid_by.id,
+                origin=origin,
+                amount_atomic=paid_by.terms.amount_atomic,
+                deadline=paid_by.terms.deadline,
             )
         )
 
-    def retired(self, session: PaidSession, reason: str) -> None:
-        """No further call uses this session."""
+    def retired(self, paid_by: Authorization, *, origin: str, reason: str, spent_atomic: int) -> None:
+        """No further call uses the session of this payment."""
         events.report(
             events.SessionRetired(
                 **self._whose,
-                authorization_id=session.authorization.id,
-                origin=session.key.origin,
+                authorization_id=paid_by.id,
+                origin=origin,
                 reason=reason,
-                spent_atomic=session.spent_atomic,
+                spent_atomic=spent_atomic,
             )
         )
 
-    def refused(self, call: Call, error: OpenGradientError) -> None:
-        """The call ended with this error; reported once."""
+    def refused(self, call: _Call, error: OpenGradientError) -> None:
+        """A call ended with this error; reported once."""
         if call.is_refused:
             return
         call.is_refused = True
