@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 from opengradient_x402.errors import OpenGradientError
 from opengradient_x402.ledger.authorizations import Authorization
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.telemetry import events
+
+
+class _Call(Protocol):
+    id: str
+    model: str
+    base_url: str
+    is_refused: bool
 
 
 class Reports:
