@@ -223,7 +223,7 @@ def test_api_base_is_taken_for_base_url_with_a_word(scripted_net):
     ("fields", "hint"),
     [
         ({"api_version": "2024-01"}, "Azure"),
-        ({"openai_client": object()}, "http_client"),
+        ({"openai_client": "any"}, "http_client"),
         ({"reuse_client": False}, "always shared"),
         ({"temprature": 0}, "Did you mean 'temperature'"),
         ({"http_client": 5}, "httpx client"),
