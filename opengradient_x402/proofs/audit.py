@@ -94,7 +94,7 @@ class _Auditor:
             findings += yield from self._of_payment(case)
             findings += yield from self._of_parties(case)
             findings += share_findings(case, self._network)
-            findings += dispute_findings(case)
+            findings += dispute_findings(case, self._network)
             for call in case.receipts:
                 findings.append(told_finding(call))
                 findings += yield from self._of_enclave(call)

@@ -7,14 +7,12 @@ Whatever else the file says is its writer's word: it can be refuted here, and is
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Final
 
 from opengradient_x402.chain.eip712 import payment_digest
 from opengradient_x402.chain.questions import Transaction
 from opengradient_x402.ledger.authorizations import Authorization
-from opengradient_x402.ledger.disputes import dispute_of
-from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt
+from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt, transaction_claim
 from opengradient_x402.networks import Network
 from opengradient_x402.proofs.attestation import TeeProof
 from opengradient_x402.proofs.bundle import ABOUT, Case, hex_bytes
@@ -57,21 +55,38 @@ def told_finding(call: SettlementReceipt) -> Finding:
     return Stated(statement=Statement.TOLD, about=about, why=why)
 
 
-def dispute_findings(case: Case) -> list[Finding]:
-    """Whether receipts own up to the contradictions that the evidence shows. A dispute's text is the writer's word."""
+def dispute_findings(case: Case, network: Network) -> list[Finding]:
+    """Whether receipts own up to what contradicts the gateway's quotes in the file; the writer's word otherwise.
+
+    Published prices are not looked at: the list of today says nothing about a call of last year.
+    """
     findings: list[Finding] = []
-    entry = replace(case.entry, dispute=None)  # the ledger's own words are no evidence for them
     for call in case.receipts:
-        follows = dispute_of(call, authorization=entry, siblings=case.receipts)
+        hidden = list(_contradictions(case, call, network))
         make: type[Stated | Refuted] = Stated
         if call.status is ReceiptStatus.DISPUTED:
             why = f"the file says that it is disputed: {call.dispute}"
-        elif follows is not None:
-            make, why = Refuted, f"it hides this: {follows}"
+        elif hidden:
+            make, why = Refuted, f"it hides this: {'; '.join(hidden)}"
         else:
             why = "the quotes in the file and the settlement do not contradict each other"
         findings.append(make(statement=Statement.DISPUTE, about=call.call_id, why=why))
     return findings
+
+
+def _contradictions(case: Case, call: SettlementReceipt, network: Network) -> Iterator[str]:
+    entry, show = case.entry, network.asset.format
+    taken = entry.settled_atomic or 0
+    if taken > entry.amount_atomic:
+        yield f"{show(taken)} was settled, and {show(entry.amount_atomic)} signed for"
+    quotes = [receipt.cost_atomic for receipt in case.receipts if receipt.cost_atomic is not None]
+    # A gateway may round each call up, or their sum.
+    excess = taken - sum(quotes)
+    if entry.terms.scheme == "upto" and len(quotes) == len(case.receipts) and excess > len(quotes):
+        yield f"{show(taken)} was settled, and the calls were quoted {show(sum(quotes))}: {show(excess)} too much"
+    claimed = transaction_claim(call.claimed_payment_tx_hash)
+    if claimed is not None and entry.status != "signed" and claimed.lower() != entry.tx_hash:
+        yield f"the gateway named transaction {claimed}, and it is {entry.tx_hash or 'none'}"
 
 
 def once_findings(cases: Sequence[Case]) -> list[Finding]:

@@ -158,7 +158,8 @@ def forge(
     records = (*(record for item in copies for record in change(item)), *added)
     if not keep_history and "history" not in parts:
         leaves = [leaf_hash(record) for record in records if record.kind in IN_HISTORY]
-        parts["history"] = described(leaves, range(len(leaves)), ())
+        kept = [item["size"] for item in (bundle.history or {})["consistency"]]
+        parts["history"] = described(leaves, range(len(leaves)), kept)
     forged = replace(bundle, records=records, signature=None, signed_by=None, **parts)
     return (forged if signer is None else forged.signed(signer)).to_bytes()
 
