@@ -39,7 +39,7 @@ from opengradient_x402.proofs.receipt_checks import (
     dispute_findings,
     foreign,
     mismatch,
-    once_findings,
+    once_finding,
     readable_proof,
     share_findings,
     signature_finding,
@@ -89,7 +89,7 @@ class _Auditor:
         self.claims: dict[Claim, str] = {}
 
     def findings(self) -> Steps[list[Finding]]:
-        findings = once_findings(self._contents.cases)
+        findings = [once_finding(self._contents.cases)]
         for case in self._contents.cases:
             findings += yield from self._of_payment(case)
             findings += yield from self._of_parties(case)

@@ -89,8 +89,8 @@ def _contradictions(case: Case, call: SettlementReceipt, network: Network) -> It
         yield f"the gateway named transaction {claimed}, and it is {entry.tx_hash or 'none'}"
 
 
-def once_findings(cases: Sequence[Case]) -> list[Finding]:
-    """Where one nonce, or one proof of an enclave, is claimed for two; nothing where all are different.
+def once_finding(cases: Sequence[Case]) -> Finding:
+    """Whether one nonce, or one proof of an enclave, is claimed for two.
 
     Proofs are compared as bytes: base64 has several texts for one signature.
     """
@@ -108,9 +108,10 @@ def once_findings(cases: Sequence[Case]) -> list[Finding]:
         for claim, name in claims:
             if claimed.setdefault(claim, name) != name:
                 twice.append(f"{claimed[claim]} and {name} have the same {claim[0]}")
-    if not twice:
-        return []
-    return [Refuted(statement=Statement.ONCE, about=ABOUT, why="; ".join(twice[:_SHOWN]))]
+    if twice:
+        return Refuted(statement=Statement.ONCE, about=ABOUT, why="; ".join(twice[:_SHOWN]))
+    why = f"{len(claimed)} nonces and proofs of enclaves are in the file, all different"
+    return Stated(statement=Statement.ONCE, about=ABOUT, why=why)
 
 
 def readable_proof(call: SettlementReceipt) -> TeeProof | None:

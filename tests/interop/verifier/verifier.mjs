@@ -443,7 +443,7 @@ class Verifier {
       const proof = this.proof(call);
       if (proof) claim(hex(proof.signature));
     }
-    if (twice) this.say("refuted", "no payment and no proof is claimed twice");
+    this.say(twice ? "refuted" : "stated", "no payment and no proof is claimed twice");
   }
 
   // null: none; undefined: one that cannot be read

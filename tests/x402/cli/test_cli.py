@@ -550,13 +550,13 @@ def test_a_bundle_is_written_signed_and_verified_from_the_shell(net, paid, tmp_p
     done = paid("receipts", "verify", str(path), "--network", network, "--json")
     assert done.code == 0
     report = done.json()
-    totals = {"proven": 8, "read": 23, "stated": 12, "undecided": 0, "refuted": 0}
+    totals = {"proven": 8, "read": 23, "stated": 13, "undecided": 0, "refuted": 0}
     assert (report["totals"], report["receipts"], report["signed_by"]) == (totals, 3, paid.account.address)
     twice = ["--rpc-url", rpc, "--rpc-url", rpc.replace("127.0.0.1", "localhost")]
     shown = paid("receipts", "verify", str(path), "-n", network, *twice, "--signer", paid.account.address)
     assert shown.code == 0
     assert (
-        "8 statements are proven by a signature, 23 read from a source, 12 only stated; 0 are not decided" in shown.out
+        "8 statements are proven by a signature, 23 read from a source, 13 only stated; 0 are not decided" in shown.out
     )
     assert " and localhost:" in shown.out
     assert f"block {int(net.chain.rpc('eth_blockNumber', []), 16)} (0x" in shown.out
