@@ -48,6 +48,9 @@ _RETURN_TIMESTAMP: Final = "0x4260005260206000f3"
 """TIMESTAMP PUSH 0 MSTORE PUSH 32 PUSH 0 RETURN: creation code that returns the time of its block."""
 
 _QUANTITY: Final = re.compile("0x[0-9a-fA-F]{1,64}")
+_HASH: Final = re.compile("0x[0-9a-fA-F]{64}", re.ASCII)
+_DATA: Final = re.compile("0x(?:[0-9a-fA-F]{2})*", re.ASCII)
+_MOST_TOPICS: Final = 4
 FIRST_LOG_WINDOW: Final = 2_000
 _LARGEST_LOG_WINDOW: Final = 10_000
 _WINDOWS_BEFORE_GROWTH: Final = 4
@@ -137,7 +140,7 @@ def block(number: int | str = "latest") -> Question[Block]:
     with _Reading("block"):
         shown = Block(
             number=quantity(found["number"]),
-            hash=found["hash"].lower(),
+            hash=_hash(found["hash"]),
             timestamp_s=quantity(found["timestamp"]),
             parent_hash=str(found.get("parentHash", "")).lower(),
         )
@@ -214,7 +217,7 @@ def transaction(tx_hash: str) -> Question[Transaction | None]:
     if found is None:
         return None
     with _Reading("transaction"):
-        return Transaction(tx_hash=found["hash"].lower(), input=_bytes(found["input"]))
+        return Transaction(tx_hash=_hash(found["hash"]), input=_bytes(found["input"]))
 
 
 def receipt(tx_hash: str) -> Question[TransactionReceipt | None]:
@@ -224,9 +227,9 @@ def receipt(tx_hash: str) -> Question[TransactionReceipt | None]:
         return None
     with _Reading("receipt"):
         return TransactionReceipt(
-            tx_hash=found["transactionHash"].lower(),
+            tx_hash=_hash(found["transactionHash"]),
             block_number=quantity(found["blockNumber"]),
-            block_hash=found["blockHash"].lower(),
+            block_hash=_hash(found["blockHash"]),
             is_success=quantity(found["status"]) == 1,
             logs=tuple(_log(entry) for entry in found["logs"]),
         )
@@ -245,20 +248,31 @@ def quantity(value: Any) -> int:
         return int(value, 16)
 
 
-def _bytes(value: str) -> bytes:
-    return bytes.fromhex(value.removeprefix("0x"))
+def _bytes(value: Any) -> bytes:
+    if _DATA.fullmatch(value) is None:
+        raise ValueError(value[:80])
+    return bytes.fromhex(value[2:])
 
 
 def _log(entry: dict[str, Any]) -> Log:
+    topics = tuple(_hash(topic) for topic in entry["topics"])
+    if len(topics) > _MOST_TOPICS:
+        raise ValueError(len(topics))
     return Log(
         address=checksum_address(entry["address"]),
-        topics=tuple(topic.lower() for topic in entry["topics"]),
+        topics=topics,
         data=_bytes(entry["data"]),
-        block_number=int(entry["blockNumber"], 16),
-        block_hash=entry["blockHash"].lower(),
-        tx_hash=entry["transactionHash"].lower(),
-        log_index=int(entry["logIndex"], 16),
+        block_number=quantity(entry["blockNumber"]),
+        block_hash=_hash(entry["blockHash"]),
+        tx_hash=_hash(entry["transactionHash"]),
+        log_index=quantity(entry["logIndex"]),
     )
+
+
+def _hash(value: Any) -> str:
+    if _HASH.fullmatch(value) is None:
+        raise ValueError(value)
+    return str(value).lower()
 
 
 class _Reading:

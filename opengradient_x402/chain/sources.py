@@ -8,8 +8,10 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
+from urllib.parse import quote
 
-from opengradient_x402.chain.node import Node, Place, Question, RpcRequest, ask
+from opengradient_x402.chain.node import HttpNode, Node, Place, Question, RpcRequest, ask
+from opengradient_x402.chain.questions import block
 from opengradient_x402.chain.readers import node_at
 from opengradient_x402.effects import Read, Send, Steps
 
@@ -31,22 +33,61 @@ class Document:
     problem: str | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """Where something was read, and how far it had come then. `name` never holds a path or a key."""
+
+    name: str
+    is_chain: bool = True
+    block_number: int | None = None
+    block_hash: str | None = None
+
+    def to_json(self) -> dict[str, str | int]:
+        """A flat dict; what is not known is left out."""
+        known = {"source": self.name, "block_number": self.block_number, "block_hash": self.block_hash}
+        return {name: value for name, value in known.items() if value is not None}
+
+
 class Sources:
     """The live ones. A chain's node is asked once which chain it serves."""
 
     def __init__(self) -> None:
         self._nodes: dict[tuple[str, int, object], Node] = {}
+        self._heads: dict[tuple[str, int], Source] = {}
 
     def ask(self, place: Place, question: Question[T]) -> Steps[T]:
         """The answer to a question about a chain. Raises ChainUnavailable."""
         return (yield from ask(_At(self, place), question))
 
+    def source(self, place: Place) -> Steps[Source]:
+        """The chain of a place by its node, at the block that was the last when it was first asked for.
+
+        What is read afterwards is read at this block or a later one. Raises ChainUnavailable.
+        """
+        key = (place.rpc_url, place.chain_id)
+        if key not in self._heads:
+            head = yield from self.ask(place, block())
+            name = f"chain {place.chain_id} by {self._named(place)}"
+            self._heads[key] = Source(name=name, block_number=head.number, block_hash=head.hash)
+        return self._heads[key]
+
+    def _named(self, place: Place) -> str:
+        node = self._node(place)
+        return node.shown if isinstance(node, HttpNode) else "the reader's own Web3"
+
     def request(self, place: Place, request: RpcRequest) -> Steps[Any]:
         """The result of one JSON-RPC request. Raises ChainUnavailable."""
+        return (yield from self._node(place).request(request))
+
+    def _node(self, place: Place) -> Node:
         key = (place.rpc_url, place.chain_id, getattr(place, "web3", None))
         if key not in self._nodes:
             self._nodes[key] = node_at(place)
-        return (yield from self._nodes[key].request(request))
+        return self._nodes[key]
+
+    def blob(self, store: str, blob_id: str) -> Steps[Document]:
+        """What a blob store has under an id."""
+        return (yield from self.document(f"{store.rstrip('/')}/{quote(blob_id, safe='')}"))
 
     def document(self, url: str) -> Steps[Document]:
         """A public document; a `Document` says how that went."""

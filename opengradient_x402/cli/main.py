@@ -32,7 +32,7 @@ _RECEIPTS = {
     "show": "receipts:show",
     "reconcile": "receipts:reconcile",
     "export": "receipts:export",
-    "verify": "receipts:verify",
+    "verify": "bundles:verify",
     "clear-dispute": "receipts:clear_dispute",
 }
 _LEDGER = {"check": "ledger:check", "repair": "ledger:repair", "compact": "ledger:compact"}

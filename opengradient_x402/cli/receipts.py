@@ -8,11 +8,9 @@ import json
 import re
 import sqlite3
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Self
 from urllib.parse import urlsplit
@@ -31,13 +29,11 @@ from opengradient_x402.cli.options import (
 from opengradient_x402.cli.output import print_json, shown
 from opengradient_x402.errors import ConfigurationError
 from opengradient_x402.ledger.receipts import SettlementReceipt
-from opengradient_x402.proofs.findings import Finding, Standing
 
 if TYPE_CHECKING:
     from opengradient_x402.ledger.ledger import Ledger
     from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt
     from opengradient_x402.proofs.data_settlement import DataSettlement
-    from opengradient_x402.proofs.verification import Verification
     from opengradient_x402.settlement.reconciler import Reconciler
 
 SinceOption = Annotated[
@@ -116,7 +112,7 @@ def reconcile(
         else:
             typer.echo(", ".join(f"{name} {count}" for name, count in counts.items()))
             for finding in (finding for proof in proofs for finding in proof.findings):
-                typer.echo(shown(f"{finding.about}  data {finding.standing}: {finding.why}"))
+                typer.echo(shown(f"{finding.about}  data {finding.kind}: {finding.why}"))
             for receipt in _latest(book, changed):
                 typer.echo(f"{receipt.call_id}  {receipt.status}  {receipt.payment_tx_hash or ''}")
     if changed.disputed:
@@ -257,49 +253,6 @@ def clear_dispute(
         typer.echo(f"{count} disputed authorizations with {origin} are cleared; it is paid again.")
 
 
-def verify(
-    bundle: Annotated[Path, typer.Argument(help="A file that `export --format bundle` wrote; `-` is standard input.")],
-    offline: Annotated[bool, typer.Option("--offline", help="Check the file alone; ask no chain.")] = False,
-    rpc_url: Annotated[str | None, typer.Option("--rpc-url", help="A node of the payments' chain.")] = None,
-    relay_rpc_url: Annotated[
-        str | None, typer.Option("--relay-rpc-url", help="A node of the chain of relay and registry, if another.")
-    ] = None,
-    signer: Annotated[str | None, typer.Option("--signer", help="Demand this wallet's signature.")] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Check a bundle: what is proven, what is not, and why; exit code 1 when anything is refuted."""
-    from opengradient_x402.cli.receipts import print_verification
-    from opengradient_x402.errors import BundleUnreadable
-    from opengradient_x402.proofs.verification import verify_bundle
-
-    content = _read(bundle)
-    try:
-        verification = verify_bundle(
-            content,
-            rpc_url=rpc_url,
-            relay_rpc_url=relay_rpc_url,
-            is_offline=offline,
-            expected_signer=signer,
-        )
-    except BundleUnreadable as exc:
-        typer.echo(f"{type(exc).__name__}: {exc}", err=True)
-        raise typer.Exit(1) from exc
-    if not print_verification(verification, as_json=as_json):
-        raise typer.Exit(1)
-
-
-def _read(path: Path) -> bytes:
-    from opengradient_x402.proofs.bundle import MAX_BYTES
-
-    if str(path) == "-":
-        return typer.get_binary_stream("stdin").read(MAX_BYTES + 1)
-    try:
-        with path.open("rb") as file:
-            return file.read(MAX_BYTES + 1)
-    except OSError as exc:
-        raise typer.BadParameter(f"{path} cannot be read ({exc.strerror})", param_hint="bundle") from exc
-
-
 def _status(name: str) -> ReceiptStatus:
     from opengradient_x402.ledger.receipts import ReceiptStatus
 
@@ -364,58 +317,6 @@ def parse_since(text: str | None) -> int:
             param_hint="--since",
         ) from exc
     return int((moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)).timestamp())
-
-
-_HEADINGS = {
-    Standing.REFUTED: "Refuted",
-    Standing.NOT_PROVEN: "Not proven",
-    Standing.PROVEN: "Proven",
-}
-_SHOWN = 5
-
-
-def print_verification(verification: Verification, *, as_json: bool) -> bool:
-    """Prints it; whether nothing is refuted."""
-    is_sound = not verification.of(Standing.REFUTED)
-    if as_json:
-        print_json(
-            {
-                "standing": verification.standing.value,
-                "offline": not verification.is_live,
-                "signed_by": verification.bundle.signed_by,
-                "head": verification.bundle.links[-1],
-                "receipts": len(verification.contents.receipts),
-                "findings": [finding.to_json() for finding in verification.findings],
-            }
-        )
-        return is_sound
-    for standing, heading in _HEADINGS.items():
-        _print_group(heading, verification.of(standing), in_full=standing is not Standing.PROVEN)
-    counted = Counter(finding.standing for finding in verification.findings)
-    where = "against the chain" if verification.is_live else "offline, from the file alone"
-    typer.echo(
-        f"{len(verification.contents.receipts)} receipts checked {where}: {counted[Standing.PROVEN]} statements "
-        f"proven, {counted[Standing.NOT_PROVEN]} not proven, {counted[Standing.REFUTED]} refuted."
-    )
-    return is_sound
-
-
-def _print_group(heading: str, findings: list[Finding], *, in_full: bool) -> None:
-    if not findings:
-        return
-    typer.echo(heading)
-    for statement, group in groupby(sorted(findings, key=_statement), key=_statement):
-        same = list(group)
-        typer.echo(f"  {statement}: {len(same)}")
-        for finding in same if in_full else same[:_SHOWN]:
-            typer.echo(shown(f"    {finding.about}: {finding.why}"))
-        if not in_full and len(same) > _SHOWN:
-            typer.echo(f"    … and {len(same) - _SHOWN} more (`--json` lists all)")
-    typer.echo()
-
-
-def _statement(finding: Finding) -> str:
-    return finding.statement
 
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")

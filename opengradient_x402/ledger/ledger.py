@@ -18,7 +18,7 @@ import queue
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -37,6 +37,7 @@ from opengradient_x402.process import Ending, Resident, belongs
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
+    from opengradient_x402.ledger.history import History
     from opengradient_x402.ledger.statements import Book
 
 _log = logging.getLogger(__name__)
@@ -177,6 +178,15 @@ class Ledger(Resident):
     def pin(self, key: str, value: str) -> Future[str]:
         """Remembers the first value ever seen under `key`, and returns that first value."""
         return self._submit(lambda book, conn: book.pin(conn, key, value), durable=True)
+
+    def extend_history(self, records: Sequence[tuple[str, bytes]]) -> Future[History]:
+        """Adds the present version of these records (name, leaf hash) to the history, where it is not the last one.
+
+        The result has the whole history, for the proofs of a bundle.
+        """
+        from opengradient_x402.ledger.history import extend
+
+        return self._submit(lambda _book, conn: extend(conn, records), durable=True, otherwise=_AS_BEFORE)
 
     # -- reading (ordered behind earlier writes)
 

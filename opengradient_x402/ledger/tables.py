@@ -138,6 +138,21 @@ proofs = sa.Table(
 PROOF_KEPT_S = 86_400
 """Proofs are remembered so long, and dropped when a ledger is opened: much younger ones are refused as stale."""
 
+leaves = sa.Table(
+    "history_leaves",
+    _metadata,
+    sa.Column("sequence", sa.BigInteger, primary_key=True, autoincrement=False),  # 1, 2, 3, …
+    sa.Column("record", sa.Text, nullable=False),
+    sa.Column("hash", sa.Text, nullable=False),
+)
+
+heads = sa.Table(
+    "history_heads",
+    _metadata,
+    # How many leaves there were when a bundle was made
+    sa.Column("size", sa.BigInteger, primary_key=True, autoincrement=False),
+)
+
 schema = sa.Table(
     "schema",
     _metadata,

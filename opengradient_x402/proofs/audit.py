@@ -1,31 +1,25 @@
-"""Re-checking receipts against evidence: which of their statements hold, which do not, and why.
+"""Re-checking receipts against evidence: which of their statements hold, on what they rest, and which do not.
 
-The same checks run live against nodes, or on the evidence in a bundle: that depends on the sources. On evidence,
-everything that rests on signatures and hashes is proven as well as live; that a chain holds it is not, and says so.
-
-Statements per authorization: the payer signed these entry; so much was settled, to whom, in which transaction,
-with how many confirmations (or: nothing was and can be); the calls' shares add up; disputes are not hidden. Per
-call: the enclave signed its hashes, the key is registered, the data were settled as the mode says. What was asked
-and answered is in no receipt, so nothing is said about it here.
+The same checks run live against nodes, or on the evidence in a bundle: that depends on the sources. What rests on a
+chain is `Read` from it here; `verification` takes that back where no chain was asked, or the contracts are not the
+reader's own. What was asked and answered is in no receipt, so nothing is said about it.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field
 
 from opengradient_x402.chain.contracts import RegisteredTee, batch_settlement, individual_settlement, registered_tee
 from opengradient_x402.chain.questions import (
     Question,
     Transaction,
     TransactionReceipt,
-    authorization_state,
     block,
-    chain_time,
-    nonce_used,
     receipt,
     transaction,
 )
-from opengradient_x402.chain.sources import Document, Sources
+from opengradient_x402.chain.sources import Document, Source, Sources
+from opengradient_x402.chain.views import View, nonces_at_one_block
 from opengradient_x402.effects import Steps
 from opengradient_x402.errors import ChainUnavailable
 from opengradient_x402.ledger.authorizations import Authorization
@@ -33,28 +27,23 @@ from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.networks import ChainContract, Network
 from opengradient_x402.proofs.attestation import TeeProof, is_signed_by
 from opengradient_x402.proofs.bundle import Case, Contents, DataPlace
-from opengradient_x402.proofs.data_settlement import DATA_SETTLED as _DATA
 from opengradient_x402.proofs.data_settlement import (
-    NOTHING_TO_SETTLE,
     batch_findings,
     individual_findings,
     private_finding,
     read_blob,
 )
-from opengradient_x402.proofs.findings import Finding, Standing, not_proven, proven, refuted
+from opengradient_x402.proofs.findings import Finding, Proven, Read, Refuted, Stated, Statement, Undecided
 from opengradient_x402.proofs.receipt_checks import (
-    ONCE,
-    OPEN_TO_DISPUTE,
-    SHARES,
-    SIGNED,
     differences,
     dispute_findings,
     foreign,
     mismatch,
     once_finding,
-    opg,
+    readable_proof,
     share_findings,
     signature_finding,
+    told_finding,
 )
 from opengradient_x402.settlement.recognition import (
     SettlementFound,
@@ -63,33 +52,26 @@ from opengradient_x402.settlement.recognition import (
     permit_settlements,
     transfer_settlements,
 )
+from opengradient_x402.settlement.search import nonce_of
 from opengradient_x402.settlement_mode import SettlementMode
 
-_PAID = "the settlement is as the receipt says"
-_CONFIRMED = "the settlement is in a block of the chain"
-_NOTHING_TAKEN = "nothing was taken"
-_ENCLAVE = "the enclave's key signed the call's hashes"
-_REGISTERED = "the key is registered as an enclave's"
+Claim = tuple[str, int]
+"""A transfer on chain: its transaction, and the index of its log."""
 
 
-def audit(contents: Contents, *, network: Network, sources: Sources, is_live: bool) -> Steps[list[Finding]]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Audit:
+    """What an audit found out, and which transfers are explained by an authorization."""
+
+    findings: list[Finding]
+    claims: dict[Claim, str] = field(default_factory=dict)
+
+
+def audit(contents: Contents, *, network: Network, sources: Sources) -> Steps[Audit]:
     """Everything that can be found out about these receipts."""
     auditor = _Auditor(contents, network, sources)
     findings = yield from auditor.findings()
-    if is_live:
-        return findings
-    return [_as_recorded(finding) for finding in findings]
-
-
-_IN_THE_FILE = frozenset({SIGNED, SHARES, OPEN_TO_DISPUTE, ONCE, NOTHING_TO_SETTLE, _ENCLAVE})
-"""What signatures, hashes and arithmetic prove. Everything else rests on what a chain is said to hold."""
-
-
-def _as_recorded(finding: Finding) -> Finding:
-    if finding.standing is not Standing.PROVEN or finding.statement in _IN_THE_FILE:
-        return finding
-    why = f"the bundle's evidence agrees ({finding.why}); the chain itself was not asked"
-    return replace(finding, standing=Standing.NOT_PROVEN, why=why)
+    return Audit(findings=findings, claims=auditor.claims)
 
 
 class _Auditor:
@@ -104,14 +86,17 @@ class _Auditor:
         self._enclaves: dict[str, RegisteredTee | None] = {}
         self._mined: dict[tuple[int, str], TransactionReceipt | None] = {}
         self._blobs: dict[str, Document] = {}
+        self.claims: dict[Claim, str] = {}
 
     def findings(self) -> Steps[list[Finding]]:
         findings = [once_finding(self._contents.cases)]
         for case in self._contents.cases:
             findings += yield from self._of_payment(case)
-            findings += share_findings(case)
-            findings += dispute_findings(case)
+            findings += yield from self._of_parties(case)
+            findings += share_findings(case, self._network)
+            findings += dispute_findings(case, self._network)
             for call in case.receipts:
+                findings.append(told_finding(call))
                 findings += yield from self._of_enclave(call)
                 findings += yield from self._of_data(call)
         return findings
@@ -120,38 +105,58 @@ class _Auditor:
 
     def _of_payment(self, case: Case) -> Steps[list[Finding]]:
         entry = case.entry
-        contradiction = foreign(entry, self._network) or mismatch(case)
+        statement = Statement.NOTHING_TAKEN if entry.status in ("expired", "cancelled") else Statement.PAID
+        contradiction = foreign(entry, self._network) or mismatch(case, self._network)
         if contradiction is not None:
-            return [refuted(_PAID, about=entry.id, why=contradiction)]
+            return [Refuted(statement=Statement.PAID, about=entry.id, why=contradiction)]
         try:
+            source = yield from self._sources.source(self._network)
             match entry.status:
                 case "settled":
-                    return (yield from self._of_settlement(entry))
+                    return (yield from self._of_settlement(case, source))
                 case "expired":
-                    return [(yield from self._of_expiry(entry))]
+                    return (yield from self._of_expiry(case, source))
                 case "cancelled":
-                    return [(yield from self._of_cancellation(entry))]
+                    return [(yield from self._of_cancellation(entry, source))]
                 case _:
-                    why = "it is not settled yet: nothing is on chain that could prove it"
-                    return [not_proven(_PAID, about=entry.id, why=why)]
+                    why = "it is not settled yet: nothing is on chain that could show it"
+                    return [Undecided(statement=statement, about=entry.id, why=why)]
         except ChainUnavailable as exc:
-            return [not_proven(_PAID, about=entry.id, why=exc.message)]
+            return [Undecided(statement=statement, about=entry.id, why=exc.message)]
 
-    def _of_settlement(self, entry: Authorization) -> Steps[list[Finding]]:
+    def _of_settlement(self, case: Case, source: Source) -> Steps[list[Finding]]:
+        entry = case.entry
         about, tx_hash = entry.id, entry.tx_hash or ""
         done, mined = yield from self._sources.ask(self._network, _transaction_of(tx_hash))
         if done is None or mined is None:
-            return [refuted(_PAID, about=about, why=f"transaction {tx_hash} is not on the chain")]
-        findings = [signature_finding(entry, mined, self._network)]
+            why = f"transaction {tx_hash} is not on the chain"
+            return [Refuted(statement=Statement.PAID, about=about, why=why)]
+        if {done.tx_hash, mined.tx_hash} != {tx_hash}:
+            why = f"what was shown as transaction {tx_hash} is another one"
+            return [Undecided(statement=Statement.PAID, about=about, why=why)]
+        signed = signature_finding(case, mined, self._network)
         found = self._settlement_in(entry, done, mined)
-        wrong = ["no settlement of this authorization"] if found is None else list(differences(entry, found))
-        if wrong:
+        wrong = (
+            ["no settlement of this authorization"] if found is None else list(differences(entry, found, self._network))
+        )
+        if found is None or wrong:
             why = f"transaction {tx_hash} shows {', '.join(wrong)}"
-            return [*findings, refuted(_PAID, about=about, why=why)]
-        paid = f"{opg(entry.settled_atomic)} from {entry.payer} to {found.payee if found else entry.terms.payee}"
-        findings.append(proven(_PAID, about=about, why=f"{paid} in transaction {tx_hash}"))
-        findings.append((yield from self._of_block(entry)))
-        return findings
+            return [signed, Refuted(statement=Statement.PAID, about=about, why=why)]
+        return [signed, self._claimed(entry, found, signed, source), (yield from self._of_block(entry, source))]
+
+    def _claimed(self, entry: Authorization, found: SettlementFound, signed: Finding, source: Source) -> Finding:
+        """A transfer belongs to one authorization: to that whose nonce the payer's signature or the token names."""
+        statement, about = Statement.PAID, entry.id
+        what = f"{self._network.asset.format(found.amount_atomic)} from {found.payer} to {found.payee}"
+        if entry.transfer_method == "permit2" and not isinstance(signed, Proven):
+            why = f"transaction {found.tx_hash} moved {what}, and no signature ties that to this authorization"
+            return Undecided(statement=statement, about=about, why=why)
+        claim = (found.tx_hash, found.log_index)
+        if (first := self.claims.setdefault(claim, about)) != about:
+            why = f"log {found.log_index} of transaction {found.tx_hash} is the settlement of {first} already"
+            return Refuted(statement=statement, about=about, why=why)
+        why = f"{what} in transaction {found.tx_hash}, log {found.log_index}"
+        return Read(statement=statement, about=about, why=why, source=source)
 
     def _settlement_in(
         self, entry: Authorization, done: TransactionReceipt, mined: Transaction
@@ -166,59 +171,115 @@ class _Auditor:
         )
         return found.get(entry) or diverted_settlement(mined, done, entry)
 
-    def _of_block(self, entry: Authorization) -> Steps[Finding]:
-        about, number = entry.id, entry.block_number or 0
+    def _of_block(self, entry: Authorization, source: Source) -> Steps[Finding]:
+        statement, about, number = Statement.CONFIRMED, entry.id, entry.block_number or 0
         head, at_height = yield from self._sources.ask(self._network, _block_and_head(number))
         if at_height != entry.block_hash:
             why = f"block {number} is {at_height} and not {entry.block_hash}: the chain was reorganised"
-            return refuted(_CONFIRMED, about=about, why=why)
+            return Refuted(statement=statement, about=about, why=why)
         confirmations = head - number + 1
         why = f"block {number} has {confirmations} confirmations; {self._network.confirmations} make it final"
-        make = proven if confirmations >= self._network.confirmations else not_proven
-        return make(_CONFIRMED, about=about, why=why)
+        if confirmations < self._network.confirmations:
+            return Undecided(statement=statement, about=about, why=why)
+        return Read(statement=statement, about=about, why=why, source=source)
 
-    def _of_expiry(self, entry: Authorization) -> Steps[Finding]:
-        now_s, is_used = yield from self._sources.ask(self._network, _time_and_use(entry, self._network))
-        if is_used:
-            return refuted(_NOTHING_TAKEN, about=entry.id, why="its nonce is used on the chain")
-        if now_s <= entry.deadline:
-            return refuted(_NOTHING_TAKEN, about=entry.id, why="its deadline has not passed yet on the chain")
-        return proven(_NOTHING_TAKEN, about=entry.id, why="its nonce is unused and its deadline has passed")
+    def _of_expiry(self, case: Case, source: Source) -> Steps[list[Finding]]:
+        entry, statement = case.entry, Statement.NOTHING_TAKEN
+        signed = signature_finding(case, None, self._network)
+        if not isinstance(signed, Proven):
+            why = "the file shows no signature of the payer that names this nonce, so any unused one could stand here"
+            return [signed, Undecided(statement=statement, about=entry.id, why=why)]
+        view = yield from self._sources.ask(self._network, _view_of(entry, self._network))
+        if view.used[nonce_of(entry, self._network)]:
+            return [signed, Refuted(statement=statement, about=entry.id, why="its nonce is used on the chain")]
+        if view.timestamp_s <= entry.deadline:
+            why = "its deadline has not passed yet on the chain"
+            return [signed, Refuted(statement=statement, about=entry.id, why=why)]
+        why = f"nonce {entry.nonce}, which the payer signed for, is unused, and its deadline has passed"
+        return [signed, Read(statement=statement, about=entry.id, why=why, source=source)]
 
-    def _of_cancellation(self, entry: Authorization) -> Steps[Finding]:
+    def _of_cancellation(self, entry: Authorization, source: Source) -> Steps[Finding]:
+        statement = Statement.NOTHING_TAKEN
         done = yield from self._sources.ask(self._network, receipt(entry.tx_hash or ""))
-        source = entry.asset if entry.transfer_method == "eip3009" else self._network.permit2
-        if done is None or not any(log.address == source and invalidates(log, entry) for log in done.logs):
+        keeper = entry.asset if entry.transfer_method == "eip3009" else self._network.permit2
+        if (
+            done is None
+            or not done.is_success
+            or not any(log.address == keeper and invalidates(log, entry) for log in done.logs)
+        ):
             why = f"transaction {entry.tx_hash} does not invalidate its nonce"
-            return refuted(_NOTHING_TAKEN, about=entry.id, why=why)
-        why = f"the payer invalidated its nonce in transaction {entry.tx_hash}"
-        return proven(_NOTHING_TAKEN, about=entry.id, why=why)
+            return Refuted(statement=statement, about=entry.id, why=why)
+        why = f"the payer invalidated nonce {entry.nonce} in transaction {entry.tx_hash}"
+        return Read(statement=statement, about=entry.id, why=why, source=source)
+
+    # -- who is paid
+
+    def _of_parties(self, case: Case) -> Steps[list[Finding]]:
+        terms, about = case.entry.terms, case.entry.id
+        found = [(yield from self._of_payee(case, terms.payee))]
+        if terms.facilitator is not None:
+            is_known = terms.facilitator in self._network.facilitators
+            found.append(self._known(Statement.FACILITATOR, about, terms.facilitator, is_known=is_known))
+        return found
+
+    def _of_payee(self, case: Case, payee: str) -> Steps[Finding]:
+        statement, about = Statement.PAYEE, case.entry.id
+        is_known = payee in self._network.payees
+        registry = self._network.registry
+        if is_known or registry is None:
+            return self._known(statement, about, payee, is_known=is_known)
+        try:
+            for proof in filter(None, map(readable_proof, case.receipts)):
+                enclave = yield from self._enclave(proof.tee_id, registry)
+                if enclave is not None and enclave.payment_address == payee:
+                    why = f"the registry {registry.address} has {payee} paid for enclave {enclave.id}"
+                    source = yield from self._sources.source(registry)
+                    return Read(statement=statement, about=about, why=why, source=source)
+        except ChainUnavailable as exc:
+            why = f"the registry was not read: {exc.message}"
+            return Undecided(statement=statement, about=about, why=why)
+        return self._known(statement, about, payee, is_known=False)
+
+    def _known(self, statement: Statement, about: str, address: str, *, is_known: bool) -> Finding:
+        if is_known:
+            why = f"{address} is one of the network's"
+            return Read(statement=statement, about=about, why=why, source=description_of(self._network))
+        why = f"nobody but the file says who {address} is; it may be the payer's own"
+        return Stated(statement=statement, about=about, why=why)
 
     # -- enclaves
 
     def _of_enclave(self, call: SettlementReceipt) -> Steps[list[Finding]]:
+        statement, about = Statement.ENCLAVE, call.call_id
         try:
             proof = TeeProof.from_fields(call.to_json())
         except ValueError as exc:
-            return [refuted(_ENCLAVE, about=call.call_id, why=str(exc))]
+            return [Refuted(statement=statement, about=about, why=str(exc))]
         if proof is None:
-            return [not_proven(_ENCLAVE, about=call.call_id, why="the answer carried no enclave signature")]
+            return [Undecided(statement=statement, about=about, why="the answer carried no enclave signature")]
         registry = self._network.registry
         if registry is None:
-            return [not_proven(_ENCLAVE, about=call.call_id, why="the network names no registry to get the key from")]
+            why = "the network names no registry to get the key from"
+            return [Undecided(statement=statement, about=about, why=why)]
         try:
             enclave = yield from self._enclave(proof.tee_id, registry)
+            source = yield from self._sources.source(registry)
         except ChainUnavailable as exc:
-            return [not_proven(_ENCLAVE, about=call.call_id, why=f"the registry was not read: {exc.message}")]
+            why = f"the registry was not read: {exc.message}"
+            return [Undecided(statement=statement, about=about, why=why)]
         if enclave is None or enclave.id != proof.tee_id:
-            why = f"the registry has no enclave {proof.tee_id}"
-            return [not_proven(_ENCLAVE, about=call.call_id, why=why)]
+            return [
+                Undecided(statement=statement, about=about, why=f"the registry has no enclave {proof.tee_id}"),
+            ]
         if not is_signed_by(proof, enclave.public_key_der):
             why = f"the signature is not that of {proof.tee_id} over these hashes and this time"
-            return [refuted(_ENCLAVE, about=call.call_id, why=why)]
+            return [Refuted(statement=statement, about=about, why=why)]
+        why = f"key {proof.tee_id} signed request hash, output hash and time {proof.timestamp_s}"
+        state = "enabled" if enclave.is_enabled else "not enabled any more"
+        registered = f"the registry {registry.address} lists {proof.tee_id}: {state}, image {enclave.pcr_hash}"
         return [
-            proven(_ENCLAVE, about=call.call_id, why=f"key {proof.tee_id} signed them at {proof.timestamp_s}"),
-            proven(_REGISTERED, about=call.call_id, why=f"the registry {registry.address} lists {proof.tee_id}"),
+            Proven(statement=statement, about=about, why=why, key=proof.tee_id, owner=source),
+            Read(statement=Statement.REGISTERED, about=about, why=registered, source=source),
         ]
 
     def _enclave(self, tee_id: str, registry: ChainContract) -> Steps[RegisteredTee | None]:
@@ -229,39 +290,48 @@ class _Auditor:
     # -- data settlements
 
     def _of_data(self, call: SettlementReceipt) -> Steps[list[Finding]]:
-        mode = SettlementMode.parse(call.settlement_mode)
+        statement, about = Statement.DATA, call.call_id
+        mode, proof = SettlementMode.parse(call.settlement_mode), readable_proof(call)
         if mode is SettlementMode.PRIVATE:
-            return [private_finding(call.call_id)]
-        place, relay = self._places.get(call.call_id), self._network.relay
-        proof = _readable_proof(call)
+            return [private_finding(about), *_ownership(about, proof)]
+        place, relay = self._places.get(about), self._network.relay
         if place is None or relay is None or proof is None:
             why = "no event of the settlement relay was found for it when the bundle was made"
-            return [not_proven(_DATA, about=call.call_id, why=why)]
+            return [Undecided(statement=statement, about=about, why=why), *_ownership(about, proof)]
         try:
-            return (yield from self._of_event(call, proof, mode, place, relay))
+            found = yield from self._of_event(call, proof, mode, place, relay)
         except ChainUnavailable as exc:
-            return [not_proven(_DATA, about=call.call_id, why=f"the relay's chain was not read: {exc.message}")]
+            why = f"the relay's chain was not read: {exc.message}"
+            found = [Undecided(statement=statement, about=about, why=why)]
+        is_named = any(item.statement is Statement.OWN_CALL for item in found)
+        return found if is_named else found + _ownership(about, proof)
 
     def _of_event(
         self, call: SettlementReceipt, proof: TeeProof, mode: SettlementMode, place: DataPlace, relay: ChainContract
     ) -> Steps[list[Finding]]:
+        source = yield from self._sources.source(relay)
         done = yield from self._receipt(place.tx_hash, relay)
-        logs = () if done is None else done.logs
+        logs = () if done is None or not done.is_success else done.logs
         log = next((log for log in logs if log.log_index == place.log_index and log.address == relay.address), None)
         if log is None:
             why = f"transaction {place.tx_hash} holds no event of the relay at that place"
-            return [refuted(_DATA, about=call.call_id, why=why)]
+            return [Refuted(statement=Statement.DATA, about=call.call_id, why=why)]
         batch, single = batch_settlement(log), individual_settlement(log)
         if mode is SettlementMode.BATCH and batch is not None:
             blob = yield from self._blob(batch.blob_id)
             if blob.problem is not None:
-                return [not_proven(_DATA, about=call.call_id, why=f"the blob was not read: {blob.problem}")]
-            found = batch_findings(call.call_id, proof, batch, blob.content)
-        elif mode is SettlementMode.INDIVIDUAL and single is not None:
-            found = individual_findings(call, proof, single, (yield from self._blob(single.blob_id)))
-        else:
-            return [refuted(_DATA, about=call.call_id, why=f"transaction {place.tx_hash} holds no {mode} settlement")]
-        return list(found.findings)
+                why = f"the blob was not read: {blob.problem}"
+                return [Undecided(statement=Statement.DATA, about=call.call_id, why=why)]
+            return list(batch_findings(call.call_id, proof, batch, blob.content, source).findings)
+        if mode is SettlementMode.INDIVIDUAL and single is not None:
+            blob = yield from self._blob(single.blob_id)
+            findings = list(individual_findings(call, proof, single, blob, source).findings)
+            if isinstance(findings[0], Read):
+                why = f"the relay's event in transaction {place.tx_hash} names {single.payer}"
+                findings.append(Read(statement=Statement.OWN_CALL, about=call.call_id, why=why, source=source))
+            return findings
+        why = f"transaction {place.tx_hash} holds no {mode} settlement"
+        return [Refuted(statement=Statement.DATA, about=call.call_id, why=why)]
 
     def _receipt(self, tx_hash: str, relay: ChainContract) -> Steps[TransactionReceipt | None]:
         key = (relay.chain_id, tx_hash)
@@ -275,11 +345,17 @@ class _Auditor:
         return self._blobs[blob_id]
 
 
-def _readable_proof(call: SettlementReceipt) -> TeeProof | None:
-    try:
-        return TeeProof.from_fields(call.to_json())
-    except ValueError:
-        return None
+def description_of(network: Network) -> Source:
+    """The reader's own description of a network, as a source."""
+    return Source(name=f"the reader's description of {network.name}", is_chain=False)
+
+
+def _ownership(about: str, proof: TeeProof | None) -> list[Finding]:
+    """An enclave's proof names neither payer nor payment nor model: anybody's can be copied from a public batch."""
+    if proof is None:
+        return []
+    why = "the proof names no payer and no payment; that it belongs to this call is the file's word"
+    return [Stated(statement=Statement.OWN_CALL, about=about, why=why)]
 
 
 # -- questions
@@ -295,8 +371,6 @@ def _block_and_head(number: int) -> Question[tuple[int, str]]:
     return head.number, (yield from block(number)).hash
 
 
-def _time_and_use(entry: Authorization, network: Network) -> Question[tuple[int, bool]]:
-    now_s = yield from chain_time()
-    if entry.transfer_method == "eip3009":
-        return now_s, (yield from authorization_state(entry.asset, entry.payer, entry.nonce))
-    return now_s, (yield from nonce_used(network.permit2, entry.payer, entry.nonce))
+def _view_of(entry: Authorization, network: Network) -> Question[View]:
+    (view,) = yield from nonces_at_one_block([nonce_of(entry, network)])
+    return view

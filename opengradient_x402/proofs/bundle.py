@@ -1,44 +1,51 @@
 """An audit bundle: one file with receipts and the evidence for them, in which no byte can be changed unseen.
 
-The file is canonical JSON: sorted keys, no spaces, ASCII. Every record is chained to all before it (`chain` =
-keccak256 of the previous one and the record), `head` is the last link, and the exporter may sign it with the
-payer's key: whoever changes a record must change every later link and the head, and cannot sign that.
+The file is canonical JSON (RFC 8785) and one line feed. `digest` is the SHA-256 of the document without `digest` and
+`signature`, and the exporter may sign it with the payer's key. docs/bundle-format.md describes every member, for
+programs in other languages; `bundle_schema` has the types of the members.
 
 `Contents` are the records as values; both directions are here, so that they cannot drift apart. The network is
-described without RPC URLs: they often hold an API key, and an auditor brings their own node.
+described by its contracts alone: nobody's node or blob store is in the file, since a reader brings their own.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
-from opengradient_x402.addresses import checksum_address, keccak256
+import rfc8785
+
+from opengradient_x402.addresses import checksum_address
 from opengradient_x402.errors import BundleUnreadable
 from opengradient_x402.ledger.authorizations import Authorization, SignedTerms
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.money import Asset
 from opengradient_x402.networks import ChainContract, Network
 from opengradient_x402.proofs.data_settlement import DataSettlement
-from opengradient_x402.proofs.findings import Finding, not_proven, proven, refuted
+from opengradient_x402.proofs.findings import Finding, Proven, Refuted, Statement, Undecided
 from opengradient_x402.signer import Signer, recover_address, text_digest
-from opengradient_x402.strict_json import check_depth
+from opengradient_x402.strict_json import check_depth, whole_characters
 
 FORMAT: Final = "opengradient-audit-bundle/1"
 MAX_BYTES: Final = 512 * 1024 * 1024
-_ABOUT: Final = "bundle"
-_UNCHANGED: Final = "the file is whole: its records hash to its head"
-_SIGNED: Final = "the bundle was made by the payer"
+ABOUT: Final = "bundle"
+_LARGEST_COUNT: Final = 2**53
+"""RFC 8785 writes numbers as JavaScript does: more is not exact."""
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One piece of a bundle: a `receipt`, an `authorization`, a `data_settlement`, an `rpc` answer, a `document`."""
+    """One piece of a bundle; docs/bundle-format.md lists the kinds."""
 
     kind: str
     body: Mapping[str, Any]
+
+    def to_bytes(self) -> bytes:
+        """The text that a ledger's history has a leaf of."""
+        return canonical_json({"body": self.body, "kind": self.kind})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +55,8 @@ class Bundle:
     created_at: int
     network: Mapping[str, Any]
     records: tuple[Record, ...]
+    period: Mapping[str, Any] | None = None
+    history: Mapping[str, Any] | None = None
     signed_by: str | None = None
     signature: str | None = None
 
@@ -56,58 +65,53 @@ class Bundle:
         return [record.body for record in self.records if record.kind == kind]
 
     @property
-    def links(self) -> list[str]:
-        """The hash chain: the header's link, then one per record; the last is the head."""
-        header = {"created_at": self.created_at, "format": FORMAT, "network": self.network}
-        link = keccak256(canonical_json(header))
-        links = [link]
-        for record in self.records:
-            link = keccak256(link + canonical_json({"body": record.body, "kind": record.kind}))
-            links.append(link)
-        return ["0x" + link.hex() for link in links]
+    def digest(self) -> str:
+        """0x-hex of the 32 bytes that stand for everything but the signature."""
+        return "0x" + hashlib.sha256(canonical_json(self._content())).hexdigest()
 
     def signed(self, signer: Signer) -> Bundle:
-        """This bundle with a signature over its head."""
-        signature = signer.sign_digest(text_digest(_statement(self.links[-1])))
-        return Bundle(
-            created_at=self.created_at,
-            network=self.network,
-            records=self.records,
-            signed_by=signer.address,
-            signature="0x" + signature.hex(),
-        )
+        """This bundle with a signature over its digest."""
+        signature = signer.sign_digest(text_digest(_statement(self.digest)))
+        return replace(self, signed_by=signer.address, signature="0x" + signature.hex())
+
+    def document(self) -> dict[str, Any]:
+        """The whole file as a value."""
+        document = self._content() | {"digest": self.digest}
+        if self.signature is not None:
+            document["signature"] = {"address": self.signed_by, "value": self.signature}
+        return document
 
     def to_bytes(self) -> bytes:
-        """The file."""
-        links = self.links
-        document = {
+        """The file. Raises ValueError for what JSON cannot hold exactly."""
+        return canonical_json(self.document()) + b"\n"
+
+    def _content(self) -> dict[str, Any]:
+        content: dict[str, Any] = {
             "created_at": self.created_at,
             "format": FORMAT,
-            "head": links[-1],
             "network": self.network,
-            "records": [
-                {"body": record.body, "chain": link, "kind": record.kind}
-                for record, link in zip(self.records, links[1:], strict=True)
-            ],
-            "signature": None if self.signature is None else {"address": self.signed_by, "value": self.signature},
+            "records": [{"body": record.body, "kind": record.kind} for record in self.records],
         }
-        return canonical_json(document) + b"\n"
+        known = {"history": self.history, "period": self.period}
+        return content | {name: value for name, value in known.items() if value is not None}
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Bundle:
         """The bundle in a file. Raises BundleUnreadable when any byte is not what `to_bytes` would write."""
         try:
             document = _parsed(content)
-            signature = document["signature"]
+            signature = document.get("signature", {})
             bundle = cls(
                 created_at=document["created_at"],
                 network=document["network"],
                 records=tuple(Record(item["kind"], item["body"]) for item in document["records"]),
-                signed_by=None if signature is None else signature["address"],
-                signature=None if signature is None else signature["value"],
+                period=document.get("period"),
+                history=document.get("history"),
+                signed_by=signature.get("address"),
+                signature=signature.get("value"),
             )
             again = bundle.to_bytes()
-        except (ValueError, TypeError, KeyError) as exc:
+        except (ValueError, TypeError, KeyError, AttributeError) as exc:
             if (other := _other_export(content)) is not None:
                 raise BundleUnreadable(
                     f"This file is {other}. It has no evidence and no signature, so nothing in it can be checked. "
@@ -126,41 +130,38 @@ class Bundle:
         return bundle
 
 
-def origin_findings(bundle: Bundle, *, payers: Sequence[str], expected_signer: str | None = None) -> list[Finding]:
-    """That the bytes are intact (they were read), and who vouches for them."""
-    head = bundle.links[-1]
-    intact = proven(
-        _UNCHANGED, about=_ABOUT, why=f"{len(bundle.records)} records hash to {head}, and the text is canonical"
-    )
-    return [intact, _signature_finding(bundle, head, payers, expected_signer)]
+def maker_finding(bundle: Bundle, *, payers: Sequence[str], expected_signer: str | None = None) -> Finding:
+    """Who vouches for the file."""
+    if bundle.signature is None or bundle.signed_by is None:
+        make: type[Undecided | Refuted] = Undecided if expected_signer is None else Refuted
+        why = "it carries no signature: anybody could have written it, also after the fact"
+        return make(statement=Statement.MADE, about=ABOUT, why=why)
+    signer = recover_address(text_digest(_statement(bundle.digest)), hex_bytes(bundle.signature))
+    if signer is None or signer != bundle.signed_by:
+        why = f"the signature is not {bundle.signed_by}'s over this content: the records or the signature were changed"
+        return Refuted(statement=Statement.MADE, about=ABOUT, why=why)
+    accepted = [expected_signer] if expected_signer is not None else payers
+    vouching = {checksum_address(wallet) for wallet in accepted}
+    if signer not in vouching:
+        why = f"{signer} signed it, and that is not {' or '.join(sorted(vouching))}"
+        return Refuted(statement=Statement.MADE, about=ABOUT, why=why)
+    if others := sorted(vouching - {signer}):
+        # One receipt of one's own must not be enough to vouch for those of others.
+        why = f"{signer} signed it, and {', '.join(others)} paid as well"
+        return Undecided(statement=Statement.MADE, about=ABOUT, why=why)
+    return Proven(statement=Statement.MADE, about=ABOUT, why=f"{signer} signed {bundle.digest}", key=signer)
 
 
 def canonical_json(value: Any) -> bytes:
-    """The one text of a value: sorted keys, no spaces, ASCII. Raises ValueError for floats that are no numbers."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
+    """The one text of a value (RFC 8785). Raises ValueError for what has none, such as integers over 53 bits."""
+    try:
+        return rfc8785.dumps(value)
+    except RecursionError as exc:
+        raise ValueError("nested too deeply") from exc
 
 
-def _signature_finding(bundle: Bundle, head: str, payers: Sequence[str], expected: str | None) -> Finding:
-    if bundle.signature is None or bundle.signed_by is None:
-        why = "it carries no signature: anybody could have written it, also after the fact"
-        make = not_proven if expected is None else refuted
-        return make(_SIGNED, about=_ABOUT, why=why)
-    signer = recover_address(text_digest(_statement(head)), _signature_bytes(bundle.signature))
-    if signer is None or signer != bundle.signed_by:
-        why = f"the signature is not {bundle.signed_by}'s over this content: the records or the signature were changed"
-        return refuted(_SIGNED, about=_ABOUT, why=why)
-    vouching = {checksum_address(expected)} if expected is not None else {checksum_address(payer) for payer in payers}
-    if signer not in vouching:
-        return refuted(
-            _SIGNED, about=_ABOUT, why=f"{signer} signed it, and that is not {' or '.join(sorted(vouching))}"
-        )
-    if others := sorted(vouching - {signer}):
-        # One receipt of one's own must not be enough to vouch for those of others.
-        return not_proven(_SIGNED, about=_ABOUT, why=f"{signer} signed it, and {', '.join(others)} paid as well")
-    return proven(_SIGNED, about=_ABOUT, why=f"{signer} signed {head}")
-
-
-def _signature_bytes(text: str) -> bytes:
+def hex_bytes(text: str) -> bytes:
+    """The bytes of 0x and lower-case hex digits; none for any other text."""
     try:
         content = bytes.fromhex(text.removeprefix("0x"))
     except ValueError:
@@ -168,8 +169,8 @@ def _signature_bytes(text: str) -> bytes:
     return content if "0x" + content.hex() == text else b""
 
 
-def _statement(head: str) -> str:
-    return f"OpenGradient audit bundle {head}"
+def _statement(digest: str) -> str:
+    return f"OpenGradient audit bundle {digest}"
 
 
 def _parsed(content: bytes) -> dict[str, Any]:
@@ -207,10 +208,15 @@ def _first_difference(left: bytes, right: bytes) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One authorization and all the calls that it paid for."""
+    """One authorization and all the calls that it paid for.
+
+    `signature` (0x-hex) is the payer's over the terms that live longest, for one that expired: where something was
+    settled, the signature is on chain.
+    """
 
     entry: Authorization
     receipts: tuple[SettlementReceipt, ...]
+    signature: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,17 +249,19 @@ class Contents:
         """The contents as records."""
         records: list[Record] = []
         for case in self.cases:
-            records.append(Record("authorization", _entry_json(case.entry)))
-            records += [Record("receipt", receipt.to_json()) for receipt in case.receipts]
+            records.append(Record("authorization", _case_json(case)))
+            records += [Record("receipt", _expressible(receipt.to_json())) for receipt in case.receipts]
         return records + [Record("data_settlement", asdict(place)) for place in self.data_places]
 
     @classmethod
     def of(cls, bundle: Bundle) -> Contents:
         """The contents of a bundle whose shape was checked (`bundle_schema`)."""
-        entries = [_entry(body) for body in bundle.of_kind("authorization")]
+        bodies = bundle.of_kind("authorization")
+        signatures = {body["id"]: body.get("signature") for body in bodies}
         receipts = [SettlementReceipt.from_json(dict(body)) for body in bundle.of_kind("receipt")]
         places = tuple(DataPlace(**body) for body in bundle.of_kind("data_settlement"))
-        return cls(cases=tuple(cases_of(entries, receipts)), data_places=places)
+        cases = [replace(case, signature=signatures[case.entry.id]) for case in cases_of(map(_entry, bodies), receipts)]
+        return cls(cases=tuple(cases), data_places=places)
 
 
 def cases_of(entries: Iterable[Authorization], receipts: Sequence[SettlementReceipt]) -> list[Case]:
@@ -275,61 +283,61 @@ def places_of(settlements: Iterable[DataSettlement]) -> tuple[DataPlace, ...]:
 
 def describe(network: Network) -> dict[str, Any]:
     """The network, as a bundle's header has it."""
-    return {
+    described: dict[str, Any] = {
         "name": network.name,
         "chain_id": network.chain_id,
-        "confirmations": network.confirmations,
         "asset": asdict(network.asset),
         "permit2": network.permit2,
         "upto_proxy": network.upto_proxy,
         "exact_proxy": network.exact_proxy,
-        "relay": _contract_json(network.relay),
-        "registry": _contract_json(network.registry),
-        "blob_url": network.blob_url,
     }
+    for name, contract in (("relay", network.relay), ("registry", network.registry)):
+        if contract is not None:
+            described[name] = {"address": contract.address, "chain_id": contract.chain_id}
+    return described
 
 
-def network_of(bundle: Bundle, *, rpc_url: str, other_rpc_urls: Mapping[int, str]) -> Network:
-    """The network of a bundle whose shape was checked, to be read through nodes of the auditor's own.
-
-    `other_rpc_urls` (by chain id) are for relay and registry, where they are on another chain than the payments.
-    """
+def network_of(bundle: Bundle) -> Network:
+    """The network that the writer of a bundle describes, without a node: for its own evidence, and for no trust."""
     about = bundle.network
-    chain_id = about["chain_id"]
-    urls = {**other_rpc_urls, chain_id: rpc_url}
+    nowhere = "https://offline.invalid"
+    contracts = {
+        name: ChainContract(
+            address=checksum_address(about[name]["address"]), rpc_url=nowhere, chain_id=about[name]["chain_id"]
+        )
+        for name in ("relay", "registry")
+        if name in about
+    }
     return Network(
         name=about["name"],
-        chain_id=chain_id,
-        rpc_url=rpc_url,
+        chain_id=about["chain_id"],
+        rpc_url=nowhere,
         gateway_url="",
-        asset=Asset(**about["asset"]),
+        # What a token is worth, and how many decimals it has, is no writer's to say.
+        asset=replace(Asset(**about["asset"]), symbol="atomic units", decimals=0),
         permit2=checksum_address(about["permit2"]),
         upto_proxy=checksum_address(about["upto_proxy"]),
         exact_proxy=checksum_address(about["exact_proxy"]),
-        relay=_contract(about["relay"], urls),
-        registry=_contract(about["registry"], urls),
-        blob_url=about["blob_url"],
-        confirmations=about["confirmations"],
+        relay=contracts.get("relay"),
+        registry=contracts.get("registry"),
+        blob_url=nowhere,
     )
 
 
-def _contract_json(contract: ChainContract | None) -> dict[str, Any] | None:
-    return None if contract is None else {"address": contract.address, "chain_id": contract.chain_id}
-
-
-def _contract(about: Mapping[str, Any] | None, urls: Mapping[int, str]) -> ChainContract | None:
-    if about is None:
-        return None
-    chain_id = about["chain_id"]
-    return ChainContract(address=checksum_address(about["address"]), rpc_url=urls.get(chain_id, ""), chain_id=chain_id)
-
-
-def _entry_json(authorization: Authorization) -> dict[str, Any]:
-    body = _texts(asdict(authorization))
-    return body | {
-        "nonce": str(authorization.nonce),
-        "signed": [_texts(asdict(terms)) for terms in authorization.signed],
+def _case_json(case: Case) -> dict[str, Any]:
+    entry = case.entry
+    body = _texts(asdict(entry)) | {
+        "nonce": str(entry.nonce),
+        "signed": [_texts(asdict(terms)) for terms in entry.signed],
     }
+    body.pop("recheck_at", None)  # when the ledger looks again is nobody else's business
+    return body if case.signature is None else body | {"signature": case.signature}
+
+
+def _expressible(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what a gateway made up and JSON cannot say in every language: halves of characters, huge numbers."""
+    known = {name: whole_characters(value) if isinstance(value, str) else value for name, value in body.items()}
+    return {name: value for name, value in known.items() if isinstance(value, str) or 0 <= value < _LARGEST_COUNT}
 
 
 def _texts(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -340,7 +348,8 @@ def _texts(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _entry(body: Mapping[str, Any]) -> Authorization:
     signed = tuple(SignedTerms(**{"facilitator": None} | _amounts(terms)) for terms in body["signed"])
-    return Authorization(**_amounts(body) | {"nonce": int(body["nonce"]), "signed": signed})
+    own = {name: value for name, value in _amounts(body).items() if name != "signature"}
+    return Authorization(**own | {"nonce": int(body["nonce"]), "signed": signed})
 
 
 def _amounts(body: Mapping[str, Any]) -> dict[str, Any]:

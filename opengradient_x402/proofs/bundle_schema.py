@@ -1,23 +1,25 @@
-"""The shape of what is in an audit bundle, checked before anything is made of it: the file may come from anybody.
+"""The shape of an audit bundle, checked before anything is made of it: the file may come from anybody.
 
-Types and spelling, field by field (an amount is decimal digits, a hash is 32 bytes in lower-case hex), and that the
-records belong together: ids once, no receipt without its authorization, no question with two answers. Words of
-gateways may be any text. Does not know whether any of it is true.
+Types and spelling, field by field (an amount is decimal digits, a hash is 32 bytes in lower-case hex), no field that
+is not listed here, and that the records belong together: ids once, no receipt without its authorization, no question
+with two answers. Words of gateways may be any text. Does not know whether any of it is true.
+
+`json_schema` is the same for programs in other languages: docs/bundle.schema.json is its output.
 """
 
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Hashable, Iterable
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic.json_schema import SkipJsonSchema
 
 from opengradient_x402.addresses import checksum_address
 from opengradient_x402.errors import BundleUnreadable
 from opengradient_x402.money import MAX_UINT256
-from opengradient_x402.proofs.bundle import Bundle
+from opengradient_x402.proofs.bundle import Bundle, canonical_json
 
 
 def _address(text: str) -> str:
@@ -36,17 +38,23 @@ def _uint256(text: str) -> str:
     return text
 
 
-_Address = Annotated[str, AfterValidator(_address)]
+_Address = Annotated[str, StringConstraints(pattern=r"^0x[0-9a-fA-F]{40}$"), AfterValidator(_address)]
 _Amount = Annotated[str, StringConstraints(pattern=r"^(0|[1-9][0-9]{0,77})$"), AfterValidator(_uint256)]
-_Chain = Annotated[str, StringConstraints(pattern=r"^eip155:[1-9][0-9]{0,18}$")]
-_Count = Annotated[int, Field(ge=0, lt=2**63)]
+_Base64 = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9+/]*={0,2}$"), AfterValidator(_base64)]
+_Chain = Annotated[str, StringConstraints(pattern=r"^eip155:[1-9][0-9]{0,15}$")]
+_Count = Annotated[int, Field(ge=0, lt=2**53)]
+"""More, and a program whose numbers are all floating point would read another one."""
+_ChainId = Annotated[int, Field(gt=0, lt=2**53)]
 _Hash = Annotated[str, StringConstraints(pattern=r"^0x[0-9a-f]{64}$")]
 _Name = Annotated[str, StringConstraints(pattern=r"^[!-~]{1,128}$")]
+_Signature = Annotated[str, StringConstraints(pattern=r"^0x[0-9a-f]{130}$")]
 _Mode = Literal["private", "batch", "individual"]
+_Unknown = SkipJsonSchema[None]
+"""What is not known is left out of a record, and never null."""
 
 
 class _Shape(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True, hide_input_in_errors=True)
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 class _Settlement(_Shape):
@@ -58,35 +66,36 @@ class _Settlement(_Shape):
     endpoint: str
     model: str
     settlement_mode: _Mode
-    settled_atomic: _Amount | None = None
-    block_number: _Count | None = None
-    block_hash: _Hash | None = None
-    confirmations: _Count | None = None
-    confirmations_needed: _Count | None = None
-    dispute: str | None = None
+    settled_atomic: _Amount | _Unknown = None
+    block_number: _Count | _Unknown = None
+    block_hash: _Hash | _Unknown = None
+    confirmations: _Count | _Unknown = None
+    confirmations_needed: _Count | _Unknown = None
+    dispute: str | _Unknown = None
 
 
-class _SignedTerms(_Shape):
+class SignedTermsShape(_Shape):
     scheme: Literal["upto", "exact"]
     transfer_method: Literal["permit2", "eip3009"]
     asset: _Address
     payee: _Address
-    facilitator: _Address | None = None
+    facilitator: _Address | _Unknown = None
     spender: _Address
     amount_atomic: _Amount
     signed_at: _Count
     deadline: _Count
 
 
-class _Authorization(_Settlement):
+class AuthorizationShape(_Settlement):
     id: _Name
     call_id: _Name
-    signed: Annotated[list[_SignedTerms], Field(min_length=1)]
+    signed: Annotated[list[SignedTermsShape], Field(min_length=1)]
     status: Literal["signed", "settled", "expired", "cancelled"]
-    tx_hash: _Hash | None = None
+    tx_hash: _Hash | _Unknown = None
+    signature: _Signature | _Unknown = None
 
 
-class _Receipt(_Settlement):
+class ReceiptShape(_Settlement):
     call_id: _Name
     status: Literal["authorized", "served", "settled", "expired", "cancelled", "disputed"]
     created_at: _Count
@@ -94,51 +103,58 @@ class _Receipt(_Settlement):
     scheme: Literal["upto", "exact"]
     asset: _Address
     payee: _Address
-    facilitator: _Address | None = None
+    facilitator: _Address | _Unknown = None
     deadline: _Count
     authorization_id: _Name
     authorized_atomic: _Amount
-    authorization_settled_atomic: _Amount | None = None
-    payment_tx_hash: _Hash | None = None
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    error: str | None = None
-    cost_atomic: _Amount | None = None
-    estimated_cost_atomic: _Amount | None = None
-    cost_usd: str | None = None
-    opg_usd: str | None = None
-    claimed_payment_tx_hash: str | None = None
-    payment_job: str | None = None
-    data_tx_hash: str | None = None
-    data_settlement_job: str | None = None
-    data_blob_id: str | None = None
-    tee_id: str | None = None
-    tee_timestamp: _Count | None = None
-    tee_request_hash: str | None = None
-    tee_output_hash: str | None = None
-    tee_signature: str | None = None
-    tee_verified: str | None = None
+    authorization_settled_atomic: _Amount | _Unknown = None
+    payment_tx_hash: _Hash | _Unknown = None
+    prompt_tokens: _Count | _Unknown = None
+    completion_tokens: _Count | _Unknown = None
+    error: str | _Unknown = None
+    cost_atomic: _Amount | _Unknown = None
+    estimated_cost_atomic: _Amount | _Unknown = None
+    cost_usd: str | _Unknown = None
+    opg_usd: str | _Unknown = None
+    claimed_payment_tx_hash: str | _Unknown = None
+    payment_job: str | _Unknown = None
+    data_tx_hash: str | _Unknown = None
+    data_settlement_job: str | _Unknown = None
+    data_blob_id: str | _Unknown = None
+    tee_id: str | _Unknown = None
+    tee_timestamp: _Count | _Unknown = None
+    tee_request_hash: str | _Unknown = None
+    tee_output_hash: str | _Unknown = None
+    tee_signature: str | _Unknown = None
+    tee_verified: str | _Unknown = None
 
 
-class _DataPlace(_Shape):
+class DataSettlementShape(_Shape):
     call_id: _Name
     tx_hash: _Hash
     log_index: _Count
 
 
-class _RpcAnswer(_Shape):
-    chain_id: _Count
+class RpcShape(_Shape):
+    chain_id: _ChainId
     method: _Name
     params: list[Any]
     result: Any
 
 
-class _Document(_Shape):
-    url: str
-    content_base64: Annotated[str, AfterValidator(_base64)]
+class BlobShape(_Shape):
+    blob_id: str
+    content_base64: _Base64
 
 
-class _Asset(_Shape):
+class SourceShape(_Shape):
+    chain_id: _ChainId
+    node: str
+    block_number: _Count
+    block_hash: _Hash
+
+
+class AssetShape(_Shape):
     address: _Address
     symbol: str
     decimals: Annotated[int, Field(ge=0, le=77)]
@@ -146,55 +162,147 @@ class _Asset(_Shape):
     version: str
 
 
-class _Contract(_Shape):
+class ContractShape(_Shape):
     address: _Address
-    chain_id: _Count
+    chain_id: _ChainId
 
 
-class _Network(_Shape):
+class NetworkShape(_Shape):
     name: str
-    chain_id: Annotated[int, Field(gt=0, lt=2**63)]
-    confirmations: Annotated[int, Field(ge=1, lt=2**31)]
-    asset: _Asset
+    chain_id: _ChainId
+    asset: AssetShape
     permit2: _Address
     upto_proxy: _Address
     exact_proxy: _Address
-    relay: _Contract | None
-    registry: _Contract | None
-    blob_url: Annotated[str, StringConstraints(pattern=r"^https?://[!-~]{1,512}$")] | None
+    relay: ContractShape | _Unknown = None
+    registry: ContractShape | _Unknown = None
 
 
-class _Header(_Shape):
+class PeriodShape(_Shape):
+    """The blocks of the payments' chain of which the writer says that all settlements are in the file."""
+
+    from_block: _Count
+    to_block: _Count
+
+
+class PlaceShape(_Shape):
+    """The leaf of a record in the ledger's history (RFC 9162), and the way from it to the root."""
+
+    index: _Count
+    proof: list[_Hash]
+
+
+class EarlierShape(_Shape):
+    """That the history of `size` records is the beginning of this one."""
+
+    size: _Count
+    proof: list[_Hash]
+
+
+class HistoryShape(_Shape):
+    size: _Count
+    root: _Hash
+    places: list[PlaceShape]
+    consistency: list[EarlierShape]
+    timestamp_base64: _Base64 | _Unknown = None
+
+
+class SignatureShape(_Shape):
+    address: _Address
+    value: _Signature
+
+
+class AuthorizationRecord(_Shape):
+    kind: Literal["authorization"]
+    body: AuthorizationShape
+
+
+class ReceiptRecord(_Shape):
+    kind: Literal["receipt"]
+    body: ReceiptShape
+
+
+class DataSettlementRecord(_Shape):
+    kind: Literal["data_settlement"]
+    body: DataSettlementShape
+
+
+class RpcRecord(_Shape):
+    kind: Literal["rpc"]
+    body: RpcShape
+
+
+class BlobRecord(_Shape):
+    kind: Literal["blob"]
+    body: BlobShape
+
+
+class SourceRecord(_Shape):
+    kind: Literal["source"]
+    body: SourceShape
+
+
+_Record = Annotated[
+    AuthorizationRecord | ReceiptRecord | DataSettlementRecord | RpcRecord | BlobRecord | SourceRecord,
+    Field(discriminator="kind"),
+]
+
+
+class BundleShape(_Shape):
+    """The whole file."""
+
+    format: Literal["opengradient-audit-bundle/1"]
     created_at: _Count
-    network: _Network
+    network: NetworkShape
+    records: list[_Record]
+    period: PeriodShape | _Unknown = None
+    history: HistoryShape | _Unknown = None
+    digest: _Hash
+    signature: SignatureShape | _Unknown = None
 
 
-_SHAPES: Final[dict[str, type[_Shape]]] = {
-    "authorization": _Authorization,
-    "receipt": _Receipt,
-    "data_settlement": _DataPlace,
-    "rpc": _RpcAnswer,
-    "document": _Document,
-}
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of a bundle."""
+    schema = BundleShape.model_json_schema()
+    _drop_null_defaults(schema)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _drop_null_defaults(schema: Any) -> None:
+    """Null is no value of anything that may be left out."""
+    if isinstance(schema, dict):
+        if schema.get("default", 0) is None:
+            del schema["default"]
+        for value in schema.values():
+            _drop_null_defaults(value)
+    elif isinstance(schema, list):
+        for value in schema:
+            _drop_null_defaults(value)
 
 
 def check_shape(bundle: Bundle) -> None:
     """Raises BundleUnreadable for records that are not what they are called, or do not belong together."""
     try:
-        _Header.model_validate({"created_at": bundle.created_at, "network": bundle.network})
+        BundleShape.model_validate(document := bundle.document())
+        _check_known({name: value for name, value in document.items() if name != "records"})
         for record in bundle.records:
-            if record.kind not in _SHAPES:
-                raise ValueError(f"no record is a {record.kind!r}")
-            if record.kind != "rpc" and None in record.body.values():
-                raise ValueError(f"a field of a {record.kind} is null, and what is not known is left out")
-            _SHAPES[record.kind].model_validate(record.body)
+            if record.kind != "rpc":
+                _check_known(record.body)
         _check_together(bundle)
     except ValidationError as exc:
         first = exc.errors(include_url=False, include_context=False)[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise _unreadable(f"{exc.title.lstrip('_')} {place}: {first['msg']}") from exc
+        raise _unreadable(f"{place}: {first['msg']}") from exc
     except (ValueError, TypeError) as exc:
         raise _unreadable(str(exc)) from exc
+
+
+def _check_known(value: Any) -> None:
+    if value is None:
+        raise ValueError("a field is null, and what is not known is left out")
+    if isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            _check_known(part)
 
 
 def _check_together(bundle: Bundle) -> None:
@@ -205,22 +313,25 @@ def _check_together(bundle: Bundle) -> None:
     _check_once("receipt", calls)
     _check_once("data settlement", [body["call_id"] for body in bundle.of_kind("data_settlement")])
     _check_once("answer", [_question(body) for body in bundle.of_kind("rpc")])
-    _check_once("document", [body["url"] for body in bundle.of_kind("document")])
+    _check_once("blob", [body["blob_id"] for body in bundle.of_kind("blob")])
+    _check_once("source", [body["chain_id"] for body in bundle.of_kind("source")])
     if set(authorizations) != {body["authorization_id"] for body in receipts}:
         raise ValueError("there are receipts without their authorization, or authorizations without a receipt")
     if not {body["call_id"] for body in bundle.of_kind("data_settlement")} <= set(calls):
         raise ValueError("there is a data settlement of a call without a receipt")
+    if bundle.history is not None and len(bundle.history["places"]) != len(authorizations) + len(calls):
+        raise ValueError("the history has not one place for every authorization and receipt")
 
 
 def _question(body: Any) -> Hashable:
-    return body["chain_id"], body["method"], json.dumps(body["params"], sort_keys=True)
+    return body["chain_id"], body["method"], canonical_json(body["params"])
 
 
 def _check_once(what: str, names: Iterable[Hashable]) -> None:
     seen: set[Hashable] = set()
     for name in names:
         if name in seen:
-            raise ValueError(f"the {what} {name} is there twice")
+            raise ValueError(f"the {what} {name!s:.200} is there twice")
         seen.add(name)
 
 

@@ -13,7 +13,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
-from urllib.parse import quote
 
 from opengradient_x402 import strict_json
 from opengradient_x402.chain.contracts import (
@@ -27,14 +26,14 @@ from opengradient_x402.chain.contracts import (
 from opengradient_x402.chain.node import alook_up, look_up
 from opengradient_x402.chain.questions import Log, Question, block, block_before, logs
 from opengradient_x402.chain.questions import receipt as transaction_receipt
-from opengradient_x402.chain.sources import Document, Sources
+from opengradient_x402.chain.sources import Document, Source, Sources
 from opengradient_x402.effects import Steps, Wait
 from opengradient_x402.errors import RpcError
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.ledger.receipts import SettlementReceipt, transaction_claim
 from opengradient_x402.networks import ChainContract, Network
 from opengradient_x402.proofs.attestation import TeeProof
-from opengradient_x402.proofs.findings import Finding, Standing, not_proven, overall, proven, refuted
+from opengradient_x402.proofs.findings import Finding, Read, Refuted, Stated, Statement, Undecided, totals
 from opengradient_x402.proofs.individual_records import differences
 from opengradient_x402.proofs.merkle import MerkleTree, leaf_hash, root_from_proof
 from opengradient_x402.settlement.recognition import address_topic
@@ -71,7 +70,7 @@ class DataSettlements:
     def _proving(self, receipts: Sequence[SettlementReceipt]) -> Steps[list[DataSettlement]]:
         found = yield from find_data_settlements(receipts, network=self._network, sources=Sources())
         for receipt, settlement in zip(receipts, found, strict=True):
-            wrong = [finding for finding in settlement.findings if finding.standing is Standing.REFUTED]
+            wrong = [finding for finding in settlement.findings if isinstance(finding, Refuted)]
             if wrong and self._ledger is not None:
                 dispute = " ".join(f"Not true that {finding.statement}: {finding.why}." for finding in wrong)
                 yield Wait(self._ledger.record_dispute(settlement.call_id, dispute))
@@ -110,7 +109,7 @@ def _private(receipt: SettlementReceipt) -> DataSettlement:
 
 
 def _unknown(receipt: SettlementReceipt, mode: SettlementMode, why: str) -> DataSettlement:
-    finding = not_proven(DATA_SETTLED, about=receipt.call_id, why=why)
+    finding = Undecided(statement=Statement.DATA, about=receipt.call_id, why=why)
     return DataSettlement(call_id=receipt.call_id, mode=mode, findings=(finding,))
 
 
@@ -129,6 +128,7 @@ def _batched(
     waiting: dict[str, TeeProof], times_s: Sequence[int], network: Network, relay: ChainContract, sources: Sources
 ) -> Steps[dict[str, DataSettlement]]:
     events = yield from sources.ask(relay, _events(relay, [BATCH_SETTLEMENT], times_s))
+    source = yield from sources.source(relay)
     leaves = {leaf_hash(proof): call_id for call_id, proof in waiting.items()}
     found: dict[str, DataSettlement] = {}
     unreadable: list[str] = []
@@ -145,12 +145,12 @@ def _batched(
             continue
         for leaf in leaves.keys() & set(tree.leaves):
             call_id = leaves[leaf]
-            found.setdefault(call_id, batch_findings(call_id, waiting[call_id], event, blob.content))
+            found.setdefault(call_id, batch_findings(call_id, waiting[call_id], event, blob.content, source))
     why = f"none of the {len(events)} batches since the call holds it; it may not be written yet"
     if unreadable:
         why += f" (not readable: {'; '.join(unreadable[:3])})"
     for call_id in waiting.keys() - found.keys():
-        finding = not_proven(DATA_SETTLED, about=call_id, why=why)
+        finding = Undecided(statement=Statement.DATA, about=call_id, why=why)
         found[call_id] = DataSettlement(call_id=call_id, mode=SettlementMode.BATCH, findings=(finding,))
     return found
 
@@ -173,7 +173,7 @@ def _individual(
         return _missing(receipt, claimed, is_known=stated is not None)
     event = next((event for event in events if is_settlement_of(receipt, proof, event)), events[0])
     blob = yield from read_blob(event.blob_id, network, sources)
-    return individual_findings(receipt, proof, event, blob)
+    return individual_findings(receipt, proof, event, blob, (yield from sources.source(relay)))
 
 
 def _missing(receipt: SettlementReceipt, claimed: str | None, *, is_known: bool) -> DataSettlement:
@@ -181,9 +181,11 @@ def _missing(receipt: SettlementReceipt, claimed: str | None, *, is_known: bool)
     is_old = time.time() - receipt.created_at > PATIENCE_S
     if claimed is not None and (is_known or is_old):
         what = "holds no such event" if is_known else "is not on the chain"
-        finding = refuted(DATA_SETTLED, about=about, why=f"the gateway named transaction {claimed}, which {what}")
+        why = f"the gateway named transaction {claimed}, which {what}"
+        finding: Finding = Refuted(statement=Statement.DATA, about=about, why=why)
     else:
-        finding = not_proven(DATA_SETTLED, about=about, why="the relay has no event of this call; it may come later")
+        why = "the relay has no event of this call; it may come later"
+        finding = Undecided(statement=Statement.DATA, about=about, why=why)
     return DataSettlement(call_id=about, mode=SettlementMode.INDIVIDUAL, findings=(finding,))
 
 
@@ -217,11 +219,7 @@ def read_blob(blob_id: str, network: Network, sources: Sources) -> Steps[Documen
         return Document(problem=f"the network {network.name} names no blob store")
     if _BLOB_ID.fullmatch(blob_id) is None:
         return Document(problem="the chain's blob id is not one")
-    return (yield from sources.document(f"{network.blob_url.rstrip('/')}/{quote(blob_id, safe='')}"))
-
-
-DATA_SETTLED: Final = "the call's data were settled on chain"
-NOTHING_TO_SETTLE: Final = "nothing about the call's data was to be written on chain"
+    return (yield from sources.blob(network.blob_url, blob_id))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,9 +240,9 @@ class DataSettlement:
     proof: tuple[str, ...] = ()
 
     @property
-    def standing(self) -> Standing:
-        """The weakest of the findings."""
-        return overall(self.findings)
+    def is_shown(self) -> bool:
+        """Whether the chain was read, and shows what the mode promises; never so in private mode."""
+        return bool(self.findings) and all(isinstance(finding, Read) for finding in self.findings)
 
     def to_json(self) -> dict[str, Any]:
         """Strings, ints and lists."""
@@ -259,18 +257,20 @@ class DataSettlement:
         return {
             "call_id": self.call_id,
             "mode": self.mode.value,
-            "standing": self.standing.value,
+            "totals": totals(self.findings),
             "findings": [finding.to_json() for finding in self.findings],
         } | {name: value for name, value in known.items() if value is not None}
 
 
 def private_finding(call_id: str) -> Finding:
-    """That private mode has nothing to show."""
-    why = "the call was made in private mode; only the payment is on chain"
-    return proven(NOTHING_TO_SETTLE, about=call_id, why=why)
+    """That private mode has nothing to show: the mode itself is the payer's word."""
+    why = "the file says that the call was made in private mode; only the payment is on chain then"
+    return Stated(statement=Statement.NO_DATA, about=call_id, why=why)
 
 
-def batch_findings(call_id: str, proof: TeeProof, event: BatchSettlement, blob: bytes) -> DataSettlement:
+def batch_findings(
+    call_id: str, proof: TeeProof, event: BatchSettlement, blob: bytes, source: Source
+) -> DataSettlement:
     """Whether a batch that was written on chain holds this call: the tree is rebuilt from the blob. Pure."""
     leaf = leaf_hash(proof)
     evidence: dict[str, Any] = {
@@ -285,15 +285,14 @@ def batch_findings(call_id: str, proof: TeeProof, event: BatchSettlement, blob: 
         tree = tree_of(event, blob)
         siblings = tree.proof(leaf)
     except ValueError as exc:
-        return DataSettlement(
-            findings=(refuted(DATA_SETTLED, about=call_id, why=f"{named(event)}: {exc}"),), **evidence
-        )
+        why = f"{named(event)}: {exc}"
+        return DataSettlement(findings=(Refuted(statement=Statement.DATA, about=call_id, why=why),), **evidence)
     if root_from_proof(leaf, siblings) != event.merkle_root:
         why = f"{named(event)}: the inclusion proof leads to another root"
-        return DataSettlement(findings=(refuted(DATA_SETTLED, about=call_id, why=why),), **evidence)
+        return DataSettlement(findings=(Refuted(statement=Statement.DATA, about=call_id, why=why),), **evidence)
     why = f"its leaf is one of {event.batch_size} under the root in {named(event)}"
     return DataSettlement(
-        findings=(proven(DATA_SETTLED, about=call_id, why=why),),
+        findings=(Read(statement=Statement.DATA, about=call_id, why=why, source=source),),
         leaf="0x" + leaf.hex(),
         proof=tuple("0x" + sibling.hex() for sibling in siblings),
         **evidence,
@@ -301,19 +300,20 @@ def batch_findings(call_id: str, proof: TeeProof, event: BatchSettlement, blob: 
 
 
 def individual_findings(
-    receipt: SettlementReceipt, proof: TeeProof, event: IndividualSettlement, blob: Document
+    receipt: SettlementReceipt, proof: TeeProof, event: IndividualSettlement, blob: Document, source: Source
 ) -> DataSettlement:
     """Whether an event on chain is the settlement of this call, and what the gateway claimed of it. Pure."""
     about, where = receipt.call_id, f"transaction {event.log.tx_hash}"
     differing = [name for name, on_chain, expected in _compared(receipt, proof, event) if on_chain != expected]
+    findings: list[Finding] = []
     if differing:
         why = f"the event in {where} has another {', another '.join(differing)} than the receipt"
-        findings = [refuted(DATA_SETTLED, about=about, why=why)]
+        findings.append(Refuted(statement=Statement.DATA, about=about, why=why))
     else:
         why = f"the event in {where} holds its hashes, time, signature and payer"
-        findings = [proven(DATA_SETTLED, about=about, why=why)]
-        findings += _claims(receipt, event)
-        findings.append(_blob_finding(about, event, blob))
+        findings.append(Read(statement=Statement.DATA, about=about, why=why, source=source))
+        findings += _claims(receipt, event, source)
+        findings.append(_blob_finding(about, event, blob, source))
     return DataSettlement(
         call_id=about,
         mode=SettlementMode.INDIVIDUAL,
@@ -355,31 +355,34 @@ def is_settlement_of(receipt: SettlementReceipt, proof: TeeProof, event: Individ
     return all(on_chain == expected for _, on_chain, expected in _compared(receipt, proof, event))
 
 
-def _claims(receipt: SettlementReceipt, event: IndividualSettlement) -> list[Finding]:
-    about, findings = receipt.call_id, []
-    for what, claimed, fact in (
-        ("transaction", transaction_claim(receipt.data_tx_hash), event.log.tx_hash),
-        ("blob", receipt.data_blob_id, event.blob_id),
-    ):
+def _claims(receipt: SettlementReceipt, event: IndividualSettlement, source: Source) -> list[Finding]:
+    claims = (
+        (Statement.NAMED_TRANSACTION, transaction_claim(receipt.data_tx_hash), event.log.tx_hash),
+        (Statement.NAMED_BLOB, receipt.data_blob_id, event.blob_id),
+    )
+    findings: list[Finding] = []
+    for statement, claimed, fact in claims:
         if claimed is None:
             continue
-        statement = f"the gateway named the right {what} for the data settlement"
-        if claimed.lower() == fact.lower() if what == "transaction" else claimed == fact:
-            findings.append(proven(statement, about=about, why=f"it named {fact}"))
+        if claimed.lower() == fact if statement is Statement.NAMED_TRANSACTION else claimed == fact:
+            why = f"the file says that it named {fact}, and the chain shows that"
+            findings.append(Read(statement=statement, about=receipt.call_id, why=why, source=source))
         else:
-            findings.append(refuted(statement, about=about, why=f"it named {claimed}; the chain shows {fact}"))
+            why = f"it named {claimed}; the chain shows {fact}"
+            findings.append(Refuted(statement=statement, about=receipt.call_id, why=why))
     return findings
 
 
-def _blob_finding(about: str, event: IndividualSettlement, blob: Document) -> Finding:
-    statement = "the blob is the record of this call"
+def _blob_finding(about: str, event: IndividualSettlement, blob: Document, source: Source) -> Finding:
+    statement, name = Statement.BLOB, event.blob_id[:64]
     if blob.problem is not None:
-        return not_proven(statement, about=about, why=f"the blob {event.blob_id[:64]} was not read: {blob.problem}")
+        return Undecided(statement=statement, about=about, why=f"the blob {name} was not read: {blob.problem}")
     try:
         differing = differences(blob.content, event)
     except (ValueError, TypeError) as exc:
-        return refuted(statement, about=about, why=f"the blob {event.blob_id[:64]} cannot be read: {exc}")
+        return Refuted(statement=statement, about=about, why=f"the blob {name} cannot be read: {exc}")
     if differing:
-        why = f"the blob {event.blob_id[:64]} has another {', another '.join(differing)} than the event"
-        return refuted(statement, about=about, why=why)
-    return proven(statement, about=about, why=f"the blob {event.blob_id} agrees with the event in all that it holds")
+        why = f"the blob {name} has another {', another '.join(differing)} than the event"
+        return Refuted(statement=statement, about=about, why=why)
+    why = f"the blob {name} agrees with the event in all that it holds"
+    return Read(statement=statement, about=about, why=why, source=source)

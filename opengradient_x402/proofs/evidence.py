@@ -1,24 +1,24 @@
 """What sources answered, kept so that one check runs live, and again from a file.
 
 `Recorded` sources note every answer that they give; `Replayed` sources give noted answers alone. What was not noted
-is an RpcError or a missing document, which a check must treat as "not known". Answers are not judged here.
+is an RpcError or a missing blob, which a check must treat as "not known". Answers are not judged here.
 """
 
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Final
 
 from opengradient_x402.chain.node import Place, RpcRequest
-from opengradient_x402.chain.sources import Document, Sources
+from opengradient_x402.chain.sources import Document, Source, Sources
 from opengradient_x402.effects import Steps
 from opengradient_x402.errors import RpcError
-from opengradient_x402.proofs.bundle import Record
+from opengradient_x402.proofs.bundle import Record, canonical_json
 
-RPC = "rpc"
-DOCUMENT = "document"
+_RPC: Final = "rpc"
+_BLOB: Final = "blob"
+_SOURCE: Final = "source"
 
 
 class Evidence:
@@ -35,13 +35,22 @@ class Evidence:
         return list(self._records.values())
 
     def note_result(self, chain_id: int, request: RpcRequest, result: Any) -> None:
-        """Keeps what a node answered."""
+        """Keeps what a node answered, unless no two languages would read it alike."""
         body = {"chain_id": chain_id, "method": request.method, "params": list(request.params), "result": result}
-        self._add(Record(RPC, json.loads(json.dumps(body))))
+        try:
+            canonical_json(body)
+        except ValueError:
+            return
+        self._add(Record(_RPC, body))
 
-    def note_document(self, url: str, content: bytes) -> None:
-        """Keeps a document."""
-        self._add(Record(DOCUMENT, {"url": url, "content_base64": base64.b64encode(content).decode("ascii")}))
+    def note_blob(self, blob_id: str, content: bytes) -> None:
+        """Keeps a blob."""
+        self._add(Record(_BLOB, {"blob_id": blob_id, "content_base64": base64.b64encode(content).decode("ascii")}))
+
+    def note_source(self, chain_id: int, source: Source) -> None:
+        """Keeps by whom, and at which block, a chain was read."""
+        body = {"chain_id": chain_id, "node": source.name}
+        self._add(Record(_SOURCE, body | {"block_number": source.block_number, "block_hash": source.block_hash}))
 
     def result(self, chain_id: int, request: RpcRequest) -> Any:
         """What a node answered. Raises RpcError when that was not noted."""
@@ -50,18 +59,28 @@ class Evidence:
             raise RpcError(f"The bundle has no answer of chain {chain_id} to {request.method}.")
         return record.body["result"]
 
-    def document(self, url: str) -> Document:
-        """The document, if it was noted."""
-        record = self._records.get((DOCUMENT, url))
+    def blob(self, blob_id: str) -> Document:
+        """The blob, if it was noted."""
+        record = self._records.get((_BLOB, blob_id))
         if record is None:
             return Document(problem="it is not in the bundle")
         return Document(content=base64.b64decode(record.body["content_base64"], validate=True))
 
+    def source(self, chain_id: int) -> Source:
+        """By whom a chain was read. Raises RpcError when that was not noted."""
+        record = self._records.get((_SOURCE, str(chain_id)))
+        if record is None:
+            raise RpcError(f"The bundle does not say at which block chain {chain_id} was read.")
+        name, number, place = (record.body[name] for name in ("node", "block_number", "block_hash"))
+        return Source(name=f"{name}, as the file says", block_number=number, block_hash=place)
+
     def _add(self, record: Record) -> None:
-        if record.kind == RPC:
+        if record.kind == _RPC:
             key = _rpc_key(record.body["chain_id"], record.body["method"], record.body["params"])
-        elif record.kind == DOCUMENT:
-            key = (DOCUMENT, record.body["url"])
+        elif record.kind == _BLOB:
+            key = (_BLOB, record.body["blob_id"])
+        elif record.kind == _SOURCE:
+            key = (_SOURCE, str(record.body["chain_id"]))
         else:
             return
         self._records[key] = record
@@ -80,11 +99,17 @@ class Recorded(Sources):
         self._evidence.note_result(place.chain_id, request, result)
         return result
 
-    def document(self, url: str) -> Steps[Document]:
-        """See `Sources.document`."""
-        document = yield from super().document(url)
+    def source(self, place: Place) -> Steps[Source]:
+        """See `Sources.source`."""
+        source = yield from super().source(place)
+        self._evidence.note_source(place.chain_id, source)
+        return source
+
+    def blob(self, store: str, blob_id: str) -> Steps[Document]:
+        """See `Sources.blob`."""
+        document = yield from super().blob(store, blob_id)
         if document.problem is None:
-            self._evidence.note_document(url, document.content)
+            self._evidence.note_blob(blob_id, document.content)
         return document
 
 
@@ -100,11 +125,16 @@ class Replayed(Sources):
         yield from ()
         return self._evidence.result(place.chain_id, request)
 
-    def document(self, url: str) -> Steps[Document]:
-        """See `Sources.document`."""
+    def source(self, place: Place) -> Steps[Source]:
+        """See `Sources.source`."""
         yield from ()
-        return self._evidence.document(url)
+        return self._evidence.source(place.chain_id)
+
+    def blob(self, store: str, blob_id: str) -> Steps[Document]:  # noqa: ARG002  (what is in the file has no store)
+        """See `Sources.blob`."""
+        yield from ()
+        return self._evidence.blob(blob_id)
 
 
 def _rpc_key(chain_id: int, method: str, params: Any) -> tuple[str, ...]:
-    return (RPC, str(chain_id), method, json.dumps(list(params), sort_keys=True))
+    return (_RPC, str(chain_id), method, canonical_json(list(params)).decode())

@@ -1,6 +1,7 @@
 """What receipts, their authorization and its calldata say by themselves, without asking anybody. Pure.
 
 The payer's signature is looked for in the calldata that settled, since a permit's signature is there for all to see.
+Whatever else the file says is its writer's word: it can be refuted here, and is `Stated` otherwise.
 """
 
 from __future__ import annotations
@@ -11,20 +12,17 @@ from typing import Final
 from opengradient_x402.chain.eip712 import payment_digest
 from opengradient_x402.chain.questions import Transaction
 from opengradient_x402.ledger.authorizations import Authorization
-from opengradient_x402.ledger.disputes import dispute_of
-from opengradient_x402.ledger.receipts import ReceiptStatus
-from opengradient_x402.money import format_amount
+from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt, transaction_claim
 from opengradient_x402.networks import Network
-from opengradient_x402.proofs.bundle import Case
-from opengradient_x402.proofs.findings import Finding, not_proven, proven, refuted
+from opengradient_x402.proofs.attestation import TeeProof
+from opengradient_x402.proofs.bundle import ABOUT, Case, hex_bytes
+from opengradient_x402.proofs.findings import Finding, Proven, Refuted, Stated, Statement, Undecided
 from opengradient_x402.settlement.recognition import SettlementFound
 from opengradient_x402.signer import SIGNATURE_BYTES, recover_address
 
-SIGNED: Final = "the payer signed for this payment"
-SHARES: Final = "the calls' shares add up to the settlement"
-OPEN_TO_DISPUTE: Final = "claims and facts agree, or the receipt says that they do not"
-ONCE: Final = "no payment and no proof is claimed twice"
 _SHOWN: Final = 5
+_CLOCK_MARGIN_S: Final = 3600
+"""Longer than any call takes, and more than a clock that pays may be wrong by."""
 _STATUSES: Final[Mapping[str, tuple[ReceiptStatus, ...]]] = {
     "signed": (ReceiptStatus.AUTHORIZED, ReceiptStatus.SERVED),
     "settled": (ReceiptStatus.SETTLED,),
@@ -34,49 +32,94 @@ _STATUSES: Final[Mapping[str, tuple[ReceiptStatus, ...]]] = {
 _SIGNATURE_LENGTH: Final = SIGNATURE_BYTES.to_bytes(32, "big")
 
 
-def share_findings(case: Case) -> list[Finding]:
-    """Whether what the calls are charged is what was settled."""
+def share_findings(case: Case, network: Network) -> list[Finding]:
+    """Whether what the calls are charged is what was settled. How it is shared is the writer's word."""
     if case.entry.settled_atomic is None and all(call.settled_atomic is None for call in case.receipts):
         return []
     settled = case.entry.settled_atomic or 0
     shares = sum(call.settled_atomic or 0 for call in case.receipts)
-    why = f"{len(case.receipts)} calls, {opg(shares)} of {opg(settled)}"
-    make = proven if shares == settled else refuted
-    return [make(SHARES, about=case.entry.id, why=why)]
+    why = f"{len(case.receipts)} calls, {network.asset.format(shares)} of {network.asset.format(settled)}"
+    make: type[Stated | Refuted] = Stated if shares == settled else Refuted
+    return [make(statement=Statement.SHARES, about=case.entry.id, why=why)]
 
 
-def dispute_findings(case: Case) -> list[Finding]:
-    """Whether receipts own up to the contradictions that the evidence shows."""
-    findings = []
+def told_finding(call: SettlementReceipt) -> Finding:
+    """What only the writer says of a call; refuted where the enclave's own clock says otherwise."""
+    about = call.call_id
+    proof = readable_proof(call)
+    if proof is not None and abs(proof.timestamp_s - call.created_at) > _CLOCK_MARGIN_S:
+        why = f"the file dates the call at {call.created_at}, and the enclave's proof at {proof.timestamp_s}"
+        return Refuted(statement=Statement.TOLD, about=about, why=why)
+    tokens = f"{call.prompt_tokens} and {call.completion_tokens} tokens"
+    why = f"{call.model}, {tokens}, at {call.created_at}, {call.endpoint}, {call.settlement_mode}, {call.outcome}"
+    return Stated(statement=Statement.TOLD, about=about, why=why)
+
+
+def dispute_findings(case: Case, network: Network) -> list[Finding]:
+    """Whether receipts own up to what contradicts the gateway's quotes in the file; the writer's word otherwise.
+
+    Published prices are not looked at: the list of today says nothing about a call of last year.
+    """
+    findings: list[Finding] = []
     for call in case.receipts:
-        follows = dispute_of(call, authorization=case.entry, siblings=case.receipts)
-        if follows is not None and call.status is not ReceiptStatus.DISPUTED:
-            findings.append(refuted(OPEN_TO_DISPUTE, about=call.call_id, why=f"it hides this: {follows}"))
-        elif call.status is not ReceiptStatus.DISPUTED:
-            findings.append(proven(OPEN_TO_DISPUTE, about=call.call_id, why="no contradiction"))
-        elif follows is not None:
-            findings.append(proven(OPEN_TO_DISPUTE, about=call.call_id, why=f"it is disputed: {follows}"))
+        hidden = list(_contradictions(case, call, network))
+        make: type[Stated | Refuted] = Stated
+        if call.status is ReceiptStatus.DISPUTED:
+            why = f"the file says that it is disputed: {call.dispute}"
+        elif hidden:
+            make, why = Refuted, f"it hides this: {'; '.join(hidden)}"
         else:
-            why = f"it is disputed for a reason that is not in the evidence: {call.dispute}"
-            findings.append(not_proven(OPEN_TO_DISPUTE, about=call.call_id, why=why))
+            why = "the quotes in the file and the settlement do not contradict each other"
+        findings.append(make(statement=Statement.DISPUTE, about=call.call_id, why=why))
     return findings
 
 
+def _contradictions(case: Case, call: SettlementReceipt, network: Network) -> Iterator[str]:
+    entry, show = case.entry, network.asset.format
+    taken = entry.settled_atomic or 0
+    if taken > entry.amount_atomic:
+        yield f"{show(taken)} was settled, and {show(entry.amount_atomic)} signed for"
+    quotes = [receipt.cost_atomic for receipt in case.receipts if receipt.cost_atomic is not None]
+    # A gateway may round each call up, or their sum.
+    excess = taken - sum(quotes)
+    if entry.terms.scheme == "upto" and len(quotes) == len(case.receipts) and excess > len(quotes):
+        yield f"{show(taken)} was settled, and the calls were quoted {show(sum(quotes))}: {show(excess)} too much"
+    claimed = transaction_claim(call.claimed_payment_tx_hash)
+    if claimed is not None and entry.status != "signed" and claimed.lower() != entry.tx_hash:
+        yield f"the gateway named transaction {claimed}, and it is {entry.tx_hash or 'none'}"
+
+
 def once_finding(cases: Sequence[Case]) -> Finding:
-    """Whether each payment, and each enclave's signature, is claimed once: a nonce can be used once, a proof too."""
-    claimed: dict[tuple[str, ...], str] = {}
-    claims: list[tuple[tuple[str, ...], str]]
+    """Whether one nonce, or one proof of an enclave, is claimed for two.
+
+    Proofs are compared as bytes: base64 has several texts for one signature.
+    """
+    claimed: dict[tuple[object, ...], str] = {}
+    claims: list[tuple[tuple[object, ...], str]]
     twice: list[str] = []
     for case in cases:
         entry = case.entry
-        claims = [(("nonce", entry.payer, entry.asset, entry.transfer_method, str(entry.nonce)), entry.id)]
-        claims += [(("proof", call.tee_signature), call.call_id) for call in case.receipts if call.tee_signature]
+        claims = [(("nonce", entry.payer, entry.asset, entry.transfer_method, entry.nonce), entry.id)]
+        claims += [
+            (("proof", proof.signature), call.call_id)
+            for call in case.receipts
+            if (proof := readable_proof(call)) is not None
+        ]
         for claim, name in claims:
             if claimed.setdefault(claim, name) != name:
                 twice.append(f"{claimed[claim]} and {name} have the same {claim[0]}")
     if twice:
-        return refuted(ONCE, about="bundle", why="; ".join(twice[:_SHOWN]))
-    return proven(ONCE, about="bundle", why=f"{len(claimed)} nonces and enclave signatures, all different")
+        return Refuted(statement=Statement.ONCE, about=ABOUT, why="; ".join(twice[:_SHOWN]))
+    why = f"{len(claimed)} nonces and proofs of enclaves are in the file, all different"
+    return Stated(statement=Statement.ONCE, about=ABOUT, why=why)
+
+
+def readable_proof(call: SettlementReceipt) -> TeeProof | None:
+    """The enclave's proof on a receipt; None for none, and for one that cannot be read."""
+    try:
+        return TeeProof.from_fields(call.to_json())
+    except ValueError:
+        return None
 
 
 def foreign(entry: Authorization, network: Network) -> str | None:
@@ -96,11 +139,11 @@ def foreign(entry: Authorization, network: Network) -> str | None:
     return None
 
 
-def mismatch(case: Case) -> str | None:
+def mismatch(case: Case, network: Network) -> str | None:
     """Where a receipt tells another story than its authorization."""
     entry = case.entry
     if entry.status != "settled" and entry.settled_atomic is not None:
-        return f"the authorization is {entry.status}, and has {opg(entry.settled_atomic)} settled"
+        return f"the authorization is {entry.status}, and has {network.asset.format(entry.settled_atomic)} settled"
     for call in case.receipts:
         if call.status not in (*_STATUSES[entry.status], ReceiptStatus.DISPUTED):
             return f"the receipt of call {call.call_id} is {call.status}; its authorization is {entry.status}"
@@ -125,30 +168,34 @@ def mismatch(case: Case) -> str | None:
     return None
 
 
-def differences(entry: Authorization, found: SettlementFound) -> Iterator[str]:
+def differences(entry: Authorization, found: SettlementFound, network: Network) -> Iterator[str]:
     """Where the chain tells another story than the authorization's entry."""
     if found.amount_atomic != entry.settled_atomic:
-        yield f"{opg(found.amount_atomic)} and not {opg(entry.settled_atomic)}"
+        yield f"{network.asset.format(found.amount_atomic)} and not {network.asset.format(entry.settled_atomic or 0)}"
     if found.payee not in entry.payees and entry.dispute is None:
         yield f"a payment to {found.payee} and not to {entry.terms.payee}"
     if (found.block_number, found.block_hash) != (entry.block_number, entry.block_hash):
         yield f"block {found.block_number} ({found.block_hash}) and not {entry.block_number} ({entry.block_hash})"
 
 
-def signature_finding(entry: Authorization, mined: Transaction, network: Network) -> Finding:
-    """The payer's signature over exactly these terms, found in the calldata that settled them."""
-    for terms in entry.signed:
+def signature_finding(case: Case, mined: Transaction | None, network: Network) -> Finding:
+    """The payer's signature over exactly these terms: in the calldata that settled them, or in the file."""
+    entry = case.entry
+    if mined is not None:
+        where, candidates, wanted = f"in {mined.tx_hash}", list(_signatures_in(mined.input)), entry.signed
+    else:
+        # "Expired" speaks of all signatures: the file shows the one that lives longest.
+        longest = max(entry.signed, key=lambda terms: terms.deadline)
+        where, candidates, wanted = "in the file", [hex_bytes(case.signature or "")], (longest,)
+    for terms in wanted:
         if terms.scheme == "upto" and terms.facilitator is None:
             continue
         digest = payment_digest(terms, payer=entry.payer, nonce=entry.nonce, network=network)
-        for signature in _signatures_in(mined.input):
-            if recover_address(digest, signature) == entry.payer:
-                why = f"their signature in {mined.tx_hash} allows at most {opg(terms.amount_atomic)} to {terms.payee}"
-                return proven(SIGNED, about=entry.id, why=why)
-    why = (
-        f"transaction {mined.tx_hash} holds no signature of {entry.payer} over these terms (contract wallets have none)"
-    )
-    return not_proven(SIGNED, about=entry.id, why=why)
+        if any(recover_address(digest, signature) == entry.payer for signature in candidates):
+            why = f"their signature {where} allows at most {network.asset.format(terms.amount_atomic)} to {terms.payee}"
+            return Proven(statement=Statement.SIGNED, about=entry.id, why=why, key=entry.payer)
+    why = f"there is no signature of {entry.payer} over these terms {where}"
+    return Undecided(statement=Statement.SIGNED, about=entry.id, why=why)
 
 
 def _signatures_in(calldata: bytes) -> Iterable[bytes]:
@@ -158,8 +205,3 @@ def _signatures_in(calldata: bytes) -> Iterable[bytes]:
         first = start + len(_SIGNATURE_LENGTH)
         yield calldata[first : first + SIGNATURE_BYTES]
         start = calldata.find(_SIGNATURE_LENGTH, start + 1)
-
-
-def opg(amount_atomic: int | None) -> str:
-    """An amount for people."""
-    return f"{format_amount(amount_atomic or 0)} OPG"

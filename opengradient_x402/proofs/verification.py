@@ -1,41 +1,66 @@
 """Making an audit bundle from a ledger, and checking one from the file alone or with the auditor's own nodes.
 
-Nothing in a bundle is believed: bytes against the hash chain and its signature, receipts against evidence, and,
-unless offline, everything against the chain once more. The export runs the same audit live, so a bundle holds exactly
-what a reader's audit needs.
+Nothing in a bundle is believed, and nothing in it decides what is trusted: contracts, token, payees and blob store
+are those of the reader's network, and who answers is the reader's node (or two, which must agree). The export runs
+the same audit live, so a bundle holds exactly what a reader's audit needs.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
-from urllib.parse import urlsplit
 
 from opengradient_x402.addresses import checksum_address
+from opengradient_x402.chain.eip712 import payment_digest, payment_document
 from opengradient_x402.chain.node import alook_up, look_up
-from opengradient_x402.chain.sources import Sources
+from opengradient_x402.chain.questions import Question, block, block_before
+from opengradient_x402.chain.sources import Source, Sources
 from opengradient_x402.effects import Steps, Wait
-from opengradient_x402.errors import ConfigurationError, InsecureEndpoint
+from opengradient_x402.errors import ConfigurationError
+from opengradient_x402.ledger.authorizations import Authorization
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.ledger.receipts import SettlementReceipt
-from opengradient_x402.networks import PRESETS, Network, check_payable_url, is_loopback
-from opengradient_x402.proofs.audit import audit
-from opengradient_x402.proofs.bundle import Bundle, Contents, cases_of, describe, network_of, origin_findings, places_of
+from opengradient_x402.networks import PRESETS, Network, with_node
+from opengradient_x402.proofs.audit import Audit, audit, description_of
+from opengradient_x402.proofs.bundle import (
+    ABOUT,
+    Bundle,
+    Case,
+    Contents,
+    cases_of,
+    describe,
+    maker_finding,
+    network_of,
+    places_of,
+)
 from opengradient_x402.proofs.bundle_schema import check_shape
+from opengradient_x402.proofs.completeness import Period, completeness, stated_completeness
 from opengradient_x402.proofs.data_settlement import find_data_settlements
 from opengradient_x402.proofs.evidence import Evidence, Recorded, Replayed
-from opengradient_x402.proofs.findings import Finding, Standing, not_proven, overall, proven, refuted
-from opengradient_x402.signer import Signer
+from opengradient_x402.proofs.findings import (
+    Finding,
+    Proven,
+    Read,
+    Refuted,
+    Stated,
+    Statement,
+    Undecided,
+    totals,
+    without_chain,
+)
+from opengradient_x402.proofs.history import IN_HISTORY, Head, described, history_findings, leaf_hash, name_of
+from opengradient_x402.settlement.search import CLOCK_MARGIN_S
+from opengradient_x402.signer import Signer, sign_typed
 
-_NOWHERE = "https://offline.invalid"
-_NETWORK = "the contracts are those of the network that it names"
+_NOT_ASKED: Final = "the file's own evidence agrees, and the chain was not asked"
+_WRITERS: Final = "the contracts are named by the file alone"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
-    """What was found out about a bundle."""
+    """What was found out about a bundle, statement by statement: there is no one word for all of them."""
 
     bundle: Bundle
     contents: Contents
@@ -43,101 +68,127 @@ class Verification:
     is_live: bool
 
     @property
-    def standing(self) -> Standing:
-        """Refuted when any statement is; proven only when all are."""
-        return overall(self.findings)
+    def totals(self) -> dict[str, int]:
+        """How many statements were proven, read, stated, undecided and refuted."""
+        return totals(self.findings)
 
-    def of(self, standing: Standing) -> list[Finding]:
-        """The findings with one standing."""
-        return [finding for finding in self.findings if finding.standing is standing]
+    def of(self, kind: type[Finding]) -> list[Finding]:
+        """The findings of one class."""
+        return [finding for finding in self.findings if isinstance(finding, kind)]
 
 
 def verify_bundle(
     content: bytes,
     *,
-    rpc_url: str | None = None,
-    relay_rpc_url: str | None = None,
+    network: Network | None = None,
+    rpc_url: str | Sequence[str] | None = None,
+    relay_rpc_url: str | Sequence[str] | None = None,
     is_offline: bool = False,
     expected_signer: str | None = None,
+    earlier: bytes | Head | None = None,
+    from_block: int | None = None,
+    to_block: int | None = None,
 ) -> Verification:
     """Everything that can be found out about a bundle.
 
-    `rpc_url` is a node of the payments' chain (the public one of a known network when not given);
-    `relay_rpc_url` is one of the chain of relay and registry, where that is another. `expected_signer` demands
-    that address's signature. Raises BundleUnreadable for a file that was changed, ConfigurationError when a node
-    is needed.
+    `network` is the reader's own description of the network; a preset with the same chain id when not given. Without
+    either, the file alone names the contracts, and nothing counts as read through them. `rpc_url` is a node of the
+    payments' chain, or two that must agree (the network's own when not given); `relay_rpc_url` the same for the chain
+    of relay and registry. `expected_signer` demands that address's signature; `earlier` is a bundle, or a head, that
+    the reader kept; the blocks choose another period than the file's. Raises BundleUnreadable for a file that was
+    changed, ConfigurationError when a node is needed.
     """
     if expected_signer is not None:
         expected_signer = _address(expected_signer)
+    bundle = _read(content)
+    contents = Contents.of(bundle)
+    maker = maker_finding(bundle, payers=contents.payers, expected_signer=expected_signer)
+    trusted = _trusted(bundle, network)
+    findings = [maker, _network_finding(bundle, trusted)]
+    signer = maker.key if isinstance(maker, Proven) else None
+    findings += history_findings(bundle, signer=signer, earlier=_kept(earlier))
+    period = _period(bundle, from_block, to_block)
+    replayed = Replayed(Evidence(bundle.records))
+    recorded = look_up(audit(contents, network=_nowhere(trusted) or network_of(bundle), sources=replayed)).findings
+    if is_offline:
+        findings += [without_chain(finding, why=_NOT_ASKED) for finding in recorded]
+        findings += stated_completeness(contents.payers, period)
+    else:
+        live = _live(bundle, contents, trusted, period, _urls(rpc_url), _urls(relay_rpc_url))
+        decided = {(finding.statement, finding.about) for finding in live if isinstance(finding, Refuted)}
+        # Evidence that contradicts its own receipts is told as well, whatever the chain says now.
+        findings += live
+        findings += [
+            item for item in recorded if isinstance(item, Refuted) and (item.statement, item.about) not in decided
+        ]
+    return Verification(bundle=bundle, contents=contents, findings=tuple(findings), is_live=not is_offline)
+
+
+def _read(content: bytes) -> Bundle:
     bundle = Bundle.from_bytes(content)
     check_shape(bundle)
-    contents = Contents.of(bundle)
-    findings = origin_findings(bundle, payers=contents.payers, expected_signer=expected_signer)
-    findings += _network_findings(bundle)
-    urls = _known_urls() | _given_urls(bundle, relay_rpc_url)
-    described = network_of(bundle, rpc_url=_NOWHERE, other_rpc_urls={})
-    replayed = Replayed(Evidence(bundle.records))
-    recorded = look_up(audit(contents, network=described, sources=replayed, is_live=False))
-    if is_offline:
-        found = recorded
-    else:
-        network = network_of(bundle, rpc_url=rpc_url or _node_for(bundle, urls), other_rpc_urls=urls)
-        live = look_up(audit(contents, network=_with_care(network), sources=Sources(), is_live=True))
-        # Evidence that contradicts its own receipts is told as well, whatever the chain says now.
-        contradictions = [item for item in recorded if item.standing is Standing.REFUTED and item not in live]
-        found = live + contradictions
-    return Verification(bundle=bundle, contents=contents, findings=tuple(findings + found), is_live=not is_offline)
+    return bundle
+
+
+def _kept(earlier: bytes | Head | None) -> Head | Bundle | None:
+    if not isinstance(earlier, bytes):
+        return earlier
+    before = _read(earlier)
+    if before.history is None:
+        raise ConfigurationError(
+            "The earlier bundle has no history to compare with. Nothing was checked. Give another one, or none."
+        )
+    return before
+
+
+# -- what the reader trusts
 
 
 _CONTRACTS: Final = ("asset", "permit2", "upto_proxy", "exact_proxy", "registry", "relay")
 _OF_ENCLAVES: Final = ("registry", "relay")
 
 
-def _network_findings(bundle: Bundle) -> list[Finding]:
-    """A bundle of a network that everybody knows must name that network's contracts, not look-alikes."""
-    chain_id = bundle.network.get("chain_id")
-    known = next((network for network in PRESETS.values() if network.chain_id == chain_id), None)
-    if known is None:
-        return []
-    described = describe(known)
-    expected = [name for name in _CONTRACTS if described[name] is not None]
-    absent = [name for name in expected if name in _OF_ENCLAVES and bundle.network.get(name) is None]
-    differing = [name for name in expected if name not in absent and described[name] != bundle.network.get(name)]
-    if differing:
-        why = f"{', '.join(differing)} differ from those of {known.name}"
-        return [refuted(_NETWORK, about="bundle", why=why)]
-    if absent:
-        why = (
-            f"it names no {' and no '.join(absent)}, as a network file for a gateway of one's own: who runs the "
-            f"enclaves cannot be looked up on {known.name}; token, Permit2 and proxies are those of {known.name}"
-        )
-        return [not_proven(_NETWORK, about="bundle", why=why)]
-    return [proven(_NETWORK, about="bundle", why=f"token, Permit2 and proxies are those of {known.name}")]
-
-
-def _with_care(network: Network) -> Network:
-    """The network without what its bundle could use against the reader.
-
-    A URL of a blob store leads where the bundle likes, also into the reader's own network; and a chain that
-    everybody knows is no sooner final than everybody says.
-    """
-    known = next((preset for preset in PRESETS.values() if preset.chain_id == network.chain_id), network)
-    network = replace(network, confirmations=max(network.confirmations, known.confirmations))
-    if network.blob_url is None:
+def _trusted(bundle: Bundle, network: Network | None) -> Network | None:
+    """The reader's own network, if it is the bundle's."""
+    chain_id = bundle.network["chain_id"]
+    if network is not None:
+        if network.chain_id != chain_id:
+            raise ConfigurationError(
+                f"The bundle is about chain {chain_id}, and the network {network.name} is chain {network.chain_id}. "
+                "Nothing was checked. Give the network that the bundle is about (OG_NETWORK, `--network`)."
+            )
         return network
-    try:
-        check_payable_url(network.blob_url, network)
-    except InsecureEndpoint:
-        return replace(network, blob_url=None)
-    is_allowed = is_loopback(_host(network.rpc_url)) or not is_loopback(_host(network.blob_url))
-    return network if is_allowed else replace(network, blob_url=None)
+    return next((preset for preset in PRESETS.values() if preset.chain_id == chain_id), None)
 
 
-def _host(url: str) -> str | None:
-    try:
-        return urlsplit(url).hostname
-    except ValueError as exc:
-        raise ConfigurationError(f"The URL {url!r} cannot be read ({exc}). Nothing was checked. Correct it.") from exc
+def _nowhere(network: Network | None) -> Network | None:
+    """The reader's network for evidence that is replayed: blobs are in the file, whatever their store."""
+    return None if network is None else replace(network, blob_url=network.blob_url or "https://offline.invalid")
+
+
+def _network_finding(bundle: Bundle, trusted: Network | None) -> Finding:
+    """A bundle must be about the contracts of the reader's network, not about look-alikes."""
+    statement = Statement.NETWORK
+    if trusted is None:
+        chain_id = bundle.network["chain_id"]
+        why = f"no network of chain {chain_id} is known here: token, contracts and registry are the writer's word"
+        return Stated(statement=statement, about=ABOUT, why=why, by="the writer")
+    described_here = describe(trusted)
+    expected = [name for name in _CONTRACTS if name in described_here]
+    absent = [name for name in expected if name in _OF_ENCLAVES and name not in bundle.network]
+    differing = [name for name in expected if name not in absent and described_here[name] != bundle.network.get(name)]
+    if differing:
+        why = f"{', '.join(differing)} differ from those of {trusted.name}"
+        return Refuted(statement=statement, about=ABOUT, why=why)
+    added = [name for name in _OF_ENCLAVES if name in bundle.network and name not in described_here]
+    if absent or added:
+        why = (
+            f"it names {'no ' + ' and no '.join(absent) if absent else 'a ' + ' and a '.join(added) + ' of its own'}; "
+            f"what {trusted.name} has is used, and token, Permit2 and proxies are those of {trusted.name}"
+        )
+        return Undecided(statement=statement, about=ABOUT, why=why)
+    why = f"token, Permit2, proxies, registry and relay are those of {trusted.name}"
+    return Read(statement=statement, about=ABOUT, why=why, source=description_of(trusted))
 
 
 def _address(text: str) -> str:
@@ -149,31 +200,95 @@ def _address(text: str) -> str:
         ) from exc
 
 
-def _known_urls() -> dict[int, str]:
-    urls: dict[int, str] = {}
-    for network in PRESETS.values():
-        for place in (network, network.relay, network.registry):
-            if place is not None:
-                urls[place.chain_id] = place.rpc_url
-    return urls
+def _urls(given: str | Sequence[str] | None) -> list[str]:
+    return [] if given is None else [given] if isinstance(given, str) else list(given)
 
 
-def _given_urls(bundle: Bundle, relay_rpc_url: str | None) -> dict[int, str]:
-    if relay_rpc_url is None:
-        return {}
-    network = network_of(bundle, rpc_url=_NOWHERE, other_rpc_urls={})
-    return {place.chain_id: relay_rpc_url for place in (network.relay, network.registry) if place is not None}
+# -- with nodes
 
 
-def _node_for(bundle: Bundle, urls: Mapping[int, str]) -> str:
-    chain_id = bundle.network.get("chain_id")
-    url = urls.get(chain_id) if isinstance(chain_id, int) else None
-    if url is None:
+def _live(
+    bundle: Bundle,
+    contents: Contents,
+    trusted: Network | None,
+    period: Period | None,
+    urls: Sequence[str],
+    relay_urls: Sequence[str],
+) -> list[Finding]:
+    known = trusted if trusted is not None else replace(network_of(bundle), blob_url=None)
+    if not urls and trusted is None:
         raise ConfigurationError(
-            f"The bundle is about chain {chain_id}, for which no public node is known. Nothing was checked. Give one "
-            "with `--rpc-url`, or check the file alone with `--offline`."
+            f"The bundle is about chain {known.chain_id}, for which no public node is known. Nothing was checked. Give "
+            "its network with `--network` or a node with `--rpc-url`, or check the file alone with `--offline`."
         )
-    return url
+    views = []
+    for index in range(max(1, len(urls), len(relay_urls))):
+        place = _through(known, _of(urls, index), _of(relay_urls, index))
+        views.append(look_up(_viewed(contents, place, period)))
+    found = views[0] if len(views) == 1 else _agreed(views)
+    return found if trusted is not None else [without_chain(finding, why=_WRITERS) for finding in found]
+
+
+def _of(urls: Sequence[str], index: int) -> str | None:
+    return urls[min(index, len(urls) - 1)] if urls else None
+
+
+def _through(network: Network, url: str | None, relay_url: str | None) -> Network:
+    """The network by this node; relay and registry by theirs, which is the same where the chain is."""
+    at = with_node(network, rpc_url=url)
+    contracts = {
+        name: replace(contract, rpc_url=relay_url or (at if contract.chain_id == at.chain_id else contract).rpc_url)
+        for name in _OF_ENCLAVES
+        if (contract := getattr(network, name)) is not None
+    }
+    return replace(at, **contracts)
+
+
+def _viewed(contents: Contents, network: Network, period: Period | None) -> Steps[list[Finding]]:
+    sources = Sources()
+    seen: Audit = yield from audit(contents, network=network, sources=sources)
+    if period is None:
+        return seen.findings + stated_completeness(contents.payers, None)
+    complete = yield from completeness(contents.payers, period, seen.claims, network=network, sources=sources)
+    return seen.findings + complete
+
+
+def _agreed(views: Sequence[list[Finding]]) -> list[Finding]:
+    """What all nodes say alike; where they differ, nobody knows."""
+    others = [{(finding.statement, finding.about): finding for finding in view} for view in views[1:]]
+    return [
+        _together(finding, [view.get((finding.statement, finding.about)) for view in others]) for finding in views[0]
+    ]
+
+
+def _together(first: Finding, others: Sequence[Finding | None]) -> Finding:
+    said = [first, *others]
+    if any(type(other) is not type(first) for other in others):
+        why = "the nodes disagree: " + "; ".join("nothing" if one is None else f"{one.kind}, {one.why}" for one in said)
+        return Undecided(statement=first.statement, about=first.about, why=why)
+    if isinstance(first, Read):
+        return replace(first, source=_joined([one.source for one in said if isinstance(one, Read)]))
+    if isinstance(first, Proven) and first.owner is not None:
+        return replace(first, owner=_joined([one.owner for one in said if isinstance(one, Proven) and one.owner]))
+    return first
+
+
+def _joined(sources: Sequence[Source]) -> Source:
+    """Several nodes as one source, at the block that all of them had reached."""
+    lowest = min(sources, key=lambda source: source.block_number or 0)
+    names = dict.fromkeys(source.name for source in sources)
+    others = [name.partition(" by ")[2] for name in names][1:]
+    return replace(lowest, name=" and ".join([next(iter(names)), *others]))
+
+
+def _period(bundle: Bundle, from_block: int | None, to_block: int | None) -> Period | None:
+    told = bundle.period or {}
+    first = told.get("from_block") if from_block is None else from_block
+    last = told.get("to_block") if to_block is None else to_block
+    return None if first is None or last is None else Period(from_block=first, to_block=last)
+
+
+# -- making one
 
 
 def export_bundle(
@@ -197,20 +312,64 @@ async def aexport_bundle(
 def _bundled(
     ledger: Ledger, *, network: Network, since: int, payer: str | None, signer: Signer | None
 ) -> Steps[Bundle]:
-    entries = yield Wait(ledger.authorizations(payer=payer, network=network.caip2))
+    entries: list[Authorization] = yield Wait(ledger.authorizations(payer=payer, network=network.caip2))
     recent: list[SettlementReceipt] = yield Wait(ledger.receipts(since=since, payer=payer))
-    wanted = {receipt.authorization_id for receipt in recent}
     everything: list[SettlementReceipt] = yield Wait(ledger.receipts(payer=payer))
+    evidence = Evidence()
+    period = yield from Sources().ask(network, _blocks_since(since, entries))
+    wanted = {receipt.authorization_id for receipt in recent}
+    if period is not None:  # the file says that it has all settlements of these blocks
+        wanted |= {entry.id for entry in entries if (entry.block_number or -1) >= period.from_block}
     receipts = [receipt for receipt in everything if receipt.authorization_id in wanted]
-    cases = tuple(cases_of(entries, receipts))
+    cases = tuple(_with_signature(case, network, signer) for case in cases_of(entries, receipts))
     included = [receipt for case in cases for receipt in case.receipts]
     places = places_of((yield from find_data_settlements(included, network=network, sources=Sources())))
     contents = Contents(cases=cases, data_places=places)
-    evidence = Evidence()
-    yield from audit(contents, network=network, sources=Recorded(evidence), is_live=True)
+    yield from audit(contents, network=network, sources=Recorded(evidence))
+    records = contents.records()
+    kept = [record for record in records if record.kind in IN_HISTORY]
+    history = yield Wait(ledger.extend_history([(name_of(record), leaf_hash(record)) for record in kept]))
     bundle = Bundle(
         created_at=int(time.time()),
         network=describe(network),
-        records=(*contents.records(), *evidence.records),
+        records=(*records, *evidence.records),
+        period=None if period is None else {"from_block": period.from_block, "to_block": period.to_block},
+        history=described(history.leaves, history.places, history.sizes),
     )
     return bundle if signer is None else bundle.signed(signer)
+
+
+def _blocks_since(since: int, entries: Sequence[Authorization]) -> Question[Period | None]:
+    """The blocks of a bundle's period: from the first in which one of its payments could settle, to the last block."""
+    first_s = max(since, min((entry.signed_at for entry in entries), default=since) - CLOCK_MARGIN_S)
+    head = yield from block()
+    if not entries or head.timestamp_s < first_s:
+        return None
+    start, end = (yield from block_before(first_s, head=head)), head.number
+    while start < end:
+        middle = (start + end) // 2
+        if (yield from block(middle)).timestamp_s < first_s:
+            start = middle + 1
+        else:
+            end = middle
+    return Period(from_block=start, to_block=head.number)
+
+
+def _with_signature(case: Case, network: Network, signer: Signer | None) -> Case:
+    """The case with the payer's signature over what expired, made anew: nobody can use it any more."""
+    entry = case.entry
+    longest = max(entry.signed, key=lambda terms: terms.deadline)
+    if (
+        signer is None
+        or signer.address != entry.payer
+        or entry.status != "expired"
+        or (longest.scheme == "upto" and longest.facilitator is None)
+    ):
+        return case
+    digest = payment_digest(longest, payer=entry.payer, nonce=entry.nonce, network=network)
+    signature = sign_typed(
+        signer,
+        digest,
+        lambda: payment_document(longest, payer=entry.payer, nonce=entry.nonce, network=network),
+    )
+    return replace(case, signature="0x" + signature.hex())

@@ -32,6 +32,7 @@ AUTHORIZATION_CANCELED: Final = "0x1cdd46ff242716cdaa72d159d339a485b3438398348d6
 """keccak256("AuthorizationCanceled(address,bytes32)"), EIP-3009."""
 
 _WORD: Final = 32
+_TRANSFER_TOPICS: Final = 3
 _UNGUESSABLE: Final = 2**128
 """A nonce above this is nobody's counter: its word in calldata is no coincidence."""
 
@@ -96,7 +97,7 @@ def permit_settlements(
     if not done.is_success:
         return {}
     spenders = {terms.spender for authorization in authorizations for terms in authorization.signed}
-    transfers = list(_settled_transfers(done, spenders))
+    transfers = list(settled_transfers(done, spenders))
     found: dict[Authorization, SettlementFound] = {}
     for position, authorization in sorted(_positions(mined.input, authorizations), key=itemgetter(0)):
         stated = _stated_amounts(mined.input, position)
@@ -136,7 +137,7 @@ def diverted_settlement(
         return None
     outgoing = [
         log
-        for log in _settled_transfers(done, {terms.spender for terms in authorization.signed})
+        for log in settled_transfers(done, {terms.spender for terms in authorization.signed})
         if log.address == authorization.asset and log.topics[1:2] == (address_topic(authorization.payer),)
     ]
     stated = _stated_amounts(mined.input, position)
@@ -195,11 +196,11 @@ def nonce_topic(nonce: int) -> str:
     return f"0x{nonce:064x}"
 
 
-def _settled_transfers(done: TransactionReceipt, spenders: set[str]) -> Iterator[Log]:
+def settled_transfers(done: TransactionReceipt, spenders: set[str]) -> Iterator[Log]:
     """The transfers that a proxy closed with its `Settled()`; others in the transaction are not payments."""
     pending: list[Log] = []
     for log in sorted(done.logs, key=lambda log: log.log_index):
-        if log.topics[:1] == (TRANSFER,):
+        if log.topics[:1] == (TRANSFER,) and len(log.topics) == _TRANSFER_TOPICS and len(log.data) == _WORD:
             pending.append(log)
         elif log.address in spenders and log.topics in ((SETTLED,), (SETTLED_WITH_PERMIT,)):
             yield from pending

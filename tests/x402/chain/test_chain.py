@@ -176,7 +176,7 @@ def test_the_block_before_a_time_is_older_than_it_and_near(gaps, wanted):
 
     def answer(request: RpcRequest):
         number = int(request.params[0], 16)
-        return {"number": hex(number), "hash": "0x0", "timestamp": hex(times[number])}
+        return {"number": hex(number), "hash": "0x" + "00" * 32, "timestamp": hex(times[number])}
 
     head = Block(number=len(times) - 1, hash="0x0", timestamp_s=times[-1])
     found = answered(block_before(wanted, head=head), answer)

@@ -471,7 +471,12 @@ def test_receipts_are_reconciled_listed_and_shown(net, paid):
     report = done.json()
     assert (report["settled"], report["open"]) == (3, 0)
     assert {receipt["status"] for receipt in report["changed"]} == {"settled"}
-    assert {proof["standing"] for proof in report["data"]} == {"proven"}
+    assert [(proof["totals"]["read"] > 0, proof["mode"]) for proof in report["data"]] == [
+        (True, "batch"),
+        (True, "individual"),
+        (False, "private"),
+    ]
+    assert sum(proof["totals"]["refuted"] + proof["totals"]["undecided"] for proof in report["data"]) == 0
     listed = paid("receipts", "list", "--json").json()
     assert [receipt["settlement_mode"] for receipt in listed] == ["batch", "individual", "private"]
     assert len(paid("receipts", "list", "--json", "--limit", "1").json()) == 1
@@ -541,22 +546,37 @@ def test_a_bundle_is_written_signed_and_verified_from_the_shell(net, paid, tmp_p
     assert paid("receipts", "export", "--format", "bundle", "-o", str(path)).code == 0
     paid.monkeypatch.delenv("OG_PRIVATE_KEY")
     paid.monkeypatch.delenv("OG_NETWORK")
-    rpc = net.network["rpc_url"]
-    done = paid("receipts", "verify", str(path), "--rpc-url", rpc, "--json")
+    rpc, network = net.network["rpc_url"], f"{net.gateway_url}/network"
+    done = paid("receipts", "verify", str(path), "--network", network, "--json")
     assert done.code == 0
     report = done.json()
-    assert (report["standing"], report["receipts"], report["signed_by"]) == ("proven", 3, paid.account.address)
-    text = paid("receipts", "verify", str(path), "--rpc-url", rpc, "--signer", paid.account.address).out
-    assert "0 not proven, 0 refuted" in text
+    totals = {"proven": 8, "read": 23, "stated": 13, "undecided": 0, "refuted": 0}
+    assert (report["totals"], report["receipts"], report["signed_by"]) == (totals, 3, paid.account.address)
+    twice = ["--rpc-url", rpc, "--rpc-url", rpc.replace("127.0.0.1", "localhost")]
+    shown = paid("receipts", "verify", str(path), "-n", network, *twice, "--signer", paid.account.address)
+    assert shown.code == 0
+    assert (
+        "8 statements are proven by a signature, 23 read from a source, 13 only stated; 0 are not decided" in shown.out
+    )
+    assert " and localhost:" in shown.out
+    assert f"block {int(net.chain.rpc('eth_blockNumber', []), 16)} (0x" in shown.out
+    kept = ["--earlier", report["head"]]
+    assert "the history continues the earlier one" in paid("receipts", "verify", str(path), "--offline", *kept).out
+    assert "the history continues" in paid("receipts", "verify", str(path), "--offline", "--earlier", str(path)).out
+    other = f"{report['head'].partition(':')[0]}:0x{'12' * 32}"
+    assert paid("receipts", "verify", str(path), "--offline", "--earlier", other).code == 1
+    alone = paid("receipts", "verify", str(path), "--rpc-url", rpc)
+    assert alone.code == 0
+    assert "the contracts are named by the file alone" in alone.out
     offline = paid("receipts", "verify", str(path), "--offline")
     assert offline.code == 0
-    assert "the chain itself was not asked" in offline.out
+    assert "the chain was not asked" in offline.out
     assert "offline, from the file alone" in offline.out
     assert paid("receipts", "verify", "-", "--offline", stdin=path.read_text()).code == 0
     assert paid("receipts", "verify", str(path), "--offline", "--signer", "0x" + "12" * 20).code == 1
     needs = paid("receipts", "verify", str(path))
     assert needs.code == 2
-    assert "--rpc-url" in needs.err
+    assert "--network" in needs.err
     changed = path.read_bytes().replace(b"settled", b"Settled", 1)
     path.write_bytes(changed)
     tampered = paid("receipts", "verify", str(path), "--offline")

@@ -10,7 +10,7 @@ from collections import Counter
 from contextlib import ExitStack
 
 from opengradient_x402.ledger.receipts import ReceiptStatus
-from opengradient_x402.proofs.findings import Standing
+from opengradient_x402.proofs.findings import Refuted, Statement, Undecided
 from opengradient_x402.proofs.verification import export_bundle, verify_bundle
 from support.payers import async_client_for, client_for, network_of, payments_for
 
@@ -85,16 +85,16 @@ def test_an_audit_of_many_mixed_calls_leaves_nothing_open_but_what_nobody_can_kn
         assert len(receipts) == CALLS
         assert {(receipt.status, receipt.is_final) for receipt in receipts} == {(ReceiptStatus.SETTLED, True)}
         content = export_bundle(ledger, network=network_of(net)).to_bytes()
-    verification = verify_bundle(content, rpc_url=net.network["rpc_url"])
-    assert verification.of(Standing.REFUTED) == []
-    open_questions = Counter(finding.statement for finding in verification.of(Standing.NOT_PROVEN))
+    verification = verify_bundle(content, network=network_of(net))
+    assert verification.of(Refuted) == []
+    open_questions = Counter(finding.statement for finding in verification.of(Undecided))
     left_early = sum(receipt.outcome == "abandoned" for receipt in receipts)
     assert left_early == 2
     # Unsigned, and those who left early never saw the enclave's proof: nothing else is left open.
     assert open_questions == {
-        "the bundle was made by the payer": 1,
-        "the enclave's key signed the call's hashes": left_early,
-        "the call's data were settled on chain": sum(
+        Statement.MADE: 1,
+        Statement.ENCLAVE: left_early,
+        Statement.DATA: sum(
             receipt.outcome == "abandoned" and receipt.settlement_mode != "private" for receipt in receipts
         ),
     }

@@ -5,6 +5,7 @@ import random
 import subprocess
 import sys
 from dataclasses import replace
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -13,7 +14,8 @@ from opengradient_devnet.faults import SettleAtCap
 from opengradient_x402.errors import ConfigurationError
 from opengradient_x402.ledger.receipts import ReceiptStatus
 from opengradient_x402.proofs.bundle import Bundle, BundleUnreadable, Record
-from opengradient_x402.proofs.findings import Standing
+from opengradient_x402.proofs.findings import Proven, Read, Refuted, Stated, Statement, Undecided
+from opengradient_x402.proofs.history import IN_HISTORY
 from opengradient_x402.proofs.verification import aexport_bundle, export_bundle, verify_bundle
 from opengradient_x402.signer import LocalSigner, recover_address, text_digest
 from support.node import serving
@@ -44,69 +46,102 @@ def bundle(audited):
 
 
 def live(content: bytes, net: Devnet, **options):
-    return verify_bundle(content, rpc_url=net.network["rpc_url"], **options)
+    return verify_bundle(content, network=network_of(net), **options)
 
 
-def about(verification, statement: str):
-    return [finding for finding in verification.findings if finding.statement == statement]
+def offline(content: bytes, net: Devnet):
+    return verify_bundle(content, network=network_of(net), is_offline=True)
 
 
-def test_a_bundle_holds_against_the_chain_with_nothing_but_the_file_and_a_node(net, audited, bundle):
+def about(verification, statement: Statement):
+    return [finding for finding in verification.findings if finding.statement is statement]
+
+
+def classes(verification, statement: Statement) -> list[type]:
+    return sorted((type(item) for item in about(verification, statement)), key=lambda kind: kind.kind)
+
+
+def test_an_honest_bundle_is_told_class_by_class_with_the_readers_network_and_node(net, audited, bundle):
     verification = live(bundle.to_bytes(), net)
-    assert verification.of(Standing.REFUTED) == []
-    receipts = verification.contents.receipts
-    assert receipts == audited.ledger.receipts().result()
-    counted = {
-        statement: [item.standing for item in about(verification, statement)]
-        for statement in {item.statement for item in verification.findings}
-    }
+    assert verification.of(Refuted) == []
+    assert verification.contents.receipts == audited.ledger.receipts().result()
     # Four calls in one settled session, and one call that is open still.
-    assert counted["the file is whole: its records hash to its head"] == [Standing.PROVEN]
-    assert counted["the bundle was made by the payer"] == [Standing.PROVEN]
-    assert counted["the payer signed for this payment"] == [Standing.PROVEN]
-    assert counted["the settlement is as the receipt says"] == [Standing.PROVEN, Standing.NOT_PROVEN]
-    assert counted["the settlement is in a block of the chain"] == [Standing.PROVEN]
-    assert counted["the calls' shares add up to the settlement"] == [Standing.PROVEN]
-    assert counted["the enclave's key signed the call's hashes"] == [Standing.PROVEN] * 5
-    assert counted["the key is registered as an enclave's"] == [Standing.PROVEN] * 5
-    assert sorted(counted["the call's data were settled on chain"]) == [Standing.NOT_PROVEN] + [Standing.PROVEN] * 3
-    assert counted["nothing about the call's data was to be written on chain"] == [Standing.PROVEN]
-    assert counted["no payment and no proof is claimed twice"] == [Standing.PROVEN]
+    expected = {
+        Statement.MADE: [Proven],
+        Statement.NETWORK: [Read],
+        Statement.ONCE: [Stated],
+        Statement.HISTORY: [Proven],
+        Statement.COMPLETE: [Read],
+        Statement.SIGNED: [Proven],
+        Statement.PAID: [Read, Undecided],
+        Statement.CONFIRMED: [Read],
+        Statement.PAYEE: [Read] * 2,
+        Statement.FACILITATOR: [Read] * 2,
+        Statement.SHARES: [Stated],
+        Statement.TOLD: [Stated] * 5,
+        Statement.DISPUTE: [Stated] * 5,
+        Statement.ENCLAVE: [Proven] * 5,
+        Statement.REGISTERED: [Read] * 5,
+        Statement.DATA: [Read] * 3 + [Undecided],
+        Statement.OWN_CALL: [Read] + [Stated] * 4,
+        Statement.NO_DATA: [Stated],
+        Statement.NAMED_TRANSACTION: [Read],
+        Statement.NAMED_BLOB: [Read],
+        Statement.BLOB: [Read],
+    }
+    assert {item.statement for item in verification.findings} == set(expected)
+    assert {statement: classes(verification, statement) for statement in expected} == expected
+    assert verification.totals == {"proven": 8, "read": 20, "stated": 17, "undecided": 2, "refuted": 0}
 
 
-def test_offline_the_signatures_and_hashes_are_proven_and_the_chain_is_not(bundle):
-    verification = verify_bundle(bundle.to_bytes(), is_offline=True)
-    assert verification.of(Standing.REFUTED) == []
-    assert [item.standing for item in about(verification, "the payer signed for this payment")] == [Standing.PROVEN]
-    enclave = about(verification, "the enclave's key signed the call's hashes")
-    assert {item.standing for item in enclave} == {Standing.PROVEN}
-    paid = about(verification, "the settlement is as the receipt says")[0]
-    assert paid.standing is Standing.NOT_PROVEN
-    assert "the chain itself was not asked" in paid.why
-    assert verification.standing is Standing.NOT_PROVEN
+def test_everything_read_names_the_node_and_the_block(net, bundle):
+    head = net.chain.rpc("eth_getBlockByNumber", ["latest", False])
+    for finding in live(bundle.to_bytes(), net).of(Read):
+        if finding.source.is_chain:
+            assert finding.source.name == f"chain 31402 by {urlsplit(net.network['rpc_url']).netloc}"
+            assert (finding.source.block_number, finding.source.block_hash) == (int(head["number"], 16), head["hash"])
+        else:
+            assert finding.source.name == "the reader's description of devnet"
+
+
+def test_offline_only_signatures_are_proven_and_nothing_is_read_from_a_chain(net, bundle):
+    verification = offline(bundle.to_bytes(), net)
+    assert verification.of(Refuted) == []
+    assert {item.statement for item in verification.of(Proven)} == {Statement.MADE, Statement.HISTORY, Statement.SIGNED}
+    assert not any(item.source.is_chain for item in verification.of(Read))
+    assert classes(verification, Statement.ENCLAVE) == [Undecided] * 5  # whose key it is, only a registry says
+    assert "the chain was not asked" in about(verification, Statement.PAID)[0].why
+    assert classes(verification, Statement.COMPLETE) == [Stated]
+
+
+def test_without_a_network_of_the_readers_own_the_contracts_are_the_writers_word(net, bundle):
+    verification = verify_bundle(bundle.to_bytes(), rpc_url=net.network["rpc_url"])
+    assert verification.of(Refuted) == []
+    assert verification.of(Read) == []
+    assert classes(verification, Statement.NETWORK) == [Stated]
+    assert {item.statement for item in verification.of(Proven)} == {Statement.MADE, Statement.HISTORY, Statement.SIGNED}
+    assert "atomic units" in about(verification, Statement.PAID)[0].why
 
 
 def test_another_machine_needs_neither_ledger_nor_key(net, bundle, tmp_path):
     path = tmp_path / "bundle.json"
     path.write_bytes(bundle.to_bytes())
     script = (
-        "import sys, pathlib; from opengradient_x402.proofs.verification import verify_bundle;"
-        "from opengradient_x402.proofs.findings import Standing;"
-        "v = verify_bundle(pathlib.Path(sys.argv[1]).read_bytes(), rpc_url=sys.argv[2]);"
-        "print(len(v.of(Standing.PROVEN)), len(v.of(Standing.REFUTED)))"
+        "import sys, pathlib; from opengradient_x402.networks import load_network;"
+        "from opengradient_x402.proofs.verification import verify_bundle;"
+        "content, network = pathlib.Path(sys.argv[1]).read_bytes(), load_network(sys.argv[2]);"
+        "totals = verify_bundle(content, network=network).totals; print(totals['read'], totals['refuted'])"
     )
     environ = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
-    command = [sys.executable, "-c", script, str(path), net.network["rpc_url"]]
+    command = [sys.executable, "-c", script, str(path), f"{net.gateway_url}/network"]
     done = subprocess.run(command, capture_output=True, text=True, env=environ, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr
-    proven, refuted = map(int, done.stdout.split())
-    assert refuted == 0
-    assert proven >= 20
+    assert done.stdout.split() == ["20", "0"]
 
 
 def is_caught(content: bytes) -> bool:
     try:
-        return verify_bundle(content, is_offline=True).standing is Standing.REFUTED
+        return bool(verify_bundle(content, is_offline=True).of(Refuted))
     except BundleUnreadable:
         return True
 
@@ -123,9 +158,9 @@ def test_each_of_two_hundred_single_byte_changes_is_found(bundle):
 
 def test_every_byte_of_signature_head_and_format_counts(bundle):
     content = bundle.to_bytes()
-    for text in (b'"signature":', b'"head":', b'"format":', b'"created_at":'):
+    for text in (b'"signature":', b'"digest":', b'"format":', b'"history":', b'"period":'):
         start = content.rindex(text)
-        for place in range(start, min(start + 230, len(content))):
+        for place in range(start, min(start + 80, len(content))):
             assert is_caught(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]), place
 
 
@@ -170,42 +205,41 @@ def with_lower_settlement(bundle: Bundle) -> Bundle:
 def test_a_recomputed_chain_is_found_by_the_signature(bundle):
     forged = with_lower_settlement(bundle)
     verification = verify_bundle(forged.to_bytes(), is_offline=True)
-    (signed,) = about(verification, "the bundle was made by the payer")
-    assert signed.standing is Standing.REFUTED
+    (signed,) = about(verification, Statement.MADE)
+    assert isinstance(signed, Refuted)
 
 
 def test_a_bundle_signed_anew_by_somebody_else_is_found(net, bundle):
     stranger = LocalSigner(net.account(opg="0").private_key)
     verification = verify_bundle(with_lower_settlement(bundle).signed(stranger).to_bytes(), is_offline=True)
-    (signed,) = about(verification, "the bundle was made by the payer")
-    assert signed.standing is Standing.REFUTED
+    (signed,) = about(verification, Statement.MADE)
+    assert isinstance(signed, Refuted)
     assert stranger.address in signed.why
 
 
 def test_a_payer_who_lies_is_found_by_the_evidence_and_by_the_chain(net, audited, bundle):
     forged = with_lower_settlement(bundle).signed(audited.signer).to_bytes()
-    for verification in (verify_bundle(forged, is_offline=True), live(forged, net)):
-        (paid, _) = about(verification, "the settlement is as the receipt says")
-        assert paid.standing is Standing.REFUTED
+    for verification in (offline(forged, net), live(forged, net)):
+        (paid, _) = about(verification, Statement.PAID)
+        assert isinstance(paid, Refuted)
         assert "OPG and not" in paid.why
 
 
 def test_without_a_signature_the_maker_is_not_proven_and_can_be_demanded(net, audited):
     content = export_bundle(audited.ledger, network=audited.network).to_bytes()
-    (signed,) = about(live(content, net), "the bundle was made by the payer")
-    assert signed.standing is Standing.NOT_PROVEN
-    (demanded,) = about(live(content, net, expected_signer=audited.payer), "the bundle was made by the payer")
-    assert demanded.standing is Standing.REFUTED
+    (signed,) = about(live(content, net), Statement.MADE)
+    assert isinstance(signed, Undecided)
+    (demanded,) = about(live(content, net, expected_signer=audited.payer), Statement.MADE)
+    assert isinstance(demanded, Refuted)
 
 
 def test_evidence_that_is_left_out_is_not_proven_and_live_it_does_not_matter(net, audited, bundle):
-    bare = replace(bundle, records=tuple(item for item in bundle.records if item.kind not in ("rpc", "document")))
+    bare = replace(bundle, records=tuple(item for item in bundle.records if item.kind not in ("rpc", "blob", "source")))
     content = bare.signed(audited.signer).to_bytes()
-    offline = verify_bundle(content, is_offline=True)
-    assert offline.of(Standing.REFUTED) == []
-    assert about(offline, "the settlement is as the receipt says")[0].standing is Standing.NOT_PROVEN
-    online = live(content, net)
-    assert about(online, "the settlement is as the receipt says")[0].standing is Standing.PROVEN
+    alone = offline(content, net)
+    assert alone.of(Refuted) == []
+    assert classes(alone, Statement.PAID) == [Undecided] * 2
+    assert classes(live(content, net), Statement.PAID) == [Read, Undecided]
 
 
 def test_made_up_evidence_convinces_nobody_with_a_node(net, audited, bundle):
@@ -218,11 +252,9 @@ def test_made_up_evidence_convinces_nobody_with_a_node(net, audited, bundle):
     new = "0x" + "77" * 32
     records = tuple(Record(item.kind, renamed(dict(item.body))) for item in bundle.records)
     content = replace(bundle, records=records).signed(audited.signer).to_bytes()
-    assert about(verify_bundle(content, is_offline=True), "the settlement is as the receipt says")[0].standing is (
-        Standing.NOT_PROVEN
-    )
-    paid = about(live(content, net), "the settlement is as the receipt says")[0]
-    assert paid.standing is Standing.REFUTED
+    assert classes(offline(content, net), Statement.PAID) == [Undecided] * 2
+    paid = about(live(content, net), Statement.PAID)[0]
+    assert isinstance(paid, Refuted)
     assert "is not on the chain" in paid.why
 
 
@@ -235,9 +267,8 @@ def test_a_disputed_receipt_stays_disputed_and_hiding_it_is_found(net, tmp_path)
             (receipt,) = settled_receipts(net, payments)
         assert receipt.status is ReceiptStatus.DISPUTED
         bundle = export_bundle(payments.ledger, network=payments.network, signer=payments.signer)
-        statement = "claims and facts agree, or the receipt says that they do not"
-        (honest,) = about(live(bundle.to_bytes(), net), statement)
-        assert honest.standing is Standing.PROVEN
+        (honest,) = about(live(bundle.to_bytes(), net), Statement.DISPUTE)
+        assert isinstance(honest, Stated)
         assert "it is disputed" in honest.why
         hidden = [
             Record(
@@ -249,21 +280,14 @@ def test_a_disputed_receipt_stays_disputed_and_hiding_it_is_found(net, tmp_path)
             for item in bundle.records
         ]
         content = replace(bundle, records=tuple(hidden)).signed(payments.signer).to_bytes()
-        (found,) = about(live(content, net), statement)
-        assert found.standing is Standing.REFUTED
+        (found,) = about(live(content, net), Statement.DISPUTE)
+        assert isinstance(found, Refuted)
         assert "too much" in found.why
-
-
-def _without_dispute(record: Record) -> Record:
-    if record.kind != "receipt":
-        return record
-    body = {name: value for name, value in record.body.items() if name != "dispute"}
-    return Record(record.kind, body | {"status": "settled"})
 
 
 def test_a_bundle_since_a_time_keeps_sessions_whole(audited):
     everything = audited.ledger.receipts().result()
-    later = export_bundle(audited.ledger, network=audited.network, since=everything[-1].created_at + 1)
+    later = export_bundle(audited.ledger, network=audited.network, since=everything[-1].created_at + 10_000)
     assert later.of_kind("receipt") == []
     again = export_bundle(audited.ledger, network=audited.network, since=everything[3].created_at)
     assert len(again.of_kind("receipt")) == 5
@@ -271,16 +295,16 @@ def test_a_bundle_since_a_time_keeps_sessions_whole(audited):
 
 async def test_coroutines_export_the_same(audited, bundle):
     other = await aexport_bundle(audited.ledger, network=audited.network, signer=audited.signer)
-    assert [item for item in other.records if item.kind != "rpc"] == [
-        item for item in bundle.records if item.kind != "rpc"
+    assert [item for item in other.records if item.kind in IN_HISTORY] == [
+        item for item in bundle.records if item.kind in IN_HISTORY
     ]
 
 
 def test_look_alike_contracts_under_a_known_chain_id_are_refuted(audited, bundle):
     posing = replace(bundle, network={**bundle.network, "chain_id": 8453}).signed(audited.signer)
     verification = verify_bundle(posing.to_bytes(), is_offline=True)
-    (finding,) = about(verification, "the contracts are those of the network that it names")
-    assert finding.standing is Standing.REFUTED
+    (finding,) = about(verification, Statement.NETWORK)
+    assert isinstance(finding, Refuted)
     assert "registry" in finding.why
 
 
@@ -292,9 +316,9 @@ def test_an_unknown_chain_needs_a_node_or_offline(bundle):
 def test_a_node_that_is_away_leaves_everything_unproven_and_refutes_nothing(net, bundle):
     with serving(net.chain) as node:
         node.misbehave = lambda method, params, number: (400, b"gone") if method != "eth_chainId" else None
-        verification = verify_bundle(bundle.to_bytes(), rpc_url=node.url)
-    assert verification.of(Standing.REFUTED) == []
-    assert about(verification, "the settlement is as the receipt says")[0].standing is Standing.NOT_PROVEN
+        verification = live(bundle.to_bytes(), net, rpc_url=node.url)
+    assert verification.of(Refuted) == []
+    assert classes(verification, Statement.PAID) == [Undecided] * 2
 
 
 def test_no_key_session_or_node_url_is_in_a_bundle(net, audited, bundle):

@@ -13,7 +13,7 @@ from opengradient_x402.chain import sources
 from opengradient_x402.chain.node import alook_up, look_up
 from opengradient_x402.ledger.receipts import ReceiptStatus
 from opengradient_x402.proofs.data_settlement import DataSettlements
-from opengradient_x402.proofs.findings import Standing
+from opengradient_x402.proofs.findings import Read, Refuted, Stated, Undecided
 from opengradient_x402.proofs.merkle import root_from_proof
 from opengradient_x402.settlement_mode import SettlementMode
 from support.loopback_server import serving
@@ -41,6 +41,10 @@ def paid(net, tmp_path):
         yield call
 
 
+def classes(settlement) -> set[type]:
+    return {type(finding) for finding in settlement.findings}
+
+
 def why(settlement) -> str:
     return " ".join(finding.why for finding in settlement.findings)
 
@@ -49,7 +53,7 @@ def test_calls_of_a_batch_are_proven_by_their_leaf_under_the_root_on_chain(net, 
     receipts = [paid(SettlementMode.BATCH, text=f"Question {n}", stream=n == 2) for n in range(5)]
     batches = net.flush_batches()
     found = DataSettlements(network_of(net)).prove(receipts)
-    assert [item.standing for item in found] == [Standing.PROVEN] * 5
+    assert all(item.is_shown for item in found)
     for item in found:
         batch = next(batch for batch in batches if batch.transaction == item.log.tx_hash)
         assert (item.merkle_root, item.blob_id) == ("0x" + batch.merkle_root.hex(), batch.blob_id)
@@ -67,7 +71,7 @@ async def test_coroutines_prove_the_same(net, paid):
 
 def test_a_batch_that_is_not_written_yet_is_not_proven_and_says_so(net, paid):
     (found,) = DataSettlements(network_of(net)).prove([paid(SettlementMode.BATCH)])
-    assert found.standing is Standing.NOT_PROVEN
+    assert classes(found) == {Undecided}
     assert "may not be written yet" in why(found)
 
 
@@ -75,7 +79,7 @@ def test_a_batch_that_is_not_written_yet_is_not_proven_and_says_so(net, paid):
 def test_an_individual_settlement_matches_hashes_signature_payer_and_blob(net, paid, stream):
     receipt = paid(SettlementMode.INDIVIDUAL, stream=stream)
     (found,) = DataSettlements(network_of(net)).prove([receipt])
-    assert found.standing is Standing.PROVEN
+    assert classes(found) == {Read}
     assert len(found.findings) == 4
     assert (found.log.tx_hash, found.blob_id) == (receipt.data_tx_hash.lower(), receipt.data_blob_id)
     assert json.loads(found.blob)["tee_signature"] == receipt.tee_signature
@@ -83,7 +87,8 @@ def test_an_individual_settlement_matches_hashes_signature_payer_and_blob(net, p
 
 def test_private_mode_says_that_nothing_is_on_chain(net, paid):
     (found,) = DataSettlements(network_of(net)).prove([paid(SettlementMode.PRIVATE)])
-    assert found.standing is Standing.PROVEN
+    assert classes(found) == {Stated}
+    assert not found.is_shown
     assert "only the payment is on chain" in why(found)
     assert found.log is None
 
@@ -92,7 +97,7 @@ def test_a_wrong_data_transaction_is_refuted_by_the_real_one_and_makes_the_recei
     net.faults.inject(WrongTransaction())
     receipt = paid(SettlementMode.INDIVIDUAL)
     (found,) = DataSettlements(network_of(net), paid.payments.ledger).prove([receipt])
-    assert found.standing is Standing.REFUTED
+    assert Refuted in classes(found)
     assert receipt.data_tx_hash in why(found)
     assert found.log.tx_hash in why(found)
     disputed = receipt.refresh()
@@ -109,23 +114,23 @@ def test_another_calls_transaction_is_no_proof(net, paid):
     other = paid(SettlementMode.INDIVIDUAL, text="Something else")
     mine = replace(paid(SettlementMode.BATCH), settlement_mode="individual", data_tx_hash=other.data_tx_hash)
     (found,) = DataSettlements(network_of(net)).prove([mine])
-    assert found.standing is Standing.REFUTED
+    assert Refuted in classes(found)
     assert "another request hash" in why(found)
 
 
 def test_a_transaction_that_nobody_knows_is_given_time_and_then_refuted(net, paid):
     receipt = replace(paid(SettlementMode.BATCH), settlement_mode="individual", data_tx_hash="0x" + "12" * 32)
     (fresh,) = DataSettlements(network_of(net)).prove([receipt])
-    assert fresh.standing is Standing.NOT_PROVEN
+    assert classes(fresh) == {Undecided}
     (old,) = DataSettlements(network_of(net)).prove([replace(receipt, created_at=receipt.created_at - 3600)])
-    assert old.standing is Standing.REFUTED
+    assert Refuted in classes(old)
     assert "is not on the chain" in why(old)
 
 
 def test_a_call_without_an_enclave_proof_has_nothing_to_look_for(net, paid):
     net.faults.inject(ForgeProof(part="absent"))
     (found,) = DataSettlements(network_of(net)).prove([paid(SettlementMode.BATCH)])
-    assert found.standing is Standing.NOT_PROVEN
+    assert classes(found) == {Undecided}
     assert "no enclave proof" in why(found)
 
 
@@ -152,7 +157,7 @@ def test_a_blob_store_cannot_make_a_batch_say_something_else(net, paid, spoil, e
 
     with serving(Starlette(routes=[Route("/{blob_id}", serve)])) as url:
         (found,) = DataSettlements(replace(network_of(net), blob_url=url)).prove([receipt])
-    assert found.standing is Standing.NOT_PROVEN
+    assert classes(found) == {Undecided}
     assert expected in why(found)
 
 

@@ -1,0 +1,910 @@
+// Verifies audit bundles, written from docs/bundle-format.md alone: no line is shared with the Python verifier.
+//
+// node verifier.mjs SCHEMA < tasks: one JSON task on each line, one JSON list of [class, statement, about] for each.
+// A task is {"file": base64, "network": the reader's description or null, "rpc": a node's URL or null,
+// "earlier": an earlier bundle in base64, or null}. Without "rpc" the records of the file answer.
+import { createHash, createPublicKey, verify as verifySignature, constants } from "node:crypto";
+import { readFileSync } from "node:fs";
+import { createInterface } from "node:readline";
+import { secp256k1 } from "@noble/curves/secp256k1.js";
+import { keccak_256 } from "@noble/hashes/sha3.js";
+import Ajv from "ajv/dist/2020.js";
+
+const validate = new Ajv({ strict: false }).compile(JSON.parse(readFileSync(process.argv[2], "utf8")));
+
+// -- bytes and words
+
+const hex = (bytes) => "0x" + Buffer.from(bytes).toString("hex");
+const raw = (text) => Buffer.from(text.slice(2), "hex");
+const utf8 = (text) => Buffer.from(text, "utf8");
+const join = (...parts) => Buffer.concat(parts.map((part) => Buffer.from(part)));
+const sha256 = (...parts) => createHash("sha256").update(join(...parts)).digest();
+const keccak = (...parts) => Buffer.from(keccak_256(join(...parts)));
+const word = (value) => raw("0x" + BigInt(value).toString(16).padStart(64, "0"));
+const addressWord = (address) => join(Buffer.alloc(12), raw(address));
+const topicOf = (address) => hex(addressWord(address));
+const number = (bytes) => BigInt(hex(bytes.length ? bytes : [0]));
+const isHex = (text, digits) => typeof text === "string" && new RegExp(`^0x[0-9a-fA-F]{${digits}}$`).test(text);
+
+class Unreadable extends Error {}
+class Missing extends Error {}
+
+function canonical(value) {
+  if (typeof value === "string") {
+    if (!value.isWellFormed()) throw new Unreadable("half a character");
+    return JSON.stringify(value);
+  }
+  if (typeof value === "number") {
+    if (Number.isInteger(value) && !Number.isSafeInteger(value)) throw new Unreadable("a number over 53 bits");
+    return JSON.stringify(value);
+  }
+  if (value === null || typeof value !== "object") return JSON.stringify(value);
+  if (Array.isArray(value)) return `[${value.map(canonical).join(",")}]`;
+  const names = Object.keys(value).sort();
+  return `{${names.map((name) => `${canonical(name)}:${canonical(value[name])}`).join(",")}}`;
+}
+
+function checksummed(address) {
+  const digits = address.slice(2).toLowerCase();
+  const hash = keccak(utf8(digits)).toString("hex");
+  return "0x" + [...digits].map((digit, i) => (hash[i] >= "8" ? digit.toUpperCase() : digit)).join("");
+}
+
+function isAddress(address) {
+  const digits = address.slice(2);
+  return [digits.toLowerCase(), digits.toUpperCase(), checksummed(address).slice(2)].includes(digits);
+}
+
+// -- the file
+
+function read(content) {
+  let file;
+  try {
+    file = JSON.parse(content.toString("utf8"));
+  } catch (error) {
+    throw new Unreadable(String(error));
+  }
+  if (!Buffer.from(canonical(file) + "\n", "utf8").equals(content)) throw new Unreadable("not canonical");
+  if (!validate(file)) throw new Unreadable(JSON.stringify(validate.errors?.[0]));
+  const { digest, signature, ...rest } = file;
+  if (hex(sha256(utf8(canonical(rest)))) !== digest) throw new Unreadable("another digest");
+  file.of = (kind) => file.records.filter((record) => record.kind === kind).map((record) => record.body);
+  checkValues(file);
+  checkTogether(file);
+  return file;
+}
+
+const ADDRESSES = ["payer", "payee", "asset", "facilitator", "spender", "address", "permit2", "upto_proxy", "exact_proxy"];
+
+function checkValues(file) {
+  const visit = (name, value) => {
+    if (value === null) throw new Unreadable("null");
+    if (typeof value === "object") return Object.entries(value).forEach(([inner, one]) => visit(inner, one));
+    if (ADDRESSES.includes(name) && !isAddress(value)) throw new Unreadable(`the checksum of ${value}`);
+    if ((name.endsWith("_atomic") || name === "nonce") && BigInt(value) >= 2n ** 256n) throw new Unreadable(value);
+    if (name.endsWith("_base64") && value.length % 4) throw new Unreadable("base64");
+  };
+  const { records, ...header } = file;
+  visit("", JSON.parse(JSON.stringify(header)));
+  records.filter((record) => record.kind !== "rpc").forEach((record) => visit("", record.body));
+}
+
+function checkTogether(file) {
+  const once = (what, names) => {
+    if (new Set(names).size !== names.length) throw new Unreadable(`a ${what} twice`);
+  };
+  const ids = file.of("authorization").map((body) => body.id);
+  const receipts = file.of("receipt");
+  const calls = receipts.map((body) => body.call_id);
+  const data = file.of("data_settlement").map((body) => body.call_id);
+  once("authorization", ids);
+  once("receipt", calls);
+  once("data settlement", data);
+  once("answer", file.of("rpc").map((body) => canonical([body.chain_id, body.method, body.params])));
+  once("blob", file.of("blob").map((body) => body.blob_id));
+  once("source", file.of("source").map((body) => body.chain_id));
+  const paid = new Set(receipts.map((body) => body.authorization_id));
+  if (paid.size !== ids.length || ids.some((id) => !paid.has(id))) throw new Unreadable("receipts and authorizations");
+  if (data.some((id) => !calls.includes(id))) throw new Unreadable("a data settlement of nobody");
+  if (file.history && file.history.places.length !== ids.length + calls.length) throw new Unreadable("places");
+}
+
+// -- signatures
+
+function recovered(digest, signature) {
+  if (signature.length !== 65 || ![27, 28].includes(signature[64])) return null;
+  if (number(signature.subarray(32, 64)) > secp256k1.Point.Fn.ORDER / 2n) return null;
+  try {
+    const made = secp256k1.Signature.fromBytes(signature.subarray(0, 64), "compact").addRecoveryBit(signature[64] - 27);
+    const point = made.recoverPublicKey(digest).toBytes(false).subarray(1);
+    return checksummed(hex(keccak(point).subarray(12)));
+  } catch {
+    return null;
+  }
+}
+
+function personal(text) {
+  return keccak(utf8(`\x19Ethereum Signed Message:\n${utf8(text).length}${text}`));
+}
+
+const typed = (text) => keccak(utf8(text));
+const PERMITTED = "TokenPermissions(address token,uint256 amount)";
+
+function paymentDigest(terms, entry, network) {
+  const chain = word(network.chain_id);
+  let domain, struct;
+  if (terms.transfer_method === "eip3009") {
+    const type = "EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)";
+    const names = [network.asset.name, network.asset.version].map((name) => keccak(utf8(name)));
+    domain = keccak(typed(type), ...names, chain, addressWord(terms.asset));
+    struct = keccak(
+      typed("TransferWithAuthorization(address from,address to,uint256 value,uint256 validAfter,uint256 validBefore,bytes32 nonce)"),
+      ...[addressWord(entry.payer), addressWord(terms.payee), word(terms.amount_atomic), word(0), word(terms.deadline), word(entry.nonce)],
+    );
+  } else {
+    const upto = terms.scheme === "upto";
+    const witnessType = `Witness(address to,${upto ? "address facilitator," : ""}uint256 validAfter)`;
+    const type =
+      "PermitWitnessTransferFrom(TokenPermissions permitted,address spender,uint256 nonce,uint256 deadline,Witness witness)" + PERMITTED;
+    const facilitator = upto ? [addressWord(terms.facilitator)] : [];
+    const witness = keccak(typed(witnessType), addressWord(terms.payee), ...facilitator, word(0));
+    const permitted = keccak(typed(PERMITTED), addressWord(terms.asset), word(terms.amount_atomic));
+    domain = keccak(typed("EIP712Domain(string name,uint256 chainId,address verifyingContract)"), keccak(utf8("Permit2")), chain, addressWord(network.permit2));
+    struct = keccak(typed(type + witnessType), permitted, addressWord(terms.spender), word(entry.nonce), word(terms.deadline), witness);
+  }
+  return keccak([0x19, 0x01], domain, struct);
+}
+
+// -- the tree of RFC 9162
+
+function sides(place, last) {
+  const found = [];
+  while (last > 0) {
+    const left = place % 2 === 1 || place === last;
+    found.push(left);
+    while (left && place > 0 && place % 2 === 0) [place, last] = [Math.floor(place / 2), Math.floor(last / 2)];
+    [place, last] = [Math.floor(place / 2), Math.floor(last / 2)];
+  }
+  return found;
+}
+
+const node = (left, right) => sha256([1], left, right);
+const leafOf = (record) => sha256([0], utf8(canonical({ body: record.body, kind: record.kind })));
+
+function isIncluded(leaf, { index, proof }, head) {
+  if (index >= head.size) return false;
+  const way = sides(index, head.size - 1);
+  if (way.length !== proof.length) return false;
+  const top = way.reduce((below, left, i) => (left ? node(raw(proof[i]), below) : node(below, raw(proof[i]))), leaf);
+  return hex(top) === head.root;
+}
+
+function isContinued(earlier, proof, head) {
+  if (earlier.size === head.size) return proof.length === 0 && earlier.root === head.root;
+  let [place, last] = [earlier.size - 1, head.size - 1];
+  while (place % 2 === 1) [place, last] = [Math.floor(place / 2), Math.floor(last / 2)];
+  const nodes = (place > 0 ? proof : [earlier.root, ...proof]).map(raw);
+  const way = sides(place, last);
+  if (nodes.length !== way.length + 1) return false;
+  let [before, now] = [nodes[0], nodes[0]];
+  way.forEach((left, i) => {
+    if (left) before = node(nodes[i + 1], before);
+    now = left ? node(nodes[i + 1], now) : node(now, nodes[i + 1]);
+  });
+  return hex(before) === earlier.root && hex(now) === head.root;
+}
+
+// -- answers of chains
+
+class Sources {
+  constructor(file, rpc) {
+    this.rpc = rpc;
+    this.answers = new Map(file.of("rpc").map((one) => [canonical([one.chain_id, one.method, one.params]), one.result]));
+    this.blobs = new Map(file.of("blob").map((one) => [one.blob_id, Buffer.from(one.content_base64, "base64")]));
+    this.known = new Set(file.of("source").map((one) => one.chain_id));
+  }
+
+  source(chain) {
+    if (!this.rpc && !this.known.has(chain)) throw new Missing("no source");
+  }
+
+  async ask(chain, method, params) {
+    if (this.rpc) {
+      const body = JSON.stringify({ jsonrpc: "2.0", id: 1, method, params });
+      const answer = await (await fetch(this.rpc, { method: "POST", headers: { "content-type": "application/json" }, body })).json();
+      if (!("result" in answer)) throw new Missing(JSON.stringify(answer.error));
+      return answer.result;
+    }
+    const key = canonical([chain, method, params]);
+    if (!this.answers.has(key)) throw new Missing(method);
+    return this.answers.get(key);
+  }
+
+  async blob(id, store) {
+    if (this.rpc && store) {
+      const answer = await fetch(`${store.replace(/\/$/, "")}/${encodeURIComponent(id)}`);
+      if (answer.ok) return Buffer.from(await answer.arrayBuffer());
+    }
+    return this.rpc ? null : (this.blobs.get(id) ?? null);
+  }
+}
+
+function must(condition) {
+  if (!condition) throw new Missing("an answer that is not what it should be");
+}
+
+const quantity = (text) => (must(typeof text === "string" && /^0x[0-9a-fA-F]{1,64}$/.test(text)), BigInt(text));
+const hash = (text) => (must(isHex(text, 64)), text.toLowerCase());
+const data = (text) => (must(typeof text === "string" && /^0x([0-9a-fA-F]{2})*$/.test(text)), raw(text));
+const object = (value) => (must(value !== null && typeof value === "object" && !Array.isArray(value)), value);
+
+function logOf(entry) {
+  object(entry);
+  must(Array.isArray(entry.topics) && entry.topics.length <= 4 && isHex(entry.address, 40) && isAddress(entry.address));
+  return {
+    address: checksummed(entry.address),
+    topics: entry.topics.map(hash),
+    data: data(entry.data),
+    block_number: quantity(entry.blockNumber),
+    block_hash: hash(entry.blockHash),
+    tx_hash: hash(entry.transactionHash),
+    log_index: quantity(entry.logIndex),
+  };
+}
+
+async function receiptOf(sources, chain, txHash) {
+  const found = await sources.ask(chain, "eth_getTransactionReceipt", [txHash]);
+  if (found === null) return null;
+  object(found);
+  must(Array.isArray(found.logs));
+  quantity(found.blockNumber);
+  hash(found.blockHash);
+  return { tx_hash: hash(found.transactionHash), ok: quantity(found.status) === 1n, logs: found.logs.map(logOf) };
+}
+
+async function transactionOf(sources, chain, txHash) {
+  const found = await sources.ask(chain, "eth_getTransactionByHash", [txHash]);
+  if (found === null) return null;
+  return { tx_hash: hash(object(found).hash), input: data(found.input) };
+}
+
+async function blockOf(sources, chain, tag) {
+  const found = object(await sources.ask(chain, "eth_getBlockByNumber", [tag, false]));
+  const block = { number: quantity(found.number), hash: hash(found.hash), time: quantity(found.timestamp) };
+  must(tag === "latest" || block.number === BigInt(tag));
+  return block;
+}
+
+// -- events (keccak256 of their signatures)
+
+const event = (signature) => hex(typed(signature));
+const TRANSFER = event("Transfer(address,address,uint256)");
+const SETTLED = [event("Settled()"), event("SettledWithPermit()")];
+const INVALIDATED = event("UnorderedNonceInvalidation(address,uint256,uint256)");
+const USED = event("AuthorizationUsed(address,bytes32)");
+const CANCELLED = event("AuthorizationCanceled(address,bytes32)");
+const BATCH = event("BatchSettlement(bytes32,uint256,bytes)");
+const INDIVIDUAL = event("IndividualSettlement(bytes32,address,bytes32,bytes32,uint256,bytes,bytes)");
+const MULTICALL = "0xcA11bde05977b3631167028862bE2a173976CA11";
+
+const inOrder = (logs) => [...logs].sort((one, other) => Number(one.log_index - other.log_index));
+const isTransfer = (log) => log.topics[0] === TRANSFER && log.topics.length === 3 && log.data.length === 32;
+
+function settledTransfers(done, spenders) {
+  const found = [];
+  let pending = [];
+  for (const log of inOrder(done.logs)) {
+    if (isTransfer(log)) pending.push(log);
+    else if (spenders.includes(log.address) && log.topics.length === 1 && SETTLED.includes(log.topics[0])) {
+      found.push(...pending);
+      pending = [];
+    }
+  }
+  return found;
+}
+
+function nonceAt(input, entry) {
+  const nonce = word(entry.nonce);
+  for (const terms of entry.signed) {
+    const permitted = join(addressWord(terms.asset), word(terms.amount_atomic));
+    const start = input.indexOf(join(permitted, nonce, word(terms.deadline)));
+    if (start >= 0) return start + permitted.length;
+  }
+  return BigInt(entry.nonce) > 2n ** 128n ? input.indexOf(nonce) : -1;
+}
+
+function amountsAt(input, at) {
+  return [at - 32, at + 64].filter((start) => start >= 0).map((start) => number(input.subarray(start, start + 32)));
+}
+
+const isOf = (entry) => (log) =>
+  log.address === checksummed(entry.signed[0].asset) &&
+  log.topics.length === 3 && log.topics[0] === TRANSFER && log.data.length === 32 &&
+  log.topics[1] === topicOf(entry.payer) &&
+  entry.signed.some((terms) => topicOf(terms.payee) === log.topics[2]);
+
+// -- the verifier
+
+class Verifier {
+  constructor(file, reader, rpc) {
+    this.file = file;
+    this.network = reader ?? file.network;
+    this.reader = reader;
+    this.sources = new Sources(file, rpc);
+    this.isRead = Boolean(reader && rpc);
+    this.said = [];
+    this.claims = new Map();
+    this.entries = file.of("authorization");
+    this.receipts = file.of("receipt");
+  }
+
+  say(kind, statement, about = "bundle") {
+    this.said.push([kind, statement, about]);
+  }
+
+  // What rests on a chain counts for a reader who asked it, through contracts of their own.
+  sayRead(statement, about, kind = "read") {
+    this.say(this.isRead ? kind : "undecided", statement, about);
+  }
+
+  async findings(earlier) {
+    const payers = [...new Set(this.entries.map((entry) => checksummed(entry.payer)))].sort();
+    const maker = this.maker(payers);
+    this.contracts();
+    this.history(maker, earlier);
+    this.once();
+    for (const entry of this.entries) {
+      const calls = this.receipts.filter((call) => call.authorization_id === entry.id);
+      await this.payment(entry, calls);
+      await this.parties(entry, calls);
+      this.shares(entry, calls);
+      for (const call of calls) this.dispute(entry, call, calls);
+      for (const call of calls) await this.call(call);
+    }
+    for (const payer of payers) await this.complete(payer);
+    return this.said;
+  }
+
+  maker(payers) {
+    const { signature, digest } = this.file;
+    const statement = "the payer made this file";
+    if (!signature) return this.say("undecided", statement);
+    const signer = recovered(personal(`OpenGradient audit bundle ${digest}`), raw(signature.value));
+    if (!signer || signer !== signature.address || !payers.includes(signer)) return this.say("refuted", statement);
+    if (payers.length > 1) return this.say("undecided", statement);
+    this.say("proven", statement);
+    return signer;
+  }
+
+  contracts() {
+    const statement = "the contracts are those of the network";
+    if (!this.reader) return this.say("stated", statement);
+    const [ours, theirs] = [this.reader, this.file.network];
+    const differs = (name) => canonical(ours[name] ?? null) !== canonical(theirs[name] ?? null);
+    const optional = ["registry", "relay"];
+    const both = optional.filter((name) => ours[name] && theirs[name]);
+    if (["asset", "permit2", "upto_proxy", "exact_proxy", ...both].some(differs)) return this.say("refuted", statement);
+    this.say(optional.some((name) => !ours[name] !== !theirs[name]) ? "undecided" : "read", statement);
+  }
+
+  history(maker, earlier) {
+    const { history } = this.file;
+    const [statement, continued] = ["the records are in the ledger's history", "the history continues the earlier one"];
+    const records = this.file.records.filter((record) => ["authorization", "receipt"].includes(record.kind));
+    const good = maker ? "proven" : "stated";
+    if (!history) {
+      this.say("undecided", statement);
+      return earlier && this.say("refuted", continued);
+    }
+    const indices = new Set(history.places.map((place) => place.index));
+    const fits = records.every((record, i) => isIncluded(leafOf(record), history.places[i], history));
+    this.say(fits && indices.size === records.length ? good : "refuted", statement);
+    if (!earlier) return;
+    const before = earlier.history;
+    if (history.size < before.size) return this.say("refuted", continued);
+    const found = before.size === history.size ? { proof: [] } : history.consistency.find((one) => one.size === before.size);
+    if (!found) return this.say("undecided", continued);
+    const holds = isContinued(before, found.proof, history) && !this.changed(earlier, records);
+    this.say(holds ? good : "refuted", continued);
+  }
+
+  changed(earlier, records) {
+    const name = ({ kind, body }) => `${kind} ${body.id ?? body.call_id}`;
+    const now = new Map(records.map((record) => [name(record), record.body]));
+    const first = Math.min(...this.receipts.map((call) => call.created_at));
+    return earlier.records.some((record) => {
+      const { kind, body } = record;
+      if (!["authorization", "receipt"].includes(kind)) return false;
+      const after = now.get(name(record));
+      if (!after) return kind === "receipt" && this.receipts.length > 0 && body.created_at >= first;
+      let fixed = ["network", "payer", "nonce", "call_id"];
+      if (kind === "receipt") {
+        fixed = ["network", "payer", "nonce", "authorization_id", "created_at", "asset"];
+        if (body.outcome !== "unknown") {
+          fixed.push("model", "endpoint", "settlement_mode", "outcome", "prompt_tokens", "completion_tokens");
+          fixed.push("tee_id", "tee_request_hash", "tee_output_hash", "tee_signature", "tee_timestamp");
+        }
+      }
+      return fixed.some((field) => body[field] !== after[field]);
+    });
+  }
+
+  once() {
+    const seen = new Set();
+    let twice = false;
+    const claim = (key) => {
+      twice ||= seen.has(key);
+      seen.add(key);
+    };
+    for (const entry of this.entries) {
+      claim(["nonce", entry.payer.toLowerCase(), entry.signed[0].asset.toLowerCase(), entry.signed[0].transfer_method, entry.nonce].join());
+    }
+    for (const call of this.receipts) {
+      const proof = this.proof(call);
+      if (proof) claim(hex(proof.signature));
+    }
+    this.say(twice ? "refuted" : "stated", "no payment and no proof is claimed twice");
+  }
+
+  // null: none; undefined: one that cannot be read
+  proof(call) {
+    if (!call.tee_signature) return null;
+    const bytes = (text) => raw("0x" + String(text ?? "").replace(/^0x/, ""));
+    const isHash = (text) => /^(0x)?[0-9a-fA-F]{64}$/.test(text ?? "");
+    const isBase64 = /^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$/.test(call.tee_signature);
+    if (!isBase64 || ![call.tee_id, call.tee_request_hash, call.tee_output_hash].every(isHash)) return undefined;
+    if (call.tee_timestamp === undefined || call.tee_timestamp >= 1e15) return undefined;
+    return {
+      id: hex(bytes(call.tee_id)),
+      signature: Buffer.from(call.tee_signature, "base64"),
+      request: bytes(call.tee_request_hash),
+      output: bytes(call.tee_output_hash),
+      time: BigInt(call.tee_timestamp),
+    };
+  }
+
+  // -- payments
+
+  contradicts(entry, calls) {
+    const { network } = this;
+    const chain = `eip155:${network.chain_id}`;
+    const spenders = { "permit2 upto": network.upto_proxy, "permit2 exact": network.exact_proxy, "eip3009 exact": network.asset.address };
+    const same = (one, other) => (one ?? "").toLowerCase() === (other ?? "").toLowerCase();
+    if (entry.network !== chain) return true;
+    const foreign = (terms) =>
+      !same(terms.asset, network.asset.address) || !same(terms.spender, spenders[`${terms.transfer_method} ${terms.scheme}`] ?? "none");
+    if (entry.signed.some(foreign)) return true;
+    if (entry.status !== "settled" && entry.settled_atomic !== undefined) return true;
+    const fitting = { signed: ["authorized", "served"], settled: ["settled"], expired: ["expired"], cancelled: ["cancelled"] };
+    const terms = entry.signed.at(-1);
+    const most = (name) => entry.signed.reduce((known, one) => (BigInt(one[name]) > BigInt(known) ? one[name] : known), 0);
+    return calls.some(
+      (call) =>
+        ![...fitting[entry.status], "disputed"].includes(call.status) ||
+        call.network !== entry.network ||
+        call.scheme !== terms.scheme ||
+        !same(call.facilitator, terms.facilitator) ||
+        call.deadline !== most("deadline") ||
+        !same(call.payer, entry.payer) ||
+        !same(call.payee, terms.payee) ||
+        !same(call.asset, entry.signed[0].asset) ||
+        call.nonce !== entry.nonce ||
+        call.authorized_atomic !== most("amount_atomic") ||
+        call.authorization_settled_atomic !== entry.settled_atomic ||
+        call.payment_tx_hash !== entry.tx_hash ||
+        call.block_hash !== entry.block_hash ||
+        call.block_number !== entry.block_number,
+    );
+  }
+
+  async payment(entry, calls) {
+    const paid = "the settlement is as the receipt says";
+    const statement = ["expired", "cancelled"].includes(entry.status) ? "nothing was taken" : paid;
+    if (this.contradicts(entry, calls)) return this.say("refuted", paid, entry.id);
+    const before = this.said.length;
+    try {
+      this.sources.source(this.network.chain_id);
+      if (entry.status === "settled") await this.settlement(entry);
+      else if (entry.status === "expired") await this.expiry(entry);
+      else if (entry.status === "cancelled") await this.cancellation(entry);
+      else this.say("undecided", statement, entry.id);
+    } catch (error) {
+      if (!(error instanceof Missing)) throw error;
+      this.said.length = before;
+      this.say("undecided", statement, entry.id);
+    }
+  }
+
+  signed(entry, input) {
+    const longest = entry.signed.reduce((known, terms) => (terms.deadline > known.deadline ? terms : known));
+    const signatures = [];
+    if (input) {
+      for (let at = input.indexOf(word(65)); at >= 0; at = input.indexOf(word(65), at + 1)) signatures.push(input.subarray(at + 32, at + 97));
+    } else signatures.push(raw(entry.signature ?? "0x"));
+    const holds = (input ? entry.signed : [longest]).some((terms) => {
+      if (terms.scheme === "upto" && !terms.facilitator) return false;
+      const digest = paymentDigest(terms, entry, this.network);
+      return signatures.some((signature) => recovered(digest, signature) === checksummed(entry.payer));
+    });
+    this.say(holds ? "proven" : "undecided", "the payer signed for this payment", entry.id);
+    return holds;
+  }
+
+  found(entry, done, mined) {
+    if (!done.ok) return null;
+    const method = entry.signed[0].transfer_method;
+    const all = this.entries.filter((one) => one.signed[0].transfer_method === method);
+    if (method === "eip3009") {
+      let left = done.logs;
+      let mine = null;
+      for (const one of all) {
+        const asset = checksummed(one.signed[0].asset);
+        const used = done.logs.find((log) => log.address === asset && log.topics.join() === [USED, topicOf(one.payer), hex(word(one.nonce))].join());
+        const fitting = left.filter(isOf(one));
+        if (!used || !fitting.length) continue;
+        const amounts = one.signed.map((terms) => BigInt(terms.amount_atomic));
+        const exact = fitting.filter((log) => amounts.includes(number(log.data)));
+        const far = (log) => Math.abs(Number(log.log_index - used.log_index));
+        const best = (exact.length ? exact : fitting).reduce((known, log) => (far(log) < far(known) ? log : known));
+        left = left.filter((log) => log !== best);
+        if (one === entry) mine = best;
+      }
+      return mine;
+    }
+    const spenders = [...new Set(all.flatMap((one) => one.signed.map((terms) => checksummed(terms.spender))))];
+    let left = settledTransfers(done, spenders);
+    const placed = all.map((one) => [nonceAt(mined.input, one), one]).filter(([at]) => at >= 0);
+    for (const [at, one] of placed.sort(([first], [second]) => first - second)) {
+      const stated = amountsAt(mined.input, at);
+      const fitting = left.filter(isOf(one));
+      if (!fitting.length) continue;
+      const best = fitting.find((log) => stated.includes(number(log.data))) ?? fitting[0];
+      left = left.filter((log) => log !== best);
+      if (one === entry) return best;
+    }
+    return this.diverted(entry, done, mined);
+  }
+
+  diverted(entry, done, mined) {
+    const at = BigInt(entry.nonce) > 2n ** 128n ? mined.input.indexOf(word(entry.nonce)) : -1;
+    if (at < 0) return null;
+    const stated = amountsAt(mined.input, at);
+    const spenders = entry.signed.map((terms) => checksummed(terms.spender));
+    const asset = checksummed(entry.signed[0].asset);
+    const outgoing = settledTransfers(done, spenders).filter((log) => log.address === asset && log.topics[1] === topicOf(entry.payer));
+    return outgoing.find((log) => stated.includes(number(log.data))) ?? null;
+  }
+
+  async settlement(entry) {
+    const [chain, statement] = [this.network.chain_id, "the settlement is as the receipt says"];
+    const done = await receiptOf(this.sources, chain, entry.tx_hash ?? "");
+    const mined = await transactionOf(this.sources, chain, entry.tx_hash ?? "");
+    if (!done || !mined) return this.say("refuted", statement, entry.id);
+    if (done.tx_hash !== entry.tx_hash || mined.tx_hash !== entry.tx_hash) return this.say("undecided", statement, entry.id);
+    const signed = this.signed(entry, mined.input);
+    const log = this.found(entry, done, mined);
+    const payees = entry.signed.map((terms) => topicOf(terms.payee));
+    if (
+      !log ||
+      number(log.data) !== BigInt(entry.settled_atomic ?? -1) ||
+      (!payees.includes(log.topics[2]) && entry.dispute === undefined) ||
+      log.block_number !== BigInt(entry.block_number ?? -1) ||
+      log.block_hash !== entry.block_hash
+    ) {
+      return this.say("refuted", statement, entry.id);
+    }
+    const claim = `${log.tx_hash} ${log.log_index}`;
+    if (entry.signed[0].transfer_method === "permit2" && !signed) this.say("undecided", statement, entry.id);
+    else if (this.claims.has(claim)) this.say("refuted", statement, entry.id);
+    else {
+      this.claims.set(claim, entry.id);
+      this.sayRead(statement, entry.id);
+    }
+    const head = await blockOf(this.sources, chain, "latest");
+    const there = await blockOf(this.sources, chain, "0x" + BigInt(entry.block_number).toString(16));
+    const confirmed = "the settlement is in a block of the chain";
+    if (there.hash !== entry.block_hash) this.say("refuted", confirmed, entry.id);
+    else if (head.number - there.number + 1n < BigInt(this.network.confirmations ?? 3)) this.say("undecided", confirmed, entry.id);
+    else this.sayRead(confirmed, entry.id);
+  }
+
+  async expiry(entry) {
+    const statement = "nothing was taken";
+    if (!this.signed(entry, null)) return this.say("undecided", statement, entry.id);
+    const isPermit = entry.signed[0].transfer_method === "permit2";
+    const nonce = BigInt(entry.nonce);
+    const keeper = isPermit ? this.network.permit2 : entry.signed[0].asset;
+    const call = join(raw(isPermit ? "0x4fe02b44" : "0xe94a0102"), addressWord(entry.payer), word(isPermit ? nonce >> 8n : nonce));
+    const [time, used] = await this.together([[MULTICALL, raw("0x0f28c97d")], [keeper, call]]);
+    const isUsed = isPermit ? (used >> (nonce & 255n)) & 1n : used;
+    const deadline = Math.max(...entry.signed.map((terms) => terms.deadline));
+    if (isUsed || time <= BigInt(deadline)) return this.say("refuted", statement, entry.id);
+    this.sayRead(statement, entry.id);
+  }
+
+  // tryBlockAndAggregate(false, calls) of Multicall3: the words that the calls return
+  async together(calls) {
+    const parts = calls.map(([to, call]) => join(addressWord(to), word(64), word(call.length), call, Buffer.alloc((32 - (call.length % 32)) % 32)));
+    let at = 32 * parts.length;
+    const offsets = parts.map((part) => ((at += part.length), word(at - part.length)));
+    const input = join(raw("0x399542e9"), word(0), word(64), word(calls.length), ...offsets, ...parts);
+    const answer = data(await this.sources.ask(this.network.chain_id, "eth_call", [{ to: MULTICALL, data: hex(input) }, "latest"]));
+    const read = (offset) => (must(offset + 32 <= answer.length), Number(number(answer.subarray(offset, offset + 32))));
+    const listed = read(64);
+    must(read(listed) === calls.length);
+    return calls.map((_, i) => {
+      const one = listed + 32 + read(listed + 32 + 32 * i);
+      const place = one + read(one + 32);
+      must(read(one) === 1 && read(place) === 32);
+      must(place + 64 <= answer.length);
+      return number(answer.subarray(place + 32, place + 64));
+    });
+  }
+
+  async cancellation(entry) {
+    const statement = "nothing was taken";
+    const done = await receiptOf(this.sources, this.network.chain_id, entry.tx_hash ?? "");
+    const isPermit = entry.signed[0].transfer_method === "permit2";
+    const nonce = BigInt(entry.nonce);
+    const keeper = checksummed(isPermit ? this.network.permit2 : entry.signed[0].asset);
+    const burns = (log) => {
+      if (log.address !== keeper) return false;
+      if (!isPermit) return log.topics.join() === [CANCELLED, topicOf(entry.payer), hex(word(nonce))].join();
+      if (log.topics.join() !== [INVALIDATED, topicOf(entry.payer)].join() || log.data.length !== 64) return false;
+      return number(log.data.subarray(0, 32)) === nonce >> 8n && (number(log.data.subarray(32)) >> (nonce & 255n)) & 1n;
+    };
+    if (!done || !done.ok || !done.logs.some(burns)) return this.say("refuted", statement, entry.id);
+    this.sayRead(statement, entry.id);
+  }
+
+  // -- parties, shares, disputes
+
+  async parties(entry, calls) {
+    const terms = entry.signed.at(-1);
+    const known = (list, address) => (this.reader?.[list] ?? []).some((one) => one.toLowerCase() === address.toLowerCase());
+    await this.payee(entry, calls, terms.payee, known);
+    if (terms.facilitator) this.say(known("facilitators", terms.facilitator) ? "read" : "stated", "the facilitator is known", entry.id);
+  }
+
+  async payee(entry, calls, payee, known) {
+    const statement = "the payee is a gateway's";
+    if (known("payees", payee)) return this.say("read", statement, entry.id);
+    if (!this.network.registry) return this.say("stated", statement, entry.id);
+    try {
+      for (const call of calls) {
+        const proof = this.proof(call);
+        const enclave = proof && (await this.enclave(proof.id));
+        if (enclave && enclave.payment === checksummed(payee)) {
+          this.sources.source(this.network.registry.chain_id);
+          return this.sayRead(statement, entry.id);
+        }
+      }
+    } catch (error) {
+      if (!(error instanceof Missing)) throw error;
+      return this.say("undecided", statement, entry.id);
+    }
+    this.say("stated", statement, entry.id);
+  }
+
+  shares(entry, calls) {
+    const shares = calls.map((call) => call.settled_atomic);
+    if (entry.settled_atomic === undefined && shares.every((share) => share === undefined)) return;
+    const sum = shares.reduce((total, share) => total + BigInt(share ?? 0), 0n);
+    this.say(sum === BigInt(entry.settled_atomic ?? 0) ? "stated" : "refuted", "the calls' shares add up to the settlement", entry.id);
+  }
+
+  dispute(entry, call, calls) {
+    const statement = "claims and facts agree, or the receipt says that they do not";
+    let wrong = false;
+    if (call.status !== "disputed" && entry.settled_atomic !== undefined) {
+      const taken = BigInt(entry.settled_atomic);
+      const costs = calls.map((one) => one.cost_atomic);
+      const quoted = costs.reduce((total, cost) => total + BigInt(cost ?? 0), BigInt(costs.length));
+      wrong = entry.signed.every((terms) => taken > BigInt(terms.amount_atomic));
+      wrong ||= entry.signed.at(-1).scheme === "upto" && costs.every((cost) => cost !== undefined) && taken > quoted;
+    }
+    const claimed = isHex(call.claimed_payment_tx_hash, 64) ? call.claimed_payment_tx_hash.toLowerCase() : null;
+    if (call.status !== "disputed" && claimed && entry.status !== "signed") wrong ||= claimed !== entry.tx_hash;
+    this.say(wrong ? "refuted" : "stated", statement, call.call_id);
+  }
+
+  // -- calls
+
+  async call(call) {
+    const proof = this.proof(call);
+    const apart = proof ? Math.abs(call.created_at - Number(proof.time)) > 3600 : false;
+    this.say(apart ? "refuted" : "stated", "model, tokens, times, endpoint and outcome of the call", call.call_id);
+    await this.signedByEnclave(call, proof);
+    const isOwn = await this.data(call, proof);
+    if (proof && !isOwn) this.say("stated", "the enclave's proof belongs to a call of this payer", call.call_id);
+  }
+
+  async enclave(id) {
+    const { registry } = this.network;
+    const answer = data(await this.sources.ask(registry.chain_id, "eth_call", [{ to: registry.address, data: "0x418b207d" + id.slice(2) }, "latest"]));
+    const at = (offset, size = 32) => (must(offset + size <= answer.length && size <= 16384), answer.subarray(offset, offset + size));
+    const int = (offset) => Number(number(at(offset)));
+    const start = int(0);
+    const dynamic = (index) => {
+      const place = start + int(start + 32 * index);
+      return at(place + 32, int(place));
+    };
+    const [endpoint, key, certificate] = [2, 3, 4].map(dynamic);
+    must(endpoint && certificate);
+    return { id: hex(keccak(key)), key, payment: checksummed(hex(at(start + 32).subarray(12))) };
+  }
+
+  async signedByEnclave(call, proof) {
+    const statement = "the enclave's key signed the call's hashes";
+    if (proof === undefined) return this.say("refuted", statement, call.call_id);
+    if (proof === null || !this.network.registry) return this.say("undecided", statement, call.call_id);
+    let enclave;
+    try {
+      enclave = await this.enclave(proof.id);
+      this.sources.source(this.network.registry.chain_id);
+    } catch (error) {
+      if (!(error instanceof Missing)) throw error;
+      return this.say("undecided", statement, call.call_id);
+    }
+    if (enclave.id !== proof.id) return this.say("undecided", statement, call.call_id);
+    const digest = keccak(proof.request, proof.output, word(proof.time));
+    let fits = false;
+    try {
+      const key = createPublicKey({ key: enclave.key, format: "der", type: "spki" });
+      const pss = { key, padding: constants.RSA_PKCS1_PSS_PADDING, saltLength: 32 };
+      fits = key.asymmetricKeyType === "rsa" && verifySignature("sha256", digest, pss, proof.signature);
+    } catch {
+      fits = false;
+    }
+    if (!fits) return this.say("refuted", statement, call.call_id);
+    this.sayRead(statement, call.call_id, "proven");
+    this.sayRead("the key is registered as an enclave's", call.call_id);
+  }
+
+  async data(call, proof) {
+    const statement = "the call's data were settled on chain";
+    if (call.settlement_mode === "private") {
+      this.say("stated", "nothing about the call's data was to be written on chain", call.call_id);
+      return false;
+    }
+    const place = this.file.of("data_settlement").find((one) => one.call_id === call.call_id);
+    const { relay } = this.network;
+    const before = this.said.length;
+    try {
+      if (!place || !relay || !proof) throw new Missing("no event");
+      this.sources.source(relay.chain_id);
+      const done = await receiptOf(this.sources, relay.chain_id, place.tx_hash);
+      const fits = (log) => log.log_index === BigInt(place.log_index) && log.address === checksummed(relay.address);
+      const log = done?.ok ? done.logs.find(fits) : undefined;
+      if (!log) throw new Refuted();
+      if (call.settlement_mode === "batch") return await this.batch(call, proof, log);
+      return await this.individual(call, proof, log);
+    } catch (error) {
+      if (!(error instanceof Missing || error instanceof Refuted)) throw error;
+      this.said.length = before;
+      this.say(error instanceof Refuted ? "refuted" : "undecided", statement, call.call_id);
+      return false;
+    }
+  }
+
+  async batch(call, proof, log) {
+    if (log.topics.length !== 2 || log.topics[0] !== BATCH) throw new Refuted();
+    const blob = await this.sources.blob(bytesAt(log.data, 1).toString("utf8"), this.reader?.blob_url);
+    if (!blob) throw new Missing("no blob");
+    const tree = treeOf(blob);
+    if (hex(tree.root) !== log.topics[1] || BigInt(tree.leaves.length) !== number(log.data.subarray(0, 32))) throw new Refuted();
+    if (!tree.leaves.includes(hex(merkleLeaf(raw(proof.id), proof.request, proof.output, proof.signature, proof.time)))) throw new Refuted();
+    this.sayRead("the call's data were settled on chain", call.call_id);
+    return false;
+  }
+
+  async individual(call, proof, log) {
+    if (log.topics.length !== 3 || log.topics[0] !== INDIVIDUAL) throw new Refuted();
+    const [request, output, time] = [0, 32, 64].map((start) => log.data.subarray(start, start + 32));
+    const id = bytesAt(log.data, 3).toString("utf8");
+    const same =
+      log.topics[1] === proof.id &&
+      log.topics[2] === topicOf(call.payer) &&
+      request.equals(proof.request) &&
+      output.equals(proof.output) &&
+      number(time) === proof.time &&
+      bytesAt(log.data, 4).equals(proof.signature);
+    if (!same) throw new Refuted();
+    this.sayRead("the call's data were settled on chain", call.call_id);
+    const named = (statement, claimed, fact) => {
+      if (claimed === null) return;
+      if (claimed === fact) this.sayRead(`the gateway named the right ${statement} for the data settlement`, call.call_id);
+      else this.say("refuted", `the gateway named the right ${statement} for the data settlement`, call.call_id);
+    };
+    named("transaction", isHex(call.data_tx_hash, 64) ? call.data_tx_hash.toLowerCase() : null, log.tx_hash);
+    named("blob", call.data_blob_id ?? null, id);
+    const blob = await this.sources.blob(id, this.reader?.blob_url);
+    const record = "the blob is the record of this call";
+    if (!blob) this.say("undecided", record, call.call_id);
+    else if (isRecordOf(blob, request, output)) this.sayRead(record, call.call_id);
+    else this.say("refuted", record, call.call_id);
+    this.sayRead("the enclave's proof belongs to a call of this payer", call.call_id);
+    return true;
+  }
+
+  // -- completeness
+
+  async complete(payer) {
+    const statement = "all settlements of the period are in this file";
+    const { period } = this.file;
+    if (!period) return this.say("undecided", statement, payer);
+    if (!this.sources.rpc) return this.say("stated", statement, payer);
+    const [chain, asset] = [this.network.chain_id, this.network.asset.address];
+    const span = { address: asset, fromBlock: "0x" + period.from_block.toString(16), toBlock: "0x" + period.to_block.toString(16) };
+    const logs = async (topic) => (await this.sources.ask(chain, "eth_getLogs", [{ ...span, topics: [topic, topicOf(payer)] }])).map(logOf);
+    const used = new Set((await logs(USED)).map((log) => log.tx_hash));
+    const proxies = [this.network.upto_proxy, this.network.exact_proxy].map(checksummed);
+    let absent = false;
+    for (const txHash of new Set((await logs(TRANSFER)).map((log) => log.tx_hash))) {
+      const done = await receiptOf(this.sources, chain, txHash);
+      const moved = used.has(txHash) ? done.logs.filter(isTransfer) : settledTransfers(done, proxies);
+      const mine = moved.filter((log) => log.address === checksummed(asset) && log.topics[1] === topicOf(payer));
+      absent ||= mine.some((log) => !this.claims.has(`${log.tx_hash} ${log.log_index}`));
+    }
+    if (absent) this.say("refuted", statement, payer);
+    else this.sayRead(statement, payer);
+  }
+}
+
+class Refuted extends Error {}
+
+function bytesAt(content, index) {
+  const at = Number(number(content.subarray(32 * index, 32 * index + 32)));
+  if (at + 32 > content.length) throw new Refuted();
+  const length = Number(number(content.subarray(at, at + 32)));
+  if (at + 32 + length > content.length || length > 16384) throw new Refuted();
+  return content.subarray(at + 32, at + 32 + length);
+}
+
+function merkleLeaf(id, request, output, signature, time) {
+  const padding = Buffer.alloc((32 - (signature.length % 32)) % 32);
+  return keccak(keccak(join(Buffer.alloc(32 - id.length), id), request, output, word(160), word(time), word(signature.length), signature, padding));
+}
+
+const pair = (one, other) => (Buffer.compare(one, other) < 0 ? keccak(one, other) : keccak(other, one));
+
+function treeOf(blob) {
+  try {
+    const dump = JSON.parse(blob.toString("utf8"));
+    const types = ["bytes32", "bytes32", "bytes32", "bytes", "uint256"];
+    if (dump.format !== "standard-v1" || dump.leafEncoding.join() !== types.join()) throw new Refuted();
+    const nodes = new Array(2 * dump.values.length - 1);
+    for (const { treeIndex, value } of dump.values) {
+      if (nodes[treeIndex] || treeIndex < dump.values.length - 1 || treeIndex >= nodes.length) throw new Refuted();
+      const [id, request, output, signature, time] = value;
+      nodes[treeIndex] = merkleLeaf(raw(id), raw(request), raw(output), raw(signature), BigInt(time));
+    }
+    for (let i = dump.values.length - 2; i >= 0; i--) nodes[i] = pair(nodes[2 * i + 1], nodes[2 * i + 2]);
+    if (nodes.map(hex).join() !== dump.tree.map((one) => one.toLowerCase()).join()) throw new Refuted();
+    return { root: nodes[0], leaves: nodes.slice(dump.values.length - 1).map(hex) };
+  } catch {
+    throw new Refuted();
+  }
+}
+
+function isRecordOf(blob, request, output) {
+  try {
+    const record = JSON.parse(blob.toString("utf8"));
+    const same = (text, bytes) => raw("0x" + text.replace(/^0x/, "")).equals(bytes);
+    return Boolean(record.tee_signature) && same(record.tee_request_hash, request) && same(record.tee_output_hash, output);
+  } catch {
+    return false;
+  }
+}
+
+for await (const line of createInterface({ input: process.stdin })) {
+  const task = JSON.parse(line);
+  try {
+    const file = read(Buffer.from(task.file, "base64"));
+    const earlier = task.earlier ? read(Buffer.from(task.earlier, "base64")) : null;
+    console.log(JSON.stringify(await new Verifier(file, task.network, task.rpc).findings(earlier)));
+  } catch (error) {
+    if (!(error instanceof Unreadable)) throw error;
+    console.log(JSON.stringify("unreadable"));
+  }
+}

@@ -1,0 +1,14 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from support.forging import World, world
+
+
+@pytest.fixture(scope="module")
+def forged_world(net, tmp_path_factory) -> Iterator[World]:
+    """A devnet with a wallet whose bundles are forged; nothing on its chain changes any more."""
+    with world(net, tmp_path_factory.mktemp("forged")) as made:
+        yield made
