@@ -114,7 +114,9 @@ def asks_of_web(port: int) -> Callable[[int], str]:
 
     def ask(number: int) -> str:
         if number % 2:
-            return client.get("/ask", params={"question": f"Say {number}."}).raise_for_status().json()["call_id"]
+            said = client.get("/ask", params={"question": f"Say {number}."}).raise_for_status().json()
+            SERVED_BY.append(said["worker"])
+            return said["call_id"]
         with client.stream("GET", "/tell", params={"question": f"Say {number}."}) as response:
             response.raise_for_status()
             return response.read().decode().splitlines()[-1]
@@ -122,13 +124,17 @@ def asks_of_web(port: int) -> Callable[[int], str]:
     return ask
 
 
+SERVED_BY: list[int] = []
+"""The process of each whole answer."""
+
+
 def killer(pid: int, *, at: tuple[int, ...]) -> Callable[[int], None]:
-    """Kills the newest worker of `pid` when these questions are asked, and waits until there is another one."""
+    """Kills the worker that answered last when these questions are asked, and waits until there is another one."""
 
     def meanwhile(number: int) -> None:
         if number in at:
             before = children_of(pid)
-            os.kill(before[-1], signal.SIGKILL)
+            os.kill(SERVED_BY[-1], signal.SIGKILL)
             wait_for(lambda: bool(set(children_of(pid)) - set(before)))
             time.sleep(3)  # until it serves
 

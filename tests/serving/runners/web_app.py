@@ -1,5 +1,6 @@
 """A web application for ASGI servers."""
 
+import os
 from collections.abc import AsyncIterator
 
 from starlette.applications import Starlette
@@ -14,7 +15,7 @@ model = ChatOpenGradient(model="openai/gpt-5-mini", max_tokens=30)
 
 async def ask(request: Request) -> JSONResponse:
     answer = await model.ainvoke(request.query_params["question"])
-    return JSONResponse({"call_id": answer.response_metadata["opengradient"]["call_id"]})
+    return JSONResponse({"call_id": answer.response_metadata["opengradient"]["call_id"], "worker": os.getpid()})
 
 
 async def tell(request: Request) -> StreamingResponse:

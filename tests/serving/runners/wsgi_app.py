@@ -1,6 +1,7 @@
 """A web application for WSGI servers. It makes a paid call while it is loaded: before the server forks."""
 
 import json
+import os
 from collections.abc import Iterable
 from urllib.parse import parse_qs
 
@@ -18,7 +19,8 @@ def app(environ: dict, start_response) -> Iterable[bytes]:
     if environ["PATH_INFO"] == "/tell":
         return pieces(question)
     answer = model.invoke(question)
-    return [json.dumps({"call_id": answer.response_metadata["opengradient"]["call_id"]}).encode()]
+    call_id = answer.response_metadata["opengradient"]["call_id"]
+    return [json.dumps({"call_id": call_id, "worker": os.getpid()}).encode()]
 
 
 def pieces(question: str) -> Iterable[bytes]:
