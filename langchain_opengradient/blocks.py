@@ -91,7 +91,7 @@ def _citations(message: AIMessage) -> dict[str, Any]:
 
 
 def _is_sum(chunk: AIMessageChunk) -> bool:
-    """Whether this is a merged stream; the terminal chunk by itself brings neither text nor named calls."""
+    """Whether this is the sum of a stream: the last chunk alone has neither text nor named calls."""
     texts = (chunk.additional_kwargs.get(name) for name in ("reasoning_content", "refusal"))
     return bool(chunk.content or any(texts) or chunk.tool_calls)
 

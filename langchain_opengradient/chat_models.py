@@ -1,8 +1,7 @@
 """`ChatOpenGradient`: a LangChain chat model that pays for its calls over x402.
 
-A thin shell: it takes what the user set (`configuration`), lets `calls` build the request, drives the gateway
-client, and lets `conversions` read the answer. It does not know payments, the wire, or how receipts reach their
-listeners. A little longer than most modules: the four ways to call a model are one noun, and read best together.
+`configuration` holds the fields, `calls` builds the request, the gateway client pays and sends it, `conversions`
+reads the answer, and `callbacks` reports the receipt. The four ways to call a model stand together here.
 """
 
 from __future__ import annotations

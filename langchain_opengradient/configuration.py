@@ -1,7 +1,7 @@
-"""What users set on a `ChatOpenGradient`, and how the model names, serializes and copies itself.
+"""The fields of a `ChatOpenGradient`, and how the model is named, serialized and copied.
 
-Completes what is not given from the environment, and keeps the wallet's key out of whatever is printed, traced,
-dumped or pickled. It does not know calls, tools or messages; looks at neither key nor network.
+What is not given comes from the environment. The wallet's key is never printed, traced, dumped or pickled. Key and
+network are not checked here: the first call does that.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
+import httpx
 from langchain_core.language_models.base import LangSmithParams
 from langchain_core.language_models.chat_models import BaseChatModel
 from pydantic import ConfigDict, Field, SecretStr, field_validator, model_validator
@@ -250,7 +251,8 @@ class ConfiguredChatModel(BaseChatModel):
     @classmethod
     def _check_time_limit(cls, value: Any) -> Any:
         TimeLimits().changed(value)
-        return value
+        # In a form that a dump can hold.
+        return (value.connect, value.read) if isinstance(value, httpx.Timeout) else value
 
     @model_validator(mode="after")
     def _set_opengradient_version(self) -> Self:
@@ -309,7 +311,7 @@ class ConfiguredChatModel(BaseChatModel):
 
     @classmethod
     def is_lc_serializable(cls) -> bool:
-        """It is; secrets and connections stay behind."""
+        """True: a model can be serialized. Its secrets and connections are left out."""
         return True
 
     def __getstate__(self) -> dict[Any, Any]:
@@ -344,7 +346,7 @@ def _with_request_parameters(given: dict[str, Any]) -> dict[str, Any]:
 
     Raises ConfigurationError when two names of one field say different things: one of them would not be sent.
     """
-    # None is "not set" for whoever writes a model's settings into a file; it is no value of most fields.
+    # In settings that come from a file, None means "not set"; most fields do not take it as a value.
     fields = {name: value for name, value in given.items() if value is not None or name in ("model", "model_name")}
     for older, name in _OLDER_NAMES.items():
         value = fields.pop(older, None)

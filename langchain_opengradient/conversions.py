@@ -128,9 +128,9 @@ def _added(counts: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _extras(completion: Completion) -> dict[str, Any]:
-    """What the message carries beside text and calls: `annotations`, `audio`, `reasoning_details`, images, …
+    """What the message has beside text and calls: `annotations`, `audio`, `reasoning_details`, images, …
 
-    In a stream it rides on the terminal chunk, whole: core would add up what several chunks say.
+    In a stream all of it is on the last chunk, because core would add up what several chunks say.
     """
     extras = dict(completion.message_extras)
     if completion.images:

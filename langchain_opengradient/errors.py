@@ -86,7 +86,7 @@ class ModelRefusal(*_REFUSAL_BASES):  # type: ignore[misc] # the bases are chose
 
 
 def as_model_error(error: OpenGradientError) -> ChatModelError:
-    """The same error, with all it carries, as a member of both families."""
+    """The same error with the same receipt and cause, as an instance of both families."""
     if isinstance(error, ChatModelError):
         return error
     core_name = _CORE_NAME_BY_KIND.get(error.kind, "ModelError")

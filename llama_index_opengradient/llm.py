@@ -93,7 +93,7 @@ class OpenGradient(PaidModel):
 
     The environment is read once, when the model is made; nothing is opened or checked before the first call. One
     instance serves any number of threads, tasks and event loops. Errors are those of `opengradient_x402.errors`:
-    each says what happened to the money and carries the receipt if there is one. No layer of the framework repeats
+    each says what happened to the money and has the receipt if there is one. No layer of the framework repeats
     a call after a signature has left.
     """
 
@@ -144,7 +144,7 @@ class OpenGradient(PaidModel):
         return chat_response(completion, is_whole=self.whole_receipts)
 
     def _stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
-        """Opens the stream at once, so that its payment is told of before anybody reads."""
+        """Opens the stream at once, so that its payment is reported before the first chunk is read."""
         body, options = self._request(messages, kwargs)
         report = self._reporter()
         stream = self._client().stream(body, **report.options, **options)

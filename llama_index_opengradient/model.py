@@ -159,7 +159,7 @@ class PaidModel(FunctionCallingLLM):
             return fields
         known = {*cls.model_fields, *_OLDER_NAMES, "class_name"}  # dumps hold the last
         check_names(cls.__name__, [name for name in fields if fields[name] is not None], known=known)
-        # None is "not set" for whoever writes a model's settings into a file; it is no value of some fields.
+        # In settings that come from a file, None means "not set"; some fields do not take it as a value.
         fields = {name: value for name, value in fields.items() if name != "class_name" and value is not None}
         for older, name in _OLDER_NAMES.items():
             value = fields.pop(older, None)
@@ -221,7 +221,7 @@ class PaidModel(FunctionCallingLLM):
 
     @field_serializer("ledger")
     def _dump_ledger(self, ledger: Any) -> str | None:
-        """The ledger's URL, unless it holds a password: then whoever loads the model names the ledger again."""
+        """The ledger's URL; None if it holds a password. Then name the ledger again when you load the model."""
         url = ledger.url if isinstance(ledger, Ledger) else ledger
         return None if url is None or "@" in str(url) else str(url)
 
@@ -297,7 +297,7 @@ class PaidModel(FunctionCallingLLM):
         await self._connections.aclose()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Everything but secrets, live objects and handlers: whoever unpickles reads OG_PRIVATE_KEY again.
+        """Everything but secrets, live objects and handlers. Unpickling reads OG_PRIVATE_KEY again.
 
         The limits and the ledger travel along, so that a worker spends within the same budget, and the handlers that
         listen now find the receipts of what it pays.
@@ -326,7 +326,7 @@ class PaidModel(FunctionCallingLLM):
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         """A copy with fields of its own, which pays from the same payments: one wallet, one budget, one set of
-        sessions. Handlers are shared as well, or nobody would hear what the copy pays."""
+        sessions. Handlers are shared as well, so that they report what the copy pays."""
         return self.model_copy(
             update={
                 "additional_kwargs": deepcopy(self.additional_kwargs, memo),

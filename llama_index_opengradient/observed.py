@@ -1,11 +1,9 @@
-"""The events of the framework around a call: who hears them, and when a stream that they follow ends.
+"""The framework's events around a call, and the end of a stream that they follow.
 
-Core's decorators announce a call's start, chunks and end. Two things about them are settled here. They build
-an event for every chunk even if nobody listens, so an unobserved stream goes without them. And they leave an
-abandoned stream to the garbage collector, which a handler that keeps events can put off for ever; here the
-HTTP response closes when the caller closes.
-
-Does not know what a call does.
+Core's decorators announce a call's start, chunks and end. Two things are different here. The decorators build an
+event for every chunk even if there is no handler: a stream without handlers is not decorated. And they leave an
+abandoned stream to the garbage collector, which never closes it while a handler keeps its events: here the HTTP
+response closes when the caller closes the stream.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ _Method = TypeVar("_Method", bound=Callable[..., Any])
 _Response = TypeVar("_Response")
 _Converted = TypeVar("_Converted")
 
-# Where core's decorators dispatch; a handler on any dispatcher from here up to the root hears them.
+# Core's decorators dispatch here; handlers of this dispatcher and of those above it get the events.
 _CORE_DISPATCHER = "llama_index.core.llms.callbacks"
 
 
@@ -59,7 +57,8 @@ def observed_stream(
     subject: Any,
     kwargs: dict[str, Any],
 ) -> Generator[_Response, None, None]:
-    """The stream that `open_stream(subject, **kwargs)` opens, with the events of the decorator `events` if heard."""
+    """The stream that `open_stream(subject, **kwargs)` opens; with the events of the decorator `events`, if a handler
+    wants them."""
     if not is_observed(llm):
         return open_stream(subject, **kwargs)
     opened: list[Generator[_Response, None, None]] = []

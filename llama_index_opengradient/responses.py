@@ -145,7 +145,7 @@ class ChatStream:
     def _extend_call(self, part: ToolCallDelta) -> None:
         while part.index >= len(self._calls):
             self._calls.append(ToolCallBlock(tool_call_id="", tool_name="", tool_kwargs=""))
-        # blocks of earlier chunks belong to whoever got them: a new state is a new block
+        # The blocks of earlier chunks belong to their readers: a new state is a new block.
         known = self._calls[part.index]
         self._calls[part.index] = ToolCallBlock(
             tool_call_id=known.tool_call_id or part.id or "",
