@@ -42,7 +42,7 @@ def translate(message: AIMessage) -> list[blocks.ContentBlock]:
 
 
 def translate_chunk(chunk: AIMessageChunk) -> list[blocks.ContentBlock]:
-    """A chunk's blocks; for the sum of a whole stream, the finished message's."""
+    """The blocks of one chunk. For the sum of a whole stream: those of the finished message."""
     if not isinstance(chunk.content, str):
         raise NotImplementedError
     if chunk.chunk_position == "last" and _is_sum(chunk):

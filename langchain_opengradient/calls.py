@@ -36,7 +36,7 @@ _MERGED: Final = ("extra_headers", "extra_query", "extra_body")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatCall:
-    """What one call sends, and how."""
+    """The body of one request, and the options with which the gateway client sends it."""
 
     body: dict[str, Any]
     settlement_mode: SettlementMode | None
@@ -46,7 +46,7 @@ class ChatCall:
     query: Mapping[str, object] | None
 
     def served_model_name(self, completion: Completion) -> str:
-        """The model that answered; under the caller's name for it when both mean the same model."""
+        """The name of the model that answered: the caller's name, if both names mean the same model."""
         asked, answered = str(self.body["model"]), completion.model
         same = not answered or asked.rpartition("/")[2] == answered.rpartition("/")[2]
         return asked if same else answered

@@ -36,7 +36,7 @@ def to_parts(content: str | Sequence[str | Block]) -> list[Part]:
 
 
 def _is_hint(block: str | Block) -> bool:
-    """Whether this says how to cache the blocks before it (Bedrock Converse), and nothing to the model."""
+    """Whether the block only says that the blocks before it may be cached (Bedrock Converse)."""
     return not isinstance(block, str) and set(block) == {"cachePoint"}
 
 
@@ -172,7 +172,7 @@ def _decoded(block: Block, data: str) -> Part:
 
 
 def _search_result(block: Block) -> Part:
-    """Anthropic: a document that the user found."""
+    """Anthropic's `search_result`: a document that the user found, as text with its title and source."""
     body = [part["text"] for part in to_parts(block.get("content") or ()) if part["type"] == "text"]
     return text_part("\n".join(str(line) for line in (block.get("title"), block.get("source"), *body) if line))
 
@@ -182,7 +182,7 @@ def _input_file(block: Block) -> Part:
 
 
 def _media(block: Block) -> Part:
-    """Vertex: the mime type says what it is."""
+    """Vertex's `media`: an image, audio or a file, as its MIME type says."""
     mime_type = str(block.get("mime_type", ""))
     as_v1 = {"mime_type": mime_type, "base64": _base64_text(block, block.get("data"))}
     family = mime_type.partition("/")[0]

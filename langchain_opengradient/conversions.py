@@ -62,7 +62,7 @@ def _call_chunk(call: ToolCallDelta) -> ToolCallChunk:
 
 
 def _are_whole(calls: Sequence[ToolCallDelta]) -> bool:
-    """Whether these could be calls and not fragments, so that `chunk.tool_calls` can already say them."""
+    """Whether these look like complete calls, so that core can put them into `chunk.tool_calls` at once."""
     return all(call.name and call.arguments.endswith("}") for call in calls)
 
 
@@ -74,7 +74,7 @@ def to_terminal_chunk(
     with_usage: bool,
     is_whole: bool = False,
 ) -> ChatGenerationChunk:
-    """The last chunk of a stream: how it ended, what it used, what it cost."""
+    """The last chunk of a stream: finish reason, usage and receipt."""
     metadata = _metadata(completion, receipt, model_name, is_whole=is_whole)
     if not with_usage:
         metadata.pop("token_usage", None)
@@ -107,7 +107,7 @@ def to_result(completion: Completion, *, model_name: str, is_whole: bool = False
 
 
 def combined_outputs(outputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One `llm_output` for several: counts are added up, of anything else the last one stands."""
+    """One `llm_output` for several: the sums of their counts, and the other members of the last one."""
     combined: dict[str, Any] = {}
     for output in outputs:
         counts = _added(combined.get("token_usage") or {}, output.get("token_usage") or {})
@@ -141,7 +141,7 @@ def _extras(completion: Completion) -> dict[str, Any]:
 
 
 def to_tool_calls(calls: Sequence[ToolCall]) -> tuple[list[MessageToolCall], list[InvalidToolCall]]:
-    """Calls whose arguments are a JSON object, and calls whose arguments are not: nothing is guessed."""
+    """The calls whose arguments are a JSON object, and those whose arguments are not. Nothing is repaired."""
     good: list[MessageToolCall] = []
     bad: list[InvalidToolCall] = []
     for call in calls:
@@ -165,7 +165,7 @@ def _parse_arguments(text: str) -> dict[str, Any] | None:
 
 
 def _last_fragments(calls: Sequence[ToolCall]) -> list[ToolCallChunk]:
-    """For each call that core would read otherwise than it was made, a last fragment that puts this right.
+    """A last fragment for each call that core would otherwise read differently in a stream.
 
     Core completes broken JSON when it merges chunks: `{"path": "/` would become `{"path": "/"}`, and an agent
     would run the tool with it. A bracket that closes nothing makes core file the call under

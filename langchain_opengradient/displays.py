@@ -80,7 +80,7 @@ class ProgressDotsHandler(_TokenHandler):
         self._write("\n")
 
     def on_llm_error(self, error: BaseException, **kwargs: Any) -> None:  # noqa: ARG002 - the framework's signature
-        """End the line, saying why it stopped."""
+        """End the line with the reason why the answer stopped."""
         self._write(f" ({type(error).__name__})\n")
 
     def _write(self, text: str) -> None:

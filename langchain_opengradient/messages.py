@@ -62,7 +62,7 @@ _ASSISTANT_TEXT: Final = frozenset({"non_standard", "output_text", "text"})
 
 
 class NotResent(UserWarning):
-    """Something of an earlier answer has no place in a request and stays out of it."""
+    """A part of an earlier answer cannot be sent in a request, and is left out."""
 
 
 def to_wire(messages: Iterable[BaseMessage]) -> list[WireMessage]:

@@ -54,7 +54,7 @@ def to_response_format(schema: Schema, *, strict: bool | None = None) -> dict[st
 
 
 def check_method(method: str, *, schema: Schema | None, strict: bool | None, tools: Sequence[Any] | None) -> None:
-    """Raises ValueError for what does not go together, before anything is asked."""
+    """Raises ValueError for arguments of `with_structured_output` that cannot be combined."""
     if method not in METHODS:
         raise ValueError(f"Unknown method {method!r}: use one of {', '.join(METHODS)}.")
     if schema is None and method != "json_mode":
@@ -68,7 +68,7 @@ def check_method(method: str, *, schema: Schema | None, strict: bool | None, too
 
 
 def check_schema(schema: Schema) -> None:
-    """Raises ValueError for what describes no object: core would describe its constructor, at the user's cost."""
+    """Raises ValueError if `schema` describes no object. Core would send a description of its constructor instead."""
     is_object = isinstance(schema, Mapping) or (
         isinstance(schema, type) and (is_basemodel_subclass(schema) or is_typeddict(schema) or is_dataclass(schema))
     )
@@ -159,7 +159,7 @@ class _ToolParser(JsonOutputKeyToolsParser):
 
 
 def _fitted(value: Any, target: Any, *, partial: bool, text: str) -> Any:
-    """`value` as an instance of `target`; as it is without one. None while a stream does not fit yet."""
+    """`value` as an instance of `target`, or unchanged without one. None while a stream does not fit yet."""
     if target is None:
         return value
     try:
@@ -171,7 +171,7 @@ def _fitted(value: Any, target: Any, *, partial: bool, text: str) -> Any:
 
 
 def _whole_json(result: list[Generation]) -> Any:
-    """The JSON that a finished answer holds, and nothing repaired: what was cut off is not what was meant."""
+    """The JSON in a finished answer. Raises OutputParserException for JSON that was cut off: it is never completed."""
     text = result[0].text
     fenced = _FENCED.search(text)
     for candidate in (text, *(fenced.groups() if fenced else ()), object_in(text)):
@@ -187,7 +187,7 @@ def _whole_json(result: list[Generation]) -> Any:
 
 
 def _cut_short(result: list[Generation]) -> str | None:
-    """What to do about an answer that did not end by itself; None for one that did."""
+    """What the user can do about an answer that was cut off or filtered; None for any other answer."""
     message = _message_of(result)
     reason = None if message is None else message.response_metadata.get("finish_reason")
     if reason == "length":
@@ -208,7 +208,7 @@ def _message_of(result: list[Generation]) -> AIMessage | None:
 
 
 def _check_answer(result: list[Generation]) -> bool:
-    """Returns whether the answer is whole; a stream's is when its last chunk has come.
+    """Whether the answer is complete. A streamed answer is complete with its last chunk.
 
     Raises for a refusal, and for a malformed call: core would return None, which reads as "no answer".
     """

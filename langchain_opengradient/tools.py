@@ -1,4 +1,4 @@
-"""Tools, from every form that LangChain users write to the one that the gateways read.
+"""Tools in any form that LangChain users write -> function tools, the form that gateways read.
 
 Pure conversions. It does not know the model, and it does not call tools.
 """
@@ -85,7 +85,7 @@ def to_function(schema: Mapping[str, Any] | type, *, strict: bool | None = None)
 
 
 def _keep_recursion(function: dict[str, Any], source: ToolLike, *, strict: bool | None) -> None:
-    """Puts the parameters of a schema that refers to itself back: core writes references out, and empties these."""
+    """Restores the parameters of a schema that refers to itself, which core replaces by an empty schema."""
     schema = _schema_of(source)
     if schema is None or not _is_recursive(schema):
         return
@@ -96,7 +96,7 @@ def _keep_recursion(function: dict[str, Any], source: ToolLike, *, strict: bool 
 
 
 def _schema_of(source: Any) -> Mapping[str, Any] | None:
-    """The JSON schema as its author's library writes it, with its references."""
+    """The JSON schema with its references, as pydantic or the user wrote it."""
     if isinstance(source, BaseTool):
         source = source.tool_call_schema
     if isinstance(source, type) and issubclass(source, BaseModel):

@@ -127,7 +127,7 @@ def _decoded(block: DocumentBlock, data: bytes) -> str:
 
 
 def _bytes(block: Any, data: Any, path: Any) -> bytes:
-    """The block's own bytes. Blocks hold theirs as base64, because their validators encode what they are given."""
+    """The block's bytes, decoded: the blocks' validators store what they are given as base64."""
     if isinstance(data, bytes):
         raw = base64.b64decode(data)
     elif data is not None:

@@ -191,7 +191,7 @@ class OpenGradient(PaidModel):
         return completion_response(await self._achat(self._as_messages(prompt, formatted), **kwargs))
 
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
-        """The answer as it is written: each chunk holds the message so far, the last one usage and receipt too."""
+        """The answer in chunks: each holds the message so far, and the last one also usage and receipt."""
         return observed_stream(self, chat_events, self._stream_chat, messages, kwargs)
 
     async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
@@ -252,7 +252,7 @@ class OpenGradient(PaidModel):
         return restore_names(response, [tool.metadata.get_name() for tool in tools])
 
     def stream_chat_with_tools(self, tools: Sequence[BaseTool], *args: Any, **kwargs: Any) -> ChatResponseGen:
-        """As core's, with every chunk held to what was asked for: core checks whole responses only."""
+        """As core's, but with each chunk checked: the caller's tool names, and one call if one was allowed."""
         conform = partial(
             self._validate_chat_with_tools_response,
             tools=tools,

@@ -59,7 +59,7 @@ def wire_messages(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
 
 
 class _Conversation:
-    """The wire's messages so far, and what has to wait for its place."""
+    """The wire's messages so far, and the media that still have to be placed."""
 
     def __init__(self) -> None:
         self._out: list[dict[str, Any]] = []
@@ -105,7 +105,7 @@ class _Conversation:
             self._moved = []
 
     def _named(self, call: dict[str, Any]) -> dict[str, Any]:
-        """The call with a name that the wire allows, and with an id: answers refer to calls by id."""
+        """The call with a name that the wire allows, and with an id, since results name the id of their call."""
         if not call["id"]:
             self._names_given += 1
             call["id"] = f"call_{self._names_given}"

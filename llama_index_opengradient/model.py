@@ -1,4 +1,4 @@
-"""The configuration of a paid model: its fields, what it says of itself, and how it travels.
+"""The fields of a paid model, its metadata, and how it is dumped, copied and pickled.
 
 `PaidModel` holds what is the same whatever is asked: model and sampling, wallet, network, limits; metadata; the
 clients that it opens at first use; pickling, copying, dumping. It does not know messages or responses, and makes
@@ -231,7 +231,7 @@ class PaidModel(FunctionCallingLLM):
 
     @property
     def metadata(self) -> LLMMetadata:
-        """What is known of the model. Pure: an unknown name gives cautious defaults, never an error."""
+        """What the catalog says of the model. An unknown name gives cautious defaults, never an error."""
         info = find_model(self.model)
         known: dict[str, Any] = {}
         if window := self.context_window or (info.context_tokens if info else None):
@@ -244,13 +244,13 @@ class PaidModel(FunctionCallingLLM):
         return LLMMetadata(**known, is_chat_model=True, is_function_calling_model=calls_tools, model_name=self.model)
 
     def to_payload(self) -> dict[str, Any]:
-        """What tracing sees of the model: no key, no wallet, no network."""
+        """The payload of traces: the model's name and settings, without key, wallet or network."""
         # Written out, for the cores that do not have this method yet.
         about = {"class_name": self.class_name(), **self.metadata.model_dump()}
         return {**about, "model": self.model, "temperature": self.temperature}
 
     def _body_fields(self) -> dict[str, Any]:
-        """The members of every request's body that somebody set: a field that nobody set hides nothing."""
+        """The fields of the body that are set. A field at None does not replace `additional_kwargs`."""
         fields = {
             "temperature": self.temperature,
             "max_tokens": self.max_tokens,
@@ -299,8 +299,8 @@ class PaidModel(FunctionCallingLLM):
     def __getstate__(self) -> dict[str, Any]:
         """Everything but secrets, live objects and handlers. Unpickling reads OG_PRIVATE_KEY again.
 
-        The limits and the ledger travel along, so that a worker spends within the same budget, and the handlers that
-        listen now find the receipts of what it pays.
+        Limits and ledger are kept, so that a worker spends within the same budget, and the handlers that listen now
+        find the receipts of what it pays.
         """
         state = BaseModel.__getstate__(self)
         live: Payments | None = self.payments

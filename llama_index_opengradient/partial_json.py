@@ -1,4 +1,4 @@
-"""What is already certain in a JSON object that is still arriving.
+"""The members of a JSON object that are certain while the rest of it is still arriving.
 
 Tool arguments come in fragments, and agents look at them after every fragment. `parse_partial_object` gives
 a view that only ever grows: members appear in order, strings get longer, lists get more elements, and nothing
@@ -20,7 +20,7 @@ _MAY_GO_ON = ("EOF", "trailing characters")  # pydantic_core's words for text th
 
 
 def parse_partial_object(text: str) -> dict[str, Any]:
-    """The certain part of a JSON object of which `text` is a beginning; `{}` when there is none yet."""
+    """The certain members of the JSON object that begins with `text`; `{}` when there is none yet."""
     if _CONTROL.search(text):
         # Models write bare line feeds into strings, where JSON wants them escaped.
         text = _STRING.sub(lambda found: _CONTROL.sub(lambda char: f"\\u{ord(char[0]):04x}", found[0]), text)

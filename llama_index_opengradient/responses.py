@@ -122,7 +122,7 @@ class ChatStream:
         self._calls: list[ToolCallBlock] = []
 
     def feed(self, delta: Delta) -> ChatResponse | None:
-        """The chunk for one delta; None when the delta has nothing to show."""
+        """The chunk for one delta; None for an empty delta."""
         if delta.is_empty:
             return None
         self._text += delta.content
@@ -137,7 +137,7 @@ class ChatStream:
         )
 
     def finish(self, completion: Completion) -> ChatResponse:
-        """The last chunk. Its delta is what no chunk has shown yet, so that the deltas add up to the text."""
+        """The last chunk. Its delta is the text that no earlier chunk had, so that the deltas add up to the text."""
         response = chat_response(completion, is_whole=self._is_whole)
         response.delta = (response.message.content or "")[len(self._text) :]
         return response
@@ -176,7 +176,7 @@ def _call_block(call: ToolCall) -> ToolCallBlock:
 
 
 def _logprobs(logprobs: dict[str, Any] | None) -> list[list[LogProb]] | None:
-    """For each token of the answer its alternatives, or itself where none were asked for."""
+    """For each token of the answer its alternatives; the token itself if no alternatives were asked for."""
     tokens = (logprobs or {}).get("content")
     if not isinstance(tokens, list):
         return None

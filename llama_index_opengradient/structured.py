@@ -75,7 +75,7 @@ def parse_output(response: ChatResponse, output_cls: type[OutputT]) -> OutputT:
 
 
 def growing(responses: ChatResponseGen, output_cls: type[OutputT]) -> Generator[Any, None, None]:
-    """The object so far after each chunk that brought something new, announced to the framework's handlers."""
+    """The object so far, after each chunk that added something. Each one is dispatched as an event."""
     outputs, output = PartialOutput(output_cls), None
     with closing(responses):
         for response in responses:
@@ -99,7 +99,7 @@ async def agrowing(responses: ChatResponseAsyncGen, output_cls: type[OutputT]) -
 
 
 class PartialOutput:
-    """The object so far, over the chunks of one stream."""
+    """Builds the object from the chunks of one stream."""
 
     def __init__(self, output_cls: type[OutputT]) -> None:
         self._output_cls = output_cls
@@ -107,7 +107,7 @@ class PartialOutput:
         self._seen: dict[str, Any] | None = None
 
     def feed(self, response: ChatResponse) -> BaseModel | FlexibleModel | None:
-        """The object after this chunk; None when the chunk brought nothing new.
+        """The object after this chunk; None if the chunk added nothing.
 
         While members are missing it is a `FlexibleModel` with the members so far. The last chunk gives the
         output class itself, or raises ValueError as `parse_output` does.

@@ -1,4 +1,4 @@
-"""Tools on their way out and tool calls on their way back.
+"""`BaseTool`s -> the wire's tools, and the tool calls of responses -> `ToolSelection`s.
 
 Out: `BaseTool` -> the wire's function object.
 Back: a response's tool calls -> `ToolSelection`s, and what a caller gets for a call that cannot be run.
@@ -61,7 +61,7 @@ def _selection(call: dict[str, Any], *, partial: bool) -> ToolSelection:
 
 
 def not_found(call: ToolSelection, tools: Sequence[BaseTool]) -> ToolOutput | None:
-    """The result of a call for which there is no tool, as agents have it; core's own runner raises KeyError."""
+    """An error result for a call of a tool that does not exist, as agents make it; core's runner raises KeyError."""
     names = [tool.metadata.get_name() for tool in tools]
     if call.tool_name in names:
         return None
@@ -83,7 +83,7 @@ def answer_of(outputs: list[ToolOutput], response: ChatResponse, *, error_on_too
 
 
 def is_partial(response: ChatResponse) -> bool:
-    """Whether this is a chunk of a stream that goes on, whose tool arguments may be incomplete."""
+    """Whether more chunks follow this one, so that its tool arguments may be incomplete."""
     choices = (response.raw.get("choices") if isinstance(response.raw, dict) else None) or [{"finish_reason": "stop"}]
     return choices[0].get("finish_reason") is None
 
@@ -116,7 +116,7 @@ def tool_calls_of(message: ChatMessage) -> list[dict[str, Any]]:
 
 
 def mirror(blocks: Sequence[ToolCallBlock]) -> list[dict[str, Any]]:
-    """What `additional_kwargs["tool_calls"]` holds beside the blocks: core still looks for it when it streams."""
+    """The calls for `additional_kwargs["tool_calls"]`, beside the blocks: core still reads them there in streams."""
     return [_wire_call(block.tool_call_id, block.tool_name, block.tool_kwargs) for block in blocks]
 
 
@@ -134,7 +134,7 @@ def _plain_call(call: Any) -> dict[str, Any]:
 
 
 def keep_first_call(response: ChatResponse) -> ChatResponse:
-    """The response with its first tool call only: what `parallel_tool_calls` off means to a caller."""
+    """The response with its first tool call only, for a caller who turned parallel calls off."""
     calls = [block for block in response.message.blocks if isinstance(block, ToolCallBlock)]
     if len(calls) < 2:
         return response
