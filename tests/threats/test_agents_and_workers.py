@@ -115,7 +115,7 @@ async def test_what_a_tool_returns_pays_nobody_changes_no_gateway_and_raises_no_
                     return orders(url)
 
                 llm = OpenGradient(model="openai/gpt-5", payments=payments, max_tokens=50)
-                await FunctionAgent(tools=[read_page], llm=llm).run("Read the page.")
+                await FunctionAgent(tools=[read_page], llm=llm, streaming=False).run("Read the page.")
                 await llm.acomplete("Hello again")
             assert orders(url) in "".join(str(message.content) for message in obedient.asked[2][0])
             receipts = settled_receipts(net, payments)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import statistics
 import subprocess
 import sys
 import time
@@ -152,12 +151,12 @@ def test_one_receipt_is_found_by_the_beginning_of_its_id(many):
 
 
 def test_a_call_takes_as_long_as_on_an_empty_ledger(many, empty):
-    def work(path: Path) -> float:
+    def work(path: Path, first: int) -> float:
         ledger, times = Ledger(path), []
         budget = Budget(limit_atomic=OPG * 10**9)
         now = int(time.time())
         try:
-            for number in range(-1, -120, -1):
+            for number in range(first, first - 50, -1):
                 one = entry(number, signed_at=now, deadline=now + 300, nonce=-number)
                 began = time.process_time()
                 ledger.authorize(one, budget=budget).result()
@@ -165,11 +164,12 @@ def test_a_call_takes_as_long_as_on_an_empty_ledger(many, empty):
                 times.append(time.process_time() - began)
         finally:
             ledger.close()
-        return statistics.median(times)
+        return min(times)  # what others do on the machine only adds to it
 
-    ratio = work(many[0]) / work(empty)
+    rounds = [(work(many[0], first), work(empty, first)) for first in range(-1, -201, -50)]
+    ratio = min(full for full, _ in rounds) / min(bare for _, bare in rounds)
     print(f"a call on {many[1]} receipts takes {ratio:.2f} times as long as on an empty ledger")
-    assert ratio < 1.5  # the aim is 1.2; machines are shared
+    assert ratio < 1.2
 
 
 def test_no_statement_of_a_call_or_of_a_settlement_reads_a_whole_table(tmp_path):
