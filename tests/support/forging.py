@@ -492,7 +492,7 @@ def _of_data() -> Iterator[Forgery]:
         return forge(w.bundle, w.payments.signer, change)
 
     yield Forgery(name="another call's data settlement", falls=Statement.DATA, to="refuted", make=moved)
-    for name in ("tee_request_hash", "tee_signature", "eth_address", "tee_timestamp"):
+    for name in ("tee_request_hash", "tee_output_hash", "tee_signature", "tee_timestamp"):
         make = _by(partial(_other_record, name))
         yield Forgery(name=f"a record of another {name}", falls=Statement.BLOB, to="refuted", make=make)
     named = setting("receipt", of_mode("individual"), data_tx_hash=HASH)

@@ -839,7 +839,7 @@ class Verifier {
     const blob = await this.sources.blob(id, this.reader?.blob_url);
     const record = "the blob is the record of this call";
     if (!blob) this.say("undecided", record, call.call_id);
-    else if (isRecordOf(blob, { ...proof, payer: raw(call.payer) })) this.sayRead(record, call.call_id);
+    else if (isRecordOf(blob, { ...proof, id: raw(proof.id), payer: raw(call.payer) })) this.sayRead(record, call.call_id);
     else this.say("refuted", record, call.call_id);
     this.sayRead("the enclave's proof belongs to a call of this payer", call.call_id);
     return true;
@@ -994,7 +994,13 @@ for await (const line of createInterface({ input: process.stdin })) {
   try {
     const file = read(Buffer.from(task.file, "base64"));
     const earlier = task.earlier ? read(Buffer.from(task.earlier, "base64")) : null;
-    console.log(JSON.stringify(await new Verifier(file, task.network, task.rpc).findings(earlier)));
+    const said = await new Verifier(file, task.network, task.rpc).findings(earlier);
+    if (task.rpc) {
+      const known = new Set(said.map((finding) => finding.join()));
+      const recorded = await new Verifier(file, task.network, null).findings(earlier);
+      said.push(...recorded.filter((finding) => finding[0] === "refuted" && !known.has(finding.join())));
+    }
+    console.log(JSON.stringify(said));
   } catch (error) {
     if (!(error instanceof Unreadable)) throw error;
     console.log(JSON.stringify("unreadable"));
