@@ -41,6 +41,9 @@ def verify(
         int | None, typer.Option(min=0, help="Look for settlements from here, not the file's.")
     ] = None,
     to_block: Annotated[int | None, typer.Option(min=0, help="Look for settlements up to here.")] = None,
+    pcr_hash: Annotated[
+        list[str] | None, typer.Option("--pcr-hash", help="An enclave image that you know (0x and 64 hex digits).")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check a bundle: what is proven, read, and only stated, and why; exit code 1 when anything is refuted."""
@@ -59,6 +62,7 @@ def verify(
             earlier=None if earlier is None else _earlier(earlier),
             from_block=from_block,
             to_block=to_block,
+            pcr_hashes=[image.lower() for image in pcr_hash or ()],
         )
     except BundleUnreadable as exc:
         typer.echo(f"{type(exc).__name__}: {exc}", err=True)

@@ -28,6 +28,7 @@ from opengradient_x402.proofs.nitro import (
     DocumentVerdict,
     check_document,
     document_in,
+    ledger_key,
 )
 
 if TYPE_CHECKING:
@@ -82,11 +83,6 @@ class Attestation:
             "public_key": None if self.public_key_der is None else _base64(self.public_key_der),
             "certificate": None if self.certificate_der is None else _base64(self.certificate_der),
         }
-
-
-def ledger_key(tee_id: str) -> str:
-    """Under which name the ledger keeps the last valid attestation of an enclave (`Ledger.noted`), as JSON."""
-    return f"attestation {tee_id.lower()}"
 
 
 def attest(endpoint: Endpoint, payments: Payments) -> Steps[Attestation]:

@@ -37,8 +37,8 @@ from opengradient_x402.process import Ending, Resident, belongs
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-    from opengradient_x402.ledger.history import History
     from opengradient_x402.ledger.statements import Book
+    from opengradient_x402.ledger.tables import History
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -180,13 +180,8 @@ class Ledger(Resident):
         return self._submit(lambda book, conn: book.pin(conn, key, value), durable=True)
 
     def extend_history(self, records: Sequence[tuple[str, bytes]]) -> Future[History]:
-        """Adds the present version of these records (name, leaf hash) to the history, where it is not the last one.
-
-        The result has the whole history, for the proofs of a bundle.
-        """
-        from opengradient_x402.ledger.history import extend
-
-        return self._submit(lambda _book, conn: extend(conn, records), durable=True, otherwise=_AS_BEFORE)
+        """Adds the present version of these records (name, leaf hash) to the history, and returns the whole of it."""
+        return self._submit(lambda book, conn: book.extend_history(conn, records), durable=True, otherwise=_AS_BEFORE)
 
     # -- reading (ordered behind earlier writes)
 

@@ -265,6 +265,8 @@ class Book:
         if conn.execute(_UPDATE_CALL, row | {"wanted": receipt.call_id}).rowcount == 0:
             conn.execute(_INSERT_CALL, row | {"call_id": receipt.call_id})
 
+    extend_history = staticmethod(tables.extend_history)
+
     def pin(self, conn: Connection, key: str, value: str) -> str:
         known = self.noted(conn, key)
         if known is None:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import secrets
 import sqlite3
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -268,6 +270,35 @@ def use_proof(conn: Connection, proof_id: str | None, call_id: str, used_at: int
     if proof_id is None:
         return None
     return str(conn.execute(_USE_PROOF, {"id": proof_id, "call_id": call_id, "used_at": used_at}).scalar_one())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class History:
+    """All leaves (32 bytes each), where the wanted records stand among them, and the sizes at earlier exports.
+
+    There is a leaf for every version of a record that was ever exported; none is ever changed or removed. What can be
+    proven with them is known in `proofs.history`.
+    """
+
+    leaves: tuple[bytes, ...]
+    places: tuple[int, ...]
+    sizes: tuple[int, ...]
+
+
+def extend_history(conn: Connection, records: Sequence[tuple[str, bytes]]) -> History:
+    """Adds a leaf for every record (its name, its leaf) whose last version is another one, and notes the new size."""
+    known = conn.execute(sa.select(leaves.c.record, leaves.c.hash).order_by(leaves.c.sequence)).all()
+    everything = [bytes.fromhex(row.hash) for row in known]
+    last = {row.record: index for index, row in enumerate(known)}
+    sizes = tuple(conn.execute(sa.select(heads.c.size).order_by(heads.c.size)).scalars())
+    for name, leaf in records:
+        if name not in last or everything[last[name]] != leaf:
+            last[name] = len(everything)
+            everything.append(leaf)
+            conn.execute(leaves.insert().values(sequence=len(everything), record=name, hash=leaf.hex()))
+    if everything and len(everything) not in sizes:
+        conn.execute(heads.insert().values(size=len(everything)))
+    return History(leaves=tuple(everything), places=tuple(last[name] for name, _ in records), sizes=sizes)
 
 
 def named(name: str) -> sa.Table:

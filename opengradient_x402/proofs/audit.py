@@ -7,6 +7,8 @@ reader's own. What was asked and answered is in no receipt, so nothing is said a
 
 from __future__ import annotations
 
+import base64
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from opengradient_x402.chain.contracts import RegisteredTee, batch_settlement, individual_settlement, registered_tee
@@ -25,7 +27,7 @@ from opengradient_x402.errors import ChainUnavailable
 from opengradient_x402.ledger.authorizations import Authorization
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.networks import ChainContract, Network
-from opengradient_x402.proofs.attestation import TeeProof, is_signed_by
+from opengradient_x402.proofs.attestation import TeeProof, is_signed_by, tee_id
 from opengradient_x402.proofs.bundle import Case, Contents, DataPlace
 from opengradient_x402.proofs.data_settlement import (
     batch_findings,
@@ -34,6 +36,7 @@ from opengradient_x402.proofs.data_settlement import (
     read_blob,
 )
 from opengradient_x402.proofs.findings import Finding, Proven, Read, Refuted, Stated, Statement, Undecided
+from opengradient_x402.proofs.nitro import DocumentVerdict, check_document
 from opengradient_x402.proofs.receipt_checks import (
     differences,
     dispute_findings,
@@ -67,9 +70,12 @@ class Audit:
     claims: dict[Claim, str] = field(default_factory=dict)
 
 
-def audit(contents: Contents, *, network: Network, sources: Sources) -> Steps[Audit]:
-    """Everything that can be found out about these receipts."""
-    auditor = _Auditor(contents, network, sources)
+def audit(contents: Contents, *, network: Network, sources: Sources, pcr_hashes: Collection[str] = ()) -> Steps[Audit]:
+    """Everything that can be found out about these receipts.
+
+    `pcr_hashes` are the images that the reader knows: a key that such an enclave attests needs no registry.
+    """
+    auditor = _Auditor(contents, network, sources, pcr_hashes)
     findings = yield from auditor.findings()
     return Audit(findings=findings, claims=auditor.claims)
 
@@ -77,8 +83,10 @@ def audit(contents: Contents, *, network: Network, sources: Sources) -> Steps[Au
 class _Auditor:
     """One audit: what it is about, and what was already looked up."""
 
-    def __init__(self, contents: Contents, network: Network, sources: Sources) -> None:
+    def __init__(self, contents: Contents, network: Network, sources: Sources, pcr_hashes: Collection[str]) -> None:
         self._contents = contents
+        self._pcr_hashes = pcr_hashes
+        self._attested = {shown.tee_id: shown for shown in contents.attestations}
         self._network = network
         self._sources = sources
         self._authorizations = [case.entry for case in contents.cases]
@@ -257,6 +265,31 @@ class _Auditor:
             return [Refuted(statement=statement, about=about, why=str(exc))]
         if proof is None:
             return [Undecided(statement=statement, about=about, why="the answer carried no enclave signature")]
+        attested, key = self._of_attestation(call, proof)
+        return attested + (yield from self._of_key(call, proof, key))
+
+    def _of_attestation(self, call: SettlementReceipt, proof: TeeProof) -> tuple[list[Finding], bytes | None]:
+        """What the enclave's document shows; and its key, if the reader knows the image that runs there."""
+        shown, statement, about = self._attested.get(proof.tee_id), Statement.ATTESTED, call.call_id
+        if shown is None:
+            return [], None
+        key = base64.b64decode(shown.public_key_base64)
+        content, root = base64.b64decode(shown.document_base64), self._network.attestation_root_sha256
+        check = check_document(content, root_sha256=root, public_key_der=key)
+        if check.verdict is DocumentVerdict.WRONG_ROOT:
+            return [Undecided(statement=statement, about=about, why=check.why)], None
+        if check.document is None or not check.is_valid or tee_id(key) != proof.tee_id:
+            return [Refuted(statement=statement, about=about, why=check.why)], None
+        image = check.document.pcr_hash
+        why = f"at {check.document.timestamp_s} an enclave with the image {image} named {proof.tee_id} as its key"
+        found = Proven(statement=statement, about=about, why=why, key=f"the root {root}")
+        return [found], key if image in self._pcr_hashes else None
+
+    def _of_key(self, call: SettlementReceipt, proof: TeeProof, attested: bytes | None) -> Steps[list[Finding]]:
+        statement, about = Statement.ENCLAVE, call.call_id
+        if attested is not None:
+            source = Source(name="the enclave's attestation, and the images that the reader knows", is_chain=False)
+            return [_signed_by_key(call, proof, attested, source)]
         registry = self._network.registry
         if registry is None:
             why = "the network names no registry to get the key from"
@@ -271,16 +304,12 @@ class _Auditor:
             return [
                 Undecided(statement=statement, about=about, why=f"the registry has no enclave {proof.tee_id}"),
             ]
-        if not is_signed_by(proof, enclave.public_key_der):
-            why = f"the signature is not that of {proof.tee_id} over these hashes and this time"
-            return [Refuted(statement=statement, about=about, why=why)]
-        why = f"key {proof.tee_id} signed request hash, output hash and time {proof.timestamp_s}"
+        signed = _signed_by_key(call, proof, enclave.public_key_der, source)
+        if isinstance(signed, Refuted):
+            return [signed]
         state = "enabled" if enclave.is_enabled else "not enabled any more"
         registered = f"the registry {registry.address} lists {proof.tee_id}: {state}, image {enclave.pcr_hash}"
-        return [
-            Proven(statement=statement, about=about, why=why, key=proof.tee_id, owner=source),
-            Read(statement=Statement.REGISTERED, about=about, why=registered, source=source),
-        ]
+        return [signed, Read(statement=Statement.REGISTERED, about=about, why=registered, source=source)]
 
     def _enclave(self, tee_id: str, registry: ChainContract) -> Steps[RegisteredTee | None]:
         if tee_id not in self._enclaves:
@@ -348,6 +377,15 @@ class _Auditor:
 def description_of(network: Network) -> Source:
     """The reader's own description of a network, as a source."""
     return Source(name=f"the reader's description of {network.name}", is_chain=False)
+
+
+def _signed_by_key(call: SettlementReceipt, proof: TeeProof, key: bytes, source: Source) -> Finding:
+    statement, about = Statement.ENCLAVE, call.call_id
+    if not is_signed_by(proof, key):
+        why = f"the signature is not that of {proof.tee_id} over these hashes and this time"
+        return Refuted(statement=statement, about=about, why=why)
+    why = f"key {proof.tee_id} signed request hash, output hash and time {proof.timestamp_s}"
+    return Proven(statement=statement, about=about, why=why, key=proof.tee_id, owner=source)
 
 
 def _ownership(about: str, proof: TeeProof | None) -> list[Finding]:

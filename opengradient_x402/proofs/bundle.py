@@ -229,11 +229,21 @@ class DataPlace:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Attested:
+    """What an enclave showed of itself: its attestation document, and the key that it is to name. Both in base64."""
+
+    tee_id: str
+    document_base64: str
+    public_key_base64: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Contents:
     """What a bundle is about."""
 
     cases: tuple[Case, ...]
     data_places: tuple[DataPlace, ...]
+    attestations: tuple[Attested, ...] = ()
 
     @property
     def receipts(self) -> list[SettlementReceipt]:
@@ -251,7 +261,8 @@ class Contents:
         for case in self.cases:
             records.append(Record("authorization", _case_json(case)))
             records += [Record("receipt", _expressible(receipt.to_json())) for receipt in case.receipts]
-        return records + [Record("data_settlement", asdict(place)) for place in self.data_places]
+        records += [Record("data_settlement", asdict(place)) for place in self.data_places]
+        return records + [Record("attestation", asdict(attested)) for attested in self.attestations]
 
     @classmethod
     def of(cls, bundle: Bundle) -> Contents:
@@ -261,7 +272,8 @@ class Contents:
         receipts = [SettlementReceipt.from_json(dict(body)) for body in bundle.of_kind("receipt")]
         places = tuple(DataPlace(**body) for body in bundle.of_kind("data_settlement"))
         cases = [replace(case, signature=signatures[case.entry.id]) for case in cases_of(map(_entry, bodies), receipts)]
-        return cls(cases=tuple(cases), data_places=places)
+        attestations = tuple(Attested(**body) for body in bundle.of_kind("attestation"))
+        return cls(cases=tuple(cases), data_places=places, attestations=attestations)
 
 
 def cases_of(entries: Iterable[Authorization], receipts: Sequence[SettlementReceipt]) -> list[Case]:

@@ -127,6 +127,7 @@ class ReceiptShape(_Settlement):
     tee_output_hash: str | _Unknown = None
     tee_signature: str | _Unknown = None
     tee_verified: str | _Unknown = None
+    tee_uncovered: str | _Unknown = None
 
 
 class DataSettlementShape(_Shape):
@@ -145,6 +146,14 @@ class RpcShape(_Shape):
 class BlobShape(_Shape):
     blob_id: str
     content_base64: _Base64
+
+
+class AttestationShape(_Shape):
+    """An AWS Nitro attestation document, and the key (SubjectPublicKeyInfo) that it is to name."""
+
+    tee_id: _Hash
+    document_base64: _Base64
+    public_key_base64: _Base64
 
 
 class SourceShape(_Shape):
@@ -204,7 +213,6 @@ class HistoryShape(_Shape):
     root: _Hash
     places: list[PlaceShape]
     consistency: list[EarlierShape]
-    timestamp_base64: _Base64 | _Unknown = None
 
 
 class SignatureShape(_Shape):
@@ -237,13 +245,24 @@ class BlobRecord(_Shape):
     body: BlobShape
 
 
+class AttestationRecord(_Shape):
+    kind: Literal["attestation"]
+    body: AttestationShape
+
+
 class SourceRecord(_Shape):
     kind: Literal["source"]
     body: SourceShape
 
 
 _Record = Annotated[
-    AuthorizationRecord | ReceiptRecord | DataSettlementRecord | RpcRecord | BlobRecord | SourceRecord,
+    AuthorizationRecord
+    | ReceiptRecord
+    | DataSettlementRecord
+    | AttestationRecord
+    | RpcRecord
+    | BlobRecord
+    | SourceRecord,
     Field(discriminator="kind"),
 ]
 
@@ -314,6 +333,7 @@ def _check_together(bundle: Bundle) -> None:
     _check_once("data settlement", [body["call_id"] for body in bundle.of_kind("data_settlement")])
     _check_once("answer", [_question(body) for body in bundle.of_kind("rpc")])
     _check_once("blob", [body["blob_id"] for body in bundle.of_kind("blob")])
+    _check_once("attestation", [body["tee_id"] for body in bundle.of_kind("attestation")])
     _check_once("source", [body["chain_id"] for body in bundle.of_kind("source")])
     if set(authorizations) != {body["authorization_id"] for body in receipts}:
         raise ValueError("there are receipts without their authorization, or authorizations without a receipt")

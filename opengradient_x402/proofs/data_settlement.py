@@ -33,9 +33,8 @@ from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.ledger.receipts import SettlementReceipt, transaction_claim
 from opengradient_x402.networks import ChainContract, Network
 from opengradient_x402.proofs.attestation import TeeProof
+from opengradient_x402.proofs.blobs import MerkleTree, differences, leaf_hash, root_from_proof
 from opengradient_x402.proofs.findings import Finding, Read, Refuted, Stated, Statement, Undecided, totals
-from opengradient_x402.proofs.individual_records import differences
-from opengradient_x402.proofs.merkle import MerkleTree, leaf_hash, root_from_proof
 from opengradient_x402.settlement.recognition import address_topic
 from opengradient_x402.settlement_mode import SettlementMode
 from opengradient_x402.telemetry import events

@@ -25,7 +25,6 @@ class Statement(StrEnum):
     ONCE = "no payment and no proof is claimed twice"
     HISTORY = "the records are in the ledger's history"
     CONTINUED = "the history continues the earlier one"
-    ANCHORED = "the history is as old as it says"
     COMPLETE = "all settlements of the period are in this file"
     SIGNED = "the payer signed for this payment"
     PAID = "the settlement is as the receipt says"
@@ -52,7 +51,6 @@ _PROVABLE: Final = frozenset(
         Statement.MADE,
         Statement.HISTORY,
         Statement.CONTINUED,
-        Statement.ANCHORED,
         Statement.SIGNED,
         Statement.ENCLAVE,
         Statement.ATTESTED,

@@ -167,6 +167,11 @@ def check_document(
     return DocumentCheck(verdict=DocumentVerdict.VALID, why=DocumentVerdict.VALID.sentence, document=document)
 
 
+def ledger_key(tee_id: str) -> str:
+    """Under which name the ledger keeps the last valid attestation of an enclave (`Ledger.noted`), as JSON."""
+    return f"attestation {tee_id.lower()}"
+
+
 def document_in(body: bytes) -> bytes:
     """The document in the body of an HTTP answer, which is base64 text. Raises ValueError for anything else."""
     if len(body) > 2 * MAX_DOCUMENT_BYTES:

@@ -7,8 +7,9 @@ the same audit live, so a bundle holds exactly what a reader's audit needs.
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -26,6 +27,7 @@ from opengradient_x402.networks import PRESETS, Network, with_node
 from opengradient_x402.proofs.audit import Audit, audit, description_of
 from opengradient_x402.proofs.bundle import (
     ABOUT,
+    Attested,
     Bundle,
     Case,
     Contents,
@@ -51,6 +53,8 @@ from opengradient_x402.proofs.findings import (
     without_chain,
 )
 from opengradient_x402.proofs.history import IN_HISTORY, Head, described, history_findings, leaf_hash, name_of
+from opengradient_x402.proofs.nitro import ledger_key
+from opengradient_x402.proofs.receipt_checks import readable_proof
 from opengradient_x402.settlement.search import CLOCK_MARGIN_S
 from opengradient_x402.signer import Signer, sign_typed
 
@@ -88,6 +92,7 @@ def verify_bundle(
     earlier: bytes | Head | None = None,
     from_block: int | None = None,
     to_block: int | None = None,
+    pcr_hashes: Collection[str] = (),
 ) -> Verification:
     """Everything that can be found out about a bundle.
 
@@ -95,7 +100,8 @@ def verify_bundle(
     either, the file alone names the contracts, and nothing counts as read through them. `rpc_url` is a node of the
     payments' chain, or two that must agree (the network's own when not given); `relay_rpc_url` the same for the chain
     of relay and registry. `expected_signer` demands that address's signature; `earlier` is a bundle, or a head, that
-    the reader kept; the blocks choose another period than the file's. Raises BundleUnreadable for a file that was
+    the reader kept; the blocks choose another period than the file's; `pcr_hashes` are images of enclaves that the
+    reader knows, whose attestations need no registry. Raises BundleUnreadable for a file that was
     changed, ConfigurationError when a node is needed.
     """
     if expected_signer is not None:
@@ -109,12 +115,14 @@ def verify_bundle(
     findings += history_findings(bundle, signer=signer, earlier=_kept(earlier))
     period = _period(bundle, from_block, to_block)
     replayed = Replayed(Evidence(bundle.records))
-    recorded = look_up(audit(contents, network=_nowhere(trusted) or network_of(bundle), sources=replayed)).findings
+    recorded = look_up(
+        audit(contents, network=_nowhere(trusted) or network_of(bundle), sources=replayed, pcr_hashes=pcr_hashes)
+    ).findings
     if is_offline:
         findings += [without_chain(finding, why=_NOT_ASKED) for finding in recorded]
         findings += stated_completeness(contents.payers, period)
     else:
-        live = _live(bundle, contents, trusted, period, _urls(rpc_url), _urls(relay_rpc_url))
+        live = _live(bundle, contents, trusted, period, _urls(rpc_url), _urls(relay_rpc_url), pcr_hashes)
         decided = {(finding.statement, finding.about) for finding in live if isinstance(finding, Refuted)}
         # Evidence that contradicts its own receipts is told as well, whatever the chain says now.
         findings += live
@@ -214,6 +222,7 @@ def _live(
     period: Period | None,
     urls: Sequence[str],
     relay_urls: Sequence[str],
+    pcr_hashes: Collection[str],
 ) -> list[Finding]:
     known = trusted if trusted is not None else replace(network_of(bundle), blob_url=None)
     if not urls and trusted is None:
@@ -224,7 +233,7 @@ def _live(
     views = []
     for index in range(max(1, len(urls), len(relay_urls))):
         place = _through(known, _of(urls, index), _of(relay_urls, index))
-        views.append(look_up(_viewed(contents, place, period)))
+        views.append(look_up(_viewed(contents, place, period, pcr_hashes)))
     found = views[0] if len(views) == 1 else _agreed(views)
     return found if trusted is not None else [without_chain(finding, why=_WRITERS) for finding in found]
 
@@ -244,9 +253,11 @@ def _through(network: Network, url: str | None, relay_url: str | None) -> Networ
     return replace(at, **contracts)
 
 
-def _viewed(contents: Contents, network: Network, period: Period | None) -> Steps[list[Finding]]:
+def _viewed(
+    contents: Contents, network: Network, period: Period | None, pcr_hashes: Collection[str]
+) -> Steps[list[Finding]]:
     sources = Sources()
-    seen: Audit = yield from audit(contents, network=network, sources=sources)
+    seen: Audit = yield from audit(contents, network=network, sources=sources, pcr_hashes=pcr_hashes)
     if period is None:
         return seen.findings + stated_completeness(contents.payers, None)
     complete = yield from completeness(contents.payers, period, seen.claims, network=network, sources=sources)
@@ -324,7 +335,7 @@ def _bundled(
     cases = tuple(_with_signature(case, network, signer) for case in cases_of(entries, receipts))
     included = [receipt for case in cases for receipt in case.receipts]
     places = places_of((yield from find_data_settlements(included, network=network, sources=Sources())))
-    contents = Contents(cases=cases, data_places=places)
+    contents = Contents(cases=cases, data_places=places, attestations=(yield from _attestations(ledger, included)))
     yield from audit(contents, network=network, sources=Recorded(evidence))
     records = contents.records()
     kept = [record for record in records if record.kind in IN_HISTORY]
@@ -337,6 +348,17 @@ def _bundled(
         history=described(history.leaves, history.places, history.sizes),
     )
     return bundle if signer is None else bundle.signed(signer)
+
+
+def _attestations(ledger: Ledger, receipts: Sequence[SettlementReceipt]) -> Steps[tuple[Attested, ...]]:
+    """The last valid attestation document of each enclave that signed a call, where one was asked for."""
+    found: list[Attested] = []
+    for name in sorted({proof.tee_id for proof in map(readable_proof, receipts) if proof is not None}):
+        noted: str | None = yield Wait(ledger.noted(ledger_key(name)))
+        if noted is not None:
+            kept = json.loads(noted)
+            found.append(Attested(tee_id=name, document_base64=kept["document"], public_key_base64=kept["public_key"]))
+    return tuple(found)
 
 
 def _blocks_since(since: int, entries: Sequence[Authorization]) -> Question[Period | None]:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,7 @@ def world(net: Devnet, folder: Path) -> Iterator[World]:
                 client.chat(_asked(f"a question in {mode} mode"), settlement_mode=mode)
             net.flush_batches()
             settled_receipts(net, payments)
+            assert client.attest().is_valid
             earlier = export_bundle(payments.ledger, network=payments.network, signer=payments.signer)
             client.chat(_asked("a later question"), settlement_mode="batch")
             client.chat(_asked("an individual question"), settlement_mode="individual")
@@ -420,6 +422,17 @@ def _of_enclaves() -> Iterator[Forgery]:
         make = _by(setting("receipt", of_mode("private"), **{name: value}))
         yield Forgery(name=f"a proof whose {name} is {shown}", falls=Statement.ENCLAVE, to=to, make=make)
 
+    for name, change in {
+        "a bit of an attestation flipped": lambda content: content[:-1] + bytes([content[-1] ^ 1]),
+        "an attestation cut short": lambda content: content[: len(content) // 2],
+        "an attestation that is none": lambda content: b"attested",
+    }.items():
+        spoil = partial(_respelled, change)
+        make = _by(setting("attestation", document_base64=lambda body, spoil=spoil: spoil(body["document_base64"])))
+        yield Forgery(name=name, falls=Statement.ATTESTED, to="refuted", make=make)
+    other_key = setting("attestation", public_key_base64=base64.b64encode(b"another key").decode())
+    yield Forgery(name="an attestation of another key", falls=Statement.ATTESTED, to="refuted", make=_by(other_key))
+
     def swapped(w: World) -> bytes:
         first, second = [body for body in w.bundle.of_kind("receipt") if settled(body)][:2]
         names = [name for name in first if name.startswith("tee_")]
@@ -445,6 +458,10 @@ def _of_enclaves() -> Iterator[Forgery]:
         return forge(w.bundle, w.payments.signer, change, added=added)
 
     yield Forgery(name="a stranger's proof as an invented call", falls=Statement.OWN_CALL, to="stated", make=invented)
+
+
+def _respelled(change: Callable[[bytes], bytes], text: str) -> str:
+    return base64.b64encode(change(base64.b64decode(text))).decode()
 
 
 def _of_data() -> Iterator[Forgery]:
@@ -475,12 +492,28 @@ def _of_data() -> Iterator[Forgery]:
         return forge(w.bundle, w.payments.signer, change)
 
     yield Forgery(name="another call's data settlement", falls=Statement.DATA, to="refuted", make=moved)
+    for name in ("tee_request_hash", "tee_output_hash", "tee_signature", "tee_timestamp"):
+        make = _by(partial(_other_record, name))
+        yield Forgery(name=f"a record of another {name}", falls=Statement.BLOB, to="refuted", make=make)
     named = setting("receipt", of_mode("individual"), data_tx_hash=HASH)
     yield Forgery(
         name="a data transaction that was not named", falls=Statement.NAMED_TRANSACTION, to="refuted", make=_by(named)
     )
     blob = setting("receipt", of_mode("individual"), data_blob_id="another")
     yield Forgery(name="a blob that was not named", falls=Statement.NAMED_BLOB, to="refuted", make=_by(blob))
+
+
+def _other_record(name: str, record: Record) -> list[Record]:
+    """The blob of an individual settlement, with another member."""
+    if record.kind != "blob":
+        return [record]
+    content = json.loads(base64.b64decode(record.body["content_base64"]))
+    place = next((part for part in (content, content.get("output")) if isinstance(part, dict) and name in part), None)
+    if place is None:
+        return [record]
+    place[name] = 5 if name == "tee_timestamp" else "0x" + "77" * (20 if name == "eth_address" else 32)
+    text = base64.b64encode(json.dumps(content).encode()).decode()
+    return [Record("blob", {**record.body, "content_base64": text})]
 
 
 def _again(w: World, **values: Any) -> tuple[Record, ...]:

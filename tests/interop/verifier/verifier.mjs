@@ -3,7 +3,7 @@
 // node verifier.mjs SCHEMA < tasks: one JSON task on each line, one JSON list of [class, statement, about] for each.
 // A task is {"file": base64, "network": the reader's description or null, "rpc": a node's URL or null,
 // "earlier": an earlier bundle in base64, or null}. Without "rpc" the records of the file answer.
-import { createHash, createPublicKey, verify as verifySignature, constants } from "node:crypto";
+import { createHash, createPublicKey, verify as verifySignature, constants, X509Certificate } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { createInterface } from "node:readline";
 import { secp256k1 } from "@noble/curves/secp256k1.js";
@@ -102,6 +102,7 @@ function checkTogether(file) {
   once("data settlement", data);
   once("answer", file.of("rpc").map((body) => canonical([body.chain_id, body.method, body.params])));
   once("blob", file.of("blob").map((body) => body.blob_id));
+  once("attestation", file.of("attestation").map((body) => body.tee_id));
   once("source", file.of("source").map((body) => body.chain_id));
   const paid = new Set(receipts.map((body) => body.authorization_id));
   if (paid.size !== ids.length || ids.some((id) => !paid.has(id))) throw new Unreadable("receipts and authorizations");
@@ -714,7 +715,9 @@ class Verifier {
     const proof = this.proof(call);
     const apart = proof ? Math.abs(call.created_at - Number(proof.time)) > 3600 : false;
     this.say(apart ? "refuted" : "stated", "model, tokens, times, endpoint and outcome of the call", call.call_id);
-    await this.signedByEnclave(call, proof);
+    const attested = proof ? this.attestation(call, proof) : null;
+    if (attested) this.say(this.fits(attested, proof) ? "proven" : "refuted", "the enclave's key signed the call's hashes", call.call_id);
+    else await this.signedByEnclave(call, proof);
     const isOwn = await this.data(call, proof);
     if (proof && !isOwn) this.say("stated", "the enclave's proof belongs to a call of this payer", call.call_id);
   }
@@ -734,6 +737,30 @@ class Verifier {
     return { id: hex(keccak(key)), key, payment: checksummed(hex(at(start + 32).subarray(12))) };
   }
 
+  // The key that an attestation names, for a reader who knows the image; else null
+  attestation(call, proof) {
+    const shown = this.file.of("attestation").find((one) => one.tee_id === proof.id);
+    if (!shown) return null;
+    const statement = "the key was made in an attested enclave";
+    const key = Buffer.from(shown.public_key_base64, "base64");
+    const verdict = attestationOf(Buffer.from(shown.document_base64, "base64"), key, this.reader?.attestation_root_sha256 ?? AWS_ROOT);
+    const holds = verdict.kind !== "proven" || hex(keccak(key)) === proof.id;
+    this.say(holds ? verdict.kind : "refuted", statement, call.call_id);
+    return holds && (this.reader?.pcr_hashes ?? []).includes(verdict.image) ? key : null;
+  }
+
+  fits(der, proof) {
+    try {
+      const key = createPublicKey({ key: der, format: "der", type: "spki" });
+      const pss = { key, padding: constants.RSA_PKCS1_PSS_PADDING, saltLength: 32 };
+      const digest = keccak(proof.request, proof.output, word(proof.time));
+      const isLong = key.asymmetricKeyType === "rsa" && key.asymmetricKeyDetails.modulusLength >= 2048;
+      return isLong && verifySignature("sha256", digest, pss, proof.signature);
+    } catch {
+      return false;
+    }
+  }
+
   async signedByEnclave(call, proof) {
     const statement = "the enclave's key signed the call's hashes";
     if (proof === undefined) return this.say("refuted", statement, call.call_id);
@@ -747,16 +774,7 @@ class Verifier {
       return this.say("undecided", statement, call.call_id);
     }
     if (enclave.id !== proof.id) return this.say("undecided", statement, call.call_id);
-    const digest = keccak(proof.request, proof.output, word(proof.time));
-    let fits = false;
-    try {
-      const key = createPublicKey({ key: enclave.key, format: "der", type: "spki" });
-      const pss = { key, padding: constants.RSA_PKCS1_PSS_PADDING, saltLength: 32 };
-      fits = key.asymmetricKeyType === "rsa" && verifySignature("sha256", digest, pss, proof.signature);
-    } catch {
-      fits = false;
-    }
-    if (!fits) return this.say("refuted", statement, call.call_id);
+    if (!this.fits(enclave.key, proof)) return this.say("refuted", statement, call.call_id);
     this.sayRead(statement, call.call_id, "proven");
     this.sayRead("the key is registered as an enclave's", call.call_id);
   }
@@ -821,7 +839,7 @@ class Verifier {
     const blob = await this.sources.blob(id, this.reader?.blob_url);
     const record = "the blob is the record of this call";
     if (!blob) this.say("undecided", record, call.call_id);
-    else if (isRecordOf(blob, request, output)) this.sayRead(record, call.call_id);
+    else if (isRecordOf(blob, { ...proof, id: raw(proof.id), payer: raw(call.payer) })) this.sayRead(record, call.call_id);
     else this.say("refuted", record, call.call_id);
     this.sayRead("the enclave's proof belongs to a call of this payer", call.call_id);
     return true;
@@ -887,13 +905,87 @@ function treeOf(blob) {
   }
 }
 
-function isRecordOf(blob, request, output) {
+function isRecordOf(blob, event) {
   try {
     const record = JSON.parse(blob.toString("utf8"));
-    const same = (text, bytes) => raw("0x" + text.replace(/^0x/, "")).equals(bytes);
-    return Boolean(record.tee_signature) && same(record.tee_request_hash, request) && same(record.tee_output_hash, output);
+    const member = (...names) => [record, record.output ?? {}].flatMap((place) => names.map((name) => place[name])).find((one) => one != null);
+    const isText = /^(0x)?([0-9a-fA-F]{2})+$/;
+    const bytes = (text) => (isText.test(text) ? raw("0x" + text.replace(/^0x/, "")) : Buffer.from(text, "base64"));
+    const agrees = (said, fact) => said === undefined || bytes(said).equals(fact);
+    const signature = member("teeSignature", "tee_signature");
+    const hashes = [
+      member("inputHash", "input_hash", "teeRequestHash", "tee_request_hash"),
+      member("outputHash", "output_hash", "teeOutputHash", "tee_output_hash"),
+    ];
+    const time = member("timestamp", "tee_timestamp");
+    if (signature === undefined && hashes.includes(undefined)) return false;
+    return (
+      agrees(signature, event.signature) &&
+      agrees(hashes[0], event.request) &&
+      agrees(hashes[1], event.output) &&
+      agrees(member("teeId", "tee_id"), event.id) &&
+      agrees(member("ethAddress", "eth_address"), event.payer) &&
+      (time === undefined || BigInt(time) === event.time)
+    );
   } catch {
     return false;
+  }
+}
+
+// -- attestation documents: COSE_Sign1 around CBOR
+
+const AWS_ROOT = "641a0321a3e244efe456463195d606317ed7cdcc3c1756e09893f3c68f79bb5b";
+
+function cbor(content) {
+  let at = 0;
+  const take = (size) => {
+    if (at + size > content.length) throw new Refuted();
+    return content.subarray(at, (at += size));
+  };
+  const value = () => {
+    const [first] = take(1);
+    const [major, info] = [first >> 5, first & 31];
+    if (first === 0xf6) return null;
+    if (info > 27 || major > 5) throw new Refuted();
+    const size = info < 24 ? info : Number(number(take(2 ** (info - 24))));
+    if (major === 0) return size;
+    if (major === 1) return -1 - size;
+    if (major === 2) return Buffer.from(take(size));
+    if (major === 3) return take(size).toString("utf8");
+    if (major === 4) return Array.from({ length: size }, value);
+    return new Map(Array.from({ length: size }, () => [value(), value()]));
+  };
+  const found = value();
+  return found;
+}
+
+function attestationOf(content, key, root) {
+  try {
+    const [header, rest, payload, signature] = cbor(content[0] === 0xd2 ? content.subarray(1) : content);
+    if (rest.size || signature.length !== 96 || cbor(header).get(1) !== -35) throw new Refuted();
+    const said = cbor(payload);
+    const [bundle, signer, pcrs] = ["cabundle", "certificate", "pcrs"].map((name) => said.get(name));
+    const user = said.get("user_data");
+    if (said.get("digest") !== "SHA384") throw new Refuted();
+    if (createHash("sha256").update(bundle[0]).digest("hex") !== root) return { kind: "undecided" };
+    const chain = [...bundle, signer].map((der) => new X509Certificate(der));
+    const at = new Date(said.get("timestamp"));
+    chain.forEach((certificate, i) => {
+      const issuer = chain[Math.max(0, i - 1)];
+      if (i > 0 && !(issuer.ca && certificate.checkIssued(issuer) && certificate.verify(issuer.publicKey))) throw new Refuted();
+      if (at < new Date(certificate.validFrom) || at > new Date(certificate.validTo)) throw new Refuted();
+    });
+    const length = (bytes) => (bytes.length < 24 ? [bytes.length] : bytes.length < 256 ? [24, bytes.length] : [25, bytes.length >> 8, bytes.length & 255]);
+    const head = (major, bytes) => (([first, ...more]) => Buffer.from([(major << 5) | first, ...more]))(length(bytes));
+    const signed = join([0x84], head(3, "Signature1"), utf8("Signature1"), head(2, header), header, [0x40], head(2, payload), payload);
+    const options = { key: chain.at(-1).publicKey, dsaEncoding: "ieee-p1363" };
+    if (!verifySignature("sha384", signed, options, signature)) throw new Refuted();
+    const image = [0, 1, 2].map((i) => pcrs.get(i));
+    if (image.every((pcr) => pcr.every((byte) => byte === 0))) throw new Refuted();
+    if (user.length !== 68 || !user.subarray(36).equals(sha256(key))) throw new Refuted();
+    return { kind: "proven", image: hex(keccak(...image)) };
+  } catch {
+    return { kind: "refuted" };
   }
 }
 
@@ -902,7 +994,13 @@ for await (const line of createInterface({ input: process.stdin })) {
   try {
     const file = read(Buffer.from(task.file, "base64"));
     const earlier = task.earlier ? read(Buffer.from(task.earlier, "base64")) : null;
-    console.log(JSON.stringify(await new Verifier(file, task.network, task.rpc).findings(earlier)));
+    const said = await new Verifier(file, task.network, task.rpc).findings(earlier);
+    if (task.rpc) {
+      const known = new Set(said.map((finding) => finding.join()));
+      const recorded = await new Verifier(file, task.network, null).findings(earlier);
+      said.push(...recorded.filter((finding) => finding[0] === "refuted" && !known.has(finding.join())));
+    }
+    console.log(JSON.stringify(said));
   } catch (error) {
     if (!(error instanceof Unreadable)) throw error;
     console.log(JSON.stringify("unreadable"));

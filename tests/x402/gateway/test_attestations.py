@@ -10,10 +10,9 @@ import pytest
 
 from opengradient_devnet.faults import ForgeAttestation, ForgeProof
 from opengradient_x402.errors import ConfigurationError, GatewayUnreachable, InsecureEndpoint, ProofRejected
-from opengradient_x402.gateway.attestations import ledger_key
 from opengradient_x402.payment.policy import SpendPolicy
 from opengradient_x402.payment.transport import X402Transport
-from opengradient_x402.proofs.nitro import check_document
+from opengradient_x402.proofs.nitro import check_document, ledger_key
 from support.enclaves import dead_url
 from support.payers import PROMPT, async_client_for, client_for, payments_for
 

@@ -12,9 +12,9 @@ from opengradient_devnet.faults import ForgeProof, WrongTransaction
 from opengradient_x402.chain import sources
 from opengradient_x402.chain.node import alook_up, look_up
 from opengradient_x402.ledger.receipts import ReceiptStatus
+from opengradient_x402.proofs.blobs import root_from_proof
 from opengradient_x402.proofs.data_settlement import DataSettlements
 from opengradient_x402.proofs.findings import Read, Refuted, Stated, Undecided
-from opengradient_x402.proofs.merkle import root_from_proof
 from opengradient_x402.settlement_mode import SettlementMode
 from support.loopback_server import serving
 from support.node import serving as node_of
@@ -162,8 +162,9 @@ def test_a_blob_store_cannot_make_a_batch_say_something_else(net, paid, spoil, e
 
 
 def _other_tree(blob: bytes) -> bytes:
-    from opengradient_devnet.gateway.proofs.merkle import MerkleTree
-    from opengradient_x402.proofs.merkle import LEAF_TYPES
+    from opengradient_devnet.gateway.proofs.blobs import MerkleTree
+
+    from opengradient_x402.proofs.blobs import LEAF_TYPES
 
     return json.dumps(MerkleTree([(b"\1" * 32,) * 3 + (b"", 5)], types=LEAF_TYPES).dump()).encode()
 

@@ -162,7 +162,7 @@ class Truth:
                 return entry["signed"][-1]["facilitator"] in self.network.facilitators
             case Statement.ENCLAVE:
                 return _proof(call) in self.proofs
-            case Statement.REGISTERED:
+            case Statement.REGISTERED | Statement.ATTESTED:
                 return call["tee_id"] in self.tees
             case Statement.DATA:
                 return self.proofs[_proof(call)] == call["settlement_mode"] != "private"
@@ -388,6 +388,24 @@ def test_ones_own_receipt_vouches_for_nobody_elses_unless_the_reader_demands_it(
     demanded = {"is_offline": True, "expected_signer": forged_world.payments.payer}
     (made,) = about(verify_bundle(content, **demanded), Statement.MADE)
     assert isinstance(made, Proven)
+
+
+def test_an_attested_key_needs_no_registry_for_a_reader_who_knows_the_image(forged_world):
+    content, network = forged_world.bundle.to_bytes(), network_of(forged_world.net)
+    alone = verify_bundle(content, network=network, is_offline=True)
+    shown = about(alone, Statement.ATTESTED)
+    assert {type(item) for item in shown} == {Proven}
+    assert not any(isinstance(item, Proven) for item in about(alone, Statement.ENCLAVE))
+    image = shown[0].why.split(" the image ")[1].split()[0]
+    for images, expected in (({image}, Proven), ({HASH}, Undecided)):
+        known = verify_bundle(content, network=network, is_offline=True, pcr_hashes=images)
+        signed = [item for item in about(known, Statement.ENCLAVE) if "no enclave signature" not in item.why]
+        assert {type(item) for item in signed} == {expected}
+
+
+def test_an_attestation_under_another_root_than_the_readers_shows_nothing(forged_world):
+    verification = verify_bundle(forged_world.bundle.to_bytes(), is_offline=True)  # the root is AWS's then
+    assert {type(item) for item in about(verification, Statement.ATTESTED)} == {Undecided}
 
 
 def test_answers_of_another_chain_are_no_evidence(forged_world):

@@ -10,7 +10,7 @@ import pytest
 from opengradient_devnet.gateway.proofs.tee import output_hash, request_hash
 from opengradient_x402.chain.contracts import IndividualSettlement
 from opengradient_x402.chain.questions import Log
-from opengradient_x402.proofs.individual_records import differences
+from opengradient_x402.proofs.blobs import differences
 
 SIGNATURE = b"s" * 256
 REQUEST = {"model": "m", "messages": [{"role": "user", "content": "What is x402?"}], "temperature": 0.5}

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from opengradient_devnet.gateway.proofs import merkle as independent
 from opengradient_x402.proofs.attestation import TeeProof
-from opengradient_x402.proofs.merkle import LEAF_TYPES, MerkleTree, leaf_hash, root_from_proof
+from opengradient_x402.proofs.blobs import LEAF_TYPES, MerkleTree, leaf_hash, root_from_proof
 
 BATCHES = json.loads((Path(__file__).parents[2] / "vectors" / "merkle_batches.json").read_text())["batches"]
 
