@@ -1,8 +1,9 @@
 """PAYMENT-REQUIRED bytes -> a validated `Challenge`. Pure and strict (x402 v2, HTTP transport §4).
 
 Everything here comes from a stranger who wants money: sizes, depths, types and ranges are checked before a
-value is used, and nothing is repaired. Does not know what is acceptable to the payer; that is `policy`.
-A 402 without the header is not for this module either.
+value is used, and nothing is repaired. Each entry of `accepts` is judged for itself: one that this client cannot pay
+is set aside with its reason, and does not spoil another one. Does not know what is acceptable to the payer; that is
+`policy`. A 402 without the header is not for this module either.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from opengradient_x402.strict_json import check_depth
 MAX_HEADER_CHARS: Final = 64 * 1024
 MAX_DEPTH: Final = 32
 MAX_ITEMS: Final = 4096
-MAX_TERMS: Final = 16
+MAX_TERMS: Final = 64
 MAX_TEXT_CHARS: Final = 4096
 MAX_TIMEOUT_S: Final = 2**32
 """Longer than any policy allows; a bound so that `now + timeout` stays a sane uint256."""
@@ -77,13 +78,26 @@ class Challenge:
     extensions: dict[str, Any] = field(repr=False)
 
 
+class _Unusable(Exception):
+    """Why the challenge, or one entry of it, cannot be used."""
+
+
 def parse_challenge(header: str) -> Challenge:
     """Read the value of a PAYMENT-REQUIRED header.
 
     Raises ChallengeInvalid, with the reason, for everything that is not a safe x402 v2 challenge with at
     least one usable entry.
     """
-    document = _decoded(header)
+    try:
+        return _challenge(_decoded(header))
+    except _Unusable as exc:
+        raise ChallengeInvalid(
+            f"The gateway's payment challenge was refused: {exc}. Nothing was signed and nothing was paid. "
+            "If you trust this gateway, report it there; otherwise use another one."
+        ) from exc
+
+
+def _challenge(document: dict[str, Any]) -> Challenge:
     _check_version(document)
     resource = _object(document.get("resource"), "resource")
     resource_url = _text(resource.get("url"), "resource.url")
@@ -102,11 +116,11 @@ def parse_challenge(header: str) -> Challenge:
 
 def _decoded(header: str) -> dict[str, Any]:
     if len(header) > MAX_HEADER_CHARS:
-        raise _invalid(f"the PAYMENT-REQUIRED header has {len(header)} characters (limit {MAX_HEADER_CHARS})")
+        raise _Unusable(f"the PAYMENT-REQUIRED header has {len(header)} characters (limit {MAX_HEADER_CHARS})")
     try:
         content = base64.b64decode(header.encode("ascii"), validate=True)
     except (UnicodeEncodeError, binascii.Error) as exc:
-        raise _invalid("the PAYMENT-REQUIRED header is not base64") from exc
+        raise _Unusable("the PAYMENT-REQUIRED header is not base64") from exc
     try:
         check_depth(content)
         document = json.loads(
@@ -116,7 +130,7 @@ def _decoded(header: str) -> dict[str, Any]:
             parse_float=_finite,
         )
     except ValueError as exc:
-        raise _invalid("the PAYMENT-REQUIRED header does not hold valid JSON") from exc
+        raise _Unusable("the PAYMENT-REQUIRED header does not hold valid JSON") from exc
     _check_shape(document)
     return _object(document, "the challenge")
 
@@ -148,9 +162,9 @@ def _check_shape(document: Any) -> None:
         value, depth = pending.pop()
         seen += 1
         if depth > MAX_DEPTH:
-            raise _invalid(f"the challenge is nested deeper than {MAX_DEPTH} levels")
+            raise _Unusable(f"the challenge is nested deeper than {MAX_DEPTH} levels")
         if seen > MAX_ITEMS:
-            raise _invalid(f"the challenge holds more than {MAX_ITEMS} values")
+            raise _Unusable(f"the challenge holds more than {MAX_ITEMS} values")
         if isinstance(value, dict):
             pending.extend((item, depth + 1) for item in value.values())
         elif isinstance(value, list):
@@ -165,116 +179,115 @@ def _check_version(document: Mapping[str, Any]) -> None:
             if version == 1 and not isinstance(version, bool)
             else f"its x402Version is {_shown(version)}"
         )
-        raise _invalid(f"{reason}; only version 2 is accepted")
+        raise _Unusable(f"{reason}; only version 2 is accepted")
 
 
 def _usable(accepts: Any) -> tuple[tuple[PaymentTerms, ...], tuple[SkippedTerms, ...]]:
     if not isinstance(accepts, list) or not accepts:
-        raise _invalid("`accepts` is not a list with at least one entry")
+        raise _Unusable("`accepts` is not a list with at least one entry")
     if len(accepts) > MAX_TERMS:
-        raise _invalid(f"`accepts` has {len(accepts)} entries (limit {MAX_TERMS})")
+        raise _Unusable(f"`accepts` has {len(accepts)} entries (limit {MAX_TERMS})")
     terms: list[PaymentTerms] = []
     skipped: list[SkippedTerms] = []
     for index, entry in enumerate(accepts):
-        raw = _object(entry, f"accepts[{index}]")
-        scheme = raw.get("scheme")
-        network = raw.get("network")
-        if scheme not in ("upto", "exact"):
-            skipped.append(SkippedTerms(index=index, reason=f"scheme {_shown(scheme)} is not supported"))
-        elif isinstance(network, str) and not network.startswith("eip155:"):
-            skipped.append(SkippedTerms(index=index, reason=f"network {_shown(network)} is not an EVM chain"))
-        else:
-            terms.append(_terms(raw, scheme, f"accepts[{index}]"))
+        try:
+            terms.append(_terms(_object(entry, "it")))
+        except _Unusable as exc:
+            skipped.append(SkippedTerms(index=index, reason=str(exc)))
     if not terms:
         reasons = "; ".join(f"accepts[{skip.index}]: {skip.reason}" for skip in skipped)
-        raise _invalid(f"none of its entries can be used ({reasons})")
+        raise _Unusable(f"none of its entries can be used ({reasons})")
     return tuple(terms), tuple(skipped)
 
 
-def _terms(raw: dict[str, Any], scheme: Scheme, where: str) -> PaymentTerms:
-    extra = _object({} if raw.get("extra") is None else raw["extra"], f"{where}.extra")
-    _refuse_escrow(raw, extra, where)
-    network = raw.get("network")
+def _terms(raw: dict[str, Any]) -> PaymentTerms:
+    scheme, network = raw.get("scheme"), raw.get("network")
+    if scheme not in ("upto", "exact"):
+        raise _Unusable(f"scheme {_shown(scheme)} is not supported")
+    if isinstance(network, str) and not network.startswith("eip155:"):
+        raise _Unusable(f"network {_shown(network)} is not an EVM chain")
     match = _CAIP2_EVM.fullmatch(network) if isinstance(network, str) else None
     if not isinstance(network, str) or match is None:
-        raise _invalid(f"{where}.network is {_shown(network)}, not a CAIP-2 chain such as eip155:8453")
+        raise _Unusable(f"network is {_shown(network)}, not a CAIP-2 chain such as eip155:8453")
+    extra = _object({} if raw.get("extra") is None else raw["extra"], "extra")
+    _refuse_escrow(raw, extra)
     facilitator = extra.get("facilitatorAddress")
     if facilitator is None and scheme == "upto":
-        raise _invalid(f"{where} is an upto payment without facilitatorAddress: anybody could settle it")
+        raise _Unusable("it is an upto payment without facilitatorAddress: anybody could settle it")
     return PaymentTerms(
         scheme=scheme,
         network=network,
         chain_id=int(match[1]),
-        asset=_address(raw.get("asset"), f"{where}.asset"),
-        amount_atomic=_amount(raw.get("amount"), f"{where}.amount"),
-        pay_to=_address(raw.get("payTo"), f"{where}.payTo"),
-        max_timeout_s=_timeout(raw.get("maxTimeoutSeconds"), f"{where}.maxTimeoutSeconds"),
-        transfer_method=_transfer_method(extra.get("assetTransferMethod"), scheme, where),
-        facilitator=None if facilitator is None else _address(facilitator, f"{where}.facilitatorAddress"),
-        asset_name=_optional_text(extra.get("name"), f"{where}.extra.name"),
-        asset_version=_optional_text(extra.get("version"), f"{where}.extra.version"),
+        asset=_address(raw.get("asset"), "asset"),
+        amount_atomic=_amount(raw.get("amount"), "amount"),
+        pay_to=_address(raw.get("payTo"), "payTo"),
+        max_timeout_s=_timeout(raw.get("maxTimeoutSeconds"), "maxTimeoutSeconds"),
+        transfer_method=_transfer_method(extra.get("assetTransferMethod"), scheme),
+        facilitator=None if facilitator is None else _address(facilitator, "extra.facilitatorAddress"),
+        asset_name=_optional_text(extra.get("name"), "extra.name"),
+        asset_version=_optional_text(extra.get("version"), "extra.version"),
         raw=raw,
     )
 
 
-def _refuse_escrow(raw: Mapping[str, Any], extra: Mapping[str, Any], where: str) -> None:
+def _refuse_escrow(raw: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
     for key in ("flow", "paymentFlow", "mode", "settlement"):
         for holder in (raw, extra):
             value = holder.get(key)
             if isinstance(value, str) and value.lower() in _ESCROW_WORDS:
-                raise _pays_first(where, value.lower())
+                raise _pays_first(value.lower())
     for key in (*raw, *extra):
         if key.lower() in _ESCROW_WORDS:
-            raise _pays_first(where, key.lower())
+            raise _pays_first(key.lower())
 
 
-def _pays_first(where: str, flow: str) -> ChallengeInvalid:
-    return _invalid(f"{where} asks for the {flow} flow: the money would go before the answer")
+def _pays_first(flow: str) -> _Unusable:
+    return _Unusable(f"it asks for the {flow} flow: the money would go before the answer")
 
 
-def _transfer_method(method: Any, scheme: Scheme, where: str) -> TransferMethod:
+def _transfer_method(method: Any, scheme: Scheme) -> TransferMethod:
     if method is None:
         return "permit2" if scheme == "upto" else "eip3009"
     if method == "permit2":
         return "permit2"
     if method == "eip3009" and scheme == "exact":
         return "eip3009"
-    raise _invalid(f"{where} wants assetTransferMethod {_shown(method)}, which {scheme} does not have")
+    raise _Unusable(f"it wants assetTransferMethod {_shown(method)}, which this client cannot pay by {scheme}")
 
 
 def _amount(value: Any, where: str) -> int:
     if not isinstance(value, str) or _ASCII_DECIMAL.fullmatch(value) is None:
-        raise _invalid(f"{where} is {_shown(value)}, not a decimal string of atomic units")
+        raise _Unusable(f"{where} is {_shown(value)}, not a decimal string of atomic units")
     amount = int(value)
     if amount > MAX_UINT256:
-        raise _invalid(f"{where} is above 2^256 - 1")
+        raise _Unusable(f"{where} is above 2^256 - 1")
     return amount
 
 
 def _timeout(value: Any, where: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= MAX_TIMEOUT_S:
-        raise _invalid(f"{where} is {_shown(value)}, not a positive number of seconds")
+        raise _Unusable(f"{where} is {_shown(value)}, not a positive number of seconds")
     return value
 
 
 def _address(value: Any, where: str) -> str:
     if not isinstance(value, str):
-        raise _invalid(f"{where} is {_shown(value)}, not an address")
+        raise _Unusable(f"{where} is {_shown(value)}, not an address")
     try:
         return checksum_address(value)
     except ValueError as exc:
-        raise _invalid(f"{where}: {exc}") from exc
+        raise _Unusable(f"{where}: {exc}") from exc
 
 
 def _object(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise _invalid(f"{where} is {_shown(value)}, not an object")
+        raise _Unusable(f"{where} is {_shown(value)}, not an object")
     return value
 
 
 def _text(value: Any, where: str) -> str:
     if not isinstance(value, str) or not 0 < len(value) <= MAX_TEXT_CHARS or _has_surrogates(value):
-        raise _invalid(f"{where} is {_shown(value)}, not a short text")
+        raise _Unusable(f"{where} is {_shown(value)}, not a short text")
     return value
 
 
@@ -293,10 +306,3 @@ def _shown(value: Any) -> str:
         return "a huge number"  # str() of it would raise beyond 4300 digits
     text = ascii(value)
     return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _invalid(reason: str) -> ChallengeInvalid:
-    return ChallengeInvalid(
-        f"The gateway's payment challenge was refused: {reason}. Nothing was signed and nothing was paid. "
-        "If you trust this gateway, report it there; otherwise use another one."
-    )

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -103,8 +104,33 @@ def test_other_schemes_and_chains_are_skipped_with_a_reason_when_another_entry_i
     ]
 
 
-def test_a_challenge_with_nothing_usable_says_why():
-    assert "scheme 'deferred' is not supported" in refused(document({"scheme": "deferred"}))
+ODD_ENTRIES = {
+    "another transfer method": (upto(scheme="exact", extra={"assetTransferMethod": "erc7710"}), "'erc7710'"),
+    "upto that anybody could settle": (upto(extra={"facilitatorAddress": None}), "anybody could settle it"),
+    "money before the answer": (upto(extra={"paymentFlow": "escrow"}), "the escrow flow"),
+    "an amount in hex": (upto(amount="0x2710"), "amount is '0x2710'"),
+    "a native coin": (upto(asset="native"), "asset: 'native' is not an address"),
+    "another chain": (upto(network="solana:5eykt4UsFv8P8NJdTREpY1vzqKqZKvdp"), "is not an EVM chain"),
+    "another scheme": (upto(scheme="deferred"), "scheme 'deferred'"),
+    "no object": ("upto", "it is 'upto', not an object"),
+    "extra of another shape": ({**upto(), "extra": []}, "extra is a list, not an object"),
+}
+
+
+@pytest.mark.parametrize("is_first", [True, False], ids=["before", "behind"])
+@pytest.mark.parametrize(("entry", "reason"), ODD_ENTRIES.values(), ids=ODD_ENTRIES.keys())
+def test_an_entry_that_cannot_be_paid_does_not_spoil_its_neighbour(entry, reason, is_first):
+    challenge = parse_challenge(encoded(document(*([entry, upto()] if is_first else [upto(), entry]))))
+    assert [terms.raw for terms in challenge.terms] == [upto()]
+    (skipped,) = challenge.skipped
+    assert skipped.index == (0 if is_first else 1)
+    assert reason in skipped.reason
+
+
+def test_a_challenge_with_nothing_usable_says_why_of_each_entry():
+    message = refused(document(*(entry for entry, _ in ODD_ENTRIES.values())))
+    for index, (_, reason) in enumerate(ODD_ENTRIES.values()):
+        assert re.search(rf"accepts\[{index}\]: [^;]*{re.escape(reason)}", message), message
 
 
 @pytest.mark.parametrize(
@@ -182,8 +208,8 @@ def test_flows_that_take_the_money_first_are_refused(entry):
         ({"maxTimeoutSeconds": 10**30}, "positive number of seconds"),
         ({"extra": {"facilitatorAddress": None}}, "anybody could settle"),
         ({"extra": {"facilitatorAddress": "0x1"}}, "not an address"),
-        ({"extra": {"assetTransferMethod": "eip3009"}}, "upto does not have"),
-        ({"extra": {"assetTransferMethod": ["permit2"]}}, "upto does not have"),
+        ({"extra": {"assetTransferMethod": "eip3009"}}, "cannot pay by upto"),
+        ({"extra": {"assetTransferMethod": ["permit2"]}}, "cannot pay by upto"),
         ({"extra": {"name": 5}}, "not a short text"),
         ({"extra": {"name": "x" * 5000}}, "not a short text"),
         ({"extra": {"name": "\ud800"}}, "not a short text"),
@@ -204,7 +230,7 @@ def test_terms_with_a_bad_field_are_refused_with_the_field(changes, reason):
         (document(accepts=[]), "at least one entry"),
         (document(accepts={}), "at least one entry"),
         (document(accepts=["upto"]), "not an object"),
-        (document(accepts=[upto()] * 17), "limit 16"),
+        (document(accepts=[upto()] * 65), "limit 64"),
         (document(extensions=["x"]), "extensions"),
         ('{"x402Version": 2, "x402Version": 1}', "valid JSON"),
         ('{"x402Version": NaN}', "valid JSON"),
