@@ -162,7 +162,7 @@ def test_a_blob_store_cannot_make_a_batch_say_something_else(net, paid, spoil, e
 
 
 def _other_tree(blob: bytes) -> bytes:
-    from opengradient_devnet.gateway.proofs.blobs import MerkleTree
+    from opengradient_devnet.gateway.proofs.merkle import MerkleTree
 
     from opengradient_x402.proofs.blobs import LEAF_TYPES
 
