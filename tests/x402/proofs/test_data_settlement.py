@@ -163,7 +163,6 @@ def test_a_blob_store_cannot_make_a_batch_say_something_else(net, paid, spoil, e
 
 def _other_tree(blob: bytes) -> bytes:
     from opengradient_devnet.gateway.proofs.merkle import MerkleTree
-
     from opengradient_x402.proofs.blobs import LEAF_TYPES
 
     return json.dumps(MerkleTree([(b"\1" * 32,) * 3 + (b"", 5)], types=LEAF_TYPES).dump()).encode()
