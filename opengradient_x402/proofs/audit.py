@@ -30,6 +30,7 @@ from opengradient_x402.effects import Steps
 from opengradient_x402.errors import ChainUnavailable
 from opengradient_x402.ledger.authorizations import Authorization
 from opengradient_x402.ledger.receipts import SettlementReceipt
+from opengradient_x402.money import amount_in
 from opengradient_x402.networks import ChainContract, Network
 from opengradient_x402.proofs.attestation import TeeProof, is_signed_by
 from opengradient_x402.proofs.bundle import Case, Contents, DataPlace
@@ -52,7 +53,6 @@ from opengradient_x402.proofs.receipt_checks import (
     foreign,
     mismatch,
     once_finding,
-    opg,
     share_findings,
     signature_finding,
 )
@@ -148,7 +148,8 @@ class _Auditor:
         if wrong:
             why = f"transaction {tx_hash} shows {', '.join(wrong)}"
             return [*findings, refuted(_PAID, about=about, why=why)]
-        paid = f"{opg(entry.settled_atomic)} from {entry.payer} to {found.payee if found else entry.terms.payee}"
+        amount, payee = amount_in(entry, entry.settled_atomic or 0), found.payee if found else entry.terms.payee
+        paid = f"{amount} from {entry.payer} to {payee}"
         findings.append(proven(_PAID, about=about, why=f"{paid} in transaction {tx_hash}"))
         findings.append((yield from self._of_block(entry)))
         return findings

@@ -59,6 +59,8 @@ class _Settlement(_Shape):
     model: str
     settlement_mode: _Mode
     settled_atomic: _Amount | None = None
+    asset_symbol: str | None = None
+    asset_decimals: Annotated[int, Field(ge=0, le=77)] | None = None
     block_number: _Count | None = None
     block_hash: _Hash | None = None
     confirmations: _Count | None = None

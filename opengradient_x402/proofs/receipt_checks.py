@@ -10,10 +10,10 @@ from typing import Final
 
 from opengradient_x402.chain.eip712 import payment_digest
 from opengradient_x402.chain.questions import Transaction
-from opengradient_x402.ledger.authorizations import Authorization
+from opengradient_x402.ledger.authorizations import Authorization, token_fields
 from opengradient_x402.ledger.disputes import dispute_of
 from opengradient_x402.ledger.receipts import ReceiptStatus
-from opengradient_x402.money import format_amount
+from opengradient_x402.money import amount_in
 from opengradient_x402.networks import Network
 from opengradient_x402.proofs.bundle import Case
 from opengradient_x402.proofs.findings import Finding, not_proven, proven, refuted
@@ -40,7 +40,7 @@ def share_findings(case: Case) -> list[Finding]:
         return []
     settled = case.entry.settled_atomic or 0
     shares = sum(call.settled_atomic or 0 for call in case.receipts)
-    why = f"{len(case.receipts)} calls, {opg(shares)} of {opg(settled)}"
+    why = f"{len(case.receipts)} calls, {amount_in(case.entry, shares)} of {amount_in(case.entry, settled)}"
     make = proven if shares == settled else refuted
     return [make(SHARES, about=case.entry.id, why=why)]
 
@@ -91,6 +91,8 @@ def foreign(entry: Authorization, network: Network) -> str | None:
     for terms in entry.signed:
         if terms.asset != network.asset.address:
             return f"it pays in the token {terms.asset}, and the network's is {network.asset.address}"
+        if entry.asset_decimals not in (None, network.asset.decimals):
+            return f"it counts in {entry.asset_decimals} decimals, and the network's token has {network.asset.decimals}"
         if terms.spender != spenders.get((terms.transfer_method, terms.scheme)):
             return f"it allows {terms.spender} to take the payment, and no contract of the network"
     return None
@@ -100,7 +102,7 @@ def mismatch(case: Case) -> str | None:
     """Where a receipt tells another story than its authorization."""
     entry = case.entry
     if entry.status != "settled" and entry.settled_atomic is not None:
-        return f"the authorization is {entry.status}, and has {opg(entry.settled_atomic)} settled"
+        return f"the authorization is {entry.status}, and has {amount_in(entry, entry.settled_atomic)} settled"
     for call in case.receipts:
         if call.status not in (*_STATUSES[entry.status], ReceiptStatus.DISPUTED):
             return f"the receipt of call {call.call_id} is {call.status}; its authorization is {entry.status}"
@@ -111,7 +113,7 @@ def mismatch(case: Case) -> str | None:
             "deadline": (call.deadline, entry.deadline),
             "payer": (call.payer, entry.payer),
             "payee": (call.payee, entry.terms.payee),
-            "asset": (call.asset, entry.asset),
+            "asset": (token_fields(call), token_fields(entry)),
             "nonce": (call.nonce, str(entry.nonce)),
             "authorized amount": (call.authorized_atomic, entry.amount_atomic),
             "settled amount": (call.authorization_settled_atomic, entry.settled_atomic),
@@ -128,7 +130,7 @@ def mismatch(case: Case) -> str | None:
 def differences(entry: Authorization, found: SettlementFound) -> Iterator[str]:
     """Where the chain tells another story than the authorization's entry."""
     if found.amount_atomic != entry.settled_atomic:
-        yield f"{opg(found.amount_atomic)} and not {opg(entry.settled_atomic)}"
+        yield f"{amount_in(entry, found.amount_atomic)} and not {amount_in(entry, entry.settled_atomic or 0)}"
     if found.payee not in entry.payees and entry.dispute is None:
         yield f"a payment to {found.payee} and not to {entry.terms.payee}"
     if (found.block_number, found.block_hash) != (entry.block_number, entry.block_hash):
@@ -143,7 +145,8 @@ def signature_finding(entry: Authorization, mined: Transaction, network: Network
         digest = payment_digest(terms, payer=entry.payer, nonce=entry.nonce, network=network)
         for signature in _signatures_in(mined.input):
             if recover_address(digest, signature) == entry.payer:
-                why = f"their signature in {mined.tx_hash} allows at most {opg(terms.amount_atomic)} to {terms.payee}"
+                most = amount_in(entry, terms.amount_atomic)
+                why = f"their signature in {mined.tx_hash} allows at most {most} to {terms.payee}"
                 return proven(SIGNED, about=entry.id, why=why)
     why = (
         f"transaction {mined.tx_hash} holds no signature of {entry.payer} over these terms (contract wallets have none)"
@@ -158,8 +161,3 @@ def _signatures_in(calldata: bytes) -> Iterable[bytes]:
         first = start + len(_SIGNATURE_LENGTH)
         yield calldata[first : first + SIGNATURE_BYTES]
         start = calldata.find(_SIGNATURE_LENGTH, start + 1)
-
-
-def opg(amount_atomic: int | None) -> str:
-    """An amount for people."""
-    return f"{format_amount(amount_atomic or 0)} OPG"
