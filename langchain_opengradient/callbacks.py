@@ -32,12 +32,11 @@ from langchain_opengradient.blocks import PROVIDER
 from langchain_opengradient.conversions import RECEIPT_KEY, is_from_cache
 from opengradient_x402.ledger.heard import HeardReceipts
 from opengradient_x402.ledger.receipts import SettlementReceipt
-from opengradient_x402.money import Asset, format_amount
+from opengradient_x402.money import only, shown
 from opengradient_x402.payment.run_limit import RunLimit
 from opengradient_x402.telemetry.spans import annotate, openinference
 
 if TYPE_CHECKING:
-    from opengradient_x402.gateway.client import AsyncGatewayClient, GatewayClient
     from opengradient_x402.gateway.streams import AsyncCompletionStream, CompletionStream
 
 _log = logging.getLogger(__name__)
@@ -66,7 +65,6 @@ class SettlementCallbackHandler(BaseCallbackHandler):
         self._heard = HeardReceipts(most=most, on_news=self._take_news)
         self._on_receipt = on_receipt
         self._parent = parent
-        self._asset: Asset | None = None
 
     @property
     def receipts(self) -> tuple[SettlementReceipt, ...]:
@@ -85,29 +83,31 @@ class SettlementCallbackHandler(BaseCallbackHandler):
 
     @property
     def spent_atomic(self) -> int:
-        """What the calls cost, at most, in atomic units of the asset.
+        """What the calls cost, at most, in atomic units of the asset. Raises ValueError for two assets.
 
         A settled share where the ledger knows it, else the gateway's claim. Where neither is known (a dropped
         stream), what is left of the authorization: it may still be taken.
         """
-        return self._heard.spent_at_most_atomic(self._heard.now())
-
-    @property
-    def spent_opg(self) -> str:
-        """`spent_atomic` in whole tokens (OPG on OpenGradient's networks), as a decimal string."""
-        return format_amount(self.spent_atomic, decimals=18 if self._asset is None else self._asset.decimals)
+        return only(self._heard.spent_at_most(self._heard.now()))
 
     @property
     def spent(self) -> str:
-        """`spent_opg` with the token's symbol: "0.0125 OPG"."""
-        return f"{self.spent_opg} {'OPG' if self._asset is None else self._asset.symbol}"
+        """What the calls cost, at most: "0.0125 OPG", or "0.0125 OPG + 0.02 USDC"."""
+        return shown(self._heard.spent_at_most(self._heard.now()))
+
+    @property
+    def spent_opg(self) -> str:
+        """`spent` without the symbol, where OPG is the only token: "0.0125". Raises ValueError for another token."""
+        number, _, symbol = self.spent.partition(" ")
+        if symbol not in ("", "OPG"):
+            raise ValueError(f"These calls were not paid in OPG alone ({self.spent}): look at `spent`.")
+        return number
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(calls={self.calls}, authorizations={self.authorizations})"
 
-    def hear(self, receipt: SettlementReceipt, *, asset: Asset | None = None) -> None:
-        """Count `receipt`, unless its call was counted already. `asset` is the token that it was paid in, if known."""
-        self._asset = asset or self._asset
+    def hear(self, receipt: SettlementReceipt) -> None:
+        """Count `receipt`, unless its call was counted already."""
         is_new = self._heard.add(receipt)
         if is_new and self._on_receipt is not None:
             try:
@@ -115,7 +115,7 @@ class SettlementCallbackHandler(BaseCallbackHandler):
             except Exception:  # noqa: BLE001 - the listener's boundary: its fault must not hide a paid answer
                 _log.exception("A receipt listener failed for call %s", receipt.call_id)
         if self._parent is not None:
-            self._parent.hear(receipt, asset=asset)
+            self._parent.hear(receipt)
 
     def update(self, receipt: SettlementReceipt) -> None:
         """Replace what was heard of a call by what is known now (settled, expired, disputed)."""
@@ -203,20 +203,18 @@ def get_settlement_callback() -> Iterator[SettlementCallbackHandler]:
 class SettlementReport:
     """One call's way to the handlers of its run, whatever core tells them. Made when the call begins."""
 
-    __slots__ = ("_asset", "_handlers", "_run_id", "receipt")
+    __slots__ = ("_handlers", "_run_id", "receipt")
 
     def __init__(self, run_manager: CallbackManagerForLLMRun | AsyncCallbackManagerForLLMRun | None) -> None:
         # Read now: a dropped async stream is closed later, by the event loop, in somebody else's context.
         listening = _announced.get() if run_manager is None else run_manager.handlers
         found = [handler for handler in (*listening, _active.get()) if isinstance(handler, SettlementCallbackHandler)]
         self._handlers = tuple(dict.fromkeys(found))
-        self._asset: Asset | None = None
         self._run_id = _traced_run.get() if run_manager is None else run_manager.run_id
         self.receipt: SettlementReceipt | None = None
 
-    def begin(self, client: GatewayClient | AsyncGatewayClient) -> dict[str, Any]:
+    def begin(self) -> dict[str, Any]:
         """What the gateway client is told about the listeners: where the receipt goes, and the limits of the runs."""
-        self._asset = client.payments.network.asset
         limits = [handler.run_limit for handler in self._handlers if handler.run_limit is not None]
         return {"on_receipt": self._receive, "limits": limits}
 
@@ -230,7 +228,7 @@ class SettlementReport:
         self.receipt = receipt
         annotate(receipt, span=self._span())
         for handler in self._handlers:
-            handler.hear(receipt, asset=self._asset)
+            handler.hear(receipt)
 
     def opened(self, stream: CompletionStream | AsyncCompletionStream) -> None:
         """Put on the run's span what pays for a stream: of a dropped one, core ends the span before the receipt."""

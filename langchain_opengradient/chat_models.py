@@ -162,7 +162,7 @@ class ChatOpenGradient(ConfiguredChatModel):
             with raised_as_model_errors():
                 call = self._call(messages, stop, kwargs)
                 client = self._client()
-                completion = client.chat(call.body, **report.begin(client), **_options(call))
+                completion = client.chat(call.body, **report.begin(), **_options(call))
         except (KeyboardInterrupt, SystemExit) as exc:
             report.attach(exc)
             raise
@@ -180,7 +180,7 @@ class ChatOpenGradient(ConfiguredChatModel):
             with raised_as_model_errors():
                 call = self._call(messages, stop, kwargs)
                 client = await self._async_client()
-                completion = await client.chat(call.body, **report.begin(client), **_options(call))
+                completion = await client.chat(call.body, **report.begin(), **_options(call))
         except asyncio.CancelledError as exc:
             report.attach(exc)
             raise
@@ -198,7 +198,7 @@ class ChatOpenGradient(ConfiguredChatModel):
             with raised_as_model_errors():
                 call = self._call(messages, stop, kwargs)
                 client = self._client()
-                stream = client.stream(call.body, **report.begin(client), **_options(call))
+                stream = client.stream(call.body, **report.begin(), **_options(call))
                 report.opened(stream)
                 with closing(stream):
                     for delta in stream:
@@ -222,7 +222,7 @@ class ChatOpenGradient(ConfiguredChatModel):
             with raised_as_model_errors():
                 call = self._call(messages, stop, kwargs)
                 client = await self._async_client()
-                stream = await client.stream(call.body, **report.begin(client), **_options(call))
+                stream = await client.stream(call.body, **report.begin(), **_options(call))
                 report.opened(stream)
                 async with aclosing(stream):
                     async for delta in stream:

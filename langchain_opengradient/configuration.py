@@ -118,7 +118,7 @@ class ConfiguredChatModel(BaseChatModel):
     settlement_mode: SettlementModeName | SettlementMode | None = None
     """What goes on chain about the data of a call: "private", "batch" (default) or "individual"."""
     spend_policy: Any | None = Field(default=None, exclude=True, repr=False)
-    """`SpendPolicy`: what may be paid, to whom. By default 5 OPG an authorization and 20 OPG a day."""
+    """`SpendPolicy`: what may be paid, to whom. By default 5 OPG (or other tokens) an authorization and 20 a day."""
     ledger: Any | None = Field(default=None, exclude=True, repr=False)
     """`Ledger`, path or SQLAlchemy URL where authorizations and receipts are kept."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 from importlib import import_module
 from typing import Any, Protocol, TextIO
@@ -103,6 +103,7 @@ class TokenCounterHandler(_TokenHandler):
         self._finished_tokens = 0
         self.cost_usd = Decimal(0)
         self.cost_atomic = 0
+        self._costs: dict[str, Decimal] = {}
 
     @property
     def tokens(self) -> int:
@@ -141,9 +142,20 @@ class TokenCounterHandler(_TokenHandler):
             self._finished_tokens += counted
             self.cost_usd += (counted - estimate) * price
             receipt = message.response_metadata.get(RECEIPT_KEY) or {}
-            self.cost_atomic += int(receipt.get("settled_atomic") or receipt.get("cost_atomic") or 0)
-        paid = f", {format_amount(self.cost_atomic)} OPG with the prompt" if self.cost_atomic else ""
+            cost_atomic = int(receipt.get("settled_atomic") or receipt.get("cost_atomic") or 0)
+            self.cost_atomic += cost_atomic
+            if cost_atomic:
+                self._count(receipt, cost_atomic)
+        costs = " + ".join(f"{format(amount.normalize(), 'f')} {symbol}" for symbol, amount in self._costs.items())
+        paid = f", {costs} with the prompt" if costs else ""
         self._show(f"\rTokens: {self.tokens} (${self.cost_usd:.6f}{paid})\n")
+
+    def _count(self, receipt: Mapping[str, Any], cost_atomic: int) -> None:
+        text, _, symbol = str(receipt.get("cost", "")).partition(" ")
+        if (decimals := receipt.get("asset_decimals")) is not None:  # a whole receipt
+            text, symbol = format_amount(cost_atomic, decimals=int(decimals)), str(receipt.get("asset_symbol"))
+        if text:
+            self._costs[symbol] = self._costs.get(symbol, Decimal(0)) + Decimal(text)
 
     def on_llm_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:  # noqa: ARG002 - the framework's signature
         """Keep the estimate: what was streamed is charged."""

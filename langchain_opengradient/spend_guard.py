@@ -10,12 +10,11 @@ from collections.abc import Callable
 
 from langchain_opengradient.callbacks import SettlementCallbackHandler
 from opengradient_x402.ledger.receipts import SettlementReceipt
-from opengradient_x402.money import Asset
 from opengradient_x402.payment.run_limit import RunLimit
 
 
 class SpendGuard(SettlementCallbackHandler):
-    """Stops a run before the call that could take it over `limit`, in whole tokens as text ("0.5" is half an OPG).
+    """Stops a run before the call that could take it over `limit`, in whole tokens as text ("0.5" of OPG, or USDC, …).
 
     Calls that have ended count with their cost, calls under way with their worst case: the price of the whole prompt
     and of all the tokens that the answer may have, or all that the payment allows where no price is known. So parallel
@@ -46,14 +45,20 @@ class SpendGuard(SettlementCallbackHandler):
         return self.run_limit.spent_atomic
 
     @property
+    def spent(self) -> str:
+        """`spent_atomic` for people, also of several tokens: "0.0125 OPG"."""
+        self._heard.now()
+        return self.run_limit.spent
+
+    @property
     def _open_runs(self) -> tuple[str, ...]:
         """The ids of the calls for which something is set aside."""
         return self.run_limit.under_way
 
-    def hear(self, receipt: SettlementReceipt, *, asset: Asset | None = None) -> None:
+    def hear(self, receipt: SettlementReceipt) -> None:
         """Count `receipt`, unless its call was counted already."""
         self.run_limit.count(receipt)
-        super().hear(receipt, asset=asset)
+        super().hear(receipt)
 
     def clear(self) -> None:
         """Forget the calls that have ended: the limit begins anew."""

@@ -136,7 +136,7 @@ class SettlementLedgerHandler(BaseEventHandler):
 
 
 class SpendGuard(SettlementLedgerHandler):
-    """Ends a run before the call that could take it over `limit`, in whole tokens as text ("0.5" is half an OPG).
+    """Ends a run before the call that could take it over `limit`, in whole tokens as text ("0.5" of OPG, or USDC, …).
 
     ```python
     from llama_index_opengradient import OpenGradient, SpendGuard
@@ -190,7 +190,7 @@ class SpendGuard(SettlementLedgerHandler):
 
     @property
     def spent(self) -> str:
-        """`spent_atomic` with the token's symbol: "0.0125 OPG"."""
+        """`spent_atomic` for people, also of several tokens: "0.0125 OPG"."""
         self._receipts.now()
         return self._run_limit.spent
 

@@ -23,7 +23,6 @@ from typing import Any, Final
 
 from opengradient_x402 import strict_json
 from opengradient_x402.errors import UnknownModel
-from opengradient_x402.money import Asset
 
 DEFAULT_OUTPUT_TOKENS: Final = 4096
 """What gateways assume when a request has no `max_tokens` (docs/wire.md, "Limits")."""
@@ -220,14 +219,14 @@ def _document() -> dict[str, Any]:
     return document
 
 
-def usd_to_atomic(cost_usd: Decimal, *, asset_usd: Decimal, asset: Asset) -> int:
+def usd_to_atomic(cost_usd: Decimal, *, asset_usd: Decimal, decimals: int) -> int:
     """What a gateway charges for a cost: `ceil(usd / token price)` in atomic units (docs/wire.md, "Quotes").
 
-    `asset_usd`, the price of one token, is a claim of the gateway.
+    `decimals` are the token's; `asset_usd`, the price of one token, is a claim of the gateway.
     """
     if asset_usd <= 0:
         raise ValueError(f"A token price of {asset_usd} USD cannot be right.")
-    cost: Fraction = Fraction(cost_usd) * 10**asset.decimals / Fraction(asset_usd)
+    cost: Fraction = Fraction(cost_usd) * 10**decimals / Fraction(asset_usd)
     return ceil(cost)
 
 

@@ -7,9 +7,10 @@ and an amount that is off by one unit is a different amount to a signature.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Final
+from typing import Final, Protocol
 
 MAX_UINT256: Final = 2**256 - 1
 """The largest amount that an EVM token can express (`uint256`, Solidity ABI)."""
@@ -39,7 +40,41 @@ class Asset:
         return f"{format_amount(amount_atomic, decimals=self.decimals)} {self.symbol}"
 
 
-def parse_amount(amount: str | int | Decimal, *, decimals: int = 18) -> int:
+class PaidIn(Protocol):
+    """A record that says in which token its amounts are."""
+
+    @property
+    def asset(self) -> str: ...
+    @property
+    def asset_symbol(self) -> str | None: ...
+    @property
+    def asset_decimals(self) -> int | None: ...
+
+
+def amount_in(record: PaidIn, amount_atomic: int) -> str:
+    """An amount of the record's token for people: `"0.5 OPG"`; atomic units where its decimals are not known."""
+    if record.asset_decimals is None:
+        return f"{amount_atomic} atomic units of {record.asset_symbol or record.asset}"
+    return f"{format_amount(amount_atomic, decimals=record.asset_decimals)} {record.asset_symbol or record.asset}"
+
+
+Amounts = Sequence[tuple[PaidIn, int]]
+"""An amount for each token, beside any record that is in it."""
+
+
+def shown(amounts: Amounts) -> str:
+    """The amounts for people: `"0.5 OPG"`, or `"0.5 OPG + 0.01 USDC"`; `"0"` for none."""
+    return " + ".join(amount_in(record, amount) for record, amount in amounts) or "0"
+
+
+def only(amounts: Amounts) -> int:
+    """The one amount in atomic units, 0 for none. Raises ValueError where there are two tokens: no number is both."""
+    if len(amounts) > 1:
+        raise ValueError(f"These calls were paid in more than one token ({shown(amounts)}): look at `spent`.")
+    return sum(amount for _, amount in amounts)
+
+
+def parse_amount(amount: str | int | Decimal, *, decimals: int) -> int:
     """Turn an amount in whole tokens (`"0.1"`, `5`, `Decimal("0.1")`) into atomic units.
 
     Raises TypeError for floats and booleans, ValueError for anything that is not a plain, non-negative,
@@ -64,8 +99,8 @@ def parse_amount(amount: str | int | Decimal, *, decimals: int = 18) -> int:
     return atomic
 
 
-def format_amount(amount_atomic: int, *, decimals: int = 18) -> str:
-    """Write atomic units as an exact decimal without trailing zeros: `10**17` -> `"0.1"`."""
+def format_amount(amount_atomic: int, *, decimals: int) -> str:
+    """Write atomic units as an exact decimal without trailing zeros: `10**17` with 18 decimals -> `"0.1"`."""
     sign = "-" if amount_atomic < 0 else ""
     whole, fraction = divmod(abs(amount_atomic), 10**decimals)
     digits = str(fraction).zfill(decimals).rstrip("0") if fraction else ""

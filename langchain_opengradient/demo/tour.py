@@ -168,7 +168,7 @@ def _summary(
             receipt.model.partition("/")[2],
             receipt.settlement_mode,
             receipt.status,
-            format_amount(receipt.settled_atomic or 0)[:12],
+            format_amount(receipt.settled_atomic or 0, decimals=18)[:12],
             _short(receipt.payment_tx_hash),
         )
     console.print(table)
@@ -179,8 +179,8 @@ def _summary(
     console.print(
         f"[bold]{_count(receipts, 'call')}, {_count(authorizations, 'authorization')}, "
         f"{_count(transactions, 'settlement')}.[/]\n"
-        f"{format_amount(spent):<10} OPG by the receipts\n"
-        f"{format_amount(delta):<10} OPG by the payer's balance: [bold]{verdict}[/]\n"
+        f"{format_amount(spent, decimals=18):<10} OPG by the receipts\n"
+        f"{format_amount(delta, decimals=18):<10} OPG by the payer's balance: [bold]{verdict}[/]\n"
     )
     console.print(f"The receipts are kept: {ledger_path}", soft_wrap=True)
     return {

@@ -206,10 +206,10 @@ def _prepared(network: Network, sender: str, to: str, data: bytes, what: str) ->
             raise
         unsigned = yield from prepare_transaction(network, sender, to=to, data=data, gas=_USUAL_GAS)
         missing_wei = max(unsigned.max_cost_wei - balance_wei, _missing(exc, unsigned))
-        reason = f"it holds {format_amount(balance_wei)}, too little to try it" if balance_wei else "it holds none"
+        reason = f"it holds {_ether(balance_wei)}, too little to try it" if balance_wei else "it holds none"
         raise _no_gas(network, sender, what, reason, missing_wei) from exc
     if balance_wei < unsigned.max_cost_wei:
-        needed, held = format_amount(unsigned.max_cost_wei), format_amount(balance_wei)
+        needed, held = _ether(unsigned.max_cost_wei), _ether(balance_wei)
         reason = f"it holds {held} and up to {needed} may be needed" if balance_wei else "it holds none"
         raise _no_gas(network, sender, what, reason, unsigned.max_cost_wei - balance_wei)
     return unsigned
@@ -260,8 +260,12 @@ def _missing(exc: RpcError, unsigned: UnsignedTransaction) -> int:
     return unsigned.max_cost_wei
 
 
+def _ether(wei: int) -> str:
+    return format_amount(wei, decimals=18)
+
+
 def _no_gas(network: Network, sender: str, what: str, reason: str, missing_wei: int) -> InsufficientFunds:
-    shown = format_amount(-(-max(missing_wei, 1) // _WEI_PER_GWEI) * _WEI_PER_GWEI)
+    shown = _ether(-(-max(missing_wei, 1) // _WEI_PER_GWEI) * _WEI_PER_GWEI)
     return InsufficientFunds(
         f"{what} needs ETH on {network.name} for gas, and {reason}. Nothing was sent. "
         f"Send a little ETH to {sender}: at least {shown} ETH (payments themselves need none)."

@@ -60,7 +60,7 @@ def chat(
         if as_json:
             _print_json(completion, receipt)
         elif receipt is not None:
-            _print_bill(completion, receipt, symbol=payments.network.asset.symbol)
+            _print_bill(completion, receipt)
 
 
 def _verify_tee(choice: str) -> VerifyTee:
@@ -122,9 +122,9 @@ def _print_json(completion: Completion, receipt: SettlementReceipt | None) -> No
     )
 
 
-def _print_bill(completion: Completion, receipt: SettlementReceipt, *, symbol: str) -> None:
+def _print_bill(completion: Completion, receipt: SettlementReceipt) -> None:
     from opengradient_x402.cli.output import note
-    from opengradient_x402.money import format_amount
+    from opengradient_x402.money import amount_in
 
     usage = completion.usage
     tokens = "" if usage is None else f", {usage.prompt_tokens} + {usage.completion_tokens} tokens"
@@ -134,7 +134,7 @@ def _print_bill(completion: Completion, receipt: SettlementReceipt, *, symbol: s
         "estimated": receipt.estimated_cost_atomic,
     }
     word, amount = next(((word, amount) for word, amount in amounts.items() if amount is not None), ("", None))
-    cost = "cost not quoted" if amount is None else f"{format_amount(amount)} {symbol} {word}"
+    cost = "cost not quoted" if amount is None else f"{amount_in(receipt, amount)} {word}"
     proof = f", enclave proof {receipt.tee_verified}" if receipt.tee_verified else ""
     note(f"\n{completion.model}: {cost}{tokens}{proof}")
     settlement = f", transaction {receipt.payment_tx_hash}" if receipt.payment_tx_hash else ""

@@ -189,7 +189,7 @@ class _Examination:
                 found="no ETH (payments need none; `approve` and cancelling do)",
                 fix=f"Send a little ETH on {network.name} to {address} if you must approve.",
             )
-        return _ok("gas", f"{format_amount(wei)} ETH")
+        return _ok("gas", f"{format_amount(wei, decimals=18)} ETH")
 
     def _tokens(self) -> Diagnosis:
         from opengradient_x402.chain.questions import balance_of

@@ -61,8 +61,8 @@ def list_receipts(
     if as_json:
         print_json([receipt.to_json() for receipt in chosen])
         return
-    headings = ("call", "when", "model", "mode", "status", "OPG", "transaction")
-    print_table(headings, [_row(receipt) for receipt in chosen], right=("OPG",))
+    headings = ("call", "when", "model", "mode", "status", "amount", "transaction")
+    print_table(headings, [_row(receipt) for receipt in chosen], right=("amount",))
 
 
 def show(
@@ -84,7 +84,7 @@ def show(
     if as_json:
         print_json(receipt.to_json())
         return
-    print_pairs([(name, _shown(name, value)) for name, value in receipt.to_json().items()])
+    print_pairs([(name, _shown(name, value, receipt)) for name, value in receipt.to_json().items()])
 
 
 def reconcile(
@@ -275,7 +275,7 @@ def found_receipt(book: Ledger, call_id: str) -> SettlementReceipt:
 def _row(receipt: SettlementReceipt) -> tuple[str, ...]:
     from datetime import UTC, datetime
 
-    from opengradient_x402.money import format_amount
+    from opengradient_x402.money import amount_in
 
     amounts = {"": receipt.settled_atomic, " ?": receipt.cost_atomic, " ~": receipt.estimated_cost_atomic}
     mark, amount = next(((mark, amount) for mark, amount in amounts.items() if amount is not None), ("", None))
@@ -285,15 +285,15 @@ def _row(receipt: SettlementReceipt) -> tuple[str, ...]:
         receipt.model,
         receipt.settlement_mode,
         receipt.status.value if receipt.is_final or receipt.settled_atomic is None else "settled (seen)",
-        "" if amount is None else format_amount(amount) + mark,
+        "" if amount is None else amount_in(receipt, amount) + mark,
         receipt.payment_tx_hash or "",
     )
 
 
-def _shown(name: str, value: str | int) -> str:
-    from opengradient_x402.money import format_amount
+def _shown(name: str, value: str | int, receipt: SettlementReceipt) -> str:
+    from opengradient_x402.money import amount_in
 
-    return f"{format_amount(int(value))} OPG ({value})" if name.endswith("_atomic") else str(value)
+    return f"{amount_in(receipt, int(value))} ({value})" if name.endswith("_atomic") else str(value)
 
 
 _AGO = re.compile(r"([0-9]{1,9})([smhdw])", re.ASCII)

@@ -59,7 +59,7 @@ def balance(
             ("wallet", f"{owner} on {chosen.name}"),
             ("balance", asset.format(held)),
             ("allowance", asset.format(allowed)),
-            ("gas", f"{format_amount(gas_wei)} ETH"),
+            ("gas", f"{format_amount(gas_wei, decimals=18)} ETH"),
             ("today", f"{asset.format(spent)} spent or reserved"),
         ]
     )

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from opengradient_x402.addresses import checksum_address
 from opengradient_x402.errors import BudgetExceeded
-from opengradient_x402.money import format_amount
+from opengradient_x402.money import PaidIn, amount_in
 
 TransferMethod = Literal["permit2", "eip3009"]
 
@@ -52,6 +52,9 @@ class Authorization:
     settlement_mode: str
     signed: tuple[SignedTerms, ...]
     """Oldest first; never empty."""
+    asset_symbol: str | None = None
+    asset_decimals: int | None = None
+    """How amounts of the asset are written; None where nobody knew it when this was signed."""
     status: str = "signed"
     """`signed`, `settled`, `expired`, `cancelled` or `unsent` (the signature provably never left)."""
     settled_atomic: int | None = None
@@ -133,12 +136,17 @@ def _spell(record: object, *names: str) -> None:
             object.__setattr__(record, name, checksum_address(address))
 
 
+def token_fields(record: PaidIn) -> dict[str, Any]:
+    """The token that it is paid in, and how amounts of it are written."""
+    return {name: getattr(record, name) for name in ("asset", "asset_symbol", "asset_decimals")}
+
+
 def receipt_fields(authorization: Authorization) -> dict[str, Any]:
     """What every receipt of a call says of the authorization that pays for it."""
     return {
         "network": authorization.network,
         "scheme": authorization.terms.scheme,
-        "asset": authorization.asset,
+        **token_fields(authorization),
         "payer": authorization.payer,
         "payee": authorization.terms.payee,
         "facilitator": authorization.terms.facilitator,
@@ -154,9 +162,9 @@ def budget_exceeded(*, spent_atomic: int, authorization: Authorization, budget: 
     """The error for a reservation that does not fit, with the numbers."""
     hours = budget.window_s // 3600
     return BudgetExceeded(
-        f"Authorizing {format_amount(authorization.amount_atomic)} OPG would exceed the budget: "
-        f"{format_amount(spent_atomic)} OPG of {format_amount(budget.limit_atomic)} OPG are spent or reserved in "
-        f"the last {hours} h. Nothing was signed and nothing was paid. Wait for open authorizations to settle or "
-        "expire (`opengradient-x402 receipts reconcile`), or raise `max_per_day` of the SpendPolicy.",
+        f"Authorizing {amount_in(authorization, authorization.amount_atomic)} would exceed the budget: "
+        f"{amount_in(authorization, spent_atomic)} of {amount_in(authorization, budget.limit_atomic)} are spent or "
+        f"reserved in the last {hours} h. Nothing was signed and nothing was paid. Wait for open authorizations to "
+        "settle or expire (`opengradient-x402 receipts reconcile`), or raise `max_per_day` of the SpendPolicy.",
         call_id=authorization.call_id,
     )

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from opengradient_x402.ledger.receipts import SettlementReceipt, transaction_claim
 from opengradient_x402.models import find_model, quoted_price, usd_to_atomic
-from opengradient_x402.money import Asset, format_amount
+from opengradient_x402.money import amount_in
 
 if TYPE_CHECKING:
     from opengradient_x402.ledger.authorizations import Authorization
@@ -58,7 +58,8 @@ def overcharge(authorization: Authorization, receipts: Sequence[SettlementReceip
     if settled is None:
         return None
     if settled > authorization.amount_atomic:
-        return f"{_opg(settled)} was settled, and at most {_opg(authorization.amount_atomic)} was authorized."
+        taken, most = amount_in(authorization, settled), amount_in(authorization, authorization.amount_atomic)
+        return f"{taken} was settled, and at most {most} was authorized."
     costs = [allowed_cost(receipt) for receipt in receipts]
     known = [cost for cost in costs if cost is not None]
     # A gateway may round each call up, or their sum.
@@ -70,14 +71,17 @@ def overcharge(authorization: Authorization, receipts: Sequence[SettlementReceip
     ):
         return None
     listed = ", ".join(
-        f"{receipt.call_id} {_opg(cost)}" for receipt, cost in zip(receipts[:_SHOWN_CALLS], known, strict=False)
+        f"{receipt.call_id} {amount_in(authorization, cost)}"
+        for receipt, cost in zip(receipts[:_SHOWN_CALLS], known, strict=False)
     )
     more = f", and {len(receipts) - _SHOWN_CALLS} more" if len(receipts) > _SHOWN_CALLS else ""
+    taken, allowed, excess = (
+        amount_in(authorization, amount) for amount in (settled, sum(known), settled - sum(known))
+    )
     return (
-        f"{_opg(settled)} was settled, and the {len(receipts)} recorded calls of this authorization come to "
-        f"{_opg(sum(known))} by published prices and the gateway's quotes ({listed}{more}): "
-        f"{_opg(settled - sum(known))} too much. If a process was killed in this session, its calls may be missing "
-        "here; otherwise this is an overcharge."
+        f"{taken} was settled, and the {len(receipts)} recorded calls of this authorization come to {allowed} by "
+        f"published prices and the gateway's quotes ({listed}{more}): {excess} too much. If a process was killed in "
+        "this session, its calls may be missing here; otherwise this is an overcharge."
     )
 
 
@@ -95,9 +99,9 @@ def allowed_cost(receipt: SettlementReceipt) -> int | None:
 
 def _published_cost(receipt: SettlementReceipt) -> int | None:
     usd, opg_usd = _published_usd(receipt), quoted_price(receipt.opg_usd)
-    if usd is None or opg_usd is None:
+    if usd is None or opg_usd is None or receipt.asset_decimals is None:
         return None
-    return usd_to_atomic(usd, asset_usd=opg_usd, asset=_EIGHTEEN_DECIMALS)
+    return usd_to_atomic(usd, asset_usd=opg_usd, decimals=receipt.asset_decimals)
 
 
 def _published_usd(receipt: SettlementReceipt) -> Decimal | None:
@@ -110,9 +114,9 @@ def _published_usd(receipt: SettlementReceipt) -> Decimal | None:
 def settled_elsewhere(authorization: Authorization, *, payee: str, amount_atomic: int, tx_hash: str) -> str:
     """The nonce was used for a payment to somebody else."""
     return (
-        f"The nonce of this authorization was used to pay {_opg(amount_atomic)} to {payee} instead of "
-        f"{authorization.terms.payee}, in transaction {tx_hash}. Only the payer's key can have signed that: look for "
-        "another user of the key."
+        f"The nonce of this authorization was used to pay {amount_in(authorization, amount_atomic)} to {payee} "
+        f"instead of {authorization.terms.payee}, in transaction {tx_hash}. Only the payer's key can have signed that: "
+        "look for another user of the key."
     )
 
 
@@ -130,13 +134,6 @@ def _forged_transaction(receipt: SettlementReceipt, authorization: Authorization
     if authorization.status == "settled":
         return forged_transaction(claimed, why=f"the chain shows the settlement in {authorization.tx_hash}")
     return forged_transaction(claimed, why=f"nothing was ever settled: the authorization is {authorization.status}")
-
-
-def _opg(amount_atomic: int) -> str:
-    return f"{format_amount(amount_atomic)} OPG"
-
-
-_EIGHTEEN_DECIMALS = Asset(address="", symbol="OPG", decimals=18, name="", version="")
 
 
 def split_settlement(settled_atomic: int, receipts: Sequence[SettlementReceipt]) -> list[int]:

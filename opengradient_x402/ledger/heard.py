@@ -30,8 +30,7 @@ _LONGEST_LOOK_S: Final = 1.0
 class HeardReceipts:
     """Receipts by call id. Thread-safe.
 
-    Above `most` (and a tenth) the oldest are left out; their cost stays in `spent_at_most_atomic`, their number in
-    `calls`.
+    Above `most` (and a tenth) the oldest are left out; their cost stays in `spent_at_most`, their number in `calls`.
     `on_news` is called with each receipt that replaces an earlier state of it, or that another process recorded.
     """
 
@@ -42,8 +41,11 @@ class HeardReceipts:
         self._on_news = on_news
         self._lock = OwnLock()  # reentrant: a guard reads the receipts while it decides
         self._latest: dict[str, SettlementReceipt] = {}
-        self._left_out: list[int] = [0, 0, 0]
-        """Calls, authorizations and cost of the receipts that are kept no more."""
+        self._left_out: list[int] = [0, 0]
+        """Calls and authorizations of the receipts that are kept no more."""
+        self._left_out_cost: dict[_Token, int] = {}
+        self._tokens: dict[_Token, SettlementReceipt] = {}
+        """A receipt in each token."""
         self._groups: dict[str, Ledger] = {}
         _heard.add(self)
 
@@ -53,6 +55,7 @@ class HeardReceipts:
             if receipt.call_id in self._latest:
                 return False
             self._latest[receipt.call_id] = receipt
+            self._tokens[_token_of(receipt)] = receipt
             if len(self._latest) > self.most + self.most // 10:  # many at a time: it looks at all of them
                 self._leave_out(len(self._latest) - self.most)
             return True
@@ -113,15 +116,21 @@ class HeardReceipts:
         """How many payment signatures they needed."""
         return len({receipt.authorization_id for receipt in self.heard()}) + self._left_out[1]
 
-    def spent_at_most_atomic(self, receipts: Iterable[SettlementReceipt]) -> int:
-        """What these calls, and those that are kept no more, cost at most."""
-        return spent_at_most_atomic(receipts) + self._left_out[2]
+    def spent_at_most(self, receipts: Iterable[SettlementReceipt]) -> list[tuple[SettlementReceipt, int]]:
+        """What these calls, and those that are kept no more, cost at most: a receipt in each token, and the amount."""
+        costs = _costs(receipts)
+        return [
+            (receipt, costs.get(token, 0) + self._left_out_cost.get(token, 0))
+            for token, receipt in list(self._tokens.items())
+        ]
 
     def clear(self) -> None:
         """Forgets everything."""
         with self._lock:
             self._latest.clear()
-            self._left_out = [0, 0, 0]
+            self._left_out = [0, 0]
+            self._left_out_cost.clear()
+            self._tokens.clear()
             self._groups.clear()
 
     def __contains__(self, call_id: str) -> bool:
@@ -129,11 +138,13 @@ class HeardReceipts:
 
     def _leave_out(self, number: int) -> None:
         known = list(self._latest.items())
-        before, authorizations = spent_at_most_atomic(self._latest.values()), self.authorizations
+        before, authorizations = _costs(self._latest.values()), self.authorizations
         self._latest = dict(known[number:])
         self._left_out[0] += number
         self._left_out[1] += authorizations - self.authorizations
-        self._left_out[2] += before - spent_at_most_atomic(self._latest.values())
+        after = _costs(self._latest.values())
+        for token, cost in before.items():
+            self._left_out_cost[token] = self._left_out_cost.get(token, 0) + cost - after.get(token, 0)
 
     def _asked(self) -> list[Future[list[SettlementReceipt]]]:
         followers: dict[int, tuple[Follower, list[SettlementReceipt]]] = {}
@@ -182,8 +193,22 @@ def _everybody() -> list[HeardReceipts]:
             continue
 
 
+_Token = tuple[str, str]
+
+
+def _token_of(receipt: SettlementReceipt) -> _Token:
+    return receipt.network, receipt.asset
+
+
+def _costs(receipts: Iterable[SettlementReceipt]) -> dict[_Token, int]:
+    by_token: dict[_Token, list[SettlementReceipt]] = {}
+    for receipt in receipts:
+        by_token.setdefault(_token_of(receipt), []).append(receipt)
+    return {token: spent_at_most_atomic(same) for token, same in by_token.items()}
+
+
 def spent_at_most_atomic(receipts: Iterable[SettlementReceipt]) -> int:
-    """What the calls cost, at most, in atomic units of the asset.
+    """What calls that are paid in one token cost, at most, in its atomic units.
 
     A settled share where the chain is known, else the gateway's claim. Where neither is known (a dropped stream), what
     is left of the authorization: it may still be taken.

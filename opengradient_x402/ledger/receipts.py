@@ -20,6 +20,7 @@ from importlib import import_module
 from typing import Any, Final, Protocol
 
 from opengradient_x402.addresses import checksum_address
+from opengradient_x402.money import amount_in
 
 
 class ReceiptStatus(StrEnum):
@@ -77,6 +78,9 @@ class SettlementReceipt(_Followed):
     network: str
     scheme: str
     asset: str
+    asset_symbol: str | None = None
+    asset_decimals: int | None = None
+    """How amounts of the asset are written: `settled_atomic / 10**asset_decimals` whole tokens."""
     payer: str
     payee: str
     facilitator: str | None = None
@@ -212,14 +216,17 @@ class SettlementReceipt(_Followed):
     def to_message(self, *, is_whole: bool = False) -> dict[str, str | int]:
         """What a message carries: the call's id and status, its cost, model, mode, payment hash and proof.
 
-        Under 300 bytes as JSON, with the keys of `to_json` and `payment_hash`. Messages are kept and sent many times;
-        the ledger has the rest (`receipt_of`). `is_whole` takes `to_json` instead.
+        Under 300 bytes as JSON, with the keys of `to_json`, `payment_hash`, and `cost` for people ("0.0125 OPG").
+        Messages are kept and sent many times; the ledger has the rest (`receipt_of`). `is_whole` takes `to_json`.
         """
         if is_whole:
             return self.to_json()
         cost = "cost_atomic" if self.cost_atomic is not None else "estimated_cost_atomic"
         names = ("call_id", "status", cost, "model", "settlement_mode", "payment_hash", "tee_verified")
-        return {name: str(value) for name in names if (value := getattr(self, name)) is not None}
+        short: dict[str, str | int] = {name: str(value) for name in names if (value := getattr(self, name)) is not None}
+        if cost in short:
+            short["cost"] = amount_in(self, getattr(self, cost))
+        return short
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> SettlementReceipt:

@@ -27,7 +27,7 @@ from opengradient_x402.ledger.tables import IS_OPEN, authorizations, calls, pins
 _ATOMIC_PER_GWEI = 10**9
 _OPEN = "open"
 _TERMS = [column.name for column in signatures.c if column.name not in ("sequence", "authorization_id")]
-_DERIVED = {"asset", "signed_at", "reserved_gwei", "is_open"}
+_DERIVED = {"asset", "signed_at", "reserved_gwei", "reserved_rest", "is_open"}
 _OWN = [column.name for column in authorizations.c if column.name not in _DERIVED | {"sequence"}]
 WITH_SIGNATURES = (
     sa.select(
@@ -64,21 +64,26 @@ _STORED = [column.name for column in authorizations.c if column.name != "sequenc
 _INSERT_AUTHORIZATION = authorizations.insert().values(_given(*_STORED))
 _UPDATE_AUTHORIZATION = authorizations.update().where(_THIS).values(_given(*_STORED))
 _INSERT_SIGNATURE = signatures.insert().values(_given("authorization_id", *_TERMS))
-_SAME_MINUTE = sa.and_(
-    *(reserved.c[name] == sa.bindparam(f"of_{name}") for name in ("payer", "network", "asset", "minute"))
+_MINUTE_KEY = ("payer", "network", "asset", "minute")
+_ADD_RESERVED = (
+    reserved.update()
+    .where(*(reserved.c[name] == sa.bindparam(f"of_{name}") for name in _MINUTE_KEY))
+    .values({name: reserved.c[name] + sa.bindparam(f"of_{name}") for name in ("gwei", "rest")})
 )
-_ADD_RESERVED = reserved.update().where(_SAME_MINUTE).values(gwei=reserved.c.gwei + sa.bindparam("more"))
-_INSERT_RESERVED = reserved.insert().values(_given("payer", "network", "asset", "minute", "gwei"))
-_SUM_OF_MINUTES = sa.select(sa.func.coalesce(sa.func.sum(reserved.c.gwei), 0)).where(
-    *(reserved.c[name] == sa.bindparam(name) for name in ("payer", "network", "asset")),
-    reserved.c.minute >= sa.bindparam("minute"),
+_INSERT_RESERVED = reserved.insert().values(_given(*_MINUTE_KEY, "gwei", "rest"))
+
+
+def _sum_of(table: sa.Table, prefix: str, *conditions: sa.ColumnElement[bool]) -> sa.Select[Any]:
+    of_wallet = (table.c[name] == sa.bindparam(name) for name in ("payer", "network", "asset"))
+    return sa.select(*(sa.func.sum(table.c[prefix + name]) for name in ("gwei", "rest"))).where(*of_wallet, *conditions)
+
+
+_SUMS = sa.union_all(
+    _sum_of(reserved, "", reserved.c.minute >= sa.bindparam("minute")),
+    _sum_of(
+        authorizations, "reserved_", authorizations.c.signed_at.between(sa.bindparam("since"), sa.bindparam("last"))
+    ),
 )
-_SUM_OF_FIRST_MINUTE = sa.select(sa.func.coalesce(sa.func.sum(authorizations.c.reserved_gwei), 0)).where(
-    *(authorizations.c[name] == sa.bindparam(name) for name in ("payer", "network", "asset")),
-    authorizations.c.signed_at >= sa.bindparam("since"),
-    authorizations.c.signed_at < sa.bindparam("until"),
-)
-_SUM = sa.select(_SUM_OF_MINUTES.scalar_subquery() + _SUM_OF_FIRST_MINUTE.scalar_subquery())
 _THIS_KEY = pins.c.key == sa.bindparam("wanted")
 _NOTED = sa.select(pins.c.value).where(_THIS_KEY)
 _UPDATE_NOTE = pins.update().where(_THIS_KEY).values(_given("value"))
@@ -137,28 +142,29 @@ class Book:
         *,
         without: dict[str, Any] | None = None,
     ) -> int:
-        """Atomic units, rounded up to a billionth of a token per authorization; `without` this one's reservation."""
+        """Atomic units; `without` this one's reservation."""
         until = -(-since // _MINUTE_S) * _MINUTE_S
         # The minute in which the window begins is added up authorization by authorization, the others as minutes.
-        window = {"minute": until // _MINUTE_S, "since": since, "until": until}
-        gwei = int(conn.execute(_SUM, {"payer": payer, "asset": asset, "network": network} | window).scalar_one())
+        window = {"minute": until // _MINUTE_S, "since": since, "last": until - 1}
+        rows = conn.execute(_SUMS, {"payer": payer, "asset": asset, "network": network} | window)
+        spent = sum(int(gwei or 0) * _ATOMIC_PER_GWEI + int(rest or 0) for gwei, rest in rows)
         if without is not None and without["signed_at"] >= until:
-            gwei -= without["reserved_gwei"]
-        return gwei * _ATOMIC_PER_GWEI
+            spent -= without["reserved_gwei"] * _ATOMIC_PER_GWEI + without["reserved_rest"]
+        return spent
 
     def _reserve(self, conn: Connection, row: dict[str, Any], *, before: dict[str, Any] | None) -> None:
         """What this authorization reserves now, in place of what it did `before`."""
-        changes: dict[tuple[str, str, str, int], int] = {}
+        changes: dict[tuple[str, str, str, int], tuple[int, int]] = {}
         for known, sign in ((before, -1), (row, 1)):
             if known is not None:
                 key = (known["payer"], known["network"], known["asset"], known["signed_at"] // _MINUTE_S)
-                changes[key] = changes.get(key, 0) + sign * known["reserved_gwei"]
-        for (payer, network, asset, minute), more in changes.items():
-            if more:
-                values = {"payer": payer, "network": network, "asset": asset, "minute": minute}
-                named = {f"of_{name}": value for name, value in values.items()} | {"more": more}
-                if conn.execute(_ADD_RESERVED, named).rowcount == 0:
-                    conn.execute(_INSERT_RESERVED, values | {"gwei": more})
+                gwei, rest = changes.get(key, (0, 0))
+                changes[key] = gwei + sign * known["reserved_gwei"], rest + sign * known["reserved_rest"]
+        for key, (gwei, rest) in changes.items():
+            if gwei or rest:
+                values = dict(zip(_MINUTE_KEY, key, strict=True)) | {"gwei": gwei, "rest": rest}
+                if conn.execute(_ADD_RESERVED, {f"of_{name}": values[name] for name in values}).rowcount == 0:
+                    conn.execute(_INSERT_RESERVED, values)
 
     def mark_unsent(self, conn: Connection, authorization_id: str) -> None:
         if (known := self._authorization(conn, authorization_id)) is not None:
@@ -414,7 +420,7 @@ def as_row(authorization: Authorization) -> dict[str, Any]:
     row["settled_atomic"] = None if authorization.settled_atomic is None else str(authorization.settled_atomic)
     row["asset"] = authorization.asset
     row["signed_at"] = authorization.terms.signed_at
-    row["reserved_gwei"] = -(-authorization.reserved_atomic // _ATOMIC_PER_GWEI)
+    row["reserved_gwei"], row["reserved_rest"] = divmod(authorization.reserved_atomic, _ATOMIC_PER_GWEI)
     row["is_open"] = int(not authorization.is_final or authorization.recheck_at is not None)
     return row
 
@@ -441,12 +447,6 @@ def _chosen(*, since: int, payer: str | None = None, status: str | None = None) 
 
 def _receipt_of(authorization: Authorization, *, status: ReceiptStatus) -> SettlementReceipt:
     """The receipt of a call of which nothing is known but its authorization."""
-    return SettlementReceipt(
-        call_id=authorization.call_id,
-        status=status,
-        created_at=authorization.signed_at,
-        outcome="unknown",
-        **receipt_fields(authorization),
-        model=authorization.model,
-        settlement_mode=authorization.settlement_mode,
-    )
+    at, about = authorization.signed_at, receipt_fields(authorization)
+    about |= {"model": authorization.model, "settlement_mode": authorization.settlement_mode}
+    return SettlementReceipt(call_id=authorization.call_id, status=status, created_at=at, outcome="unknown", **about)

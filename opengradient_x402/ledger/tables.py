@@ -1,13 +1,15 @@
 """The ledger's tables, and the engine that opens them (SQLAlchemy Core).
 
-Amounts are kept as decimal text, since 256-bit integers fit no database integer; `reserved_gwei` is the same
-amount in billionths of a token, rounded up, so that the database can add up budgets by itself. Every statement of a
+Amounts are kept as decimal text, since 256-bit integers fit no database integer. What is reserved is kept once more
+as two integers, billions of atomic units (`reserved_gwei`) and the rest (`reserved_rest`), so that the database can
+add up budgets by itself, exactly, whatever decimals a token has. Every statement of a
 call finds its rows by an index, however many there are. Every wait for a database has a limit. The statements are in
 `statements`.
 """
 
 from __future__ import annotations
 
+import json
 import secrets
 import sqlite3
 import time
@@ -20,6 +22,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Engine, event
 
 from opengradient_x402.addresses import checksum_address
+from opengradient_x402.networks import PRESETS
 
 _BUSY_TIMEOUT_S = 30.0
 _BUSY_PAUSE_S = 0.01
@@ -34,7 +37,7 @@ _LINE_LIMITS = {
 }
 """libpq's words for: a server that does not answer, or is gone, is an error in 30 s."""
 _LIBPQ = ("psycopg", "psycopg2", "psycopg_async")
-VERSION = 2
+VERSION = 3
 """Of the tables. A change of the tables raises it and adds a step to `create`."""
 _metadata = sa.MetaData()
 
@@ -50,6 +53,8 @@ authorizations = sa.Table(
     sa.Column("endpoint", sa.Text, nullable=False),
     sa.Column("model", sa.Text, nullable=False),
     sa.Column("settlement_mode", sa.Text, nullable=False),
+    sa.Column("asset_symbol", sa.Text),
+    sa.Column("asset_decimals", sa.Integer),
     sa.Column("status", sa.Text, nullable=False),
     sa.Column("settled_atomic", sa.Text),
     sa.Column("tx_hash", sa.Text),
@@ -63,8 +68,9 @@ authorizations = sa.Table(
     sa.Column("asset", sa.Text, nullable=False),
     sa.Column("signed_at", sa.BigInteger, nullable=False),
     sa.Column("reserved_gwei", sa.BigInteger, nullable=False),
+    sa.Column("reserved_rest", sa.BigInteger, nullable=False),
     sa.Column("is_open", sa.Integer),  # 1 while the chain may still say something new
-    sa.Index("authorizations_budget", "payer", "network", "asset", "signed_at", "reserved_gwei"),
+    sa.Index("authorizations_budget", "payer", "network", "asset", "signed_at", "reserved_gwei", "reserved_rest"),
     sa.Index("authorizations_status", "status"),
     sa.Index("authorizations_of_call", "call_id"),
 )
@@ -87,6 +93,7 @@ reserved = sa.Table(
     sa.Column("asset", sa.Text, primary_key=True),
     sa.Column("minute", sa.BigInteger, primary_key=True),
     sa.Column("gwei", sa.BigInteger, nullable=False),
+    sa.Column("rest", sa.BigInteger, nullable=False),
 )
 
 signatures = sa.Table(
@@ -249,11 +256,17 @@ def create(conn: Connection) -> str:
             raise NewerSchema(f"its tables have version {found}, and this package knows version {VERSION}")
         if found == 1:
             _separate_signatures(conn)
+        elif found == 2:
+            complete(conn)
+            _index_anew(conn)
         _metadata.create_all(conn)
-        if found != VERSION:
+        if found == 2:
+            conn.execute(schema.update().values(version=VERSION))
+        elif found != VERSION:
             conn.execute(schema.delete())
             conn.execute(schema.insert().values(version=VERSION, ledger_id=secrets.token_hex(16)))
-        if found == 1:
+        if found in (1, 2):
+            _name_assets(conn)
             derive(conn)
         conn.execute(proofs.delete().where(proofs.c.used_at < int(time.time()) - PROOF_KEPT_S))
         return str(conn.execute(sa.select(schema.c.ledger_id)).scalar_one())
@@ -314,6 +327,7 @@ def member_of_receipt(conn: Connection, name: str) -> str:
 def derive(conn: Connection) -> None:
     """Computes anew what is derived from an authorization's amount and state, and from a receipt."""
     conn.execute(reserved.delete())
+    conn.exec_driver_sql(_RESERVE)
     conn.exec_driver_sql(
         f"UPDATE calls SET payer = {member_of_receipt(conn, 'payer')}, "  # noqa: S608  (names)
         f"status = {member_of_receipt(conn, 'status')}"
@@ -327,10 +341,42 @@ def derive(conn: Connection) -> None:
             if found is not None and (spelled := checksum_address(found)) != found:
                 conn.execute(column.table.update().where(column == found).values({column.name: spelled}))
     conn.exec_driver_sql(
-        "INSERT INTO reserved (payer, network, asset, minute, gwei) "
-        "SELECT payer, network, asset, signed_at / 60, SUM(reserved_gwei) FROM authorizations "
+        "INSERT INTO reserved (payer, network, asset, minute, gwei, rest) "
+        "SELECT payer, network, asset, signed_at / 60, SUM(reserved_gwei), coalesce(SUM(reserved_rest), 0) FROM "
+        "authorizations "
         "GROUP BY payer, network, asset, signed_at / 60"
     )
+
+
+_RESERVED = (
+    "(CASE WHEN status = 'unsent' THEN '0' WHEN status <> 'signed' AND (confirmations_needed IS NULL OR "
+    "coalesce(confirmations, 0) >= confirmations_needed) THEN coalesce(settled_atomic, '0') ELSE "
+    "(SELECT amount_atomic FROM signatures WHERE authorization_id = authorizations.id "
+    "ORDER BY length(amount_atomic) DESC, amount_atomic DESC LIMIT 1) END)"
+)
+"""SQL for `Authorization.reserved_atomic`, as decimal text."""
+_RESERVE = (
+    f"UPDATE authorizations SET reserved_gwei = CASE WHEN length({_RESERVED}) > 9 "  # noqa: S608  (constants)
+    f"THEN CAST(substr({_RESERVED}, 1, length({_RESERVED}) - 9) AS BIGINT) ELSE 0 END, "
+    f"reserved_rest = CAST(substr('000000000' || {_RESERVED}, length({_RESERVED}) + 1, 9) AS BIGINT) "
+    "WHERE EXISTS (SELECT 1 FROM signatures WHERE authorization_id = authorizations.id)"
+)
+
+
+def _name_assets(conn: Connection) -> None:
+    """What was recorded before the records named their token is in one of a preset."""
+    is_sqlite = conn.dialect.name == "sqlite"
+    for address, asset in {network.asset.address: network.asset for network in PRESETS.values()}.items():
+        named_so = {"asset_symbol": asset.symbol, "asset_decimals": asset.decimals}
+        conn.execute(
+            authorizations.update().where(sa.func.lower(authorizations.c.asset) == address.lower()).values(named_so)
+        )
+        patch = json.dumps(named_so)
+        whole = f"json_patch(receipt, '{patch}')" if is_sqlite else f"(receipt::jsonb || '{patch}'::jsonb)::text"
+        conn.exec_driver_sql(
+            f"UPDATE calls SET receipt = {whole} "  # noqa: S608  (constants)
+            f"WHERE lower({member_of_receipt(conn, 'asset')}) = '{address.lower()}'"
+        )
 
 
 def number_of_authorizations(conn: Connection) -> int:
@@ -362,10 +408,14 @@ def _separate_signatures(conn: Connection) -> None:
         f"INSERT INTO signatures (authorization_id, {columns}) "  # noqa: S608  (names of columns, no values)
         f"SELECT id, {columns} FROM authorizations ORDER BY sequence"
     )
-    conn.exec_driver_sql("DROP INDEX authorizations_budget")  # it has another column now
     for name in moved:
         if name not in authorizations.c:
             conn.exec_driver_sql(f"ALTER TABLE authorizations DROP COLUMN {name}")
+    _index_anew(conn)
+
+
+def _index_anew(conn: Connection) -> None:
+    conn.exec_driver_sql("DROP INDEX IF EXISTS authorizations_budget")  # it has other columns now
     for index in (*authorizations.indexes, *calls.indexes):
         index.create(conn, checkfirst=True)
 
@@ -373,7 +423,9 @@ def _separate_signatures(conn: Connection) -> None:
 def complete(conn: Connection) -> None:
     """Adds the columns that tables of before lack."""
     inspector = sa.inspect(conn)
-    for table in (authorizations, calls):
+    for table in (authorizations, calls, reserved):
+        if not inspector.has_table(table.name):
+            continue
         present = {column["name"] for column in inspector.get_columns(table.name)}
         for column in table.columns:
             if column.name not in present:

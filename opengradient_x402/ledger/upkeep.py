@@ -28,7 +28,7 @@ from opengradient_x402.ledger.tables import authorizations, calls, reserved, sig
 from opengradient_x402.ledger.writer import without_password
 
 _AT_ONCE = 500
-_DERIVED = ("asset", "signed_at", "reserved_gwei", "is_open")
+_DERIVED = ("asset", "signed_at", "reserved_gwei", "reserved_rest", "is_open")
 _TABLES = ("authorizations", "signatures", "calls", "pins")
 """What holds facts; `schema` and `reserved` are made anew."""
 
@@ -157,14 +157,15 @@ def _contradictions(conn: Connection) -> list[str]:
     for row, stored in _authorizations(conn):
         different = [name for name in _DERIVED if row[name] != stored[name]]
         if different:
-            wrong.append(
-                f"Authorization {row['id']} reserves {stored['reserved_gwei']} gwei, not {row['reserved_gwei']}."
-            )
+            has, should = (one["reserved_gwei"] * 10**9 + (one["reserved_rest"] or 0) for one in (stored, row))
+            wrong.append(f"Authorization {row['id']} reserves {has} atomic units, not {should}.")
     minute: sa.ColumnElement[int] = sa.literal_column("signed_at / 60")
     key = (authorizations.c.payer, authorizations.c.network, authorizations.c.asset, minute)
-    sums = sa.select(*key, sa.func.sum(authorizations.c.reserved_gwei)).group_by(*key)
-    counted = {tuple(row[:4]): int(row[4]) for row in conn.execute(sums) if row[4]}
-    kept = {tuple(row[:4]): int(row[4]) for row in conn.execute(sa.select(reserved)) if row[4]}
+    both = (sa.func.sum(authorizations.c[name]) for name in ("reserved_gwei", "reserved_rest"))
+    counted, kept = (
+        {tuple(row[:4]): (int(row[4]), int(row[5])) for row in conn.execute(query) if row[4] or row[5]}
+        for query in (sa.select(*key, *both).group_by(*key), sa.select(reserved))
+    )
     if counted != kept:
         wrong.append("The sums that the budget is checked against are not those of the authorizations.")
     has_signature = sa.exists().where(signatures.c.authorization_id == authorizations.c.id)

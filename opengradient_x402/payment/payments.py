@@ -265,7 +265,7 @@ class Payments(Resident):
                 prompt_tokens=call.prompt_bytes // BYTES_PER_TOKEN, max_tokens=call.max_tokens
             )
             if usd is not None:
-                worst = min(worst, usd_to_atomic(usd, asset_usd=asset_usd, asset=self.network.asset))
+                worst = min(worst, usd_to_atomic(usd, asset_usd=asset_usd, decimals=self.network.asset.decimals))
         return worst
 
     def draft(
@@ -291,6 +291,8 @@ class Payments(Resident):
             model=call.model,
             settlement_mode=call.settlement_mode,
             signed=to_sign,
+            asset_symbol=self.network.asset.symbol,
+            asset_decimals=self.network.asset.decimals,
         )
 
     def reserve(self, authorization: Authorization) -> Future[Authorization]:
@@ -442,7 +444,9 @@ class Payments(Resident):
         usd = info.cost_usd(prompt_tokens=receipt.prompt_tokens, completion_tokens=receipt.completion_tokens)
         if usd is None:
             return receipt
-        return replace(receipt, estimated_cost_atomic=usd_to_atomic(usd, asset_usd=asset_usd, asset=self.network.asset))
+        return replace(
+            receipt, estimated_cost_atomic=usd_to_atomic(usd, asset_usd=asset_usd, decimals=self.network.asset.decimals)
+        )
 
 
 def _authorization_id(network: Network, payer: str, nonce: int) -> str:

@@ -24,7 +24,7 @@ from opengradient_x402.payment.challenge import Challenge, PaymentTerms
 logger = logging.getLogger(__name__)
 
 Limit = str | int
-"""Text is an amount in whole tokens (`"0.5"` OPG); an int counts atomic units."""
+"""Text is an amount in whole tokens of the network (`"0.5"`); an int counts atomic units."""
 
 _HASH: Final = re.compile(r"0x[0-9a-fA-F]{64}", re.ASCII)
 _CLOCK_ADVICE: Final = "Set this machine's clock (NTP), or raise `max_clock_skew_s`."
@@ -310,7 +310,7 @@ def _check_limit(name: str, limit: object) -> None:
     if not isinstance(limit, str):
         raise ConfigurationError(
             f"`{name}` is {limit!r}. Nothing was paid. Give a limit as text in whole tokens "
-            '("0.5" is half an OPG), or as an int in atomic units; a float cannot hold money exactly.'
+            '("0.5" is half a token), or as an int in atomic units; a float cannot hold money exactly.'
         )
     try:
         # The asset is not known here: whether it has so many decimals is checked where it is.

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from opengradient_x402.errors import BudgetExceeded, ConfigurationError
 from opengradient_x402.ledger.authorizations import Authorization
 from opengradient_x402.ledger.receipts import SettlementReceipt, cost_of
-from opengradient_x402.money import Asset, parse_amount
+from opengradient_x402.money import Asset, PaidIn, only, parse_amount, shown
 from opengradient_x402.process import OwnLock
 
 _MOST_CALLS = 10_000
@@ -52,19 +52,27 @@ class RunLimit:
         self.limit = limit
         self.reserve_per_call = reserve_per_call
         self._lock = OwnLock()
-        self._asset: Asset | None = None
+        self._tokens: dict[tuple[str, str], PaidIn] = {}
+        """A record in each token that was paid in."""
         self._calls: dict[str, _Counted] = {}
 
     @property
     def spent_atomic(self) -> int:
-        """What the calls that have ended cost, at most, in atomic units."""
-        with self._lock:
-            return _total(call for call in self._calls.values() if not call.is_under_way)
+        """What the calls that have ended cost, at most, in atomic units. Raises ValueError for two tokens."""
+        return only(self._spent())
 
     @property
     def spent(self) -> str:
-        """`spent_atomic` with the token's symbol: "0.0125 OPG"."""
-        return "0" if self._asset is None else self._asset.format(self.spent_atomic)
+        """What the calls that have ended cost, at most: "0.0125 OPG", or "0.0125 OPG + 0.02 USDC"."""
+        return shown(self._spent())
+
+    def _spent(self) -> list[tuple[PaidIn, int]]:
+        with self._lock:
+            ended = [call for call in self._calls.values() if not call.is_under_way]
+            return [
+                (record, _total(call for call in ended if call.token == token))
+                for token, record in self._tokens.items()
+            ]
 
     @property
     def under_way(self) -> tuple[str, ...]:
@@ -85,11 +93,10 @@ class RunLimit:
 
         A call that is admitted again, with another authorization, counts once.
         """
-        self._asset = asset
         limit_atomic, worst = self._parsed(self.limit, asset), worst_case_atomic
         if self.reserve_per_call is not None and authorization.terms.scheme != "exact":
             worst = self._parsed(self.reserve_per_call, asset)
-        token = (authorization.network, authorization.asset)
+        token = self._token_of(authorization)
         call = _Counted(
             token=token,
             authorization_id=authorization.id,
@@ -125,6 +132,7 @@ class RunLimit:
             if receipt is None:
                 del self._calls[call_id]
             else:
+                self._token_of(receipt)
                 self._calls[call_id] = _counted(receipt, unless_known_atomic=held.amount_atomic)
                 self._sum_up_old()
 
@@ -132,6 +140,7 @@ class RunLimit:
         """Counts a call that this limit was not asked about, such as one of another process."""
         with self._lock:
             if receipt.call_id not in self._calls:
+                self._token_of(receipt)
                 self._calls[receipt.call_id] = _counted(receipt, unless_known_atomic=receipt.authorized_atomic)
                 self._sum_up_old()
 
@@ -161,6 +170,11 @@ class RunLimit:
         """Forgets the calls that have ended, for a limit that begins anew."""
         with self._lock:
             self._calls = {name: call for name, call in self._calls.items() if call.is_under_way}
+
+    def _token_of(self, record: Authorization | SettlementReceipt) -> tuple[str, str]:
+        token = (record.network, record.asset)
+        self._tokens[token] = record
+        return token
 
     @staticmethod
     def _parsed(amount: str, asset: Asset) -> int:

@@ -276,7 +276,9 @@ def _wanted(
             )
         min_allowance = approve_amount = opg_amount
     if min_allowance is None:
-        raise ConfigurationError('Say how much to allow: `min_allowance="5"` (OPG). Nothing was sent.')
+        raise ConfigurationError(
+            f'Say how much to allow: `min_allowance="5"` ({network.asset.symbol}). Nothing was sent.'
+        )
     min_atomic = _parsed("min_allowance", min_allowance, network)
     if approve_amount == UNLIMITED:
         return _Wanted(min_atomic, MAX_UINT256)

@@ -67,6 +67,8 @@ class _Settlement(_Shape):
     model: str
     settlement_mode: _Mode
     settled_atomic: _Amount | _Unknown = None
+    asset_symbol: str | _Unknown = None
+    asset_decimals: Annotated[int, Field(ge=0, le=77)] | _Unknown = None
     block_number: _Count | _Unknown = None
     block_hash: _Hash | _Unknown = None
     confirmations: _Count | _Unknown = None

@@ -11,7 +11,7 @@ from typing import Final
 
 from opengradient_x402.chain.eip712 import payment_digest
 from opengradient_x402.chain.questions import Transaction
-from opengradient_x402.ledger.authorizations import Authorization
+from opengradient_x402.ledger.authorizations import Authorization, token_fields
 from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt, transaction_claim
 from opengradient_x402.networks import Network
 from opengradient_x402.proofs.attestation import TeeProof
@@ -134,6 +134,8 @@ def foreign(entry: Authorization, network: Network) -> str | None:
     for terms in entry.signed:
         if terms.asset != network.asset.address:
             return f"it pays in the token {terms.asset}, and the network's is {network.asset.address}"
+        if entry.asset_decimals not in (None, network.asset.decimals):
+            return f"it counts in {entry.asset_decimals} decimals, and the network's token has {network.asset.decimals}"
         if terms.spender != spenders.get((terms.transfer_method, terms.scheme)):
             return f"it allows {terms.spender} to take the payment, and no contract of the network"
     return None
@@ -154,7 +156,7 @@ def mismatch(case: Case, network: Network) -> str | None:
             "deadline": (call.deadline, entry.deadline),
             "payer": (call.payer, entry.payer),
             "payee": (call.payee, entry.terms.payee),
-            "asset": (call.asset, entry.asset),
+            "asset": (token_fields(call), token_fields(entry)),
             "nonce": (call.nonce, str(entry.nonce)),
             "authorized amount": (call.authorized_atomic, entry.amount_atomic),
             "settled amount": (call.authorization_settled_atomic, entry.settled_atomic),

@@ -19,9 +19,9 @@ from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Final, Self
 
 from opengradient_x402.errors import ErrorKind, MoneyOutcome
-from opengradient_x402.ledger.authorizations import Authorization
+from opengradient_x402.ledger.authorizations import Authorization, token_fields
 from opengradient_x402.ledger.receipts import SettlementReceipt
-from opengradient_x402.money import format_amount
+from opengradient_x402.money import amount_in
 from opengradient_x402.process import Ending, Resident, belongs
 
 _log = logging.getLogger("opengradient_x402.events")
@@ -44,7 +44,16 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Signed(Event):
+class OfMoney(Event):
+    """An event with amounts, in atomic units of `asset`; whole tokens have `asset_decimals` decimals."""
+
+    asset: str
+    asset_symbol: str | None = None
+    asset_decimals: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Signed(OfMoney):
     """A payment of up to `amount_atomic` was signed, after it had been recorded."""
 
     name = "signed"
@@ -58,11 +67,11 @@ class Signed(Event):
     """Unix seconds."""
 
     def sentence(self) -> str:
-        return f"Signed up to {format_amount(self.amount_atomic)} OPG to {self.payee} for call {self.call_id}"
+        return f"Signed up to {amount_in(self, self.amount_atomic)} to {self.payee} for call {self.call_id}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SessionOpened(Event):
+class SessionOpened(OfMoney):
     """A gateway took a payment, and serves calls for it until `amount_atomic` is used up."""
 
     name = "session_opened"
@@ -76,7 +85,7 @@ class SessionOpened(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SessionRetired(Event):
+class SessionRetired(OfMoney):
     """No further call uses a session. `reason` is `gateway` (it ended the session), `idle`, `age`, `deadline` or
     `full`; those of time are noticed by the next call. `spent_atomic` is what its calls are believed to have cost."""
 
@@ -122,7 +131,7 @@ class CallEnded(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settled(Event):
+class Settled(OfMoney):
     """The chain shows a settlement: `amount_atomic` of at most `authorized_atomic`, in `tx_hash`.
 
     `lag_s` is the time from the first signature until this process saw it, in seconds.
@@ -137,12 +146,12 @@ class Settled(Event):
     lag_s: float
 
     def sentence(self) -> str:
-        taken, most = format_amount(self.amount_atomic), format_amount(self.authorized_atomic)
-        return f"Settled {taken} of {most} OPG for {self.authorization_id} in {self.tx_hash}"
+        taken, most = amount_in(self, self.amount_atomic), amount_in(self, self.authorized_atomic)
+        return f"Settled {taken} of {most} for {self.authorization_id} in {self.tx_hash}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Expired(Event):
+class Expired(OfMoney):
     """An authorization can take nothing any more: its deadline passed unused, or (`is_cancelled`) the payer made its
     nonce invalid. `authorized_atomic` is free again."""
 
@@ -154,11 +163,11 @@ class Expired(Event):
 
     def sentence(self) -> str:
         how = "was cancelled" if self.is_cancelled else "expired"
-        return f"{self.authorization_id} {how}: {format_amount(self.authorized_atomic)} OPG are free again"
+        return f"{self.authorization_id} {how}: {amount_in(self, self.authorized_atomic)} are free again"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reopened(Event):
+class Reopened(OfMoney):
     """The chain no longer shows what was recorded (its block is gone): the authorization may settle anew."""
 
     name = "reopened"
@@ -204,6 +213,7 @@ def found(authorization: Authorization) -> Event:
         "authorization_id": authorization.id,
         "endpoint": authorization.endpoint,
         "authorized_atomic": authorization.amount_atomic,
+        **token_fields(authorization),
     }
     if authorization.status == "settled":
         return Settled(

@@ -19,6 +19,7 @@ from opengradient_x402.errors import ConfigurationError, OpenGradientError
 from opengradient_x402.ledger.authorizations import Authorization
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.ledger.receipts import SettlementReceipt
+from opengradient_x402.money import PaidIn
 from opengradient_x402.networks import Network
 from opengradient_x402.telemetry import events
 
@@ -81,12 +82,12 @@ class _Gauges:
 
 
 def _read(payers: Iterable[Payer]) -> Iterator[_Standing]:
-    found: dict[tuple[str, str, int], Payer] = {}
+    found: dict[tuple[str, str, str, int], Payer] = {}
     for payer in payers:
         if not payer.ledger.is_closed:
-            found[payer.payer, payer.network.caip2, id(payer.ledger)] = payer
+            found[payer.payer, payer.network.caip2, payer.network.asset.address, id(payer.ledger)] = payer
     unfinished: dict[tuple[str, int], list[Authorization]] = {}
-    for (address, caip2, ledger), payer in found.items():
+    for (address, caip2, _, ledger), payer in found.items():
         asset = payer.network.asset
         try:
             if (caip2, ledger) not in unfinished:
@@ -95,12 +96,16 @@ def _read(payers: Iterable[Payer]) -> Iterator[_Standing]:
         except (OpenGradientError, TimeoutError) as exc:
             _log.warning("The ledger could not be read for metrics: %s", exc)
             continue
-        mine = [one for one in unfinished[caip2, ledger] if one.payer == address and not one.is_final]
+        mine = [
+            one
+            for one in unfinished[caip2, ledger]
+            if (one.payer, one.asset) == (address, asset.address) and not one.is_final
+        ]
         yield _Standing(
-            labels={"payer": address, "network": caip2},
-            budget=_tokens(payer.budget_atomic),
-            budget_left=_tokens(max(0, payer.budget_atomic - spent)),
-            reserved=_tokens(sum(one.reserved_atomic for one in mine)),
+            labels={"payer": address, "network": caip2, "asset": asset.symbol},
+            budget=_tokens(payer.budget_atomic, asset.decimals),
+            budget_left=_tokens(max(0, payer.budget_atomic - spent), asset.decimals),
+            reserved=_tokens(sum(one.reserved_atomic for one in mine), asset.decimals),
             oldest_s=max((time.time() - one.signed_at for one in mine), default=0.0),
         )
 
@@ -137,9 +142,9 @@ def instrument(meter_provider: MeterProvider | None = None) -> Callable[[], None
     def of_wallets(field: str) -> Callable[[], Iterable[tuple[float, dict[str, str]]]]:
         return lambda: [(getattr(wallet, field), wallet.labels) for wallet in gauges.wallets()]
 
-    gauge("opengradient.reserved", "{OPG}", "Signed for, and not settled for good", of_wallets("reserved"))
-    gauge("opengradient.budget", "{OPG}", "What may be spent or reserved in 24 hours", of_wallets("budget"))
-    gauge("opengradient.budget.left", "{OPG}", "Left of the budget of 24 hours", of_wallets("budget_left"))
+    gauge("opengradient.reserved", "{token}", "Signed for, and not settled for good", of_wallets("reserved"))
+    gauge("opengradient.budget", "{token}", "What may be spent or reserved in 24 hours", of_wallets("budget"))
+    gauge("opengradient.budget.left", "{token}", "Left of the budget of 24 hours", of_wallets("budget_left"))
     gauge("opengradient.authorization.oldest", "s", "Age of the oldest open payment", of_wallets("oldest_s"))
     gauge("opengradient.ledger.queue", "{job}", "Jobs that wait for the ledger's writer", lambda: [(_waiting(), {})])
     stop = events.listen(_Counters(meter))
@@ -155,7 +160,7 @@ class _Counters:
     """Counts events. Listens."""
 
     def __init__(self, meter: Any) -> None:
-        count, amount = meter.create_counter, "{OPG}"
+        count, amount = meter.create_counter, "{token}"
         self._calls = count("opengradient.calls", unit="{call}", description="Paid calls, by model and outcome")
         self._tokens = count("opengradient.tokens", unit="{token}", description="Tokens of paid calls")
         self._cost = count("opengradient.cost", unit=amount, description="What calls cost by the gateways' quotes")
@@ -195,15 +200,21 @@ class _Counters:
         self._tokens.add(receipt.prompt_tokens or 0, {"model": receipt.model, "kind": "prompt"})
         self._tokens.add(receipt.completion_tokens or 0, {"model": receipt.model, "kind": "completion"})
         cost = receipt.estimated_cost_atomic if receipt.cost_atomic is None else receipt.cost_atomic
-        self._cost.add(_tokens(cost or 0), {"model": receipt.model})
+        self._cost.add(_tokens(cost or 0, receipt.asset_decimals), {"model": receipt.model} | _named(receipt))
 
     def _settled(self, event: events.Event) -> None:
         status = "cancelled" if isinstance(event, events.Expired) and event.is_cancelled else event.name
         self._settlements.add(1, {"status": status})
         if isinstance(event, events.Settled):
-            self._spend.add(_tokens(event.amount_atomic), {"payer": event.payer})
+            taken = _tokens(event.amount_atomic, event.asset_decimals)
+            self._spend.add(taken, {"payer": event.payer} | _named(event))
             self._lag.record(event.lag_s)
 
 
-def _tokens(amount_atomic: int) -> float:
-    return amount_atomic / 10**18
+def _tokens(amount_atomic: int, decimals: int | None) -> float:
+    """Whole tokens; nothing of a token whose decimals nobody knows, since the sum would be wrong by powers of ten."""
+    return 0.0 if decimals is None else amount_atomic / 10**decimals
+
+
+def _named(record: PaidIn) -> dict[str, str]:
+    return {"asset": record.asset_symbol or record.asset}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from opengradient_x402.errors import OpenGradientError
-from opengradient_x402.ledger.authorizations import Authorization
+from opengradient_x402.ledger.authorizations import Authorization, token_fields
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.telemetry import events
 
@@ -28,6 +28,7 @@ class Reports:
         events.report(
             events.Signed(
                 **self._whose,
+                **token_fields(authorization),
                 call_id=authorization.call_id,
                 authorization_id=authorization.id,
                 endpoint=authorization.endpoint,
@@ -43,6 +44,7 @@ class Reports:
         events.report(
             events.SessionOpened(
                 **self._whose,
+                **token_fields(paid_by),
                 authorization_id=paid_by.id,
                 origin=origin,
                 amount_atomic=paid_by.terms.amount_atomic,
@@ -55,6 +57,7 @@ class Reports:
         events.report(
             events.SessionRetired(
                 **self._whose,
+                **token_fields(paid_by),
                 authorization_id=paid_by.id,
                 origin=origin,
                 reason=reason,

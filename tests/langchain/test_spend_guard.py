@@ -51,7 +51,7 @@ def worst_case_of_one_call(payer: Payer, **fields: int) -> int:
     with pytest.raises(BudgetExceeded) as caught:
         payer.model(**fields).invoke("Hello", {"callbacks": [SpendGuard("0")]})
     words = str(caught.value).split()
-    return parse_amount(words[words.index("cost") + 1])
+    return parse_amount(words[words.index("cost") + 1], decimals=18)
 
 
 @pytest.mark.parametrize("how", ["one after another", "batch", "gather", "streams"])

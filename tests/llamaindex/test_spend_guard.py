@@ -21,7 +21,7 @@ def cost_of_one_call(llm: OpenGradient) -> int:
 
 
 def test_the_call_over_the_limit_is_not_made(llm: OpenGradient) -> None:
-    cost = format_amount(cost_of_one_call(llm))
+    cost = format_amount(cost_of_one_call(llm), decimals=18)
     with SpendGuard(cost, reserve_per_call=cost).listening() as guard:
         llm.complete("Hello")
         with pytest.raises(BudgetExceeded, match="not made and not paid"):
@@ -53,7 +53,7 @@ async def test_an_agent_is_stopped_between_its_calls(make_llm: Callable[..., Ope
         return 4_000_000
 
     llm = make_llm()
-    cost = format_amount(cost_of_one_call(llm))
+    cost = format_amount(cost_of_one_call(llm), decimals=18)
     with SpendGuard(cost, reserve_per_call=cost).listening() as guard:
         with pytest.raises(BudgetExceeded):
             await FunctionAgent(tools=[population], llm=llm).run("What is the population of the city of Berlin?")

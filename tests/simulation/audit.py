@@ -99,12 +99,15 @@ class Auditor:
         for authorization_id in authorization_ids:
             row = (
                 self._connected()
-                .execute("SELECT nonce, status, reserved_gwei FROM authorizations WHERE id = ?", (authorization_id,))
+                .execute(
+                    "SELECT nonce, status, reserved_gwei, reserved_rest FROM authorizations WHERE id = ?",
+                    (authorization_id,),
+                )
                 .fetchone()
             )
             if row is not None:
                 nonce = int(row[0])
-                self._rows[nonce] = row[1], row[2] * _GWEI
+                self._rows[nonce] = row[1], row[2] * _GWEI + row[3]
                 self._check(nonce)
 
     # -- the chain has changed
@@ -168,10 +171,17 @@ class Auditor:
     def _check_sums(self) -> None:
         """What a budget counts is kept by the minute: it must be what the authorizations reserve."""
         conn = self._connected()
-        (kept,) = conn.execute("SELECT coalesce(sum(gwei), 0) FROM reserved").fetchone()
-        (reserved,) = conn.execute("SELECT coalesce(sum(reserved_gwei), 0) FROM authorizations").fetchone()
+        kept, reserved = (
+            conn.execute(
+                f"SELECT coalesce(sum({gwei}), 0) * {_GWEI} + coalesce(sum({rest}), 0) FROM {table}"
+            ).fetchone()
+            for gwei, rest, table in (
+                ("gwei", "rest", "reserved"),
+                ("reserved_gwei", "reserved_rest", "authorizations"),
+            )
+        )
         if kept != reserved:
-            raise Broken("budgets hold", f"the budget counts {kept} gwei, and {reserved} gwei are reserved or spent")
+            raise Broken("budgets hold", f"the budget counts {kept[0]}, and {reserved[0]} are reserved or spent")
 
     def _check_dispute(self, authorization_id: str, taken: int, out: Out) -> None:
         if out.signatures[0].scheme == "exact":

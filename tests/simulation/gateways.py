@@ -271,9 +271,7 @@ def price_of(prompt_tokens: int, completion_tokens: int) -> int:
     usd = info.cost_usd(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
     from decimal import Decimal
 
-    from opengradient_x402.networks import PRESETS
-
-    return usd_to_atomic(usd, asset_usd=Decimal(OPG_USD), asset=PRESETS["base"].asset)
+    return usd_to_atomic(usd, asset_usd=Decimal(OPG_USD), decimals=18)
 
 
 @lru_cache(maxsize=1024)

@@ -32,6 +32,8 @@ def entry(number: int = 1, *, amount_atomic: int = OPG // 10, **changes) -> Auth
         "endpoint": "http://127.0.0.1/v1/chat/completions",
         "model": "openai/gpt-5",
         "settlement_mode": "batch",
+        "asset_symbol": "OPG",
+        "asset_decimals": 18,
     }
     values |= changes
     terms = SignedTerms(**{name: values.pop(name) for name in _TERMS})

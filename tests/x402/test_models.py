@@ -148,8 +148,8 @@ def test_long_prompts_cost_the_long_price_for_the_whole_call():
 
 
 def test_a_cost_in_tokens_is_rounded_up_to_the_atomic_unit():
-    assert usd_to_atomic(Decimal("0.3"), asset_usd=Decimal("0.1"), asset=OPG) == 3 * 10**18
-    assert usd_to_atomic(Decimal(1), asset_usd=Decimal(3), asset=OPG) == 333333333333333334
-    assert usd_to_atomic(Decimal(0), asset_usd=Decimal(3), asset=OPG) == 0
+    assert usd_to_atomic(Decimal("0.3"), asset_usd=Decimal("0.1"), decimals=18) == 3 * 10**18
+    assert usd_to_atomic(Decimal(1), asset_usd=Decimal(3), decimals=18) == 333333333333333334
+    assert usd_to_atomic(Decimal(0), asset_usd=Decimal(3), decimals=18) == 0
     with pytest.raises(ValueError, match="cannot be right"):
-        usd_to_atomic(Decimal(1), asset_usd=Decimal(0), asset=OPG)
+        usd_to_atomic(Decimal(1), asset_usd=Decimal(0), decimals=18)

@@ -32,7 +32,7 @@ OPG = Asset(
     ],
 )
 def test_amounts_become_exact_atomic_units(amount, atomic):
-    assert parse_amount(amount) == atomic
+    assert parse_amount(amount, decimals=18) == atomic
 
 
 @pytest.mark.parametrize(
@@ -56,17 +56,17 @@ def test_amounts_become_exact_atomic_units(amount, atomic):
 )
 def test_text_that_is_not_a_plain_decimal_is_refused(text):
     with pytest.raises(ValueError, match=r"amount|decimals"):
-        parse_amount(text)
+        parse_amount(text, decimals=18)
 
 
 def test_floats_are_refused_with_the_text_to_write_instead():
     with pytest.raises(TypeError, match=r'Write it as text: "0\.1"'):
-        parse_amount(0.1)  # type: ignore[arg-type]
+        parse_amount(0.1, decimals=18)  # type: ignore[arg-type]
 
 
 def test_booleans_are_not_amounts():
     with pytest.raises(TypeError, match="bool"):
-        parse_amount(True)
+        parse_amount(True, decimals=18)
 
 
 def test_amounts_beyond_a_uint256_are_refused():
@@ -77,12 +77,12 @@ def test_amounts_beyond_a_uint256_are_refused():
 
 def test_an_overlong_number_is_refused_without_being_converted():
     with pytest.raises(ValueError, match=r"\.\.\."):
-        parse_amount("9" * 100_000)
+        parse_amount("9" * 100_000, decimals=18)
 
 
 def test_balance_changes_can_be_negative():
     assert format_amount(-1, decimals=2) == "-0.01"
-    assert format_amount(-(10**18)) == "-1"
+    assert format_amount(-(10**18), decimals=18) == "-1"
 
 
 def test_an_asset_writes_amounts_with_its_symbol():

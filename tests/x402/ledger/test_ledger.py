@@ -73,6 +73,18 @@ def test_an_unsent_authorization_frees_its_budget_and_leaves_no_receipt(ledger):
     assert ledger.spent(payer=entry().payer, asset=entry().asset, network=entry().network).result() == 0
 
 
+def test_a_budget_in_a_token_with_six_decimals_is_exact_to_the_unit(ledger):
+    usdc = {"asset_symbol": "USDC", "asset_decimals": 6, "amount_atomic": 333_333}
+    budget = Budget(limit_atomic=1_000_000)
+    for number in (1, 2, 3):
+        ledger.authorize(entry(number, **usdc), budget=budget).result()
+    with pytest.raises(BudgetExceeded, match=r"0\.000002 USDC would exceed the budget: 0\.999999 USDC of 1 USDC are"):
+        ledger.authorize(entry(4, **usdc | {"amount_atomic": 2}), budget=budget).result()
+    ledger.authorize(entry(5, **usdc | {"amount_atomic": 1}), budget=budget).result()
+    one = entry(1)
+    assert ledger.spent(payer=one.payer, asset=one.asset, network=one.network).result() == 1_000_000
+
+
 def test_signing_again_under_the_same_nonce_reserves_the_larger_amount_once(ledger):
     ledger.authorize(entry(1, amount_atomic=3 * 10**9)).result()
     ledger.authorize(entry(1, amount_atomic=2 * 10**9)).result()

@@ -149,7 +149,7 @@ def test_a_reservation_that_does_not_follow_from_the_signatures_is_found_and_com
         conn.execute("UPDATE reserved SET gwei = 0")
         conn.execute("UPDATE calls SET payer = NULL WHERE call_id = 'call_4'")
     problems = check(_url(path))
-    assert "Authorization auth_3 reserves 0 gwei, not 100000000." in problems
+    assert f"Authorization auth_3 reserves 0 atomic units, not {OPG // 10}." in problems
     assert len(problems) == 3
     repair(_url(path))
     assert check(_url(path)) == []

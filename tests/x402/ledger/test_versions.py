@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from opengradient_x402.errors import BudgetExceeded, LedgerUnavailable
 from opengradient_x402.ledger.authorizations import Budget
 from opengradient_x402.ledger.ledger import Ledger
+from opengradient_x402.ledger.upkeep import check
 from support.ledger_rows import NOW, OPG, entry, served
 
 _FIRST_TABLES = """
@@ -28,6 +30,20 @@ CREATE TABLE calls (
 );
 CREATE TABLE pins ("key" TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
+
+_TO_SECOND_VERSION = """
+DROP INDEX authorizations_budget;
+UPDATE authorizations SET reserved_gwei = reserved_gwei + (reserved_rest > 0);
+UPDATE reserved SET gwei = (SELECT sum(reserved_gwei) FROM authorizations);
+UPDATE calls SET receipt = json_remove(receipt, '$.asset_symbol', '$.asset_decimals');
+ALTER TABLE authorizations DROP COLUMN reserved_rest;
+ALTER TABLE authorizations DROP COLUMN asset_symbol;
+ALTER TABLE authorizations DROP COLUMN asset_decimals;
+ALTER TABLE reserved DROP COLUMN rest;
+CREATE INDEX authorizations_budget ON authorizations (payer, network, asset, signed_at, reserved_gwei);
+UPDATE schema SET version = 2;
+"""
+"""A ledger of today as version 2 had it: what is reserved was rounded up, and no record named its token."""
 
 
 @pytest.fixture
@@ -82,6 +98,25 @@ def test_a_ledger_of_the_first_version_keeps_its_authorizations_receipts_and_res
     again = Ledger(first)
     assert again.authorizations().result() == [entry(1)]
     again.close()
+
+
+def test_a_ledger_of_the_second_version_counts_exactly_from_then_on_and_stays_the_same_ledger(tmp_path):
+    path = tmp_path / "second.sqlite"
+    amounts = {1: 10**17 + 5, 2: 7, 3: 10**18}
+    with closing(Ledger(path)) as ledger:
+        for number, amount_atomic in amounts.items():
+            ledger.authorize(entry(number, amount_atomic=amount_atomic)).result()
+        settled = replace(entry(3), status="settled", settled_atomic=123_456_789_012_345_678)
+        ledger.record_settlement(settled).result()
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.executescript(_TO_SECOND_VERSION)
+    with closing(Ledger(path)) as again:
+        known = again.authorizations().result()
+        spent = again.spent(payer=entry().payer, asset=entry().asset, network=entry().network).result()
+        assert spent == sum(one.reserved_atomic for one in known) == 10**17 + 5 + 7 + 123_456_789_012_345_678
+        assert {(one.asset_symbol, one.asset_decimals) for one in known} == {("OPG", 18)}
+        assert {(one.asset_symbol, one.asset_decimals) for one in again.receipts().result()} == {("OPG", 18)}
+    assert check(f"sqlite:///{path}") == []
 
 
 def test_a_ledger_of_a_newer_version_is_refused_before_anything_is_signed_and_left_as_it_is(tmp_path):

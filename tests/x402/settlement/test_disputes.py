@@ -42,9 +42,9 @@ def test_a_settlement_above_the_quotes_is_disputed_with_the_numbers(net, tmp_pat
     assert sum(receipt.settled_atomic for receipt in receipts) == calls[0].authorized_atomic
     for receipt in receipts:
         assert receipt.is_final
-        assert format_amount(calls[0].authorized_atomic) in receipt.dispute
-        assert format_amount(cost) in receipt.dispute
-        assert format_amount(calls[0].authorized_atomic - cost) in receipt.dispute
+        assert format_amount(calls[0].authorized_atomic, decimals=18) in receipt.dispute
+        assert format_amount(cost, decimals=18) in receipt.dispute
+        assert format_amount(calls[0].authorized_atomic - cost, decimals=18) in receipt.dispute
         assert calls[1].call_id in receipt.dispute
 
 
