@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from opengradient_x402.addresses import checksum_address
@@ -20,6 +20,9 @@ from opengradient_x402.models import is_same_model
 from opengradient_x402.money import Asset, parse_amount
 from opengradient_x402.networks import Network, check_payable_url
 from opengradient_x402.payment.challenge import Challenge, PaymentTerms
+
+if TYPE_CHECKING:
+    from opengradient_x402.payment.approval import Approval
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +44,10 @@ class SpendPolicy:
     day; and how far a quoted token price may be from those before it. `pcr_hashes` are the enclave
     images (0x-hex, 32 bytes) that may be called: as registered, or as attested by a gateway at a URL; None takes all.
     `sponsored_approval` is how much Permit2 may be allowed to move by an approval that the facilitator sends for a
-    wallet without gas; None (the default) never signs one. Raises ConfigurationError for limits that cannot be
-    meant (floats, negative, unreadable).
+    wallet without gas; None (the default) never signs one. `approval` is asked before a signature that allows more
+    than `approve_above`: a function, sync or async, that takes an `ApprovalRequest` and returns True or False; without
+    an answer within `approval_timeout_s` seconds nothing is signed. Raises ConfigurationError for limits that cannot
+    be meant (floats, negative, unreadable).
     """
 
     max_per_authorization: Limit = "5"
@@ -57,12 +62,20 @@ class SpendPolicy:
     allow_private_endpoints: bool = False
     pcr_hashes: Collection[str] | None = None
     sponsored_approval: Limit | None = None
+    approve_above: Limit | None = None
+    approval: Approval | None = None
+    approval_timeout_s: float = 300.0
 
     def __post_init__(self) -> None:
-        for name in ("max_per_authorization", "max_per_day", "max_per_call", "sponsored_approval"):
+        for name in ("max_per_authorization", "max_per_day", "max_per_call", "sponsored_approval", "approve_above"):
             limit = getattr(self, name)
             if limit is not None or name in ("max_per_authorization", "max_per_day"):
                 _check_limit(name, limit)
+        if (self.approve_above is None) != (self.approval is None):
+            raise ConfigurationError(
+                "`approve_above` and `approval` belong together: from which amount on is asked, and who asks. Nothing "
+                'was paid. Give both, such as `approve_above="0.5", approval=ask_in_terminal`.'
+            )
         per_model = dict(self.max_per_model)
         for model, limit in per_model.items():
             _check_limit(f"max_per_model[{model!r}]", limit)
@@ -81,6 +94,10 @@ class SpendPolicy:
     def sponsored_approval_atomic(self, asset: Asset) -> int | None:
         """How much a sponsored approval may allow; None when none is signed."""
         return None if self.sponsored_approval is None else _atomic(self.sponsored_approval, asset)
+
+    def approve_above_atomic(self, asset: Asset) -> int | None:
+        """From more than which amount on a person is asked; None when nobody is."""
+        return None if self.approve_above is None else _atomic(self.approve_above, asset)
 
     def per_day_atomic(self, asset: Asset) -> int:
         """The most that may be spent or outstanding within 24 hours."""
