@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt
     from opengradient_x402.models import TEE_LLM
     from opengradient_x402.networks import Network, load_network
-    from opengradient_x402.payment.approval import ApprovalRequest, ask_in_terminal
+    from opengradient_x402.payment.approval import ask_in_terminal
     from opengradient_x402.payment.payments import Payments
-    from opengradient_x402.payment.policy import SpendPolicy
+    from opengradient_x402.payment.policy import ApprovalRequest, SpendPolicy
     from opengradient_x402.payment.transport import AsyncX402Transport, X402Transport
     from opengradient_x402.payment.wallet import Wallet
     from opengradient_x402.proofs.data_settlement import DataSettlements
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from opengradient_x402.telemetry.events import Event, listen
 
 _HOMES = {
-    "ApprovalRequest": "payment.approval",
+    "ApprovalRequest": "payment.policy",
     "AsyncGatewayClient": "gateway.client",
     "AsyncX402Transport": "payment.transport",
     "BackgroundReconciler": "settlement.background",

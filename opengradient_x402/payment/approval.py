@@ -12,9 +12,8 @@ import inspect
 import json
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass
 from typing import Any, Final, cast
 
 from opengradient_x402.effects import Steps, Wait, in_thread
@@ -23,45 +22,10 @@ from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.money import Asset
 from opengradient_x402.payment.call import Call
 from opengradient_x402.payment.challenge import PaymentTerms
-from opengradient_x402.payment.policy import SpendPolicy
+from opengradient_x402.payment.policy import Approval, ApprovalRequest, SpendPolicy
 
 NOTED_AS: Final = "approval"
 """The ledger notes a decision under `approval <call id>`."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ApprovalRequest:
-    """A payment that waits for a person's answer.
-
-    `amount` is the most that the signature allows, in whole tokens of `symbol`; `amount_atomic` is the same in atomic
-    units. An `upto` payment may serve further calls of its session, up to that amount.
-    """
-
-    call_id: str
-    endpoint: str
-    """The gateway's URL."""
-    payee: str
-    payer: str
-    network: str
-    scheme: str
-    amount_atomic: int
-    amount: str
-    symbol: str
-    model: str
-
-    def to_json(self) -> dict[str, Any]:
-        """The request as plain JSON; amounts in atomic units as text."""
-        return {**asdict(self), "amount_atomic": str(self.amount_atomic)}
-
-    @property
-    def question(self) -> str:
-        """One sentence for a person."""
-        most = f"up to {self.amount}" if self.scheme == "upto" else self.amount
-        return f"Pay {most} {self.symbol} to {self.payee} at {self.endpoint} for {self.model}?"
-
-
-Approval = Callable[[ApprovalRequest], bool | Awaitable[bool]]
-"""Answers whether a payment may be signed; sync or async. What it raises ends the call, and nothing is signed."""
 
 
 def approved(

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from dataclasses import asdict, dataclass
 from decimal import Decimal
-from typing import TYPE_CHECKING, Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from opengradient_x402.addresses import checksum_address
@@ -21,9 +21,6 @@ from opengradient_x402.money import Asset, parse_amount
 from opengradient_x402.networks import Network, check_payable_url
 from opengradient_x402.payment.challenge import Challenge, PaymentTerms
 
-if TYPE_CHECKING:
-    from opengradient_x402.payment.approval import Approval
-
 logger = logging.getLogger(__name__)
 
 Limit = str | int
@@ -31,6 +28,41 @@ Limit = str | int
 
 _HASH: Final = re.compile(r"0x[0-9a-fA-F]{64}", re.ASCII)
 _CLOCK_ADVICE: Final = "Set this machine's clock (NTP), or raise `max_clock_skew_s`."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApprovalRequest:
+    """A payment that waits for a person's answer.
+
+    `amount` is the most that the signature allows, in whole tokens of `symbol`; `amount_atomic` is the same in atomic
+    units. An `upto` payment may serve further calls of its session, up to that amount.
+    """
+
+    call_id: str
+    endpoint: str
+    """The gateway's URL."""
+    payee: str
+    payer: str
+    network: str
+    scheme: str
+    amount_atomic: int
+    amount: str
+    symbol: str
+    model: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The request as plain JSON; amounts in atomic units as text."""
+        return {**asdict(self), "amount_atomic": str(self.amount_atomic)}
+
+    @property
+    def question(self) -> str:
+        """One sentence for a person."""
+        most = f"up to {self.amount}" if self.scheme == "upto" else self.amount
+        return f"Pay {most} {self.symbol} to {self.payee} at {self.endpoint} for {self.model}?"
+
+
+Approval = Callable[[ApprovalRequest], bool | Awaitable[bool]]
+"""Answers whether a payment may be signed; sync or async. What it raises ends the call, and nothing is signed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
