@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         ProgressDotsHandler,
         TokenCounterHandler,
     )
-    from langchain_opengradient.spend_guard import SpendGuard
+    from langchain_opengradient.spend_guard import SpendGuard, interrupt_for_approval
     from opengradient_x402.gateway.request import GatewayLimitation
     from opengradient_x402.settlement_mode import SettlementMode
 
@@ -38,6 +38,7 @@ __all__ = [
     "TokenCounterHandler",
     "areceipt_of",
     "get_settlement_callback",
+    "interrupt_for_approval",
     "receipt_of",
 ]
 
@@ -53,6 +54,7 @@ _HOME = {
     "TokenCounterHandler": "langchain_opengradient.displays",
     "areceipt_of": "langchain_opengradient.conversions",
     "get_settlement_callback": "langchain_opengradient.callbacks",
+    "interrupt_for_approval": "langchain_opengradient.spend_guard",
     "receipt_of": "langchain_opengradient.conversions",
 }
 

@@ -1,15 +1,20 @@
-"""`SpendGuard`: ends a run before the call that could take it over its limit.
+"""What stops a run before it pays: `SpendGuard` ends it at a limit, `interrupt_for_approval` pauses it for a person.
 
-A handler with a limit, which the model asks when a call is about to be paid (`opengradient_x402.payment.run_limit`).
-What a wallet may spend at all is the `SpendPolicy`'s business.
+The guard is a handler with a limit, which the model asks when a call is about to be paid
+(`opengradient_x402.payment.run_limit`). What a wallet may spend at all is the `SpendPolicy`'s business.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from langchain_opengradient.callbacks import SettlementCallbackHandler
 from opengradient_x402.ledger.receipts import SettlementReceipt
+<<<<<<< HEAD
+=======
+from opengradient_x402.money import Asset
+from opengradient_x402.payment.policy import ApprovalRequest
+>>>>>>> w/approval
 from opengradient_x402.payment.run_limit import RunLimit
 
 
@@ -67,3 +72,16 @@ class SpendGuard(SettlementCallbackHandler):
 
     def _take_news(self, receipt: SettlementReceipt) -> None:
         self.run_limit.update([receipt])
+
+
+def interrupt_for_approval(request: ApprovalRequest) -> bool:
+    """Pauses a LangGraph run before it pays: `SpendPolicy(approve_above="0.5", approval=interrupt_for_approval)`.
+
+    The interrupt's value is the request as JSON, with its `question`. The run needs a checkpointer, and goes on with
+    `Command(resume=True)`, or `False` to refuse. The node that asked is run again then: nothing of it was signed or
+    paid before.
+    """
+    from langgraph.types import interrupt
+
+    answer = interrupt({**request.to_json(), "question": request.question})
+    return answer is True or (isinstance(answer, Mapping) and answer.get("approved") is True)

@@ -217,6 +217,7 @@ class PaidModel(FunctionCallingLLM):
         if policy is None:
             return None
         limits = dataclasses.asdict(policy)
+        limits.pop("approval")  # who asks is named again by whoever loads the model
         return {name: sorted(limit) if isinstance(limit, frozenset) else limit for name, limit in limits.items()}
 
     @field_serializer("ledger")

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt
     from opengradient_x402.models import TEE_LLM
     from opengradient_x402.networks import Network, load_network
+    from opengradient_x402.payment.approval import ask_in_terminal
     from opengradient_x402.payment.payments import Payments
-    from opengradient_x402.payment.policy import SpendPolicy
+    from opengradient_x402.payment.policy import ApprovalRequest, SpendPolicy
     from opengradient_x402.payment.transport import AsyncX402Transport, X402Transport
     from opengradient_x402.payment.wallet import Wallet
     from opengradient_x402.proofs.data_settlement import DataSettlements
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from opengradient_x402.telemetry.events import Event, listen
 
 _HOMES = {
+    "ApprovalRequest": "payment.policy",
     "AsyncGatewayClient": "gateway.client",
     "AsyncX402Transport": "payment.transport",
     "BackgroundReconciler": "settlement.background",
@@ -71,6 +73,7 @@ _HOMES = {
     "X402Transport": "payment.transport",
     "aexport_bundle": "proofs.verification",
     "areceipt_of": "settlement.restored",
+    "ask_in_terminal": "payment.approval",
     "export_bundle": "proofs.verification",
     "listen": "telemetry.events",
     "load_network": "networks",
@@ -80,6 +83,7 @@ _HOMES = {
 
 __all__ = [
     "TEE_LLM",
+    "ApprovalRequest",
     "AsyncGatewayClient",
     "AsyncX402Transport",
     "BackgroundReconciler",
@@ -112,6 +116,7 @@ __all__ = [
     "X402Transport",
     "aexport_bundle",
     "areceipt_of",
+    "ask_in_terminal",
     "export_bundle",
     "listen",
     "load_network",

@@ -152,6 +152,10 @@ class BudgetExceeded(PolicyRefused):
     """The authorization would take spending above a budget."""
 
 
+class PaymentNotApproved(PolicyRefused):
+    """A person refused the payment, or did not answer in time (`SpendPolicy.approve_above`)."""
+
+
 class InsufficientFunds(NotPaid):
     """The payer's balance (of the token, or of the gas coin) is too small."""
 

@@ -33,6 +33,7 @@ from opengradient_x402.errors import (
     PaymentOutcomeUnknown,
 )
 from opengradient_x402.ledger.authorizations import Authorization
+from opengradient_x402.payment.approval import approved
 from opengradient_x402.payment.call import Call
 from opengradient_x402.payment.challenge import Challenge, PaymentTerms, parse_challenge
 from opengradient_x402.payment.payments import Payments
@@ -252,6 +253,15 @@ def _acceptable(
         payments.gateways.confirm_facilitator(terms, key.origin, (yield from _from_ledger(pin, call)))
     if (asked := payments.clock.check()) is not None:
         yield Wait(asked)
+    if payments.policy.approval is not None:
+        yield from approved(
+            terms,
+            call,
+            payer=payments.payer,
+            asset=payments.network.asset,
+            policy=payments.policy,
+            ledger=payments.ledger,
+        )
     return terms
 
 

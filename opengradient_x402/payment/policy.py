@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from dataclasses import asdict, dataclass
 from decimal import Decimal
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from opengradient_x402.addresses import checksum_address
@@ -31,6 +31,41 @@ _CLOCK_ADVICE: Final = "Set this machine's clock (NTP), or raise `max_clock_skew
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ApprovalRequest:
+    """A payment that waits for a person's answer.
+
+    `amount` is the most that the signature allows, in whole tokens of `symbol`; `amount_atomic` is the same in atomic
+    units. An `upto` payment may serve further calls of its session, up to that amount.
+    """
+
+    call_id: str
+    endpoint: str
+    """The gateway's URL."""
+    payee: str
+    payer: str
+    network: str
+    scheme: str
+    amount_atomic: int
+    amount: str
+    symbol: str
+    model: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The request as plain JSON; amounts in atomic units as text."""
+        return {**asdict(self), "amount_atomic": str(self.amount_atomic)}
+
+    @property
+    def question(self) -> str:
+        """One sentence for a person."""
+        most = f"up to {self.amount}" if self.scheme == "upto" else self.amount
+        return f"Pay {most} {self.symbol} to {self.payee} at {self.endpoint} for {self.model}?"
+
+
+Approval = Callable[[ApprovalRequest], bool | Awaitable[bool]]
+"""Answers whether a payment may be signed; sync or async. What it raises ends the call, and nothing is signed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SpendPolicy:
     """Limits on payments; the defaults are safe for a developer's machine.
 
@@ -41,8 +76,10 @@ class SpendPolicy:
     day; and how far a quoted token price may be from those before it. `pcr_hashes` are the enclave
     images (0x-hex, 32 bytes) that may be called: as registered, or as attested by a gateway at a URL; None takes all.
     `sponsored_approval` is how much Permit2 may be allowed to move by an approval that the facilitator sends for a
-    wallet without gas; None (the default) never signs one. Raises ConfigurationError for limits that cannot be
-    meant (floats, negative, unreadable).
+    wallet without gas; None (the default) never signs one. `approval` is asked before a signature that allows more
+    than `approve_above`: a function, sync or async, that takes an `ApprovalRequest` and returns True or False; without
+    an answer within `approval_timeout_s` seconds nothing is signed. Raises ConfigurationError for limits that cannot
+    be meant (floats, negative, unreadable).
     """
 
     max_per_authorization: Limit = "5"
@@ -57,12 +94,20 @@ class SpendPolicy:
     allow_private_endpoints: bool = False
     pcr_hashes: Collection[str] | None = None
     sponsored_approval: Limit | None = None
+    approve_above: Limit | None = None
+    approval: Approval | None = None
+    approval_timeout_s: float = 300.0
 
     def __post_init__(self) -> None:
-        for name in ("max_per_authorization", "max_per_day", "max_per_call", "sponsored_approval"):
+        for name in ("max_per_authorization", "max_per_day", "max_per_call", "sponsored_approval", "approve_above"):
             limit = getattr(self, name)
             if limit is not None or name in ("max_per_authorization", "max_per_day"):
                 _check_limit(name, limit)
+        if (self.approve_above is None) != (self.approval is None):
+            raise ConfigurationError(
+                "`approve_above` and `approval` belong together: from which amount on is asked, and who asks. Nothing "
+                'was paid. Give both, such as `approve_above="0.5", approval=ask_in_terminal`.'
+            )
         per_model = dict(self.max_per_model)
         for model, limit in per_model.items():
             _check_limit(f"max_per_model[{model!r}]", limit)
@@ -81,6 +126,10 @@ class SpendPolicy:
     def sponsored_approval_atomic(self, asset: Asset) -> int | None:
         """How much a sponsored approval may allow; None when none is signed."""
         return None if self.sponsored_approval is None else _atomic(self.sponsored_approval, asset)
+
+    def approve_above_atomic(self, asset: Asset) -> int | None:
+        """From more than which amount on a person is asked; None when nobody is."""
+        return None if self.approve_above is None else _atomic(self.approve_above, asset)
 
     def per_day_atomic(self, asset: Asset) -> int:
         """The most that may be spent or outstanding within 24 hours."""
