@@ -10,11 +10,7 @@ from collections.abc import Callable, Mapping
 
 from langchain_opengradient.callbacks import SettlementCallbackHandler
 from opengradient_x402.ledger.receipts import SettlementReceipt
-<<<<<<< HEAD
-=======
-from opengradient_x402.money import Asset
 from opengradient_x402.payment.policy import ApprovalRequest
->>>>>>> w/approval
 from opengradient_x402.payment.run_limit import RunLimit
 
 
