@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
@@ -93,8 +93,9 @@ def _performed(effect: Effect, send: Callable[[httpx.Request], httpx.Response] |
             return cast("Callable[[httpx.Request], httpx.Response]", send)(request)
         case Read(response, take):
             try:
-                for piece in () if take is None else response.iter_bytes():
-                    cast("Callable[[bytes], None]", take)(piece)
+                if take is not None:
+                    for piece in pieces(response):
+                        take(piece)
             finally:
                 response.close()
         case Wait(future, timeout_s):
@@ -113,7 +114,7 @@ async def _performed_async(effect: Effect, send: Callable[[httpx.Request], Await
         case Read(response, take):
             try:
                 if take is not None:
-                    async for piece in response.aiter_bytes():
+                    async for piece in apieces(response):
                         take(piece)
             finally:
                 await response.aclose()
@@ -124,6 +125,20 @@ async def _performed_async(effect: Effect, send: Callable[[httpx.Request], Await
         case _:
             assert_never(effect)
     return None
+
+
+def pieces(response: httpx.Response) -> Iterator[bytes]:
+    """The body as it comes, unpacked; what is not packed goes through no further hands."""
+    if response.headers.get("content-encoding"):
+        return response.iter_bytes()
+    return iter(cast("Iterable[bytes]", response.stream))
+
+
+def apieces(response: httpx.Response) -> AsyncIterator[bytes]:
+    """As `pieces`, for coroutines."""
+    if response.headers.get("content-encoding"):
+        return response.aiter_bytes()
+    return aiter(cast("AsyncIterable[bytes]", response.stream))
 
 
 def in_thread(work: Callable[[], T], *, name: str) -> Future[T]:
@@ -146,12 +161,18 @@ async def awaited(future: Future[T], timeout_s: float | None = None) -> T:
         return future.result()
     # Not `wrap_future`: the future is shared with others, who must not be cancelled with this task, and it may
     # be done when this loop is closed.
-    loop, done = asyncio.get_running_loop(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    done = loop.create_future()
+
+    def end() -> None:
+        if not done.done():
+            done.set_result(None)
 
     def wake(_: Future[T]) -> None:
         with suppress(RuntimeError):  # the loop is closed: nobody waits there any more
-            loop.call_soon_threadsafe(done.set)
+            loop.call_soon_threadsafe(end)
 
     future.add_done_callback(wake)
-    await asyncio.wait_for(done.wait(), timeout_s)
+    async with asyncio.timeout(timeout_s):
+        await done
     return future.result()

@@ -393,11 +393,11 @@ def _asking(request: httpx.Request, call: Call) -> httpx.Request:
 
 def _with_header(request: httpx.Request, name: str, value: str) -> httpx.Request:
     """A copy that carries the payment; the caller's request never does, so no redirect can carry it on."""
-    headers = request.headers.copy()
-    headers[name] = value
-    return httpx.Request(
-        request.method, request.url, headers=headers, stream=request.stream, extensions=request.extensions
+    paid = httpx.Request(
+        request.method, request.url, headers=request.headers, stream=request.stream, extensions=request.extensions
     )
+    paid.headers[name] = value
+    return paid
 
 
 def _outcome_unknown(call: Call, cause: httpx.TransportError) -> PaymentOutcomeUnknown:
