@@ -146,6 +146,7 @@ def as_text(rounds: Rounds) -> str:
     table = medians(rounds)
     rows = {f"{work} [{unit}]": table[work] for work, unit in units.items() if work in table}
     rows |= {f"{work}, p99 [ms]": row for work, row in medians(rounds, "p99_ms").items() if row}
+    rows |= {f"{work}, CPU [ms]": row for work, row in medians(rounds, "cpu_ms").items() if row}
     names = [client.name for client in CLIENTS if any(client.name in row for row in rows.values())]
     lines = ["| work | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     for work, row in rows.items():

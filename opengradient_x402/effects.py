@@ -10,11 +10,13 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+import weakref
+from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar, assert_never, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar, assert_never, cast
 
 if TYPE_CHECKING:
     import httpx
@@ -162,17 +164,38 @@ async def awaited(future: Future[T], timeout_s: float | None = None) -> T:
     # Not `wrap_future`: the future is shared with others, who must not be cancelled with this task, and it may
     # be done when this loop is closed.
     loop = asyncio.get_running_loop()
+    bell = _BELLS.get(loop)
+    if bell is None:
+        bell = _BELLS.setdefault(loop, _Bell(loop))
     done = loop.create_future()
-
-    def end() -> None:
-        if not done.done():
-            done.set_result(None)
-
-    def wake(_: Future[T]) -> None:
-        with suppress(RuntimeError):  # the loop is closed: nobody waits there any more
-            loop.call_soon_threadsafe(end)
-
-    future.add_done_callback(wake)
+    future.add_done_callback(lambda _: bell.ring(done))
     async with asyncio.timeout(timeout_s):
         await done
     return future.result()
+
+
+class _Bell:
+    """Wakes tasks of one loop, from any thread: those that are to be woken at about the same time, together."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = weakref.ref(loop)
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._is_rung = False
+
+    def ring(self, done: asyncio.Future[None]) -> None:
+        self._waiting.append(done)
+        if not self._is_rung:  # else the loop has not begun to look yet, and finds this one too
+            self._is_rung = True
+            if (loop := self._loop()) is not None:
+                with suppress(RuntimeError):  # the loop is closed: nobody waits there any more
+                    loop.call_soon_threadsafe(self._answer)
+
+    def _answer(self) -> None:
+        self._is_rung = False
+        while self._waiting:
+            done = self._waiting.popleft()
+            if not done.done():
+                done.set_result(None)
+
+
+_BELLS: Final[weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Bell]] = weakref.WeakKeyDictionary()
