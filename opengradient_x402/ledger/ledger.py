@@ -74,6 +74,10 @@ class Ledger(Resident):
         self._journal = Journal(beside(self._location))
         belongs(self, Ending.LEDGERS)
 
+    def open_soon(self) -> None:
+        """Begins to open the database, and to load what that needs, in the ledger's thread. Reports nothing."""
+        self._read(lambda _book, _conn: None)
+
     # -- writing
 
     def authorize(self, authorization: Authorization, *, budget: Budget | None = None) -> Future[Authorization]:

@@ -70,12 +70,8 @@ authorizations = sa.Table(
 )
 IS_OPEN = sa.text("is_open = 1")
 """As a literal: a partial index serves only a statement that repeats its words."""
-sa.Index(
-    "authorizations_open",
-    authorizations.c.network,
-    authorizations.c.sequence,
-    sqlite_where=IS_OPEN,
-    postgresql_where=IS_OPEN,
+_OPEN = sa.Index(
+    "authorizations_open", authorizations.c.network, authorizations.c.sequence, sqlite_where=IS_OPEN
 )
 
 reserved = sa.Table(
@@ -249,6 +245,8 @@ def create(conn: Connection) -> str:
             raise NewerSchema(f"its tables have version {found}, and this package knows version {VERSION}")
         if found == 1:
             _separate_signatures(conn)
+        if conn.dialect.name == "postgresql":  # said here, since it loads all of that dialect
+            _OPEN.dialect_options["postgresql"]["where"] = IS_OPEN
         _metadata.create_all(conn)
         if found != VERSION:
             conn.execute(schema.delete())

@@ -147,6 +147,7 @@ def _open(request: httpx.Request, call: Call, payments: Payments, ticket: Ticket
     challenge = payments.known_terms(ticket.key)
     was_asked = challenge is None
     if challenge is None:
+        payments.ledger.open_soon()  # while the gateway is asked for its terms
         response = yield Send(_asking(request, call))
         if response.status_code != httpx.codes.PAYMENT_REQUIRED:
             return response
