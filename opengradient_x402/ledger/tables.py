@@ -70,9 +70,7 @@ authorizations = sa.Table(
 )
 IS_OPEN = sa.text("is_open = 1")
 """As a literal: a partial index serves only a statement that repeats its words."""
-_OPEN = sa.Index(
-    "authorizations_open", authorizations.c.network, authorizations.c.sequence, sqlite_where=IS_OPEN
-)
+_OPEN = sa.Index("authorizations_open", authorizations.c.network, authorizations.c.sequence, sqlite_where=IS_OPEN)
 
 reserved = sa.Table(
     "reserved",
