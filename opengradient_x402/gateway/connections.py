@@ -323,7 +323,7 @@ def _async_maker(endpoint: Endpoint) -> Callable[[Callable[[Any], None]], httpx.
     context, proxy = context_for(endpoint), proxy_for(endpoint)
     if proxy is not None:
         return lambda _: LimitedAsyncTransport(verify=context, limits=_LIMITS, proxy=proxy)
-    from opengradient_x402.gateway.aiohttp_transport import AiohttpTransport
+    from opengradient_x402.payment.aiohttp_transport import AiohttpTransport
 
     return lambda note: AiohttpTransport(verify=context, keepalive_s=_KEEPALIVE_S, on_socket=note)
 

@@ -14,8 +14,8 @@ from collections.abc import Awaitable, Callable
 import httpx
 import pytest
 
-from opengradient_x402.gateway.aiohttp_transport import AiohttpTransport
 from opengradient_x402.gateway.connections import pinned_context
+from opengradient_x402.payment.aiohttp_transport import AiohttpTransport
 from support.enclaves import impostor
 
 NEVER_LEFT = (httpx.ConnectError, httpx.ConnectTimeout)
