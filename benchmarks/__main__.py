@@ -87,8 +87,13 @@ def _process(command: list[str]) -> Iterator[subprocess.Popen[str]]:
             sys.stderr.write(errors.read()[-4000:])
             raise
         finally:
-            process.terminate()
-            process.wait(10)
+            assert process.stdin is not None  # noqa: S101
+            process.stdin.close()  # its sign to end: uv, which may stand in between, passes no signal on
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
 def environment_of(client: Client) -> list[str]:
