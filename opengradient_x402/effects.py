@@ -10,11 +10,13 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Awaitable, Callable, Generator
+import weakref
+from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar, assert_never, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar, assert_never, cast
 
 if TYPE_CHECKING:
     import httpx
@@ -93,8 +95,9 @@ def _performed(effect: Effect, send: Callable[[httpx.Request], httpx.Response] |
             return cast("Callable[[httpx.Request], httpx.Response]", send)(request)
         case Read(response, take):
             try:
-                for piece in () if take is None else response.iter_bytes():
-                    cast("Callable[[bytes], None]", take)(piece)
+                if take is not None:
+                    for piece in pieces(response):
+                        take(piece)
             finally:
                 response.close()
         case Wait(future, timeout_s):
@@ -113,7 +116,7 @@ async def _performed_async(effect: Effect, send: Callable[[httpx.Request], Await
         case Read(response, take):
             try:
                 if take is not None:
-                    async for piece in response.aiter_bytes():
+                    async for piece in apieces(response):
                         take(piece)
             finally:
                 await response.aclose()
@@ -124,6 +127,20 @@ async def _performed_async(effect: Effect, send: Callable[[httpx.Request], Await
         case _:
             assert_never(effect)
     return None
+
+
+def pieces(response: httpx.Response) -> Iterator[bytes]:
+    """The body as it comes, unpacked; what is not packed goes through no further hands."""
+    if response.headers.get("content-encoding"):
+        return response.iter_bytes()
+    return iter(cast("Iterable[bytes]", response.stream))
+
+
+def apieces(response: httpx.Response) -> AsyncIterator[bytes]:
+    """As `pieces`, for coroutines."""
+    if response.headers.get("content-encoding"):
+        return response.aiter_bytes()
+    return aiter(cast("AsyncIterable[bytes]", response.stream))
 
 
 def in_thread(work: Callable[[], T], *, name: str) -> Future[T]:
@@ -146,12 +163,39 @@ async def awaited(future: Future[T], timeout_s: float | None = None) -> T:
         return future.result()
     # Not `wrap_future`: the future is shared with others, who must not be cancelled with this task, and it may
     # be done when this loop is closed.
-    loop, done = asyncio.get_running_loop(), asyncio.Event()
-
-    def wake(_: Future[T]) -> None:
-        with suppress(RuntimeError):  # the loop is closed: nobody waits there any more
-            loop.call_soon_threadsafe(done.set)
-
-    future.add_done_callback(wake)
-    await asyncio.wait_for(done.wait(), timeout_s)
+    loop = asyncio.get_running_loop()
+    bell = _BELLS.get(loop)
+    if bell is None:
+        bell = _BELLS.setdefault(loop, _Bell(loop))
+    done = loop.create_future()
+    future.add_done_callback(lambda _: bell.ring(done))
+    async with asyncio.timeout(timeout_s):
+        await done
     return future.result()
+
+
+class _Bell:
+    """Wakes tasks of one loop, from any thread: those that are to be woken at about the same time, together."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = weakref.ref(loop)
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._is_rung = False
+
+    def ring(self, done: asyncio.Future[None]) -> None:
+        self._waiting.append(done)
+        if not self._is_rung:  # else the loop has not begun to look yet, and finds this one too
+            self._is_rung = True
+            if (loop := self._loop()) is not None:
+                with suppress(RuntimeError):  # the loop is closed: nobody waits there any more
+                    loop.call_soon_threadsafe(self._answer)
+
+    def _answer(self) -> None:
+        self._is_rung = False
+        while self._waiting:
+            done = self._waiting.popleft()
+            if not done.done():
+                done.set_result(None)
+
+
+_BELLS: Final[weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Bell]] = weakref.WeakKeyDictionary()

@@ -36,8 +36,8 @@ __all__ = [
     "stop_sequences",
 ]
 
-_PLAIN_MEMBERS = 1
-"""An event with its choices alone has nothing else to keep."""
+_PLAIN_MEMBERS = frozenset({"role", "content"})
+"""A message with these alone is text, and nothing else is looked for in it."""
 _MAX_TOKENS = 10**12
 """No call has so many tokens: a larger count is no count (and JSON may say Infinity)."""
 
@@ -211,8 +211,8 @@ class StreamAccumulator:
             raise ErrorEvent(event)
         choices = event.get("choices")
         delta = self._feed_choice(choices[0]) if choices else Delta()
-        if len(event) > _PLAIN_MEMBERS:
-            grow(self._response_extras, cleaned(response_extras(event)))
+        if extras := response_extras(event):
+            grow(self._response_extras, cleaned(extras))
         if not self._id:
             self._id = event.get("id") or ""
             self._created = event.get("created") or 0
@@ -230,6 +230,18 @@ class StreamAccumulator:
         if content:
             text = content if isinstance(content, str) else join_text(content)
             delta.content = self._take_text(self._whole["content"].take(text))
+        if not piece.keys() <= _PLAIN_MEMBERS:
+            self._feed_rest(piece, delta)
+        if isinstance(logprobs := choice.get("logprobs"), Mapping):
+            grow(self._logprobs, cleaned(logprobs))
+        reason = choice.get("finish_reason")
+        if reason and self._finish_reason is None:
+            delta.finish_reason = self._finish_reason = reason
+            self._release_held(delta)
+        return delta
+
+    def _feed_rest(self, piece: Mapping[str, Any], delta: Delta) -> None:
+        """What a message says beside its text."""
         reasoning = piece.get("reasoning_content") or piece.get("reasoning")
         if reasoning and isinstance(reasoning, str):
             reasoning = self._whole["reasoning"].take(reasoning)
@@ -244,18 +256,8 @@ class StreamAccumulator:
             delta.tool_calls = [tools.take(part) for part in parts]
         if images := piece.get("images"):
             self._images.extend(image_urls(images))
-        self._keep_extras(piece, choice.get("logprobs"))
-        reason = choice.get("finish_reason")
-        if reason and self._finish_reason is None:
-            delta.finish_reason = self._finish_reason = reason
-            self._release_held(delta)
-        return delta
-
-    def _keep_extras(self, piece: Mapping[str, Any], logprobs: Any) -> None:
         if extras := message_extras(piece):
             grow(self._message_extras, cleaned(extras))
-        if isinstance(logprobs, Mapping):
-            grow(self._logprobs, cleaned(logprobs))
 
     def _take_text(self, text: str) -> str:
         self._text.append(text)

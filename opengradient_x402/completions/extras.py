@@ -24,11 +24,15 @@ _GROWS: Final = frozenset({"data", "transcript", "text", "summary", "content", "
 
 def message_extras(piece: Mapping[str, Any]) -> dict[str, Any]:
     """The members of a message (or delta) that are not read elsewhere."""
+    if piece.keys() <= _READ_IN_A_MESSAGE:
+        return {}
     return {name: value for name, value in piece.items() if name not in _READ_IN_A_MESSAGE and value is not None}
 
 
 def response_extras(event: Mapping[str, Any]) -> dict[str, Any]:
     """The members of a response (or stream event) that are not read elsewhere."""
+    if event.keys() <= _READ_IN_A_RESPONSE:
+        return {}
     return {
         name: value
         for name, value in event.items()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, Final, cast
 
 import httpx
@@ -41,10 +42,14 @@ class AnswerReader:
         self._received = 0
         self._body: list[bytes] = []
         self._decoder = EventDecoder()
-        self._accumulator = StreamAccumulator(stop=stop, max_tokens=max_tokens, model=call.model)
         self._has_end_marker = False
         self._broken_by: OpenGradientError | None = None
         self._rest = 0
+
+    @cached_property
+    def _accumulator(self) -> StreamAccumulator:
+        """For streams: a whole answer has one of its own."""
+        return StreamAccumulator(stop=self._stop, max_tokens=self._max_tokens, model=self._call.model)
 
     @property
     def raw(self) -> Mapping[str, Any]:

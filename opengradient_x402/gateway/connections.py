@@ -26,11 +26,12 @@ import httpx
 
 from opengradient_x402.errors import ConfigurationError, InsecureEndpoint
 from opengradient_x402.gateway.endpoints import Endpoint
-from opengradient_x402.gateway.time_limits import LimitedTransport, limited, limited_async
+from opengradient_x402.gateway.time_limits import LimitedAsyncTransport, LimitedTransport, limited
 from opengradient_x402.process import Ending, Resident, belongs
 
-_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=4.0)
+_KEEPALIVE_S: Final = 4.0
 """Idle connections are dropped before common servers (uvicorn: 5 s) close them under a request."""
+_LIMITS: Final = httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=_KEEPALIVE_S)
 _UNUSED_S = 3600.0
 """Enclaves come and go. A transport lets go of a pool that it has not used for so long when it opens another one."""
 
@@ -40,18 +41,22 @@ T = TypeVar("T")
 class _Pool(Generic[T]):
     """The connections to one endpoint, and who uses them."""
 
-    def __init__(self, transport: T) -> None:
-        self.transport = transport
+    def __init__(self, make: Callable[[Callable[[Any], None]], T]) -> None:
         self.used_at = time.monotonic()
         self.holders: weakref.WeakSet[object] = weakref.WeakSet()
         self._sockets: dict[int, Any] = {}
+        self.transport = make(self.note_socket)
 
     def note(self, response: httpx.Response) -> None:
         """Remembers the socket below a response."""
         line = response.extensions.get("network_stream")
         socket = line.get_extra_info("socket") if line is not None else None
         if socket is not None:
-            self._sockets[socket.fileno()] = socket
+            self.note_socket(socket)
+
+    def note_socket(self, socket: Any) -> None:
+        """Remembers a socket of these connections."""
+        self._sockets[socket.fileno()] = socket
 
     def cut(self) -> None:
         """Ends the inherited connections for this process alone, without a word to the other side."""
@@ -82,12 +87,12 @@ class _Pools(Resident, Generic[T]):
                 pool.holders.add(holder)
             return pool
 
-    def hold(self, endpoint: Endpoint, holder: object, make: Callable[[], T]) -> _Pool[T]:
-        """The pool for `endpoint`, made if there is none."""
+    def hold(self, endpoint: Endpoint, holder: object, make: Callable[[Callable[[Any], None]], T]) -> _Pool[T]:
+        """The pool for `endpoint`, made if there is none; `make` gets a function that takes each of its sockets."""
         with self._lock:
             pool = self._by_endpoint.get(endpoint)
             if pool is None:
-                pool = self._by_endpoint[endpoint] = _Pool(make())
+                pool = self._by_endpoint[endpoint] = _Pool(make)
             pool.holders.add(holder)
             return pool
 
@@ -122,7 +127,7 @@ class _SyncPools(_Pools[httpx.HTTPTransport]):
 
 
 _POOLS: Final = _SyncPools()
-_LOOPS: Final[weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Pools[httpx.AsyncHTTPTransport]]] = (
+_LOOPS: Final[weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Pools[httpx.AsyncBaseTransport]]] = (
     weakref.WeakKeyDictionary()
 )
 
@@ -160,7 +165,7 @@ class EndpointTransport(httpx.BaseTransport, Resident):
         pool = self._pools[endpoint] = _POOLS.hold(
             endpoint,
             self,
-            lambda: LimitedTransport(verify=context_for(endpoint), limits=_LIMITS, proxy=proxy_for(endpoint)),
+            lambda _: LimitedTransport(verify=context_for(endpoint), limits=_LIMITS, proxy=proxy_for(endpoint)),
         )
         return pool
 
@@ -188,7 +193,7 @@ class AsyncEndpointTransport(httpx.AsyncBaseTransport, Resident):
     """For one event loop."""
 
     def __init__(self) -> None:
-        self._pools: dict[Endpoint, _Pool[httpx.AsyncHTTPTransport]] = {}
+        self._pools: dict[Endpoint, _Pool[httpx.AsyncBaseTransport]] = {}
         self._flights: weakref.WeakSet[_AsyncFlight] = weakref.WeakSet()
         belongs(self, Ending.CONNECTIONS)
 
@@ -202,8 +207,7 @@ class AsyncEndpointTransport(httpx.AsyncBaseTransport, Resident):
         flight = _AsyncFlight(self)
         self._flights.add(flight)
         try:
-            async with limited_async(request):
-                response = await pool.transport.handle_async_request(request)
+            response = await pool.transport.handle_async_request(request)
         except BaseException:
             self._flights.discard(flight)
             raise
@@ -211,20 +215,13 @@ class AsyncEndpointTransport(httpx.AsyncBaseTransport, Resident):
         response.stream = flight.carrying(cast("httpx.AsyncByteStream", response.stream))
         return response
 
-    async def _opened(self, endpoint: Endpoint) -> _Pool[httpx.AsyncHTTPTransport]:
+    async def _opened(self, endpoint: Endpoint) -> _Pool[httpx.AsyncBaseTransport]:
         for unused in _unused(self._pools):
             await self._let_go(unused)
         pools = _pools_of(asyncio.get_running_loop())
         pool = pools.held(endpoint, self)
         if pool is None:
-            # A thread of its own costs more than the empty context that plain http gets.
-            is_light = endpoint.base_url.startswith("http://")
-            context = context_for(endpoint) if is_light else await asyncio.to_thread(context_for, endpoint)
-            pool = pools.hold(
-                endpoint,
-                self,
-                lambda: httpx.AsyncHTTPTransport(verify=context, limits=_LIMITS, proxy=proxy_for(endpoint)),
-            )
+            pool = pools.hold(endpoint, self, await asyncio.to_thread(_async_maker, endpoint))
         self._pools[endpoint] = pool
         return pool
 
@@ -318,7 +315,20 @@ class _AsyncFlight(httpx.AsyncByteStream):
         await self._body.aclose()
 
 
-def _pools_of(loop: asyncio.AbstractEventLoop) -> _Pools[httpx.AsyncHTTPTransport]:
+def _async_maker(endpoint: Endpoint) -> Callable[[Callable[[Any], None]], httpx.AsyncBaseTransport]:
+    """How to make the connections to an endpoint: what takes time is done here, the rest belongs into the loop.
+
+    Through a proxy, httpx's own transport makes them: it keeps what a proxy must show apart from the endpoint's TLS.
+    """
+    context, proxy = context_for(endpoint), proxy_for(endpoint)
+    if proxy is not None:
+        return lambda _: LimitedAsyncTransport(verify=context, limits=_LIMITS, proxy=proxy)
+    from opengradient_x402.payment.aiohttp_transport import AiohttpTransport
+
+    return lambda note: AiohttpTransport(verify=context, keepalive_s=_KEEPALIVE_S, on_socket=note)
+
+
+def _pools_of(loop: asyncio.AbstractEventLoop) -> _Pools[httpx.AsyncBaseTransport]:
     """The pools of one loop. Loops that were closed without shutting down are forgotten, with their sockets."""
     found = _LOOPS.get(loop)
     if found is None:

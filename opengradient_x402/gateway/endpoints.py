@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Final, Protocol, TypeVar
 
 import httpx
@@ -52,13 +53,24 @@ class Endpoint:
 
     def request(self, method: str, path: str, *, extensions: dict[str, Any], **options: Any) -> httpx.Request:
         """A request to this endpoint, which says so to the transports below."""
-        url = self.base_url + path
+        url = _url(self.base_url + path)
         return httpx.Request(method, url, extensions={EXTENSION: self, **extensions}, **options)
+
+    def post(self, path: str, *, headers: Iterable[tuple[str, str]], content: bytes, **options: Any) -> httpx.Request:
+        """A POST request with exactly these headers, and those that say where it goes and how long it is."""
+        netloc = _url(self.base_url + path).netloc.decode("ascii")
+        all_headers = [("host", netloc), ("content-length", str(len(content))), *headers]
+        return self.request("POST", path, headers=all_headers, stream=httpx.ByteStream(content), **options)
 
     def query(self, path: str, *, timeout_s: float) -> httpx.Request:
         """A request for public data of this endpoint."""
         timeouts = dict.fromkeys(("connect", "read", "write", "pool"), timeout_s)
         return self.request("GET", path, extensions={"timeout": timeouts})
+
+
+@lru_cache(maxsize=64)
+def _url(text: str) -> httpx.URL:
+    return httpx.URL(text)
 
 
 _log = logging.getLogger(__name__)

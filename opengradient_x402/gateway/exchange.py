@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 
 from opengradient_x402 import strict_json
-from opengradient_x402.completions import Completion, Delta, parse_usage, stop_sequences
+from opengradient_x402.completions import Completion, Delta, Usage, parse_usage, stop_sequences
 from opengradient_x402.effects import Read, Sleep, Steps, Wait
 from opengradient_x402.errors import ConfigurationError, LedgerUnavailable, OpenGradientError
 from opengradient_x402.gateway.answer import AnswerReader
@@ -193,11 +193,10 @@ class Exchange:
         return response
 
     def _request(self, endpoint: Endpoint) -> httpx.Request:
-        return endpoint.request(
-            "POST",
+        return endpoint.post(
             CHAT_PATH,
             params=self._options.query or None,
-            headers=self._headers,
+            headers=self._headers.items(),
             content=self._content,
             extensions={"timeout": self._timeouts},
         )
@@ -264,7 +263,7 @@ class Exchange:
             self._unproven(completion, checked)
         if self._is_held_back:
             completion = covered_only(completion)
-        self.end("ok", answer=self._answer(completion.raw, checked))
+        self.end("ok", answer=self._answer(completion.raw, completion.usage, checked))
         check_answer(self._body, completion)
         return replace(completion, receipt=self.call.receipt, model=completion.model or self.call.model)
 
@@ -298,14 +297,14 @@ class Exchange:
     def _unproven(self, completion: Completion, checked: Checked) -> None:
         """Withholds the answer when proofs are required, and says so in the log otherwise."""
         if self._proof_check is not None and self._proof_check.mode.is_required:
-            self.end("failed", error="ProofRejected", answer=self._answer(completion.raw, checked))
+            self.end("failed", error="ProofRejected", answer=self._answer(completion.raw, completion.usage, checked))
             raise withheld(self.call, checked.verdict)
         _log.warning("Call %s: %s. The answer was passed on.", self.call.id, checked.verdict.sentence)
 
-    def _answer(self, raw: Mapping[str, Any], checked: Checked | None = None) -> Answer:
+    def _answer(self, raw: Mapping[str, Any], usage: Usage | None, checked: Checked | None = None) -> Answer:
         return Answer(
             model=self.call.model,
-            usage=parse_usage(raw.get("usage")),
+            usage=usage,
             raw=raw,
             tee_verified=None if checked is None else str(checked),
             tee_uncovered=None if checked is None else ", ".join(checked.uncovered) or None,
@@ -316,7 +315,8 @@ class Exchange:
         if self.call.receipt is not None:
             return
         if answer is None:
-            answer = self._answer(self._reader.raw)
+            raw = self._reader.raw
+            answer = self._answer(raw, parse_usage(raw.get("usage")))
         # None for the second of two threads that end one stream: it is reported once.
         receipt = self._payments.finish(self.call, outcome=outcome, error=error, answer=answer)
         for limit in self.call.limits if receipt is not None or self.call.authorization is None else ():

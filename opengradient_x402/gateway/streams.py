@@ -23,7 +23,7 @@ from typing import Final, Self
 import httpx
 
 from opengradient_x402.completions import Completion, Delta
-from opengradient_x402.effects import drive, drive_async
+from opengradient_x402.effects import apieces, drive, drive_async, pieces
 from opengradient_x402.errors import OpenGradientError, StreamInterrupted
 from opengradient_x402.gateway.exchange import Exchange
 from opengradient_x402.gateway.unread import OPEN_STREAMS
@@ -41,7 +41,7 @@ class CompletionStream(Iterator[Delta], Resident):
     def __init__(self, exchange: Exchange, response: httpx.Response) -> None:
         self._exchange = exchange
         self._response = response
-        self._bytes = response.iter_bytes()
+        self._bytes = pieces(response)
         self._ready: deque[Delta] = deque()
         self._is_reading = False
         self._is_closed = False
@@ -173,7 +173,7 @@ class AsyncCompletionStream(AsyncIterator[Delta], Resident):
     def __init__(self, exchange: Exchange, response: httpx.Response) -> None:
         self._exchange = exchange
         self._response = response
-        self._bytes = response.aiter_bytes()
+        self._bytes = apieces(response)
         self._ready: deque[Delta] = deque()
         self._is_closed = False
         self._is_inherited = False

@@ -10,8 +10,8 @@ import asyncio
 import ssl
 import threading
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -88,19 +88,6 @@ def limited(request: httpx.Request) -> Iterator[None]:
         _now_waiting.until = None
 
 
-@asynccontextmanager
-async def limited_async(request: httpx.Request) -> AsyncIterator[None]:
-    """The same in a task."""
-    limit_s = _limit_of(request)
-    try:
-        async with asyncio.timeout(limit_s) as scope:
-            yield
-    except TimeoutError as exc:
-        if not scope.expired():
-            raise
-        raise httpx.ReadTimeout(f"no whole response headers after {limit_s:g} s", request=request) from exc
-
-
 class LimitedTransport(httpx.HTTPTransport):
     """httpx's transport, whose reads obey `limited`."""
 
@@ -115,6 +102,21 @@ class LimitedTransport(httpx.HTTPTransport):
             keepalive_expiry=limits.keepalive_expiry,
             network_backend=_Backend(),
         )
+
+
+class LimitedAsyncTransport(httpx.AsyncHTTPTransport):
+    """httpx's transport, with the same time limit for a task."""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """As httpx's. Raises httpx.ReadTimeout."""
+        limit_s = _limit_of(request)
+        try:
+            async with asyncio.timeout(limit_s) as scope:
+                return await super().handle_async_request(request)
+        except TimeoutError as exc:
+            if not scope.expired():
+                raise
+            raise httpx.ReadTimeout(f"no whole response headers after {limit_s:g} s", request=request) from exc
 
 
 def _as_httpcore(proxy: httpx.Proxy) -> httpcore.Proxy:

@@ -30,7 +30,7 @@ from opengradient_x402.ledger.authorizations import Authorization, Budget
 from opengradient_x402.ledger.journal import Journal
 from opengradient_x402.ledger.mark import beside
 from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt
-from opengradient_x402.ledger.recorder import CHECKPOINT_EVERY, ENDED, Recorder
+from opengradient_x402.ledger.recorder import CHECKPOINT_EVERY, ENDED, Record, Recorder
 from opengradient_x402.ledger.writer import CLOSED, Job, Rest, Writer, is_in_memory, without_password
 from opengradient_x402.process import Ending, Resident, belongs
 
@@ -74,6 +74,10 @@ class Ledger(Resident):
         self._journal = Journal(beside(self._location))
         belongs(self, Ending.LEDGERS)
 
+    def open_soon(self) -> None:
+        """Begins to open the database, and to load what that needs, in the ledger's thread. Reports nothing."""
+        self._read(lambda _book, _conn: None)
+
     # -- writing
 
     def authorize(self, authorization: Authorization, *, budget: Budget | None = None) -> Future[Authorization]:
@@ -109,11 +113,10 @@ class Ledger(Resident):
         """
         text, call_id, journal = json.dumps(receipt.to_json()), receipt.call_id, self._journal
         if not at_once and not self._closed:
-            recorder = self._recorder
             return self._submit(
                 lambda book, conn: book.record_call(conn, receipt),
                 otherwise="Only this receipt is missing: the call was made, and its authorization was recorded before.",
-                quick=lambda: recorder.write_wholly(receipt, text),
+                record=(receipt, text),
             )
         written = None if self._closed else self._recorder.write(receipt, text)
         if written is None:
@@ -389,12 +392,12 @@ class Ledger(Resident):
         writes: bool = True,
         durable: bool = False,
         otherwise: str = "Nothing was signed and nothing was paid.",
-        quick: Callable[[], tuple[T] | None] | None = None,
+        record: Record | None = None,
     ) -> Future[T]:
         """`otherwise` says what it means for the money when this is not done."""
         future: Future[T] = Future()
         waiting = cast("Future[Any]", future)
-        job = Job(work=work, writes=writes, durable=durable, future=waiting, otherwise=otherwise, quick=quick)
+        job = Job(work=work, writes=writes, durable=durable, future=waiting, otherwise=otherwise, record=record)
         with self._lock:
             if self._closed:
                 future.set_exception(LedgerUnavailable(f"{self!r} was closed. {otherwise} Open a new client."))

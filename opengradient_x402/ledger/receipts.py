@@ -17,6 +17,7 @@ from dataclasses import dataclass, fields
 from enum import StrEnum
 from hashlib import sha256
 from importlib import import_module
+from operator import attrgetter
 from typing import Any, Final, Protocol
 
 from opengradient_x402.addresses import checksum_address
@@ -201,16 +202,9 @@ class SettlementReceipt(_Followed):
         Decimals are avoided because LangChain adds numbers up when it merges chunks.
         """
         out: dict[str, str | int] = {}
-        for name in _FIELD_NAMES:
-            value = getattr(self, name)
-            if value is None:
-                continue
-            if name.endswith("_atomic"):
-                out[name] = str(value)
-            elif isinstance(value, int):
-                out[name] = value
-            else:
-                out[name] = str(value)
+        for name, value in zip(_FIELD_NAMES, _values_of(self), strict=True):
+            if value is not None:
+                out[name] = value if isinstance(value, int) and name not in _AMOUNTS else str(value)
         return out
 
     def to_message(self, *, is_whole: bool = False) -> dict[str, str | int]:
@@ -279,4 +273,6 @@ def transaction_claim(text: object) -> str | None:
 
 _TX_HASH: Final = re.compile(r"0x[0-9a-fA-F]{64}", re.ASCII)
 _FIELD_NAMES = tuple(field.name for field in fields(SettlementReceipt))
+_values_of = attrgetter(*_FIELD_NAMES)
+_AMOUNTS = frozenset(name for name in _FIELD_NAMES if name.endswith("_atomic"))
 _ADDRESSES = {"asset", "payer", "payee", "facilitator"}

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -26,11 +27,16 @@ MOST_PROOFS: Final = 65_536
 """So many proofs are remembered in memory, besides those in the database."""
 
 _COLUMNS = ("authorization_id", "created_at", "receipt", "payer", "status", "answered_as")
+_ROW: Final = "(?, ?, ?, ?, ?, ?, ?)"
+_INTO: Final = f"INSERT INTO calls (call_id, {', '.join(_COLUMNS)}) VALUES "  # noqa: S608  (names of columns)
+_AGAIN: Final = f" ON CONFLICT (call_id) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in _COLUMNS)} "
 WRITE: Final = (
-    f"INSERT INTO calls (call_id, {', '.join(_COLUMNS)}) VALUES (?, ?, ?, ?, ?, ?, ?) "  # noqa: S608  (names of columns)
-    f"ON CONFLICT (call_id) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in _COLUMNS)} "
+    f"{_INTO}{_ROW}{_AGAIN}"  # noqa: S608  (as above)
     "RETURNING (SELECT status FROM authorizations WHERE id = ?)"  # a column in place of `?` would use no index
 )
+_STATUSES: Final = "SELECT id, status FROM authorizations WHERE id IN "
+Record = tuple[SettlementReceipt, str]
+"""A receipt and its JSON."""
 USE_PROOF: Final = (
     "INSERT INTO proofs (id, call_id, used_at) VALUES (?, ?, ?) ON CONFLICT (id) DO UPDATE SET id = excluded.id "
     "RETURNING call_id"
@@ -108,26 +114,54 @@ class Recorder:
                 return None
             self._is_writing = True
             try:
-                row = (
-                    receipt.call_id,
-                    receipt.authorization_id,
-                    receipt.created_at,
-                    text,
-                    receipt.payer,
-                    receipt.status.value,
-                    receipt.status.value,
-                    receipt.authorization_id,
-                )
+                row = (*_row(receipt, text), receipt.authorization_id)
                 return self._commit(self._conn, row, receipt)
             except sqlite3.Error:  # e.g. locked: the writer's thread waits for it, and reports what is wrong
                 return None
             finally:
                 self._is_writing = False
 
-    def write_wholly(self, receipt: SettlementReceipt, text: str) -> tuple[str | None] | None:
-        """As `write`, for the result of a job: whose proof it is; None when more is to be done than was done here."""
-        written = self.write(receipt, text)
-        return None if written is None or written.status in ENDED else (written.proof_of,)
+    def write_all(self, records: Sequence[Record]) -> dict[str, Written]:
+        """Commits the receipts together; by call what the database says, empty when it could not be written now.
+
+        Each statement gives up the interpreter lock, and gets it back from a busy event loop after milliseconds only.
+        """
+        if len(records) == 1:
+            written = self.write(*records[0])
+            return {} if written is None else {records[0][0].call_id: written}
+        with self._lock:
+            if self._conn is None or self._is_writing or identity_of(self._file) != self._identity:
+                return {}
+            self._is_writing = True
+            try:
+                return self._commit_all(self._conn, records)
+            except sqlite3.Error:
+                return {}
+            finally:
+                self._is_writing = False
+
+    def _commit_all(self, conn: sqlite3.Connection, records: Sequence[Record]) -> dict[str, Written]:
+        rows = {receipt.call_id: _row(receipt, text) for receipt, text in records}
+        paid_by = list({receipt.authorization_id for receipt, _ in records})
+        proofs: dict[str, str] = {}
+        conn.execute("BEGIN IMMEDIATE")
+        try:
+            values = [value for row in rows.values() for value in row]
+            conn.execute(_INTO + ", ".join([_ROW] * len(rows)) + _AGAIN, values)
+            found = dict(conn.execute(f"{_STATUSES}({', '.join('?' * len(paid_by))})", paid_by).fetchall())
+            for receipt, _ in records:
+                if (proof_id := receipt.proof_id) is not None:
+                    used = (proof_id, receipt.call_id, receipt.created_at)
+                    [(proofs[receipt.call_id],)] = conn.execute(USE_PROOF, used).fetchall()
+            conn.execute("COMMIT")
+        except BaseException:
+            conn.rollback()
+            raise
+        self.written += len(records)
+        return {
+            receipt.call_id: Written(found.get(receipt.authorization_id, "unknown"), proofs.get(receipt.call_id))
+            for receipt, _ in records
+        }
 
     def _commit(self, conn: sqlite3.Connection, row: tuple[object, ...], receipt: SettlementReceipt) -> Written:
         """One commit, also where a proof is noted with the receipt."""
@@ -146,3 +180,15 @@ class Recorder:
                 raise
         self.written += 1
         return Written(status or "unknown", proof_of)
+
+
+def _row(receipt: SettlementReceipt, text: str) -> tuple[str | int, ...]:
+    return (
+        receipt.call_id,
+        receipt.authorization_id,
+        receipt.created_at,
+        text,
+        receipt.payer,
+        receipt.status.value,
+        receipt.status.value,
+    )

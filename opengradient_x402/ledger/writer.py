@@ -23,7 +23,7 @@ from opengradient_x402.errors import LedgerUnavailable, OpenGradientError
 from opengradient_x402.ledger.journal import Journal, left_behind
 from opengradient_x402.ledger.mark import LedgerReplaced, Mark, Seen, beside, sqlite_file
 from opengradient_x402.ledger.receipts import SettlementReceipt
-from opengradient_x402.ledger.recorder import Recorder, identity_of
+from opengradient_x402.ledger.recorder import ENDED, Record, Recorder, identity_of
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
@@ -58,8 +58,8 @@ class Job:
     durable: bool
     future: Future[Any]
     otherwise: str
-    quick: Callable[[], tuple[Any] | None] | None = None
-    """A shorter way to the same result; None when it cannot be gone now."""
+    record: Record | None = None
+    """What the recorder can write in its place, unless the authorization has ended."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -143,13 +143,7 @@ class Writer:
         return batch, item
 
     def _perform(self, batch: list[Job]) -> None:
-        left = []
-        for job in batch:
-            if job.quick is not None and (done := job.quick()) is not None:
-                job.future.set_result(done[0])
-            else:
-                left.append(job)
-        batch = left
+        batch = self._without_records(batch)
         if not batch:
             return
         try:
@@ -161,6 +155,20 @@ class Writer:
                 future.set_result(value)
             else:
                 future.set_exception(error)
+
+    def _without_records(self, batch: list[Job]) -> list[Job]:
+        """Has the recorder write what it can; returns the other jobs."""
+        records = [job.record for job in batch if job.record is not None]
+        if not records:
+            return batch
+        written, others = self._recorder.write_all(records), []
+        for job in batch:
+            found = None if job.record is None else written.get(job.record[0].call_id)
+            if found is None or found.status in ENDED:
+                others.append(job)
+            else:
+                job.future.set_result(found.proof_of)
+        return others
 
     def _tried(self, batch: list[Job]) -> list[_Reply]:
         """The transaction; once more when the server broke it off, as soon as the server is there again."""

@@ -133,7 +133,7 @@ def build_receipt(
     if authorization is None:
         raise ValueError("A call without a payment has no receipt.")
     answer = answer if answer is not None else Answer()
-    usage = answer.usage
+    usage, headers = answer.usage, _own(call.headers)
     return SettlementReceipt(
         call_id=call.id,
         status=ReceiptStatus.SERVED if call.is_answered else ReceiptStatus.AUTHORIZED,
@@ -151,8 +151,8 @@ def build_receipt(
         **_payment_claims(call),
         tee_verified=answer.tee_verified,
         tee_uncovered=answer.tee_uncovered,
-        **_data_claims(call, answer),
-        **_proof(call, answer),
+        **_data_claims(headers, answer),
+        **_proof(headers, answer),
     )
 
 
@@ -187,8 +187,14 @@ def _payment_claims(call: Call) -> dict[str, Any]:
     return {"claimed_payment_tx_hash": claimed, "payment_job": None if claimed is not None else named}
 
 
-def _data_claims(call: Call, answer: Answer) -> dict[str, Any]:
-    raw, headers = answer.raw, call.headers
+def _own(headers: httpx.Headers) -> Mapping[str, str]:
+    """The headers that are a gateway's own; a call pays for each look into httpx's."""
+    own = [(name, value) for name, value in headers.raw if name[:2] in (b"X-", b"x-")]
+    return httpx.Headers(own) if own else {}
+
+
+def _data_claims(headers: Mapping[str, str], answer: Answer) -> dict[str, Any]:
+    raw = answer.raw
     named = _text(raw.get("data_settlement_transaction_hash")) or headers.get("X-Settlement-Tx-Hash") or None
     claimed = transaction_claim(named)
     job = _text(raw.get("settlement_job_id")) or headers.get("X-Settlement-Job-ID")
@@ -199,8 +205,8 @@ def _data_claims(call: Call, answer: Answer) -> dict[str, Any]:
     }
 
 
-def _proof(call: Call, answer: Answer) -> dict[str, Any]:
-    raw, headers = answer.raw, call.headers
+def _proof(headers: Mapping[str, str], answer: Answer) -> dict[str, Any]:
+    raw = answer.raw
     timestamp = raw.get("tee_timestamp", headers.get("X-TEE-Timestamp"))
     return {
         "tee_id": _text(raw.get("tee_id")) or headers.get("X-TEE-ID"),

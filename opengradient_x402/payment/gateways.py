@@ -53,7 +53,7 @@ class KnownGateways:
 
     def check_endpoint(self, url: str) -> None:
         """Refuses endpoints that money must not go to, and origins that refused too many payments just now."""
-        origin = _origin_of_text(url)
+        origin = origin_of_text(url)
         if origin not in self._acceptable:  # scheme and host are all that the policy looks at
             self._policy.check_endpoint(url, self._network)
             self._acceptable.add(origin)
@@ -154,7 +154,7 @@ class KnownGateways:
 
     def wants_quote(self, endpoint: str) -> bool:
         """Whether this gateway has not quoted its token price yet, and was not asked for it within a minute."""
-        origin, now = _origin_of_text(endpoint), time.monotonic()
+        origin, now = origin_of_text(endpoint), time.monotonic()
         if origin in self._asset_usd or now - self._quote_asked.get(origin, -QUOTE_PAUSE_S) < QUOTE_PAUSE_S:
             return False
         self._quote_asked[origin] = now
@@ -162,7 +162,7 @@ class KnownGateways:
 
     def note_quote(self, endpoint: str, asset_usd: object) -> None:
         """Keeps what a gateway says that one token is worth, if it is a price at all. A claim."""
-        origin = _origin_of_text(endpoint)
+        origin = origin_of_text(endpoint)
         today = _today()
         if self._quotes.get(origin) == (asset_usd, today) or (price := quoted_price(asset_usd)) is None:
             return
@@ -218,5 +218,6 @@ def origin_of(url: httpx.URL) -> str:
 
 
 @lru_cache(maxsize=64)
-def _origin_of_text(url: str) -> str:
+def origin_of_text(url: str) -> str:
+    """As `origin_of`."""
     return origin_of(httpx.URL(url))

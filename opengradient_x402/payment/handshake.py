@@ -148,6 +148,7 @@ def _open(request: httpx.Request, call: Call, payments: Payments, ticket: Ticket
     challenge = payments.known_terms(ticket.key)
     was_asked = challenge is None
     if challenge is None:
+        payments.ledger.open_soon()  # while the gateway is asked for its terms
         response = yield Send(_asking(request, call))
         if response.status_code != httpx.codes.PAYMENT_REQUIRED:
             return response
@@ -403,11 +404,11 @@ def _asking(request: httpx.Request, call: Call) -> httpx.Request:
 
 def _with_header(request: httpx.Request, name: str, value: str) -> httpx.Request:
     """A copy that carries the payment; the caller's request never does, so no redirect can carry it on."""
-    headers = request.headers.copy()
-    headers[name] = value
-    return httpx.Request(
-        request.method, request.url, headers=headers, stream=request.stream, extensions=request.extensions
+    paid = httpx.Request(
+        request.method, request.url, headers=request.headers, stream=request.stream, extensions=request.extensions
     )
+    paid.headers[name] = value
+    return paid
 
 
 def _outcome_unknown(call: Call, cause: httpx.TransportError) -> PaymentOutcomeUnknown:

@@ -37,7 +37,7 @@ from opengradient_x402.models import find_model, usd_to_atomic
 from opengradient_x402.networks import Network, load_network, with_node
 from opengradient_x402.payment.call import Answer, Call, build_receipt
 from opengradient_x402.payment.clock import Clock
-from opengradient_x402.payment.gateways import KnownGateways, origin_of
+from opengradient_x402.payment.gateways import KnownGateways, origin_of, origin_of_text
 from opengradient_x402.payment.permits import (
     Doubtful,
     Doubts,
@@ -437,7 +437,7 @@ class Payments(Resident):
             return receipt
         info, asset_usd = (
             find_model(receipt.model),
-            self.gateways.likely_asset_usd(origin_of(httpx.URL(receipt.endpoint))),
+            self.gateways.likely_asset_usd(origin_of_text(receipt.endpoint)),
         )
         if info is None or asset_usd is None:
             return receipt

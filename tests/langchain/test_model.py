@@ -155,6 +155,37 @@ model.close()
     subprocess.run([sys.executable, "-c", script], check=True, timeout=240)
 
 
+def test_the_ledgers_library_is_loaded_while_the_gateway_is_asked_for_its_terms(net: Devnet, tmp_path):
+    wallet = net.account(opg="10", approved=True)
+    script = f"""
+import sys, time
+import httpx
+from langchain_opengradient import ChatOpenGradient
+from opengradient_x402 import GatewayClient, Payments
+
+class Slow(httpx.HTTPTransport):
+    waits = []
+    def handle_request(self, request):
+        if not self.waits:
+            assert "sqlalchemy" not in sys.modules
+            until = time.monotonic() + 60
+            while "opengradient_x402.ledger.statements" not in sys.modules and time.monotonic() < until:
+                time.sleep(0.01)
+            self.waits.append(time.monotonic() < until)
+        return super().handle_request(request)
+
+payments = Payments.open(network="{net.gateway_url}/network", private_key={wallet.private_key!r},
+                         ledger={str(tmp_path / "l.sqlite")!r})
+model = ChatOpenGradient(model="openai/gpt-5", client=GatewayClient(payments, http_transport=Slow()))
+assert model.invoke("hello").text
+assert Slow.waits == [True]
+foreign = [name for name in sys.modules if name.startswith(("sqlalchemy.dialects.postgresql", "aiohttp"))]
+assert not foreign, foreign
+payments.close()
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=240)
+
+
 # How it is copied
 
 
