@@ -250,14 +250,11 @@ def create(conn: Connection) -> str:
             raise NewerSchema(f"its tables have version {found}, and this package knows version {VERSION}")
         if found == 1:
             _separate_signatures(conn)
-<<<<<<< HEAD
         elif found == 2:
             complete(conn)
             _index_anew(conn)
-=======
         if conn.dialect.name == "postgresql":  # said here, since it loads all of that dialect
             _OPEN.dialect_options["postgresql"]["where"] = IS_OPEN
->>>>>>> w/fast
         _metadata.create_all(conn)
         if found == 2:
             conn.execute(schema.update().values(version=VERSION))
