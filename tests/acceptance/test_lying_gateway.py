@@ -58,8 +58,8 @@ def test_an_inflated_settlement_is_disputed_with_both_amounts(devnets, tmp_path)
 
 
 PROOF_LIES = {
-    "reused_signature": "signature does not fit",
-    "replayed": "another request",
+    "reused_signature": "came with another call before",
+    "replayed": "came with another call before",
     "key": "signature does not fit",
     "stale": "another time",
     "request_hash": "another request",

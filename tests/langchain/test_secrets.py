@@ -115,7 +115,7 @@ async def test_the_key_is_nowhere_to_be_found(net: Devnet, caplog: pytest.LogCap
 
 @pytest.mark.parametrize("name", ["private_key", "api_key"])
 def test_a_key_of_the_wrong_type_is_not_quoted(name):
-    with pytest.raises(ValueError, match="private_key") as caught:
+    with pytest.raises(ValueError, match="private key cannot be used") as caught:
         ChatOpenGradient(model="openai/gpt-5", **{name: {"pem": "s3cr3t-material"}})
     assert "s3cr3t-material" not in str(caught.value)
 
