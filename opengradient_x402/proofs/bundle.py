@@ -267,9 +267,10 @@ class Contents:
     @classmethod
     def of(cls, bundle: Bundle) -> Contents:
         """The contents of a bundle whose shape was checked (`bundle_schema`)."""
-        bodies = bundle.of_kind("authorization")
+        token = {_OF_TOKEN[name]: value for name, value in bundle.network["asset"].items() if name in _OF_TOKEN}
+        bodies = [{**body, **token} for body in bundle.of_kind("authorization")]
         signatures = {body["id"]: body.get("signature") for body in bodies}
-        receipts = [SettlementReceipt.from_json(dict(body)) for body in bundle.of_kind("receipt")]
+        receipts = [SettlementReceipt.from_json({**body, **token}) for body in bundle.of_kind("receipt")]
         places = tuple(DataPlace(**body) for body in bundle.of_kind("data_settlement"))
         cases = [replace(case, signature=signatures[case.entry.id]) for case in cases_of(map(_entry, bodies), receipts)]
         attestations = tuple(Attested(**body) for body in bundle.of_kind("attestation"))
@@ -342,13 +343,22 @@ def _case_json(case: Case) -> dict[str, Any]:
         "nonce": str(entry.nonce),
         "signed": [_texts(asdict(terms)) for terms in entry.signed],
     }
-    body.pop("recheck_at", None)  # when the ledger looks again is nobody else's business
+    for name in ("recheck_at", *_OF_TOKEN.values()):  # when the ledger looks again is nobody else's business
+        body.pop(name, None)
     return body if case.signature is None else body | {"signature": case.signature}
+
+
+_OF_TOKEN: Final = {"symbol": "asset_symbol", "decimals": "asset_decimals"}
+"""What records leave out, since the header has it once, for the one token of a bundle."""
 
 
 def _expressible(body: Mapping[str, Any]) -> dict[str, Any]:
     """Without what a gateway made up and JSON cannot say in every language: halves of characters, huge numbers."""
-    known = {name: whole_characters(value) if isinstance(value, str) else value for name, value in body.items()}
+    known = {
+        name: whole_characters(value) if isinstance(value, str) else value
+        for name, value in body.items()
+        if name not in _OF_TOKEN.values()
+    }
     return {name: value for name, value in known.items() if isinstance(value, str) or 0 <= value < _LARGEST_COUNT}
 
 
