@@ -15,6 +15,9 @@ from typing import Final, Protocol
 MAX_UINT256: Final = 2**256 - 1
 """The largest amount that an EVM token can express (`uint256`, Solidity ABI)."""
 
+QUOTED_IN: Final = "OPG"
+"""The token that gateways quote costs and prices in (docs/wire.md, "Quotes"): they say nothing about another one."""
+
 _DECIMAL_TEXT = re.compile(r"([0-9]{1,78})(?:\.([0-9]{1,78}))?", re.ASCII)
 
 

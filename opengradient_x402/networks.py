@@ -1,6 +1,6 @@
 """Where money moves: the chain, the token, the contracts and the allow-listed counterparties of a network.
 
-Two presets, and files or URLs that describe other networks (a devnet writes one). Does not know the
+Presets by chain and token, and files or URLs that describe other networks (a devnet writes one). Does not know the
 environment, keys, or what is happening on the chain.
 """
 
@@ -69,6 +69,7 @@ class Network:
     rpc_url: str = field(repr=False)  # a provider's key often stands in its path
     """A node of the chain; or several, with commas between them, which are asked in turn."""
     gateway_url: str
+    """Where calls go that name no gateway; empty where the user must name one."""
     asset: Asset
     permit2: str = PERMIT2
     upto_proxy: str = UPTO_PROXY
@@ -109,6 +110,15 @@ class Network:
         """The chain in CAIP-2 form, as x402 writes it: `eip155:8453`."""
         return f"eip155:{self.chain_id}"
 
+    def gateway_at(self, chosen: str | None) -> str:
+        """The gateway that the user chose, or the network's own. Raises ConfigurationError where there is neither."""
+        if url := chosen or self.gateway_url:
+            return url
+        raise ConfigurationError(
+            f"The network {self.name} has no gateway of its own. Nothing was paid. Name one as `base_url` "
+            "(OG_GATEWAY_URL, --gateway), and who may be paid there in `SpendPolicy(payees=...)`."
+        )
+
 
 _REGISTRY: Final = ChainContract(
     address="0x703cB174AEadB35D611858369B4b1111dC9Abda6",  # TEE registry (docs/wire.md, "Networks")
@@ -119,44 +129,76 @@ _REGISTRY: Final = ChainContract(
 _BLOB_URL: Final = "https://aggregator.suicore.com/v1/blobs"
 """Public code of OpenGradient's explorer (docs/wire.md, "Data settlement"). What it returns is checked by its hash."""
 
+_BASE: Final = Network(
+    name="base",
+    given_as="base",
+    chain_id=8453,
+    rpc_url="https://mainnet.base.org",  # docs.base.org, public endpoint
+    gateway_url=GATEWAY_URL,
+    asset=Asset(
+        address="0xFbC2051AE2265686a469421b2C5A2D5462FbF5eB",  # OPG, live since 2026-04-15
+        symbol="OPG",
+        decimals=18,
+        name="OpenGradient",
+        version="1",
+    ),
+    payees=frozenset({GATEWAY_PAYEE}),
+    registry=_REGISTRY,
+    blob_url=_BLOB_URL,
+    explorer_url="https://basescan.org",
+)
+_BASE_SEPOLIA: Final = Network(
+    name="base-sepolia",
+    given_as="base-sepolia",
+    chain_id=84532,
+    rpc_url="https://sepolia.base.org",  # docs.base.org, public endpoint
+    gateway_url=GATEWAY_URL,
+    asset=Asset(
+        address="0x240b09731D96979f50B2C649C9CE10FcF9C7987F",  # OPG before mainnet
+        symbol="OPG",
+        decimals=18,
+        name="OPG",
+        version="2",
+    ),
+    payees=frozenset({GATEWAY_PAYEE}),
+    registry=_REGISTRY,
+    blob_url=_BLOB_URL,
+    explorer_url="https://sepolia.basescan.org",
+    faucet_url="https://faucet.opengradient.ai/",
+)
+
+
+def _in_usdc(network: Network, *, address: str, domain_name: str, faucet_url: str | None = None) -> Network:
+    """The chain of `network`, paid in USDC at gateways that the user names, with payees of the user's policy."""
+    name = f"{network.name}-usdc"
+    return replace(
+        network,
+        name=name,
+        given_as=name,
+        asset=Asset(address=address, symbol="USDC", decimals=6, name=domain_name, version="2"),
+        asset_usd="1",
+        gateway_url="",
+        payees=frozenset(),
+        registry=None,
+        blob_url=None,
+        faucet_url=faucet_url,
+    )
+
+
 PRESETS: Final[Mapping[str, Network]] = {
-    "base": Network(
-        name="base",
-        given_as="base",
-        chain_id=8453,
-        rpc_url="https://mainnet.base.org",  # docs.base.org, public endpoint
-        gateway_url=GATEWAY_URL,
-        asset=Asset(
-            address="0xFbC2051AE2265686a469421b2C5A2D5462FbF5eB",  # OPG, live since 2026-04-15
-            symbol="OPG",
-            decimals=18,
-            name="OpenGradient",
-            version="1",
+    network.name: network
+    for network in (
+        _BASE,
+        _BASE_SEPOLIA,
+        # Circle's addresses; name and version are what the tokens answer (EIP-712 domain)
+        _in_usdc(_BASE, address="0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02913", domain_name="USD Coin"),
+        _in_usdc(
+            _BASE_SEPOLIA,
+            address="0x036CbD53842c5426634e7929541eC2318f3dCF7e",
+            domain_name="USDC",
+            faucet_url="https://faucet.circle.com/",
         ),
-        payees=frozenset({GATEWAY_PAYEE}),
-        registry=_REGISTRY,
-        blob_url=_BLOB_URL,
-        explorer_url="https://basescan.org",
-    ),
-    "base-sepolia": Network(
-        name="base-sepolia",
-        given_as="base-sepolia",
-        chain_id=84532,
-        rpc_url="https://sepolia.base.org",  # docs.base.org, public endpoint
-        gateway_url=GATEWAY_URL,
-        asset=Asset(
-            address="0x240b09731D96979f50B2C649C9CE10FcF9C7987F",  # OPG before mainnet
-            symbol="OPG",
-            decimals=18,
-            name="OPG",
-            version="2",
-        ),
-        payees=frozenset({GATEWAY_PAYEE}),
-        registry=_REGISTRY,
-        blob_url=_BLOB_URL,
-        explorer_url="https://sepolia.basescan.org",
-        faucet_url="https://faucet.opengradient.ai/",
-    ),
+    )
 }
 
 
@@ -231,47 +273,6 @@ def is_loopback(host: str | None) -> bool:
 
     try:
         return ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def check_payable_url(url: str, network: Network, *, allow_private: bool = False) -> None:
-    """Refuse a URL at which somebody else may answer, or that leads into the user's own network.
-
-    https, or plain http on loopback; no private or link-local address unless it is loopback or `allow_private`.
-    Names are not resolved. Raises InsecureEndpoint.
-    """
-    try:
-        parts = urlsplit(url)
-    except ValueError as exc:
-        raise InsecureEndpoint(f"The gateway's URL cannot be read ({exc}). Nothing was paid. Correct it.") from exc
-    host = parts.hostname
-    shown = f"{parts.scheme}://{host}"  # without the user part of the URL: it may hold a password
-    if not host or parts.scheme not in ("http", "https"):
-        raise InsecureEndpoint(
-            f"{shown!r} is not an http(s) URL. Nothing was paid. "
-            f"Give the gateway as https://host, for example {network.gateway_url}."
-        )
-    if is_loopback(host):
-        return
-    if parts.scheme != "https":
-        raise InsecureEndpoint(
-            f"{shown} is plain http: anybody on the way could redirect payments. Nothing was paid. "
-            "Use https (plain http is accepted on loopback only)."
-        )
-    if not allow_private and _is_private(host):
-        raise InsecureEndpoint(
-            f"{shown} is a private, link-local or reserved address. Nothing was paid. "
-            "If this gateway is yours, set `allow_private_endpoints=True`."
-        )
-
-
-def _is_private(host: str) -> bool:
-    from ipaddress import ip_address
-
-    try:
-        address = ip_address(host)
-        return not address.is_global or address.is_multicast
     except ValueError:
         return False
 

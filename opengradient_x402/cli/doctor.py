@@ -114,8 +114,7 @@ class _Examination:
 
         network = self._known_network()
         url = gateway_of(self._gateway_choice, network).rstrip("/").removesuffix("/v1")
-        policy = SpendPolicy()
-        policy.check_endpoint(url, network)
+        SpendPolicy().check_endpoint(url)
         body = {"model": "gpt-5", "messages": [{"role": "user", "content": "ping"}], "max_tokens": 1}
         request = httpx.Request("POST", f"{url}/v1/chat/completions", json=body, extensions=limited_to(_LONGEST_LOOK_S))
         try:
@@ -136,9 +135,15 @@ class _Examination:
                 f"{url} answered {response.status_code} instead of naming its price (402)",
                 "Give the URL of an OpenGradient gateway with `--gateway` or OG_GATEWAY_URL.",
             )
-        self._terms = policy.choose(parse_challenge(header), network=network, origin=url, pinned_facilitator=None)
+        challenge = parse_challenge(header)
+        named = frozenset(terms.pay_to for terms in challenge.terms)
+        policy = SpendPolicy() if network.payees else SpendPolicy(payees=named)
+        self._terms = policy.choose(challenge, network=network, origin=url, pinned_facilitator=None)
         price = network.asset.format(self._terms.amount_atomic)
-        return _ok("gateway", f"{url} asks for an authorization of {price} (scheme {self._terms.scheme})")
+        found = f"{url} asks for an authorization of {price} (scheme {self._terms.scheme})"
+        if not network.payees:
+            found += f", to be paid to {self._terms.pay_to}: if you trust it, name it in `SpendPolicy(payees=...)`"
+        return _ok("gateway", found)
 
     def _clock(self) -> Diagnosis:
         from email.utils import parsedate_to_datetime

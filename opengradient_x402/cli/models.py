@@ -87,7 +87,7 @@ def _served(network: str | None, gateway: str | None) -> tuple[list[dict[str, An
 
     chosen = network_of(network)
     url = gateway_of(gateway, chosen).rstrip("/").removesuffix("/v1") + "/v1/models"
-    SpendPolicy().check_endpoint(url, chosen)
+    SpendPolicy().check_endpoint(url)
     document = look_up(Sources().document(url))
     try:
         rows, token_usd = _parsed(document.content)

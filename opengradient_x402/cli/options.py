@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 NetworkOption = Annotated[
     str | None,
-    typer.Option("--network", "-n", help="base, base-sepolia, devnet, or a network file or URL (OG_NETWORK)."),
+    typer.Option(
+        "--network", "-n", help="base, base-usdc, base-sepolia, devnet, or a network file or URL (OG_NETWORK)."
+    ),
 ]
 RpcOption = Annotated[
     str | None, typer.Option("--rpc-url", help="A node to read the chain from; several, with commas (OG_RPC_URL).")
@@ -54,7 +56,7 @@ def gateway_of(choice: str | None, network: Network) -> str:
     """The gateway that was named, the environment's, or the network's."""
     from opengradient_x402.settings import Settings
 
-    return choice or Settings.load().gateway_url or network.gateway_url
+    return network.gateway_at(choice or Settings.load().gateway_url)
 
 
 def signer_of_environment() -> Signer:

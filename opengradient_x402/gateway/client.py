@@ -334,8 +334,8 @@ def _source(payments: Payments, base_url: str | None, gateway: EndpointSource | 
     if gateway is None:
         if base_url == REGISTRY:
             return shared_registry(payments)
-        url = base_url or payments.network.gateway_url
-        gateway = checked_gateway(url, network=payments.network, policy=payments.policy)
+        url = payments.network.gateway_at(base_url)
+        gateway = checked_gateway(url, policy=payments.policy)
     elif base_url is not None:
         raise ConfigurationError("`base_url` and `gateway` both say where calls go: give one. Nothing was paid.")
     if payments.policy.pcr_hashes is not None and isinstance(gateway, StaticGateway):

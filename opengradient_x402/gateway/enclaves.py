@@ -277,7 +277,7 @@ def admit(tee: RegisteredTee, *, network: Network, policy: SpendPolicy) -> Endpo
     if problem is not None:
         raise InsecureEndpoint(f"The enclave {tee.id[:10]}… at {tee.endpoint[:80]!r} is not called: {problem}.")
     base_url = tee.endpoint.rstrip("/").removesuffix("/v1")
-    policy.check_endpoint(base_url, network)
+    policy.check_endpoint(base_url)
     return Endpoint(
         base_url=base_url,
         certificate_der=tee.certificate_der,

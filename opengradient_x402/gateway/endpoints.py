@@ -17,7 +17,6 @@ from typing import Any, Final, Protocol, TypeVar
 import httpx
 
 from opengradient_x402.effects import Read, Send, Steps
-from opengradient_x402.networks import Network
 from opengradient_x402.payment.policy import SpendPolicy
 
 EXTENSION: Final = "opengradient.endpoint"
@@ -145,10 +144,10 @@ def reach(source: EndpointSource, attempt: Callable[[Endpoint], Steps[T]], *, un
             endpoint = following
 
 
-def checked_gateway(base_url: str, *, network: Network, policy: SpendPolicy) -> StaticGateway:
+def checked_gateway(base_url: str, *, policy: SpendPolicy) -> StaticGateway:
     """A static gateway that the policy allows to pay at. Raises InsecureEndpoint."""
     gateway = StaticGateway(base_url)
-    policy.check_endpoint(gateway.base_url, network)
+    policy.check_endpoint(gateway.base_url)
     return gateway
 
 

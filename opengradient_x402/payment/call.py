@@ -23,7 +23,7 @@ import httpx
 from opengradient_x402.completions import Usage
 from opengradient_x402.ledger.authorizations import Authorization, receipt_fields
 from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt, transaction_claim
-from opengradient_x402.money import Asset, parse_amount
+from opengradient_x402.money import QUOTED_IN, Asset, parse_amount
 from opengradient_x402.payment.run_limit import RunLimit
 from opengradient_x402.payment.sessions import PaidSession
 from opengradient_x402.process import Ending, Resident, belongs
@@ -147,7 +147,7 @@ def build_receipt(
         completion_tokens=usage.completion_tokens if usage else None,
         cost_atomic=_cost(call, authorization, answer, asset),
         cost_usd=_quoted(answer, "cost_usd"),
-        opg_usd=_quoted(answer, "opg_price_usd"),
+        opg_usd=_quoted(answer, "opg_price_usd") if asset.symbol == QUOTED_IN else None,
         **_payment_claims(call),
         tee_verified=answer.tee_verified,
         tee_uncovered=answer.tee_uncovered,
@@ -162,12 +162,14 @@ def _quoted(answer: Answer, name: str) -> str | None:
 
 
 def _cost(call: Call, authorization: Authorization, answer: Answer, asset: Asset) -> int | None:
-    """What the gateway claims. An `exact` payment moves what was signed, whatever is claimed."""
+    """What the gateway claims. An `exact` payment moves what was signed, whatever is claimed.
+
+    The `opengradient` object of an answer quotes OPG: it says nothing about a payment in another token.
+    """
     if authorization.terms.scheme == "exact":
         return authorization.terms.amount_atomic
-    costs = answer.raw.get("opengradient")
-    claimed = costs.get("cost_opg") if isinstance(costs, Mapping) else None
-    if isinstance(claimed, str):
+    claimed = _quoted(answer, "cost_opg") if asset.symbol == QUOTED_IN else None
+    if claimed is not None:
         return _amount(claimed, decimals=asset.decimals)
     amount = call.claims.get("amount")
     return _amount(amount, decimals=0) if isinstance(amount, str) else None

@@ -19,6 +19,7 @@ from opengradient_x402.addresses import checksum_address
 from opengradient_x402.errors import NotPaid, PolicyRefused
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.models import quoted_price
+from opengradient_x402.money import QUOTED_IN
 from opengradient_x402.networks import Network
 from opengradient_x402.payment.policy import SpendPolicy
 
@@ -55,7 +56,7 @@ class KnownGateways:
         """Refuses endpoints that money must not go to, and origins that refused too many payments just now."""
         origin = origin_of_text(url)
         if origin not in self._acceptable:  # scheme and host are all that the policy looks at
-            self._policy.check_endpoint(url, self._network)
+            self._policy.check_endpoint(url)
             self._acceptable.add(origin)
         count, until = self._refusals.get(origin, (0, 0.0))
         if count >= BREAKER_LIMIT and time.monotonic() < until:
@@ -94,7 +95,7 @@ class KnownGateways:
             self._usual_usd[origin] = (first[2], usual)  # older than whatever was quoted to this process
 
     def _price_key(self, origin: str) -> str:
-        return f"price {self._network.caip2} {origin}"
+        return f"price {self._network.caip2} {self._network.asset.address} {origin}"
 
     def accepted(self, origin: str, *, amount_atomic: int) -> None:
         """A payment to this origin was taken: earlier refusals no longer count, and its price is the measure."""
@@ -154,6 +155,8 @@ class KnownGateways:
 
     def wants_quote(self, endpoint: str) -> bool:
         """Whether this gateway has not quoted its token price yet, and was not asked for it within a minute."""
+        if self._network.asset.symbol != QUOTED_IN:
+            return False
         origin, now = origin_of_text(endpoint), time.monotonic()
         if origin in self._asset_usd or now - self._quote_asked.get(origin, -QUOTE_PAUSE_S) < QUOTE_PAUSE_S:
             return False

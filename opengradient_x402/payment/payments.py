@@ -12,7 +12,6 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import cached_property
@@ -419,9 +418,8 @@ class Payments(Resident):
             build_receipt(call, outcome=outcome, error=error, answer=answer, asset=self.network.asset)
         )
         call.receipt = receipt.followed_by(self.reconciler)
-        quote = None if answer is None else answer.raw.get("opengradient")
-        if isinstance(quote, Mapping):
-            self.gateways.note_quote(receipt.endpoint, quote.get("opg_price_usd"))
+        if receipt.opg_usd is not None:
+            self.gateways.note_quote(receipt.endpoint, receipt.opg_usd)
         if call.session is not None:
             cost_atomic = receipt.estimated_cost_atomic if receipt.cost_atomic is None else receipt.cost_atomic
             self.sessions.leave(call.session, cost_atomic=cost_atomic or 0)

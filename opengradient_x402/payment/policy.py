@@ -15,10 +15,10 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from opengradient_x402.addresses import checksum_address
-from opengradient_x402.errors import ConfigurationError, PolicyRefused
+from opengradient_x402.errors import ConfigurationError, InsecureEndpoint, PolicyRefused
 from opengradient_x402.models import is_same_model
 from opengradient_x402.money import Asset, parse_amount
-from opengradient_x402.networks import Network, check_payable_url
+from opengradient_x402.networks import GATEWAY_URL, Network, is_loopback
 from opengradient_x402.payment.challenge import Challenge, PaymentTerms
 
 logger = logging.getLogger(__name__)
@@ -214,13 +214,35 @@ class SpendPolicy:
             "the new price is right, raise `max_price_increase_percent`."
         )
 
-    def check_endpoint(self, url: str, network: Network) -> None:
+    def check_endpoint(self, url: str) -> None:
         """Refuse to pay over a line, or at an address, that somebody else may own.
 
         https, or plain http on loopback; no private or link-local address unless it is loopback or
         `allow_private_endpoints`. Names are not resolved. Raises InsecureEndpoint.
         """
-        check_payable_url(url, network, allow_private=self.allow_private_endpoints)
+        try:
+            parts = urlsplit(url)
+        except ValueError as exc:
+            raise InsecureEndpoint(f"The gateway's URL cannot be read ({exc}). Nothing was paid. Correct it.") from exc
+        host = parts.hostname
+        shown = f"{parts.scheme}://{host}"  # without the user part of the URL: it may hold a password
+        if not host or parts.scheme not in ("http", "https"):
+            raise InsecureEndpoint(
+                f"{shown!r} is not an http(s) URL. Nothing was paid. "
+                f"Give the gateway as https://host, for example {GATEWAY_URL}."
+            )
+        if is_loopback(host):
+            return
+        if parts.scheme != "https":
+            raise InsecureEndpoint(
+                f"{shown} is plain http: anybody on the way could redirect payments. Nothing was paid. "
+                "Use https (plain http is accepted on loopback only)."
+            )
+        if not self.allow_private_endpoints and _is_private(host):
+            raise InsecureEndpoint(
+                f"{shown} is a private, link-local or reserved address. Nothing was paid. "
+                "If this gateway is yours, set `allow_private_endpoints=True`."
+            )
 
     def check_clock(self, *, now_s: int, server_now_s: int) -> None:
         """Refuse to sign with a clock that disagrees with the gateway's: deadlines would lie.
@@ -302,6 +324,16 @@ class SpendPolicy:
             f"limit is an increase of {self.max_price_increase_percent} %. If the new price is right, raise "
             "`max_price_increase_percent`"
         )
+
+
+def _is_private(host: str) -> bool:
+    from ipaddress import ip_address
+
+    try:
+        address = ip_address(host)
+        return not address.is_global or address.is_multicast
+    except ValueError:
+        return False
 
 
 def _wrong_place(terms: PaymentTerms, network: Network) -> str | None:

@@ -362,6 +362,11 @@ def _cancel(network: Network, signer: Signer, authorization: Authorization) -> Q
             f"The authorization is {authorization.payer}'s, and this wallet is {signer.address}: only the payer can "
             "cancel. Nothing was sent."
         )
+    if authorization.asset != network.asset.address:
+        raise ConfigurationError(
+            f"The authorization pays in the token {authorization.asset}, and {network.name} in {network.asset.symbol} "
+            f"{network.asset.address}. Nothing was sent. Name the network of that token."
+        )
     if authorization.transfer_method == "eip3009":
         is_used = yield from authorization_state(authorization.asset, authorization.payer, authorization.nonce)
         to, data = authorization.asset, _cancel_authorization_call(network, signer, authorization)

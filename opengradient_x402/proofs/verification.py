@@ -323,7 +323,8 @@ async def aexport_bundle(
 def _bundled(
     ledger: Ledger, *, network: Network, since: int, payer: str | None, signer: Signer | None
 ) -> Steps[Bundle]:
-    entries: list[Authorization] = yield Wait(ledger.authorizations(payer=payer, network=network.caip2))
+    known: list[Authorization] = yield Wait(ledger.authorizations(payer=payer, network=network.caip2))
+    entries = [entry for entry in known if entry.asset == network.asset.address]
     recent: list[SettlementReceipt] = yield Wait(ledger.receipts(since=since, payer=payer))
     everything: list[SettlementReceipt] = yield Wait(ledger.receipts(payer=payer))
     evidence = Evidence()

@@ -89,11 +89,9 @@ def _candidates() -> Iterator[Ledger]:
 
 def _network_of(receipt: SettlementReceipt, settings: Settings) -> Network:
     network = with_node(load_network(settings.network), rpc_url=settings.rpc_url)
-    if network.caip2 == receipt.network:
-        return network
-    for preset in PRESETS.values():
-        if preset.caip2 == receipt.network:
-            return preset
+    known = [one for one in (network, *PRESETS.values()) if one.caip2 == receipt.network]
+    if known:
+        return next((one for one in known if one.asset.address == receipt.asset), known[0])
     raise ConfigurationError(
         f"The receipt of call {receipt.call_id} is of the network {receipt.network}, and {network.name} is "
         f"{network.caip2}. Nothing was paid by asking. Set OG_NETWORK to the receipt's network, or use "

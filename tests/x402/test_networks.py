@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from opengradient_x402.addresses import checksum_address
-from opengradient_x402.errors import InsecureEndpoint, UnknownNetwork
+from opengradient_x402.errors import ConfigurationError, InsecureEndpoint, UnknownNetwork
 from opengradient_x402.networks import PRESETS, is_loopback, load_network
 
 
@@ -70,9 +70,27 @@ def test_presets_load_by_name_and_their_addresses_are_checksummed():
     assert load_network("base-sepolia").caip2 == "eip155:84532"
     for network in PRESETS.values():
         contracts = [network.asset.address, network.permit2, network.upto_proxy, network.exact_proxy]
-        assert network.registry is not None
-        for address in [*contracts, network.registry.address, *network.payees]:
+        registries = [network.registry.address] if network.registry is not None else []
+        for address in [*contracts, *registries, *network.payees]:
             assert checksum_address(address.lower()) == address
+
+
+@pytest.mark.parametrize(
+    ("name", "chain_id", "domain"), [("base-usdc", 8453, "USD Coin"), ("base-sepolia-usdc", 84532, "USDC")]
+)
+def test_a_chain_can_be_paid_in_usdc_at_a_gateway_of_the_users_own(name, chain_id, domain):
+    network = load_network(name)
+    assert (network.chain_id, network.given_as) == (chain_id, name)
+    assert (network.asset.symbol, network.asset.decimals, network.asset.name, network.asset.version) == (
+        "USDC",
+        6,
+        domain,
+        "2",
+    )
+    assert (network.payees, network.registry, network.asset_usd) == (frozenset(), None, "1")
+    assert network.gateway_at("https://gateway.example") == "https://gateway.example"
+    with pytest.raises(ConfigurationError, match=rf"{name} has no gateway of its own.*base_url.*payees"):
+        network.gateway_at(None)
 
 
 def test_a_network_loads_as_itself():
@@ -103,7 +121,9 @@ def test_devnet_is_the_file_in_the_state_directory(tmp_path, monkeypatch):
 
 
 def test_an_unknown_name_lists_what_exists_and_how_to_start_a_devnet():
-    with pytest.raises(UnknownNetwork, match=r"Known: base, base-sepolia, devnet.*opengradient-devnet"):
+    with pytest.raises(
+        UnknownNetwork, match=r"Known: base, base-sepolia, base-usdc, base-sepolia-usdc, devnet.*opengradient-devnet"
+    ):
         load_network("bass")
 
 
