@@ -1,7 +1,8 @@
 """Reads one answer, in one piece or as a stream: bytes in, a `Completion` or `Delta`s out, or the error.
 
 Sans-I/O. Sizes and silences are bounded, and an answer that is packed otherwise than it was asked for is not unpacked.
-Streams are server-sent events (WHATWG HTML §9.2, the `data` field only).
+Streams are server-sent events (WHATWG HTML §9.2, `data` and `event`). An event with a name is no part of the answer:
+`x402-settlement` says what became of the payment, and goes into the call's claims.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from opengradient_x402.completions import Completion, Delta, ErrorEvent, StreamA
 from opengradient_x402.effects import Read, Steps
 from opengradient_x402.errors import NotPaid, OpenGradientError, ResponseInvalid
 from opengradient_x402.gateway.failures import interrupted, refused, unreadable
-from opengradient_x402.payment.call import Call
+from opengradient_x402.payment.call import Call, payment_claims
 
 MAX_BODY_BYTES: Final = 256 * 1024 * 1024
 MAX_REST_BYTES: Final = 64 * 1024
@@ -127,6 +128,8 @@ class AnswerReader:
             payloads = self._decoder.feed(chunk)
         except EventTooLarge as exc:
             raise unreadable(self._call, exc) from exc
+        if self._decoder.settlement is not None:
+            self._take_settlement()
         if payloads:
             self._silent_since = None
         else:
@@ -157,6 +160,7 @@ class AnswerReader:
         """The whole answer of a stream whose bytes have ended. Raises StreamInterrupted and what broke it."""
         if not self.is_done:
             self._take_events(self._decoder.flush())
+            self._take_settlement()
         if self._broken_by is not None:
             raise self._broken_by
         if not self._has_end_marker:
@@ -167,6 +171,19 @@ class AnswerReader:
             raise interrupted(self._call, "it held no content", shown_chars=self.shown_chars) from exc
         except _MISSHAPEN as exc:
             raise unreadable(self._call, exc) from exc
+
+    def _take_settlement(self) -> None:
+        """What the gateway says of the payment after the answer: claims, as in PAYMENT-RESPONSE. Never an error."""
+        payload, self._decoder.settlement = self._decoder.settlement, None
+        try:
+            event = strict_json.loads(payload or b"")
+        except ValueError:
+            return
+        if isinstance(event, dict):
+            claims = payment_claims(event.get("paymentResponse"))
+            if event.get("success") is False:
+                claims = {"errorReason": event.get("error"), **claims, "success": False}
+            self._call.claims = {**self._call.claims, **claims}
 
     def _check_progress(self) -> None:
         """Bytes arrive, but no event: comments, or one event in drips. The time limit ends that too."""
@@ -201,6 +218,9 @@ class AnswerReader:
 
 
 DONE = b"[DONE]"
+_NAMES_OF_ANSWERS: Final = (b"", b"message", b"error")
+_SETTLEMENT: Final = b"x402-settlement"
+"""Sent before the end marker by og-x402 2.15.0 (docs/wire.md, "Stream events")."""
 MAX_EVENT_BYTES = 64 * 1024 * 1024
 """An event larger than this is refused: it is a fault or an attack, not a chunk (generated images stay far below)."""
 
@@ -210,11 +230,15 @@ class EventTooLarge(ValueError):
 
 
 class EventDecoder:
-    """Turns a byte stream into `data` payloads. One per response; not thread-safe."""
+    """Turns a byte stream into the `data` payloads of an answer. One per response; not thread-safe.
 
-    __slots__ = ("_is_first", "_pieces", "_size", "_tail")
+    `settlement` is the last `x402-settlement` event; other events with a name of their own are left out.
+    """
+
+    __slots__ = ("_is_first", "_pieces", "_size", "_tail", "settlement")
 
     def __init__(self) -> None:
+        self.settlement: bytes | None = None
         self._pieces: list[bytes] = []
         self._size = 0
         self._tail = b""
@@ -234,13 +258,13 @@ class EventDecoder:
         *events, rest = b"".join([*self._pieces, data]).split(b"\n\n")
         self._pieces, self._size = [], 0
         self._hold(rest)
-        return [payload for event in events if (payload := _payload(event)) is not None]
+        return [payload for event in events if (payload := self._payload(event)) is not None]
 
     def flush(self) -> list[bytes]:
         """What a stream that ended without its last blank line still held."""
         rest = b"".join(self._pieces).rstrip(b"\n")
         self._pieces, self._size, self._tail = [], 0, b""
-        payload = _payload(rest)
+        payload = self._payload(rest)
         return [] if payload is None else [payload]
 
     def _hold(self, data: bytes) -> None:
@@ -258,13 +282,22 @@ class EventDecoder:
         head, tail = (data[:-1], b"\r") if data.endswith(b"\r") else (data, b"")
         return head.replace(b"\r\n", b"\n").replace(b"\r", b"\n"), tail
 
-
-def _payload(event: bytes) -> bytes | None:
-    if event.startswith(b"data: ") and b"\n" not in event:
-        return event[6:]
-    lines = []
-    for line in event.split(b"\n"):
-        if line.startswith(b"data:"):
-            value = line[5:]
-            lines.append(value[1:] if value.startswith(b" ") else value)
-    return b"\n".join(lines) if lines else None
+    def _payload(self, event: bytes) -> bytes | None:
+        if event.startswith(b"data: ") and b"\n" not in event:
+            return event[6:]
+        name, lines = b"", []
+        for line in event.split(b"\n"):
+            field, _, value = line.partition(b":")
+            if field == b"data":
+                lines.append(value.removeprefix(b" "))
+            elif field == b"event":
+                name = value.removeprefix(b" ")
+        if not lines:
+            return None
+        payload = b"\n".join(lines)
+        # Some servers name the pieces of the answer, too.
+        if name in _NAMES_OF_ANSWERS or payload == DONE or b'"choices"' in payload:
+            return payload
+        if name == _SETTLEMENT:
+            self.settlement = payload
+        return None

@@ -96,6 +96,7 @@ class SettlementReceipt(_Followed):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     error: str | None = None
+    """The class of the error that ended the call; after a whole answer, why a gateway says that it cannot settle."""
 
     # Claims of the gateway
     cost_atomic: int | None = None

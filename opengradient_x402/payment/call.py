@@ -7,6 +7,8 @@ gateway claims in the body, the last stream event or the headers goes into the r
 
 from __future__ import annotations
 
+import base64
+import binascii
 import os
 import random
 import re
@@ -16,10 +18,11 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final, cast
 
 import httpx
 
+from opengradient_x402 import strict_json
 from opengradient_x402.completions import Usage
 from opengradient_x402.ledger.authorizations import Authorization, receipt_fields
 from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt, transaction_claim
@@ -27,6 +30,7 @@ from opengradient_x402.money import QUOTED_IN, Asset, parse_amount
 from opengradient_x402.payment.run_limit import RunLimit
 from opengradient_x402.payment.sessions import PaidSession
 from opengradient_x402.process import Ending, Resident, belongs
+from opengradient_x402.strict_json import whole_characters
 
 
 class _Ids(Resident):
@@ -139,7 +143,7 @@ def build_receipt(
         status=ReceiptStatus.SERVED if call.is_answered else ReceiptStatus.AUTHORIZED,
         created_at=call.created_at,
         outcome=outcome,
-        error=error,
+        error=error or _failed_settlement(call),
         **receipt_fields(authorization),
         model=answer.model or call.model or authorization.model,
         settlement_mode=call.settlement_mode or authorization.settlement_mode,
@@ -180,6 +184,26 @@ def _amount(text: str, *, decimals: int) -> int | None:
         return parse_amount(text, decimals=decimals)
     except ValueError:  # a claim that is not an amount is no claim
         return None
+
+
+_MAX_REASON_CHARS: Final = 300
+
+
+def payment_claims(text: object) -> dict[str, Any]:
+    """The JSON object in the base64 text of a PAYMENT-RESPONSE; nothing in one that cannot be read."""
+    try:
+        claims = strict_json.loads(base64.b64decode(text, validate=True)) if isinstance(text, str) else None
+    except (ValueError, binascii.Error):
+        return {}
+    return cast("dict[str, Any]", claims) if isinstance(claims, dict) else {}
+
+
+def _failed_settlement(call: Call) -> str | None:
+    """Why the gateway says that it could not settle, after an answer that was complete."""
+    if call.claims.get("success") is not False:
+        return None
+    reason = _text(call.claims.get("errorReason")) or "no reason given"
+    return f"settlement failed: {whole_characters(reason[:_MAX_REASON_CHARS])}"
 
 
 def _payment_claims(call: Call) -> dict[str, Any]:

@@ -10,18 +10,15 @@ Who may be paid is `policy`, what is remembered is `payments`.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import re
 import sys
 import time
 from concurrent.futures import Future
 from contextlib import suppress
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import httpx
 
-from opengradient_x402 import strict_json
 from opengradient_x402.effects import Read, Send, Steps, Wait
 from opengradient_x402.errors import (
     BudgetExceeded,
@@ -34,7 +31,7 @@ from opengradient_x402.errors import (
 )
 from opengradient_x402.ledger.authorizations import Authorization
 from opengradient_x402.payment.approval import approved
-from opengradient_x402.payment.call import Call
+from opengradient_x402.payment.call import Call, payment_claims
 from opengradient_x402.payment.challenge import Challenge, PaymentTerms, parse_challenge
 from opengradient_x402.payment.payments import Payments
 from opengradient_x402.payment.permits import Doubtful, Fate, SignedPayment
@@ -206,7 +203,7 @@ def _asked_again(
 
     Otherwise the outcome is unknown: the gateway holds a signature that can settle until its deadline.
     """
-    claims = _payment_response(response)
+    claims = payment_claims(response.headers.get(RESPONSE_HEADER))
     current, why = yield from _terms_after(response, payments, ticket.key)
     if may_sign and not claims and current is not None and signed.accepted.raw not in [o.raw for o in current.terms]:
         try:
@@ -221,7 +218,7 @@ def _asked_again(
         response = yield from _send_signed(request, call, payments, ticket, signed)
         if response.status_code != httpx.codes.PAYMENT_REQUIRED:
             return response
-        claims = _payment_response(response)
+        claims = payment_claims(response.headers.get(RESPONSE_HEADER))
         _, why = yield from _terms_after(response, payments, ticket.key)
     call.claims = claims
     payments.doubts.add(ticket.key, Doubtful(signed, was_refused=True))
@@ -357,7 +354,7 @@ def _bought(response: httpx.Response, call: Call, payments: Payments, ticket: Ti
         call.session = payments.sessions.opened(ticket, session_id=session_id, authorization=signed.authorization)
         payments.reports.opened(signed.authorization, origin=ticket.key.origin)
     elif response.is_success:
-        call.claims = _payment_response(response)
+        call.claims = payment_claims(response.headers.get(RESPONSE_HEADER))
         payments.sessions.sessionless(ticket)
     else:
         return False
@@ -420,14 +417,3 @@ def _outcome_unknown(call: Call, cause: httpx.TransportError) -> PaymentOutcomeU
         call_id=call.id,
         kind="timeout" if isinstance(cause, httpx.TimeoutException) else "connection",
     )
-
-
-def _payment_response(response: httpx.Response) -> dict[str, Any]:
-    header = response.headers.get(RESPONSE_HEADER)
-    if header is None:
-        return {}
-    try:
-        claims = strict_json.loads(base64.b64decode(header, validate=True))
-    except (ValueError, binascii.Error):
-        return {}
-    return cast("dict[str, Any]", claims) if isinstance(claims, dict) else {}
