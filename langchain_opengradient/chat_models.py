@@ -39,7 +39,7 @@ class ChatOpenGradient(ConfiguredChatModel):
     model = ChatOpenGradient(model="openai/gpt-5")  # the key comes from OG_PRIVATE_KEY
     with get_settlement_callback() as settlements:
         print(model.invoke("What is x402?").text)
-    print(settlements.spent_opg, "OPG")
+    print(settlements.spent)
     ```
 
     What is not given comes from the environment or a `.env` file (`OG_PRIVATE_KEY`, `OG_NETWORK`,

@@ -28,7 +28,6 @@ from opengradient_devnet.chain.accounts import (
 )
 from opengradient_devnet.chain.chain import PRIVATE_CHAIN_ID, Chain
 from opengradient_devnet.chain.rpc import rpc_app
-from opengradient_devnet.contracts import OPG
 from opengradient_devnet.explorer.routes import Explorer
 from opengradient_devnet.facilitator.api import facilitator_app
 from opengradient_devnet.faults import Faults
@@ -53,13 +52,11 @@ from opengradient_devnet.gateway.unpaid import unpaid_app
 from opengradient_devnet.guard import UNPAID_BODIES, guarded
 from opengradient_devnet.model.protocol import Model
 from opengradient_devnet.model.upstream import open_model
-from opengradient_devnet.money import opg_to_atomic
+from opengradient_devnet.money import OPG_TOKEN, TOKENS, Token
 from opengradient_devnet.network_file import describe_network, remove_network_file, write_network_file
 from opengradient_devnet.public import PublicRoutes
 from opengradient_devnet.server import ServerThread, Site, listen
 
-# Base's OPG answers so; Base Sepolia's says version "2" (EIP-712 domain of the token).
-ASSET = {"symbol": "OPG", "decimals": 18, "name": "OpenGradient", "version": "1"}
 SESSION_CAP_OPG = "0.1"
 EXACT_PRICE_OPG = "0.01"
 _SLOWEST_BEAT_S = 1.0
@@ -82,6 +79,8 @@ class Devnet:
     `behaves_like` is how the gateway behaves where gateways differ: "helpful", "gateway-2026-04", or a
     `GatewayProfile`; `idle_timeout_s`, `max_timeout_s`, `batch_size`, `batch_interval_s` and `quotes_costs` replace
     what it says.
+    `asset` is the token that it is paid in: "OPG", or "USDC" (6 decimals, at 1 USD), which has no quotes and no
+    explorer. All amounts are in whole tokens of it.
     `sessions=False` settles every call on its own. `schemes` are what the gateway offers; `session_cap_opg` and
     `exact_price_opg` are the offers' amounts.
     `fault_route=True` serves `POST /faults` and `POST /reorganise` to whoever sends `devnet.fault_token` as
@@ -103,6 +102,7 @@ class Devnet:
         unsafe_live_chain_id: bool = False,
         prices: str | Path | Mapping[str, Any] | None = None,
         opg_usd: str | None = None,
+        asset: Literal["OPG", "USDC"] = "OPG",
         faults: Faults | None = None,
         fault_route: bool = False,
         fault_token: str | None = None,
@@ -141,6 +141,10 @@ class Devnet:
             self._prices = self._prices.with_anything_else()
         if opg_usd is not None:
             self._prices = self._prices.at(opg_usd)
+        self._token: Token = TOKENS[asset]
+        if self._token is not OPG_TOKEN:
+            self._prices = self._prices.in_token(self._token, usd="1")
+            self._profile = replace(self._profile, quotes_costs=False)
         self._model = (
             open_model(upstream, api_key=upstream_key, exact_names=self._prices.models.keys())
             if isinstance(upstream, str)
@@ -150,8 +154,8 @@ class Devnet:
             raise ValueError("fault_token is empty: then anybody could damage this devnet.")
         self.fault_token = fault_token or (secrets.token_urlsafe() if fault_route else None)
         self._schemes = [Scheme(scheme) for scheme in schemes]
-        self._session_cap_atomic = opg_to_atomic(session_cap_opg)
-        self._exact_price_atomic = opg_to_atomic(exact_price_opg)
+        self._session_cap_atomic = self._token.atomic(session_cap_opg)
+        self._exact_price_atomic = self._token.atomic(exact_price_opg)
         self._pace_s = pace_s
         self._canonical_style = canonical_style
         self._cleanup = ExitStack()
@@ -173,6 +177,7 @@ class Devnet:
             # Finding RSA primes takes as long as the genesis: they go side by side.
             making_enclave = beside.submit(Enclave, style=self._canonical_style)
             self.chain = _start_chain(self._engine, self._chain_id)
+            self.chain.token = self._token
             cleanup.callback(self.chain.close)
             self._compose(making_enclave.result(), cleanup)
             self._cleanup = cleanup.pop_all()
@@ -228,7 +233,7 @@ class Devnet:
             https_gateway_url=https.url,
             payees=[payee.address],
             facilitators=[facilitator.address],
-            asset=ASSET,
+            token=self._token,
             session_idle_s=profile.idle_timeout_s,
             attestation_root_sha256=hypervisor.root_sha256,
         )
@@ -277,7 +282,9 @@ class Devnet:
             fault_token=self.fault_token,
         )
         explorer = Explorer(chain=self.chain, sessions=self._sessions, blobs=blobs, network=self.network)
-        routes: list[BaseRoute] = [*gateway.routes(), *public.routes(), *explorer.routes()]
+        routes: list[BaseRoute] = [*gateway.routes(), *public.routes()]
+        if self._token is OPG_TOKEN:
+            routes += explorer.routes()
         routes.append(Mount("/facilitator", facilitator_app(facilitator)))
         app = dated(
             guarded(_with_rpc(Starlette(routes=routes), rpc_app(self.chain, faults=self.faults))), faults=self.faults
@@ -302,9 +309,9 @@ class Devnet:
     def _offers(self, *, pay_to: str, facilitator_address: str) -> list[dict[str, Any]]:
         terms = PaymentTerms(
             network=f"eip155:{self._chain_id}",
-            asset=OPG,
-            asset_name=str(ASSET["name"]),
-            asset_version=str(ASSET["version"]),
+            asset=self._token.address,
+            asset_name=self._token.name,
+            asset_version=self._token.version,
             pay_to=pay_to,
             facilitator_address=facilitator_address,
             max_timeout_s=self._profile.max_timeout_s,
@@ -319,7 +326,7 @@ class Devnet:
         self._cleanup.close()
 
     def account(self, *, opg: str | int = "10", approved: bool = False) -> Account:
-        """A fresh wallet with gas money and `opg`; `approved` lets Permit2 move its OPG already."""
+        """A fresh wallet with gas money and `opg` whole tokens; `approved` lets Permit2 move them already."""
         return self._wallets.make(opg=opg, approved=approved)
 
     @property

@@ -1,23 +1,54 @@
-"""Amounts of OPG and their text: read exactly, and written without an exponent."""
+"""The tokens that a devnet can be paid in, and amounts of them as text: read exactly, written without an exponent."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from fractions import Fraction
-
-OPG_DECIMALS = 18
-ATOMIC_PER_OPG = 10**OPG_DECIMALS
+from typing import Final
 
 
-def opg_to_atomic(amount: str | int) -> int:
-    """Read an amount of OPG such as "0.1" exactly; floats and fractions of a wei are refused."""
-    if isinstance(amount, bool) or not isinstance(amount, str | int):
-        raise TypeError(f"OPG amounts are decimal strings or whole numbers, not {type(amount).__name__}.")
-    if isinstance(amount, str) and not (amount.isascii() and amount.replace(".", "", 1).isdigit()):
-        raise ValueError(f'{amount!r} is not an amount of OPG; write it like "0.1".')
-    atomic = Fraction(amount) * ATOMIC_PER_OPG
-    if atomic.denominator != 1 or atomic < 0:
-        raise ValueError(f"{amount!r} OPG is not a whole number of wei.")
-    return int(atomic)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Token:
+    """A token on the devnet's chain; `name` and `version` are its EIP-712 domain."""
+
+    address: str
+    symbol: str
+    decimals: int
+    name: str
+    version: str
+
+    def atomic(self, amount: str | int) -> int:
+        """Read an amount such as "0.1" exactly; floats and fractions of an atomic unit are refused."""
+        if isinstance(amount, bool) or not isinstance(amount, str | int):
+            raise TypeError(f"{self.symbol} amounts are decimal strings or whole numbers, not {type(amount).__name__}.")
+        if isinstance(amount, str) and not (amount.isascii() and amount.replace(".", "", 1).isdigit()):
+            raise ValueError(f'{amount!r} is not an amount of {self.symbol}; write it like "0.1".')
+        atomic = Fraction(amount) * 10**self.decimals
+        if atomic.denominator != 1 or atomic < 0:
+            raise ValueError(f"{amount!r} {self.symbol} is not a whole number of atomic units.")
+        return int(atomic)
+
+    def text(self, amount_atomic: int) -> str:
+        """An amount in whole tokens, all digits of it."""
+        return decimal_text(Fraction(amount_atomic, 10**self.decimals))
+
+
+# As on Base (address, EIP-712 domain); Base Sepolia's OPG says "2".
+OPG_TOKEN: Final = Token(
+    address="0xFbC2051AE2265686a469421b2C5A2D5462FbF5eB",
+    symbol="OPG",
+    decimals=18,
+    name="OpenGradient",
+    version="1",
+)
+USDC_TOKEN: Final = Token(
+    address="0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02913",
+    symbol="USDC",
+    decimals=6,
+    name="USD Coin",
+    version="2",
+)
+TOKENS: Final = {token.symbol: token for token in (OPG_TOKEN, USDC_TOKEN)}
 
 
 def decimal_text(value: Fraction) -> str:

@@ -8,10 +8,12 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from opengradient_devnet.contracts import EXACT_PROXY, OPG, PERMIT2, RELAY, TEE_REGISTRY, UPTO_PROXY
+from opengradient_devnet.contracts import EXACT_PROXY, PERMIT2, RELAY, TEE_REGISTRY, UPTO_PROXY
+from opengradient_devnet.money import OPG_TOKEN, Token
 
 
 def describe_network(
@@ -21,12 +23,13 @@ def describe_network(
     https_gateway_url: str,
     payees: list[str],
     facilitators: list[str],
-    asset: Mapping[str, Any],
+    token: Token,
     session_idle_s: float,
     attestation_root_sha256: str,
 ) -> dict[str, Any]:
-    """The network object; every URL hangs below `gateway_url`."""
+    """The network object; every URL hangs below `gateway_url`. The explorer writes amounts of OPG only."""
     rpc_url = f"{gateway_url}/rpc"
+    explorer = {"explorer_url": f"{gateway_url}/explorer"} if token is OPG_TOKEN else {"asset_usd": "1"}
     return {
         "name": "devnet",
         "chain_id": chain_id,
@@ -37,9 +40,9 @@ def describe_network(
         "facilitator_url": f"{gateway_url}/facilitator",
         "faucet_url": f"{gateway_url}/faucet",
         "accounts_url": f"{gateway_url}/accounts",
-        "explorer_url": f"{gateway_url}/explorer",
         "blob_url": f"{gateway_url}/blobs",
-        "asset": {"address": OPG, **asset},
+        **explorer,
+        "asset": asdict(token),
         "permit2": PERMIT2,
         "upto_proxy": UPTO_PROXY,
         "exact_proxy": EXACT_PROXY,

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from eth_keys.datatypes import PrivateKey
 
 from opengradient_devnet.chain.chain import Chain
-from opengradient_devnet.contracts import OPG, PERMIT2, contract
-from opengradient_devnet.money import opg_to_atomic
+from opengradient_devnet.contracts import PERMIT2, contract
+from opengradient_devnet.money import Token
 
 # Base and Base Sepolia, where OpenGradient's gateways take payments.
 LIVE_CHAIN_IDS = frozenset({8453, 84532})
@@ -49,26 +49,31 @@ class Wallets:
         self._lock = threading.Lock()
         self._made: set[str] = set()
 
+    @property
+    def token(self) -> Token:
+        """What wallets are funded with."""
+        return self._chain.token
+
     def make(self, *, opg: str | int = "10", approved: bool = False) -> Account:
-        """A fresh wallet with gas money and `opg`; `approved` also lets Permit2 move its OPG."""
+        """A fresh wallet with gas money and `opg` whole tokens; `approved` also lets Permit2 move them."""
         account = new_account()
-        self._chain.fund(account.address, opg_atomic=opg_to_atomic(opg), native_wei=WALLET_GAS_WEI)
+        self._chain.fund(account.address, token_atomic=self.token.atomic(opg), native_wei=WALLET_GAS_WEI)
         if approved:
             approve = contract("OPG").encode("approve", PERMIT2, _UNLIMITED)
-            self._chain.send(account, to=OPG, data=approve)
+            self._chain.send(account, to=self.token.address, data=approve)
         with self._lock:
             self._made.add(account.address.lower())
         return account
 
     def fund(self, address: str, *, opg: str | int) -> None:
-        """Give gas money and `opg` to any address that may be served here; raises WalletRefused."""
+        """Give gas money and `opg` whole tokens to any address that may be served here; raises WalletRefused."""
         if not self.may_be_served(address):
             raise WalletRefused(
                 f"{address} was not made by this devnet. It runs under the live chain id "
                 f"{self._chain.chain_id}, where a signature of that wallet would be valid on the real chain: "
                 "ask POST /accounts for a wallet instead."
             )
-        self._chain.fund(address, opg_atomic=opg_to_atomic(opg), native_wei=WALLET_GAS_WEI)
+        self._chain.fund(address, token_atomic=self.token.atomic(opg), native_wei=WALLET_GAS_WEI)
 
     def may_be_served(self, address: str) -> bool:
         """True, unless the chain id is a live one and somebody else made this wallet."""

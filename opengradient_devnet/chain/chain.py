@@ -20,7 +20,8 @@ from eth_keys.datatypes import PrivateKey
 from eth_utils.address import to_canonical_address
 from eth_utils.crypto import keccak
 
-from opengradient_devnet.contracts import OPG, contract
+from opengradient_devnet.contracts import contract
+from opengradient_devnet.money import OPG_TOKEN, Token
 
 PRIVATE_CHAIN_ID = 31402
 FAUCET_WEI = 10**9 * 10**18
@@ -97,6 +98,8 @@ class Chain(ABC):
     def __init__(self, *, chain_id: int, faucet: FaucetKey) -> None:
         self.chain_id = chain_id
         self.faucet = faucet
+        self.token: Token = OPG_TOKEN
+        """What the devnet is paid in; `token_balance` and `fund` are about it."""
         self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
     @abstractmethod
@@ -187,21 +190,24 @@ class Chain(ABC):
         return bytes.fromhex(answer[2:])
 
     def token_balance(self, address: str) -> int:
-        """OPG of an address, in atomic units."""
-        return int.from_bytes(self.call(to=OPG, data=contract("OPG").encode("balanceOf", address)), "big")
+        """Tokens of an address, in atomic units."""
+        return int.from_bytes(
+            self.call(to=self.token.address, data=contract("OPG").encode("balanceOf", address)), "big"
+        )
 
     def balance(self, address: str) -> int:
         """Native coins of an address, in wei."""
         return int(self.rpc("eth_getBalance", [address, "latest"]), 16)
 
-    def fund(self, address: str, *, opg_atomic: int = 0, native_wei: int = 0) -> None:
-        """Give native coins and OPG to an address, by real transactions of the faucet account."""
+    def fund(self, address: str, *, token_atomic: int = 0, native_wei: int = 0) -> None:
+        """Give native coins and tokens to an address, by real transactions of the faucet account."""
         if native_wei:
             self._faucet_send(to=address, data=b"", value=native_wei)
-        while opg_atomic > 0:
-            amount_atomic = min(opg_atomic, _MINT_LIMIT_ATOMIC)
-            self._faucet_send(to=OPG, data=contract("OPG").encode("mint", address, amount_atomic), value=0)
-            opg_atomic -= amount_atomic
+        while token_atomic > 0:
+            amount_atomic = min(token_atomic, _MINT_LIMIT_ATOMIC)
+            mint = contract("OPG").encode("mint", address, amount_atomic)
+            self._faucet_send(to=self.token.address, data=mint, value=0)
+            token_atomic -= amount_atomic
 
     def _faucet_send(self, *, to: str, data: bytes, value: int) -> None:
         receipt = self.send(self.faucet, to=to, data=data, value=value)

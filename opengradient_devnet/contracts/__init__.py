@@ -16,10 +16,13 @@ from eth_abi.abi import decode, encode
 from eth_utils.address import to_checksum_address
 from eth_utils.crypto import keccak
 
+from opengradient_devnet.money import OPG_TOKEN, USDC_TOKEN
+
 PERMIT2 = "0x000000000022D473030F116dDEE9F6B43aC78BA3"  # Uniswap, the same on every chain
 UPTO_PROXY = "0x4020A4f3b7b90ccA423B9fabCc0CE57C6C240002"  # x402 x402UptoPermit2Proxy
 EXACT_PROXY = "0x402085c248EeA27D92E8b30b2C58ed07f9E20001"  # x402 x402ExactPermit2Proxy
-OPG = "0xFbC2051AE2265686a469421b2C5A2D5462FbF5eB"  # OPG on Base
+OPG = OPG_TOKEN.address
+USDC = USDC_TOKEN.address
 MULTICALL3 = "0xcA11bde05977b3631167028862bE2a173976CA11"  # multicall3.com
 TEE_REGISTRY = "0x703cB174AEadB35D611858369B4b1111dC9Abda6"  # OpenGradient EVM
 # The live relay has no published address; ours is nobody's key.
@@ -27,6 +30,7 @@ RELAY: str = to_checksum_address(keccak(text="opengradient devnet settlement rel
 
 ADDRESSES = {
     "OPG": OPG,
+    "USDC": USDC,
     "Permit2": PERMIT2,
     "UptoProxy": UPTO_PROXY,
     "ExactProxy": EXACT_PROXY,

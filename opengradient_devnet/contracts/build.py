@@ -19,17 +19,23 @@ EVM_VERSION = "cancun"
 TRANSFER_BY_SIGNATURE = "transferWithAuthorization"
 
 _TOKEN_RENAMES = {"sender": "from", "receiver": "to", "amount": "value"}
-_RENAMES: dict[str, dict[str, dict[str, str]]] = {
-    "OPG": {
-        "Transfer": _TOKEN_RENAMES,
-        "Approval": _TOKEN_RENAMES,
-        "transfer": _TOKEN_RENAMES,
-        "transferFrom": {"owner": "from", **_TOKEN_RENAMES},
-        "approve": _TOKEN_RENAMES,
-        "permit": _TOKEN_RENAMES,
-        "transferWithAuthorization": _TOKEN_RENAMES,
-        "receiveWithAuthorization": _TOKEN_RENAMES,
-    },
+_OF_A_TOKEN: dict[str, dict[str, str]] = {
+    "Transfer": _TOKEN_RENAMES,
+    "Approval": _TOKEN_RENAMES,
+    "transfer": _TOKEN_RENAMES,
+    "transferFrom": {"owner": "from", **_TOKEN_RENAMES},
+    "approve": _TOKEN_RENAMES,
+    "permit": _TOKEN_RENAMES,
+    "transferWithAuthorization": _TOKEN_RENAMES,
+    "receiveWithAuthorization": _TOKEN_RENAMES,
+}
+_TOKENS = ("OPG", "USDC")
+# Vyper has no constants that a user of a module sets: the second token is the first one's source, read so.
+_USDC_OF_OPG = {
+    'String[16]) = "OpenGradient"': 'String[16]) = "USD Coin"',
+    'String[8]) = "OPG"': 'String[8]) = "USDC"',
+    'String[4]) = "1"': 'String[4]) = "2"',
+    "return 18": "return 6",
 }
 _PROXY_ERRORS = (
     "InvalidAmount()",
@@ -81,12 +87,20 @@ def _vrs_overload(entry: dict[str, Any]) -> dict[str, Any]:
 
 def published_abi(name: str, abi: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The ABI under the originals' names, with overloads and custom errors."""
-    renames = _RENAMES.get(name, {})
+    renames = _OF_A_TOKEN if name in _TOKENS else {}
     callable_by_name = [item for item in abi if item["type"] != "fallback"]
     entries = [_named(item, renames.get(item.get("name", ""), {})) for item in callable_by_name]
-    if name == "OPG":
+    if name in _TOKENS:
         entries += [_vrs_overload(item) for item in entries if item.get("name") == TRANSFER_BY_SIGNATURE]
     return entries + [_error(signature) for signature in _ERRORS.get(name, ())]
+
+
+def _usdc(source: str) -> str:
+    for before, after in _USDC_OF_OPG.items():
+        if source.count(before) != 1:
+            raise ValueError(f"OPG.vy has {before!r} {source.count(before)} times, and USDC is made by replacing it.")
+        source = source.replace(before, after)
+    return source
 
 
 def build() -> dict[str, Any]:
@@ -96,18 +110,19 @@ def build() -> dict[str, Any]:
     from vyper.compiler.settings import Settings  # type: ignore[import-untyped]  # as above
 
     contracts: dict[str, Any] = {}
-    for path in sorted(HERE.glob("[A-Z]*.vy")):
+    sources = {path.stem: path.read_text() for path in HERE.glob("[A-Z]*.vy")}
+    for name, source in sorted({**sources, "USDC": _usdc(sources["OPG"])}.items()):
         output = vyper.compile_code(
-            path.read_text(),
-            contract_path=path,
+            source,
+            contract_path=HERE / f"{name}.vy",
             input_bundle=FilesystemInputBundle([HERE]),
             output_formats=["abi", "bytecode", "bytecode_runtime"],
             settings=Settings(evm_version=EVM_VERSION),
         )
-        artifact = {"abi": published_abi(path.stem, output["abi"]), "runtime": output["bytecode_runtime"]}
-        if path.stem in _DEPLOYED_BY_TRANSACTION:
+        artifact = {"abi": published_abi(name, output["abi"]), "runtime": output["bytecode_runtime"]}
+        if name in _DEPLOYED_BY_TRANSACTION:
             artifact["init"] = output["bytecode"]
-        contracts[path.stem] = artifact
+        contracts[name] = artifact
     return {
         "compiler": f"vyper {vyper.__version__}",
         "evm_version": EVM_VERSION,

@@ -5,12 +5,11 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Mapping
 from dataclasses import dataclass
-from fractions import Fraction
 
 from eth_utils.address import to_checksum_address
 
 from opengradient_devnet.explorer.markup import Html, element, fragment
-from opengradient_devnet.money import ATOMIC_PER_OPG, decimal_text
+from opengradient_devnet.money import OPG_TOKEN
 
 BASE = "/explorer"
 UNLIMITED = 2**256 - 1
@@ -32,8 +31,13 @@ def opg(amount_atomic: int) -> Html:
     """An amount of OPG, exact; all digits of it."""
     if amount_atomic >= UNLIMITED // 2:
         return element("span", "unlimited", class_="amount", title=f"{amount_atomic} atomic units")
-    digits = decimal_text(Fraction(amount_atomic, ATOMIC_PER_OPG))
-    return element("span", digits, element("small", " OPG"), class_="amount", title=f"{amount_atomic} atomic units")
+    return element(
+        "span",
+        OPG_TOKEN.text(amount_atomic),
+        element("small", " OPG"),
+        class_="amount",
+        title=f"{amount_atomic} atomic units",
+    )
 
 
 def number(value: int) -> str:

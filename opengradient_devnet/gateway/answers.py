@@ -53,11 +53,11 @@ def provider_error_fields(failure: ModelError) -> dict[str, Any]:
     }
 
 
-def models_page(models: Iterable[ModelPrice], *, opg_usd: Decimal) -> dict[str, Any]:
+def models_page(models: Iterable[ModelPrice], *, opg_usd: Decimal | None) -> dict[str, Any]:
     """What is on offer as OpenAI's list of models; prices are decimal strings, USD per million tokens."""
     return {
         "object": "list",
-        "opg_price_usd": str(opg_usd),
+        **({} if opg_usd is None else {"opg_price_usd": str(opg_usd)}),
         "data": [
             {
                 "id": price.name,

@@ -53,6 +53,7 @@ from opengradient_devnet.gateway.proofs.nitro import NONCE_DIGITS, Hypervisor
 from opengradient_devnet.gateway.proofs.tee import Enclave
 from opengradient_devnet.gateway.service import Call, ModelService
 from opengradient_devnet.model.protocol import Delivery, ModelError
+from opengradient_devnet.money import OPG_TOKEN
 from opengradient_devnet.tool_call_styles import ToolCallStyle
 
 _NONCE = re.compile(rf"[0-9a-fA-F]{{{NONCE_DIGITS}}}", re.ASCII)
@@ -122,7 +123,8 @@ class Gateway:
 
     async def _list_models(self, _request: Request) -> Response:
         offered = await self._menu.models()
-        return _json(200, answers.pretty(answers.models_page(offered, opg_usd=self._prices.opg_usd)))
+        opg_usd = self._prices.opg_usd if self._prices.token is OPG_TOKEN else None
+        return _json(200, answers.pretty(answers.models_page(offered, opg_usd=opg_usd)))
 
     async def _health(self, _request: Request) -> Response:
         return _json(200, answers.pretty({"status": "ok", "timestamp": _now_iso()}))

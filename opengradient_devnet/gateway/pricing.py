@@ -25,7 +25,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from opengradient_devnet.money import ATOMIC_PER_OPG, decimal_text
+from opengradient_devnet.money import OPG_TOKEN, Token, decimal_text
 
 TOKENS_PER_PRICE_UNIT = 10**6
 
@@ -71,11 +71,12 @@ _ANYTHING_ELSE = ModelPrice(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """The cost of one call: `atomic` is `ceil(usd / opg_usd * 10^18)`, the only rounding there is."""
+    """The cost of one call: `atomic` is `ceil(usd / token price)` in atomic units, the only rounding there is."""
 
     atomic: int
     usd: Fraction
     opg_usd: Decimal
+    token: Token = OPG_TOKEN
 
     def times(self, factor: int) -> Cost:
         """This cost, so many times."""
@@ -84,7 +85,7 @@ class Cost:
     def quote(self) -> dict[str, str]:
         """The `opengradient` object that newer gateways put into their answers; all values are strings."""
         return {
-            "cost_opg": decimal_text(Fraction(self.atomic, ATOMIC_PER_OPG)),
+            "cost_opg": self.token.text(self.atomic),
             "cost_usd": decimal_text(self.usd),
             "opg_price_usd": decimal_text(Fraction(self.opg_usd)),
         }
@@ -92,12 +93,13 @@ class Cost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PriceList:
-    """Models by wire name, and the OPG price. `anything_else` prices names that are not listed, if given."""
+    """Models by wire name, and the price of one `token` (OPG) in USD. `anything_else` prices other names, if given."""
 
     models: Mapping[str, ModelPrice]
     opg_usd: Decimal
     as_of: str
     anything_else: ModelPrice | None = None
+    token: Token = OPG_TOKEN
 
     def with_anything_else(self) -> PriceList:
         """This list, with a price for every other name: for upstream servers that have models of their own."""
@@ -118,11 +120,15 @@ class PriceList:
         """This list at another price of OPG, in USD."""
         return replace(self, opg_usd=_opg_price(opg_usd))
 
+    def in_token(self, token: Token, *, usd: str) -> PriceList:
+        """This list, paid in another token, of which one costs `usd`."""
+        return replace(self, token=token, opg_usd=_opg_price(usd))
+
     def cost(self, model: ModelPrice, *, prompt_tokens: int, completion_tokens: int) -> Cost:
         """What these numbers of tokens of `model` cost."""
         usd = model.cost_usd(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
-        opg = usd / Fraction(self.opg_usd) * ATOMIC_PER_OPG
-        return Cost(atomic=-(-opg.numerator // opg.denominator), usd=usd, opg_usd=self.opg_usd)
+        tokens = usd / Fraction(self.opg_usd) * 10**self.token.decimals
+        return Cost(atomic=-(-tokens.numerator // tokens.denominator), usd=usd, opg_usd=self.opg_usd, token=self.token)
 
 
 def load_prices(source: Path | Mapping[str, Any] | None = None) -> PriceList:

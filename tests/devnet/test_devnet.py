@@ -21,7 +21,7 @@ from opengradient_devnet import Account, Devnet
 from opengradient_devnet.contracts import TEE_REGISTRY, contract
 from opengradient_devnet.devnet import LiveChainRefused
 from opengradient_devnet.gateway.pricing import PriceListInvalid, load_prices
-from opengradient_devnet.money import opg_to_atomic
+from opengradient_devnet.money import OPG_TOKEN
 from opengradient_devnet.network_file import remove_network_file, write_network_file
 from opengradient_devnet.server import ServerFailed
 from support.payer import Payer, chat_body, decode
@@ -186,11 +186,11 @@ def test_unreasonable_wishes_are_refused_with_a_reason(client, path, body):
 
 
 def test_amounts_are_exact(net):
-    assert opg_to_atomic("0.000000000000000001") == 1
-    assert opg_to_atomic(3) == 3 * 10**18
+    assert OPG_TOKEN.atomic("0.000000000000000001") == 1
+    assert OPG_TOKEN.atomic(3) == 3 * 10**18
     for nonsense in ("", ".", "1e3", "٣", "1.2.3", " 1"):
         with pytest.raises(ValueError, match="OPG"):
-            opg_to_atomic(nonsense)
+            OPG_TOKEN.atomic(nonsense)
 
 
 # --- live chain ids ---------------------------------------------------------------------------------------
@@ -206,7 +206,7 @@ def test_live_chain_id_is_refused_unless_it_is_asked_for(chain_id):
 
 def test_under_a_live_chain_id_only_wallets_of_the_devnet_are_served(live):
     stranger = Account(address="0x7E5F4552091A69125d5DfCb7b8C2659029395Bdf", private_key="0x" + "00" * 31 + "01")
-    live.chain.fund(stranger.address, opg_atomic=10**18, native_wei=10**18)
+    live.chain.fund(stranger.address, token_atomic=10**18, native_wei=10**18)
     live.chain.send(
         stranger,
         to=live.network["asset"]["address"],

@@ -69,7 +69,7 @@ def new_party() -> Party:
 
 def funded_party(chain: Chain, *, opg_atomic: int = 100 * 10**18, approved: bool = False) -> Party:
     party = new_party()
-    chain.fund(party.address, opg_atomic=opg_atomic, native_wei=10**20)
+    chain.fund(party.address, token_atomic=opg_atomic, native_wei=10**20)
     if approved:
         chain.send(party, to=OPG, data=contract("OPG").encode("approve", PERMIT2, UNLIMITED))
     return party
@@ -212,7 +212,7 @@ def deploy_wallet(chain: Chain, owner: Party) -> str:
     wallet = contract("SmartWallet")
     init = (wallet.init or b"") + bytes.fromhex(owner.address[2:]).rjust(32, b"\0")
     address: str = chain.send(owner, to=None, data=init)["contractAddress"]
-    chain.fund(address, opg_atomic=10**19)
+    chain.fund(address, token_atomic=10**19)
     approve = contract("OPG").encode("approve", PERMIT2, UNLIMITED)
     chain.send(owner, to=address, data=wallet.encode("execute", OPG, approve))
     return address

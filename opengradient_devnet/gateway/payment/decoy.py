@@ -9,7 +9,6 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Mapping
-from fractions import Fraction
 from typing import Any
 
 from eth_keys.datatypes import PrivateKey
@@ -18,7 +17,6 @@ from opengradient_devnet.chain.accounts import Account, Wallets
 from opengradient_devnet.contracts import UPTO_PROXY
 from opengradient_devnet.facilitator.digests import permit2_digest
 from opengradient_devnet.facilitator.payments import X402_VERSION
-from opengradient_devnet.money import ATOMIC_PER_OPG, decimal_text
 
 _LIFETIME_S = 300
 
@@ -29,7 +27,7 @@ def decoy_payment(
     """Payload and requirements of an upto payment of the same amount by a new wallet, to `pay_to` or the same payee."""
     amount = str(requirements["amount"])
     wanted = {**requirements, "scheme": "upto", "amount": amount, "payTo": pay_to or requirements["payTo"]}
-    payer = wallets.make(opg=decimal_text(Fraction(int(amount), ATOMIC_PER_OPG)), approved=True)
+    payer = wallets.make(opg=wallets.token.text(int(amount)), approved=True)
     return {"x402Version": X402_VERSION, "accepted": wanted, "payload": _signed(wanted, payer=payer)}, wanted
 
 

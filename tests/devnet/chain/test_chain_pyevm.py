@@ -132,7 +132,7 @@ def test_any_chain_id_works(chain_id):
 
 def test_funding_gives_exactly_what_was_asked(chain):
     party = new_party()
-    chain.fund(party.address, opg_atomic=2_500_000 * 10**18 + 1, native_wei=7)
+    chain.fund(party.address, token_atomic=2_500_000 * 10**18 + 1, native_wei=7)
     assert chain.token_balance(party.address) == 2_500_000 * 10**18 + 1, "more than one mint allows"
     assert chain.balance(party.address) == 7
 

@@ -350,7 +350,7 @@ def with_approval(chain, payer, payment, *, signer=None, to=OPG, data=None, nonc
 
 def without_gas_money(chain):
     party = new_party()
-    chain.fund(party.address, opg_atomic=10**18)
+    chain.fund(party.address, token_atomic=10**18)
     return party
 
 
