@@ -260,8 +260,8 @@ class Book:
             return text
         self.note(conn, f"{_UNDECIDED}{process} {authorization.id}", "")
         _log.warning(
-            "%s The process that paid (authorization %s) runs on another machine, or was killed and left nothing: calls "
-            "of it may be missing here. It is no dispute before that process pays again or ends in order.",
+            "%s The process that paid (authorization %s) runs elsewhere, or was killed and left nothing: calls may be "
+            "missing here. It is no dispute before that process pays again or ends in order.",
             *(text, authorization.id),
         )
         return None

@@ -183,7 +183,7 @@ class TestNoPlaceForNotes:
         receipts, _ = _reconciled(net, url)
 
         assert _ends(receipts) == {("settled", "ok"): 2}
-        assert "runs on another machine, or was killed and left nothing: calls of it may be missing" in caplog.text
+        assert "or was killed and left nothing: calls may be missing here" in caplog.text
         with payments_for(net, account, url) as payments, client_for(payments) as client:
             assert client.chat(PROMPT).receipt.outcome == "ok"
 
