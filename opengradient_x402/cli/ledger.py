@@ -53,7 +53,7 @@ def compact(ledger: LedgerOption = None, as_json: JsonOption = False) -> None:
 
 
 def _url(choice: str | None) -> str:
-    from opengradient_x402.ledger.ledger import location
+    from opengradient_x402.ledger.place import location
     from opengradient_x402.settings import Settings
 
     return location(choice if choice is not None else Settings.load().ledger_url)

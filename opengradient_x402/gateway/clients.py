@@ -419,7 +419,7 @@ def _spelling(route: Route) -> Hashable:
 
     ledger = route.ledger
     if isinstance(ledger, str | Path):
-        from opengradient_x402.ledger.ledger import location
+        from opengradient_x402.ledger.place import location
 
         ledger = location(ledger)
     network = route.network

@@ -5,12 +5,16 @@ Plain data. Amounts are atomic units, times Unix seconds. The signatures' bytes 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from opengradient_x402.addresses import checksum_address
 from opengradient_x402.errors import BudgetExceeded
+from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt
 from opengradient_x402.money import PaidIn, amount_in
+
+if TYPE_CHECKING:
+    from opengradient_x402.ledger.recorder import CallUnderWay
 
 TransferMethod = Literal["permit2", "eip3009"]
 
@@ -167,4 +171,26 @@ def budget_exceeded(*, spent_atomic: int, authorization: Authorization, budget: 
         f"reserved in the last {hours} h. Nothing was signed and nothing was paid. Wait for open authorizations to "
         "settle or expire (`opengradient-x402 receipts reconcile`), or raise `max_per_day` of the SpendPolicy.",
         call_id=authorization.call_id,
+    )
+
+
+def unanswered(authorization: Authorization, call: CallUnderWay | None = None) -> SettlementReceipt:
+    """The receipt of a call of which nothing is known but what pays for it: the signer's, or another one."""
+    receipt = SettlementReceipt(
+        call_id=authorization.call_id,
+        status=ReceiptStatus.AUTHORIZED,
+        created_at=authorization.signed_at,
+        outcome="unknown",
+        **receipt_fields(authorization),
+        model=authorization.model,
+        settlement_mode=authorization.settlement_mode,
+    )
+    if call is None:
+        return receipt
+    return replace(
+        receipt,
+        call_id=call.call_id,
+        created_at=call.created_at,
+        model=call.model or receipt.model,
+        settlement_mode=call.settlement_mode or receipt.settlement_mode,
     )

@@ -7,8 +7,8 @@ taken for the calls whose claim never came: dropped streams, answers that broke 
 in proportion to the claims, or to usage at published prices where nothing was claimed (or to tokens, or evenly), to
 the last atomic unit.
 
-An overcharge can only be seen when the gateway quoted what every call of the session costs. A call that was
-lost without a trace (its process was killed) makes an honest settlement look too large; the text says so.
+An overcharge can only be seen when it is known what every call of the session may cost. A call whose cost is unknown
+(its stream was dropped, or its process killed) makes an honest settlement look too large.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ def dispute_of(
     receipt: SettlementReceipt,
     *,
     authorization: Authorization,
-    siblings: Sequence[SettlementReceipt],
+    overcharged: str | None,
     recorded: str | None = None,
 ) -> str | None:
     """Everything that speaks against the gateway's word on this call; None when nothing does.
 
-    `siblings` are all calls of the authorization, `recorded` what was found out about this call before.
+    `overcharged` is what `overcharge` says of its session, `recorded` what was found out about this call before.
     """
     said = [
         authorization.dispute,
         recorded,
-        overcharge(authorization, siblings),
+        overcharged,
         _forged_transaction(receipt, authorization),
     ]
     return " ".join(dict.fromkeys(text for text in said if text)) or None
@@ -80,8 +80,7 @@ def overcharge(authorization: Authorization, receipts: Sequence[SettlementReceip
     )
     return (
         f"{taken} was settled, and the {len(receipts)} recorded calls of this authorization come to {allowed} by "
-        f"published prices and the gateway's quotes ({listed}{more}): {excess} too much. If a process was killed in "
-        "this session, its calls may be missing here; otherwise this is an overcharge."
+        f"published prices and the gateway's quotes ({listed}{more}): {excess} too much."
     )
 
 

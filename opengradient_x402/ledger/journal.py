@@ -1,8 +1,9 @@
 """Receipts on their way into the ledger, in a file of this process, which outlives the process.
 
 A record that cannot be in the database at once is written here before the caller gets its answer: with one write,
-which a killed process does not lose. It is dropped when the database has it. What a dead process leaves behind is
-taken up by whoever opens the ledger next; the lock on the file tells the living from the dead.
+which a killed process does not lose. It is dropped when the database has it. What a dead process leaves behind (this
+file, and that of its calls under way) is taken up by the next process that opens the ledger, or records a settlement
+in it; the lock on the file tells the living from the dead.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ except ImportError:  # Windows: nothing tells whether the owner lives, so there 
     flock = None  # type: ignore[assignment]
 
 _log = logging.getLogger(__name__)
+CAN_TELL_WHO_LIVES: Final = flock is not None
+JOURNAL: Final = ".calls-"
+UNDER_WAY: Final = ".under-way-"
 _LONGEST: Final = 65_536
 """A file that holds nothing any more is cut at this length, not after each record."""
 
@@ -90,22 +94,31 @@ class Journal:
     def _begin(self) -> None:
         if self._place is None:
             return
-        self._place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        while True:
-            path = self._place.with_name(f"{self._place.name}.calls-{os.getpid()}-{secrets.token_hex(4)}")
-            file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_RDWR | os.O_CLOEXEC, 0o600)
-            if _is_mine(file):
-                self._file, self._path = file, path
-                return
-            os.close(file)  # another process took it for one that was left behind
+        self._path, self._file = begun(self._place, JOURNAL, os.O_APPEND)
+
+
+def begun(place: Path, kind: str, flags: int = 0) -> tuple[Path, int]:
+    """A new file of this process beside the ledger, and its descriptor, which holds the lock. Raises OSError."""
+    place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    while True:
+        path = place.with_name(f"{place.name}{kind}{os.getpid()}-{secrets.token_hex(4)}")
+        file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC | flags, 0o600)
+        if _is_mine(file):
+            return path, file
+        os.close(file)  # another process took it for one that was left behind
 
 
 @dataclass(frozen=True, slots=True)
 class LeftBehind:
-    """The journal of a process that is gone."""
+    """A file of a process that is gone: its journal, or its calls under way."""
 
     path: Path
     file: int
+
+    @property
+    def is_journal(self) -> bool:
+        """Whether it holds receipts, one a line."""
+        return JOURNAL in self.path.name
 
     def records(self) -> Iterator[str]:
         """Its records, oldest first; the last one may be incomplete."""
@@ -123,10 +136,10 @@ class LeftBehind:
 
 
 def left_behind(place: Path | None) -> Iterator[LeftBehind]:
-    """The journals of this ledger whose processes are gone."""
+    """The files beside this ledger whose processes are gone, journals first."""
     if place is None or flock is None:
         return
-    for path in sorted(place.parent.glob(f"{place.name}.calls-*")):
+    for path in (path for kind in (JOURNAL, UNDER_WAY) for path in sorted(place.parent.glob(f"{place.name}{kind}*"))):
         with suppress(OSError):  # somebody else has taken it up meanwhile
             file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
             if _is_mine(file):

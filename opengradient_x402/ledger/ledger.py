@@ -25,28 +25,26 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from opengradient_x402.addresses import checksum_address
 from opengradient_x402.errors import ConfigurationError, LedgerUnavailable
-from opengradient_x402.ledger import scope
+from opengradient_x402.ledger import place
 from opengradient_x402.ledger.authorizations import Authorization, Budget
 from opengradient_x402.ledger.journal import Journal
-from opengradient_x402.ledger.mark import beside
+from opengradient_x402.ledger.place import as_url, beside, is_in_memory, location, sqlite_file, without_password
 from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt
-from opengradient_x402.ledger.recorder import CHECKPOINT_EVERY, ENDED, Record, Recorder
-from opengradient_x402.ledger.writer import CLOSED, Job, Rest, Writer, is_in_memory, without_password
+from opengradient_x402.ledger.recorder import CHECKPOINT_EVERY, ENDED, Recorder, UnderWay
+from opengradient_x402.ledger.writer import CLOSED, Job, Rest, Writer
 from opengradient_x402.process import Ending, Resident, belongs
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from opengradient_x402.ledger.statements import Book
-    from opengradient_x402.ledger.tables import History
+    from opengradient_x402.ledger.upkeep import History
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
-
 CLOSING_WAIT_S = 60.0
 """The longest that closing waits for the database: twice what SQLite waits for another process."""
-
-
+_ONLY_THIS = "Only this receipt is missing: the call was made, and its authorization was recorded before."
 _AS_BEFORE = (
     "The ledger is as it was before; what was paid is on the chain. `opengradient-x402 receipts reconcile` reads it."
 )
@@ -61,7 +59,7 @@ class Ledger(Resident):
     """
 
     def __init__(self, url: str | Path) -> None:
-        self.url = _as_url(url)
+        self.url = as_url(url)
         self._location = location(url)
         self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -72,6 +70,9 @@ class Ledger(Resident):
         self._closed = False
         self._recorder = Recorder()
         self._journal = Journal(beside(self._location))
+        self.under_way = UnderWay(beside(self._location), is_beside_database=sqlite_file(self._location) is not None)
+        """The calls that another call's authorization pays, until they are recorded; `record_call` takes them out."""
+        self._is_noted = False
         belongs(self, Ending.LEDGERS)
 
     def open_soon(self) -> None:
@@ -90,8 +91,12 @@ class Ledger(Resident):
         """
 
         def work(book: Book, conn: Connection) -> Authorization:
-            scope.OF_THE_PROCESS.look(self._location, authorization.payer)
-            return book.authorize(conn, authorization, budget)
+            place.SCOPE.look(self._location, authorization.payer)
+            recorded = book.authorize(conn, authorization, budget)
+            if not self.under_way.open():  # here, so that no call of its session has to touch the disk
+                self._is_noted = True
+                book.note_process(conn, recorded.id, self.under_way.name)
+            return recorded
 
         return self._submit(work, durable=True)
 
@@ -113,11 +118,10 @@ class Ledger(Resident):
         """
         text, call_id, journal = json.dumps(receipt.to_json()), receipt.call_id, self._journal
         if not at_once and not self._closed:
-            return self._submit(
-                lambda book, conn: book.record_call(conn, receipt),
-                otherwise="Only this receipt is missing: the call was made, and its authorization was recorded before.",
-                record=(receipt, text),
+            future = self._submit(
+                lambda book, conn: book.record_call(conn, receipt), otherwise=_ONLY_THIS, record=(receipt, text)
             )
+            return _when_done(future, lambda: self.under_way.end(call_id))
         written = None if self._closed else self._recorder.write(receipt, text)
         if written is None:
             is_kept = journal.keep(call_id, text)
@@ -125,12 +129,14 @@ class Ledger(Resident):
                 f"The call was made, and its receipt is kept in {journal.path}: it is recorded when the ledger can be "
                 "written again."
                 if is_kept
-                else "Only this receipt is missing: the call was made, and its authorization was recorded before."
+                else _ONLY_THIS
             )
             future = self._submit(lambda book, conn: book.record_call(conn, receipt), otherwise=otherwise)
-            if is_kept:
-                future.add_done_callback(lambda done: journal.drop(call_id) if _is_done_well(done) else None)
-            return future
+            if not is_kept:
+                return _when_done(future, lambda: self.under_way.end(call_id))
+            self.under_way.end(call_id)
+            return _when_done(future, lambda: journal.drop(call_id))
+        self.under_way.end(call_id)
         if self._recorder.written % CHECKPOINT_EVERY == 0:
             self.note("receipts written", str(self._recorder.written))
         if written.status in ENDED:
@@ -139,10 +145,7 @@ class Ledger(Resident):
                 book.share_out(conn, receipt.authorization_id)
                 return written.proof_of
 
-            return self._submit(
-                shared,
-                otherwise="The receipt is recorded; its share of the settlement is not known.",
-            )
+            return self._submit(shared, otherwise="The receipt is recorded; its share of the settlement is not known.")
         future = Future()
         future.set_result(written.proof_of)
         return future
@@ -158,15 +161,11 @@ class Ledger(Resident):
         `status="signed"` opens the authorization again (its block is gone). With fewer `confirmations` than
         needed the whole amount stays reserved: the block may still go.
         """
-        return self._submit(
-            lambda book, conn: book.record_settlement(conn, authorization), durable=True, otherwise=_AS_BEFORE
-        )
+        return self._amend(lambda book, conn: book.record_settlement(conn, authorization), needs_all_calls=True)
 
     def record_dispute(self, call_id: str, dispute: str) -> Future[None]:
         """Marks one call's receipt as disputed: a claim about it was refuted. The money's state is untouched."""
-        return self._submit(
-            lambda book, conn: book.record_dispute(conn, call_id, dispute), durable=True, otherwise=_AS_BEFORE
-        )
+        return self._amend(lambda book, conn: book.record_dispute(conn, call_id, dispute))
 
     def open_dispute(self, *, network: str, origin: str) -> Future[str | None]:
         """The id of an authorization at this gateway that is disputed, and was not cleared; None for none."""
@@ -174,9 +173,7 @@ class Ledger(Resident):
 
     def clear_disputes(self, *, network: str, origin: str) -> Future[int]:
         """Clears the disputes with a gateway, so that it is paid again; how many. Receipts keep what is disputed."""
-        return self._submit(
-            lambda book, conn: book.clear_disputes(conn, network, origin), durable=True, otherwise=_AS_BEFORE
-        )
+        return self._amend(lambda book, conn: book.clear_disputes(conn, network, origin))
 
     def pin(self, key: str, value: str) -> Future[str]:
         """Remembers the first value ever seen under `key`, and returns that first value."""
@@ -184,7 +181,9 @@ class Ledger(Resident):
 
     def extend_history(self, records: Sequence[tuple[str, bytes]]) -> Future[History]:
         """Adds the present version of these records (name, leaf hash) to the history, and returns the whole of it."""
-        return self._submit(lambda book, conn: book.extend_history(conn, records), durable=True, otherwise=_AS_BEFORE)
+        from opengradient_x402.ledger.upkeep import extend_history
+
+        return self._amend(lambda _, conn: extend_history(conn, records))
 
     # -- reading (ordered behind earlier writes)
 
@@ -226,13 +225,11 @@ class Ledger(Resident):
         """
         payer, after = _wallet(payer), None
 
-        def page(after: int | None) -> tuple[list[SettlementReceipt], int | None]:
-            return self._read(
-                lambda book, conn: book.page_of_receipts(conn, since=since, payer=payer, after=after, most=most)
-            ).result()
+        def page(book: Book, conn: Connection) -> tuple[list[SettlementReceipt], int | None]:
+            return book.page_of_receipts(conn, since=since, payer=payer, after=after, most=most)
 
         while True:
-            receipts, after = page(after)
+            receipts, after = self._read(page).result()
             if receipts:
                 yield receipts
             if after is None:
@@ -291,7 +288,7 @@ class Ledger(Resident):
     def flush(self) -> None:
         """Returns when everything submitted so far is in the database."""
         if self._thread is not None:
-            self._submit(lambda _book, _conn: None, durable=True, otherwise=_AS_BEFORE).result()
+            self._amend(lambda _book, _conn: None).result()
 
     def rest(self) -> None:
         """Writes what waits, and ends thread and connection; the next use begins them again."""
@@ -300,8 +297,7 @@ class Ledger(Resident):
 
     def close(self) -> None:
         """Writes what waits and closes the database. Later use raises LedgerUnavailable."""
-        self._closed = True
-        self._stop(CLOSING_WAIT_S)
+        self._end(CLOSING_WAIT_S)
 
     @property
     def waiting(self) -> int:
@@ -369,6 +365,8 @@ class Ledger(Resident):
         self._lock = threading.RLock()
         self._recorder.renew()
         self._journal.renew()
+        self.under_way.renew()
+        self._is_noted = False
         self._queue = queue.SimpleQueue()
         self._thread = self._ending = self._resting = None
         if self._finalizer is not None:
@@ -377,8 +375,12 @@ class Ledger(Resident):
 
     def _end(self, timeout_s: float, /) -> None:
         """At the end of the process: writes what waits."""
+        if self._is_noted and self.under_way.is_empty:
+            name, self._is_noted = self.under_way.name, False
+            self._submit(lambda book, conn: book.end_process(conn, name))
         self._closed = True
         self._stop(timeout_s)
+        self.under_way.close()
 
     def __repr__(self) -> str:
         return f"Ledger({without_password(self.url)!r})"
@@ -389,15 +391,12 @@ class Ledger(Resident):
         self,
         work: Callable[[Book, Connection], T],
         *,
-        writes: bool = True,
-        durable: bool = False,
         otherwise: str = "Nothing was signed and nothing was paid.",
-        record: Record | None = None,
+        **kind: Any,
     ) -> Future[T]:
-        """`otherwise` says what it means for the money when this is not done."""
+        """`otherwise` says what it means for the money when this is not done; `kind` are fields of a Job."""
         future: Future[T] = Future()
-        waiting = cast("Future[Any]", future)
-        job = Job(work=work, writes=writes, durable=durable, future=waiting, otherwise=otherwise, record=record)
+        job = Job(work=work, future=cast("Future[Any]", future), otherwise=otherwise, **kind)
         with self._lock:
             if self._closed:
                 future.set_exception(LedgerUnavailable(f"{self!r} was closed. {otherwise} Open a new client."))
@@ -406,6 +405,9 @@ class Ledger(Resident):
                 self._start()
             self._queue.put(job)
         return future
+
+    def _amend(self, work: Callable[[Book, Connection], T], **kind: Any) -> Future[T]:
+        return self._submit(work, durable=True, otherwise=_AS_BEFORE, **kind)
 
     def _read(self, work: Callable[[Book, Connection], T]) -> Future[T]:
         return self._submit(work, writes=False, otherwise="Nothing was paid by asking.")
@@ -419,6 +421,7 @@ class Ledger(Resident):
             self._queue,
             recorder=self._recorder,
             journal=self._journal,
+            under_way=self.under_way,
             may_end=lambda: (ask := may_end()) is not None and ask(),
             after=self._ending,
         )
@@ -430,17 +433,10 @@ class Ledger(Resident):
         self._finalizer.atexit = False
 
 
-def location(url: str | Path) -> str:
-    """The one URL of a database: a relative path means the working directory of now, also after it was changed."""
-    text = _as_url(url)
-    if not text.startswith("sqlite:///") or is_in_memory(text):
-        return text
-    path, mark, query = text.removeprefix("sqlite:///").partition("?")
-    return f"sqlite:///{Path(path).absolute()}{mark}{query}" if path and not path.startswith("file:") else text
-
-
-def _is_done_well(future: Future[Any]) -> bool:
-    return not future.cancelled() and future.exception() is None
+def _when_done(future: Future[T], then: Callable[[], object]) -> Future[T]:
+    """The same future; `then` is called when it is done without an error."""
+    future.add_done_callback(lambda done: None if done.cancelled() or done.exception() else then())
+    return future
 
 
 def _wallet(payer: str | None) -> str | None:
@@ -452,8 +448,3 @@ def _spelled(address: str) -> str:
         return checksum_address(address)
     except ValueError as exc:
         raise ConfigurationError(f"{exc} Nothing was read. Give the whole address.") from exc
-
-
-def _as_url(url: str | Path) -> str:
-    text = str(url)
-    return text if "://" in text else f"sqlite:///{text}"

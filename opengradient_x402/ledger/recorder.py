@@ -1,23 +1,31 @@
-"""How a call's receipt gets into the ledger before its caller has the whole answer.
+"""What is on record of a call before its caller has the whole answer: that it is under way, and its receipt.
 
 With SQLite, the caller's thread writes it: one statement, without a flush to disk, takes a tenth of what handing it
 to the writer's thread takes. The connection is the writer's: opened and closed with its own, so that nothing of a
 database is inherited by a fork. When it is not open, or somebody else is writing, the receipt goes into the journal,
 and the writer's thread takes it from there.
+
+A call that another call's authorization pays (it is in a session) is not in the database before it ends. It stands in a
+file of its process from before it is sent until it is recorded, so that the calls of a killed process are known.
 """
 
 from __future__ import annotations
 
+import logging
+import mmap
 import os
+import secrets
 import sqlite3
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from opengradient_x402.ledger.journal import CAN_TELL_WHO_LIVES, UNDER_WAY, begun
 from opengradient_x402.ledger.receipts import SettlementReceipt
 
+_log = logging.getLogger(__name__)
 CHECKPOINT_EVERY: Final = 256
 """So many records, and a commit of the writer's thread moves what is written into the main file."""
 
@@ -192,3 +200,129 @@ def _row(receipt: SettlementReceipt, text: str) -> tuple[str | int, ...]:
         receipt.status.value,
         receipt.status.value,
     )
+
+
+_SLOT: Final = 256
+"""Bytes of one call: whether it is under way, then its text."""
+_PART: Final = 65_536
+"""Bytes by which the file grows: a multiple of the pages of every system."""
+
+
+class CallUnderWay(NamedTuple):
+    """What is noted of a call before it is sent."""
+
+    call_id: str
+    authorization_id: str
+    created_at: int
+    settlement_mode: str
+    model: str
+
+
+class UnderWay:
+    """The calls of this process that are paid and not recorded yet, in a file that outlives it. Thread-safe.
+
+    The file is mapped into memory: to note a call is to copy 100 bytes, and a killed process loses none of them. It is
+    written before it is mapped, so that a full disk is an OSError here, and no signal at some later call.
+    """
+
+    def __init__(self, place: Path | None, *, is_beside_database: bool) -> None:
+        self._place = place if CAN_TELL_WHO_LIVES else None
+        self._is_beside_database = is_beside_database
+        self._token = ""
+        self._lock = threading.RLock()
+        self._path: Path | None = None
+        self._parts: list[mmap.mmap] = []  # each of them holds the file open, and the lock with it
+        self._free: list[tuple[mmap.mmap, int]] = []
+        self._used: dict[str, tuple[mmap.mmap, int]] = {}
+
+    def renew(self) -> None:
+        """In a forked child, which notes its own calls: the file, and the lock on it, are the parent's."""
+        for part in {*self._parts, *(part for part, _ in self._used.values())}:
+            part.close()
+        self._lock = threading.RLock()
+        self._path, self._parts, self._free, self._used, self._token = None, [], [], {}, ""
+
+    def open(self) -> bool:
+        """Begins the file, if there is none; whether everybody who opens the database finds it. Touches the disk."""
+        if not self._parts:
+            self._grow()
+        return bool(self._parts) and self._is_beside_database
+
+    @property
+    def name(self) -> str:
+        """What tells this process from others: the name of its file, if it has one."""
+        if self._path is not None:
+            return self._path.name
+        self._token = self._token or secrets.token_hex(8)
+        return self._token
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no call is under way."""
+        return not self._used
+
+    def begin(self, call: CallUnderWay) -> None:
+        """Notes the call. One that cannot be noted is made all the same."""
+        while True:
+            try:
+                part, start = self._free.pop()
+                break
+            except IndexError:
+                if not self._grow():
+                    return
+        text = " ".join(map(str, call)).encode(errors="replace")[: _SLOT - 2] + b"\0"
+        part[start + 1 : start + 1 + len(text)] = text
+        part[start] = 1  # last: what is marked as under way is whole
+        self._used[call.call_id] = part, start
+
+    def end(self, call_id: str) -> None:
+        """It is recorded, or was never sent."""
+        if (slot := self._used.pop(call_id, None)) is not None:
+            part, start = slot
+            part[start] = 0
+            self._free.append(slot)
+
+    def close(self) -> None:
+        """Ends the file; calls that are still under way stay in it, for the next opening."""
+        with self._lock:
+            if self._path is not None and not self._used:
+                self._path.unlink(missing_ok=True)
+            # Not closed here: the calls under way have their parts, and the lock ends with the last of them.
+            self._path, self._parts, self._free = None, [], []
+
+    def _grow(self) -> bool:
+        with self._lock:
+            if self._free or self._place is None:
+                return bool(self._free)
+            try:
+                if self._path is None:
+                    self._path, file = begun(self._place, UNDER_WAY)
+                else:
+                    file = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+                try:
+                    start = len(self._parts) * _PART
+                    os.pwrite(file, bytes(_PART), start)
+                    part = mmap.mmap(file, _PART, offset=start)
+                finally:
+                    os.close(file)
+            except OSError as exc:
+                _log.warning(
+                    "Calls under way cannot be noted beside the ledger (%s). Should this process be killed, its last "
+                    "calls have no receipts.",
+                    exc,
+                )
+                self._place = None
+                return False
+            self._parts.append(part)
+            self._free += [(part, start) for start in range(0, _PART, _SLOT)]
+            return True
+
+
+def calls_in(file: int) -> Iterator[CallUnderWay]:
+    """The calls that were under way when the process of this file ended."""
+    with open(file, "rb", closefd=False) as slots:
+        while slot := slots.read(_SLOT):
+            if slot[0] == 1:
+                text = slot[1:].partition(b"\0")[0].decode(errors="replace")
+                call_id, authorization_id, created_at, mode, model = text.split(" ", 4)
+                yield CallUnderWay(call_id, authorization_id, int(created_at), mode, model)

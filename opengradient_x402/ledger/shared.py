@@ -9,8 +9,8 @@ import weakref
 from pathlib import Path
 from typing import Final
 
-from opengradient_x402.ledger.ledger import Ledger, location
-from opengradient_x402.ledger.writer import is_in_memory
+from opengradient_x402.ledger.ledger import Ledger
+from opengradient_x402.ledger.place import is_in_memory, location
 from opengradient_x402.process import OwnLock
 
 

@@ -7,36 +7,37 @@ more rows than the call has, and what lists receipts or authorizations can do so
 from __future__ import annotations
 
 import json
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from itertools import groupby
-from operator import itemgetter
 from typing import Any
 from urllib.parse import urlsplit
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from opengradient_x402.ledger import tables
-from opengradient_x402.ledger.authorizations import Authorization, Budget, SignedTerms, budget_exceeded, receipt_fields
-from opengradient_x402.ledger.disputes import dispute_of, split_settlement
+from opengradient_x402.ledger import disputes, tables
+from opengradient_x402.ledger.authorizations import Authorization, Budget, budget_exceeded, unanswered
 from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt
-from opengradient_x402.ledger.tables import IS_OPEN, authorizations, calls, pins, reserved, signatures
-
-_ATOMIC_PER_GWEI = 10**9
-_OPEN = "open"
-_TERMS = [column.name for column in signatures.c if column.name not in ("sequence", "authorization_id")]
-_DERIVED = {"asset", "signed_at", "reserved_gwei", "reserved_rest", "is_open"}
-_OWN = [column.name for column in authorizations.c if column.name not in _DERIVED | {"sequence"}]
-WITH_SIGNATURES = (
-    sa.select(
-        *(authorizations.c[name] for name in _OWN),
-        *(signatures.c[name].label(f"signed_{name}") for name in _TERMS),
-    )
-    .join_from(authorizations, signatures, signatures.c.authorization_id == authorizations.c.id)
-    .order_by(authorizations.c.sequence, signatures.c.sequence)
+from opengradient_x402.ledger.recorder import CallUnderWay
+from opengradient_x402.ledger.tables import (
+    IS_OPEN,
+    TERMS,
+    WITH_SIGNATURES,
+    as_row,
+    authorizations,
+    calls,
+    pins,
+    read_authorizations,
+    reserved,
+    signatures,
 )
+
+_log = logging.getLogger(__name__)
+_OPEN = "open"
+_CALLS_BY, _PROCESS, _UNDECIDED = "calls by the process of ", "process ", "undecided "
+"""Keys of notes: which process knows an authorization's calls, that it ended in order, what waits for its word."""
 _STATUS = {"settled": ReceiptStatus.SETTLED, "expired": ReceiptStatus.EXPIRED, "cancelled": ReceiptStatus.CANCELLED}
 
 # Statements of every call, built once: SQLAlchemy takes longer to build one than SQLite takes to run it.
@@ -63,7 +64,7 @@ _AUTHORIZATION = WITH_SIGNATURES.where(_THIS)
 _STORED = [column.name for column in authorizations.c if column.name != "sequence"]
 _INSERT_AUTHORIZATION = authorizations.insert().values(_given(*_STORED))
 _UPDATE_AUTHORIZATION = authorizations.update().where(_THIS).values(_given(*_STORED))
-_INSERT_SIGNATURE = signatures.insert().values(_given("authorization_id", *_TERMS))
+_INSERT_SIGNATURE = signatures.insert().values(_given("authorization_id", *TERMS))
 _MINUTE_KEY = ("payer", "network", "asset", "minute")
 _ADD_RESERVED = (
     reserved.update()
@@ -95,16 +96,11 @@ _MOST_VARIABLES = 500
 
 
 class Book:
-    """The statements. Stateless but for the dialect's name."""
+    """The statements. `knows` says whether the calls under way of a process (by its name) are known here."""
 
-    def __init__(self, dialect: str) -> None:
+    def __init__(self, dialect: str, *, knows: Callable[[str], bool]) -> None:
         self._is_sqlite = dialect == "sqlite"
-
-    def set_durable(self, conn: Connection, durable: bool) -> None:  # noqa: FBT001  (a pragma's two states)
-        """Whether the coming commit is flushed to disk, or may be lost in a power cut (never in a crash)."""
-        if self._is_sqlite:
-            raw = conn.connection.dbapi_connection
-            raw.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")  # type: ignore[union-attr]
+        self._knows = knows
 
     def authorize(self, conn: Connection, authorization: Authorization, budget: Budget | None) -> Authorization:
         known = self._authorization(conn, authorization.id)
@@ -129,7 +125,7 @@ class Book:
         for terms in new:
             stored = asdict(terms) | {"authorization_id": whole.id, "amount_atomic": str(terms.amount_atomic)}
             conn.execute(_INSERT_SIGNATURE, stored)
-        self._record(conn, _receipt_of(whole, status=ReceiptStatus.AUTHORIZED))
+        self._record(conn, unanswered(whole))
         return whole
 
     def spent(
@@ -147,9 +143,9 @@ class Book:
         # The minute in which the window begins is added up authorization by authorization, the others as minutes.
         window = {"minute": until // _MINUTE_S, "since": since, "last": until - 1}
         rows = conn.execute(_SUMS, {"payer": payer, "asset": asset, "network": network} | window)
-        spent = sum(int(gwei or 0) * _ATOMIC_PER_GWEI + int(rest or 0) for gwei, rest in rows)
+        spent = sum(int(gwei or 0) * tables.ATOMIC_PER_GWEI + int(rest or 0) for gwei, rest in rows)
         if without is not None and without["signed_at"] >= until:
-            spent -= without["reserved_gwei"] * _ATOMIC_PER_GWEI + without["reserved_rest"]
+            spent -= without["reserved_gwei"] * tables.ATOMIC_PER_GWEI + without["reserved_rest"]
         return spent
 
     def _reserve(self, conn: Connection, row: dict[str, Any], *, before: dict[str, Any] | None) -> None:
@@ -190,6 +186,13 @@ class Book:
         if known is None or json.loads(known)["outcome"] == "unknown":
             self.record_call(conn, receipt)
 
+    def record_killed_call(self, conn: Connection, call: CallUnderWay) -> None:
+        """A call that was under way when its process ended: nothing is known of it but what pays for it."""
+        query = sa.select(calls.c.sequence).where(calls.c.call_id == call.call_id)
+        authorization = self._authorization(conn, call.authorization_id)
+        if authorization is not None and conn.execute(query).scalar_one_or_none() is None:
+            self.record_call(conn, unanswered(authorization, call))
+
     def share_out(self, conn: Connection, authorization_id: str) -> None:
         """The settlement was seen before a call ended (its stream was slow to close): it is shared anew."""
         if (settled := self._authorization(conn, authorization_id)) is not None:
@@ -219,12 +222,14 @@ class Book:
         receipts = [SettlementReceipt.from_json(json.loads(row.receipt)) for row in rows]
         shares: Sequence[int | None] = [None] * len(receipts)
         if authorization.settled_atomic is not None:
-            shares = split_settlement(authorization.settled_atomic, receipts)
-        disputes: list[str | None] = []
+            shares = disputes.split_settlement(authorization.settled_atomic, receipts)
+        overcharged, found = self._overcharge(conn, authorization, receipts), []
         for row, receipt, share in zip(rows, receipts, shares, strict=True):
             status = _STATUS.get(authorization.status) or ReceiptStatus(row.answered_as or ReceiptStatus.SERVED)
-            dispute = dispute_of(receipt, authorization=authorization, siblings=receipts, recorded=row.dispute)
-            disputes.append(dispute)
+            dispute = disputes.dispute_of(
+                receipt, authorization=authorization, overcharged=overcharged, recorded=row.dispute
+            )
+            found.append(dispute)
             self._store(
                 conn,
                 replace(
@@ -241,10 +246,45 @@ class Book:
                     confirmations_needed=1 if authorization.status == "signed" else authorization.confirmations_needed,
                 ),
             )
-        self._note_dispute(conn, authorization, is_open=any(disputes))
+        self._note_dispute(conn, authorization, is_open=any(found))
+
+    def _overcharge(
+        self, conn: Connection, authorization: Authorization, receipts: Sequence[SettlementReceipt]
+    ) -> str | None:
+        """What was taken too much; nothing while calls may be missing that a killed process made."""
+        text = disputes.overcharge(authorization, receipts)
+        process = None if text is None else self.noted(conn, _CALLS_BY + authorization.id)
+        if process is None or (authorization.settled_atomic or 0) > authorization.amount_atomic:
+            return text
+        if self._knows(process) or self.noted(conn, _PROCESS + process) is not None:
+            return text
+        self.note(conn, f"{_UNDECIDED}{process} {authorization.id}", "")
+        _log.warning(
+            "%s The process that paid (authorization %s) runs elsewhere, or was killed and left nothing: calls may be "
+            "missing here. It is no dispute before that process pays again or ends in order.",
+            *(text, authorization.id),
+        )
+        return None
+
+    def note_process(self, conn: Connection, authorization_id: str, process: str) -> None:
+        """This process knows the calls that the authorization pays; others who read the database may not."""
+        self.note(conn, _CALLS_BY + authorization_id, process)
+        self._decide(conn, process)
+
+    def end_process(self, conn: Connection, process: str) -> None:
+        """Every call of this process is in the database."""
+        self.note(conn, _PROCESS + process, "ended")
+        self._decide(conn, process)
+
+    def _decide(self, conn: Connection, process: str) -> None:
+        """What others could not decide about the settlements of this process."""
+        for key in conn.execute(_beginning(f"{_UNDECIDED}{process} ").with_only_columns(pins.c.key)).scalars().all():
+            conn.execute(_DELETE_NOTE, {"wanted": key})
+            self.share_out(conn, key.rpartition(" ")[2])
 
     def _note_dispute(self, conn: Connection, authorization: Authorization, *, is_open: bool) -> None:
-        key = f"{_dispute_prefix(authorization.network, _origin_of(authorization.endpoint))}{authorization.id}"
+        parts = urlsplit(authorization.endpoint)
+        key = f"{_dispute_prefix(authorization.network, f'{parts.scheme}://{parts.netloc}')}{authorization.id}"
         known = self.noted(conn, key)
         if is_open and known is None:
             self.note(conn, key, _OPEN)
@@ -270,8 +310,6 @@ class Book:
         row = _row_of(receipt)
         if conn.execute(_UPDATE_CALL, row | {"wanted": receipt.call_id}).rowcount == 0:
             conn.execute(_INSERT_CALL, row | {"call_id": receipt.call_id})
-
-    extend_history = staticmethod(tables.extend_history)
 
     def pin(self, conn: Connection, key: str, value: str) -> str:
         known = self.noted(conn, key)
@@ -380,49 +418,16 @@ class Book:
         return found[0] if found else None
 
 
-def _origin_of(url: str) -> str:
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc}"
-
-
 def _dispute_prefix(network: str, origin: str) -> str:
     return f"dispute {network} {origin} "
 
 
 def _disputes(network: str, origin: str) -> sa.Select[Any]:
-    prefix = _dispute_prefix(network, origin)
-    return sa.select(pins).where(pins.c.key > prefix, pins.c.key < prefix + "~", pins.c.value == _OPEN)
+    return _beginning(_dispute_prefix(network, origin)).where(pins.c.value == _OPEN)
 
 
-def read_authorizations(
-    conn: Connection, query: sa.Select[Any], values: dict[str, Any] | None = None
-) -> list[Authorization]:
-    """The authorizations of a query over `WITH_SIGNATURES`, which has a row for each signature."""
-    found: list[Authorization] = []
-    for _, rows in groupby(conn.execute(query, values).mappings(), key=itemgetter("id")):
-        same = list(rows)
-        values = {name: same[0][name] for name in _OWN}
-        values["nonce"] = int(values["nonce"])
-        values["settled_atomic"] = None if values["settled_atomic"] is None else int(values["settled_atomic"])
-        found.append(Authorization(**values, signed=tuple(map(_terms_in, same))))
-    return found
-
-
-def _terms_in(row: Any) -> SignedTerms:
-    values = {name: row[f"signed_{name}"] for name in _TERMS}
-    return SignedTerms(**values | {"amount_atomic": int(values["amount_atomic"])})
-
-
-def as_row(authorization: Authorization) -> dict[str, Any]:
-    """An authorization as it is stored, with what is derived from it."""
-    row: dict[str, Any] = {name: getattr(authorization, name) for name in _OWN}
-    row["nonce"] = str(authorization.nonce)
-    row["settled_atomic"] = None if authorization.settled_atomic is None else str(authorization.settled_atomic)
-    row["asset"] = authorization.asset
-    row["signed_at"] = authorization.terms.signed_at
-    row["reserved_gwei"], row["reserved_rest"] = divmod(authorization.reserved_atomic, _ATOMIC_PER_GWEI)
-    row["is_open"] = int(not authorization.is_final or authorization.recheck_at is not None)
-    return row
+def _beginning(prefix: str) -> sa.Select[Any]:
+    return sa.select(pins).where(pins.c.key > prefix, pins.c.key < prefix + "~")
 
 
 def _row_of(receipt: SettlementReceipt) -> dict[str, Any]:
@@ -443,10 +448,3 @@ def _chosen(*, since: int, payer: str | None = None, status: str | None = None) 
     if status is not None:
         conditions.append(calls.c.status == status)
     return conditions
-
-
-def _receipt_of(authorization: Authorization, *, status: ReceiptStatus) -> SettlementReceipt:
-    """The receipt of a call of which nothing is known but its authorization."""
-    at, about = authorization.signed_at, receipt_fields(authorization)
-    about |= {"model": authorization.model, "settlement_mode": authorization.settlement_mode}
-    return SettlementReceipt(call_id=authorization.call_id, status=status, created_at=at, outcome="unknown", **about)

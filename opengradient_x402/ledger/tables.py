@@ -13,8 +13,8 @@ import json
 import secrets
 import sqlite3
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Engine, event
 
 from opengradient_x402.addresses import checksum_address
+from opengradient_x402.ledger.authorizations import Authorization, SignedTerms
 from opengradient_x402.networks import PRESETS
 
 _BUSY_TIMEOUT_S = 30.0
@@ -231,6 +232,13 @@ def lock(conn: Connection, *, durable: bool = True) -> None:
         conn.execute(_LOCK, {"waits": "on" if durable else "off"})
 
 
+def set_durable(conn: Connection, *, durable: bool) -> None:
+    """Whether the coming commit to SQLite is flushed to disk, or may be lost in a power cut (never in a crash)."""
+    if conn.dialect.name == "sqlite":
+        raw: Any = conn.connection.dbapi_connection
+        raw.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+
+
 _LOCK = sa.text("SELECT pg_advisory_xact_lock(402402), set_config('synchronous_commit', :waits, true)")
 
 
@@ -279,35 +287,6 @@ def use_proof(conn: Connection, proof_id: str | None, call_id: str, used_at: int
     if proof_id is None:
         return None
     return str(conn.execute(_USE_PROOF, {"id": proof_id, "call_id": call_id, "used_at": used_at}).scalar_one())
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class History:
-    """All leaves (32 bytes each), where the wanted records stand among them, and the sizes at earlier exports.
-
-    There is a leaf for every version of a record that was ever exported; none is ever changed or removed. What can be
-    proven with them is known in `proofs.history`.
-    """
-
-    leaves: tuple[bytes, ...]
-    places: tuple[int, ...]
-    sizes: tuple[int, ...]
-
-
-def extend_history(conn: Connection, records: Sequence[tuple[str, bytes]]) -> History:
-    """Adds a leaf for every record (its name, its leaf) whose last version is another one, and notes the new size."""
-    known = conn.execute(sa.select(leaves.c.record, leaves.c.hash).order_by(leaves.c.sequence)).all()
-    everything = [bytes.fromhex(row.hash) for row in known]
-    last = {row.record: index for index, row in enumerate(known)}
-    sizes = tuple(conn.execute(sa.select(heads.c.size).order_by(heads.c.size)).scalars())
-    for name, leaf in records:
-        if name not in last or everything[last[name]] != leaf:
-            last[name] = len(everything)
-            everything.append(leaf)
-            conn.execute(leaves.insert().values(sequence=len(everything), record=name, hash=leaf.hex()))
-    if everything and len(everything) not in sizes:
-        conn.execute(heads.insert().values(size=len(everything)))
-    return History(leaves=tuple(everything), places=tuple(last[name] for name, _ in records), sizes=sizes)
 
 
 def named(name: str) -> sa.Table:
@@ -427,3 +406,45 @@ def complete(conn: Connection) -> None:
             if column.name not in present:
                 kind = column.type.compile(conn.dialect)
                 conn.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {column.name} {kind}")
+
+
+ATOMIC_PER_GWEI = 10**9
+TERMS = [column.name for column in signatures.c if column.name not in ("sequence", "authorization_id")]
+_DERIVED = {"asset", "signed_at", "reserved_gwei", "reserved_rest", "is_open"}
+_OWN = [column.name for column in authorizations.c if column.name not in _DERIVED | {"sequence"}]
+WITH_SIGNATURES = (
+    sa.select(
+        *(authorizations.c[name] for name in _OWN),
+        *(signatures.c[name].label(f"signed_{name}") for name in TERMS),
+    )
+    .join_from(authorizations, signatures, signatures.c.authorization_id == authorizations.c.id)
+    .order_by(authorizations.c.sequence, signatures.c.sequence)
+)
+
+
+def read_authorizations(
+    conn: Connection, query: sa.Select[Any], values: dict[str, Any] | None = None
+) -> list[Authorization]:
+    """The authorizations of a query over `WITH_SIGNATURES`, which has a row for each signature."""
+    found: list[Authorization] = []
+    for _, rows in groupby(conn.execute(query, values).mappings(), key=itemgetter("id")):
+        same = list(rows)
+        values = {name: same[0][name] for name in _OWN}
+        values["nonce"] = int(values["nonce"])
+        values["settled_atomic"] = None if values["settled_atomic"] is None else int(values["settled_atomic"])
+        terms = [{name: row[f"signed_{name}"] for name in TERMS} for row in same]
+        signed = (SignedTerms(**one | {"amount_atomic": int(one["amount_atomic"])}) for one in terms)
+        found.append(Authorization(**values, signed=tuple(signed)))
+    return found
+
+
+def as_row(authorization: Authorization) -> dict[str, Any]:
+    """An authorization as it is stored, with what is derived from it."""
+    row: dict[str, Any] = {name: getattr(authorization, name) for name in _OWN}
+    row["nonce"] = str(authorization.nonce)
+    row["settled_atomic"] = None if authorization.settled_atomic is None else str(authorization.settled_atomic)
+    row["asset"] = authorization.asset
+    row["signed_at"] = authorization.terms.signed_at
+    row["reserved_gwei"], row["reserved_rest"] = divmod(authorization.reserved_atomic, ATOMIC_PER_GWEI)
+    row["is_open"] = int(not authorization.is_final or authorization.recheck_at is not None)
+    return row

@@ -1,4 +1,4 @@
-"""Checks, repairs and compacts a ledger's database: what an operator does, never a call.
+"""Checks, repairs and compacts a ledger's database, and extends its history: what an operator does, never a call.
 
 A check changes nothing. A repair keeps a copy of a SQLite file, reads out of a damaged one what can be read, computes
 anew what is derived from signatures and receipts, and takes the ledger as it is then for the one that was used here.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +22,18 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from opengradient_x402.errors import LedgerUnavailable
 from opengradient_x402.ledger import tables
 from opengradient_x402.ledger.authorizations import Authorization
-from opengradient_x402.ledger.mark import LedgerReplaced, Mark, Seen, beside, sqlite_file
-from opengradient_x402.ledger.statements import WITH_SIGNATURES, as_row, read_authorizations
-from opengradient_x402.ledger.tables import authorizations, calls, reserved, signatures
-from opengradient_x402.ledger.writer import without_password
+from opengradient_x402.ledger.place import LedgerReplaced, Mark, Seen, beside, sqlite_file, without_password
+from opengradient_x402.ledger.tables import (
+    WITH_SIGNATURES,
+    as_row,
+    authorizations,
+    calls,
+    heads,
+    leaves,
+    read_authorizations,
+    reserved,
+    signatures,
+)
 
 _AT_ONCE = 500
 _DERIVED = ("asset", "signed_at", "reserved_gwei", "reserved_rest", "is_open")
@@ -288,3 +296,35 @@ def _unavailable(url: str, exc: BaseException) -> LedgerUnavailable:
         f"The ledger at {without_password(url)} cannot be read or written ({str(exc).splitlines()[0]}). Nothing was "
         "changed, signed or paid. End other programs that use it, check the permissions, and try again."
     )
+
+
+# -- the history
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class History:
+    """All leaves (32 bytes each), where the wanted records stand among them, and the sizes at earlier exports.
+
+    There is a leaf for every version of a record that was ever exported; none is ever changed or removed. What can be
+    proven with them is known in `proofs.history`.
+    """
+
+    leaves: tuple[bytes, ...]
+    places: tuple[int, ...]
+    sizes: tuple[int, ...]
+
+
+def extend_history(conn: Connection, records: Sequence[tuple[str, bytes]]) -> History:
+    """Adds a leaf for every record (its name, its leaf) whose last version is another one, and notes the new size."""
+    known = conn.execute(sa.select(leaves.c.record, leaves.c.hash).order_by(leaves.c.sequence)).all()
+    everything = [bytes.fromhex(row.hash) for row in known]
+    last = {row.record: index for index, row in enumerate(known)}
+    sizes = tuple(conn.execute(sa.select(heads.c.size).order_by(heads.c.size)).scalars())
+    for name, leaf in records:
+        if name not in last or everything[last[name]] != leaf:
+            last[name] = len(everything)
+            everything.append(leaf)
+            conn.execute(leaves.insert().values(sequence=len(everything), record=name, hash=leaf.hex()))
+    if everything and len(everything) not in sizes:
+        conn.execute(heads.insert().values(size=len(everything)))
+    return History(leaves=tuple(everything), places=tuple(last[name] for name, _ in records), sizes=sizes)

@@ -20,10 +20,18 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from opengradient_x402.errors import LedgerUnavailable, OpenGradientError
-from opengradient_x402.ledger.journal import Journal, left_behind
-from opengradient_x402.ledger.mark import LedgerReplaced, Mark, Seen, beside, sqlite_file
+from opengradient_x402.ledger.journal import Journal, LeftBehind, left_behind
+from opengradient_x402.ledger.place import (
+    LedgerReplaced,
+    Mark,
+    Seen,
+    beside,
+    is_in_memory,
+    sqlite_file,
+    without_password,
+)
 from opengradient_x402.ledger.receipts import SettlementReceipt
-from opengradient_x402.ledger.recorder import ENDED, Record, Recorder, identity_of
+from opengradient_x402.ledger.recorder import ENDED, Record, Recorder, UnderWay, calls_in, identity_of
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
@@ -54,10 +62,12 @@ class Job:
     """
 
     work: Callable[[Any, Any], Any]
-    writes: bool
-    durable: bool
     future: Future[Any]
     otherwise: str
+    writes: bool = True
+    durable: bool = False
+    needs_all_calls: bool = False
+    """Whether the calls that killed processes left must be in the database before."""
     record: Record | None = None
     """What the recorder can write in its place, unless the authorization has ended."""
 
@@ -90,6 +100,7 @@ class Writer:
         *,
         recorder: Recorder,
         journal: Journal,
+        under_way: UnderWay,
         may_end: Callable[[], bool],
         after: threading.Thread | None = None,
     ) -> None:
@@ -97,6 +108,7 @@ class Writer:
         self._jobs = jobs
         self._recorder = recorder
         self._journal = journal
+        self._under_way = under_way
         self._may_end = may_end
         self._after = after
         self._engine: Engine | None = None
@@ -194,8 +206,7 @@ class Writer:
 
         answers: list[_Reply] = []
         is_durable = any(job.durable for job in batch)
-        book, conn = self._connect(durable=is_durable)
-        self._check_file()
+        book, conn = self._ready(batch, durable=is_durable)
         seen = None
         with conn.begin() as transaction:
             if any(job.writes for job in batch):
@@ -244,6 +255,13 @@ class Writer:
         problem.__cause__ = exc
         return problem
 
+    def _ready(self, batch: list[Job], *, durable: bool) -> tuple[Book, Connection]:
+        book, conn = self._connect(durable=durable)
+        self._check_file()
+        if any(job.needs_all_calls for job in batch):
+            self._take_up(book, conn)
+        return book, conn
+
     def _connect(self, *, durable: bool) -> tuple[Book, Connection]:
         from opengradient_x402.ledger import statements, tables
 
@@ -260,7 +278,7 @@ class Writer:
                 now = Seen(ledger_id=self._ledger_id, authorizations=number)
                 self._mark.check(before, now)
                 self._mark.write(now)
-                self._take_up(statements.Book(conn.dialect.name), conn)
+                self._take_up(statements.Book(conn.dialect.name, knows=self._knows), conn)
             except BaseException:
                 conn.close()
                 raise
@@ -268,8 +286,8 @@ class Writer:
             if self._file is not None:
                 self._opened = identity_of(self._file)
                 self._recorder.open(self._file)
-        book = statements.Book(self._conn.dialect.name)
-        book.set_durable(self._conn, durable)
+        book = statements.Book(self._conn.dialect.name, knows=self._knows)
+        tables.set_durable(self._conn, durable=durable)
         return book, self._conn
 
     def _check_file(self) -> None:
@@ -277,25 +295,30 @@ class Writer:
         if self._opened is not None and self._file is not None and identity_of(self._file) != self._opened:
             raise LedgerReplaced("its file was deleted, emptied or replaced while it was in use")
 
+    def _knows(self, process: str) -> bool:
+        """Whether the calls under way of this process can be seen here: what dead ones left was taken up before."""
+        is_here = self._place is not None and self._place.with_name(process).exists()
+        return is_here or process == self._under_way.name
+
     def _take_up(self, book: Book, conn: Connection) -> None:
-        """Writes the receipts of processes that are gone."""
+        """Writes the receipts of processes that are gone, and what is known of their calls under way."""
         from opengradient_x402.ledger import tables
 
-        for journal in left_behind(self._place):
+        for left in left_behind(self._place):
             try:
                 with conn.begin():
                     tables.lock(conn)
-                    for number, line in enumerate(journal.records(), start=1):
-                        try:
-                            receipt = SettlementReceipt.from_json(json.loads(line))
-                        except (ValueError, KeyError, TypeError):
-                            _log.warning("Line %d of %s is no receipt; it is left out.", number, journal.path)
-                        else:
-                            book.record_missed_call(conn, receipt)
+                    if left.is_journal:
+                        _take_up_receipts(left, book, conn)
+                    else:
+                        for call in calls_in(left.file):
+                            book.record_killed_call(conn, call)
+                        if self._file is None:
+                            book.end_process(conn, left.path.name)
             except BaseException:
-                journal.leave()
+                left.leave()
                 raise
-            journal.remove()
+            left.remove()
 
     def _disconnect(self) -> None:
         from sqlalchemy.exc import SQLAlchemyError
@@ -311,15 +334,14 @@ class Writer:
             engine.dispose()
 
 
-def is_in_memory(url: str) -> bool:
-    """Whether the database lives in its connection, and ends with it."""
-    return url == "sqlite://" or (url.startswith("sqlite") and (":memory:" in url or "mode=memory" in url))
-
-
-def without_password(url: str) -> str:
-    """The URL, fit to be shown."""
-    scheme, _, rest = url.partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2]}"
+def _take_up_receipts(journal: LeftBehind, book: Book, conn: Connection) -> None:
+    for number, line in enumerate(journal.records(), start=1):
+        try:
+            receipt = SettlementReceipt.from_json(json.loads(line))
+        except (ValueError, KeyError, TypeError):
+            _log.warning("Line %d of %s is no receipt; it is left out.", number, journal.path)
+        else:
+            book.record_missed_call(conn, receipt)
 
 
 def _advice(exc: BaseException) -> str:

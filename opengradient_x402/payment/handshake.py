@@ -314,7 +314,7 @@ def _send_signed(
     request: httpx.Request, call: Call, payments: Payments, ticket: Ticket, signed: SignedPayment
 ) -> Steps[httpx.Response]:
     is_first_use = signed.authorization.call_id == call.id
-    call.authorization = signed.authorization
+    payments.attach(call, signed.authorization)
     try:
         response: httpx.Response = yield Send(_with_header(request, SIGNATURE_HEADER, signed.header))
     except _NEVER_LEFT as exc:

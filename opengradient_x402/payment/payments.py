@@ -31,6 +31,7 @@ from opengradient_x402.errors import (
 from opengradient_x402.ledger.authorizations import Authorization, Budget, SignedTerms
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.ledger.receipts import SettlementReceipt
+from opengradient_x402.ledger.recorder import CallUnderWay
 from opengradient_x402.ledger.shared import OF_THE_PROCESS
 from opengradient_x402.models import find_model, usd_to_atomic
 from opengradient_x402.networks import Network, load_network, with_node
@@ -331,14 +332,23 @@ class Payments(Resident):
 
     def attach_session(self, call: Call, session: PaidSession) -> None:
         """This session pays for the call."""
+        self.attach(call, session.authorization)
         call.session = session
-        call.authorization = session.authorization
+
+    def attach(self, call: Call, authorization: Authorization) -> None:
+        """This authorization pays for the call, which the ledger knows from here on, however this process ends."""
+        call.authorization = authorization
+        if authorization.call_id != call.id:  # that of the call that signed is recorded with its authorization
+            self.ledger.under_way.begin(
+                CallUnderWay(call.id, authorization.id, call.created_at, call.settlement_mode, call.model)
+            )
 
     def detach(self, call: Call) -> None:
         """Nothing pays for the call: what was attached was not sent, or was not taken."""
         if call.session is not None:
             self.sessions.leave(call.session)
         call.session = call.authorization = None
+        self.ledger.under_way.end(call.id)
 
     def fate(self, authorization: Authorization) -> Future[Fate]:
         """What the chain says of an authorization now; OPEN also when it does not answer."""

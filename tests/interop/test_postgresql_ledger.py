@@ -242,3 +242,37 @@ os._exit(0)
     ledger = Ledger(database_url)
     assert sum(receipt.outcome == "ok" for receipt in ledger.receipts().result()) == 20
     ledger.close()
+
+
+@pytest.mark.parametrize(("left", "found"), [(["killed"], "settled"), ([], "disputed")])
+def test_what_a_killed_process_left_is_known_on_its_machine_and_decides_there_what_is_an_overcharge(
+    database_url, tmp_path, monkeypatch, left, found
+):
+    program = f"""
+import os, sys
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+from opengradient_x402.ledger.ledger import Ledger
+from opengradient_x402.ledger.recorder import CallUnderWay
+from support.ledger_rows import entry, served
+ledger = Ledger({database_url!r})
+ledger.authorize(entry(1)).result()
+ledger.record_call(served(entry(1), "call_1", cost_atomic=5)).result()
+for name in {left!r}:
+    ledger.under_way.begin(CallUnderWay(name, "auth_1", 1_700_000_000, "batch", "openai/gpt-5"))
+os.kill(os.getpid(), 9)
+"""
+    subprocess.run([sys.executable, "-c", program], check=False, timeout=60)
+    settled = replace(entry(1), status="settled", settled_atomic=1000, tx_hash="0x" + "5e" * 32)
+
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "another machine"))
+    elsewhere = Ledger(database_url)
+    elsewhere.record_settlement(settled).result()
+    assert [(one.call_id, one.status) for one in elsewhere.receipts().result()] == [("call_1", "settled")]
+    elsewhere.close()
+
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    here = Ledger(database_url)
+    receipts = {one.call_id: (one.outcome, one.status, one.settled_atomic) for one in here.receipts().result()}
+    here.close()
+    assert receipts["call_1"] == ("ok", found, 5 if left else 1000)
+    assert [receipts[name] for name in left] == [("unknown", found, 995)] * len(left)

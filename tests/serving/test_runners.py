@@ -53,10 +53,9 @@ def test_every_answer_is_paid_for_recorded_and_settled(net, environment, tmp_pat
     ledger.close()
     # Receipts: one for each answer that was given out.
     assert set(answers) <= set(receipts), set(answers) - set(receipts)
-    disputed = [receipts[call] for call in answers if receipts[call].status is not ReceiptStatus.SETTLED]
-    # A call that was killed in a session leaves no receipt, and the settlement looks too large without it.
-    assert all("If a process was killed in this session" in receipt.dispute for receipt in disputed)
-    assert told.get("killed", 0) + told.get("broken", 0) > 0 or not disputed
+    # Whatever was killed, an honest settlement is no overcharge.
+    assert [receipt.dispute for receipt in receipts.values() if receipt.status is ReceiptStatus.DISPUTED] == []
+    assert {receipts[call].status for call in answers} == {ReceiptStatus.SETTLED}
     assert {receipts[call].outcome for call in answers} == {"ok"}
     # Other calls are those that were killed, or whose answer broke off on its way.
     others = [receipt for call, receipt in receipts.items() if call not in set(answers)]
@@ -65,5 +64,5 @@ def test_every_answer_is_paid_for_recorded_and_settled(net, environment, tmp_pat
     spent = before - opg_balance(net, account.address)
     assert sum(one.settled_atomic or 0 for one in authorizations) == spent
     assert sum(receipt.settled_atomic or 0 for receipt in receipts.values()) == spent
-    counts = f"{len(answers)} answers, {len(others)} others, {len(disputed)} disputed, {len(authorizations)} payments"
+    counts = f"{len(answers)} answers, {len(others)} others, {len(authorizations)} payments"
     print(f"\n{driver} {options}: {counts}, {took_s:.0f} s")

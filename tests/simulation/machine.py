@@ -150,7 +150,12 @@ class SteppedLedger(Ledger):
         self._jobs: deque[tuple[Job, str | None]] = deque()
         self._woken, self._committed = woken, committed
         self._writer = Writer(
-            self._location, self._queue, recorder=self._recorder, journal=self._journal, may_end=lambda: False
+            self._location,
+            self._queue,
+            recorder=self._recorder,
+            journal=self._journal,
+            under_way=self.under_way,
+            may_end=lambda: False,
         )
         self._about: str | None = None
 
@@ -213,7 +218,8 @@ class SteppedLedger(Ledger):
                 self._writer._perform([*jobs, last])
         self._jobs.clear()
         self._writer._disconnect()
-        self._journal.renew()  # lets go of its file, as the end of a process does
+        self._journal.renew()  # lets go of its files, as the end of a process does
+        self.under_way.renew()
 
 
 class Process:

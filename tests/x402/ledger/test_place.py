@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from opengradient_devnet import Devnet
-from opengradient_x402.ledger import scope
+from opengradient_x402.ledger import place
 from support.payers import PROMPT, client_for, payments_for
 
 MOUNTS = """22 1 254:0 / / rw,relatime - ext4 /dev/vda rw
@@ -19,7 +19,7 @@ MOUNTS = """22 1 254:0 / / rw,relatime - ext4 /dev/vda rw
 @pytest.fixture
 def new_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """Nothing was said yet, and the machine is an ordinary one."""
-    monkeypatch.setattr(scope, "OF_THE_PROCESS", scope.Scope())
+    monkeypatch.setattr(place, "SCOPE", place.Scope())
     mounts(monkeypatch, tmp_path, kind="ext4")
     for variable in ("AWS_LAMBDA_FUNCTION_NAME", "KUBERNETES_SERVICE_HOST"):
         monkeypatch.delenv(variable, raising=False)
@@ -28,7 +28,7 @@ def new_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 def mounts(monkeypatch: pytest.MonkeyPatch, point: Path, *, kind: str) -> None:
     table = point / "mountinfo"
     table.write_text(MOUNTS.format(point=point, kind=kind))
-    monkeypatch.setattr(scope, "_MOUNTS", table)
+    monkeypatch.setattr(place, "_MOUNTS", table)
 
 
 def pay(net: Devnet, account, *ledgers: Path) -> None:

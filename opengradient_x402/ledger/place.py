@@ -1,0 +1,241 @@
+"""Where a ledger is: what its URL means, what this machine remembers of it, and how far a budget in it reaches.
+
+Beside a ledger stand its id, and how many authorizations it held. A database that was emptied, deleted or put back
+from an old copy does not know them, and a budget that counts in it would begin anew. Only what was used from here
+before can be noticed.
+
+A budget in a file is a budget of that file. A container that is started again, a second container, and a second ledger
+of the same wallet each begin with the whole budget. That is said once, with a process's first authorization. Nothing
+here reads the database, or knows what was spent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from opengradient_x402.errors import ConfigurationError
+from opengradient_x402.settings import platform_of_many, state_directory
+
+_log = logging.getLogger(__name__)
+_LENGTH: Final = 96
+"""Always as long, so that one write replaces all of it."""
+
+
+class LedgerReplaced(Exception):
+    """The database is not the one that was used here before, or it lacks what that one had."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """A ledger as it was seen last."""
+
+    ledger_id: str
+    authorizations: int
+
+
+class Mark:
+    """The file that remembers; without a place for it nothing is remembered."""
+
+    def __init__(self, place: Path | None) -> None:
+        self.path = None if place is None else place.with_name(place.name + ".mark")
+        self._file: int | None = None
+        self._written: Seen | None = None
+
+    def read(self) -> Seen | None:
+        """What was seen last; None for a ledger that was not used from here, and for a file that cannot be read."""
+        try:
+            known = json.loads(self.path.read_bytes()) if self.path is not None else {}
+            return Seen(ledger_id=str(known["ledger"]), authorizations=int(known["authorizations"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def check_file(self, file: Path | None) -> None:
+        """Refuses a SQLite file that is gone or empty, and was not. Raises LedgerReplaced."""
+        seen = self.read()
+        if file is not None and seen is not None and seen.authorizations and not _size(file):
+            what = "is empty" if file.exists() else "is gone"
+            raise LedgerReplaced(f"its file {what}, and {_counted(seen.authorizations)} were recorded in it")
+
+    @staticmethod
+    def check(before: Seen | None, now: Seen) -> None:
+        """Refuses another ledger than that of `before`, and an older state of it. Raises LedgerReplaced."""
+        if before is None or not before.authorizations:
+            return
+        if before.ledger_id != now.ledger_id:
+            raise LedgerReplaced(
+                f"it is another ledger than the one that was used here before, which held "
+                f"{_counted(before.authorizations)}"
+            )
+        if now.authorizations < before.authorizations:
+            raise LedgerReplaced(
+                f"it holds {_counted(now.authorizations)}, and {before.authorizations} were recorded in it before"
+            )
+
+    def write(self, seen: Seen) -> None:
+        """Remembers what is in the database now, after it was committed there."""
+        if self.path is None or seen == self._written:
+            return
+        self._written = seen
+        text = json.dumps({"ledger": seen.ledger_id, "authorizations": seen.authorizations}).ljust(_LENGTH - 1) + "\n"
+        try:
+            if self._file is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                self._file = os.open(self.path, os.O_CREAT | os.O_WRONLY | getattr(os, "O_CLOEXEC", 0), 0o600)
+            os.lseek(self._file, 0, os.SEEK_SET)
+            os.write(self._file, text.encode())
+        except OSError as exc:
+            _log.warning("%s cannot be written (%s): should the ledger be lost, it is not noticed.", self.path, exc)
+            self.close()
+            self.path = None
+
+    def close(self) -> None:
+        """Gives up the file; the next `write` opens it again."""
+        file, self._file, self._written = self._file, None, None
+        if file is not None:
+            os.close(file)
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError:
+        return 0
+
+
+def _counted(number: int) -> str:
+    return f"{number} authorization{'' if number == 1 else 's'}"
+
+
+# -- URLs
+
+
+def as_url(url: str | Path) -> str:
+    """The URL of a database: a path is that of a SQLite file."""
+    text = str(url)
+    return text if "://" in text else f"sqlite:///{text}"
+
+
+def location(url: str | Path) -> str:
+    """The one URL of a database: a relative path means the working directory of now, also after it was changed."""
+    text = as_url(url)
+    if not text.startswith("sqlite:///") or is_in_memory(text):
+        return text
+    path, mark, query = text.removeprefix("sqlite:///").partition("?")
+    return f"sqlite:///{Path(path).absolute()}{mark}{query}" if path and not path.startswith("file:") else text
+
+
+def is_in_memory(url: str) -> bool:
+    """Whether the database lives in its connection, and ends with it."""
+    return url == "sqlite://" or (url.startswith("sqlite") and (":memory:" in url or "mode=memory" in url))
+
+
+def without_password(url: str) -> str:
+    """The URL, fit to be shown."""
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2]}"
+
+
+def sqlite_file(url: str) -> Path | None:
+    """The file of a SQLite URL; None for other databases, for those in memory, and for SQLite's own URIs."""
+    text = url.removeprefix("sqlite:///")
+    path = text.partition("?")[0]
+    return Path(path) if text != url and path and path != ":memory:" and not path.startswith("file:") else None
+
+
+def beside(url: str) -> Path | None:
+    """Where a ledger's own small files begin; None where they cannot be kept.
+
+    They stand beside a SQLite file, hidden, and in the state directory for a server.
+    """
+    if url.startswith("sqlite"):
+        file = sqlite_file(url)
+        return None if file is None else file.with_name(f".{file.name}")
+    try:
+        state = state_directory()
+    except ConfigurationError:  # no home directory
+        return None
+    server = "".join(url.partition("://")[::2]).rpartition("@")[2]  # another password is the same ledger
+    return state / "ledgers" / hashlib.sha256(server.encode()).hexdigest()[:16]
+
+
+# -- how far a budget reaches
+
+_MOUNTS: Final = Path("/proc/self/mountinfo")
+_SHORT_LIVED: Final = {
+    "aufs": "a container's own file system",
+    "overlay": "a container's own file system",
+    "ramfs": "memory",
+    "tmpfs": "memory",
+}
+_WHAT_TO_SET: Final = (
+    "For one budget of all of them, set OG_LEDGER_URL to a PostgreSQL server, or to a file on a volume that lasts and "
+    'that they share (docs/how-to/budgets.md, "How far a budget reaches").'
+)
+
+
+class Scope:
+    """What was found and said in this process."""
+
+    def __init__(self) -> None:
+        self._ledger_of: dict[str, str] = {}
+        self._looked_at: set[str] = set()
+        self._is_said: set[str] = set()
+
+    def look(self, location: str, payer: str) -> None:
+        """Warns of what this wallet's budget in this ledger does not count. Reads files; raises nothing."""
+        if location not in self._looked_at:
+            self._looked_at.add(location)
+            if (file := sqlite_file(location)) is not None:
+                self._look_at(file)
+        if self._ledger_of.setdefault(payer, location) != location:
+            self._say(
+                "ledgers",
+                f"The wallet {payer} pays from two ledgers, {without_password(self._ledger_of[payer])} and "
+                f"{without_password(location)}. Each counts its own payments: it may spend the day's budget of both.",
+            )
+
+    def _look_at(self, file: Path) -> None:
+        kind = _SHORT_LIVED.get(_file_system(file))
+        if kind is not None:
+            self._say(
+                "place",
+                f"The ledger {file} is in {kind}, and is gone when that ends. The day's budget counts what is in this "
+                "file: whoever starts with a new one starts with the whole budget, and without the receipts.",
+            )
+        elif (platform := platform_of_many()) is not None:
+            self._say(
+                "platform",
+                f"The ledger {file} is a file, and this process runs on {platform}, which may run several copies of "
+                "it. The day's budget counts what is in this file: a copy with another file has a whole budget too.",
+            )
+
+    def _say(self, what: str, text: str) -> None:
+        if what not in self._is_said:
+            self._is_said.add(what)
+            _log.warning("%s %s", text, _WHAT_TO_SET)
+
+
+SCOPE: Final = Scope()
+
+
+def _file_system(file: Path) -> str:
+    """The type of the file system that holds it; empty where nothing tells (other systems than Linux)."""
+    try:
+        place = file.absolute().parent
+        lines = _MOUNTS.read_text().splitlines()
+    except OSError:
+        return ""
+    longest, kind = -1, ""
+    for line in lines:
+        # proc_pid_mountinfo(5): the fifth field is the mount point, the type stands behind " - ".
+        fields, _, rest = line.partition(" - ")
+        point = Path(fields.split()[4].replace("\\040", " "))
+        if place.is_relative_to(point) and len(point.parts) >= longest:
+            longest, kind = len(point.parts), rest.split()[0]
+    return kind
