@@ -30,8 +30,8 @@ _COMMANDS = {
 _RECEIPTS = {
     "list": "receipts:list_receipts",
     "show": "receipts:show",
-    "reconcile": "receipts:reconcile",
-    "export": "receipts:export",
+    "reconcile": "reconcile:reconcile",
+    "export": "exports:export",
     "verify": "bundles:verify",
     "clear-dispute": "receipts:clear_dispute",
 }
