@@ -164,7 +164,7 @@ def _csv(names: Sequence[str], pages: Iterable[Iterable[dict[str, str | int]]]) 
     writer.writeheader()
     for rows in pages:
         for row in rows:
-            writer.writerow({name: _cell(value) for name, value in row.items()})
+            writer.writerow({name: cell(value) for name, value in row.items()})
         yield text.getvalue().encode("utf-8")
         text.seek(0)
         text.truncate()
@@ -174,5 +174,6 @@ def _csv(names: Sequence[str], pages: Iterable[Iterable[dict[str, str | int]]]) 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
-def _cell(value: str | int) -> str | int:
+def cell(value: str | int) -> str | int:
+    """The value, made text where a spreadsheet would run it as a formula."""
     return "'" + value if isinstance(value, str) and value.startswith(_FORMULA) else value

@@ -32,13 +32,14 @@ _RECEIPTS = {
     "show": "receipts:show",
     "reconcile": "reconcile:reconcile",
     "export": "exports:export",
+    "report": "report.command:report",
     "verify": "bundles:verify",
     "clear-dispute": "receipts:clear_dispute",
 }
 _LEDGER = {"check": "ledger:check", "repair": "ledger:repair", "compact": "ledger:compact"}
 _GROUPS = {
     "ledger": (_LEDGER, "Check, repair and compact the ledger."),
-    "receipts": (_RECEIPTS, "List, show, reconcile, export and verify receipts."),
+    "receipts": (_RECEIPTS, "List, show, reconcile, export, report and verify receipts."),
 }
 COMMAND_GROUP = "opengradient_x402.commands"
 EXIT_CODES = {
