@@ -76,11 +76,6 @@ class Figures:
         self.by_payment = self._sums(lambda record: record.authorization_id)
         self.disputed = [record for record in self.records if status_word(record) == "disputed"]
 
-    @property
-    def token(self) -> tuple[str, str]:
-        """Network (CAIP-2) and address."""
-        return self.records[0].network, self.records[0].asset
-
     def findings_of(self, record: SettlementReceipt) -> list[Finding]:
         """Everything that was found out about a call and its payment."""
         return self._found.get(record.authorization_id, []) + self._found.get(record.call_id, [])

@@ -55,15 +55,15 @@ class Report:
 
     def symbol(self, figures: Figures) -> str:
         """The token's name."""
-        return self.known.token(*figures.token)[1]
+        return self.known.token(figures.records[0])[1]
 
     def exact(self, figures: Figures, amount_atomic: int) -> str:
         """Every digit of an amount."""
-        return format_amount(amount_atomic, decimals=self.known.token(*figures.token)[0])
+        return format_amount(amount_atomic, decimals=self.known.token(figures.records[0])[0])
 
     def brief(self, figures: Figures, amount_atomic: int) -> str:
         """An amount with six decimals, so that points stand below each other."""
-        return rounded(amount_atomic, decimals=self.known.token(*figures.token)[0])
+        return rounded(amount_atomic, decimals=self.known.token(figures.records[0])[0])
 
     def cost(self, figures: Figures, record: SettlementReceipt) -> str:
         """A record's cost, and the word for how sure it is."""
@@ -124,9 +124,9 @@ def html(report: Report) -> str:
 
 def _part(report: Report, figures: Figures, number: int) -> _Html:
     """Everything about the receipts of one token."""
-    network = report.known.of(figures.token[0])
+    network = report.known.of(figures.records[0].network)
     symbol, total = report.symbol(figures), figures.total
-    name = figures.token[0] if network is None else network.name
+    name = figures.records[0].network if network is None else network.name
     numbers = [
         (f"{report.brief(figures, total.amount_atomic)} {symbol}", "cost, " + " and ".join(total.marks)),
         (f"{len(figures.records):,}", "calls"),

@@ -585,7 +585,10 @@ def test_a_bundle_is_written_signed_and_verified_from_the_shell(net, paid, tmp_p
     assert paid("receipts", "verify", str(tmp_path / "absent")).code == 2
 
 
-@pytest.mark.parametrize(("format_", "what"), [("jsonl", "a list of 3 receipts"), ("csv", "a table of receipts"), ("csv-raw", "a table of receipts")])
+@pytest.mark.parametrize(
+    ("format_", "what"),
+    [("jsonl", "a list of 3 receipts"), ("csv", "a table of receipts"), ("csv-raw", "a table of receipts")],
+)
 def test_a_file_of_receipts_that_is_no_bundle_is_called_what_it_is(paid, tmp_path, format_, what):
     path = tmp_path / f"receipts.{format_}"
     assert paid("receipts", "export", "--format", format_, "-o", str(path)).code == 0
