@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -32,6 +33,9 @@ ASPECTS: Final = {
     "data": (Statement.DATA, Statement.NO_DATA),
 }
 """What is asked of every record: did the payer sign, is the amount right, did an enclave answer, is that on chain."""
+
+
+_OF_SUMS: Final = ("proven", "read", RECORDED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +71,7 @@ class Figures:
     def __init__(self, records: Sequence[SettlementReceipt], findings: Sequence[Finding], *, is_checked: bool) -> None:
         self.records = tuple(sorted(records, key=lambda record: (record.created_at, record.call_id)))
         self._is_checked = is_checked
+        self._calls = Counter(record.authorization_id for record in self.records)
         self._found: dict[str, list[Finding]] = {}
         for finding in findings:
             self._found.setdefault(finding.about, []).append(finding)
@@ -91,9 +96,13 @@ class Figures:
         return [self._sum(name, records) for name, records in grouped(self.records, key).items()]
 
     def _sum(self, name: str, records: Sequence[SettlementReceipt]) -> Sum:
+        held = Counter(record.authorization_id for record in records)
         by_basis: dict[str, int] = {}
         for record in records:
             basis = self.basis(record, "settlement")
+            is_whole = held[record.authorization_id] == self._calls[record.authorization_id]
+            if not is_whole and basis in _OF_SUMS:  # the chain shows the sum; its parts are the payer's word
+                basis = "stated"
             by_basis[basis] = by_basis.get(basis, 0) + amount_of(record)[0]
         ordered = {basis: by_basis[basis] for basis in BASES if basis in by_basis}
         return Sum(name=name, records=tuple(records), by_basis=ordered)

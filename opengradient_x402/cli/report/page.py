@@ -26,10 +26,18 @@ from opengradient_x402.cli.receipts import day_of, model_of
 from opengradient_x402.cli.report.figures import ASPECTS, BASES, Figures, Sum, basis_of, sources_of
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.money import format_amount
-from opengradient_x402.proofs.findings import Finding
+from opengradient_x402.proofs.findings import Finding, Refuted
 
 _MOST_DAYS: Final = 400
 """With more days between the first call and the last, the plot shows only those that have calls."""
+
+
+_SHARES: Final = (
+    "A payment serves all calls of a session, and is settled in one transaction. The chain shows the sum; how it is "
+    "shared among the calls is the payer's word. So a sum over a part of a payment's calls is stated at best."
+)
+_FEWEST_PLACES: Final = 7
+"""One day alone is a column, not a wall."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +54,21 @@ class Report:
     made_at: int = field(default_factory=lambda: int(time.time()))
 
     @property
+    def refuted(self) -> int:
+        """How many statements the evidence contradicts."""
+        return sum(isinstance(finding, Refuted) for finding in self.findings)
+
+    @property
     def verdict(self) -> str:
         """The first sentence."""
         if not self.is_checked:
             return "Nothing was checked."
-        refuted = sum(finding.kind == "refuted" for finding in self.findings)
-        return f"{counted(refuted, 'statement')} refuted." if refuted else "Nothing is refuted."
+        return f"{counted(self.refuted, 'statement')} refuted." if self.refuted else "Nothing is refuted."
+
+    @property
+    def tone(self) -> str:
+        """How the verdict is coloured."""
+        return "bad" if self.refuted else "good" if self.is_checked else "hint"
 
     def symbol(self, figures: Figures) -> str:
         """The token's name."""
@@ -105,7 +122,7 @@ def html(report: Report) -> str:
     ]
     body: list[str | Iterable[str]] = [
         _tag("h1", "What was spent, and on what that rests"),
-        _tag("p", report.verdict, class_="verdict " + ("bad" if "refuted." in report.verdict else "good")),
+        _tag("p", report.verdict, class_=f"verdict {report.tone}"),
         _explained(facts),
         [_part(report, figures, number) for number, figures in enumerate(report.parts)],
         [] if report.parts else _tag("p", "There are no receipts of that time."),
@@ -144,7 +161,7 @@ def _part(report: Report, figures: Figures, number: int) -> _Html:
         _tag("h3", f"By model, in {symbol}"),
         _sums(report, figures, figures.by_model, "Model", is_plotted=True),
         _tag("h3", f"By payment, in {symbol}"),
-        _tag("p", "A payment serves all calls of a session, and is settled in one transaction.", class_="hint"),
+        _tag("p", _SHARES, class_="hint"),
         _sums(report, figures, figures.by_payment, "Payment", is_plotted=False),
         _tag("h3", "Records"),
         _records(report, figures),
@@ -175,18 +192,12 @@ def _days(report: Report, figures: Figures) -> _Html:
         columns.append(
             _tag("rect", bar, x=f"{place + 0.1:g}", y=f"{100 - height:.2f}", width="0.8", height=f"{height:.2f}")
         )
-    shown_days = max(len(days), 7)  # one day alone is a column, not a wall
-    plot = _tag("svg", columns, viewBox=f"0 0 {shown_days} 100", preserveAspectRatio="none", role="img")
-    is_wide = len(days) == shown_days
-    named = (days[0], days[-1]) if is_wide else (", ".join(days),)
+    places = max(len(days), _FEWEST_PLACES)
+    plot = _tag("svg", columns, viewBox=f"0 0 {places} 100", preserveAspectRatio="none", role="img")
+    named = (days[0], days[-1]) if len(days) == places else (", ".join(days),)
     ends = _tag("div", [_tag("span", name) for name in named], class_="ends")
     top = _tag("div", f"{report.brief(figures, highest)} on the highest day", class_="top")
-    return _tag(
-        "figure",
-        top,
-        plot,
-        ends if len(days) >= 7 else _tag("div", _tag("span", f"{days[0]} to {days[-1]}"), class_="ends"),
-    )
+    return _tag("figure", top, plot, ends)
 
 
 def _calendar(days: list[str]) -> list[str]:
@@ -211,14 +222,14 @@ def _sums(report: Report, figures: Figures, sums: Sequence[Sum], name: str, *, i
             _tag(
                 "tr",
                 _tag("td", _name_of(report, one, name), bar, class_="name"),
-                _tag("td", opened),
-                _tag("td", "{:,} / {:,}".format(*one.tokens), class_="number"),
                 _tag("td", _amount(report, figures, one.amount_atomic), class_="number"),
                 _tag("td", _rests(report, figures, one)),
+                _tag("td", opened),
+                _tag("td", "{:,} / {:,}".format(*one.tokens), class_="number"),
             )
         )
-    heads = (name, "Records", "Tokens in / out", report.symbol(figures), "The settlement is")
-    return _table(heads, rows, numbers=(2, 3))
+    heads = (name, report.symbol(figures), "It is", "Records", "Tokens in / out")
+    return _table(heads, rows, numbers=(1, 4))
 
 
 def _name_of(report: Report, one: Sum, name: str) -> str:
@@ -278,7 +289,7 @@ def _records(report: Report, figures: Figures) -> _Html:
                 _tag("td", model_of(record), _tag("small", f" {record.settlement_mode}")),
                 _tag("td", status_word(record), " ", link),
                 _tag("td", "" if word == "unknown" else _amount(report, figures, amount), class_="number"),
-                _tag("td", word),
+                _tag("td", _tag("small", word)),
                 [_tag("td", _chip(figures.basis(record, aspect))) for aspect in ASPECTS],
                 id=record.call_id,
             )
@@ -299,7 +310,7 @@ def _found(report: Report) -> Iterable[str]:
         _tag(
             "tr",
             _tag("td", _chip(basis_of(same[0]))),
-            _tag("td", statement),
+            _tag("td", statement, class_="statement"),
             _tag("td", f"{len(same):,}", class_="number"),
             _tag("td", same[0].why if len(same) == 1 else f"for example: {same[0].why}", class_="why"),
         )
