@@ -9,16 +9,30 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from opengradient_x402.cli.options import JsonOption, NetworkOption, network_of
-from opengradient_x402.cli.output import print_json, shown
+from opengradient_x402.cli.options import FullOption, JsonOption, KnownNetworks, NetworkOption, network_of
+from opengradient_x402.cli.output import (
+    amount_of,
+    counted,
+    print_json,
+    print_pairs,
+    print_table,
+    rounded,
+    terminal,
+    working,
+)
 
 if TYPE_CHECKING:
+    from opengradient_x402.ledger.receipts import SettlementReceipt
     from opengradient_x402.networks import Network
+    from opengradient_x402.proofs.bundle import Contents
     from opengradient_x402.proofs.findings import Finding
     from opengradient_x402.proofs.history import Head
     from opengradient_x402.proofs.verification import Verification
 
-_SHOWN = 5
+_SHOWN = 3
+BundleArgument = Annotated[
+    Path | None, typer.Argument(help="A bundle, in place of the ledger; `-` is standard input.", show_default=False)
+]
 _HEAD = re.compile(r"([0-9]{1,15}):(0x[0-9a-f]{64})", re.ASCII)
 
 
@@ -44,34 +58,66 @@ def verify(
     pcr_hash: Annotated[
         list[str] | None, typer.Option("--pcr-hash", help="An enclave image that you know (0x and 64 hex digits).")
     ] = None,
+    is_full: FullOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Check a bundle: what is proven, read, and only stated, and why; exit code 1 when anything is refuted."""
     from opengradient_x402.errors import BundleUnreadable
+    from opengradient_x402.proofs.findings import Refuted
     from opengradient_x402.proofs.verification import verify_bundle
 
-    content = _read(bundle)
+    content = read_file(bundle)
     try:
-        verification = verify_bundle(
-            content,
-            network=_readers_network(network, content),  # inside: it reads the file too
-            rpc_url=rpc_url,
-            relay_rpc_url=relay_rpc_url,
-            is_offline=offline,
-            expected_signer=signer,
-            earlier=None if earlier is None else _earlier(earlier),
-            from_block=from_block,
-            to_block=to_block,
-            pcr_hashes=[image.lower() for image in pcr_hash or ()],
-        )
+        with working("Checking the file" if offline else "Checking the file, and reading the chain"):
+            verification = verify_bundle(
+                content,
+                network=readers_network(network, content),  # inside: it reads the file too
+                rpc_url=rpc_url,
+                relay_rpc_url=relay_rpc_url,
+                is_offline=offline,
+                expected_signer=signer,
+                earlier=None if earlier is None else _earlier(earlier),
+                from_block=from_block,
+                to_block=to_block,
+                pcr_hashes=[image.lower() for image in pcr_hash or ()],
+            )
     except BundleUnreadable as exc:
         typer.echo(f"{type(exc).__name__}: {exc}", err=True)
         raise typer.Exit(1) from exc
-    if not print_verification(verification, as_json=as_json):
+    if as_json:
+        _print_json(verification)
+    else:
+        _print_verification(verification, KnownNetworks(network, is_own=False), is_full=is_full)
+    if verification.of(Refuted):
         raise typer.Exit(1)
 
 
-def _readers_network(choice: str | None, content: bytes) -> Network | None:
+def receipts_in(path: Path, *, since: int = 0, payer: str | None = None) -> list[SettlementReceipt]:
+    """The receipts in a bundle, oldest first. Nothing is verified but the file's form: it ends the command."""
+    chosen = [
+        receipt
+        for receipt in read_contents(read_file(path)).receipts
+        if receipt.created_at >= since and payer in (None, receipt.payer)
+    ]
+    return sorted(chosen, key=lambda receipt: (receipt.created_at, receipt.call_id))
+
+
+def read_contents(content: bytes) -> Contents:
+    """What a bundle is about. A file that is none ends the command with exit code 1."""
+    from opengradient_x402.errors import BundleUnreadable
+    from opengradient_x402.proofs.bundle import Bundle, Contents
+    from opengradient_x402.proofs.bundle_schema import check_shape
+
+    try:
+        bundle = Bundle.from_bytes(content)
+        check_shape(bundle)
+        return Contents.of(bundle)
+    except BundleUnreadable as exc:
+        typer.echo(f"{type(exc).__name__}: {exc}", err=True)
+        raise typer.Exit(1) from exc
+
+
+def readers_network(choice: str | None, content: bytes) -> Network | None:
     """The network that was named; else the environment's, if the bundle is about its chain."""
     from opengradient_x402.errors import UnknownNetwork
     from opengradient_x402.proofs.bundle import Bundle
@@ -91,10 +137,11 @@ def _earlier(text: str) -> bytes | Head:
 
     if (head := _HEAD.fullmatch(text)) is not None:
         return Head(size=int(head[1]), root=head[2])
-    return _read(Path(text), hint="--earlier")
+    return read_file(Path(text), hint="--earlier")
 
 
-def _read(path: Path, *, hint: str = "bundle") -> bytes:
+def read_file(path: Path, *, hint: str = "bundle") -> bytes:
+    """The bytes of a file or of standard input, as far as a bundle may be long. Raises BadParameter."""
     from opengradient_x402.proofs.bundle import MAX_BYTES
 
     if str(path) == "-":
@@ -106,54 +153,98 @@ def _read(path: Path, *, hint: str = "bundle") -> bytes:
         raise typer.BadParameter(f"{path} cannot be read ({exc.strerror})", param_hint=hint) from exc
 
 
-def print_verification(verification: Verification, *, as_json: bool) -> bool:
-    """Prints it; whether nothing is refuted."""
-    from opengradient_x402.proofs.findings import CLASSES, Refuted, Undecided
+def _print_json(verification: Verification) -> None:
     from opengradient_x402.proofs.history import head_of
 
-    bundle, counted, head = verification.bundle, verification.totals, head_of(verification.bundle)
-    is_sound = not verification.of(Refuted)
-    if as_json:
-        print_json(
-            {
-                "totals": counted,
-                "offline": not verification.is_live,
-                "signed_by": bundle.signed_by,
-                "digest": bundle.digest,
-                "head": None if head is None else f"{head.size}:{head.root}",
-                "receipts": len(verification.contents.receipts),
-                "findings": [finding.to_json() for finding in verification.findings],
-            }
-        )
-        return is_sound
-    for kind in CLASSES:
-        _print_group(kind.heading, verification.of(kind), in_full=kind in (Refuted, Undecided))
-    where = "with a node" if verification.is_live else "offline, from the file alone"
-    typer.echo(
-        f"{len(verification.contents.receipts)} receipts checked {where}: {counted['proven']} statements are proven by "
-        f"a signature, {counted['read']} read from a source, {counted['stated']} only stated; {counted['undecided']} "
-        f"are not decided, {counted['refuted']} refuted."
+    bundle, head = verification.bundle, head_of(verification.bundle)
+    print_json(
+        {
+            "totals": verification.totals,
+            "offline": not verification.is_live,
+            "signed_by": bundle.signed_by,
+            "digest": bundle.digest,
+            "head": None if head is None else f"{head.size}:{head.root}",
+            "receipts": len(verification.contents.receipts),
+            "findings": [finding.to_json() for finding in verification.findings],
+        }
     )
-    if head is not None:
-        typer.echo(f"Keep this head for the next audit (`--earlier`): {head.size}:{head.root}")
-    return is_sound
 
 
-def _print_group(heading: str, findings: list[Finding], *, in_full: bool) -> None:
+def _print_verification(verification: Verification, known: KnownNetworks, *, is_full: bool) -> None:
+    from rich.text import Text
+
+    from opengradient_x402.proofs.findings import CLASSES, Refuted, Undecided
+    from opengradient_x402.proofs.history import head_of
+    from opengradient_x402.proofs.verification import NOT_ASKED
+
+    counts, refuted = verification.totals, verification.of(Refuted)
+    where = "with a node" if verification.is_live else "offline, from the file alone"
+    verdict = f"✗ {counted(len(refuted), 'statement')} refuted" if refuted else "✓ Nothing is refuted"
+    checked = f"{verdict}: {counted(len(verification.contents.receipts), 'receipt')} checked {where}."
+    terminal().print(Text(checked, "bold red" if refuted else "bold green"))
+    typer.echo(
+        f"{counts['proven']} statements are proven by a signature, {counts['read']} read from a source, "
+        f"{counts['stated']} only\nstated; {counts['undecided']} are not decided, {counts['refuted']} refuted.\n"
+    )
+    _print_costs(verification.contents.receipts, known)
+    for kind in CLASSES:
+        found = verification.of(kind)
+        if kind is Undecided:  # what the file has evidence of is another matter than what nothing is known of
+            recorded = [finding for finding in found if finding.why.startswith(NOT_ASKED)]
+            found = [finding for finding in found if not finding.why.startswith(NOT_ASKED)]
+            _print_group("Only recorded in the file: the chain was not asked", recorded, is_full=is_full)
+        _print_group(kind.heading, found, is_full=is_full or kind is Refuted)
+    if (head := head_of(verification.bundle)) is not None:
+        typer.echo(f"Keep this head for the next audit (`--earlier`):\n{head.size}:{head.root}")
+
+
+def _print_costs(receipts: list[SettlementReceipt], known: KnownNetworks) -> None:
+    """What was bought, and how sure its cost is: the payer's own numbers."""
+    from opengradient_x402.cli.receipts import grouped, model_of
+
+    def summed(name: str, of_name: list[SettlementReceipt], decimals: int, symbol: str) -> tuple[str, ...]:
+        cost = rounded(sum(amount_of(receipt)[0] for receipt in of_name), decimals=decimals)
+        words = dict.fromkeys(amount_of(receipt)[1] for receipt in of_name)
+        return (name, counted(len(of_name), "call"), f"{cost} {symbol}", " and ".join(words))
+
+    rows = []
+    for of_token in grouped(receipts, lambda receipt: (receipt.network, receipt.asset)).values():
+        unit = known.token(of_token[0])
+        rows += [summed(model, of_model, *unit) for model, of_model in grouped(of_token, model_of).items()]
+        rows.append(summed("together", of_token, *unit))
+    print_table(("in this file", "calls", "cost", "which is"), rows, right=("calls", "cost"))
+    typer.echo()
+
+
+def _print_group(heading: str, findings: list[Finding], *, is_full: bool) -> None:
+    """Findings of one class. What is said of many subjects alike is one line, if not `is_full`."""
+    from rich.text import Text
+
     if not findings:
         return
-    typer.echo(heading)
+    terminal().print(Text(heading, "bold"))
+    pairs: list[tuple[str, str]] = []
     for source, of_source in groupby(sorted(findings, key=_by_source), key=_source):
         if source:
-            typer.echo(shown(f"  {source}"))
+            pairs.append(("", source))
         for statement, group in groupby(of_source, key=_statement):
             same = list(group)
-            typer.echo(f"  {statement}: {len(same)}")
-            for finding in same if in_full else same[:_SHOWN]:
-                typer.echo(shown(f"    {finding.about}: {finding.why}"))
-            if not in_full and len(same) > _SHOWN:
-                typer.echo(f"    … and {len(same) - _SHOWN} more (`--json` lists all)")
+            pairs.append((f"{len(same):>4}", statement))
+            reasons = [f"{finding.about}: {finding.why}" for finding in same] if is_full else _common(same)
+            pairs += [("", f"- {why}") for why in reasons]
+    print_pairs(pairs)
     typer.echo()
+
+
+def _common(findings: list[Finding]) -> list[str]:
+    """Why they could not be decided, each reason once."""
+    from opengradient_x402.proofs.findings import Undecided
+    from opengradient_x402.proofs.verification import NOT_ASKED
+
+    reasons = {finding.why.partition(" (")[0]: None for finding in findings if isinstance(finding, Undecided)}
+    reasons.pop(NOT_ASKED, None)
+    first = list(reasons)[:_SHOWN]
+    return first + ([f"and {len(reasons) - _SHOWN} other reasons (`--full`)"] if len(reasons) > _SHOWN else [])
 
 
 def _by_source(finding: Finding) -> tuple[str, str]:

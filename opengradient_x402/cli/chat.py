@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,16 +11,19 @@ import typer
 from opengradient_x402.cli.options import (
     GatewayOption,
     JsonOption,
+    KnownNetworks,
     LedgerOption,
     NetworkOption,
     RpcOption,
     opened_payments,
 )
+from opengradient_x402.cli.output import working
 
 if TYPE_CHECKING:
     from opengradient_x402.completions import Completion
     from opengradient_x402.gateway.client import GatewayClient
     from opengradient_x402.ledger.receipts import SettlementReceipt
+    from opengradient_x402.networks import Network
     from opengradient_x402.proofs.attestation import VerifyTee
 
 
@@ -56,11 +60,12 @@ def chat(
             completion = _asked(client, body, quietly=as_json)
         receipt = completion.receipt
         if receipt is not None and wait_s:
-            receipt = receipt.wait_settled(wait_s)
+            with working(f"Waiting for the settlement, at most {wait_s:g} s"):
+                receipt = receipt.wait_settled(wait_s)
         if as_json:
             _print_json(completion, receipt)
         elif receipt is not None:
-            _print_bill(completion, receipt)
+            _print_bill(completion, receipt, network=payments.network)
 
 
 def _verify_tee(choice: str) -> VerifyTee:
@@ -90,10 +95,13 @@ def _asked(client: GatewayClient, body: dict[str, Any], *, quietly: bool) -> Com
 
     receipts: list[SettlementReceipt] = []
     try:
-        with client.stream(body, on_receipt=receipts.append) as stream:
-            for delta in stream:
-                if not quietly:
-                    write_answer(delta.content)
+        with ExitStack() as until_it_answers:
+            until_it_answers.enter_context(working("Paying, and waiting for the first words"))
+            with client.stream(body, on_receipt=receipts.append) as stream:
+                for delta in stream:
+                    until_it_answers.close()
+                    if not quietly:
+                        write_answer(delta.content)
     except KeyboardInterrupt:
         for receipt in receipts:
             note(f"\nInterrupted; what was served is paid: `opengradient-x402 receipts show {receipt.call_id}`")
@@ -122,22 +130,17 @@ def _print_json(completion: Completion, receipt: SettlementReceipt | None) -> No
     )
 
 
-def _print_bill(completion: Completion, receipt: SettlementReceipt) -> None:
-    from opengradient_x402.cli.output import note
-    from opengradient_x402.money import amount_in
+def _print_bill(completion: Completion, receipt: SettlementReceipt, *, network: Network) -> None:
+    from opengradient_x402.cli.output import AMOUNT_WORDS, STATUS_WORDS, amount_of, note, status_word
 
     usage = completion.usage
     tokens = "" if usage is None else f", {usage.prompt_tokens} + {usage.completion_tokens} tokens"
-    amounts = {
-        "paid": receipt.settled_atomic,
-        "quoted": receipt.cost_atomic,
-        "estimated": receipt.estimated_cost_atomic,
-    }
-    word, amount = next(((word, amount) for word, amount in amounts.items() if amount is not None), ("", None))
-    cost = "cost not quoted" if amount is None else f"{amount_in(receipt, amount)} {word}"
+    amount, how = amount_of(receipt)
+    cost = "cost not quoted" if how == "unknown" else f"{network.asset.format(amount)} {how}"
     proof = f", enclave proof {receipt.tee_verified}" if receipt.tee_verified else ""
     note(f"\n{completion.model}: {cost}{tokens}{proof}")
-    settlement = f", transaction {receipt.payment_tx_hash}" if receipt.payment_tx_hash else ""
-    note(
-        f"receipt {receipt.call_id}: {receipt.status}{settlement} (`opengradient-x402 receipts show {receipt.call_id}`)"
-    )
+    word = status_word(receipt)
+    note(f"{word}: {STATUS_WORDS[word] if how != 'unknown' else AMOUNT_WORDS[how][1]}")
+    if receipt.payment_tx_hash:
+        note(f"transaction {KnownNetworks.page_of(network, receipt.payment_tx_hash) or receipt.payment_tx_hash}")
+    note(f"opengradient-x402 receipts show {receipt.call_id}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Final, Literal, TypeVar
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeVar
 import typer
 
 from opengradient_x402.cli.options import GatewayOption, JsonOption, LedgerOption, NetworkOption, RpcOption
+from opengradient_x402.cli.output import counted, print_json, print_pairs, working
 
 if TYPE_CHECKING:
     from opengradient_x402.chain.questions import Question
@@ -26,7 +28,7 @@ _MOST_SKEW_S = 30
 _LONGEST_LOOK_S = 1.5
 """For one request: with a dead node or gateway, all checks together take less than five seconds."""
 _DELEGATION: Final = bytes.fromhex("ef0100")  # EIP-7702: what a delegated account's code begins with
-_MARKS = {"ok": "✓", "warning": "!", "problem": "✗", "skipped": "-"}
+_MARKS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "problem": ("✗", "bold red"), "skipped": ("-", "dim")}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,18 +49,37 @@ def doctor(
     as_json: JsonOption = False,
 ) -> None:
     """Check key, network, gas, tokens, allowance, gateway, registry, clock and ledger; exit code 1 for a problem."""
-    from opengradient_x402.cli.output import print_json
-
-    found = _Examination(network, gateway, ledger, rpc_url).diagnoses()
+    examination = _Examination(network, gateway, ledger, rpc_url)
+    found: list[Diagnosis] = []
+    for name, check in examination.checks():
+        with working(f"Checking {name}"):
+            found.append(_diagnosed(name, check))
+        if not as_json:
+            _print(found[-1])
     if as_json:
         print_json([asdict(diagnosis) for diagnosis in found])
     else:
-        for diagnosis in found:
-            typer.echo(f"{_MARKS[diagnosis.state]} {diagnosis.name:<10} {diagnosis.found}")
-            if diagnosis.fix is not None:
-                typer.echo(f"  {'':<10} {diagnosis.fix}")
+        typer.echo()
+        for sentence in _advice(found):
+            typer.echo(sentence)
     if any(diagnosis.state == "problem" for diagnosis in found):
         raise typer.Exit(1)
+
+
+def _print(diagnosis: Diagnosis) -> None:
+    """One check, and below it what to do."""
+    from rich.text import Text
+
+    mark, style = _MARKS[diagnosis.state]
+    name = Text.assemble((mark, style), f" {diagnosis.name:<9}")
+    print_pairs([(name, diagnosis.found), *([("", f"→ {diagnosis.fix}")] if diagnosis.fix is not None else [])])
+
+
+def _advice(found: list[Diagnosis]) -> list[str]:
+    count = Counter(diagnosis.state for diagnosis in found)
+    if count["problem"]:
+        return [f"{counted(count['problem'], 'problem')} to mend before a call can be paid."]
+    return ["Ready. Next: opengradient-x402 chat 'What is x402?' --wait 150"]
 
 
 class _Examination:
@@ -75,8 +96,9 @@ class _Examination:
         self._terms: PaymentTerms | None = None
         self._served_at: str | None = None
 
-    def diagnoses(self) -> list[Diagnosis]:
-        checks: list[tuple[str, Callable[[], Diagnosis]]] = [
+    def checks(self) -> list[tuple[str, Callable[[], Diagnosis]]]:
+        """In the order in which a call needs them."""
+        return [
             ("key", self._key),
             ("network", self._chain),
             ("gateway", self._gateway),
@@ -88,7 +110,6 @@ class _Examination:
             ("registry", self._registry),
             ("ledger", self._ledger),
         ]
-        return [_diagnosed(name, check) for name, check in checks]
 
     def _key(self) -> Diagnosis:
         from opengradient_x402.cli.options import signer_of_environment
@@ -102,7 +123,8 @@ class _Examination:
 
         self._network = network_of(self._network_choice, self._rpc_url)
         head = self._asked(block())
-        return _ok("network", f"{self._network.name} (chain {self._network.chain_id}), block {head.number}")
+        explorer = f", explorer {self._network.explorer_url}" if self._network.explorer_url else ""
+        return _ok("network", f"{self._network.name} (chain {self._network.chain_id}), block {head.number}{explorer}")
 
     def _gateway(self) -> Diagnosis:
         import httpx

@@ -30,15 +30,16 @@ _COMMANDS = {
 _RECEIPTS = {
     "list": "receipts:list_receipts",
     "show": "receipts:show",
-    "reconcile": "receipts:reconcile",
-    "export": "receipts:export",
+    "reconcile": "reconcile:reconcile",
+    "export": "exports:export",
+    "report": "report.command:report",
     "verify": "bundles:verify",
     "clear-dispute": "receipts:clear_dispute",
 }
 _LEDGER = {"check": "ledger:check", "repair": "ledger:repair", "compact": "ledger:compact"}
 _GROUPS = {
     "ledger": (_LEDGER, "Check, repair and compact the ledger."),
-    "receipts": (_RECEIPTS, "List, show, reconcile, export and verify receipts."),
+    "receipts": (_RECEIPTS, "List, show, reconcile, export, report and verify receipts."),
 }
 COMMAND_GROUP = "opengradient_x402.commands"
 EXIT_CODES = {

@@ -11,8 +11,24 @@ from opengradient_x402.cli.options import GatewayOption, JsonOption, NetworkOpti
 if TYPE_CHECKING:
     from opengradient_x402.models import ModelInfo
 
-_ABILITIES = ("tools", "json_schema", "reasoning", "images", "pdf", "audio", "image_output")
+_ABILITIES = {
+    "tools": "t",
+    "json_schema": "j",
+    "reasoning": "r",
+    "images": "i",
+    "pdf": "p",
+    "audio": "a",
+    "image_output": "o",
+}
+"""Each with its letter in a narrow table."""
 _HEADINGS = ("model", "context", "max output", "in $/M", "out $/M", "price of", "abilities")
+_NARROW_HEADINGS = ("model", "ctx", "out", "in $/M", "out $/M", "can do")
+_LETTERS = (
+    "ctx, out: tokens. Can do: t tools, j JSON Schema, r reasoning, i images, p PDF, a audio, o image output; "
+    "old: deprecated."
+)
+_WIDE = 150
+"""Columns of the table with everything."""
 
 
 def models(
@@ -23,11 +39,12 @@ def models(
     as_json: JsonOption = False,
 ) -> None:
     """List models with their limits and prices (USD per million tokens)."""
-    from opengradient_x402.cli.output import note, print_json, print_table
+    from opengradient_x402.cli.output import columns, note, print_json, print_table, working
     from opengradient_x402.models import catalog
 
     if live:
-        rows, remark = _served(network, gateway)
+        with working("Asking the gateway"):
+            rows, remark = _served(network, gateway)
     else:
         rows = [_row(info) for info in catalog()]
         remark = (
@@ -38,23 +55,59 @@ def models(
     if as_json:
         print_json(chosen)
         return
-    print_table(
-        _HEADINGS,
-        [
-            (
-                row["name"],
-                _count(row["context_tokens"]),
-                _count(row["max_output_tokens"]),
-                row["input_usd_per_mtok"] or "?",
-                row["output_usd_per_mtok"] or "?",
-                row["price_as_of"] or ("" if live else "no published price"),
-                "deprecated" if row["deprecated"] else " ".join(row["abilities"] or ["?"]),
-            )
-            for row in chosen
-        ],
-        right=_HEADINGS[1:5],
-    )
+    if not chosen:
+        typer.echo(f"No model's name contains {search!r}.{_meant(search, [row['name'] for row in rows])}", err=True)
+        return
+    if columns() < _WIDE:
+        print_table(_NARROW_HEADINGS, map(_narrow, chosen), right=_NARROW_HEADINGS[1:5])
+        note(_LETTERS)
+    else:
+        print_table(_HEADINGS, [_wide(row, is_live=live) for row in chosen], right=_HEADINGS[1:5])
     note(remark)
+
+
+def _meant(search: str, names: list[str]) -> str:
+    """A sentence with the names that are close to what was typed, or that have a part which is."""
+    from difflib import get_close_matches
+
+    parts: dict[str, list[str]] = {}
+    for name in names:
+        for part in (name.lower(), *name.lower().replace("/", "-").split("-")):
+            parts.setdefault(part, []).append(name)
+    close = get_close_matches(search.lower(), parts, n=3, cutoff=0.6)
+    found = list(dict.fromkeys(name for part in close for name in parts[part]))[:3]
+    return f" Did you mean {' or '.join(found)}?" if found else " `opengradient-x402 models` lists all."
+
+
+def _wide(row: dict[str, Any], *, is_live: bool) -> tuple[str, ...]:
+    return (
+        row["name"],
+        _count(row["context_tokens"]),
+        _count(row["max_output_tokens"]),
+        row["input_usd_per_mtok"] or "?",
+        row["output_usd_per_mtok"] or "?",
+        row["price_as_of"] or ("" if is_live else "no published price"),
+        "deprecated" if row["deprecated"] else " ".join(row["abilities"] or ["?"]),
+    )
+
+
+def _narrow(row: dict[str, Any]) -> tuple[str, ...]:
+    """For 80 columns: tokens in thousands or millions, and a letter for each ability."""
+    letters = "".join(letter if name in (row["abilities"] or ()) else "·" for name, letter in _ABILITIES.items())
+    return (
+        row["name"],
+        _short_count(row["context_tokens"]),
+        _short_count(row["max_output_tokens"]),
+        row["input_usd_per_mtok"] or "?",
+        row["output_usd_per_mtok"] or "?",
+        "old" if row["deprecated"] else letters if row["abilities"] else "?",
+    )
+
+
+def _short_count(tokens: int | None) -> str:
+    if not tokens:
+        return "?"
+    return f"{tokens / 1_000_000:.1f}M" if tokens >= 1_000_000 else f"{tokens // 1000}k"
 
 
 def _count(tokens: int | None) -> str:

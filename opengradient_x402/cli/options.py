@@ -6,14 +6,18 @@ histories. It comes from OG_PRIVATE_KEY or `.env`.
 
 from __future__ import annotations
 
+import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
     from opengradient_x402.ledger.ledger import Ledger
+    from opengradient_x402.ledger.receipts import SettlementReceipt
     from opengradient_x402.networks import Network
     from opengradient_x402.payment.payments import Payments
     from opengradient_x402.signer import Signer
@@ -32,6 +36,12 @@ LedgerOption = Annotated[str | None, typer.Option("--ledger", help="SQLite file 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
+FullOption = Annotated[bool, typer.Option("--full", help="Everything: whole ids, hashes, amounts and reasons.")]
+SinceOption = Annotated[
+    str | None, typer.Option("--since", help="24h, 7d, a date (2026-11-21), or Unix seconds; everything if not given.")
+]
+
+
 def address_of(text: str | None) -> str | None:
     """An address in its EIP-55 spelling. Raises BadParameter for a text that is none."""
     from opengradient_x402.addresses import checksum_address
@@ -40,6 +50,9 @@ def address_of(text: str | None) -> str | None:
         return None if text is None else checksum_address(text)
     except ValueError as exc:
         raise typer.BadParameter(str(exc)) from exc
+
+
+PayerOption = Annotated[str | None, typer.Option("--payer", callback=address_of, help="Only this wallet's.")]
 
 
 def network_of(choice: str | None, rpc_url: str | None = None) -> Network:
@@ -95,3 +108,76 @@ def opened_payments(network: str | None, ledger: str | None, rpc_url: str | None
         yield payments
     finally:
         payments.close()
+
+
+class KnownNetworks:
+    """What is known here of the networks that receipts are about: the one that is set, and the presets.
+
+    A network that cannot be loaded is no reason not to show a receipt. `is_own` says that the receipts are the
+    user's: then they say themselves what their token is. In a stranger's file they do not.
+    """
+
+    def __init__(self, choice: str | None = None, *, is_own: bool = True) -> None:
+        from opengradient_x402.errors import OpenGradientError
+        from opengradient_x402.networks import PRESETS
+
+        self._by_name = {network.caip2: network for network in PRESETS.values()}
+        self._is_own = is_own
+        try:
+            own = network_of(choice)
+        except OpenGradientError:
+            if choice is not None:
+                raise
+        else:
+            self._by_name[own.caip2] = own
+
+    def of(self, caip2: str) -> Network | None:
+        """The network of a CAIP-2 name."""
+        return self._by_name.get(caip2)
+
+    def token(self, receipt: SettlementReceipt) -> tuple[int, str]:
+        """Decimals and symbol of the token that was paid; none, and "atomic units", where that is not known."""
+        network = self.of(receipt.network)
+        if network is not None and network.asset.address == receipt.asset:
+            return network.asset.decimals, network.asset.symbol
+        if self._is_own and receipt.asset_decimals is not None:
+            return receipt.asset_decimals, receipt.asset_symbol or receipt.asset
+        return 0, "atomic units"
+
+    def transaction_url(self, caip2: str, tx_hash: str | None) -> str | None:
+        """The page of a transaction in its network's explorer; None without one."""
+        network = self.of(caip2)
+        return None if network is None else self.page_of(network, tx_hash)
+
+    @staticmethod
+    def page_of(network: Network, tx_hash: str | None) -> str | None:
+        """As `transaction_url`, for a network that is at hand."""
+        from opengradient_x402.ledger.receipts import transaction_claim
+
+        base = network.explorer_url
+        if base is None or transaction_claim(tx_hash) is None or not base.startswith(("http://", "https://")):
+            return None
+        return f"{base.rstrip('/')}/tx/{tx_hash}"
+
+
+_AGO = re.compile(r"([0-9]{1,9})([smhdw])", re.ASCII)
+_UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+_UNIX = re.compile(r"[0-9]{9,11}", re.ASCII)
+
+
+def parse_since(text: str | None) -> int:
+    """Unix seconds; 0 (everything) for None. Dates without a zone are UTC. Raises BadParameter."""
+    if text is None:
+        return 0
+    if (ago := _AGO.fullmatch(text)) is not None:
+        return int(time.time()) - int(ago[1]) * _UNIT_S[ago[2]]
+    if _UNIX.fullmatch(text) is not None:
+        return int(text)
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as exc:
+        raise typer.BadParameter(
+            f"{text!r} is no time: write 24h, 7d, 2026-11-21, 2026-11-21T10:00+01:00 or Unix seconds",
+            param_hint="--since",
+        ) from exc
+    return int((moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)).timestamp())

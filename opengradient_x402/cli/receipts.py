@@ -1,235 +1,315 @@
-"""`opengradient-x402 receipts`: list, show, reconcile, export and verify what was paid, as tables, JSON or CSV."""
+"""`opengradient-x402 receipts list`, `show`, `reconcile` and `clear-dispute`: what was paid, for people and as JSON."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import re
-import sqlite3
-import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import fields
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Self
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Annotated, TypeVar
 from urllib.parse import urlsplit
 
 import typer
 
+from opengradient_x402.cli.bundles import BundleArgument, receipts_in
 from opengradient_x402.cli.options import (
+    FullOption,
     JsonOption,
+    KnownNetworks,
     LedgerOption,
     NetworkOption,
+    PayerOption,
     RpcOption,
-    address_of,
+    SinceOption,
     network_of,
     opened_ledger,
+    parse_since,
 )
-from opengradient_x402.cli.output import print_json, shown
+from opengradient_x402.cli.output import (
+    AMOUNT_WORDS,
+    STATUS_WORDS,
+    amount_of,
+    can_link,
+    columns,
+    counted,
+    is_terminal,
+    linked,
+    local_time,
+    print_json,
+    print_pairs,
+    print_table,
+    rounded,
+    shown,
+    status_text,
+    status_word,
+    terminal,
+    working,
+)
 from opengradient_x402.errors import ConfigurationError
-from opengradient_x402.ledger.receipts import SettlementReceipt
+from opengradient_x402.money import format_amount
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from opengradient_x402.ledger.ledger import Ledger
     from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt
-    from opengradient_x402.proofs.data_settlement import DataSettlement
-    from opengradient_x402.settlement.reconciler import Reconciler
 
-SinceOption = Annotated[
-    str | None, typer.Option("--since", help="24h, 7d, a date (2026-11-21), or Unix seconds; everything if not given.")
-]
-PayerOption = Annotated[str | None, typer.Option("--payer", callback=address_of, help="Only this wallet's.")]
+_T = TypeVar("_T")
+_SHORT_ID = len("call_") + 8
+_FULL_WIDTH = 200
+"""Columns that a table needs for everything; narrower terminals get a receipt in several lines."""
 
 
 def list_receipts(
+    bundle: BundleArgument = None,
     since: SinceOption = None,
     status: Annotated[
         str | None, typer.Option(help="Only those authorized, served, settled, expired, cancelled or disputed.")
     ] = None,
     payer: PayerOption = None,
     limit: Annotated[int, typer.Option(min=1, help="At most so many, the newest.")] = 50,
+    is_full: FullOption = False,
+    network: NetworkOption = None,
     ledger: LedgerOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List receipts, oldest first, as the ledger has them (`reconcile` brings them up to date)."""
-    from opengradient_x402.cli.output import print_json, print_table
-
-    wanted = None if status is None else _status(status)
-    with opened_ledger(ledger) as book:
-        chosen = book.newest_receipts(limit, since=parse_since(since), payer=payer, status=wanted).result()
+    """List receipts by day, oldest first, and what they cost (`reconcile` updates them from the chain)."""
+    wanted, start = None if status is None else _status(status), parse_since(since)
+    if bundle is None:
+        with opened_ledger(ledger) as book:
+            chosen = book.newest_receipts(limit, since=start, payer=payer, status=wanted).result()
+    else:
+        held = receipts_in(bundle, since=start, payer=payer)
+        chosen = [receipt for receipt in held if wanted in (None, receipt.status)][-limit:]
     if as_json:
         print_json([receipt.to_json() for receipt in chosen])
         return
-    headings = ("call", "when", "model", "mode", "status", "amount", "transaction")
-    print_table(headings, [_row(receipt) for receipt in chosen], right=("amount",))
+    if not chosen:
+        typer.echo("There are no such receipts.")
+        return
+    known = KnownNetworks(network, is_own=bundle is None)
+    of_tokens = grouped(chosen, lambda receipt: (receipt.network, receipt.asset))
+    for (caip2, _), receipts in of_tokens.items():
+        of_network = known.of(caip2)
+        title = caip2 if of_network is None else f"{of_network.name} ({caip2})"
+        _print_list(receipts, known, is_full=is_full, title=None if len(of_tokens) == 1 else title)
+    if len(chosen) == limit:
+        typer.echo(f"These are the newest {limit}. For more, use `--limit`.")
+    marks = dict.fromkeys(word for receipt in chosen if AMOUNT_WORDS[word := amount_of(receipt)[1]][0])
+    for word in marks:
+        mark, meaning = AMOUNT_WORDS[word]
+        typer.echo(f"{mark.strip()}  {meaning}")
+
+
+def grouped(
+    receipts: Iterable[SettlementReceipt], key: Callable[[SettlementReceipt], _T]
+) -> dict[_T, list[SettlementReceipt]]:
+    """Receipts by what `key` says of them, in the order in which they come."""
+    groups: dict[_T, list[SettlementReceipt]] = {}
+    for receipt in receipts:
+        groups.setdefault(key(receipt), []).append(receipt)
+    return groups
+
+
+def day_of(receipt: SettlementReceipt) -> str:
+    """The day of a call on this machine's clock."""
+    return local_time(receipt.created_at, "%Y-%m-%d")
+
+
+def model_of(receipt: SettlementReceipt) -> str:
+    """The model under the catalogue's name, which has its provider."""
+    from opengradient_x402.models import find_model
+
+    info = find_model(receipt.model)
+    return receipt.model if info is None else info.name
+
+
+def total_of(receipts: Iterable[SettlementReceipt]) -> int:
+    """What calls cost together, in atomic units, as far as it is known."""
+    return sum(amount_of(receipt)[0] for receipt in receipts)
+
+
+def _print_list(receipts: list[SettlementReceipt], known: KnownNetworks, *, is_full: bool, title: str | None) -> None:
+    """Receipts of one token."""
+    decimals, symbol = known.token(receipts[0])
+    if is_full and is_terminal() and columns() < _FULL_WIDTH:
+        for receipt in receipts:
+            _print_whole(receipt, known)
+        typer.echo(
+            f"total  {format_amount(total_of(receipts), decimals=decimals)} {symbol}, {counted(len(receipts), 'call')}"
+        )
+        return
+    view = _View(receipts, known, is_full=is_full or not is_terminal(), width=columns())
+    print_table(view.kept(*_HEADINGS, symbol, "transaction"), view.rows(), right=(symbol,), title=title)
+
+
+def _print_whole(receipt: SettlementReceipt, known: KnownNetworks) -> None:
+    """A receipt in lines, where the table with everything has no room."""
+    amount, word = amount_of(receipt)
+    cost = "cost not known" if word == "unknown" else f"{_money(known, receipt)(amount)}{AMOUNT_WORDS[word][0]}"
+    url = known.transaction_url(receipt.network, receipt.payment_tx_hash)
+    paper = terminal()
+    paper.print(receipt.call_id, style="bold")
+    typer.echo(f"  {local_time(receipt.created_at)}  {shown(model_of(receipt))}, {receipt.settlement_mode}")
+    paper.print(" ", status_text(status_word(receipt)), f" {cost}")
+    if receipt.payment_tx_hash:
+        paper.print(" ", linked(receipt.payment_tx_hash, url))
+
+
+_HEADINGS = ("call", "time", "model", "mode", "status")
+
+
+class _View:
+    """The table of one token's receipts: the columns that there is room for, and what stands in them."""
+
+    def __init__(self, receipts: list[SettlementReceipt], known: KnownNetworks, *, is_full: bool, width: int) -> None:
+        self._receipts, self._known, self._is_full = receipts, known, is_full
+        self._decimals, _ = known.token(receipts[0])
+        self._has_mode, self._has_transaction = width >= 96, width >= 116
+        self._has_marks = any(AMOUNT_WORDS[amount_of(receipt)[1]][0] for receipt in receipts)
+        self._id_length = _telling_length([receipt.call_id for receipt in receipts])
+        rest = self._id_length + len("00:00") + len("… authorized") + len("0.000000 ?") + 4 * 2
+        self._model_width = 40 if self._has_mode else max(12, width - rest)
+
+    def kept(self, call: _T, time: _T, model: _T, mode: _T, status: _T, amount: _T, transaction: _T) -> list[_T]:
+        """The cells of the columns that are shown."""
+        cells = ((call, True), (time, True), (model, True), (mode, self._has_mode), (status, True), (amount, True))
+        return [cell for cell, is_kept in (*cells, (transaction, self._has_transaction)) if is_kept]
+
+    def rows(self) -> Iterator[list[str | Text]]:
+        """A row for each day and its receipts, the sum, and a row for each model."""
+        for day, receipts in grouped(self._receipts, day_of).items():
+            yield self._sum(day, receipts, style="bold")
+            yield from map(self._row, receipts)
+        yield self._sum("total", self._receipts, style="bold")
+        of_models = grouped(self._receipts, model_of)
+        if len(of_models) > 1:
+            for model, receipts in sorted(of_models.items(), key=lambda item: -total_of(item[1])):
+                yield self._sum("", receipts, model=model, style="dim")
+
+    def _row(self, receipt: SettlementReceipt) -> list[str | Text]:
+        url = self._known.transaction_url(receipt.network, receipt.payment_tx_hash)
+        tx_hash = receipt.payment_tx_hash or ""
+        amount, word = amount_of(receipt)
+        return self.kept(
+            receipt.call_id if self._is_full else receipt.call_id[: self._id_length],
+            local_time(receipt.created_at, "%Y-%m-%d %H:%M:%S" if self._is_full else "%H:%M"),
+            self._fitting(model_of(receipt)),
+            receipt.settlement_mode,
+            status_text(status_word(receipt), url),
+            self._amount(None if word == "unknown" else amount, AMOUNT_WORDS[word][0]),
+            linked(tx_hash if self._is_full or not tx_hash else f"{tx_hash[:10]}…{tx_hash[-4:]}", url),
+        )
+
+    def _sum(self, name: str, receipts: list[SettlementReceipt], *, style: str, model: str = "") -> list[str | Text]:
+        from rich.text import Text
+
+        words = {amount_of(receipt)[1] for receipt in receipts}
+        mark = next((AMOUNT_WORDS[word][0] for word in ("quoted", "estimated") if word in words), "")
+        cost = self._amount(total_of(receipts), mark)
+        cells = (name, "", self._fitting(model), "", counted(len(receipts), "call"), cost, "")
+        styled = [Text(shown(cell), style=style) for cell in cells]
+        return [*self.kept(*styled)]
+
+    def _fitting(self, model: str) -> str:
+        return model if self._is_full or len(model) <= self._model_width else f"…/{model.rpartition('/')[2]}"
+
+    def _amount(self, amount_atomic: int | None, mark: str) -> str:
+        """The amount and its mark; the points of all stand below each other."""
+        if amount_atomic is None:
+            return mark
+        if self._is_full:
+            return format_amount(amount_atomic, decimals=self._decimals) + mark
+        return rounded(amount_atomic, decimals=self._decimals) + (mark or "  " * self._has_marks)
+
+
+def _telling_length(call_ids: list[str]) -> int:
+    """How much of these ids tells them apart."""
+    length = _SHORT_ID
+    while length < max(map(len, call_ids)) and len({call_id[:length] for call_id in call_ids}) < len(set(call_ids)):
+        length += 1
+    return length
 
 
 def show(
     call_id: Annotated[str, typer.Argument(help="A call's id, or the beginning of one.")],
     refresh: Annotated[bool, typer.Option("--refresh", help="Read the chain first.")] = False,
+    is_full: FullOption = False,
     network: NetworkOption = None,
     rpc_url: RpcOption = None,
     ledger: LedgerOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show everything about one call's payment and proof: claims, facts, and disputes."""
-    from opengradient_x402.cli.output import print_json, print_pairs
+    """Show one call's payment and proof: what the chain shows, what the gateway says, and disputes."""
     from opengradient_x402.settlement.reconciler import Reconciler
 
     with opened_ledger(ledger) as book:
         receipt = found_receipt(book, call_id)
         if refresh:
-            receipt = Reconciler(network_of(network, rpc_url), book).refresh(receipt)
+            with working("Reading the chain"):
+                receipt = Reconciler(network_of(network, rpc_url), book).refresh(receipt)
     if as_json:
         print_json(receipt.to_json())
         return
-    print_pairs([(name, _shown(name, value, receipt)) for name, value in receipt.to_json().items()])
-
-
-def reconcile(
-    wait_s: Annotated[float, typer.Option("--wait", min=0, help="Go on for so many seconds, until all is final.")] = 0,
-    data: Annotated[
-        bool, typer.Option("--data", help="Prove the data settlements of the changed receipts too.")
-    ] = False,
-    payer: PayerOption = None,
-    network: NetworkOption = None,
-    rpc_url: RpcOption = None,
-    ledger: LedgerOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Read from the chain what became of open payments; exit code 1 when a receipt turned out disputed."""
-    from opengradient_x402.cli.output import print_json_as_it_comes
-    from opengradient_x402.settlement.reconciler import Reconciler
-
-    with opened_ledger(ledger) as book, _CallIds() as changed:
-        reconciler = Reconciler(network_of(network, rpc_url), book)
-        counts = _reconciled(reconciler, changed, payer=payer, wait_s=wait_s)
-        proofs = _proofs(reconciler, book, changed) if data else iter(())
-        if as_json:  # what the proofs find out is in the receipts: the proofs come first
-            receipts = (one.to_json() for one in _latest(book, changed))
-            print_json_as_it_comes(counts, data=(one.to_json() for one in proofs), changed=receipts)
-        else:
-            typer.echo(", ".join(f"{name} {count}" for name, count in counts.items()))
-            for finding in (finding for proof in proofs for finding in proof.findings):
-                typer.echo(shown(f"{finding.about}  data {finding.kind}: {finding.why}"))
-            for receipt in _latest(book, changed):
-                typer.echo(f"{receipt.call_id}  {receipt.status}  {receipt.payment_tx_hash or ''}")
-    if changed.disputed:
-        raise typer.Exit(1)
-
-
-def _proofs(reconciler: Reconciler, book: Ledger, changed: _CallIds) -> Iterator[DataSettlement]:
-    from opengradient_x402.proofs.data_settlement import DataSettlements
-
-    proving = DataSettlements(reconciler.network, book)
-    for ids in changed.pages():
-        yield from proving.prove(book.receipts(call_ids=ids).result())
-
-
-def _latest(book: Ledger, changed: _CallIds) -> Iterator[SettlementReceipt]:
-    from opengradient_x402.cli.output import note
-
-    for ids in changed.pages():
-        for receipt in book.receipts(call_ids=ids).result():
-            yield receipt
-            if receipt.dispute is not None:
-                changed.disputed += 1
-                note(f"{receipt.call_id} is disputed: {shown(receipt.dispute)}")
-
-
-class _CallIds:
-    """Ids of calls, each once, in the order in which they came: kept on disk, since they may be very many."""
-
-    def __init__(self) -> None:
-        self.disputed = 0
-        self._conn = sqlite3.connect("")  # a file without a name, which ends with the connection
-        self._conn.execute("CREATE TABLE ids (number INTEGER PRIMARY KEY, call_id TEXT UNIQUE)")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._conn.close()
-
-    def add(self, call_ids: Iterable[str]) -> None:
-        self._conn.executemany("INSERT OR IGNORE INTO ids (call_id) VALUES (?)", ((one,) for one in call_ids))
-
-    def pages(self) -> Iterator[list[str]]:
-        last = 0
-        while rows := self._conn.execute(
-            "SELECT number, call_id FROM ids WHERE number > ? ORDER BY number LIMIT 500", (last,)
-        ).fetchall():
-            yield [call_id for _, call_id in rows]
-            last = rows[-1][0]
-
-
-def _reconciled(reconciler: Reconciler, changed: _CallIds, *, payer: str | None, wait_s: float) -> dict[str, int]:
-    deadline = time.monotonic() + wait_s
-    totals = dict.fromkeys(("settled", "expired", "cancelled", "reopened"), 0)
-    while True:
-        still, waiting = dict.fromkeys(("open", "unexplained"), 0), 0
-        for report in reconciler.reports(payer=payer):
-            totals = {name: count + getattr(report, name) for name, count in totals.items()}
-            still = {name: count + getattr(report, name) for name, count in still.items()}
-            changed.add(receipt.call_id for receipt in report.changed)
-            waiting += sum(not receipt.is_final for receipt in report.changed)
-        if not (waiting or any(still.values())) or time.monotonic() >= deadline:
-            return totals | still
-        time.sleep(min(1.0, max(0.0, deadline - time.monotonic())))
-
-
-def export(
-    since: SinceOption = None,
-    format_: Annotated[str, typer.Option("--format", "-f", help="jsonl, csv, or bundle (with evidence).")] = "jsonl",
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="A file; standard output if not given.")] = None,
-    payer: PayerOption = None,
-    unsigned: Annotated[bool, typer.Option("--unsigned", help="Do not sign the bundle with OG_PRIVATE_KEY.")] = False,
-    network: NetworkOption = None,
-    ledger: LedgerOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Say in JSON what was written (with --output).")] = False,
-) -> None:
-    """Write receipts to a file: as lines, as a table, or as a bundle that anybody can check."""
-    from opengradient_x402.cli.output import note, print_json
-    from opengradient_x402.cli.receipts import csv_lines, jsonl_lines
-
-    start = parse_since(since)
-    with opened_ledger(ledger) as book:
-        match format_:
-            case "jsonl":
-                content = jsonl_lines(book.pages_of_receipts(since=start, payer=payer))
-            case "csv":
-                content = csv_lines(book.pages_of_receipts(since=start, payer=payer))
-            case "bundle":
-                content = iter([_bundle(book, since=start, payer=payer, network=network, is_signed=not unsigned)])
-            case _:
-                raise typer.BadParameter(f"{format_!r} is not jsonl, csv or bundle", param_hint="--format")
-        if output is None:
-            for part in content:
-                typer.echo(part, nl=False)
-            return
-        length = _written(output, content)
-    if as_json:
-        print_json({"file": str(output), "format": format_, "bytes": length})
+    known = KnownNetworks(network)
+    if is_full:
+        print_pairs([(name, _shown(name, value, known, receipt)) for name, value in receipt.to_json().items()])
     else:
-        note(f"{output}: {length} bytes")
+        print_pairs((name, value) for name, value in _facts(receipt, known) if value)
 
 
-def _written(output: Path, content: Iterator[bytes]) -> int:
-    first = next(content, b"")  # what cannot be read leaves the file as it is
-    try:
-        with output.open("wb") as file:
-            return file.write(first) + sum(file.write(part) for part in content)
-    except OSError as exc:
-        raise typer.BadParameter(f"{output} cannot be written ({exc.strerror})", param_hint="--output") from exc
+def _facts(receipt: SettlementReceipt, known: KnownNetworks) -> Iterator[tuple[str, str | Text]]:
+    """What people want to know of a receipt, in the order in which they ask."""
+    network = known.of(receipt.network)
+    amount, word = amount_of(receipt)
+    money = _money(known, receipt)
+    yield "call", receipt.call_id
+    status = status_text(status_word(receipt))
+    status.append(f": {STATUS_WORDS[status_word(receipt)]}", style="default")
+    yield "status", status
+    yield "disputed", receipt.dispute or ""
+    yield "made", local_time(receipt.created_at, "%Y-%m-%d %H:%M:%S %Z")
+    yield "model", model_of(receipt)
+    if receipt.prompt_tokens is not None:
+        yield "tokens", f"{receipt.prompt_tokens:,} in, {receipt.completion_tokens or 0:,} out"
+    yield "outcome", receipt.outcome + (f": {receipt.error}" if receipt.error else "")
+    yield "served by", receipt.endpoint
+    yield "mode", receipt.settlement_mode
+    yield (
+        "cost",
+        AMOUNT_WORDS[word][1] if word in ("unknown", "nothing") else f"{money(amount)}, {AMOUNT_WORDS[word][1]}",
+    )
+    if receipt.cost_atomic is not None and receipt.settled_atomic is not None:
+        yield "quoted", money(receipt.cost_atomic)
+    if receipt.authorization_settled_atomic not in (None, receipt.settled_atomic):
+        yield "payment", f"{money(receipt.authorization_settled_atomic or 0)}, for all calls of the session"
+    yield "signed for", f"at most {money(receipt.authorized_atomic)}, until {local_time(receipt.deadline)}"
+    yield "payer", receipt.payer
+    yield "payee", receipt.payee
+    yield "network", receipt.network if network is None else f"{network.name} ({receipt.network})"
+    yield from _transaction_of("transaction", receipt.network, receipt.payment_tx_hash, known)
+    if receipt.block_number is not None:
+        yield (
+            "block",
+            f"{receipt.block_number}, {receipt.confirmations or 0} of {receipt.confirmations_needed} confirmations",
+        )
+    yield "enclave", f"proof {receipt.tee_verified}" if receipt.tee_verified else "no proof was checked"
+    is_here = network is not None and network.relay is not None and network.relay.chain_id == network.chain_id
+    yield from _transaction_of("data", receipt.network if is_here else "", receipt.data_tx_hash, known)
+    yield "blob", receipt.data_blob_id or ""
 
 
-def _bundle(book: Ledger, *, since: int, payer: str | None, network: str | None, is_signed: bool) -> bytes:
-    from opengradient_x402.cli.options import signer_of_environment
-    from opengradient_x402.proofs.verification import export_bundle
+def _transaction_of(
+    name: str, caip2: str, tx_hash: str | None, known: KnownNetworks
+) -> Iterator[tuple[str, str | Text]]:
+    """A transaction, which is a link; and its page where the terminal cannot link."""
+    url = known.transaction_url(caip2, tx_hash)
+    if tx_hash:
+        yield name, linked(tx_hash, url)
+    if url is not None and not can_link():
+        yield "", url
 
-    signer = signer_of_environment() if is_signed else None
-    return export_bundle(book, network=network_of(network), since=since, payer=payer, signer=signer).to_bytes()
+
+def _money(known: KnownNetworks, receipt: SettlementReceipt) -> Callable[[int], str]:
+    decimals, symbol = known.token(receipt)
+    return lambda amount_atomic: f"{format_amount(amount_atomic, decimals=decimals)} {symbol}"
 
 
 def clear_dispute(
@@ -268,82 +348,17 @@ def found_receipt(book: Ledger, call_id: str) -> SettlementReceipt:
     matching = exact or book.receipts_beginning(call_id).result()
     if len(matching) == 1:
         return matching[0]
-    problem = "there is no receipt of" if not matching else "several receipts begin with"
-    raise typer.BadParameter(f"{problem} {call_id!r} in this ledger", param_hint="call_id")
+    problem = f"there is no receipt of {call_id!r} in this ledger"
+    if matching:
+        names = " and ".join(receipt.call_id for receipt in matching)
+        problem = f"several receipts begin with {call_id!r}, such as {names}"
+    raise typer.BadParameter(problem, param_hint="call_id")
 
 
-def _row(receipt: SettlementReceipt) -> tuple[str, ...]:
-    from datetime import UTC, datetime
-
-    from opengradient_x402.money import amount_in
-
-    amounts = {"": receipt.settled_atomic, " ?": receipt.cost_atomic, " ~": receipt.estimated_cost_atomic}
-    mark, amount = next(((mark, amount) for mark, amount in amounts.items() if amount is not None), ("", None))
-    return (
-        receipt.call_id,
-        datetime.fromtimestamp(receipt.created_at, UTC).strftime("%Y-%m-%d %H:%M:%S"),
-        receipt.model,
-        receipt.settlement_mode,
-        receipt.status.value if receipt.is_final or receipt.settled_atomic is None else "settled (seen)",
-        "" if amount is None else amount_in(receipt, amount) + mark,
-        receipt.payment_tx_hash or "",
-    )
+def _shown(name: str, value: str | int, known: KnownNetworks, receipt: SettlementReceipt) -> str:
+    if name.endswith("_atomic"):
+        return f"{_money(known, receipt)(int(value))} ({value})"
+    return f"{local_time(int(value))} ({value})" if name in _TIMES else str(value)
 
 
-def _shown(name: str, value: str | int, receipt: SettlementReceipt) -> str:
-    from opengradient_x402.money import amount_in
-
-    return f"{amount_in(receipt, int(value))} ({value})" if name.endswith("_atomic") else str(value)
-
-
-_AGO = re.compile(r"([0-9]{1,9})([smhdw])", re.ASCII)
-_UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
-_UNIX = re.compile(r"[0-9]{9,11}", re.ASCII)
-
-
-def parse_since(text: str | None) -> int:
-    """Unix seconds; 0 (everything) for None. Dates without a zone are UTC. Raises BadParameter."""
-    if text is None:
-        return 0
-    if (ago := _AGO.fullmatch(text)) is not None:
-        return int(time.time()) - int(ago[1]) * _UNIT_S[ago[2]]
-    if _UNIX.fullmatch(text) is not None:
-        return int(text)
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError as exc:
-        raise typer.BadParameter(
-            f"{text!r} is no time: write 24h, 7d, 2026-11-21, 2026-11-21T10:00+01:00 or Unix seconds",
-            param_hint="--since",
-        ) from exc
-    return int((moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)).timestamp())
-
-
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
-
-
-def jsonl_lines(pages: Iterable[Sequence[SettlementReceipt]]) -> Iterator[bytes]:
-    """One receipt per line, as `SettlementReceipt.to_json` writes it; a part of the file for each page."""
-    for receipts in pages:
-        yield "".join(json.dumps(receipt.to_json()) + "\n" for receipt in receipts).encode("utf-8")
-
-
-def csv_lines(pages: Iterable[Sequence[SettlementReceipt]]) -> Iterator[bytes]:
-    """All fields as columns, a header first (RFC 4180). What a spreadsheet would run as a formula is made text."""
-    from opengradient_x402.ledger.receipts import SettlementReceipt
-
-    names = [field.name for field in fields(SettlementReceipt)]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, names, restval="", lineterminator="\r\n")
-    writer.writeheader()
-    for receipts in pages:
-        for receipt in receipts:
-            writer.writerow({name: _cell(value) for name, value in receipt.to_json().items()})
-        yield text.getvalue().encode("utf-8")
-        text.seek(0)
-        text.truncate()
-    yield text.getvalue().encode("utf-8")
-
-
-def _cell(value: str | int) -> str | int:
-    return "'" + value if isinstance(value, str) and value.startswith(_FORMULA) else value
+_TIMES = ("created_at", "deadline", "tee_timestamp")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from opengradient_x402.cli.options import (
     JsonOption,
+    KnownNetworks,
     LedgerOption,
     NetworkOption,
     RpcOption,
@@ -16,6 +17,11 @@ from opengradient_x402.cli.options import (
     opened_ledger,
     signer_of_environment,
 )
+from opengradient_x402.cli.output import can_link, linked, print_json, print_pairs, working
+from opengradient_x402.money import MAX_UINT256, format_amount
+
+if TYPE_CHECKING:
+    from opengradient_x402.networks import Network
 
 
 def balance(
@@ -29,9 +35,6 @@ def balance(
 ) -> None:
     """Show tokens, gas, allowance, and what today's payments have spent or reserved."""
     from opengradient_x402.chain.questions import ChainReader, allowance, balance_of, native_balance
-    from opengradient_x402.cli.options import signer_of_environment
-    from opengradient_x402.cli.output import print_json, print_pairs
-    from opengradient_x402.money import format_amount
 
     chosen = network_of(network, rpc_url)
     owner = address or signer_of_environment().address
@@ -58,7 +61,7 @@ def balance(
         [
             ("wallet", f"{owner} on {chosen.name}"),
             ("balance", asset.format(held)),
-            ("allowance", asset.format(allowed)),
+            ("allowance", "unlimited" if allowed >= MAX_UINT256 // 2 else asset.format(allowed)),
             ("gas", f"{format_amount(gas_wei, decimals=18)} ETH"),
             ("today", f"{asset.format(spent)} spent or reserved"),
         ]
@@ -76,12 +79,12 @@ def approve(
     as_json: JsonOption = False,
 ) -> None:
     """Allow payments up to an amount, once per wallet; does nothing when they are allowed already."""
-    from opengradient_x402.cli.output import print_json
-    from opengradient_x402.money import MAX_UINT256
     from opengradient_x402.payment.wallet import Wallet
 
     chosen = network_of(network, rpc_url)
-    approval = Wallet(chosen, signer_of_environment()).ensure_opg_approval(amount, approve_amount)
+    wallet = Wallet(chosen, signer_of_environment())
+    with working("Looking at the allowance, and changing it if it is too small"):
+        approval = wallet.ensure_opg_approval(amount, approve_amount)
     allowed = (
         "everything"
         if approval.allowance_after_atomic == MAX_UINT256
@@ -98,7 +101,8 @@ def approve(
     elif approval.tx_hash is None:
         typer.echo(f"Payments may take {allowed} on {chosen.name} already; nothing was sent.")
     else:
-        typer.echo(f"Payments may take {allowed} on {chosen.name} now (transaction {approval.tx_hash}).")
+        typer.echo(f"Payments may take {allowed} on {chosen.name} now.")
+        _print_transaction(chosen, approval.tx_hash)
 
 
 def cancel(
@@ -112,7 +116,6 @@ def cancel(
 
     A payment of a session pays for all its calls: none of them can be taken then.
     """
-    from opengradient_x402.cli.output import print_json
     from opengradient_x402.cli.receipts import found_receipt
     from opengradient_x402.payment.wallet import Wallet
     from opengradient_x402.settlement.reconciler import Reconciler
@@ -125,11 +128,20 @@ def cancel(
             raise typer.BadParameter(
                 f"its payment was made on {receipt.network}: name that --network", param_hint="call_id"
             )
-        done = Wallet(chosen, signer_of_environment()).cancel(entry)
-        now = Reconciler(chosen, book).refresh(receipt)
+        wallet = Wallet(chosen, signer_of_environment())
+        with working("Cancelling, and waiting for the block"):
+            done = wallet.cancel(entry)
+            now = Reconciler(chosen, book).refresh(receipt)
     if as_json:
         print_json({"call_id": now.call_id, "transaction": done.tx_hash, "status": now.status.value})
     elif done.tx_hash is None:
         typer.echo(f"{now.call_id}: its nonce was used already. The receipt is {now.status}; nothing was sent.")
     else:
-        typer.echo(f"{now.call_id}: cancelled in transaction {done.tx_hash}. The receipt is {now.status}.")
+        typer.echo(f"{now.call_id}: cancelled. The receipt is {now.status}.")
+        _print_transaction(chosen, done.tx_hash)
+
+
+def _print_transaction(network: Network, tx_hash: str) -> None:
+    """The transaction, which is a link; and its page where the terminal cannot link."""
+    url = KnownNetworks.page_of(network, tx_hash)
+    print_pairs([("transaction", linked(tx_hash, url)), *([] if url is None or can_link() else [("", url)])])

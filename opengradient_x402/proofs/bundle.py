@@ -187,7 +187,7 @@ def _parsed(content: bytes) -> dict[str, Any]:
 def _other_export(content: bytes) -> str | None:
     """What the file is, if `receipts export` wrote it in another format."""
     first, _, rest = content[:MAX_BYTES].strip().partition(b"\n")
-    if first.startswith(b"call_id,"):
+    if first.startswith((b"call_id,", b"date,")):
         return f"a table of receipts (CSV, {len(rest.splitlines())} rows)"
     try:
         check_depth(first)

@@ -58,7 +58,8 @@ from opengradient_x402.proofs.receipt_checks import readable_proof
 from opengradient_x402.settlement.search import CLOCK_MARGIN_S
 from opengradient_x402.signer import Signer, sign_typed
 
-_NOT_ASKED: Final = "the file's own evidence agrees, and the chain was not asked"
+NOT_ASKED: Final = "the file's own evidence agrees, and the chain was not asked"
+"""Why a statement that is recorded in a bundle is not decided offline."""
 _WRITERS: Final = "the contracts are named by the file alone"
 
 
@@ -119,7 +120,7 @@ def verify_bundle(
         audit(contents, network=_nowhere(trusted) or network_of(bundle), sources=replayed, pcr_hashes=pcr_hashes)
     ).findings
     if is_offline:
-        findings += [without_chain(finding, why=_NOT_ASKED) for finding in recorded]
+        findings += [without_chain(finding, why=NOT_ASKED) for finding in recorded]
         findings += stated_completeness(contents.payers, period)
     else:
         live = _live(bundle, contents, trusted, period, _urls(rpc_url), _urls(relay_rpc_url), pcr_hashes)

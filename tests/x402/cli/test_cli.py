@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from opengradient_devnet.faults import AlterTerms, ErrorEvent, SettleAtCap
 from opengradient_x402.cli.main import build_app
-from opengradient_x402.cli.receipts import parse_since
+from opengradient_x402.cli.options import parse_since
 from opengradient_x402.ledger.ledger import Ledger
 from support.node import serving
 from support.node_faults import failing_node
@@ -488,7 +488,7 @@ def test_receipts_are_reconciled_listed_and_shown(net, paid):
         assert receipt["payment_tx_hash"] in table  # a pipe cuts nothing off
     shown = paid("receipts", "show", listed[0]["call_id"][:12], "--json").json()
     assert shown == listed[0]
-    assert "settled_atomic" in paid("receipts", "show", listed[0]["call_id"], "--refresh").out
+    assert "settled_atomic" in paid("receipts", "show", listed[0]["call_id"], "--refresh", "--full").out
     assert paid("receipts", "show", "call_").code == 2
     assert paid("receipts", "show", "nothing").code == 2
 
@@ -519,8 +519,8 @@ def test_exports_as_lines_and_as_a_table_hold_the_same(net, paid, tmp_path):
     lines = [json.loads(line) for line in paid("receipts", "export", "--format", "jsonl").out.splitlines()]
     assert lines == paid("receipts", "list", "--json").json()
     path = tmp_path / "receipts.csv"
-    done = paid("receipts", "export", "--format", "csv", "-o", str(path), "--since", "1h", "--json")
-    assert done.json() == {"file": str(path), "format": "csv", "bytes": path.stat().st_size}
+    done = paid("receipts", "export", "--format", "csv-raw", "-o", str(path), "--since", "1h", "--json")
+    assert done.json() == {"file": str(path), "format": "csv-raw", "bytes": path.stat().st_size}
     rows = list(csv.DictReader(io.StringIO(path.read_text())))
     assert [row["call_id"] for row in rows] == [line["call_id"] for line in lines]
     assert [row["cost_atomic"] for row in rows] == [line["cost_atomic"] for line in lines]
@@ -529,11 +529,11 @@ def test_exports_as_lines_and_as_a_table_hold_the_same(net, paid, tmp_path):
 
 
 def test_a_spreadsheet_runs_nothing_that_a_gateway_wrote(tmp_path):
-    from opengradient_x402.cli.receipts import csv_lines
+    from opengradient_x402.cli.exports import raw_csv
     from support.ledger_rows import entry, served
 
     row = served(entry(1), "call_1", data_blob_id='=HYPERLINK("http://evil")')
-    text = b"".join(csv_lines([[row]])).decode()
+    text = b"".join(raw_csv([[row]])).decode()
     (row,) = csv.DictReader(io.StringIO(text))
     assert row["data_blob_id"] == '\'=HYPERLINK("http://evil")'
 
@@ -556,7 +556,7 @@ def test_a_bundle_is_written_signed_and_verified_from_the_shell(net, paid, tmp_p
     shown = paid("receipts", "verify", str(path), "-n", network, *twice, "--signer", paid.account.address)
     assert shown.code == 0
     assert (
-        "8 statements are proven by a signature, 23 read from a source, 13 only stated; 0 are not decided" in shown.out
+        "8 statements are proven by a signature, 23 read from a source, 13 only\nstated; 0 are not decided" in shown.out
     )
     assert " and localhost:" in shown.out
     assert re.search(r"\[chain 31402 by [^]]*, block [0-9]+ \(0x[0-9a-f]{64}\)\]", shown.out)
@@ -585,7 +585,10 @@ def test_a_bundle_is_written_signed_and_verified_from_the_shell(net, paid, tmp_p
     assert paid("receipts", "verify", str(tmp_path / "absent")).code == 2
 
 
-@pytest.mark.parametrize(("format_", "what"), [("jsonl", "a list of 3 receipts"), ("csv", "a table of receipts")])
+@pytest.mark.parametrize(
+    ("format_", "what"),
+    [("jsonl", "a list of 3 receipts"), ("csv", "a table of receipts"), ("csv-raw", "a table of receipts")],
+)
 def test_a_file_of_receipts_that_is_no_bundle_is_called_what_it_is(paid, tmp_path, format_, what):
     path = tmp_path / f"receipts.{format_}"
     assert paid("receipts", "export", "--format", format_, "-o", str(path)).code == 0
