@@ -16,7 +16,7 @@ from langchain_opengradient.messages import to_wire
 from langchain_opengradient.structured_output import to_response_format
 from opengradient_x402.completions import Completion
 from opengradient_x402.errors import ConfigurationError
-from opengradient_x402.gateway.time_limits import Timeout
+from opengradient_x402.http.time_limits import Timeout
 from opengradient_x402.settlement_mode import SettlementMode
 
 _FOR_LANGCHAIN_ONLY: Final = (

@@ -22,7 +22,7 @@ from langchain_opengradient.callbacks import expect_call
 from langchain_opengradient.calls import model_name
 from opengradient_x402.errors import ConfigurationError
 from opengradient_x402.gateway.clients import Connections
-from opengradient_x402.gateway.time_limits import TimeLimits, Timeout
+from opengradient_x402.http.time_limits import TimeLimits, Timeout
 from opengradient_x402.models import find_model
 from opengradient_x402.networks import DescribedNetwork, Network, load_network
 from opengradient_x402.parameters import check_names, checked_sender

@@ -28,7 +28,7 @@ from pydantic import BaseModel, SecretStr, WithJsonSchema
 from llama_index_opengradient.events import expect_calls
 from opengradient_x402.gateway.clients import Connections, Route
 from opengradient_x402.gateway.request import GATEWAY_MAX_TOKENS
-from opengradient_x402.gateway.time_limits import TimeLimits, Timeout
+from opengradient_x402.http.time_limits import TimeLimits, Timeout
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.ledger.shared import OF_THE_PROCESS
 from opengradient_x402.models import find_model

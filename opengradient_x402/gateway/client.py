@@ -32,7 +32,7 @@ from opengradient_x402.gateway.endpoints import REGISTRY, EndpointSource, Static
 from opengradient_x402.gateway.exchange import Exchange, Options, ReceiptListener
 from opengradient_x402.gateway.request import ModelDirectory, checked_headers, prepared
 from opengradient_x402.gateway.streams import AsyncCompletionStream, CompletionStream
-from opengradient_x402.gateway.time_limits import TimeLimits, Timeout
+from opengradient_x402.http.time_limits import TimeLimits, Timeout
 from opengradient_x402.payment.payments import Payments
 from opengradient_x402.payment.run_limit import RunLimit
 from opengradient_x402.process import Ending, Resident, belongs

@@ -26,7 +26,7 @@ import httpx
 
 from opengradient_x402.errors import ConfigurationError, InsecureEndpoint
 from opengradient_x402.gateway.endpoints import Endpoint
-from opengradient_x402.gateway.time_limits import LimitedAsyncTransport, LimitedTransport, limited
+from opengradient_x402.http.time_limits import LimitedAsyncTransport, LimitedTransport, limited
 from opengradient_x402.process import Ending, Resident, belongs
 
 _KEEPALIVE_S: Final = 4.0
@@ -323,7 +323,7 @@ def _async_maker(endpoint: Endpoint) -> Callable[[Callable[[Any], None]], httpx.
     context, proxy = context_for(endpoint), proxy_for(endpoint)
     if proxy is not None:
         return lambda _: LimitedAsyncTransport(verify=context, limits=_LIMITS, proxy=proxy)
-    from opengradient_x402.payment.aiohttp_transport import AiohttpTransport
+    from opengradient_x402.http.aiohttp_transport import AiohttpTransport
 
     return lambda note: AiohttpTransport(verify=context, keepalive_s=_KEEPALIVE_S, on_socket=note)
 

@@ -26,8 +26,8 @@ from opengradient_x402.gateway.enclave_keys import Checked, ProofCheck
 from opengradient_x402.gateway.endpoints import Endpoint, EndpointSource, reach
 from opengradient_x402.gateway.failures import broken_line, unreachable, unreadable, withheld
 from opengradient_x402.gateway.request import check_answer
-from opengradient_x402.gateway.time_limits import TimeLimits
 from opengradient_x402.gateway.unread import LEAST_LIMIT_S
+from opengradient_x402.http.time_limits import TimeLimits
 from opengradient_x402.ledger.receipts import SettlementReceipt, proof_id_of
 from opengradient_x402.payment.call import Answer, Call, build_receipt, new_call_id
 from opengradient_x402.payment.handshake import pay

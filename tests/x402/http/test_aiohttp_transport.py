@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from opengradient_x402.gateway.connections import pinned_context
-from opengradient_x402.payment.aiohttp_transport import AiohttpTransport
+from opengradient_x402.http.aiohttp_transport import AiohttpTransport
 from support.enclaves import impostor
 
 NEVER_LEFT = (httpx.ConnectError, httpx.ConnectTimeout)
