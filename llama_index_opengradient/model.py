@@ -183,8 +183,13 @@ class PaidModel(FunctionCallingLLM):
 
     @field_validator("settlement_mode", mode="before")
     @classmethod
-    def _parse_settlement_mode(cls, mode: Any) -> SettlementMode | None:
+    def _read_settlement_mode(cls, mode: Any) -> SettlementMode | None:
         return None if mode is None else SettlementMode.parse(mode)
+
+    @field_validator("settlement_mode", mode="after")
+    @classmethod
+    def _parse_settlement_mode(cls, mode: Any) -> SettlementMode | None:
+        return None if mode is None else SettlementMode(mode)
 
     @field_validator("timeout")
     @classmethod

@@ -10,7 +10,8 @@
     │   │   └── BundleUnreadable       the file is no audit bundle, or was changed
     │   ├── ChallengeInvalid           the gateway's 402 does not follow the protocol
     │   ├── PolicyRefused              the gateway's terms are not acceptable to the SpendPolicy
-    │   │   └── BudgetExceeded
+    │   │   ├── BudgetExceeded
+    │   │   └── PaymentNotApproved     a person refused, or did not answer in time
     │   ├── InsufficientFunds
     │   ├── AllowanceMissing
     │   ├── GatewayUnreachable

@@ -43,8 +43,10 @@ from opengradient_x402.payment.permits import (
     Doubts,
     Fate,
     SignedPayment,
+    not_served,
     payment_header,
     signed_payload,
+    taken_unserved,
     terms_to_sign,
 )
 from opengradient_x402.payment.policy import SpendPolicy
@@ -370,36 +372,13 @@ class Payments(Resident):
     def taken(self, call: Call, doubtful: Doubtful, key: SessionKey) -> PaidButFailed:
         """The error for a payment that was taken without an answer. It is not offered again, and no other is made."""
         self.doubts.add(key, doubtful._replace(is_taken=True))
-        paid_for = doubtful.signed.authorization.call_id
-        return PaidButFailed(
-            f"{key.origin} took the payment of call {paid_for}, which this call offered again, and served neither. "
-            "Nothing else was signed. The settlement is disputed, and nothing more is paid there until you clear it: "
-            f"`opengradient-x402 receipts clear-dispute {key.origin}`. Or use another gateway.",
-            call_id=call.id,
-            kind="payment",
-        )
+        return taken_unserved(doubtful.signed, origin=key.origin, call_id=call.id)
 
     def unresolved(self, call: Call, signed: SignedPayment, key: SessionKey, reason: str) -> PaymentOutcomeUnknown:
         """The error for a payment that the gateway says it did not take: the chain decides that, not the gateway."""
         self.gateways.refused(key.origin)
         self.funds.forget()
-        authorization = signed.authorization
-        advice = "`opengradient-x402 doctor` checks wallet, clock, network and gateway."
-        if "balance" in reason or "insufficient_funds" in reason:
-            advice = f"If its reason is true: send {self.network.asset.symbol} to {self.payer}."
-        elif "allowance" in reason:
-            advice = "If its reason is true: run `opengradient-x402 approve 5` once for this wallet."
-        left_s = max(0, authorization.deadline - int(time.time()))
-        most = self.network.asset.format(authorization.amount_atomic)
-        return PaymentOutcomeUnknown(
-            f"{key.origin} did not serve call {call.id} after its payment had been sent: {reason}. It holds a "
-            f"signature that can take up to {most} for {left_s} s more; only the chain can say whether it does "
-            "(`opengradient-x402 receipts reconcile`). Nothing else was signed, and the next call offers the same "
-            f"payment again. {advice}",
-            call_id=call.id,
-            status_code=402,
-            kind="payment",
-        )
+        return not_served(signed, origin=key.origin, call_id=call.id, reason=reason, asset=self.network.asset)
 
     # -- afterwards
 

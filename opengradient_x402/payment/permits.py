@@ -15,8 +15,9 @@ from enum import Enum
 from typing import Any, NamedTuple
 
 from opengradient_x402.chain.eip712 import payment_digest, payment_document
-from opengradient_x402.errors import PolicyRefused
+from opengradient_x402.errors import PaidButFailed, PaymentOutcomeUnknown, PolicyRefused
 from opengradient_x402.ledger.authorizations import Authorization, SignedTerms
+from opengradient_x402.money import Asset
 from opengradient_x402.networks import Network
 from opengradient_x402.payment.challenge import PaymentTerms
 from opengradient_x402.payment.sessions import SessionKey
@@ -175,3 +176,34 @@ class Doubts:
                 for waiting in self._waiting.values()
                 for doubtful in waiting
             )
+
+
+def taken_unserved(signed: SignedPayment, *, origin: str, call_id: str) -> PaidButFailed:
+    """The error for a payment that was taken without an answer."""
+    return PaidButFailed(
+        f"{origin} took the payment of call {signed.authorization.call_id}, which this call offered again, and served "
+        "neither. Nothing else was signed. The settlement is disputed, and nothing more is paid there until you clear "
+        f"it: `opengradient-x402 receipts clear-dispute {origin}`. Or use another gateway.",
+        call_id=call_id,
+        kind="payment",
+    )
+
+
+def not_served(signed: SignedPayment, *, origin: str, call_id: str, reason: str, asset: Asset) -> PaymentOutcomeUnknown:
+    """The error for a payment that a gateway says, for `reason`, it did not take."""
+    authorization = signed.authorization
+    advice = "`opengradient-x402 doctor` checks wallet, clock, network and gateway."
+    if "balance" in reason or "insufficient_funds" in reason:
+        advice = f"If its reason is true: send {asset.symbol} to {authorization.payer}."
+    elif "allowance" in reason:
+        advice = "If its reason is true: run `opengradient-x402 approve 5` once for this wallet."
+    left_s = max(0, authorization.deadline - int(time.time()))
+    return PaymentOutcomeUnknown(
+        f"{origin} did not serve call {call_id} after its payment had been sent: {reason}. It holds a signature that "
+        f"can take up to {asset.format(authorization.amount_atomic)} for {left_s} s more; only the chain can say "
+        "whether it does (`opengradient-x402 receipts reconcile`). Nothing else was signed, and the next call offers the same "
+        f"payment again. {advice}",
+        call_id=call_id,
+        status_code=402,
+        kind="payment",
+    )

@@ -19,6 +19,7 @@ from langgraph.types import StreamMode
 
 from langchain_opengradient import SettlementCallbackHandler, SpendGuard, get_settlement_callback, receipt_of
 from opengradient_devnet import Devnet
+from opengradient_devnet.faults import SlowDrip
 from opengradient_x402.errors import ConfigurationError
 from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt
 
@@ -264,7 +265,8 @@ def test_a_handler_shows_what_another_process_recorded(payer: Payer, net: Devnet
     assert settlements.receipts[0].status is ReceiptStatus.SETTLED
 
 
-async def test_a_guard_s_upper_bound_comes_down_in_an_event_loop_too(payer: Payer):
+async def test_a_guard_s_upper_bound_comes_down_in_an_event_loop_too(payer: Payer, net: Devnet):
+    net.faults.inject(SlowDrip(pace_s=0.05))  # or the whole answer may be there with its first piece
     guard = SpendGuard("1")
     async with aclosing(payer.model().astream("Hello", {"callbacks": [guard]})) as stream:
         await anext(stream)
