@@ -201,8 +201,8 @@ def not_served(signed: SignedPayment, *, origin: str, call_id: str, reason: str,
     return PaymentOutcomeUnknown(
         f"{origin} did not serve call {call_id} after its payment had been sent: {reason}. It holds a signature that "
         f"can take up to {asset.format(authorization.amount_atomic)} for {left_s} s more; only the chain can say "
-        "whether it does (`opengradient-x402 receipts reconcile`). Nothing else was signed, and the next call offers the same "
-        f"payment again. {advice}",
+        "whether it does (`opengradient-x402 receipts reconcile`). Nothing else was signed, and the next call offers "
+        f"the same payment again. {advice}",
         call_id=call_id,
         status_code=402,
         kind="payment",
