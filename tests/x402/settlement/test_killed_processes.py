@@ -141,11 +141,15 @@ def test_a_forked_child_that_is_killed_takes_nothing_of_its_parent_and_loses_no_
     parent = subprocess.Popen(
         [sys.executable, "-c", text, *task], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
-    assert parent.stdout.readline() == "in the parent\n"
-    ledger = Ledger(path)  # takes up what the child left, and nothing of its parent, which lives
-    assert Counter(receipt.outcome for receipt in ledger.receipts().result()) == {"ok": 3, "unknown": 1}
-    ledger.close()
-    parent.communicate("go\n", timeout=120)
+    try:
+        assert parent.stdout.readline() == "in the parent\n"
+        ledger = Ledger(path)  # takes up what the child left, and nothing of its parent, which lives
+        assert Counter(receipt.outcome for receipt in ledger.receipts().result()) == {"ok": 3, "unknown": 1}
+        ledger.close()
+        parent.communicate("go\n", timeout=120)
+    finally:
+        parent.kill()
+        parent.wait()
     assert parent.returncode == 0
 
     receipts, _ = _reconciled(net, path)
