@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from eth_utils.address import to_checksum_address
 
 from opengradient_devnet.explorer.reader import ChainReader, DataRecord
+from opengradient_devnet.gateway.payment.served import ServedCalls
 from opengradient_devnet.gateway.payment.sessions import SessionBook
 from opengradient_devnet.gateway.proofs.batches import BlobStore
 
@@ -29,8 +31,9 @@ class Hit:
 class Search:
     """Looks through a chain, its blobs and the open sessions."""
 
-    def __init__(self, reader: ChainReader, *, blobs: BlobStore, sessions: SessionBook) -> None:
+    def __init__(self, reader: ChainReader, *, blobs: BlobStore, sessions: SessionBook, served: ServedCalls) -> None:
         self._reader = reader
+        self._served = served
         self._blobs = blobs
         self._sessions = sessions
 
@@ -57,7 +60,25 @@ class Search:
             hits.append(Hit(path=f"/block/{block.number}", meaning="a block"))
         for record in self._reader.data_records():
             hits += self._in_record(bytes.fromhex(word[2:]), record)
-        return hits
+        return hits + self._by_call(bytes.fromhex(word[2:]))
+
+    def _by_call(self, word: bytes) -> list[Hit]:
+        """The payments of calls with this hash: also of private calls, whose hashes are nowhere on the chain."""
+        ids = {call.authorization_id for call in self._served.with_hash(word)}
+        ended = [
+            record for record in self._sessions.settlements if record.authorization_id in ids and record.transaction
+        ]
+        return [Hit(path=f"/tx/{record.transaction}", meaning="the payment of a call") for record in ended]
+
+    def data_places(self, request_hashes: Sequence[bytes]) -> dict[bytes, DataRecord]:
+        """Where the data of these calls were settled, as far as they were."""
+        wanted, found = set(request_hashes) - {b""}, {}
+        for record in self._reader.data_records():
+            if (word := record.arguments.get("inputHash")) in wanted:
+                found[word] = record
+            elif record.kind == "batch":
+                found |= {word: record for word in wanted if self._is_leaf_part("0x" + word.hex(), record.blob_id)}
+        return found
 
     def _in_record(self, word: bytes, record: DataRecord) -> list[Hit]:
         names = {
