@@ -27,7 +27,7 @@ def calls_table(calls: Sequence[ServedCall], places: Mapping[bytes, DataRecord],
             cost,
             badge(call.data_mode),
             notation.hash(call.request_hash) if call.request_hash else None,
-            _data_place(places.get(call.request_hash), call, notation),
+            _data_place(places.get(call.signature), call, notation),
             notation.time(call.time_s),
         ]
         for call, cost in zip(calls, opg_column([call.cost_atomic for call in calls]), strict=True)

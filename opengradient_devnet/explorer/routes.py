@@ -185,7 +185,7 @@ class Explorer:
         """The calls that a payment paid for, each with where its data were settled."""
         ended = [record for record in self._sessions.settlements if record.transaction == tx_hash]
         calls = self._served.paid_by({record.authorization_id for record in ended})
-        places = self._search.data_places([call.request_hash for call in calls])
+        places = self._search.data_places([call.signature for call in calls])
         return section(
             "Calls",
             payment_pages.calls_table(calls, places, notation),

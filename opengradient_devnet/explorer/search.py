@@ -70,15 +70,19 @@ class Search:
         ]
         return [Hit(path=f"/tx/{record.transaction}", meaning="the payment of a call") for record in ended]
 
-    def data_places(self, request_hashes: Sequence[bytes]) -> dict[bytes, DataRecord]:
-        """Where the data of these calls were settled, as far as they were."""
-        wanted, found = set(request_hashes) - {b""}, {}
+    def data_places(self, signatures: Sequence[bytes]) -> dict[bytes, DataRecord]:
+        """Where the data of the calls with these proofs were settled, as far as they were."""
+        wanted = set(signatures) - {b""}
+        found: dict[bytes, DataRecord] = {}
         for record in self._reader.data_records():
-            if (word := record.arguments.get("inputHash")) in wanted:
-                found[word] = record
-            elif record.kind == "batch":
-                found |= {word: record for word in wanted if self._is_leaf_part("0x" + word.hex(), record.blob_id)}
+            held = {record.arguments.get("signature")} if record.kind == "individual" else self._signatures(record)
+            found |= dict.fromkeys(wanted & held, record)
         return found
+
+    def _signatures(self, record: DataRecord) -> set[bytes]:
+        blob = self._blobs.get(record.blob_id)
+        leaves = [] if blob is None else json.loads(blob)["values"]
+        return {bytes.fromhex(leaf["value"][3].removeprefix("0x")) for leaf in leaves}
 
     def _in_record(self, word: bytes, record: DataRecord) -> list[Hit]:
         names = {

@@ -272,6 +272,7 @@ class ModelService:
                 data_mode=call.settlement_type.name.lower(),
                 request_hash=b"" if proof is None else proof.request_hash,
                 output_hash=b"" if proof is None else proof.output_hash,
+                signature=b"" if proof is None else proof.signature,
                 time_s=time.time(),
             )
         )

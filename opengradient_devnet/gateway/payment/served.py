@@ -27,6 +27,8 @@ class ServedCall:
     """How its data are settled: `batch`, `individual` or `private`."""
     request_hash: bytes
     output_hash: bytes
+    signature: bytes
+    """The enclave's: no other call has the same, not even one with the same question and answer."""
     time_s: float
 
 
