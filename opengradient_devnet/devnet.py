@@ -39,6 +39,7 @@ from opengradient_devnet.gateway.menu import Menu
 from opengradient_devnet.gateway.payment.challenge import PaymentTerms, Scheme
 from opengradient_devnet.gateway.payment.collector import Collector, HouseFacilitator
 from opengradient_devnet.gateway.payment.door import Door
+from opengradient_devnet.gateway.payment.served import ServedCalls
 from opengradient_devnet.gateway.payment.sessions import SessionBook, SettlementRecord
 from opengradient_devnet.gateway.pricing import load_prices
 from opengradient_devnet.gateway.profile import HELPFUL, GatewayProfile, profile_named
@@ -255,6 +256,7 @@ class Devnet:
             jobs=jobs,
         )
         self._door = door
+        served = ServedCalls()
         gateway = Gateway(
             door=door,
             service=ModelService(
@@ -264,6 +266,7 @@ class Devnet:
                 profile=profile,
                 faults=self.faults,
                 on_work=housekeeper.wake,
+                served=served,
             ),
             menu=menu,
             enclave=enclave,
@@ -281,7 +284,9 @@ class Devnet:
             faults=self.faults,
             fault_token=self.fault_token,
         )
-        explorer = Explorer(chain=self.chain, sessions=self._sessions, blobs=blobs, network=self.network)
+        explorer = Explorer(
+            chain=self.chain, sessions=self._sessions, served=served, blobs=blobs, network=self.network
+        )
         routes: list[BaseRoute] = [*gateway.routes(), *public.routes()]
         if self._token is OPG_TOKEN:
             routes += explorer.routes()

@@ -24,19 +24,22 @@ ANSI_COLOR = re.compile(r"\x1b\[[0-9;]*m")
 MESSAGE_LENGTH = 6000
 
 
-def execute(path: Path) -> NotebookNode:
-    """Return the notebook with the outputs of a new run. Raises CellExecutionError; ValueError for output on stderr."""
+def execute(path: Path, *, folder: Path | None = None) -> NotebookNode:
+    """Return the notebook with the outputs of a new run, in its own folder if no other is given.
+
+    Raises CellExecutionError; ValueError for output on stderr.
+    """
     notebook = nbformat.read(path, as_version=4)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as sockets:
         # Sockets in a folder instead of ports, so that no other user can connect to the kernel.
-        kernel = AsyncKernelManager(kernel_name="python3", transport="ipc", ip=f"{folder}/kernel")
+        kernel = AsyncKernelManager(kernel_name="python3", transport="ipc", ip=f"{sockets}/kernel")
         NotebookClient(
             notebook,
             km=kernel,
             coalesce_streams=True,
             timeout=CELL_TIMEOUT_S,
             record_timing=False,
-            resources={"metadata": {"path": str(path.parent)}},
+            resources={"metadata": {"path": str(folder or path.parent)}},
         ).execute()
     for cell in notebook.cells:
         for output in cell.get("outputs", ()):
@@ -53,12 +56,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("notebooks", nargs="+", type=Path)
     parser.add_argument("--write", action="store_true", help="store the outputs in the notebooks")
     parser.add_argument("--into", type=Path, help="write the executed notebooks into this folder instead")
+    parser.add_argument("--folder", type=Path, help="run in this folder instead of each notebook's own")
     options = parser.parse_args(arguments)
     failed = False
     for path in options.notebooks:
         began = time.monotonic()
         try:
-            executed = execute(path)
+            executed = execute(path, folder=options.folder)
         except (CellExecutionError, ValueError) as exc:
             failed = True
             sys.stderr.write(f"{path}: {ANSI_COLOR.sub('', str(exc))[:MESSAGE_LENGTH]}\n")

@@ -1,6 +1,7 @@
 """Draws what commands show in a terminal of 80 columns, from a real run: `uv run --with pyte python tools/screens.py`.
 
-Writes `docs/images/*.svg`. Each command runs in a pseudo-terminal, so what is drawn is what a user sees.
+Writes `docs/images/*.svg`, and a page as Chromium shows it. Each command runs in a pseudo-terminal, so what is drawn is
+what a user sees.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import termios
+from contextlib import closing
 from pathlib import Path
 
 import pyte
@@ -23,11 +25,21 @@ from rich.style import Style
 from rich.terminal_theme import TerminalTheme
 from rich.text import Text
 
+from opengradient_devnet import Devnet
+from opengradient_x402 import Payments, load_network
+from opengradient_x402.gateway.client import GatewayClient
+
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 BIN = Path(sys.executable).parent
 COLUMNS = 80
 LINES = 200
 LONGEST_S = 180
+PAGE = "1180,1240"
+SETTLED = {
+    "batch": ("openai/gpt-5", "openai/gpt-5", "anthropic/claude-sonnet-4-6", "google/gemini-2.5-flash"),
+    "individual": ("anthropic/claude-sonnet-4-6",),
+    "private": ("openai/gpt-5-mini",),
+}
 THEME = TerminalTheme(
     (22, 27, 34),
     (230, 237, 243),
@@ -118,12 +130,53 @@ def draw(name: str, command: str, *, env: dict[str, str]) -> None:
     (IMAGES / f"{name}.svg").write_text("\n".join(line.rstrip() for line in svg.splitlines()) + "\n")
 
 
+def pay(net: Devnet, env: dict[str, str]) -> None:
+    """A morning's calls: some settled, in two modes, and a session that is open."""
+    payments = Payments.open(
+        network=load_network(env["OG_NETWORK"]), private_key=env["OG_PRIVATE_KEY"], ledger=env["OG_LEDGER_URL"]
+    )
+    with closing(payments):
+        for mode, models in SETTLED.items():
+            with GatewayClient(payments, settlement_mode=mode) as client:
+                for model in models:
+                    client.chat(asked(model))
+        net.flush_batches()
+        net.close_sessions()
+        payments.reconciler.reconcile()
+        with GatewayClient(payments) as client:
+            client.chat(asked("openai/gpt-5"))
+
+
+def asked(model: str) -> dict[str, object]:
+    """A short question."""
+    return {"model": model, "messages": [{"role": "user", "content": "What is x402, in one sentence?"}]}
+
+
+def draw_page(name: str, page: Path) -> None:
+    """Writes `docs/images/NAME.png`, as a browser shows the beginning of the page."""
+    flags = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--window-size={PAGE}")
+    picture = IMAGES / f"{name}.png"
+    subprocess.run(["chromium", *flags, f"--screenshot={picture}", page.as_uri()], check=True, capture_output=True)
+
+
 def main() -> None:
     """Draws every screen that README and docs show."""
     IMAGES.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as home:
         env = {"PATH": os.defpath, "HOME": home, "TERM": "xterm-256color", "LANG": "C.UTF-8"}
         draw("demo", "opengradient-x402 demo", env=env)
+        with Devnet(network_file=Path(home) / "devnet.json") as net:
+            env |= {
+                "OG_NETWORK": str(net.network_file),
+                "OG_PRIVATE_KEY": net.account(opg="10", approved=True).private_key,
+                "OG_LEDGER_URL": f"sqlite:///{home}/ledger.sqlite",
+            }
+            pay(net, env)
+            draw("receipts", "opengradient-x402 receipts list", env=env)
+            page = Path(home) / "report.html"
+            report = [BIN / "opengradient-x402", "receipts", "report", "--output", page]
+            subprocess.run(report, env=env, check=True, capture_output=True)
+            draw_page("report", page)
 
 
 if __name__ == "__main__":

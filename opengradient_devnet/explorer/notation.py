@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from eth_utils.address import to_checksum_address
@@ -27,17 +27,24 @@ def short(text: str, *, head: int = 10, tail: int = 6) -> str:
     return text if len(text) <= head + tail + 1 else f"{text[:head]}…{text[-tail:]}"
 
 
-def opg(amount_atomic: int) -> Html:
-    """An amount of OPG, exact; all digits of it."""
+def opg_column(amounts_atomic: Sequence[int]) -> list[Html]:
+    """Amounts of one column: the points of all stand below each other."""
+    fractions = [_fraction_digits(amount) for amount in amounts_atomic]
+    longest = max(fractions, default=0)
+    return [opg(amount, pad=longest - digits) for amount, digits in zip(amounts_atomic, fractions, strict=True)]
+
+
+def _fraction_digits(amount_atomic: int) -> int:
+    return len(OPG_TOKEN.text(amount_atomic).partition(".")[2])
+
+
+def opg(amount_atomic: int, *, pad: int = 0) -> Html:
+    """An amount of OPG, exact; all digits of it, and room for `pad` more."""
     if amount_atomic >= UNLIMITED // 2:
         return element("span", "unlimited", class_="amount", title=f"{amount_atomic} atomic units")
-    return element(
-        "span",
-        OPG_TOKEN.text(amount_atomic),
-        element("small", " OPG"),
-        class_="amount",
-        title=f"{amount_atomic} atomic units",
-    )
+    digits = OPG_TOKEN.text(amount_atomic)
+    shown = element("span", digits, class_=f"pad-{pad}") if pad else digits
+    return element("span", shown, element("small", " OPG"), class_="amount", title=f"{amount_atomic} atomic units")
 
 
 def number(value: int) -> str:

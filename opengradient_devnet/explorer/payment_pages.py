@@ -6,29 +6,55 @@ What the chain says and what the gateway says are shown apart. `reader` has read
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from opengradient_devnet.explorer.layout import facts, raw, section, table, unfolds
 from opengradient_devnet.explorer.markup import Html, Node, element, fragment
-from opengradient_devnet.explorer.notation import Notation, badge, number, opg, short, utc
+from opengradient_devnet.explorer.notation import Notation, badge, number, opg, opg_column, short, utc
 from opengradient_devnet.explorer.reader import DataRecord, Payment
+from opengradient_devnet.gateway.payment.served import ServedCall
 from opengradient_devnet.gateway.payment.session_views import SessionView, session_mark
 from opengradient_devnet.gateway.payment.sessions import SettlementRecord
 
 
+def calls_table(calls: Sequence[ServedCall], places: Mapping[bytes, DataRecord], notation: Notation) -> Html:
+    """The calls of one payment: model, tokens, cost, and where the data were settled."""
+    rows: list[list[Node]] = [
+        [
+            element("code", call.model),
+            f"{number(call.prompt_tokens)} in, {number(call.completion_tokens)} out",
+            cost,
+            badge(call.data_mode),
+            notation.hash(call.request_hash) if call.request_hash else None,
+            _data_place(places.get(call.signature), call, notation),
+            notation.time(call.time_s),
+        ]
+        for call, cost in zip(calls, opg_column([call.cost_atomic for call in calls]), strict=True)
+    ]
+    head = ["Model", "Tokens", "Cost", "Data", "Request hash", "Data settlement", "Served"]
+    return table(head, rows, empty="The gateway remembers no call of this payment.")
+
+
+def _data_place(record: DataRecord | None, call: ServedCall, notation: Notation) -> Node:
+    if record is not None:
+        return notation.transaction(record.tx_hash)
+    return "none, it is private" if call.data_mode == "private" else "not yet"
+
+
 def payments_table(payments: Sequence[Payment], notation: Notation) -> Html:
     """Settled payments, as the chain has them."""
+    amounts = opg_column([payment.call.amount_atomic for payment in payments])
     rows: list[list[Node]] = [
         [
             notation.transaction(payment.tx_hash),
-            opg(payment.call.amount_atomic),
+            amount,
             notation.address(payment.call.payer),
             notation.address(payment.call.pay_to),
             payment.call.method,
             notation.time(payment.time_s),
         ]
-        for payment in payments
+        for payment, amount in zip(payments, amounts, strict=True)
     ]
     head = ["Transaction", "Amount", "Payer", "Payee", "Scheme", "Settled"]
     return table(head, rows, empty="No payment has been settled yet. Sessions settle when they close.")
@@ -65,16 +91,17 @@ def _used(session: SessionView) -> Html:
 
 def settlements_table(records: Sequence[SettlementRecord], notation: Notation) -> Html:
     """Sessions and single calls that have ended, as the gateway tells it."""
+    amounts = opg_column([record.amount_atomic for record in records])
     rows: list[list[Node]] = [
         [
             notation.session(session_mark(record.session_id)) if record.session_id else "single call",
             notation.address(record.payer),
             number(record.calls),
-            opg(record.amount_atomic),
+            amount,
             _ending(record),
             notation.transaction(record.transaction) if record.transaction else "none",
         ]
-        for record in records
+        for record, amount in zip(records, amounts, strict=True)
     ]
     head = ["Session", "Payer", "Calls", "Taken", "Outcome", "Transaction"]
     return table(head, rows, empty="Nothing has ended yet.")

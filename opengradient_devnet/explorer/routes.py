@@ -26,6 +26,7 @@ from opengradient_devnet.explorer.markup import Node, element
 from opengradient_devnet.explorer.notation import BASE, Notation, link, number, opg
 from opengradient_devnet.explorer.reader import Block, ChainReader
 from opengradient_devnet.explorer.search import Search
+from opengradient_devnet.gateway.payment.served import ServedCalls
 from opengradient_devnet.gateway.payment.sessions import SessionBook
 from opengradient_devnet.gateway.proofs.batches import BlobStore
 
@@ -55,11 +56,20 @@ _NAMES = {
 class Explorer:
     """Pages about one devnet. `network` is its public description."""
 
-    def __init__(self, *, chain: Chain, sessions: SessionBook, blobs: BlobStore, network: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        *,
+        chain: Chain,
+        sessions: SessionBook,
+        served: ServedCalls,
+        blobs: BlobStore,
+        network: Mapping[str, Any],
+    ) -> None:
         self._reader = ChainReader(chain)
         self._sessions = sessions
         self._blobs = blobs
-        self._search = Search(self._reader, blobs=blobs, sessions=sessions)
+        self._served = served
+        self._search = Search(self._reader, blobs=blobs, sessions=sessions, served=served)
         self._chain_id = chain.chain_id
         self._labels = {ADDRESSES[name].lower(): label for name, label in _NAMES.items()}
         self._labels |= {address.lower(): "gateway" for address in network["payees"]}
@@ -164,8 +174,23 @@ class Explorer:
         if found is None:
             why = "It may have been dropped by a reorganisation, or belong to another chain or another run."
             return self._missing("transaction", tx_hash, why)
-        title = "Payment" if found.payments else "Transaction"
-        return self._page(title, chain_pages.transaction_body(found, self._notation()), here="/txs")
+        notation = self._notation()
+        body = chain_pages.transaction_body(found, notation)
+        if found.payments:
+            return self._page("Payment", body, self._paid_calls(found.hash, notation), here="/payments")
+        is_data = any(event.contract == "Relay" for event in found.events)
+        return self._page("Transaction", body, here="/data" if is_data else "/txs")
+
+    def _paid_calls(self, tx_hash: str, notation: Notation) -> Node:
+        """The calls that a payment paid for, each with where its data were settled."""
+        ended = [record for record in self._sessions.settlements if record.transaction == tx_hash]
+        calls = self._served.paid_by({record.authorization_id for record in ended})
+        places = self._search.data_places([call.signature for call in calls])
+        return section(
+            "Calls",
+            payment_pages.calls_table(calls, places, notation),
+            note("So the gateway tells it: a payer's own ids of calls are not sent to gateways.") if calls else None,
+        )
 
     def _address(self, request: Request) -> Response:
         named = request.path_params["address"]
@@ -239,6 +264,12 @@ class Explorer:
             "The search knows transaction and block hashes, block numbers, addresses, nonces of signed payments, "
             "Merkle roots, request and output hashes, enclave ids, blob ids, and the marks of open sessions."
         )
+        if query.strip().startswith("call_"):
+            hint = note(
+                "The id of a call stays with its payer. ",
+                element("code", f"opengradient-x402 receipts show {query.strip()} --full"),
+                " has the transaction of its payment, and its request hash: both are found here.",
+            )
         status = 200 if hits else 404
         return self._page("Search", found, None if hits else hint, query=query, status=status, here=None)
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from eth_utils.address import to_checksum_address
 
 from opengradient_devnet.explorer.reader import ChainReader, DataRecord
+from opengradient_devnet.gateway.payment.served import ServedCalls
 from opengradient_devnet.gateway.payment.sessions import SessionBook
 from opengradient_devnet.gateway.proofs.batches import BlobStore
 
@@ -29,8 +31,9 @@ class Hit:
 class Search:
     """Looks through a chain, its blobs and the open sessions."""
 
-    def __init__(self, reader: ChainReader, *, blobs: BlobStore, sessions: SessionBook) -> None:
+    def __init__(self, reader: ChainReader, *, blobs: BlobStore, sessions: SessionBook, served: ServedCalls) -> None:
         self._reader = reader
+        self._served = served
         self._blobs = blobs
         self._sessions = sessions
 
@@ -57,7 +60,29 @@ class Search:
             hits.append(Hit(path=f"/block/{block.number}", meaning="a block"))
         for record in self._reader.data_records():
             hits += self._in_record(bytes.fromhex(word[2:]), record)
-        return hits
+        return hits + self._by_call(bytes.fromhex(word[2:]))
+
+    def _by_call(self, word: bytes) -> list[Hit]:
+        """The payments of calls with this hash: also of private calls, whose hashes are nowhere on the chain."""
+        ids = {call.authorization_id for call in self._served.with_hash(word)}
+        ended = [
+            record for record in self._sessions.settlements if record.authorization_id in ids and record.transaction
+        ]
+        return [Hit(path=f"/tx/{record.transaction}", meaning="the payment of a call") for record in ended]
+
+    def data_places(self, signatures: Sequence[bytes]) -> dict[bytes, DataRecord]:
+        """Where the data of the calls with these proofs were settled, as far as they were."""
+        wanted = set(signatures) - {b""}
+        found: dict[bytes, DataRecord] = {}
+        for record in self._reader.data_records():
+            held = {record.arguments.get("signature")} if record.kind == "individual" else self._signatures(record)
+            found |= dict.fromkeys(wanted & held, record)
+        return found
+
+    def _signatures(self, record: DataRecord) -> set[bytes]:
+        blob = self._blobs.get(record.blob_id)
+        leaves = [] if blob is None else json.loads(blob)["values"]
+        return {bytes.fromhex(leaf["value"][3].removeprefix("0x")) for leaf in leaves}
 
     def _in_record(self, word: bytes, record: DataRecord) -> list[Hit]:
         names = {

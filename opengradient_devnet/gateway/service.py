@@ -18,6 +18,7 @@ from opengradient_devnet.gateway import answers
 from opengradient_devnet.gateway.event_stream import EventKind, EventStream, StreamEvent, spoiled
 from opengradient_devnet.gateway.intake import HeaderList
 from opengradient_devnet.gateway.payment.door import Admission
+from opengradient_devnet.gateway.payment.served import ServedCall, ServedCalls
 from opengradient_devnet.gateway.pricing import Cost, ModelPrice, PriceList
 from opengradient_devnet.gateway.profile import GatewayProfile
 from opengradient_devnet.gateway.proofs.batches import DataSettler, IndividualRecord, SettlementType
@@ -82,6 +83,7 @@ class ModelService:
         profile: GatewayProfile,
         faults: Faults,
         on_work: Callable[[], None],
+        served: ServedCalls,
     ) -> None:
         self._model = model
         self._enclave = enclave
@@ -89,6 +91,7 @@ class ModelService:
         self._profile = profile
         self._faults = faults
         self._on_work = on_work
+        self._served = served
         self._latest_proof: Proof | None = None
 
     async def ask(self, call: Call) -> Transcript:
@@ -124,6 +127,7 @@ class ModelService:
         else:
             self._batch(call, proof)
         headers += await call.admission.collect(cost.atomic)
+        self._remember(call, transcript, proof)
         content = answers.completion(
             transcript,
             model=call.request["model"],
@@ -254,6 +258,24 @@ class ModelService:
     def _bill(self, call: Call, transcript: Transcript, proof: Proof | None) -> None:
         self._batch(call, proof)
         call.admission.end_stream(self.cost(call, transcript).atomic)
+        self._remember(call, transcript, proof)
+
+    def _remember(self, call: Call, transcript: Transcript, proof: Proof | None) -> None:
+        usage = transcript.usage
+        self._served.add(
+            ServedCall(
+                authorization_id=call.admission.payment.authorization_id,
+                model=str(call.request["model"]),
+                prompt_tokens=usage["prompt_tokens"],
+                completion_tokens=usage["completion_tokens"],
+                cost_atomic=self.cost(call, transcript).atomic,
+                data_mode=call.settlement_type.name.lower(),
+                request_hash=b"" if proof is None else proof.request_hash,
+                output_hash=b"" if proof is None else proof.output_hash,
+                signature=b"" if proof is None else proof.signature,
+                time_s=time.time(),
+            )
+        )
 
     # --- price, proof, data settlement -----------------------------------------------------------------------
 

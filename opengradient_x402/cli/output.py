@@ -135,10 +135,10 @@ def status_text(word: str, url: str | None = None) -> Text:
 
 AMOUNT_WORDS: Final = {
     "settled": ("", "taken by the settlement on chain"),
-    "quoted": (" ?", "quoted by the gateway, and not taken yet"),
-    "estimated": (" ~", "estimated from usage and published prices; the gateway quoted nothing"),
+    "quoted": ("?", "quoted by the gateway, and not taken yet"),
+    "estimated": ("~", "estimated from usage and published prices; the gateway quoted nothing"),
     "nothing": ("", "nothing was taken, and nothing can be"),
-    "unknown": (" -", "not known yet"),
+    "unknown": ("-", "not known yet"),
 }
 """How sure an amount is: the mark behind it, and what the word means."""
 

@@ -95,7 +95,7 @@ def list_receipts(
     marks = dict.fromkeys(word for receipt in chosen if AMOUNT_WORDS[word := amount_of(receipt)[1]][0])
     for word in marks:
         mark, meaning = AMOUNT_WORDS[word]
-        typer.echo(f"{mark.strip()}  {meaning}")
+        typer.echo(f"{mark}  {meaning}")
 
 
 def grouped(
@@ -137,13 +137,13 @@ def _print_list(receipts: list[SettlementReceipt], known: KnownNetworks, *, is_f
         )
         return
     view = _View(receipts, known, is_full=is_full or not is_terminal(), width=columns())
-    print_table(view.kept(*_HEADINGS, symbol, "transaction"), view.rows(), right=(symbol,), title=title)
+    print_table(view.kept(*_HEADINGS, symbol, "", "transaction"), view.rows(), right=(symbol,), title=title)
 
 
 def _print_whole(receipt: SettlementReceipt, known: KnownNetworks) -> None:
     """A receipt in lines, where the table with everything has no room."""
     amount, word = amount_of(receipt)
-    cost = "cost not known" if word == "unknown" else f"{_money(known, receipt)(amount)}{AMOUNT_WORDS[word][0]}"
+    cost = "cost not known" if word == "unknown" else f"{_money(known, receipt)(amount)} {AMOUNT_WORDS[word][0]}"
     url = known.transaction_url(receipt.network, receipt.payment_tx_hash)
     paper = terminal()
     paper.print(receipt.call_id, style="bold")
@@ -165,13 +165,17 @@ class _View:
         self._has_mode, self._has_transaction = width >= 96, width >= 116
         self._has_marks = any(AMOUNT_WORDS[amount_of(receipt)[1]][0] for receipt in receipts)
         self._id_length = _telling_length([receipt.call_id for receipt in receipts])
-        rest = self._id_length + len("00:00") + len("… authorized") + len("0.000000 ?") + 4 * 2
+        rest = self._id_length + len("00:00") + len("… authorized") + len("0.000000") + len("?") + 5 * 2
         self._model_width = 40 if self._has_mode else max(12, width - rest)
 
-    def kept(self, call: _T, time: _T, model: _T, mode: _T, status: _T, amount: _T, transaction: _T) -> list[_T]:
+    def kept(
+        self, call: _T, time: _T, model: _T, mode: _T, status: _T, amount: _T, mark: _T, transaction: _T
+    ) -> list[_T]:
         """The cells of the columns that are shown."""
         cells = ((call, True), (time, True), (model, True), (mode, self._has_mode), (status, True), (amount, True))
-        return [cell for cell, is_kept in (*cells, (transaction, self._has_transaction)) if is_kept]
+        return [
+            cell for cell, is_kept in (*cells, (mark, self._has_marks), (transaction, self._has_transaction)) if is_kept
+        ]
 
     def rows(self) -> Iterator[list[str | Text]]:
         """A row for each day and its receipts, the sum, and a row for each model."""
@@ -194,7 +198,8 @@ class _View:
             self._fitting(model_of(receipt)),
             receipt.settlement_mode,
             status_text(status_word(receipt), url),
-            self._amount(None if word == "unknown" else amount, AMOUNT_WORDS[word][0]),
+            "" if word == "unknown" else self._amount(amount),
+            AMOUNT_WORDS[word][0],
             linked(tx_hash if self._is_full or not tx_hash else f"{tx_hash[:10]}…{tx_hash[-4:]}", url),
         )
 
@@ -203,21 +208,18 @@ class _View:
 
         words = {amount_of(receipt)[1] for receipt in receipts}
         mark = next((AMOUNT_WORDS[word][0] for word in ("quoted", "estimated") if word in words), "")
-        cost = self._amount(total_of(receipts), mark)
-        cells = (name, "", self._fitting(model), "", counted(len(receipts), "call"), cost, "")
+        cost = self._amount(total_of(receipts))
+        cells = (name, "", self._fitting(model), "", counted(len(receipts), "call"), cost, mark, "")
         styled = [Text(shown(cell), style=style) for cell in cells]
         return [*self.kept(*styled)]
 
     def _fitting(self, model: str) -> str:
         return model if self._is_full or len(model) <= self._model_width else f"…/{model.rpartition('/')[2]}"
 
-    def _amount(self, amount_atomic: int | None, mark: str) -> str:
-        """The amount and its mark; the points of all stand below each other."""
-        if amount_atomic is None:
-            return mark
+    def _amount(self, amount_atomic: int) -> str:
         if self._is_full:
-            return format_amount(amount_atomic, decimals=self._decimals) + mark
-        return rounded(amount_atomic, decimals=self._decimals) + (mark or "  " * self._has_marks)
+            return format_amount(amount_atomic, decimals=self._decimals)
+        return rounded(amount_atomic, decimals=self._decimals)
 
 
 def _telling_length(call_ids: list[str]) -> int:

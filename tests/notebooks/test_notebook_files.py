@@ -78,7 +78,7 @@ def test_every_code_cell_parses_and_every_import_is_of_something_that_the_projec
     content, _ = notebook
     allowed = {
         "IPython", "hashed_words", "httpx", "langchain", "langchain_core", "langchain_opengradient", "langgraph",
-        "llama_index", "llama_index_opengradient", "matplotlib", "opengradient_x402",
+        "llama_index", "llama_index_opengradient", "matplotlib", "matplotlib_inline", "opengradient_x402",
         "asyncio", "contextlib", "dataclasses", "datetime", "decimal", "http", "json", "logging", "os", "pathlib",
         "subprocess", "sys", "tempfile", "threading", "time",
     }  # fmt: skip

@@ -279,15 +279,14 @@ def _records(report: Report, figures: Figures) -> _Html:
         reasons = [_tag("li", _chip(basis_of(finding)), f" {finding.statement}: {finding.why}") for finding in findings]
         opened = _tag("details", _tag("summary", record.call_id[:13]), _tag("p", record.call_id), _tag("ul", reasons))
         amount, word = amount_of(record)
-        tx_hash = record.payment_tx_hash
-        link = _tag("a", "transaction", href=url) if url else _tag("code", f"{tx_hash[:10]}…" if tx_hash else "")
+        status = status_word(record)
         rows.append(
             _tag(
                 "tr",
                 _tag("td", opened),
                 _tag("td", f"{day_of(record)} {local_time(record.created_at, '%H:%M')}"),
                 _tag("td", model_of(record), _tag("small", f" {record.settlement_mode}")),
-                _tag("td", status_word(record), " ", link),
+                _tag("td", _tag("a", status, href=url) if url else status),
                 _tag("td", "" if word == "unknown" else _amount(report, figures, amount), class_="number"),
                 _tag("td", _tag("small", word)),
                 [_tag("td", _chip(figures.basis(record, aspect))) for aspect in ASPECTS],

@@ -385,3 +385,41 @@ def test_blob_that_is_neither_call_nor_tree_is_shown_as_json():
 
     assert json.dumps(HOSTILE) in "".join(page.words)
     assert "script" not in page.tags
+
+
+def test_a_payment_leads_to_its_calls_and_their_data(net, payer, look):
+    answered = payer.chat(headers={"x-settlement-type": "individual"})
+    private = payer.chat(session=answered.headers["x-upto-session"], headers={"x-settlement-type": "private"})
+    record = net.close_sessions()[-1]
+    page = look(f"/tx/{record.transaction}")
+    assert page.words.count(answered.json()["model"]) == 2
+    usage = answered.json()["usage"]
+    assert f"{usage['prompt_tokens']} in, {usage['completion_tokens']} out" in page.text
+    own = f"/explorer/tx/{record.transaction}"
+    (data,) = {link for link in page.links if link.startswith("/explorer/tx/")} - {own}
+    assert "IndividualSettlement" in look(data.removeprefix("/explorer")).text
+    assert "none, it is private" in page.text
+    # A private call's hash is nowhere on the chain, and still leads to what paid for it.
+    found = look(f"/search?q={private.json()['tee_request_hash']}")
+    assert record.transaction in found.url or any(record.transaction in link for link in found.links)
+
+
+def test_the_id_of_a_call_is_answered_with_where_to_look(look):
+    assert "receipts show call_12ab --full" in look("/search?q=call_12ab", status=404).text
+
+
+def test_pages_light_the_tab_that_they_belong_to(net, settled, look):
+    *_, record = settled
+    raw = httpx.get(f"{net.network['explorer_url']}/tx/{record.transaction}", trust_env=False).text
+    assert re.search(r'<a [^>]*href="/explorer/payments"[^>]*aria-current="page"', raw) or re.search(
+        r'<a [^>]*aria-current="page"[^>]*href="/explorer/payments"', raw
+    )
+
+
+def test_amounts_of_a_column_stand_below_each_other():
+    from opengradient_devnet.explorer.notation import opg_column
+
+    one, two, three = opg_column([10**18, 15 * 10**17, 1])
+    assert 'class="pad-18"' in one
+    assert 'class="pad-17"' in two
+    assert "pad" not in three
