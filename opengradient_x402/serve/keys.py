@@ -1,0 +1,72 @@
+"""The API keys of a server: each has a name, a token that its tool sends, and a limit of its own if one is set.
+
+All of them pay from one wallet. What the wallet may spend at all is `payment.policy`.
+"""
+
+from __future__ import annotations
+
+import hmac
+import re
+import secrets
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from opengradient_x402.errors import ConfigurationError
+from opengradient_x402.payment.run_limit import RunLimit
+
+_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,32}", re.ASCII)
+_TOKEN_BYTES: Final = 24
+ONLY_KEY: Final = "default"
+"""The name of the key of a server without budgets."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiKey:
+    """One tool that may spend the wallet's money."""
+
+    name: str
+    token: str = field(default_factory=lambda: f"sk-og-{secrets.token_urlsafe(_TOKEN_BYTES)}", repr=False)
+    limit: RunLimit | None = None
+
+    @property
+    def limits(self) -> tuple[RunLimit, ...]:
+        """Its limit, as calls take it."""
+        return () if self.limit is None else (self.limit,)
+
+
+def keys_of(budgets: Sequence[str]) -> tuple[ApiKey, ...]:
+    """A key for each `NAME=AMOUNT` (whole tokens); without any, one key that only the wallet's policy limits.
+
+    Raises ConfigurationError.
+    """
+    keys: dict[str, ApiKey] = {}
+    for budget in budgets:
+        name, _, amount = budget.partition("=")
+        if _NAME.fullmatch(name) is None or not amount:
+            raise _refused(f"The budget {budget!r} is not NAME=AMOUNT, such as editor=0.5 (at most 32 letters a name)")
+        if name in keys:
+            raise _refused(f"Two budgets are named {name!r}")
+        try:
+            limit = RunLimit(
+                amount,
+                subject=f"The key {name!r}",
+                remedy=f"Lower `max_tokens`, or start the server with a larger `--budget {name}=…`.",
+            )
+        except ConfigurationError as exc:
+            raise _refused(f"The budget {budget!r} has no amount: {exc}") from exc
+        keys[name] = ApiKey(name=name, limit=limit)
+    return tuple(keys.values()) or (ApiKey(name=ONLY_KEY),)
+
+
+def key_with(token: str, keys: Iterable[ApiKey]) -> ApiKey | None:
+    """The key that has this token; the time that this takes says nothing about the tokens."""
+    given, found = token.encode("utf-8", "surrogateescape"), None
+    for key in keys:
+        if hmac.compare_digest(key.token.encode(), given):
+            found = key
+    return found
+
+
+def _refused(what: str) -> ConfigurationError:
+    return ConfigurationError(f"{what}. Nothing was paid. Give each key once, as `--budget NAME=AMOUNT`.")
