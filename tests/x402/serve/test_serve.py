@@ -12,12 +12,16 @@ from typing import Any
 import httpx
 import pytest
 
+from opengradient_devnet import Devnet
 from opengradient_devnet.faults import AnswerStatus, ErrorEvent, HangUp, SlowDrip
 from opengradient_x402.payment.payments import Payments
-from support.payers import PROMPT, payments_for, settled_receipts
+from support.payers import PROMPT, opg_balance, payments_for, settled_receipts
 from support.paying_server import PayingServer, paying_server
 
-PIXEL = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+PIXEL = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5E"
+    "rkJggg=="
+)
 ADD = {
     "type": "function",
     "function": {
@@ -44,8 +48,24 @@ PERSON = {
 }
 
 
+@pytest.fixture(scope="module")
+def shared(net: Devnet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PayingServer]:
+    account = net.account(opg="10", approved=True)
+    ledger = tmp_path_factory.mktemp("serve") / "ledger.sqlite"
+    with payments_for(net, account, ledger) as paying, paying_server(paying) as running:
+        yield running
+
+
 @pytest.fixture
-def server(payments: Payments) -> Iterator[PayingServer]:
+def server(shared: PayingServer) -> PayingServer:
+    """A server that all tests share which leave no payment in doubt; its receipts are those of this test."""
+    shared.receipts.clear()
+    return shared
+
+
+@pytest.fixture
+def own_server(payments: Payments) -> Iterator[PayingServer]:
+    """A server that pays with `payments`."""
     with paying_server(payments) as running:
         yield running
 
@@ -87,25 +107,24 @@ def waits_for(payments: Payments, outcome: str) -> None:
     assert outcomes(payments) == [outcome]
 
 
-def test_an_answer_has_openais_shape_and_names_its_receipt(server, payments):
+def test_an_answer_has_openais_shape_and_names_its_receipt(server):
     response = ask(server)
     answer = response.json()
     assert answer["object"] == "chat.completion"
     assert answer["choices"][0]["message"]["content"]
     assert answer["choices"][0]["finish_reason"] == "stop"
     assert answer["usage"]["total_tokens"] > 0
-    (receipt,) = payments.ledger.receipts().result()
+    ((_, receipt),) = server.receipts
     assert answer["opengradient"]["call_id"] == receipt.call_id
     assert response.headers["x-opengradient-receipt"] == (
         f"{receipt.call_id}; status=served; cost_atomic={receipt.cost_atomic}"
     )
 
 
-def test_the_last_event_of_a_stream_has_the_reason_and_the_receipt(server, payments):
+def test_the_last_event_of_a_stream_has_the_reason_and_the_receipt(server):
     events, headers = events_of(server)
-    (receipt,) = payments.ledger.receipts().result()
+    ((_, receipt),) = server.receipts
     assert events[0]["choices"][0]["delta"]["role"] == "assistant"
-    assert text_of(events) == ask(server).json()["choices"][0]["message"]["content"]
     assert [event["choices"][0]["finish_reason"] for event in events if event["choices"][0]["finish_reason"]] == [
         "stop"
     ]
@@ -113,6 +132,7 @@ def test_the_last_event_of_a_stream_has_the_reason_and_the_receipt(server, payme
     assert events[-1]["opengradient"]["cost_atomic"] == str(receipt.cost_atomic)
     assert headers["x-opengradient-receipt"].startswith(receipt.call_id)
     assert "usage" not in events[-1]
+    assert text_of(events) == ask(server).json()["choices"][0]["message"]["content"]
 
 
 def test_a_stream_ends_with_the_usage_when_it_is_asked_for(server):
@@ -159,23 +179,23 @@ def test_an_image_is_passed_on(server):
     assert "image/png (70 bytes)" in seen["choices"][0]["message"]["content"]
 
 
-def test_a_client_that_hangs_up_ends_the_call_and_its_receipt_is_recorded(net, server, payments):
-    net.faults.inject(SlowDrip(pace_s=0.3))
+def test_a_client_that_hangs_up_ends_the_call_and_its_receipt_is_recorded(net, own_server, payments):
+    net.faults.inject(SlowDrip(pace_s=0.2))
     body = {**PROMPT, "stream": True}
-    with tool_of(server) as tool, tool.stream("POST", "/chat/completions", json=body) as response:
+    with tool_of(own_server) as tool, tool.stream("POST", "/chat/completions", json=body) as response:
         next(response.iter_lines())
     waits_for(payments, "abandoned")
-    assert [receipt.outcome for receipt in server.receipts_of("default")] == ["abandoned"]
+    assert [receipt.outcome for receipt in own_server.receipts_of("default")] == ["abandoned"]
 
 
 @pytest.mark.parametrize("is_stream", [False, True])
-def test_a_retry_of_a_client_that_timed_out_gets_the_answer_that_was_paid(net, server, payments, is_stream):
-    net.faults.inject(HangUp(after_s=1.5))
+def test_a_retry_of_a_client_that_timed_out_gets_the_answer_that_was_paid(net, own_server, payments, is_stream):
+    net.faults.inject(HangUp(after_s=1.0))
     body = {**PROMPT, "stream": is_stream}
-    with tool_of(server) as tool, pytest.raises(httpx.ReadTimeout):
-        tool.post("/chat/completions", json=body, timeout=0.5)
+    with tool_of(own_server) as tool, pytest.raises(httpx.ReadTimeout):
+        tool.post("/chat/completions", json=body, timeout=0.4)
     time.sleep(0.2)
-    with tool_of(server, **{"x-stainless-retry-count": "1"}) as tool:
+    with tool_of(own_server, **{"x-stainless-retry-count": "1"}) as tool:
         response = tool.post("/chat/completions", json=body)
     assert response.status_code == 424, response.text
     assert response.headers["x-should-retry"] == "false"
@@ -215,7 +235,7 @@ def test_what_the_server_does_not_have_is_a_clear_404(server, method, path, word
         ({"content-type": "text/plain"}, 415),
     ],
 )
-def test_strangers_get_nothing_and_nothing_is_paid(server, payments, headers, status):
+def test_strangers_get_nothing_and_nothing_is_paid(server, headers, status):
     with tool_of(server) as tool:
         for method, path in (("POST", "/chat/completions"), ("OPTIONS", "/chat/completions"), ("GET", "/models")):
             if status == 415 and method != "POST":
@@ -225,7 +245,7 @@ def test_strangers_get_nothing_and_nothing_is_paid(server, payments, headers, st
             assert set(response.json()["error"]) == {"message", "type", "param", "code"}
             assert response.headers["x-should-retry"] == "false"
             assert not [name for name in response.headers if name.startswith("access-control")]
-    assert payments.ledger.receipts().result() == []
+    assert server.receipts == []
 
 
 @pytest.mark.parametrize(
@@ -240,13 +260,13 @@ def test_strangers_get_nothing_and_nothing_is_paid(server, payments, headers, st
         (b"[" * 100_000, "JSON"),
     ],
 )
-def test_a_request_that_no_gateway_serves_is_refused_before_it_is_paid(server, payments, content, word):
+def test_a_request_that_no_gateway_serves_is_refused_before_it_is_paid(server, content, word):
     with tool_of(server, **{"content-type": "application/json"}) as tool:
         response = tool.post("/chat/completions", content=content)
     assert response.status_code == 400
     assert response.json()["error"]["type"] == "invalid_request_error"
     assert word in response.json()["error"]["message"]
-    assert payments.ledger.receipts().result() == []
+    assert server.receipts == []
 
 
 def test_an_unknown_model_is_openais_404(server):
@@ -268,9 +288,9 @@ def test_a_body_without_end_is_not_read_to_its_end(server):
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
-def test_no_client_tries_a_failure_again_that_may_have_been_paid(net, server, payments, status):
+def test_no_client_tries_a_failure_again_that_may_have_been_paid(net, own_server, payments, status):
     net.faults.inject(AnswerStatus(status=status))
-    response = ask(server)
+    response = ask(own_server)
     assert response.status_code == 424
     assert response.headers["x-should-retry"] == "false"
     assert "retry-after" not in response.headers
@@ -278,9 +298,9 @@ def test_no_client_tries_a_failure_again_that_may_have_been_paid(net, server, pa
     assert response.json()["opengradient"]["call_id"] == receipt.call_id
 
 
-def test_an_error_in_a_stream_is_an_event_with_the_receipt(net, server, payments):
+def test_an_error_in_a_stream_is_an_event_with_the_receipt(net, own_server, payments):
     net.faults.inject(ErrorEvent(message="The provider failed."))
-    events = [json.loads(line[6:]) for line in ask(server, stream=True).text.split("\n\n") if line]
+    events = [json.loads(line[6:]) for line in ask(own_server, stream=True).text.split("\n\n") if line]
     (receipt,) = payments.ledger.receipts().result()
     assert "The provider failed" in events[-1]["error"]["message"]
     assert events[-1]["opengradient"]["call_id"] == receipt.call_id
@@ -302,7 +322,7 @@ def test_a_wallet_without_money_is_402(net, tmp_path):
 
 
 def test_budgets_hold_under_parallel_calls_and_one_key_does_not_touch_the_other(net, payments):
-    with paying_server(payments, budgets=["small=0.002", "large=1"]) as server:
+    with paying_server(payments, budgets=["small=0.006", "large=1"]) as server:
         with ThreadPoolExecutor(20) as pool:
             small = list(pool.map(lambda _: ask(server, "small", max_tokens=50), range(20)))
             large = list(pool.map(lambda _: ask(server, "large", max_tokens=50), range(10)))
@@ -318,6 +338,4 @@ def test_budgets_hold_under_parallel_calls_and_one_key_does_not_touch_the_other(
         paid = sum(settled[receipt.call_id].settled_atomic for receipt in server.receipts_of(name))
         assert paid == limit.spent_atomic
         assert paid <= payments.network.asset.parse(limit.limit)
-    assert sum(record.amount_atomic for record in net.settlements() if record.payer == payments.payer) == sum(
-        receipt.settled_atomic for receipt in settled.values()
-    )
+    assert opg_balance(net, payments.payer) == 10 * 10**18 - sum(receipt.settled_atomic for receipt in settled.values())
