@@ -81,7 +81,6 @@ def serve(
         )
         with _listening(host, port) as listener:
             url = _url(host, listener.getsockname()[1])
-            _announce(url, keys, payments, as_json=as_json, is_seen_by_others=host not in _LOOPBACK)
             config = uvicorn.Config(
                 app,
                 log_level="warning",
@@ -94,6 +93,7 @@ def serve(
             # uvicorn sends a signal again when it has ended; the ledger is closed after that, so it must not kill.
             signal.signal(signal.SIGTERM, signal.default_int_handler)
             with suppress(KeyboardInterrupt):
+                _announce(url, keys, payments, as_json=as_json, is_seen_by_others=host not in _LOOPBACK)
                 uvicorn.Server(config).run(sockets=[listener])
         _take_leave(keys, as_json=as_json)
 
@@ -144,7 +144,7 @@ def _announce(url: str, keys: Sequence[ApiKey], payments: Payments, *, as_json: 
     asset = payments.network.asset
     lines = [
         f"Paying on {payments.network.name} from {payments.payer}",
-        f"at most {asset.format(payments.budget_atomic)} a day over all keys. Ctrl-C ends the server.",
+        f"At most {asset.format(payments.budget_atomic)} a day over all keys. Ctrl-C ends the server.",
         "",
         f"  OPENAI_BASE_URL={url}",
     ]

@@ -54,7 +54,7 @@ def keys_of(budgets: Sequence[str]) -> tuple[ApiKey, ...]:
                 remedy=f"Lower `max_tokens`, or start the server with a larger `--budget {name}=…`.",
             )
         except ConfigurationError as exc:
-            raise _refused(f"The budget {budget!r} has no amount: {exc}") from exc
+            raise ConfigurationError(f"--budget {budget!r}: {exc}") from exc
         keys[name] = ApiKey(name=name, limit=limit)
     return tuple(keys.values()) or (ApiKey(name=ONLY_KEY),)
 
