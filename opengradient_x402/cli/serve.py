@@ -75,7 +75,7 @@ def serve(
             settlement_mode=mode or Settings.load().settlement_mode,
             verify_tee=verify_tee_of(verify_tee),
         )
-        names = [*(allow_host or ()), *(() if host in (*_LOOPBACK, "0.0.0.0", "::") else (host,))]
+        names = [*(allow_host or ()), f"[{host}]" if ":" in host else host]
         app = build_app(
             client, keys=keys, hosts=names, on_receipt=None if as_json else _reporter(payments.network.asset)
         )

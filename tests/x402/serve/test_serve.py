@@ -15,6 +15,7 @@ import pytest
 from opengradient_devnet import Devnet
 from opengradient_devnet.faults import AnswerStatus, ErrorEvent, HangUp, SlowDrip
 from opengradient_x402.payment.payments import Payments
+from opengradient_x402.serve import waiting
 from support.payers import PROMPT, opg_balance, payments_for, settled_receipts
 from support.paying_server import PayingServer, paying_server
 
@@ -201,6 +202,15 @@ def test_a_retry_of_a_client_that_timed_out_gets_the_answer_that_was_paid(net, o
     assert response.headers["x-should-retry"] == "false"
     (receipt,) = payments.ledger.receipts().result()
     assert response.json()["opengradient"]["call_id"] == receipt.call_id
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_a_call_that_nobody_comes_back_for_ends(net, own_server, payments, monkeypatch, is_stream):
+    monkeypatch.setattr(waiting, "RETRIED_WITHIN_S", 0.1)
+    net.faults.inject(HangUp(after_s=20.0))
+    with tool_of(own_server) as tool, pytest.raises(httpx.ReadTimeout):
+        tool.post("/chat/completions", json={**PROMPT, "stream": is_stream}, timeout=0.4)
+    waits_for(payments, "abandoned")
 
 
 def test_the_models_are_those_of_the_gateway(server):
