@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -44,6 +45,10 @@ def serve(
         list[str] | None,
         typer.Option(help="NAME=AMOUNT: a key of its own for a tool, which may spend so many whole tokens. Several."),
     ] = None,
+    keys_file: Annotated[
+        Path | None,
+        typer.Option("--keys", help="A file that keeps the keys for the next start; made if missing."),
+    ] = None,
     allow_host: Annotated[
         list[str] | None, typer.Option(help="Another name that clients reach this server by. Several.")
     ] = None,
@@ -64,10 +69,12 @@ def serve(
     from opengradient_x402.cli.chat import verify_tee_of
     from opengradient_x402.gateway.client import AsyncGatewayClient
     from opengradient_x402.serve.app import build_app
-    from opengradient_x402.serve.keys import keys_of
+    from opengradient_x402.serve.keys import kept, keys_of
     from opengradient_x402.settings import Settings
 
     keys = keys_of(budget or ())
+    if keys_file is not None:
+        keys = kept(keys, keys_file)
     with opened_payments(network, ledger, rpc_url) as payments:
         client = AsyncGatewayClient(
             payments,

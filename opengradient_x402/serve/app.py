@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -94,7 +94,10 @@ class _Chat:
             return refusal(
                 _MEDIA, f"The request is not {_JSON}. Nothing was paid. Send JSON.", code="unsupported_media_type"
             )
-        content = await _content(request)
+        try:
+            content = await _content(request)
+        except ClientDisconnect:
+            return Response(status_code=_NOBODY)
         if content is None:
             return refusal(
                 _TOO_LARGE,

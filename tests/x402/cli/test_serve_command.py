@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,7 +18,9 @@ import pytest
 from typer.testing import CliRunner
 
 from opengradient_x402.cli.main import build_app
+from opengradient_x402.errors import ConfigurationError
 from opengradient_x402.ledger.ledger import Ledger
+from opengradient_x402.serve.keys import kept, keys_of
 from support.payers import PROMPT
 
 _COMMAND = [sys.executable, "-c", "from opengradient_x402.cli.main import main; main()", "serve"]
@@ -105,3 +108,31 @@ def test_without_the_extra_the_command_says_what_to_install(environment):
     )
     assert done.returncode == 2
     assert "opengradient-integrations[serve]" in done.stderr
+
+
+def test_a_file_keeps_the_keys_for_the_next_start_and_for_its_owner_alone(tmp_path):
+    file = tmp_path / "keys.json"
+    (editor,) = kept(keys_of(["editor=0.5"]), file)
+    again, webui = kept(keys_of(["editor=2", "webui=1"]), file)
+    assert (again.token, again.limit.limit) == (editor.token, "2")
+    assert kept(keys_of(["webui=1"]), file)[0].token == webui.token != editor.token
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize(
+    ("content", "mode", "word"),
+    [
+        ("{", 0o600, "delete this one"),
+        ('{"editor": "short"}', 0o600, "sk-og-"),
+        ("[]", 0o600, "object"),
+        ("{}", 0o644, "chmod"),
+    ],
+)
+def test_a_file_that_is_none_of_keys_or_that_others_read_is_refused(tmp_path, content, mode, word):
+    file = tmp_path / "keys.json"
+    file.write_text(content)
+    file.chmod(mode)
+    with pytest.raises(ConfigurationError, match=word):
+        kept(keys_of(["editor=0.5"]), file)
+    assert file.read_text() == content

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -306,6 +307,26 @@ def test_no_client_tries_a_failure_again_that_may_have_been_paid(net, own_server
     assert "retry-after" not in response.headers
     (receipt,) = payments.ledger.receipts().result()
     assert response.json()["opengradient"]["call_id"] == receipt.call_id
+
+
+@pytest.mark.filterwarnings("error::opengradient_x402.gateway.request.GatewayLimitation")
+def test_a_fault_of_the_server_itself_is_not_tried_again(server):
+    response = ask(server, seed=1)  # the warning that gateways may ignore it is an error here, which nobody expects
+    assert (response.status_code, response.json()["error"]["code"]) == (424, "internal_error")
+    assert response.headers["x-should-retry"] == "false"
+
+
+def test_a_client_that_leaves_while_it_sends_is_no_fault(server, capfd):
+    host, port = httpx.URL(server.url).host, httpx.URL(server.url).port
+    head = (
+        f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\n"
+        f"Authorization: Bearer {server.token()}\r\nContent-Length: 1000\r\n\r\n{{"
+    )
+    with socket.create_connection((host, port)) as line:
+        line.sendall(head.encode())
+        time.sleep(0.1)
+    assert ask(server).status_code == 200
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_an_error_in_a_stream_is_an_event_with_the_receipt(net, own_server, payments):
