@@ -284,9 +284,7 @@ class Devnet:
             faults=self.faults,
             fault_token=self.fault_token,
         )
-        explorer = Explorer(
-            chain=self.chain, sessions=self._sessions, served=served, blobs=blobs, network=self.network
-        )
+        explorer = Explorer(chain=self.chain, sessions=self._sessions, served=served, blobs=blobs, network=self.network)
         routes: list[BaseRoute] = [*gateway.routes(), *public.routes()]
         if self._token is OPG_TOKEN:
             routes += explorer.routes()

@@ -54,7 +54,7 @@ def chat(
             payments,
             base_url=gateway_of(gateway, payments.network),
             settlement_mode=mode or Settings.load().settlement_mode,
-            verify_tee=_verify_tee(verify_tee),
+            verify_tee=verify_tee_of(verify_tee),
         )
         with client:
             completion = _asked(client, body, quietly=as_json)
@@ -68,7 +68,7 @@ def chat(
             _print_bill(completion, receipt, network=payments.network)
 
 
-def _verify_tee(choice: str) -> VerifyTee:
+def verify_tee_of(choice: str) -> VerifyTee:
     from opengradient_x402.proofs.attestation import VerifyTee
 
     try:

@@ -26,6 +26,7 @@ _COMMANDS = {
     "chat": "chat:chat",
     "doctor": "doctor:doctor",
     "models": "models:models",
+    "serve": "serve:serve",
 }
 _RECEIPTS = {
     "list": "receipts:list_receipts",

@@ -30,7 +30,7 @@ from opengradient_x402.gateway.enclave_keys import EnclaveKeys, ProofCheck
 from opengradient_x402.gateway.enclaves import shared_registry
 from opengradient_x402.gateway.endpoints import REGISTRY, EndpointSource, StaticGateway, checked_gateway
 from opengradient_x402.gateway.exchange import Exchange, Options, ReceiptListener
-from opengradient_x402.gateway.request import ModelDirectory, checked_headers, prepared
+from opengradient_x402.gateway.request import Listing, ModelDirectory, checked_headers, prepared
 from opengradient_x402.gateway.streams import AsyncCompletionStream, CompletionStream
 from opengradient_x402.http.time_limits import TimeLimits, Timeout
 from opengradient_x402.payment.payments import Payments
@@ -200,6 +200,10 @@ class GatewayClient(_Client):
         """
         return drive(self._attest(), self._wire.handle_request)
 
+    def models(self) -> Listing:
+        """The models that the gateway lists (one request, unpaid); empty when it does not answer."""
+        return drive(self._models.listing(), self._wire.handle_request)
+
     @property
     def is_idle(self) -> bool:
         """Whether no response is open on connections that were made here."""
@@ -257,6 +261,11 @@ class AsyncGatewayClient(_Client, Resident):
         """See `GatewayClient.attest`."""
         line = await self._line()
         return await drive_async(self._attest(), line.wire.handle_async_request)
+
+    async def models(self) -> Listing:
+        """See `GatewayClient.models`."""
+        line = await self._line()
+        return await drive_async(self._models.listing(), line.wire.handle_async_request)
 
     async def _line(self) -> _Line:
         loop = asyncio.get_running_loop()

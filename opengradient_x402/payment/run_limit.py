@@ -43,14 +43,25 @@ class RunLimit:
     `limit` is an amount in whole tokens (`"0.5"`), of the token that the calls are paid in; each token counts for
     itself. `reserve_per_call` takes the place of the worst case of a call under way, except where the signed amount is
     what it costs (`exact`). What calls of one authorization could cost is together never more than it allows.
+
+    A refusal says whose limit it is (`subject`), and what to do (`remedy`).
     """
 
-    def __init__(self, limit: str, *, reserve_per_call: str | None = None) -> None:
+    def __init__(
+        self,
+        limit: str,
+        *,
+        reserve_per_call: str | None = None,
+        subject: str = "This run",
+        remedy: str = "Raise the SpendGuard's limit, lower `max_tokens`, or end the run here.",
+    ) -> None:
         for name, amount in (("limit", limit), ("reserve_per_call", reserve_per_call)):
             if amount is not None:
                 _check(name, amount)
         self.limit = limit
         self.reserve_per_call = reserve_per_call
+        self._subject = subject
+        self._remedy = remedy
         self._lock = OwnLock()
         self._tokens: dict[tuple[str, str], PaidIn] = {}
         """A record in each token that was paid in."""
@@ -117,9 +128,10 @@ class RunLimit:
             f"; {len(under_way)} calls under way could cost {asset.format(_total(under_way))}" if under_way else ""
         )
         raise BudgetExceeded(
-            f"This run has spent up to {asset.format(spent)}{waiting}; its limit is {asset.format(limit_atomic)}. "
+            f"{self._subject} has spent up to {asset.format(spent)}{waiting}; its limit is "
+            f"{asset.format(limit_atomic)}. "
             f"A call to {model} could cost {asset.format(min(worst, call.cap_atomic))} more. The call was not made and "
-            "not paid. Raise the SpendGuard's limit, lower `max_tokens`, or end the run here.",
+            f"not paid. {self._remedy}",
             call_id=call_id,
         )
 

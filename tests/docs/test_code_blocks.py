@@ -125,6 +125,9 @@ def test_the_commands_of_a_page_run_as_written_one_after_the_other(page, environ
         if command.startswith("opengradient-devnet"):
             _starts_and_stops(command, environment | given, tmp_path)
             continue
+        if command.startswith("opengradient-x402 serve"):
+            _serves_and_stops(command, environment | given, tmp_path)
+            continue
         assert command.startswith(("opengradient-x402", "python ")), f"nobody runs {line!r}: say why in ELSEWHERE"
         done = subprocess.run(
             shlex.split(command.replace("python examples", f"python {ROOT}/examples")),
@@ -160,6 +163,20 @@ def _starts_and_stops(line: str, environment: dict[str, str], folder: Path) -> N
         said, _ = process.communicate(timeout=120)
     assert process.returncode == 0
     assert "gateway" in said
+
+
+def _serves_and_stops(line: str, environment: dict[str, str], folder: Path) -> None:
+    """A server that prints a key, and ends well when it is told to."""
+    with subprocess.Popen(
+        shlex.split(line), cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        try:
+            while "OPENAI_API_KEY=sk-og-" not in (said := process.stdout.readline()):
+                assert said, f"{line} ended with {process.wait()}"
+            process.send_signal(signal.SIGINT)
+            assert process.wait(120) == 0
+        finally:
+            process.kill()
 
 
 def test_the_readme_has_no_link_that_leads_nowhere_on_a_package_index():

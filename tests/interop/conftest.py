@@ -18,7 +18,8 @@ _HERE = Path(__file__).parent
 def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.is_relative_to(_HERE):
-            item.add_marker("interop")
+            if item.get_closest_marker("soak") is None:
+                item.add_marker("interop")
             # The first run installs; a test that comes first waits for that.
             item.add_marker(pytest.mark.timeout(400))
 

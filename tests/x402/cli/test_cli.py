@@ -59,7 +59,19 @@ def run(net, monkeypatch):
 
 def test_help_names_every_command_and_the_exit_codes(run):
     shown = run("--help").out
-    for word in ("chat", "approve", "balance", "cancel", "doctor", "models", "receipts", "demo", "Exit codes", "130"):
+    for word in (
+        "chat",
+        "approve",
+        "balance",
+        "cancel",
+        "doctor",
+        "models",
+        "serve",
+        "receipts",
+        "demo",
+        "Exit codes",
+        "130",
+    ):
         assert word in shown
     shown = run("receipts", "--help").out
     for word in ("list", "show", "reconcile", "export", "verify"):
