@@ -36,7 +36,12 @@ from opengradient_devnet.gateway.gateway import Gateway
 from opengradient_devnet.gateway.housekeeper import Housekeeper
 from opengradient_devnet.gateway.jobs import Jobs
 from opengradient_devnet.gateway.menu import Menu
-from opengradient_devnet.gateway.payment.challenge import PaymentTerms, Scheme
+from opengradient_devnet.gateway.payment.challenge import (
+    APPROVAL_SPONSORING,
+    PERMIT_SPONSORING,
+    PaymentTerms,
+    Scheme,
+)
 from opengradient_devnet.gateway.payment.collector import Collector, HouseFacilitator
 from opengradient_devnet.gateway.payment.door import Door
 from opengradient_devnet.gateway.payment.served import ServedCalls
@@ -254,6 +259,7 @@ class Devnet:
             records=self._sessions,
             faults=self.faults,
             jobs=jobs,
+            extensions=APPROVAL_SPONSORING if self._token is OPG_TOKEN else APPROVAL_SPONSORING | PERMIT_SPONSORING,
         )
         self._door = door
         served = ServedCalls()

@@ -27,6 +27,9 @@ _TRANSFER_WITH_AUTHORIZATION: Final = (  # EIP-3009
     "bytes32 nonce)"
 )
 _CANCEL_AUTHORIZATION: Final = "CancelAuthorization(address authorizer,bytes32 nonce)"  # EIP-3009
+_EIP2612_PERMIT: Final = (  # EIP-2612
+    "Permit(address owner,address spender,uint256 value,uint256 nonce,uint256 deadline)"
+)
 _PERMIT2_DOMAIN: Final = "EIP712Domain(string name,uint256 chainId,address verifyingContract)"  # no version
 _ASSET_DOMAIN: Final = "EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)"
 
@@ -224,6 +227,36 @@ def transfer_authorization_digest(
         + _word(nonce)
     )
     return _digest(_token_domain(chain_id, token, token_name, token_version), transfer)
+
+
+def token_permit(
+    network: Network, *, owner: str, amount_atomic: int, nonce: int, deadline_s: int
+) -> tuple[bytes, dict[str, Any]]:
+    """Digest and typed data of an EIP-2612 permit, in the domain of the network's token: Permit2 may move an amount."""
+    asset = network.asset
+    permit = keccak256(
+        _type_hash(_EIP2612_PERMIT)
+        + address_word(owner)
+        + address_word(network.permit2)
+        + _word(amount_atomic)
+        + _word(nonce)
+        + _word(deadline_s)
+    )
+    message = {
+        "owner": owner,
+        "spender": network.permit2,
+        "value": amount_atomic,
+        "nonce": nonce,
+        "deadline": deadline_s,
+    }
+    domain = {
+        "name": asset.name,
+        "version": asset.version,
+        "chainId": network.chain_id,
+        "verifyingContract": asset.address,
+    }
+    digest = _digest(_token_domain(network.chain_id, asset.address, asset.name, asset.version), permit)
+    return digest, _document(_ASSET_DOMAIN, domain, _EIP2612_PERMIT, message)
 
 
 def cancel_authorization_digest(

@@ -42,6 +42,7 @@ __all__ = [
 
 _BALANCE_OF: Final = "0x70a08231"  # balanceOf(address), ERC-20
 _ALLOWANCE: Final = "0xdd62ed3e"  # allowance(address,address), ERC-20
+_PERMIT_NONCES: Final = "0x7ecebe00"  # nonces(address), EIP-2612
 _NONCE_BITMAP: Final = "0x4fe02b44"  # nonceBitmap(address,uint256), Permit2 SignatureTransfer
 _AUTHORIZATION_STATE: Final = "0xe94a0102"  # authorizationState(address,bytes32), EIP-3009
 _RETURN_TIMESTAMP: Final = "0x4260005260206000f3"
@@ -106,6 +107,11 @@ def balance_of(token: str, owner: str) -> Question[int]:
 def allowance(token: str, owner: str, spender: str) -> Question[int]:
     """How much of an owner's tokens a spender may move, in atomic units."""
     return (yield from _call_word(token, _ALLOWANCE, address_word(owner) + address_word(spender)))
+
+
+def permit_nonce(token: str, owner: str) -> Question[int]:
+    """The nonce of an owner's next EIP-2612 permit. Raises RpcError for a token that has none."""
+    return (yield from _call_word(token, _PERMIT_NONCES, address_word(owner)))
 
 
 def native_balance(owner: str) -> Question[int]:

@@ -75,11 +75,11 @@ class SpendPolicy:
     bounds how far an asked amount may rise above the last accepted one of the same gateway, and above the first of the
     day; and how far a quoted token price may be from those before it. `pcr_hashes` are the enclave
     images (0x-hex, 32 bytes) that may be called: as registered, or as attested by a gateway at a URL; None takes all.
-    `sponsored_approval` is how much Permit2 may be allowed to move by an approval that the facilitator sends for a
-    wallet without gas; None (the default) never signs one. `approval` is asked before a signature that allows more
-    than `approve_above`: a function, sync or async, that takes an `ApprovalRequest` and returns True or False; without
-    an answer within `approval_timeout_s` seconds nothing is signed. Raises ConfigurationError for limits that cannot
-    be meant (floats, negative, unreadable).
+    `sponsored_approval` is how much Permit2 may be allowed to move by a permit (for one payment) or an approval that
+    the facilitator sends for a wallet without gas; None (the default) never signs one. `approval` is asked before a
+    signature that allows more than `approve_above`: a function, sync or async, that takes an `ApprovalRequest` and
+    returns True or False; without an answer within `approval_timeout_s` seconds nothing is signed. Raises
+    ConfigurationError for limits that cannot be meant (floats, negative, unreadable).
     """
 
     max_per_authorization: Limit = "5"

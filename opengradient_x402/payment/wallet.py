@@ -1,7 +1,8 @@
 """The payer's own account: balances, the Permit2 allowance, approving it, cancelling an authorization.
 
 Transactions are sent only by an explicit call of the user, for an amount that the call names: by the wallet itself,
-or with a payment, by a facilitator that pays for the gas (x402 extension `erc20ApprovalGasSponsoring`, version 1).
+or with a payment, by a facilitator that pays for the gas (x402 extensions `eip2612GasSponsoring` and
+`erc20ApprovalGasSponsoring`, version 1).
 `Funds` looks at balance and allowance before a first signature; that is advice, and never delays a payment for long.
 This module does not pay for model calls and does not know the ledger.
 """
@@ -11,12 +12,13 @@ from __future__ import annotations
 import shlex
 import time
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from opengradient_x402.addresses import address_word
-from opengradient_x402.chain.eip712 import cancel_authorization_digest
+from opengradient_x402.chain.eip712 import cancel_authorization_digest, token_permit
 from opengradient_x402.chain.questions import (
     AsyncChainReader,
     ChainReader,
@@ -26,14 +28,15 @@ from opengradient_x402.chain.questions import (
     balance_of,
     native_balance,
     nonce_used,
+    permit_nonce,
 )
 from opengradient_x402.chain.transactions import prepare_transaction, send_transaction, sign_transaction
 from opengradient_x402.effects import Sleep, in_thread
-from opengradient_x402.errors import AllowanceMissing, ChainUnavailable, ConfigurationError, InsufficientFunds
+from opengradient_x402.errors import AllowanceMissing, ChainUnavailable, ConfigurationError, InsufficientFunds, RpcError
 from opengradient_x402.money import MAX_UINT256, parse_amount
 from opengradient_x402.networks import Network
 from opengradient_x402.payment.policy import SpendPolicy
-from opengradient_x402.signer import Signer
+from opengradient_x402.signer import Signer, sign_typed
 
 if TYPE_CHECKING:
     from opengradient_x402.ledger.authorizations import Authorization
@@ -43,7 +46,8 @@ Amount = str | int | Decimal
 """An amount in whole tokens: `"0.5"`, `5`, `Decimal("0.5")`."""
 
 SPONSORED_APPROVAL: Final = "erc20ApprovalGasSponsoring"
-_SPONSORED_APPROVAL_VERSION: Final = "1"
+SPONSORED_PERMIT: Final = "eip2612GasSponsoring"
+_SPONSORING_VERSION: Final = "1"
 _ADVICE_S: Final = 2.0
 """The look before a first signature may take so long: the gateway looks too, and users wait."""
 _ADVICE_PAUSE_S: Final = 60.0
@@ -216,12 +220,20 @@ class Funds:
         self._known_atomic, self.approval = terms.amount_atomic, None
 
     def _sponsored(self, terms: PaymentTerms, challenge: Challenge) -> dict[str, Any] | None:
-        """Only if the user asked for one by name, and the gateway offers it."""
+        """Only if the user asked for one by name, and the gateway offers it.
+
+        A permit comes first: it allows this payment alone, and lives no longer.
+        """
         allowed = self._policy.sponsored_approval_atomic(self._network.asset)
-        if allowed is None or allowed < terms.amount_atomic or SPONSORED_APPROVAL not in challenge.extensions:
+        if allowed is None or allowed < terms.amount_atomic:
             return None
         with ChainReader.at(self._network) as chain:
-            return chain.ask(_sponsored_approval(self._network, self._signer, amount_atomic=allowed))
+            if SPONSORED_PERMIT in challenge.extensions:
+                with suppress(RpcError):  # not every token has permits
+                    return chain.ask(_sponsored_permit(self._network, self._signer, terms))
+            if SPONSORED_APPROVAL in challenge.extensions:
+                return chain.ask(_sponsored_approval(self._network, self._signer, amount_atomic=allowed))
+        return None
 
 
 def require_funds(network: Network, payer: str, terms: PaymentTerms) -> None:
@@ -350,7 +362,30 @@ def _sponsored_approval(network: Network, signer: Signer, *, amount_atomic: int)
                 "spender": network.permit2,
                 "amount": str(amount_atomic),
                 "signedTransaction": "0x" + sign_transaction(unsigned, signer=signer).raw.hex(),
-                "version": _SPONSORED_APPROVAL_VERSION,
+                "version": _SPONSORING_VERSION,
+            }
+        }
+    }
+
+
+def _sponsored_permit(network: Network, signer: Signer, terms: PaymentTerms) -> Question[dict[str, Any]]:
+    """A payment's `extensions`: a permit for the amount of this payment, which the x402 proxies demand to be equal."""
+    nonce = yield from permit_nonce(network.asset.address, signer.address)
+    deadline_s = int(time.time()) + terms.max_timeout_s
+    digest, document = token_permit(
+        network, owner=signer.address, amount_atomic=terms.amount_atomic, nonce=nonce, deadline_s=deadline_s
+    )
+    return {
+        SPONSORED_PERMIT: {
+            "info": {
+                "from": signer.address,
+                "asset": network.asset.address,
+                "spender": network.permit2,
+                "amount": str(terms.amount_atomic),
+                "nonce": str(nonce),
+                "deadline": str(deadline_s),
+                "signature": "0x" + sign_typed(signer, digest, lambda: document).hex(),
+                "version": _SPONSORING_VERSION,
             }
         }
     }

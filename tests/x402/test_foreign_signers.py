@@ -15,9 +15,10 @@ from eth_account import Account
 from eth_account.messages import _hash_eip191_message, encode_typed_data
 from pydantic import SecretStr
 
-from opengradient_x402.chain.eip712 import payment_digest, payment_document
+from opengradient_x402.chain.eip712 import payment_digest, payment_document, token_permit
 from opengradient_x402.errors import ConfigurationError, InvalidPrivateKey
 from opengradient_x402.ledger.ledger import Ledger
+from opengradient_x402.networks import load_network
 from opengradient_x402.payment.payments import Payments
 from opengradient_x402.settings import Settings
 from opengradient_x402.signer import (
@@ -219,6 +220,13 @@ def test_the_document_of_a_payment_has_the_digest_of_the_payment(net, changes):
     assert _hash_eip191_message(encode_typed_data(full_message=document)) == digest
     signature = sign_typed(signer_of(Device(ACCOUNT)), digest, lambda: document)
     assert signature == LocalSigner(KEY).sign_digest(digest)
+
+
+def test_the_permit_that_a_wallet_of_typed_data_is_shown_is_the_one_that_is_signed():
+    digest, document = token_permit(
+        load_network("base-sepolia-usdc"), owner=ACCOUNT.address, amount_atomic=10_000, nonce=3, deadline_s=2**31
+    )
+    assert _hash_eip191_message(encode_typed_data(full_message=document)) == digest
 
 
 @pytest.mark.parametrize("kind", [Kms, Device])

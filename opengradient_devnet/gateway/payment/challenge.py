@@ -22,52 +22,47 @@ PAYMENT_RESPONSE = "PAYMENT-RESPONSE"
 
 _MATCHED_EXACTLY = ("scheme", "network", "amount", "asset", "payTo", "maxTimeoutSeconds")
 
-# Advertised by the gateways beside every challenge, and supported (see `sponsored_approval`); the text is the
-# extension's own declaration (x402 extensions, erc20ApprovalGasSponsoring 1).
-_GAS_SPONSORING = {
-    "erc20ApprovalGasSponsoring": {
-        "info": {
-            "description": "The facilitator accepts a raw signed approval transaction and will sponsor the gas fees.",
-            "version": "1",
-        },
+_FIELDS = {
+    "from": ("^0x[a-fA-F0-9]{40}$", "The address of the sender."),
+    "asset": ("^0x[a-fA-F0-9]{40}$", "The ERC-20 token contract address to approve."),
+    "spender": ("^0x[a-fA-F0-9]{40}$", "The address of the spender (Canonical Permit2)."),
+    "amount": ("^[0-9]+$", "Approval amount (uint256)."),
+    "nonce": ("^[0-9]+$", "The sender's next permit nonce."),
+    "deadline": ("^[0-9]+$", "When the permit ends, in Unix seconds."),
+    "signature": ("^0x[a-fA-F0-9]+$", "The permit's 65-byte signature (r, s, v)."),
+    "signedTransaction": ("^0x[a-fA-F0-9]+$", "RLP-encoded signed transaction calling ERC20.approve()."),
+    "version": ("^[0-9]+(\\.[0-9]+)*$", "Schema version identifier."),
+}
+
+
+def _extension(description: str, *fields: str) -> dict[str, Any]:
+    """A declaration of an extension: what it is, and the schema of what a payer sends for it."""
+    names = ("from", "asset", "spender", "amount", *fields, "version")
+    properties = {
+        name: {"type": "string", "pattern": _FIELDS[name][0], "description": _FIELDS[name][1]} for name in names
+    }
+    return {
+        "info": {"description": description, "version": "1"},
         "schema": {
             "$schema": "https://json-schema.org/draft/2020-12/schema",
             "type": "object",
-            "properties": {
-                "from": {
-                    "type": "string",
-                    "pattern": "^0x[a-fA-F0-9]{40}$",
-                    "description": "The address of the sender.",
-                },
-                "asset": {
-                    "type": "string",
-                    "pattern": "^0x[a-fA-F0-9]{40}$",
-                    "description": "The ERC-20 token contract address to approve.",
-                },
-                "spender": {
-                    "type": "string",
-                    "pattern": "^0x[a-fA-F0-9]{40}$",
-                    "description": "The address of the spender (Canonical Permit2).",
-                },
-                "amount": {
-                    "type": "string",
-                    "pattern": "^[0-9]+$",
-                    "description": "Approval amount (uint256).",
-                },
-                "signedTransaction": {
-                    "type": "string",
-                    "pattern": "^0x[a-fA-F0-9]+$",
-                    "description": "RLP-encoded signed transaction calling ERC20.approve().",
-                },
-                "version": {
-                    "type": "string",
-                    "pattern": "^[0-9]+(\\.[0-9]+)*$",
-                    "description": "Schema version identifier.",
-                },
-            },
-            "required": ["from", "asset", "spender", "amount", "signedTransaction", "version"],
+            "properties": properties,
+            "required": list(names),
         },
     }
+
+
+# Advertised by the gateways beside every challenge, and supported (see `sponsored_approval`).
+APPROVAL_SPONSORING = {
+    "erc20ApprovalGasSponsoring": _extension(
+        "The facilitator accepts a raw signed approval transaction and will sponsor the gas fees.", "signedTransaction"
+    )
+}
+# What gateways outside of OpenGradient's network advertise for tokens that have permits.
+PERMIT_SPONSORING = {
+    "eip2612GasSponsoring": _extension(
+        "The facilitator sends a permit that lets Permit2 take the payment.", "nonce", "deadline", "signature"
+    )
 }
 
 
@@ -141,7 +136,11 @@ def decode_header(header: str) -> dict[str, Any] | None:
 
 
 def challenge(
-    *, resource_url: str, offers: Iterable[Mapping[str, Any]], error: str = "Payment required"
+    *,
+    resource_url: str,
+    offers: Iterable[Mapping[str, Any]],
+    error: str = "Payment required",
+    extensions: Mapping[str, Any] = APPROVAL_SPONSORING,
 ) -> dict[str, Any]:
     """The content of PAYMENT-REQUIRED (x402 v2 §5.1)."""
     return {
@@ -153,7 +152,7 @@ def challenge(
             "mimeType": "application/json",
         },
         "accepts": [dict(offer) for offer in offers],
-        "extensions": _GAS_SPONSORING,
+        "extensions": dict(extensions),
     }
 
 

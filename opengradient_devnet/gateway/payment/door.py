@@ -11,7 +11,7 @@ An admission is either a `SessionAdmission` (cost is added to the session, settl
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -146,8 +146,10 @@ class Door:
         records: SessionBook,
         faults: Faults,
         jobs: Jobs | None = None,
+        extensions: Mapping[str, Any] = challenge.APPROVAL_SPONSORING,
     ) -> None:
         self._cashier = cashier
+        self._extensions = extensions
         self._offers = list(offers)
         self._sessions = sessions
         self._records = records
@@ -209,7 +211,10 @@ class Door:
             copies = raw.copies if raw.header is not None else 0
             return Refusal(headers=[(PAYMENT_REQUIRED, raw.header or "")] * copies, body=b"{}")
         content = challenge.challenge(
-            resource_url=str(request.url.replace(query="")), offers=offers or self._current_offers(), error=error
+            resource_url=str(request.url.replace(query="")),
+            offers=offers or self._current_offers(),
+            error=error,
+            extensions=self._extensions,
         )
         altered = self._faults.take(AlterChallenge)
         if altered is not None:

@@ -10,10 +10,11 @@ from langchain_opengradient import ChatOpenGradient, SpendGuard, get_settlement_
 from llama_index_opengradient import OpenGradient
 from llama_index_opengradient import SpendGuard as LlamaIndexSpendGuard
 from opengradient_devnet.gateway.payment.challenge import Scheme
-from opengradient_x402.errors import BudgetExceeded, PolicyRefused
+from opengradient_x402.errors import AllowanceMissing, BudgetExceeded, PolicyRefused
 from opengradient_x402.networks import load_network
 from opengradient_x402.payment.payments import Payments
 from opengradient_x402.payment.policy import SpendPolicy
+from opengradient_x402.payment.wallet import Wallet
 from support.payers import PROMPT, client_for, opg_balance, payments_for, settled_receipts
 
 CHEAP = {**PROMPT, "model": "openai/gpt-5-nano"}
@@ -147,3 +148,31 @@ def test_tokens_are_counted_apart_by_a_handler_that_hears_two(usdc, net, account
             _ = guard.spent_atomic
         with pytest.raises(BudgetExceeded, match=r"spent up to 0\.01 USDC; its limit is 0\.015 USDC"):
             in_usdc.invoke("hi", {"callbacks": [guard]})
+
+
+@pytest.mark.parametrize("way", ["exact by Permit2", "upto in a session"])
+def test_a_wallet_that_approved_nothing_pays_with_a_permit_for_this_payment_alone(usdc, way, tmp_path):
+    net = usdc(way)
+    account = net.account(opg="1")
+    policy = SpendPolicy(sponsored_approval="0.1")
+    with (
+        payments_for(net, account, tmp_path / "usdc.sqlite", policy=policy) as payments,
+        client_for(payments) as client,
+    ):
+        wallet = Wallet(payments.network, payments.signer)
+        client.chat(CHEAP)
+        (receipt,) = settled_receipts(net, payments)
+        assert receipt.status == "settled"
+        assert 10**6 - wallet.balance() == receipt.settled_atomic > 0
+        assert wallet.allowance() == receipt.authorized_atomic - receipt.settled_atomic
+        assert net.chain.rpc("eth_getTransactionCount", [account.address, "latest"]) == "0x0"
+
+
+def test_no_permit_is_signed_for_more_than_the_policy_lets_be_approved(usdc, tmp_path):
+    net = usdc("exact by Permit2")
+    for number, policy in enumerate((SpendPolicy(), SpendPolicy(sponsored_approval="0.009999"))):
+        ledger = tmp_path / f"{number}.sqlite"
+        with payments_for(net, net.account(opg="1"), ledger, policy=policy) as payments, client_for(payments) as client:
+            with pytest.raises(AllowanceMissing, match=r"0 USDC .* authorizes 0\.01 USDC"):
+                client.chat(CHEAP)
+            assert payments.ledger.authorizations().result() == []
