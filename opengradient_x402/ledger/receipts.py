@@ -244,12 +244,13 @@ class SettlementReceipt(_Followed):
 
 
 def cost_of(receipt: SettlementReceipt) -> int | None:
-    """What a call cost, in atomic units: the settled share, else the gateway's claim; None while neither is known."""
-    if receipt.settled_atomic is not None:
-        return receipt.settled_atomic
-    if receipt.cost_atomic is None and receipt.is_final:
+    """What a call cost, in atomic units: what the chain shows, else the gateway's claim; None while neither is known.
+
+    A payment that expired or was cancelled cost nothing, whatever was claimed or signed.
+    """
+    if receipt.settled_atomic is None and receipt.is_final:
         return 0
-    return receipt.cost_atomic
+    return receipt.cost_atomic if receipt.settled_atomic is None else receipt.settled_atomic
 
 
 def _restored() -> Any:

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -227,3 +228,9 @@ def test_what_is_not_known_counts_up_to_what_was_authorized():
     assert spent_at_most_atomic([receipt("1", "a"), receipt("2", "a"), receipt("3", "b")]) == 200
     assert spent_at_most_atomic([receipt("1", "a", cost_atomic=10, settled_atomic=7)]) == 7
     assert spent_at_most_atomic([]) == 0
+
+
+@pytest.mark.parametrize("status", [ReceiptStatus.EXPIRED, ReceiptStatus.CANCELLED])
+def test_what_the_chain_never_took_cost_nothing_whatever_was_quoted_or_signed(status):
+    gone = replace(receipt("1", "a", cost_atomic=10), status=status)
+    assert spent_at_most_atomic([gone, receipt("2", "b", cost_atomic=5)]) == 5
