@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,8 +42,13 @@ class AlterTerms:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlterChallenge:
-    """Change the challenge around its offers: another version (v1 downgrade), another resource URL."""
+    """Change the challenge around its offers: another version (v1 downgrade), another resource URL.
 
+    `entries` are put before the gateway's own in `accepts`; with `only_entries` they replace them.
+    """
+
+    entries: Sequence[object] = ()
+    only_entries: bool = False
     x402_version: int | None = None
     resource_url: str | None = None
     error: str | None = None
@@ -50,6 +56,7 @@ class AlterChallenge:
     def apply(self, challenge: dict[str, Any]) -> dict[str, Any]:
         """The altered copy of the PAYMENT-REQUIRED content."""
         altered = dict(challenge)
+        altered["accepts"] = [*self.entries, *([] if self.only_entries else challenge["accepts"])]
         if self.x402_version is not None:
             altered["x402Version"] = self.x402_version
         if self.error is not None:

@@ -12,8 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from opengradient_devnet.faults import AlterChallenge
 from opengradient_x402.errors import ChallengeInvalid
 from opengradient_x402.payment.challenge import Challenge, parse_challenge
+from support.payers import PROMPT, opg_balance, settled_receipts
 
 VECTORS = Path(__file__).parents[2] / "vectors"
 PAYEE = "0x9deEBB5D1b22e4a6e027977CeAd13893A7E4cC1a"
@@ -125,6 +127,24 @@ def test_an_entry_that_cannot_be_paid_does_not_spoil_its_neighbour(entry, reason
     (skipped,) = challenge.skipped
     assert skipped.index == (0 if is_first else 1)
     assert reason in skipped.reason
+
+
+def test_a_gateway_is_paid_by_the_entry_that_is_known_among_odd_ones(net, payments, client):
+    net.faults.inject(AlterChallenge(entries=[entry for entry, _ in ODD_ENTRIES.values()]))
+    receipt = client.chat(PROMPT).receipt
+    assert (receipt.scheme, receipt.outcome) == ("upto", "ok")
+    assert [known.status for known in settled_receipts(net, payments)] == ["settled"]
+
+
+def test_a_gateway_that_offers_odd_entries_alone_is_not_paid_and_each_reason_is_named(net, payments, client, account):
+    before = opg_balance(net, account.address)
+    net.faults.inject(AlterChallenge(entries=[entry for entry, _ in ODD_ENTRIES.values()], only_entries=True))
+    with pytest.raises(ChallengeInvalid) as caught:
+        client.chat(PROMPT)
+    assert all(reason in str(caught.value) for _, reason in ODD_ENTRIES.values())
+    assert caught.value.money == "not_paid"
+    assert payments.ledger.authorizations().result() == []
+    assert opg_balance(net, account.address) == before
 
 
 def test_a_challenge_with_nothing_usable_says_why_of_each_entry():
