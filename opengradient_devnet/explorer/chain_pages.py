@@ -101,8 +101,8 @@ def _neighbours(block: Block, notation: Notation, *, head_number: int) -> Html:
     return fragment(before, " · " if before and after else None, after)
 
 
-def transaction_body(transaction: Transaction, notation: Notation) -> Html:
-    """Everything about one transaction, what it means first."""
+def transaction_body(transaction: Transaction, notation: Notation, *, calls: Node = None) -> Html:
+    """Everything about one transaction, what it means first; `calls` is what its payments paid for."""
     outcome = badge("succeeded", tone="good") if transaction.succeeded else badge("reverted", tone="bad")
     fee_wei = transaction.gas_used * transaction.gas_price_wei
     return fragment(
@@ -120,6 +120,7 @@ def transaction_body(transaction: Transaction, notation: Notation) -> Html:
             ("Sender's nonce", number(transaction.nonce)),
         ),
         [_payment_section(payment, notation) for payment in transaction.payments],
+        calls,
         _events_section(transaction.events, notation),
         _call_section(transaction, notation),
     )

@@ -29,21 +29,20 @@ def short(text: str, *, head: int = 10, tail: int = 6) -> str:
 
 def opg_column(amounts_atomic: Sequence[int]) -> list[Html]:
     """Amounts of one column: the points of all stand below each other."""
-    fractions = [_fraction_digits(amount) for amount in amounts_atomic]
-    longest = max(fractions, default=0)
-    return [opg(amount, pad=longest - digits) for amount, digits in zip(amounts_atomic, fractions, strict=True)]
+    lengths = [tuple(map(len, OPG_TOKEN.text(amount).partition("."))) for amount in amounts_atomic]
+    before, _, behind = (max(sizes) for sizes in zip(*lengths, strict=True)) if lengths else (0, 0, 0)
+    return [
+        opg(amount, room=(before - whole, behind - fraction))
+        for amount, (whole, _, fraction) in zip(amounts_atomic, lengths, strict=True)
+    ]
 
 
-def _fraction_digits(amount_atomic: int) -> int:
-    return len(OPG_TOKEN.text(amount_atomic).partition(".")[2])
-
-
-def opg(amount_atomic: int, *, pad: int = 0) -> Html:
-    """An amount of OPG, exact; all digits of it, and room for `pad` more."""
+def opg(amount_atomic: int, *, room: tuple[int, int] = (0, 0)) -> Html:
+    """An amount of OPG, exact; all digits of it, with `room` for so many more before and behind them."""
     if amount_atomic >= UNLIMITED // 2:
         return element("span", "unlimited", class_="amount", title=f"{amount_atomic} atomic units")
-    digits = OPG_TOKEN.text(amount_atomic)
-    shown = element("span", digits, class_=f"pad-{pad}") if pad else digits
+    digits, (before, behind) = OPG_TOKEN.text(amount_atomic), room
+    shown = element("span", digits, class_=f"before-{before} behind-{behind}") if before or behind else digits
     return element("span", shown, element("small", " OPG"), class_="amount", title=f"{amount_atomic} atomic units")
 
 

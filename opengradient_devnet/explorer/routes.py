@@ -175,9 +175,10 @@ class Explorer:
             why = "It may have been dropped by a reorganisation, or belong to another chain or another run."
             return self._missing("transaction", tx_hash, why)
         notation = self._notation()
-        body = chain_pages.transaction_body(found, notation)
         if found.payments:
-            return self._page("Payment", body, self._paid_calls(found.hash, notation), here="/payments")
+            calls = self._paid_calls(found.hash, notation)
+            return self._page("Payment", chain_pages.transaction_body(found, notation, calls=calls), here="/payments")
+        body = chain_pages.transaction_body(found, notation)
         is_data = any(event.contract == "Relay" for event in found.events)
         return self._page("Transaction", body, here="/data" if is_data else "/txs")
 

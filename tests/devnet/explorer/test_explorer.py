@@ -419,7 +419,7 @@ def test_pages_light_the_tab_that_they_belong_to(net, settled, look):
 def test_amounts_of_a_column_stand_below_each_other():
     from opengradient_devnet.explorer.notation import opg_column
 
-    one, two, three = opg_column([10**18, 15 * 10**17, 1])
-    assert 'class="pad-18"' in one
-    assert 'class="pad-17"' in two
-    assert "pad" not in three
+    one, two, three = opg_column([12 * 10**18, 15 * 10**17, 1])
+    assert 'class="before-0 behind-18"' in one
+    assert 'class="before-1 behind-17"' in two
+    assert 'class="before-1 behind-0"' in three
