@@ -235,6 +235,34 @@ def test_a_note_of_a_call_never_replaces_its_receipt(tmp_path):
     assert late.authorized_atomic == known["recorded"].authorized_atomic
 
 
+def test_a_call_that_was_noted_twice_and_never_sent_leaves_no_note(tmp_path):
+    program = """
+    ledger = Ledger(sys.argv[1])
+    ledger.authorize(entry(1)).result()
+    for _ in range(2):
+        ledger.under_way.begin(CallUnderWay("never_sent", "auth_1", 1_700_000_000, "private", "m"))
+    ledger.under_way.end("never_sent")
+    """
+    path = tmp_path / "ledger.sqlite"
+    _killed(program, str(path))
+
+    ledger = Ledger(path)
+    assert "never_sent" not in {receipt.call_id for receipt in ledger.receipts().result()}
+    ledger.close()
+
+
+def test_a_note_that_nobody_can_read_does_not_close_the_ledger(tmp_path):
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    ledger.authorize(entry(1)).result()
+    ledger.close()
+    whole = b"\1" + b"call_2 auth_1 1700000000 private m".ljust(255, b"\0")
+    for number, text in enumerate([b"of another version", b"call auth when private m", b"\xff" * 255]):
+        (tmp_path / f".ledger.sqlite.under-way-1-{number}").write_bytes(b"\1" + text.ljust(255, b"\0") + whole)
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    assert [receipt.call_id for receipt in ledger.receipts().result()] == ["call_1", "call_2"]
+    ledger.close()
+
+
 def test_notes_have_room_for_any_number_of_calls_and_their_file_goes_with_them(tmp_path):
     ledger = Ledger(tmp_path / "ledger.sqlite")
     ledger.authorize(entry(1)).result()
