@@ -64,6 +64,14 @@ class Journal:
                 return False
             return True
 
+    @property
+    def promise(self) -> str:
+        """What it means that a receipt is kept here."""
+        return (
+            f"The call was made, and its receipt is kept in {self._path}: it is recorded when the ledger can be "
+            "written again."
+        )
+
     def drop(self, call_id: str) -> None:
         """The database has this record."""
         with self._lock:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from opengradient_x402.errors import LedgerUnavailable, OpenGradientError
@@ -162,11 +162,11 @@ class Writer:
             answers = self._tried(batch)
         except Exception as exc:  # noqa: BLE001  (the thread's boundary: it must live on, and everybody gets an answer)
             answers = [(job.future, None, self._unavailable(exc, job)) for job in batch]
-        for future, value, error in answers:
+        for job, (future, value, error) in zip(batch, answers, strict=True):
             if error is None:
                 future.set_result(value)
             else:
-                future.set_exception(error)
+                future.set_exception(self._kept(job, error))
 
     def _without_records(self, batch: list[Job]) -> list[Job]:
         """Has the recorder write what it can; returns the other jobs."""
@@ -244,7 +244,13 @@ class Writer:
         except Exception as exc:  # noqa: BLE001  (e.g. a number that no column holds: the fault of this job alone)
             return job.future, None, self._unavailable(exc, job)
 
-    def _unavailable(self, exc: Exception, job: Job) -> LedgerUnavailable:
+    def _kept(self, job: Job, error: BaseException) -> BaseException:
+        """The error, once a receipt that cannot be in the database is in the journal."""
+        if job.record is None or not self._journal.keep(job.record[0].call_id, job.record[1]):
+            return error
+        return self._unavailable(error.__cause__ or error, replace(job, otherwise=self._journal.promise))
+
+    def _unavailable(self, exc: BaseException, job: Job) -> LedgerUnavailable:
         what = f"{type(exc).__name__}: {_first_line(exc)}"
         if isinstance(exc, LedgerReplaced):
             what = str(exc)
