@@ -156,6 +156,17 @@ def left_behind(place: Path | None) -> Iterator[LeftBehind]:
                 os.close(file)
 
 
+def noted(place: Path | None) -> Iterator[int]:
+    """The files of calls under way beside this ledger, of the living too; open while they are looked at."""
+    for path in [] if place is None else place.parent.glob(f"{place.name}{UNDER_WAY}*"):
+        with suppress(OSError):  # it has ended meanwhile
+            file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                yield file
+            finally:
+                os.close(file)
+
+
 def _is_mine(file: int) -> bool:
     """Whether nobody else has this file, and it is still there."""
     try:

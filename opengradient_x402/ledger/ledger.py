@@ -146,6 +146,11 @@ class Ledger(Resident):
         future.set_result(written.proof_of)
         return future
 
+    def not_sent(self, call_id: str, authorization_id: str) -> None:
+        """This authorization does not pay the call after all. What was settled is shared without it."""
+        self.under_way.end(call_id)
+        self._submit(lambda book, conn: book.share_out(conn, authorization_id), otherwise=_AS_BEFORE)
+
     def first_call_of(self, proof_id: str, call_id: str) -> str:
         """The call that this proof came for first, as far as this process knows; `record_call` knows of all others."""
         return self._recorder.first_call_of(proof_id, call_id)
