@@ -64,6 +64,14 @@ class Journal:
                 return False
             return True
 
+    @property
+    def promise(self) -> str:
+        """What it means that a receipt is kept here."""
+        return (
+            f"The call was made, and its receipt is kept in {self._path}: it is recorded when the ledger can be "
+            "written again."
+        )
+
     def drop(self, call_id: str) -> None:
         """The database has this record."""
         with self._lock:
@@ -145,6 +153,17 @@ def left_behind(place: Path | None) -> Iterator[LeftBehind]:
             if _is_mine(file):
                 yield LeftBehind(path, file)
             else:
+                os.close(file)
+
+
+def noted(place: Path | None) -> Iterator[int]:
+    """The files of calls under way beside this ledger, of the living too; open while they are looked at."""
+    for path in [] if place is None else place.parent.glob(f"{place.name}{UNDER_WAY}*"):
+        with suppress(OSError):  # it has ended meanwhile
+            file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                yield file
+            finally:
                 os.close(file)
 
 

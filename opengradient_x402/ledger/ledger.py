@@ -117,20 +117,16 @@ class Ledger(Resident):
         before); None for a receipt without a proof.
         """
         text, call_id, journal = json.dumps(receipt.to_json()), receipt.call_id, self._journal
-        if not at_once and not self._closed:
-            future = self._submit(
-                lambda book, conn: book.record_call(conn, receipt), otherwise=_ONLY_THIS, record=(receipt, text)
-            )
-            return _when_done(future, lambda: self.under_way.end(call_id))
+        with self._lock:  # nobody closes it between the question and the job
+            if not at_once and not self._closed:
+                future = self._submit(
+                    lambda book, conn: book.record_call(conn, receipt), otherwise=_ONLY_THIS, record=(receipt, text)
+                )
+                return _when_done(future, lambda: self.under_way.end(call_id))
         written = None if self._closed else self._recorder.write(receipt, text)
         if written is None:
             is_kept = journal.keep(call_id, text)
-            otherwise = (
-                f"The call was made, and its receipt is kept in {journal.path}: it is recorded when the ledger can be "
-                "written again."
-                if is_kept
-                else _ONLY_THIS
-            )
+            otherwise = journal.promise if is_kept else _ONLY_THIS
             future = self._submit(lambda book, conn: book.record_call(conn, receipt), otherwise=otherwise)
             if not is_kept:
                 return _when_done(future, lambda: self.under_way.end(call_id))
@@ -149,6 +145,11 @@ class Ledger(Resident):
         future = Future()
         future.set_result(written.proof_of)
         return future
+
+    def not_sent(self, call_id: str, authorization_id: str) -> None:
+        """This authorization does not pay the call after all. What was settled is shared without it."""
+        self.under_way.end(call_id)
+        self._submit(lambda book, conn: book.share_out(conn, authorization_id), otherwise=_AS_BEFORE)
 
     def first_call_of(self, proof_id: str, call_id: str) -> str:
         """The call that this proof came for first, as far as this process knows; `record_call` knows of all others."""
@@ -378,7 +379,8 @@ class Ledger(Resident):
         if self._is_noted and self.under_way.is_empty:
             name, self._is_noted = self.under_way.name, False
             self._submit(lambda book, conn: book.end_process(conn, name))
-        self._closed = True
+        with self._lock:
+            self._closed = True
         self._stop(timeout_s)
         self.under_way.close()
 

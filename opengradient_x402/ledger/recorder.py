@@ -262,7 +262,8 @@ class UnderWay:
         return not self._used
 
     def begin(self, call: CallUnderWay) -> None:
-        """Notes the call. One that cannot be noted is made all the same."""
+        """Notes the call, in place of what was noted of it before. One that cannot be noted is made all the same."""
+        self.end(call.call_id)
         while True:
             try:
                 part, start = self._free.pop()
@@ -324,5 +325,10 @@ def calls_in(file: int) -> Iterator[CallUnderWay]:
         while slot := slots.read(_SLOT):
             if slot[0] == 1:
                 text = slot[1:].partition(b"\0")[0].decode(errors="replace")
-                call_id, authorization_id, created_at, mode, model = text.split(" ", 4)
-                yield CallUnderWay(call_id, authorization_id, int(created_at), mode, model)
+                try:
+                    call_id, authorization_id, created_at, mode, model = text.split(" ", 4)
+                    call = CallUnderWay(call_id, authorization_id, int(created_at), mode, model)
+                except ValueError:  # written by another version, or damaged: no reason to refuse the whole ledger
+                    _log.warning("A note of a call under way cannot be read (%.40r); it is left out.", text)
+                else:
+                    yield call

@@ -91,16 +91,15 @@ _UPDATE_NOTE = pins.update().where(_THIS_KEY).values(_given("value"))
 _INSERT_NOTE = pins.insert().values(_given("key", "value"))
 _DELETE_NOTE = pins.delete().where(_THIS_KEY)
 _MINUTE_S = 60
-_MOST_VARIABLES = 500
-"""Of one statement; SQLite has a limit."""
+_MOST_VARIABLES = 500  # of one statement; SQLite has a limit
 
 
 class Book:
-    """The statements. `knows` says whether the calls under way of a process (by its name) are known here."""
+    """The statements. `knows` says whether a process's calls under way can be seen; `under_way`, an authorization's."""
 
-    def __init__(self, dialect: str, *, knows: Callable[[str], bool]) -> None:
+    def __init__(self, dialect: str, *, knows: Callable[[str], bool], under_way: Callable[[str], set[str]]) -> None:
         self._is_sqlite = dialect == "sqlite"
-        self._knows = knows
+        self._knows, self._under_way = knows, under_way
 
     def authorize(self, conn: Connection, authorization: Authorization, budget: Budget | None) -> Authorization:
         known = self._authorization(conn, authorization.id)
@@ -195,7 +194,7 @@ class Book:
 
     def share_out(self, conn: Connection, authorization_id: str) -> None:
         """The settlement was seen before a call ended (its stream was slow to close): it is shared anew."""
-        if (settled := self._authorization(conn, authorization_id)) is not None:
+        if (settled := self._authorization(conn, authorization_id)) is not None and settled.status in _STATUS:
             self._share_out(conn, settled)
 
     def record_settlement(self, conn: Connection, authorization: Authorization) -> bool:
@@ -251,12 +250,14 @@ class Book:
     def _overcharge(
         self, conn: Connection, authorization: Authorization, receipts: Sequence[SettlementReceipt]
     ) -> str | None:
-        """What was taken too much; nothing while calls may be missing that a killed process made."""
+        """What was taken too much; nothing while calls are under way, or may be missing that a killed process made."""
         text = disputes.overcharge(authorization, receipts)
-        process = None if text is None else self.noted(conn, _CALLS_BY + authorization.id)
-        if process is None or (authorization.settled_atomic or 0) > authorization.amount_atomic:
+        if text is None or (authorization.settled_atomic or 0) > authorization.amount_atomic:
             return text
-        if self._knows(process) or self.noted(conn, _PROCESS + process) is not None:
+        if self._under_way(authorization.id) - {receipt.call_id for receipt in receipts}:
+            return None  # it is decided when they have ended
+        process = self.noted(conn, _CALLS_BY + authorization.id)
+        if process is None or self._knows(process) or self.noted(conn, _PROCESS + process) is not None:
             return text
         self.note(conn, f"{_UNDECIDED}{process} {authorization.id}", "")
         _log.warning(
@@ -333,8 +334,7 @@ class Book:
         authorization_ids: list[str] | None,
         payer: str | None,
     ) -> list[SettlementReceipt]:
-        query = sa.select(calls.c.sequence, calls.c.receipt).where(*_chosen(since=since, payer=payer))
-        queries = [query]
+        queries = [sa.select(calls.c.sequence, calls.c.receipt).where(*_chosen(since=since, payer=payer))]
         for column, wanted in ((calls.c.call_id, call_ids), (calls.c.authorization_id, authorization_ids)):
             if wanted is not None:
                 parts = [wanted[first : first + _MOST_VARIABLES] for first in range(0, len(wanted), _MOST_VARIABLES)]

@@ -16,11 +16,11 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from opengradient_x402.errors import LedgerUnavailable, OpenGradientError
-from opengradient_x402.ledger.journal import Journal, LeftBehind, left_behind
+from opengradient_x402.ledger.journal import Journal, LeftBehind, left_behind, noted
 from opengradient_x402.ledger.place import (
     LedgerReplaced,
     Mark,
@@ -162,11 +162,11 @@ class Writer:
             answers = self._tried(batch)
         except Exception as exc:  # noqa: BLE001  (the thread's boundary: it must live on, and everybody gets an answer)
             answers = [(job.future, None, self._unavailable(exc, job)) for job in batch]
-        for future, value, error in answers:
+        for job, (future, value, error) in zip(batch, answers, strict=True):
             if error is None:
                 future.set_result(value)
             else:
-                future.set_exception(error)
+                future.set_exception(self._kept(job, error))
 
     def _without_records(self, batch: list[Job]) -> list[Job]:
         """Has the recorder write what it can; returns the other jobs."""
@@ -244,7 +244,13 @@ class Writer:
         except Exception as exc:  # noqa: BLE001  (e.g. a number that no column holds: the fault of this job alone)
             return job.future, None, self._unavailable(exc, job)
 
-    def _unavailable(self, exc: Exception, job: Job) -> LedgerUnavailable:
+    def _kept(self, job: Job, error: BaseException) -> BaseException:
+        """The error, once a receipt that cannot be in the database is in the journal."""
+        if job.record is None or not self._journal.keep(job.record[0].call_id, job.record[1]):
+            return error
+        return self._unavailable(error.__cause__ or error, replace(job, otherwise=self._journal.promise))
+
+    def _unavailable(self, exc: BaseException, job: Job) -> LedgerUnavailable:
         what = f"{type(exc).__name__}: {_first_line(exc)}"
         if isinstance(exc, LedgerReplaced):
             what = str(exc)
@@ -263,7 +269,7 @@ class Writer:
         return book, conn
 
     def _connect(self, *, durable: bool) -> tuple[Book, Connection]:
-        from opengradient_x402.ledger import statements, tables
+        from opengradient_x402.ledger import tables
 
         if self._conn is None:
             self._mark.check_file(self._file)
@@ -278,7 +284,7 @@ class Writer:
                 now = Seen(ledger_id=self._ledger_id, authorizations=number)
                 self._mark.check(before, now)
                 self._mark.write(now)
-                self._take_up(statements.Book(conn.dialect.name, knows=self._knows), conn)
+                self._take_up(self._book(conn), conn)
             except BaseException:
                 conn.close()
                 raise
@@ -286,9 +292,13 @@ class Writer:
             if self._file is not None:
                 self._opened = identity_of(self._file)
                 self._recorder.open(self._file)
-        book = statements.Book(self._conn.dialect.name, knows=self._knows)
         tables.set_durable(self._conn, durable=durable)
-        return book, self._conn
+        return self._book(self._conn), self._conn
+
+    def _book(self, conn: Connection) -> Book:
+        from opengradient_x402.ledger import statements
+
+        return statements.Book(conn.dialect.name, knows=self._knows, under_way=self._paid_by)
 
     def _check_file(self) -> None:
         """A file that was deleted or replaced under an open connection takes what is written with it."""
@@ -299,6 +309,11 @@ class Writer:
         """Whether the calls under way of this process can be seen here: what dead ones left was taken up before."""
         is_here = self._place is not None and self._place.with_name(process).exists()
         return is_here or process == self._under_way.name
+
+    def _paid_by(self, authorization_id: str) -> set[str]:
+        """The calls of this machine's processes that are under way, and that this authorization pays."""
+        calls = (call for file in noted(self._place) for call in calls_in(file))
+        return {call.call_id for call in calls if call.authorization_id == authorization_id}
 
     def _take_up(self, book: Book, conn: Connection) -> None:
         """Writes the receipts of processes that are gone, and what is known of their calls under way."""

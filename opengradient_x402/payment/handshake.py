@@ -13,9 +13,10 @@ from __future__ import annotations
 import re
 import sys
 import time
+from collections.abc import Mapping
 from concurrent.futures import Future
 from contextlib import suppress
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import httpx
 
@@ -48,7 +49,7 @@ _MAX_DEAD_SESSIONS = 32
 _MAX_REASON_CHARS = 300
 T = TypeVar("T")
 _NEVER_LEFT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
-"""Failures before a single byte of the request was written."""
+"""Failures before a single byte of the request was written, unless `_carry` has seen otherwise."""
 
 
 def pay(request: httpx.Request, *, call: Call, payments: Payments) -> Steps[httpx.Response]:
@@ -106,7 +107,7 @@ def _ride(request: httpx.Request, call: Call, payments: Payments, session: PaidS
         payments.detach(call)
         raise
     try:
-        response: httpx.Response = yield Send(_asking(_with_header(request, SESSION_HEADER, session.id), call))
+        response = yield from _carry(_asking(_with_header(request, SESSION_HEADER, session.id), call), call)
     except _NEVER_LEFT:
         payments.detach(call)
         raise
@@ -245,8 +246,8 @@ def _acceptable(
         raise payments.gateways.disputed(key.origin)
     terms = payments.choose(challenge, key, payees=call.payees, earlier=earlier)
     payments.check_call(call, key, terms=terms)
-    if (funds := payments.funds.check(terms, challenge)) is not None:
-        yield Wait(funds)
+    funds = payments.funds.check(terms, challenge)
+    needs_approval = funds is not None and (yield Wait(funds))
     if (pin := payments.gateways.pin_facilitator(terms, key.origin)) is not None:
         payments.gateways.confirm_facilitator(terms, key.origin, (yield from _from_ledger(pin, call)))
     if (asked := payments.clock.check()) is not None:
@@ -260,6 +261,8 @@ def _acceptable(
             policy=payments.policy,
             ledger=payments.ledger,
         )
+    if needs_approval:
+        yield Wait(payments.funds.sponsor(terms, challenge))
     return terms
 
 
@@ -316,7 +319,7 @@ def _send_signed(
     is_first_use = signed.authorization.call_id == call.id
     payments.attach(call, signed.authorization)
     try:
-        response: httpx.Response = yield Send(_with_header(request, SIGNATURE_HEADER, signed.header))
+        response = yield from _carry(_with_header(request, SIGNATURE_HEADER, signed.header), call)
     except _NEVER_LEFT as exc:
         if is_first_use and call.has_signed_out:
             # An earlier signature under this nonce is out: the gateway refused it, and holds it all the same.
@@ -406,6 +409,32 @@ def _with_header(request: httpx.Request, name: str, value: str) -> httpx.Request
     )
     paid.headers[name] = value
     return paid
+
+
+def _carry(paid: httpx.Request, call: Call) -> Steps[httpx.Response]:
+    """Sends what carries a payment. What httpx reports of its writing counts more than the error that comes out.
+
+    A transport of the user's may send more than once, and a hook of an httpx client may fail afterwards.
+    """
+    also, is_written = paid.extensions.get("trace"), False
+
+    def note(name: str, info: Mapping[str, Any]) -> Any:
+        nonlocal is_written  # CONNECT is written to a proxy, without the payment
+        is_written |= name.endswith("send_request_headers.started") and info["request"].method != b"CONNECT"
+        return None if also is None else also(name, info)
+
+    async def anote(name: str, info: Mapping[str, Any]) -> None:
+        if (answer := note(name, info)) is not None:
+            await answer
+
+    paid.extensions = {**paid.extensions, "trace": note if call.is_blocking else anote}
+    try:
+        return cast("httpx.Response", (yield Send(paid)))
+    except _NEVER_LEFT as exc:
+        if not is_written:
+            raise
+        kind = httpx.ReadTimeout if isinstance(exc, httpx.TimeoutException) else httpx.ReadError
+        raise kind(str(exc), request=paid) from exc
 
 
 def _outcome_unknown(call: Call, cause: httpx.TransportError) -> PaymentOutcomeUnknown:

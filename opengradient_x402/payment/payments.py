@@ -349,8 +349,9 @@ class Payments(Resident):
         """Nothing pays for the call: what was attached was not sent, or was not taken."""
         if call.session is not None:
             self.sessions.leave(call.session)
-        call.session = call.authorization = None
-        self.ledger.under_way.end(call.id)
+        authorization, call.session, call.authorization = call.authorization, None, None
+        if authorization is not None and authorization.call_id != call.id:
+            self.ledger.not_sent(call.id, authorization.id)
 
     def fate(self, authorization: Authorization) -> Future[Fate]:
         """What the chain says of an authorization now; OPEN also when it does not answer."""

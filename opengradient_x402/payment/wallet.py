@@ -15,7 +15,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from opengradient_x402.addresses import address_word
 from opengradient_x402.chain.eip712 import cancel_authorization_digest, token_permit
@@ -190,10 +190,11 @@ class Funds:
         self.approval: dict[str, Any] | None = None
         """What travels with the next payment so that it can settle: an approval that the facilitator sends."""
 
-    def check(self, terms: PaymentTerms, challenge: Challenge) -> Future[None] | None:
+    def check(self, terms: PaymentTerms, challenge: Challenge) -> Future[bool] | None:
         """A look at the chain; None when the funds are known to suffice, or when a look has just failed.
 
-        The future raises InsufficientFunds or AllowanceMissing.
+        The result says whether the payment needs a sponsored approval: `sponsor` signs it. The future raises
+        InsufficientFunds or AllowanceMissing.
         """
         if terms.amount_atomic <= self._known_atomic or time.monotonic() < self._silent_until_s:
             return None
@@ -203,7 +204,11 @@ class Funds:
         """Look at the chain again before the next signature."""
         self._known_atomic, self._silent_until_s = 0, 0.0
 
-    def _look(self, terms: PaymentTerms, challenge: Challenge) -> None:
+    def sponsor(self, terms: PaymentTerms, challenge: Challenge) -> Future[None]:
+        """Signs the approval that travels with the next payment. Not before that payment itself may be signed."""
+        return in_thread(lambda: self._sponsor(terms, challenge), name="opengradient-sponsored")
+
+    def _look(self, terms: PaymentTerms, challenge: Challenge) -> bool:
         reading = in_thread(
             lambda: require_funds(self._network, self._signer.address, terms), name="opengradient-funds-read"
         )
@@ -211,22 +216,29 @@ class Funds:
             reading.result(_ADVICE_S)
         except (ChainUnavailable, TimeoutError):
             self._silent_until_s = time.monotonic() + _ADVICE_PAUSE_S
-            return
+            return False
         except AllowanceMissing:
-            self.approval = self._sponsored(terms, challenge)
-            if self.approval is None:
+            self.approval = None
+            if not self._may_sponsor(terms, challenge):
                 raise
-            return  # the allowance comes with the settlement: the next payment looks again
+            return True  # the allowance comes with the settlement: the next payment looks again
         self._known_atomic, self.approval = terms.amount_atomic, None
+        return False
+
+    def _may_sponsor(self, terms: PaymentTerms, challenge: Challenge) -> bool:
+        """Only if the user asked for one by name, and the gateway offers it."""
+        allowed = self._policy.sponsored_approval_atomic(self._network.asset)
+        offered = challenge.extensions.keys() & {SPONSORED_PERMIT, SPONSORED_APPROVAL}
+        return allowed is not None and allowed >= terms.amount_atomic and bool(offered)
+
+    def _sponsor(self, terms: PaymentTerms, challenge: Challenge) -> None:
+        self.approval = self._sponsored(terms, challenge)
+        if self.approval is None:
+            require_funds(self._network, self._signer.address, terms)  # raises AllowanceMissing, as `check` found
 
     def _sponsored(self, terms: PaymentTerms, challenge: Challenge) -> dict[str, Any] | None:
-        """Only if the user asked for one by name, and the gateway offers it.
-
-        A permit comes first: it allows this payment alone, and lives no longer.
-        """
-        allowed = self._policy.sponsored_approval_atomic(self._network.asset)
-        if allowed is None or allowed < terms.amount_atomic:
-            return None
+        """A permit comes first: it allows this payment alone, and lives no longer."""
+        allowed = cast("int", self._policy.sponsored_approval_atomic(self._network.asset))
         with ChainReader.at(self._network) as chain:
             if SPONSORED_PERMIT in challenge.extensions:
                 with suppress(RpcError):  # not every token has permits

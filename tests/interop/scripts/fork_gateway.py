@@ -12,13 +12,12 @@ import time
 
 from flask import Flask, Response, jsonify, request
 from werkzeug.serving import make_server
+from x402 import x402ResourceServerSync
 from x402.http import FacilitatorConfig, HTTPFacilitatorClientSync
 from x402.http.middleware import flask as fork
 from x402.http.types import PaymentOption, RouteConfig
 from x402.mechanisms.evm.upto import UptoEvmServerScheme
 from x402.schemas import AssetAmount
-
-from x402 import x402ResourceServerSync
 
 IDLE_S = 1
 TEXT = ["Paid ", "by ", "our client."]

@@ -10,12 +10,11 @@ import json
 import sys
 
 from eth_account import Account
+from x402 import x402Client, x402ClientSync
 from x402.http.clients.httpx import x402HttpxClient
 from x402.http.clients.requests import x402_requests
 from x402.mechanisms.evm.exact import register_exact_evm_client
 from x402.mechanisms.evm.upto import UptoEvmClientScheme
-
-from x402 import x402Client, x402ClientSync
 
 HEADERS = {"Authorization": "Bearer any", "X-SETTLEMENT-TYPE": "batch"}
 

@@ -11,12 +11,11 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+from x402 import x402FacilitatorSync
 from x402.mechanisms.evm import FacilitatorWeb3Signer
 from x402.mechanisms.evm.exact import register_exact_evm_facilitator
 from x402.mechanisms.evm.upto import UptoEvmFacilitatorScheme
 from x402.schemas import PaymentPayload, PaymentRequirements
-
-from x402 import x402FacilitatorSync
 
 task = json.loads(sys.stdin.readline())
 signer = FacilitatorWeb3Signer(private_key=task["private_key"], rpc_url=task["rpc_url"])

@@ -9,13 +9,12 @@ import json
 import sys
 
 from eth_account import Account
+from x402 import x402Client
 from x402.http import FacilitatorConfig, HTTPFacilitatorClient
 from x402.mechanisms.evm.exact import register_exact_evm_client
 from x402.mechanisms.evm.signers import EthAccountSignerWithRPC
 from x402.mechanisms.evm.upto import UptoEvmClientScheme
 from x402.schemas import PaymentRequired, ResourceInfo
-
-from x402 import x402Client
 
 
 async def main(task):

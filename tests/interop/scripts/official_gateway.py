@@ -10,14 +10,13 @@ import threading
 
 import uvicorn
 from fastapi import FastAPI, Response
+from x402 import x402ResourceServer
 from x402.http import FacilitatorConfig, HTTPFacilitatorClient
 from x402.http.middleware.fastapi import PaymentMiddlewareASGI, set_settlement_overrides
 from x402.http.types import PaymentOption, RouteConfig
 from x402.mechanisms.evm.exact import register_exact_evm_server
 from x402.mechanisms.evm.upto import UptoEvmServerScheme
 from x402.schemas import AssetAmount
-
-from x402 import x402ResourceServer
 
 task = json.loads(sys.stdin.readline())
 app = FastAPI()

@@ -197,6 +197,22 @@ def test_a_receipt_that_cannot_be_written_is_kept_and_its_error_does_not_say_tha
     assert _receipts(path) == {"call_1": "ok"}
 
 
+@pytest.mark.parametrize("how_many", [1, 3])
+def test_receipts_of_async_calls_that_the_database_refuses_wait_beside_it(ledger, tmp_path, how_many):
+    path, names = tmp_path / "ledger.sqlite", [f"late_{number}" for number in range(how_many)]
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("CREATE TRIGGER full BEFORE INSERT ON calls BEGIN SELECT RAISE(ABORT, 'full'); END")
+    waiting = [ledger.record_call(served(entry(1), name, cost_atomic=5), at_once=False) for name in names]
+    for future in waiting:
+        with pytest.raises(LedgerUnavailable, match=r"its receipt is kept in .*calls-"):
+            future.result()
+    ledger.close()
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("DROP TRIGGER full")
+    assert _receipts(path) == {"call_1": "unknown"} | dict.fromkeys(names, "ok")
+    assert _journals(tmp_path) == []
+
+
 def test_a_receipt_is_not_written_into_a_file_that_was_deleted_meanwhile(ledger, tmp_path):
     path = tmp_path / "ledger.sqlite"
     content = path.with_name("kept.sqlite")

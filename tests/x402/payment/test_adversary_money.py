@@ -191,6 +191,57 @@ def test_a_second_signature_that_never_left_does_not_free_what_the_first_one_res
     assert [caught.value.receipt] == heard
 
 
+def is_paid(request):
+    return SIGNATURE in request.headers or SESSION in request.headers
+
+
+def once_more_and_fail(request, send):
+    if is_paid(request):
+        send(request).close()
+        raise httpx.ConnectError("the second attempt found nobody")
+    return send(request)
+
+
+def log_it_nowhere(response):
+    if is_paid(response.request):
+        httpx.post("http://127.0.0.1:9/")
+
+
+async def alog_it_nowhere(response):
+    log_it_nowhere(response)
+
+
+@pytest.mark.parametrize("way", ["a transport that sends twice", "a hook", "a hook of an async client"])
+def test_what_was_sent_is_in_doubt_also_when_the_users_transport_says_that_it_could_not_connect(
+    net, payments, meddled, way
+):
+    if way == "a hook of an async client":
+
+        async def ask():
+            async with httpx.AsyncClient(event_hooks={"response": [alog_it_nowhere]}) as wire:
+                await async_client_for(payments, http_transport=wire).chat(PROMPT)
+
+        with pytest.raises(PaymentOutcomeUnknown):
+            asyncio.run(ask())
+    elif way == "a hook":
+        with (
+            httpx.Client(event_hooks={"response": [log_it_nowhere]}) as wire,
+            client_for(payments, http_transport=wire) as client,
+            pytest.raises(PaymentOutcomeUnknown),
+        ):
+            client.chat(PROMPT)
+    else:
+        with pytest.raises(PaymentOutcomeUnknown):
+            meddled(once_more_and_fail).chat(PROMPT)
+    [only] = authorizations(payments)
+    assert only.status == "signed", "the gateway has the signature"
+    net.close_sessions()
+    payments.reconciler.reconcile()
+    [only] = authorizations(payments)
+    assert only.status == "settled"
+    assert len(payments.ledger.receipts().result()) == 1, "it was served once"
+
+
 def test_a_402_that_reports_a_failed_settlement_leaves_the_outcome_open(devnets, tmp_path, heard):
     net = devnets(sessions=False)
     account = net.account(opg="1", approved=True)

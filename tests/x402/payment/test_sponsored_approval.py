@@ -6,7 +6,7 @@ import httpx
 import pytest
 from eth_account import Account as Keys
 
-from opengradient_x402.errors import AllowanceMissing, ConfigurationError
+from opengradient_x402.errors import AllowanceMissing, ConfigurationError, PaymentNotApproved
 from opengradient_x402.ledger.receipts import ReceiptStatus
 from opengradient_x402.payment.payments import Payments
 from opengradient_x402.payment.policy import SpendPolicy
@@ -67,6 +67,21 @@ def test_the_facilitator_sends_the_approval_and_it_is_bounded(net, bare, tmp_pat
     assert {receipt.status for receipt in receipts} == {ReceiptStatus.SETTLED}
     assert OPG - wallet.balance() == sum(receipt.settled_atomic for receipt in receipts) > 0
     assert wallet.allowance() == OPG // 2 - sum(receipt.settled_atomic for receipt in receipts)
+    payments.close()
+
+
+def test_no_approval_is_signed_for_a_payment_that_a_person_refuses(net, bare, tmp_path):
+    signed_so_far = []
+
+    def refuse(_request) -> bool:
+        signed_so_far.append(payments.funds.approval)
+        return False
+
+    payments = payments_of(net, bare, tmp_path, sponsored_approval="0.5", approve_above="0.01", approval=refuse)
+    with client_for(payments) as client, pytest.raises(PaymentNotApproved):
+        client.chat(PROMPT)
+    assert signed_so_far == [None]
+    assert payments.funds.approval is None
     payments.close()
 
 

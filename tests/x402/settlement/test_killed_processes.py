@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from opengradient_x402.gateway.client import GatewayClient
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.ledger.recorder import CallUnderWay
 from opengradient_x402.settlement.reconciler import Reconciler
-from support.ledger_rows import entry
+from support.ledger_rows import entry, served
 from support.payers import PROMPT, client_for, network_of, opg_balance, payments_for
 
 _TESTS = Path(__file__).parents[2]
@@ -237,6 +238,57 @@ def test_a_note_of_a_call_never_replaces_its_receipt(tmp_path):
     late = known["under_way"]
     assert (late.model, late.settlement_mode, late.created_at) == ("a model of mine", "private", 1_700_000_000)
     assert late.authorized_atomic == known["recorded"].authorized_atomic
+
+
+@pytest.mark.parametrize(("end", "is_disputed"), [("sync", False), ("async", False), ("cheap", True), ("unsent", True)])
+def test_a_settlement_that_pays_for_a_call_under_way_is_judged_when_that_call_ends(tmp_path, end, is_disputed):
+    path = tmp_path / "ledger.sqlite"
+    ledger, other = Ledger(path), Ledger(path)
+    paid = ledger.authorize(entry(1)).result()
+    ledger.record_call(served(entry(1), "call_1", cost_atomic=500)).result()
+    ledger.under_way.begin(CallUnderWay("call_2", "auth_1", 1_700_000_000, "private", "m"))
+    tx_hash = "0x" + "1" * 64
+    found = replace(paid, status="settled", settled_atomic=1000, tx_hash=tx_hash, block_number=1, confirmations=5)
+    other.record_settlement(replace(found, confirmations_needed=1)).result()
+    origin = {"network": paid.network, "origin": "http://127.0.0.1"}
+    assert other.open_dispute(**origin).result() is None
+    if end == "unsent":
+        ledger.not_sent("call_2", "auth_1")
+    else:
+        late = served(entry(1), "call_2", cost_atomic=5 if end == "cheap" else 500)
+        ledger.record_call(late, at_once=end != "async").result()
+    ledger.flush()
+    assert (other.open_dispute(**origin).result() is not None) is is_disputed
+    ledger.close()
+    other.close()
+
+
+def test_a_call_that_was_noted_twice_and_never_sent_leaves_no_note(tmp_path):
+    program = """
+    ledger = Ledger(sys.argv[1])
+    ledger.authorize(entry(1)).result()
+    for _ in range(2):
+        ledger.under_way.begin(CallUnderWay("never_sent", "auth_1", 1_700_000_000, "private", "m"))
+    ledger.under_way.end("never_sent")
+    """
+    path = tmp_path / "ledger.sqlite"
+    _killed(program, str(path))
+
+    ledger = Ledger(path)
+    assert "never_sent" not in {receipt.call_id for receipt in ledger.receipts().result()}
+    ledger.close()
+
+
+def test_a_note_that_nobody_can_read_does_not_close_the_ledger(tmp_path):
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    ledger.authorize(entry(1)).result()
+    ledger.close()
+    whole = b"\1" + b"call_2 auth_1 1700000000 private m".ljust(255, b"\0")
+    for number, text in enumerate([b"of another version", b"call auth when private m", b"\xff" * 255]):
+        (tmp_path / f".ledger.sqlite.under-way-1-{number}").write_bytes(b"\1" + text.ljust(255, b"\0") + whole)
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    assert [receipt.call_id for receipt in ledger.receipts().result()] == ["call_1", "call_2"]
+    ledger.close()
 
 
 def test_notes_have_room_for_any_number_of_calls_and_their_file_goes_with_them(tmp_path):
