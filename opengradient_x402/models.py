@@ -193,12 +193,15 @@ def is_same_model(name: str, other: str) -> bool:
 def wire_name(name: object) -> str:
     """What a request calls the model: the part after the provider, as given when the catalogue has no entry.
 
-    The spelling is kept where a gateway may know more versions than the catalogue (`gpt-4.1-2025-04-14`).
+    Gateways compare names exactly, so another spelling of a name (`Claude-Sonnet-4.6`) becomes the catalogue's. A
+    second name of a model is kept, since a gateway may know that one (`grok-4-0709`).
     Raises UnknownModel for something that is no name at all.
     """
     text = _text_of(name)
     if text is None or not text.strip():
         raise UnknownModel(f"{name!r} is not the name of a model. Nothing was paid. Give one such as openai/gpt-5.")
+    if (known := _spellings().get(_normalized(text))) is not None:
+        return known
     provider, _, bare = text.strip().rpartition("/")
     known_providers = {model.provider for model in catalog()} | _PROVIDER_ALIASES.keys() | {""}
     return bare if provider.lower() in known_providers else text.strip()
@@ -248,6 +251,16 @@ def _index() -> dict[str, ModelInfo]:
         for bare in (info.wire_name, *row.get("aliases", ())):
             index[_normalized(bare)] = index[_normalized(f"{info.provider}/{bare}")] = info
     return index
+
+
+@cache
+def _spellings() -> dict[str, str]:
+    """Every name of the catalogue, with and without its provider, and how a request spells it."""
+    spellings: dict[str, str] = {}
+    for row, info in zip(_document()["models"], catalog(), strict=True):
+        for bare in (*row.get("aliases", ()), info.wire_name):
+            spellings[_normalized(bare)] = spellings[_normalized(f"{info.provider}/{bare}")] = bare
+    return spellings
 
 
 def _text_of(name: object) -> str | None:

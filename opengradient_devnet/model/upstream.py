@@ -31,6 +31,7 @@ _OWN_PREFIXES = ("tee_", "data_settlement_", "settlement_")
 _CHOICE = frozenset({"index", "message", "delta", "finish_reason", "text"})
 _BAD_GATEWAY = 502
 _LIST_TIMEOUT_S = 5.0
+_USUAL_TAG = ":latest"
 
 
 def open_model(
@@ -85,7 +86,7 @@ class UpstreamModel:
     )
 
     async def names(self) -> list[str]:
-        """The models that the server lists."""
+        """The models that the server lists; those of Ollama with the tag `latest` also without it."""
         url = f"{self.base_url.rstrip('/')}/models"
         try:
             response = await self._client().get(url, timeout=_LIST_TIMEOUT_S)
@@ -93,6 +94,8 @@ class UpstreamModel:
             names = [str(item["id"]) for item in response.json()["data"]]
         except (httpx.HTTPError, ValueError, LookupError, TypeError) as exc:
             raise ModelError(_BAD_GATEWAY, f"{url} is no list of models: {exc!r}.") from exc
+        # Ollama writes the tag of every model, and takes a name without one for `latest`.
+        names += [bare for name in names if (bare := name.removesuffix(_USUAL_TAG)) not in names]
         self._listed = frozenset(names)
         return names
 

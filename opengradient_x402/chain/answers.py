@@ -21,10 +21,15 @@ _RATE_LIMIT_CODES: Final = frozenset({-32005, -32016, -32029, 429})  # EIP-1474;
 _RATE_LIMIT_WORDS: Final = (
     "rate limit",
     "rate exceeded",
-    "too many requests",
+    "request rate",
+    "request count",
+    "too many request",
     "request limit",
-    "requests per second",
+    "requests per",
+    "/second",
     "compute units",
+    "quota",
+    "throttl",
     "over capacity",
     "capacity exceeded",
     "capacity limit",
@@ -32,8 +37,13 @@ _RATE_LIMIT_WORDS: Final = (
 )
 _TOO_MUCH_WORDS: Final = (
     "more than",
+    "at most",
+    "exceeds",
     "results",
+    "number of logs",
     "too many logs",
+    "too many blocks",
+    "too large",
     "block range",
     "range is too",
     "range too",
@@ -41,6 +51,11 @@ _TOO_MUCH_WORDS: Final = (
     "response size",
     "query timeout",
 )
+_ABOUT_THE_QUESTION: Final = frozenset({3, -32000, -32003, -32005, -32015, -32602})
+"""Codes with which a node speaks of the question or the chain. With others it speaks of itself: a method that it does
+not serve, a plan that does not include it, a fault inside. Another node may answer then."""
+_OWN_TROUBLE_WORDS: Final = ("timed out", "header not found", "missing trie node", "pruned", "not available")
+"""With the code -32000: this node has not the block or the state, or was too slow."""
 _MOST_SHOWN: Final = 300
 
 
@@ -54,7 +69,7 @@ class Reply(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """Why there is no result. `is_refusal`: the node answered, and said no to the question itself."""
+    """Why there is no result. `is_refusal`: the node answered, and said no to the question itself, as others would."""
 
     error: ChainUnavailable
     is_refusal: bool = False
@@ -123,15 +138,25 @@ def _refused(error: dict[Any, Any], reply: Reply, *, method: str, node: str) -> 
         code=code if is_code else reply.status_code,
         data=data if isinstance(data, str) else None,
     )
-    return Failure(error=refusal, is_refusal=True)
+    return Failure(error=refusal, is_refusal=_is_about_the_question(message.lower(), code, reply.status_code))
 
 
 def _may_pass(message: str, code: Any, status_code: int) -> bool:
+    # Rates first: "more than 10 requests per second" passes, "more than 10000 results" does not, also with HTTP 429.
+    if any(words in message for words in _RATE_LIMIT_WORDS):
+        return True
     if any(words in message for words in _TOO_MUCH_WORDS):
         return False
-    if status_code in _PASSING_STATUSES or any(words in message for words in _RATE_LIMIT_WORDS):
+    return status_code in _PASSING_STATUSES or (isinstance(code, int) and code in _RATE_LIMIT_CODES)
+
+
+def _is_about_the_question(message: str, code: Any, status_code: int) -> bool:
+    if any(words in message for words in _TOO_MUCH_WORDS):
         return True
-    return isinstance(code, int) and code in _RATE_LIMIT_CODES
+    if status_code >= 400 and status_code not in (400, 429):
+        return False
+    is_known = isinstance(code, int) and code in _ABOUT_THE_QUESTION
+    return is_known and not any(words in message for words in _OWN_TROUBLE_WORDS)
 
 
 def _document(reply: Reply) -> dict[str, Any]:

@@ -359,7 +359,8 @@ class ModelDirectory:
             if not listed:
                 _warn_unlisted(name, listing.gateway, is_deprecated=info is not None)
             # A gateway of one's own may have any provider's name before its models, and list them without.
-            names = [candidate for candidate in (name, wire, name.rpartition("/")[2]) if candidate in listed]
+            spellings = (name, wire, name.partition("/")[2], name.rpartition("/")[2])
+            names = [spelling for spelling in spellings if spelling in listed]
             if names:
                 wire = names[0]
             elif listed:

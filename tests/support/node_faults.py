@@ -88,6 +88,11 @@ FAULTS: dict[str, Fault] = {
     "error has no code": answered(error={"message": None, "code": "x", "data": 5}),
     "limit": answered(error=LIMIT),
     "too many results": answered(error={"code": -32005, "message": "query returned more than 10000 results"}),
+    "too many logs": answered(error={"code": -32005, "message": "logs matched by query exceeds limit of 10000"}),
+    "401 with an error": said(document(error={"code": -32000, "message": "no such key"}), "401 Unauthorized"),
+    "not served": answered(error={"code": -32601, "message": "the method is not available on your plan"}),
+    "internal error": answered(error={"code": -32603, "message": "Internal error"}),
+    "not seen yet": answered(error={"code": -32000, "message": "header not found"}),
     "another chain": answered(result="0x1"),
 }
 

@@ -99,9 +99,12 @@ def test_what_is_close_to_an_unknown_name_is_known():
         ("nous/hermes-4-70b", "hermes-4-70b"),
         ("zai/glm-99-of-tomorrow", "glm-99-of-tomorrow"),
         ("somebody/finetuned-llama", "somebody/finetuned-llama"),
+        ("XAI/Grok-4-Fast", "grok-4-fast"),
+        ("claude-sonnet-4.6", "claude-sonnet-4-6"),
+        ("x-ai/grok-4-0709", "grok-4-0709"),
     ],
 )
-def test_the_wire_name_is_the_part_after_the_provider(name, wire):
+def test_the_wire_name_is_the_part_after_the_provider_as_gateways_spell_it(name, wire):
     assert wire_name(name) == wire
 
 

@@ -369,6 +369,22 @@ def test_without_prices_everything_that_the_server_lists_is_sold_at_the_price_of
     assert (opg_price, answer["opengradient"]["opg_price_usd"]) == ("2", "2")
 
 
+@pytest.mark.parametrize("name", ["llama3", "ollama/llama3", "llama3:latest", "ollama/hf.co/some/model:latest"])
+def test_a_model_that_ollama_lists_as_its_latest_is_asked_for_by_the_name_that_people_have(name):
+    async def models(_request):
+        return JSONResponse({"data": [{"id": "llama3:latest"}, {"id": "hf.co/some/model:latest"}]})
+
+    async def chat(request):
+        message = {"role": "assistant", "content": (await request.json())["model"]}
+        return JSONResponse({"choices": [{"message": message, "finish_reason": "stop"}]})
+
+    routes = [Route("/v1/models", models), Route("/v1/chat/completions", chat, methods=["POST"])]
+    with serving(Starlette(routes=routes)) as url, Devnet(upstream=f"openai:{url}/v1") as net:
+        key = net.account(approved=True).private_key
+        with closing(ChatOpenGradient(model=name, private_key=key, network=f"{net.gateway_url}/network")) as llm:
+            assert llm.invoke("hi").content == name.removeprefix("ollama/")
+
+
 def test_with_prices_only_what_they_name_is_sold_and_shown_also_what_the_server_does_not_list(local_server):
     upstream, asked = local_server
     prices = {"opg_usd": "1", "models": {"local/hf.co/some/model": PRICE, "local/hidden": PRICE}}

@@ -75,8 +75,11 @@ def test_the_chain_is_checked_once(net, node):
         (200, {"error": {"code": -32000, "message": "project ID request rate exceeded"}}),
         (200, {"error": {"code": -32000, "message": "Your app has exceeded its compute units per second capacity."}}),
         (200, {"error": {"code": -32011, "message": "no backend is currently healthy to serve traffic"}}),
+        (200, {"error": {"code": -32005, "message": "more than 10 requests per second"}}),
+        (200, {"error": {"code": 15, "message": "Too many request, try again later"}}),
+        (402, {"error": {"code": -32001, "message": "Exceeded the quota usage"}}),
     ],
-    ids=range(9),
+    ids=range(12),
 )
 def test_a_node_that_is_busy_is_asked_again(net, node, answer):
     node.misbehave = lambda method, params, number: answer if number == 2 else None

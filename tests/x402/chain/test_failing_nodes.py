@@ -13,7 +13,7 @@ import pytest
 from opengradient_x402.chain.contracts import active_tees
 from opengradient_x402.chain.questions import native_balance
 from opengradient_x402.chain.readers import AsyncChainReader, ChainReader
-from opengradient_x402.cli.doctor import _Examination
+from opengradient_x402.cli.doctor import _diagnosed, _Examination
 from opengradient_x402.errors import OpenGradientError
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.payment.payments import Payments
@@ -82,7 +82,8 @@ def timed(work):
 def doctors_problems(net, url, directory):
     description = {**net.network, "rpc_url": url, "registry": {**net.network["registry"], "rpc_url": url}}
     (directory / "network.json").write_text(json.dumps(description))
-    found = _Examination(str(directory / "network.json"), None, None, None).diagnoses()
+    examination = _Examination(str(directory / "network.json"), None, None, None)
+    found = [_diagnosed(name, check) for name, check in examination.checks()]
     return [diagnosis.found for diagnosis in found if diagnosis.state == "problem"]
 
 
@@ -95,7 +96,13 @@ async def test_coroutines_keep_the_time_too(net, fault):
         assert time.monotonic() - began < LIMIT_S + BUSY_S
 
 
-@pytest.mark.parametrize("fault", ["hangs", "closes at once", "429, later", "502 with HTML", "401", "HTML", "cut JSON"])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        *("hangs", "closes at once", "429, later", "502 with HTML", "401", "HTML", "cut JSON"),
+        *("401 with an error", "not served", "internal error", "not seen yet"),
+    ],
+)
 def test_the_next_of_several_nodes_is_asked(net, fault):
     with failing_node(fault, net.chain.chain_id) as url, serving(net.chain) as node:
         chain = ChainReader(f"{url}, {node.url}", net.chain.chain_id, timeout_s=2)
