@@ -200,9 +200,10 @@ def wire_name(name: object) -> str:
     text = _text_of(name)
     if text is None or not text.strip():
         raise UnknownModel(f"{name!r} is not the name of a model. Nothing was paid. Give one such as openai/gpt-5.")
-    if (known := _spellings().get(_normalized(text))) is not None:
-        return known
     provider, _, bare = text.strip().rpartition("/")
+    known = _spellings().get(_normalized(text), ())
+    if known:
+        return bare if bare in known else known[0]
     known_providers = {model.provider for model in catalog()} | _PROVIDER_ALIASES.keys() | {""}
     return bare if provider.lower() in known_providers else text.strip()
 
@@ -254,12 +255,13 @@ def _index() -> dict[str, ModelInfo]:
 
 
 @cache
-def _spellings() -> dict[str, str]:
-    """Every name of the catalogue, with and without its provider, and how a request spells it."""
-    spellings: dict[str, str] = {}
+def _spellings() -> dict[str, list[str]]:
+    """Every name of the catalogue, with and without its provider, and how requests may spell it."""
+    spellings: dict[str, list[str]] = {}
     for row, info in zip(_document()["models"], catalog(), strict=True):
-        for bare in (*row.get("aliases", ()), info.wire_name):
-            spellings[_normalized(bare)] = spellings[_normalized(f"{info.provider}/{bare}")] = bare
+        for bare in (info.wire_name, *row.get("aliases", ())):
+            for name in (bare, f"{info.provider}/{bare}"):
+                spellings.setdefault(_normalized(name), []).append(bare)
     return spellings
 
 

@@ -102,10 +102,15 @@ def test_what_is_close_to_an_unknown_name_is_known():
         ("XAI/Grok-4-Fast", "grok-4-fast"),
         ("claude-sonnet-4.6", "claude-sonnet-4-6"),
         ("x-ai/grok-4-0709", "grok-4-0709"),
+        ("claude-3.5-haiku", "claude-3.5-haiku"),
     ],
 )
 def test_the_wire_name_is_the_part_after_the_provider_as_gateways_spell_it(name, wire):
     assert wire_name(name) == wire
+
+
+def test_every_name_of_the_sdks_goes_out_as_they_send_it():
+    assert [wire_name(name) for name in TEE_LLM] == [name.value.partition("/")[2] for name in TEE_LLM]
 
 
 @pytest.mark.parametrize("name", ["", " ", None, 5])
