@@ -180,7 +180,6 @@ def _in_usdc(network: Network, *, address: str, domain_name: str, faucet_url: st
         gateway_url="",
         payees=frozenset(),
         registry=None,
-        blob_url=None,
         faucet_url=faucet_url,
     )
 
