@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+import threading
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from decimal import Decimal
@@ -107,6 +108,13 @@ class SpendPolicy:
             raise ConfigurationError(
                 "`approve_above` and `approval` belong together: from which amount on is asked, and who asks. Nothing "
                 'was paid. Give both, such as `approve_above="0.5", approval=ask_in_terminal`.'
+            )
+        if self.approval is not None and not callable(self.approval):
+            raise ConfigurationError(f"`approval` is {self.approval!r}; it must be a function. Nothing was paid.")
+        wait_s: object = self.approval_timeout_s
+        if isinstance(wait_s, bool) or not isinstance(wait_s, int | float) or not 0 < wait_s < threading.TIMEOUT_MAX:
+            raise ConfigurationError(
+                f"`approval_timeout_s` is {wait_s!r}; it must be seconds above 0. Nothing was paid."
             )
         per_model = dict(self.max_per_model)
         for model, limit in per_model.items():
