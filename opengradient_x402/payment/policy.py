@@ -104,6 +104,19 @@ class SpendPolicy:
             limit = getattr(self, name)
             if limit is not None or name in ("max_per_authorization", "max_per_day"):
                 _check_limit(name, limit)
+        self._check_asking()
+        per_model = dict(self.max_per_model)
+        for model, limit in per_model.items():
+            _check_limit(f"max_per_model[{model!r}]", limit)
+        object.__setattr__(self, "max_per_model", tuple(sorted(per_model.items())))
+        for name in ("max_deadline_s", "max_price_increase_percent", "max_clock_skew_s"):
+            _check_count(name, getattr(self, name))
+        for name in ("payees", "facilitators"):
+            object.__setattr__(self, name, _allow_list(name, getattr(self, name)))
+        if self.pcr_hashes is not None:
+            object.__setattr__(self, "pcr_hashes", _hashes("pcr_hashes", self.pcr_hashes))
+
+    def _check_asking(self) -> None:
         if (self.approve_above is None) != (self.approval is None):
             raise ConfigurationError(
                 "`approve_above` and `approval` belong together: from which amount on is asked, and who asks. Nothing "
@@ -116,16 +129,6 @@ class SpendPolicy:
             raise ConfigurationError(
                 f"`approval_timeout_s` is {wait_s!r}; it must be seconds above 0. Nothing was paid."
             )
-        per_model = dict(self.max_per_model)
-        for model, limit in per_model.items():
-            _check_limit(f"max_per_model[{model!r}]", limit)
-        object.__setattr__(self, "max_per_model", tuple(sorted(per_model.items())))
-        for name in ("max_deadline_s", "max_price_increase_percent", "max_clock_skew_s"):
-            _check_count(name, getattr(self, name))
-        for name in ("payees", "facilitators"):
-            object.__setattr__(self, name, _allow_list(name, getattr(self, name)))
-        if self.pcr_hashes is not None:
-            object.__setattr__(self, "pcr_hashes", _hashes("pcr_hashes", self.pcr_hashes))
 
     def per_authorization_atomic(self, asset: Asset) -> int:
         """The most that one signature may authorize."""
