@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+import threading
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from decimal import Decimal
@@ -103,11 +104,7 @@ class SpendPolicy:
             limit = getattr(self, name)
             if limit is not None or name in ("max_per_authorization", "max_per_day"):
                 _check_limit(name, limit)
-        if (self.approve_above is None) != (self.approval is None):
-            raise ConfigurationError(
-                "`approve_above` and `approval` belong together: from which amount on is asked, and who asks. Nothing "
-                'was paid. Give both, such as `approve_above="0.5", approval=ask_in_terminal`.'
-            )
+        self._check_asking()
         per_model = dict(self.max_per_model)
         for model, limit in per_model.items():
             _check_limit(f"max_per_model[{model!r}]", limit)
@@ -118,6 +115,20 @@ class SpendPolicy:
             object.__setattr__(self, name, _allow_list(name, getattr(self, name)))
         if self.pcr_hashes is not None:
             object.__setattr__(self, "pcr_hashes", _hashes("pcr_hashes", self.pcr_hashes))
+
+    def _check_asking(self) -> None:
+        if (self.approve_above is None) != (self.approval is None):
+            raise ConfigurationError(
+                "`approve_above` and `approval` belong together: from which amount on is asked, and who asks. Nothing "
+                'was paid. Give both, such as `approve_above="0.5", approval=ask_in_terminal`.'
+            )
+        if self.approval is not None and not callable(self.approval):
+            raise ConfigurationError(f"`approval` is {self.approval!r}; it must be a function. Nothing was paid.")
+        wait_s: object = self.approval_timeout_s
+        if isinstance(wait_s, bool) or not isinstance(wait_s, int | float) or not 0 < wait_s < threading.TIMEOUT_MAX:
+            raise ConfigurationError(
+                f"`approval_timeout_s` is {wait_s!r}; it must be seconds above 0. Nothing was paid."
+            )
 
     def per_authorization_atomic(self, asset: Asset) -> int:
         """The most that one signature may authorize."""

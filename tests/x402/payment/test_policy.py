@@ -175,6 +175,13 @@ def test_limits_are_text_in_tokens_or_ints_in_atomic_units():
         {"max_price_increase_percent": 0.5},
         {"payees": ["0x1"]},
         {"facilitators": "somebody"},
+        {"approval": True, "approve_above": "1"},
+        {"approval_timeout_s": None},
+        {"approval_timeout_s": 0},
+        {"approval_timeout_s": float("nan")},
+        {"approval_timeout_s": float("inf")},
+        {"approval_timeout_s": "300"},
+        {"approval_timeout_s": True},
     ],
 )
 def test_limits_that_cannot_be_meant_are_refused_at_once(limits):
