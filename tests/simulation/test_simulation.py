@@ -36,7 +36,7 @@ _FOUND_BY = {
     "quote_is_believed": 13,
     "maximum_is_believed": 0,
     "signs_before_writing": 2,
-    "final_at_first_sight": 130,
+    "final_at_first_sight": 169,
     "no_margin_for_expiry": 7,
     "budget_of_one_process": 2,
 }
