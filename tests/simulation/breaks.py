@@ -14,7 +14,7 @@ from opengradient_x402.ledger import disputes
 from opengradient_x402.ledger.statements import Book
 from opengradient_x402.ledger.tables import authorizations, signatures
 from opengradient_x402.payment import handshake, payments, policy
-from opengradient_x402.payment.clock import Clock
+from opengradient_x402.payment.gateways import Clock
 from opengradient_x402.payment.payments import Payments
 from opengradient_x402.settlement import reconciler, search
 from simulation.machine import Outcome
@@ -83,7 +83,7 @@ def error_is_believed(patch: pytest.MonkeyPatch) -> None:
 
 def lost_answer_is_unsent(patch: pytest.MonkeyPatch) -> None:
     """A broken connection means that nothing has left."""
-    patch.setattr(handshake, "_NEVER_LEFT", (httpx.TransportError,))
+    patch.setattr(handshake, "NEVER_LEFT", (httpx.TransportError,))
 
 
 def new_nonce_for_new_terms(patch: pytest.MonkeyPatch) -> None:
