@@ -42,6 +42,7 @@ from opengradient_devnet.gateway.payment.challenge import (
     PaymentTerms,
     Scheme,
 )
+from opengradient_devnet.gateway.payment.channels import ChannelBook, ChannelRecord
 from opengradient_devnet.gateway.payment.collector import Collector, HouseFacilitator
 from opengradient_devnet.gateway.payment.door import Door
 from opengradient_devnet.gateway.payment.served import ServedCalls
@@ -65,6 +66,7 @@ from opengradient_devnet.server import ServerThread, Site, listen
 
 SESSION_CAP_OPG = "0.1"
 EXACT_PRICE_OPG = "0.01"
+CLAIM_INTERVAL_S = 60.0
 _SLOWEST_BEAT_S = 1.0
 _FASTEST_BEAT_S = 0.02
 
@@ -88,7 +90,8 @@ class Devnet:
     `asset` is the token that it is paid in: "OPG", or "USDC" (6 decimals, at 1 USD), which has no quotes and no
     explorer. All amounts are in whole tokens of it.
     `sessions=False` settles every call on its own. `schemes` are what the gateway offers; `session_cap_opg` and
-    `exact_price_opg` are the offers' amounts.
+    `exact_price_opg` are the offers' amounts (a call on a channel costs at most `session_cap_opg`, too).
+    `claim_interval_s` is how often it claims what it charged to channels.
     `fault_route=True` serves `POST /faults` and `POST /reorganise` to whoever sends `devnet.fault_token` as
     `X-Fault-Token` (random, or the `fault_token` that is given); `faults` can be injected in Python in any case.
     """
@@ -115,6 +118,7 @@ class Devnet:
         schemes: Sequence[Scheme] = (Scheme.UPTO,),
         session_cap_opg: str = SESSION_CAP_OPG,
         exact_price_opg: str = EXACT_PRICE_OPG,
+        claim_interval_s: float = CLAIM_INTERVAL_S,
         max_timeout_s: int | None = None,
         pace_s: float = 0.0,
         batch_size: int | None = None,
@@ -162,6 +166,7 @@ class Devnet:
         self._schemes = [Scheme(scheme) for scheme in schemes]
         self._session_cap_atomic = self._token.atomic(session_cap_opg)
         self._exact_price_atomic = self._token.atomic(exact_price_opg)
+        self._claim_interval_s = claim_interval_s
         self._pace_s = pace_s
         self._canonical_style = canonical_style
         self._cleanup = ExitStack()
@@ -221,6 +226,13 @@ class Devnet:
         cleanup.callback(self._sessions.close, wait_s=0)
         cleanup.callback(housekeeper.stop)
         menu = Menu(model=self._model, prices=self._prices, is_own=self._has_own_prices)
+        self._channels = ChannelBook(
+            facilitator.channels,
+            network=f"eip155:{self._chain_id}",
+            faults=self.faults,
+            claim_interval_s=self._claim_interval_s,
+        )
+        cleanup.callback(self._channels.claim_all)
         certificate = make_certificate()
         hypervisor = Hypervisor(certificate_der=certificate.der, public_key_der=enclave.public_key_der)
         http, https, unpaid = (
@@ -256,6 +268,7 @@ class Devnet:
             collector,
             offers=self._offers(pay_to=payee.address, facilitator_address=facilitator.address),
             sessions=self._sessions if self._has_sessions else None,
+            channels=self._channels,
             records=self._sessions,
             faults=self.faults,
             jobs=jobs,
@@ -309,7 +322,7 @@ class Devnet:
         )
         cleanup.callback(server.stop)
         server.start()
-        chores = [self._sessions.settle_due, self._data_settler.flush_due]
+        chores = [self._sessions.settle_due, self._channels.claim_due, self._data_settler.flush_due]
         housekeeper.start(chores if jobs is None else [*chores, jobs.run_due])
         if self.network_file is not None:
             write_network_file(self.network_file, network=self.network)
@@ -325,9 +338,10 @@ class Devnet:
             facilitator_address=facilitator_address,
             max_timeout_s=self._profile.max_timeout_s,
         )
-        amounts = {Scheme.UPTO: self._session_cap_atomic}
+        exact = (Scheme.EXACT_PERMIT2, Scheme.EXACT_EIP3009)
         return [
-            terms.offer(scheme, amount_atomic=amounts.get(scheme, self._exact_price_atomic)) for scheme in self._schemes
+            terms.offer(scheme, amount_atomic=self._exact_price_atomic if scheme in exact else self._session_cap_atomic)
+            for scheme in self._schemes
         ]
 
     def close(self) -> None:
@@ -342,6 +356,19 @@ class Devnet:
     def settlements(self) -> list[SettlementRecord]:
         """Every settlement of a payment so far."""
         return self._sessions.settlements
+
+    @property
+    def channels(self) -> list[ChannelRecord]:
+        """The payment channels that were used at the gateway."""
+        return self._channels.records
+
+    def claim_channels(self) -> None:
+        """Claim now what was charged to channels, and have it paid out."""
+        self._channels.claim_all()
+
+    def forget_channels(self) -> None:
+        """Have the gateway lose what it knows of channels, as after a restart without its storage."""
+        self._channels.forget()
 
     @property
     def batches(self) -> list[BatchRecord]:

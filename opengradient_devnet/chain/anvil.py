@@ -140,6 +140,11 @@ class AnvilChain(Chain):
         block = self._ask("eth_getBlockByNumber", ["latest", False])
         return max(int(time.time()), int(block["timestamp"], 16))
 
+    def advance(self, seconds: float) -> None:
+        """Put the chain's clock ahead, and mine a block that shows it."""
+        self._ask("evm_increaseTime", [int(seconds)])
+        self._ask("evm_mine", [])
+
     def close(self) -> None:
         """End the process; waits until it is gone."""
         if self._client is not None:

@@ -1,7 +1,7 @@
 """`Chain`: what the parts of the devnet ask of a chain, the same for both engines.
 
-An engine implements `rpc`, `now_s`, `close` and `rewind` (`pyevm.PyEvmChain`, `anvil.AnvilChain`). Sending, calling and
-funding are written here, over JSON-RPC.
+An engine implements `rpc`, `now_s`, `advance`, `close` and `rewind` (`pyevm.PyEvmChain`, `anvil.AnvilChain`). Sending,
+calling and funding are written here, over JSON-RPC.
 """
 
 from __future__ import annotations
@@ -109,6 +109,10 @@ class Chain(ABC):
     @abstractmethod
     def now_s(self) -> int:
         """The time that a block mined now would carry."""
+
+    @abstractmethod
+    def advance(self, seconds: float) -> None:
+        """Put the chain's clock ahead: its next block is later by this."""
 
     @abstractmethod
     def close(self) -> None:

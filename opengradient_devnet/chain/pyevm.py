@@ -22,12 +22,13 @@ class PyEvmChain(Chain):
     def __init__(self, *, chain_id: int = PRIVATE_CHAIN_ID, clock: Callable[[], float] = time.time) -> None:
         super().__init__(chain_id=chain_id, faucet=new_faucet_key())
         self._lock = threading.RLock()
+        self._ahead_s = 0.0
         genesis: dict[str, dict[str, Any]] = {
             address: {"balance": 0, "nonce": 1, "code": contract(name).runtime, "storage": {}}
             for name, address in ADDRESSES.items()
         }
         genesis[self.faucet.address] = {"balance": FAUCET_WEI, "nonce": 0, "code": b"", "storage": {}}
-        self._evm = Evm(chain_id=chain_id, genesis=genesis, clock=clock)
+        self._evm = Evm(chain_id=chain_id, genesis=genesis, clock=lambda: clock() + self._ahead_s)
 
     def rpc(self, method: str, params: list[Any]) -> Any:
         with self._lock:
@@ -41,6 +42,11 @@ class PyEvmChain(Chain):
         """As any chain, but nobody sees it half done."""
         with self._lock:
             return super().reorganise(depth, lose=lose)
+
+    def advance(self, seconds: float) -> None:
+        """Put the chain's clock ahead: its next block is later by this."""
+        with self._lock:
+            self._ahead_s += seconds
 
     def now_s(self) -> int:
         with self._lock:

@@ -56,6 +56,25 @@ _ERRORS: dict[str, tuple[str, ...]] = {
     ),
     "UptoProxy": (*_PROXY_ERRORS, "AmountExceedsPermitted()", "UnauthorizedFacilitator()"),
     "ExactProxy": _PROXY_ERRORS,
+    "BatchSettlement": (
+        "ZeroDeposit()",
+        "InvalidChannel()",
+        "WithdrawDelayOutOfRange()",
+        "DepositCollectionFailed()",
+        "InvalidSignature()",
+        "ClaimExceedsCeiling()",
+        "ClaimExceedsBalance()",
+        "NotReceiverAuthorizer()",
+        "EmptyBatch()",
+        "NothingToSettle()",
+        "NothingToRefund()",
+        "InvalidRefundNonce()",
+        "NotPayer()",
+        "WithdrawExceedsBalance()",
+        "NoWithdrawal()",
+        "WithdrawDelayNotElapsed()",
+        "OnlyBatchSettlement()",
+    ),
 }
 # Only these are deployed by a transaction; the others are put in place as runtime code.
 _DEPLOYED_BY_TRANSACTION = frozenset({"SmartWallet"})

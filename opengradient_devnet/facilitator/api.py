@@ -41,6 +41,7 @@ def verification_json(verification: Verification) -> dict[str, Any]:
             "invalidReason": verification.reason,
             "invalidMessage": verification.message,
             "payer": verification.payer,
+            "extra": verification.extra,
         }
     )
 
@@ -57,6 +58,7 @@ def settlement_json(settlement: Settlement) -> dict[str, Any]:
             "transaction": settlement.transaction,
             "network": settlement.network,
             "amount": None if amount_atomic is None else str(amount_atomic),
+            "extra": settlement.extra,
         }
     )
 

@@ -11,7 +11,7 @@ from eth_keys.exceptions import BadSignature
 from eth_utils.crypto import keccak
 from eth_utils.exceptions import ValidationError
 
-from opengradient_devnet.contracts import PERMIT2
+from opengradient_devnet.contracts import BATCH_SETTLEMENT, PERMIT2
 
 # Permit2's SignatureTransfer types, with x402's witnesses (upto names its facilitator, exact does not).
 _TOKEN = "TokenPermissions(address token,uint256 amount)"  # noqa: S105  # an EIP-712 type, not a password
@@ -27,6 +27,13 @@ _TRANSFER = (
     "TransferWithAuthorization(address from,address to,uint256 value,uint256 validAfter,uint256 validBefore,"
     "bytes32 nonce)"
 )
+
+# x402 batch-settlement
+_CHANNEL = (
+    "ChannelConfig(address payer,address payerAuthorizer,address receiver,address receiverAuthorizer,address token,"
+    "uint40 withdrawDelay,bytes32 salt)"
+)
+_VOUCHER = "Voucher(bytes32 channelId,uint128 maxClaimableAmount)"
 
 
 def _struct(type_string: str, types: list[str], values: list[object]) -> bytes:
@@ -91,6 +98,23 @@ def eip3009_digest(
         [payer, to, value, valid_after, valid_before, nonce],
     )
     return _digest(domain, message)
+
+
+def channel_digest(config: tuple[object, ...], *, chain_id: int) -> bytes:
+    """A channel's id, from the struct that its contract takes."""
+    types = ["address", "address", "address", "address", "address", "uint40", "bytes32"]
+    return _digest(_channels_domain(chain_id), _struct(_CHANNEL, types, list(config)))
+
+
+def voucher_digest(channel_id: bytes, max_claimable: int, *, chain_id: int) -> bytes:
+    """What a payer signs for all that may be claimed from a channel."""
+    return _digest(_channels_domain(chain_id), _struct(_VOUCHER, ["bytes32", "uint128"], [channel_id, max_claimable]))
+
+
+def _channels_domain(chain_id: int) -> bytes:
+    name, version = keccak(text="x402 Batch Settlement"), keccak(text="1")
+    types = ["bytes32", "bytes32", "uint256", "address"]
+    return _struct(_TOKEN_DOMAIN, types, [name, version, chain_id, BATCH_SETTLEMENT])
 
 
 def recover(digest: bytes, signature: bytes) -> str | None:

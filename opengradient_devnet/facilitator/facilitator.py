@@ -7,13 +7,20 @@ The checks are in `checks`, the HTTP routes in `api`.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 from opengradient_devnet.chain.chain import Chain, ChainTimeout, KeyHolder, RpcError
 from opengradient_devnet.contracts import contract
+from opengradient_devnet.facilitator.channels import (
+    BATCH_SETTLEMENT_SCHEME,
+    Channels,
+    parse_channel_payment,
+    perform,
+    state_json,
+)
 from opengradient_devnet.facilitator.checks import Checker, Transfer, settle_reason
 from opengradient_devnet.facilitator.payments import (
     EIP2612_EXTENSION,
@@ -40,6 +47,8 @@ class Verification:
     payer: str | None
     reason: str | None = None
     message: str | None = None
+    extra: dict[str, Any] | None = None
+    """Of a channel: as it is on the chain."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +63,8 @@ class Settlement:
     network: str
     reason: str | None = None
     message: str | None = None
+    extra: dict[str, Any] | None = None
+    """Of a channel: as it is on the chain."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +86,11 @@ def _signed_amount_atomic(payment: Payment) -> int:
 class Facilitator:
     """Verifies and settles with one account. Safe to use from any thread; its sends are serialized."""
 
-    def __init__(self, chain: Chain, *, account: KeyHolder) -> None:
+    def __init__(
+        self, chain: Chain, *, account: KeyHolder, may_be_served: Callable[[str], bool] = lambda _payer: True
+    ) -> None:
+        self.channels = Channels(chain, account=account, may_be_served=may_be_served)
+        """What it does for payment channels."""
         self.address = account.address
         self.network = f"eip155:{chain.chain_id}"
         self._chain = chain
@@ -89,7 +104,11 @@ class Facilitator:
         kind = {"x402Version": X402_VERSION, "network": self.network}
         extra = {"facilitatorAddress": self.address}
         return {
-            "kinds": [{**kind, "scheme": UPTO, "extra": extra}, {**kind, "scheme": EXACT}],
+            "kinds": [
+                {**kind, "scheme": UPTO, "extra": extra},
+                {**kind, "scheme": EXACT},
+                {**kind, "scheme": BATCH_SETTLEMENT_SCHEME, "extra": {"receiverAuthorizer": self.address}},
+            ],
             "extensions": [EIP2612_EXTENSION, ERC20_APPROVAL_EXTENSION],
             "signers": {"eip155:*": [self.address]},
         }
@@ -99,6 +118,8 @@ class Facilitator:
 
         Raises `PaymentMalformed` when either argument does not have the protocol's shape.
         """
+        if _is_of_channel(requirements):
+            return self._verify_voucher(payload, requirements)
         payment, wanted = parse_payment(payload), parse_requirements(requirements)
         payer = payment.authorization.payer
         try:
@@ -114,6 +135,8 @@ class Facilitator:
         requirements. An authorization that was settled before, or is being settled now, is an error and moves
         nothing. Raises `PaymentMalformed` when an argument does not have the protocol's shape.
         """
+        if _is_of_channel(requirements):
+            return self._settle_channel(payload)
         payment, wanted = parse_payment(payload), parse_requirements(requirements)
         if amount_atomic is not None:
             wanted = replace(wanted, amount=str(amount_atomic))
@@ -122,6 +145,27 @@ class Facilitator:
                 return self._settle(payment, wanted)
         except PaymentInvalid as exc:
             return self._failed(payment, exc.reason, exc.message)
+
+    def _verify_voucher(self, payload: Any, requirements: Mapping[str, Any]) -> Verification:
+        payment = parse_channel_payment(_content(payload))
+        parse_requirements(requirements)
+        try:
+            state = self.channels.check(payment, requirements)
+        except PaymentInvalid as exc:
+            return Verification(is_valid=False, payer=payment.config.payer, reason=exc.reason, message=exc.message)
+        extra = state_json(payment.channel_id, state)
+        return Verification(is_valid=True, payer=payment.config.payer, extra=extra)
+
+    def _settle_channel(self, payload: Any) -> Settlement:
+        ended: dict[str, Any] = {"block_number": None, "amount_atomic": None, "network": self.network}
+        try:
+            done = perform(self.channels, _content(payload))
+        except PaymentInvalid as exc:
+            return Settlement(
+                success=False, transaction="", payer=None, reason=exc.reason, message=exc.message, **ended
+            )
+        extra = None if done.state is None else {"channelState": done.state}
+        return Settlement(success=True, transaction=done.transaction, payer=done.payer, extra=extra, **ended)
 
     @contextmanager
     def _reserved(self, payment: Payment) -> Iterator[None]:
@@ -259,6 +303,17 @@ class Facilitator:
             settlement_type=settlement_type,
             reason=None if done else "the relay reverted: a blob id has at most 256 bytes, a signature 1024",
         )
+
+
+def _is_of_channel(requirements: Any) -> bool:
+    return isinstance(requirements, Mapping) and requirements.get("scheme") == BATCH_SETTLEMENT_SCHEME
+
+
+def _content(payload: Any) -> dict[str, Any]:
+    content = payload.get("payload") if isinstance(payload, Mapping) else None
+    if not isinstance(content, dict):
+        raise PaymentMalformed("payload must be an object", reason="invalid_payload")
+    return content
 
 
 def _moved(transfer: Transfer, receipt: dict[str, Any]) -> bool:

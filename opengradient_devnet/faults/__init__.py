@@ -21,6 +21,7 @@ from opengradient_devnet.faults.answer import (
 )
 from opengradient_devnet.faults.armed import FAULT_KINDS, Fault, Faults, FaultUnknown, parse_fault
 from opengradient_devnet.faults.challenge import AlterChallenge, AlterTerms, HugeChallenge, RawChallenge, RefusePayment
+from opengradient_devnet.faults.channels import ForgeCorrection, LieAboutCharge
 from opengradient_devnet.faults.clock import OmitDate, SkewClock
 from opengradient_devnet.faults.node import LagNode, NodeCut, NodeDrip, NodeError, NodeNull, NodeStatus
 from opengradient_devnet.faults.price import AlterOpgPrice, InflateCost
@@ -53,6 +54,7 @@ __all__ = [
     "FaultUnknown",
     "Faults",
     "ForgeAttestation",
+    "ForgeCorrection",
     "ForgeProof",
     "ForgeSessionId",
     "GarbleBody",
@@ -61,6 +63,7 @@ __all__ = [
     "InflateCost",
     "KillSession",
     "LagNode",
+    "LieAboutCharge",
     "NeverSettle",
     "NodeCut",
     "NodeDrip",

@@ -30,6 +30,7 @@ from opengradient_devnet.faults.answer import (
     TruncateStream,
 )
 from opengradient_devnet.faults.challenge import AlterChallenge, AlterTerms, HugeChallenge, RawChallenge, RefusePayment
+from opengradient_devnet.faults.channels import ForgeCorrection, LieAboutCharge
 from opengradient_devnet.faults.clock import OmitDate, SkewClock
 from opengradient_devnet.faults.node import LagNode, NodeCut, NodeDrip, NodeError, NodeNull, NodeStatus
 from opengradient_devnet.faults.price import AlterOpgPrice, InflateCost
@@ -80,6 +81,8 @@ Fault = (
     | OmitDate
     | SettleAndRefuse
     | DemandAnew
+    | LieAboutCharge
+    | ForgeCorrection
     | InflateCost
     | AlterOpgPrice
     | LagNode

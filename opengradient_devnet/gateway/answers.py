@@ -127,5 +127,10 @@ def event(content: Mapping[str, Any], *, separators: tuple[str, str] | None = No
     return f"data: {json.dumps(content, separators=separators)}\n\n".encode()
 
 
+def settlement_event(response: str) -> bytes:
+    """How a stream says what it was charged: the value of PAYMENT-RESPONSE in a named event (og-x402 2.15.0)."""
+    return b"event: x402-settlement\n" + event({"success": True, "paymentResponse": response})
+
+
 def _choice(key: str, delta: Mapping[str, Any], finish_reason: str | None) -> dict[str, Any]:
     return {key: delta, "index": 0, "finish_reason": finish_reason}

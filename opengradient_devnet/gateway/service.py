@@ -235,10 +235,13 @@ class ModelService:
         transcript.finish_reason = self._told(transcript)
         proof = begun.proof if begun.has_told_proof else self._prove(call, transcript)
         final = await self._finale(call, transcript, proof, has_told_settlement=begun.has_told_proof)
+        settled = None
         if self._profile.billing_delay_s is None:
             # Charged before the client can see the end: whoever has the whole answer finds it in the accounts.
-            self._bill(call, transcript, proof)
+            settled = self._bill(call, transcript, proof)
         yield StreamEvent(kind=EventKind.FINAL, data=final)
+        if settled is not None:
+            yield StreamEvent(kind=EventKind.FINAL, data=answers.settlement_event(settled))
         yield StreamEvent(kind=EventKind.DONE, data=answers.DONE)
         if self._profile.billing_delay_s is not None:
             await asyncio.sleep(self._profile.billing_delay_s)
@@ -255,10 +258,11 @@ class ModelService:
             transcript, model=call.request["model"], extra=members, is_compact=is_individual and proof is not None
         )
 
-    def _bill(self, call: Call, transcript: Transcript, proof: Proof | None) -> None:
+    def _bill(self, call: Call, transcript: Transcript, proof: Proof | None) -> str | None:
         self._batch(call, proof)
-        call.admission.end_stream(self.cost(call, transcript).atomic)
+        settled = call.admission.end_stream(self.cost(call, transcript).atomic)
         self._remember(call, transcript, proof)
+        return settled
 
     def _remember(self, call: Call, transcript: Transcript, proof: Proof | None) -> None:
         usage = transcript.usage

@@ -1,4 +1,4 @@
-"""EIP-712 digests of the three authorizations that pay: Permit2 for upto, Permit2 for exact, EIP-3009.
+"""EIP-712 digests of what pays: Permit2 for upto and for exact, EIP-3009, and a channel's vouchers and deposits.
 
 Pure functions from field values to 32 bytes, and to the document of which they are the digest, for wallets that sign
 nothing else. Knows no keys and no policy. Type hashes and domain
@@ -26,6 +26,22 @@ _TRANSFER_WITH_AUTHORIZATION: Final = (  # EIP-3009
     "TransferWithAuthorization(address from,address to,uint256 value,uint256 validAfter,uint256 validBefore,"
     "bytes32 nonce)"
 )
+_RECEIVE_WITH_AUTHORIZATION: Final = _TRANSFER_WITH_AUTHORIZATION.replace("Transfer", "Receive")  # EIP-3009
+_CHANNEL_CONFIG: Final = (  # x402 batch-settlement, as the two below
+    "ChannelConfig(address payer,address payerAuthorizer,address receiver,address receiverAuthorizer,address token,"
+    "uint40 withdrawDelay,bytes32 salt)"
+)
+_VOUCHER: Final = "Voucher(bytes32 channelId,uint128 maxClaimableAmount)"
+_PERMIT_DEPOSIT: Final = (
+    "PermitWitnessTransferFrom(TokenPermissions permitted,address spender,uint256 nonce,uint256 deadline,"
+    "DepositWitness witness)DepositWitness(bytes32 channelId)" + _PERMISSIONS
+)
+_CHANNELS_NAME: Final = "x402 Batch Settlement"
+_CHANNELS_VERSION: Final = "1"
+BATCH_SETTLEMENT: Final = "0x4020074e9dF2ce1deE5A9C1b5c3f541D02a10003"
+"""x402BatchSettlement, which keeps the channels; like its collectors it has this address on every chain (CREATE2)."""
+ERC3009_COLLECTOR: Final = "0x4020806089470a89826cB9fB1f4059150b550004"
+PERMIT2_COLLECTOR: Final = "0x4020425FAf3B746C082C2f942b4E5159887B0005"
 _CANCEL_AUTHORIZATION: Final = "CancelAuthorization(address authorizer,bytes32 nonce)"  # EIP-3009
 _EIP2612_PERMIT: Final = (  # EIP-2612
     "Permit(address owner,address spender,uint256 value,uint256 nonce,uint256 deadline)"
@@ -53,6 +69,25 @@ class Terms(Protocol):
     def amount_atomic(self) -> int: ...
     @property
     def deadline(self) -> int: ...
+
+
+class ChannelConfig(Protocol):
+    """What a payment channel is: its id is the digest of this. The salt is a number of 256 bits."""
+
+    @property
+    def payer(self) -> str: ...
+    @property
+    def payer_authorizer(self) -> str: ...
+    @property
+    def receiver(self) -> str: ...
+    @property
+    def receiver_authorizer(self) -> str: ...
+    @property
+    def asset(self) -> str: ...
+    @property
+    def withdraw_delay_s(self) -> int: ...
+    @property
+    def salt(self) -> int: ...
 
 
 def payment_digest(
@@ -267,6 +302,113 @@ def cancel_authorization_digest(
     return _digest(_token_domain(chain_id, token, token_name, token_version), cancel)
 
 
+def channel_id(config: ChannelConfig, *, chain_id: int) -> bytes:
+    """The 32 bytes that name a channel on its chain."""
+    parties = (config.payer, config.payer_authorizer, config.receiver, config.receiver_authorizer, config.asset)
+    words = b"".join(map(address_word, parties)) + _word(config.withdraw_delay_s) + _word(config.salt)
+    return _digest(_channels_domain(chain_id), keccak256(_type_hash(_CHANNEL_CONFIG) + words))
+
+
+def voucher_digest(channel: bytes, max_claimable_atomic: int, *, chain_id: int) -> bytes:
+    """The digest of a voucher: all that may be claimed from a channel, everything before included."""
+    return _digest(_channels_domain(chain_id), keccak256(_type_hash(_VOUCHER) + channel + _word(max_claimable_atomic)))
+
+
+def voucher_document(channel: bytes, max_claimable_atomic: int, *, chain_id: int) -> dict[str, Any]:
+    """The typed data of which `voucher_digest` is the digest."""
+    domain = {
+        "name": _CHANNELS_NAME,
+        "version": _CHANNELS_VERSION,
+        "chainId": chain_id,
+        "verifyingContract": BATCH_SETTLEMENT,
+    }
+    message = {"channelId": "0x" + channel.hex(), "maxClaimableAmount": max_claimable_atomic}
+    return _document(_ASSET_DOMAIN, domain, _VOUCHER, message)
+
+
+def deposit_nonce(channel: bytes, salt: int) -> int:
+    """The EIP-3009 nonce that binds a deposit to its channel."""
+    return int.from_bytes(keccak256(channel + _word(salt)), "big")
+
+
+def receive_authorization_digest(
+    *,
+    chain_id: int,
+    token: str,
+    token_name: str,
+    token_version: str,
+    payer: str,
+    amount_atomic: int,
+    nonce: int,
+    valid_before_s: int,
+) -> bytes:
+    """The digest of a deposit by EIP-3009 `receiveWithAuthorization`, which only the collector can use."""
+    receive = keccak256(
+        _type_hash(_RECEIVE_WITH_AUTHORIZATION)
+        + address_word(payer)
+        + address_word(ERC3009_COLLECTOR)
+        + _word(amount_atomic)
+        + _word(0)
+        + _word(valid_before_s)
+        + _word(nonce)
+    )
+    return _digest(_token_domain(chain_id, token, token_name, token_version), receive)
+
+
+def receive_authorization_document(
+    *,
+    chain_id: int,
+    token: str,
+    token_name: str,
+    token_version: str,
+    payer: str,
+    amount_atomic: int,
+    nonce: int,
+    valid_before_s: int,
+) -> dict[str, Any]:
+    """The typed data of which `receive_authorization_digest` is the digest."""
+    domain = {"name": token_name, "version": token_version, "chainId": chain_id, "verifyingContract": token}
+    message = {
+        "from": payer,
+        "to": ERC3009_COLLECTOR,
+        "value": amount_atomic,
+        "validAfter": 0,
+        "validBefore": valid_before_s,
+        "nonce": "0x" + _word(nonce).hex(),
+    }
+    return _document(_ASSET_DOMAIN, domain, _RECEIVE_WITH_AUTHORIZATION, message)
+
+
+def deposit_permit_digest(
+    *, chain_id: int, permit2: str, token: str, amount_atomic: int, nonce: int, deadline_s: int, channel: bytes
+) -> bytes:
+    """The digest of a deposit by Permit2: the witness binds the channel, the spender is the collector."""
+    permit = keccak256(
+        _type_hash(_PERMIT_DEPOSIT)
+        + _token_permissions(token, amount_atomic)
+        + address_word(PERMIT2_COLLECTOR)
+        + _word(nonce)
+        + _word(deadline_s)
+        + keccak256(_type_hash("DepositWitness(bytes32 channelId)") + channel)
+    )
+    return _digest(_permit2_domain(chain_id, permit2), permit)
+
+
+def deposit_permit_document(
+    *, chain_id: int, permit2: str, token: str, amount_atomic: int, nonce: int, deadline_s: int, channel: bytes
+) -> dict[str, Any]:
+    """The typed data of which `deposit_permit_digest` is the digest."""
+    message = {
+        "permitted": {"token": token, "amount": amount_atomic},
+        "spender": PERMIT2_COLLECTOR,
+        "nonce": nonce,
+        "deadline": deadline_s,
+        "witness": {"channelId": "0x" + channel.hex()},
+    }
+    domain = {"name": "Permit2", "chainId": chain_id, "verifyingContract": permit2}
+    return _document(_PERMIT2_DOMAIN, domain, _PERMIT_DEPOSIT, message)
+
+
 def _digest(domain: bytes, struct: bytes) -> bytes:
     return keccak256(b"\x19\x01" + domain + struct)
 
@@ -278,6 +420,11 @@ def _token_permissions(token: str, amount_atomic: int) -> bytes:
 @lru_cache(maxsize=64)
 def _permit2_domain(chain_id: int, permit2: str) -> bytes:
     return keccak256(_type_hash(_PERMIT2_DOMAIN) + _text_hash("Permit2") + _word(chain_id) + address_word(permit2))
+
+
+@lru_cache(maxsize=64)
+def _channels_domain(chain_id: int) -> bytes:
+    return _token_domain(chain_id, BATCH_SETTLEMENT, _CHANNELS_NAME, _CHANNELS_VERSION)
 
 
 @lru_cache(maxsize=64)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 _MOST_SKEW_S = 30
+_IDLE_S = 86_400
 _LONGEST_LOOK_S = 1.5
 """For one request: with a dead node or gateway, all checks together take less than five seconds."""
 _DELEGATION: Final = bytes.fromhex("ef0100")  # EIP-7702: what a delegated account's code begins with
@@ -48,7 +49,7 @@ def doctor(
     ledger: LedgerOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check key, network, gas, tokens, allowance, gateway, registry, clock and ledger; exit code 1 for a problem."""
+    """Check all that stands between this wallet and a paid call, and what is in channels; exit code 1 for a problem."""
     examination = _Examination(network, gateway, ledger, rpc_url)
     found: list[Diagnosis] = []
     for name, check in examination.checks():
@@ -109,6 +110,7 @@ class _Examination:
             ("allowance", self._allowance),
             ("registry", self._registry),
             ("ledger", self._ledger),
+            ("channels", self._channels),
         ]
 
     def _key(self) -> Diagnosis:
@@ -278,7 +280,7 @@ class _Examination:
 
         with opened_ledger(self._ledger_choice) as ledger:
             waiting = ledger.authorizations(status="signed").result()
-            overdue = [entry for entry in waiting if entry.deadline < time.time()]
+            overdue = [entry for entry in waiting if 0 < entry.deadline < time.time()]  # a voucher has no deadline
         if overdue:
             return Diagnosis(
                 name="ledger",
@@ -287,6 +289,26 @@ class _Examination:
                 fix="Run `opengradient-x402 receipts reconcile`: what was never taken is free for the budget again.",
             )
         return _ok("ledger", f"writable, {len(waiting)} open authorizations")
+
+    def _channels(self) -> Diagnosis:
+        from opengradient_x402.channels.book import ChannelBook
+        from opengradient_x402.cli.options import opened_ledger
+
+        network, address = self._known_network(), self._known_address()
+        with opened_ledger(self._ledger_choice) as ledger:
+            known = ChannelBook(ledger).channels(network=network.caip2, payer=address).result()
+        used = [channel for channel in known if channel.status != "closed"]
+        if not used:
+            return _ok("channels", "no payment channel is open")
+        free = network.asset.format(sum(channel.free_atomic for channel in used))
+        if all(time.time() - channel.used_at < _IDLE_S and channel.status == "open" for channel in used):
+            return _ok("channels", f"{free} free in {len(used)} payment channels")
+        return Diagnosis(
+            name="channels",
+            state="warning",
+            found=f"{free} free in {len(used)} payment channels, of which some were not used for a day or are closing",
+            fix="`opengradient-x402 channels list` shows them, `channels refund` or `channels withdraw` takes it back.",
+        )
 
     def _needed(self) -> int:
         return 0 if self._terms is None else self._terms.amount_atomic

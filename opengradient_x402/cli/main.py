@@ -37,8 +37,10 @@ _RECEIPTS = {
     "verify": "bundles:verify",
     "clear-dispute": "receipts:clear_dispute",
 }
+_CHANNELS = {"list": "channels:list_channels", "refund": "channels:refund", "withdraw": "channels:withdraw"}
 _LEDGER = {"check": "ledger:check", "repair": "ledger:repair", "compact": "ledger:compact"}
 _GROUPS = {
+    "channels": (_CHANNELS, "List payment channels, and take back what is in them."),
     "ledger": (_LEDGER, "Check, repair and compact the ledger."),
     "receipts": (_RECEIPTS, "List, show, reconcile, export, report and verify receipts."),
 }

@@ -35,6 +35,7 @@ def balance(
 ) -> None:
     """Show tokens, gas, allowance, and what today's payments have spent or reserved."""
     from opengradient_x402.chain.questions import ChainReader, allowance, balance_of, native_balance
+    from opengradient_x402.channels.book import ChannelBook
 
     chosen = network_of(network, rpc_url)
     owner = address or signer_of_environment().address
@@ -45,6 +46,8 @@ def balance(
         gas_wei = chain.ask(native_balance(owner))
     with opened_ledger(ledger) as book:
         spent = book.spent(payer=owner, asset=asset.address, network=chosen.caip2).result()
+        channels = ChannelBook(book).channels(network=chosen.caip2, payer=owner).result()
+    tied_up = sum(channel.free_atomic for channel in channels if channel.status != "closed")
     if as_json:
         print_json(
             {
@@ -54,6 +57,7 @@ def balance(
                 "allowance_atomic": str(allowed),
                 "native_wei": str(gas_wei),
                 "spent_or_reserved_today_atomic": str(spent),
+                "in_channels_atomic": str(tied_up),
             }
         )
         return
@@ -64,6 +68,7 @@ def balance(
             ("allowance", "unlimited" if allowed >= MAX_UINT256 // 2 else asset.format(allowed)),
             ("gas", f"{format_amount(gas_wei, decimals=18)} ETH"),
             ("today", f"{asset.format(spent)} spent or reserved"),
+            *([("channels", f"{asset.format(tied_up)} free in payment channels")] if tied_up else []),
         ]
     )
 

@@ -60,7 +60,8 @@ class Authorization:
     asset_decimals: int | None = None
     """How amounts of the asset are written; None where nobody knew it when this was signed."""
     status: str = "signed"
-    """`signed`, `settled`, `expired`, `cancelled` or `unsent` (the signature provably never left)."""
+    """`signed`, `settled`, `expired`, `cancelled`, `unsent` (the signature provably never left), or `charged`: a
+    voucher that a later one of its channel includes, for what its gateway charged (`settled_atomic`, a claim)."""
     settled_atomic: int | None = None
     tx_hash: str | None = None
     block_number: int | None = None
@@ -113,7 +114,7 @@ class Authorization:
     @property
     def is_final(self) -> bool:
         """Whether the chain has said its last word: found, and confirmed often enough."""
-        if self.status == "signed":
+        if self.status in ("signed", "charged"):
             return False
         return self.confirmations_needed is None or (self.confirmations or 0) >= self.confirmations_needed
 
@@ -122,7 +123,7 @@ class Authorization:
         """What it takes from a budget: what was settled, once that is final; the most that can be, before."""
         if self.status == "unsent":
             return 0
-        return (self.settled_atomic or 0) if self.is_final else self.amount_atomic
+        return (self.settled_atomic or 0) if self.is_final or self.status == "charged" else self.amount_atomic
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -77,7 +77,7 @@ class Ledger(Resident):
 
     def open_soon(self) -> None:
         """Begins to open the database, and to load what that needs, in the ledger's thread. Reports nothing."""
-        self._read(lambda _book, _conn: None)
+        self.read(lambda _book, _conn: None)
 
     # -- writing
 
@@ -98,11 +98,11 @@ class Ledger(Resident):
                 book.note_process(conn, recorded.id, self.under_way.name)
             return recorded
 
-        return self._submit(work, durable=True)
+        return self.submit(work, durable=True)
 
     def mark_unsent(self, authorization_id: str) -> Future[None]:
         """Releases a reservation whose signature provably never left this process."""
-        return self._submit(
+        return self.submit(
             lambda book, conn: book.mark_unsent(conn, authorization_id),
             otherwise="The signature never left, and nothing was paid; its amount stays reserved until its deadline.",
         )
@@ -119,7 +119,7 @@ class Ledger(Resident):
         text, call_id, journal = json.dumps(receipt.to_json()), receipt.call_id, self._journal
         with self._lock:  # nobody closes it between the question and the job
             if not at_once and not self._closed:
-                future = self._submit(
+                future = self.submit(
                     lambda book, conn: book.record_call(conn, receipt), otherwise=_ONLY_THIS, record=(receipt, text)
                 )
                 return _when_done(future, lambda: self.under_way.end(call_id))
@@ -127,7 +127,7 @@ class Ledger(Resident):
         if written is None:
             is_kept = journal.keep(call_id, text)
             otherwise = journal.promise if is_kept else _ONLY_THIS
-            future = self._submit(lambda book, conn: book.record_call(conn, receipt), otherwise=otherwise)
+            future = self.submit(lambda book, conn: book.record_call(conn, receipt), otherwise=otherwise)
             if not is_kept:
                 return _when_done(future, lambda: self.under_way.end(call_id))
             self.under_way.end(call_id)
@@ -141,7 +141,7 @@ class Ledger(Resident):
                 book.share_out(conn, receipt.authorization_id)
                 return written.proof_of
 
-            return self._submit(shared, otherwise="The receipt is recorded; its share of the settlement is not known.")
+            return self.submit(shared, otherwise="The receipt is recorded; its share of the settlement is not known.")
         future = Future()
         future.set_result(written.proof_of)
         return future
@@ -149,7 +149,7 @@ class Ledger(Resident):
     def not_sent(self, call_id: str, authorization_id: str) -> None:
         """This authorization does not pay the call after all. What was settled is shared without it."""
         self.under_way.end(call_id)
-        self._submit(lambda book, conn: book.share_out(conn, authorization_id), otherwise=_AS_BEFORE)
+        self.submit(lambda book, conn: book.share_out(conn, authorization_id), otherwise=_AS_BEFORE)
 
     def first_call_of(self, proof_id: str, call_id: str) -> str:
         """The call that this proof came for first, as far as this process knows; `record_call` knows of all others."""
@@ -170,7 +170,7 @@ class Ledger(Resident):
 
     def open_dispute(self, *, network: str, origin: str) -> Future[str | None]:
         """The id of an authorization at this gateway that is disputed, and was not cleared; None for none."""
-        return self._read(lambda book, conn: book.open_dispute(conn, network, origin))
+        return self.read(lambda book, conn: book.open_dispute(conn, network, origin))
 
     def clear_disputes(self, *, network: str, origin: str) -> Future[int]:
         """Clears the disputes with a gateway, so that it is paid again; how many. Receipts keep what is disputed."""
@@ -178,7 +178,7 @@ class Ledger(Resident):
 
     def pin(self, key: str, value: str) -> Future[str]:
         """Remembers the first value ever seen under `key`, and returns that first value."""
-        return self._submit(lambda book, conn: book.pin(conn, key, value), durable=True)
+        return self.submit(lambda book, conn: book.pin(conn, key, value), durable=True)
 
     def extend_history(self, records: Sequence[tuple[str, bytes]]) -> Future[History]:
         """Adds the present version of these records (name, leaf hash) to the history, and returns the whole of it."""
@@ -198,7 +198,7 @@ class Ledger(Resident):
     ) -> Future[list[SettlementReceipt]]:
         """Receipts, oldest first; calls that were authorized and never came back included."""
         payer = _wallet(payer)
-        return self._read(
+        return self.read(
             lambda book, conn: book.receipts(
                 conn, since=since, call_ids=call_ids, authorization_ids=authorization_ids, payer=payer
             )
@@ -209,13 +209,13 @@ class Ledger(Resident):
     ) -> Future[list[SettlementReceipt]]:
         """At most so many receipts, the newest of those that are asked for, oldest first."""
         payer, wanted = _wallet(payer), None if status is None else status.value
-        return self._read(
+        return self.read(
             lambda book, conn: book.newest_receipts(conn, since=since, payer=payer, status=wanted, most=most)
         )
 
     def receipts_beginning(self, call_id: str, *, most: int = 2) -> Future[list[SettlementReceipt]]:
         """Receipts of calls whose ids begin so."""
-        return self._read(lambda book, conn: book.receipts_beginning(conn, call_id, most))
+        return self.read(lambda book, conn: book.receipts_beginning(conn, call_id, most))
 
     def pages_of_receipts(
         self, *, since: int = 0, payer: str | None = None, most: int = 500
@@ -230,7 +230,7 @@ class Ledger(Resident):
             return book.page_of_receipts(conn, since=since, payer=payer, after=after, most=most)
 
         while True:
-            receipts, after = self._read(page).result()
+            receipts, after = self.read(page).result()
             if receipts:
                 yield receipts
             if after is None:
@@ -250,7 +250,7 @@ class Ledger(Resident):
         Oldest first; all of them, or at most so many behind the one whose id is `after`.
         """
         payer = _wallet(payer)
-        return self._read(
+        return self.read(
             lambda book, conn: book.unfinished(
                 conn, network=network, payer=payer, authorization_id=authorization_id, after=after, most=most
             )
@@ -266,7 +266,7 @@ class Ledger(Resident):
     ) -> Future[list[Authorization]]:
         """Authorizations, oldest first."""
         payer = _wallet(payer)
-        return self._read(
+        return self.read(
             lambda book, conn: book.authorizations(
                 conn, status=status, payer=payer, network=network, authorization_id=authorization_id
             )
@@ -274,17 +274,17 @@ class Ledger(Resident):
 
     def note(self, key: str, value: str) -> Future[None]:
         """Remembers a value under `key`, in place of an earlier one."""
-        return self._submit(lambda book, conn: book.note(conn, key, value), otherwise=_AS_BEFORE)
+        return self.submit(lambda book, conn: book.note(conn, key, value), otherwise=_AS_BEFORE)
 
     def noted(self, key: str) -> Future[str | None]:
         """What was last noted (or pinned) under `key`."""
-        return self._read(lambda book, conn: book.noted(conn, key))
+        return self.read(lambda book, conn: book.noted(conn, key))
 
     def spent(self, *, payer: str, asset: str, network: str, window_s: int = 86_400) -> Future[int]:
         """Reserved plus settled in the window, in atomic units: what a budget counts."""
         since = int(time.time()) - window_s
         owner, token = _spelled(payer), _spelled(asset)
-        return self._read(lambda book, conn: book.spent(conn, owner, token, network, since))
+        return self.read(lambda book, conn: book.spent(conn, owner, token, network, since))
 
     def flush(self) -> None:
         """Returns when everything submitted so far is in the database."""
@@ -378,7 +378,7 @@ class Ledger(Resident):
         """At the end of the process: writes what waits."""
         if self._is_noted and self.under_way.is_empty:
             name, self._is_noted = self.under_way.name, False
-            self._submit(lambda book, conn: book.end_process(conn, name))
+            self.submit(lambda book, conn: book.end_process(conn, name))
         with self._lock:
             self._closed = True
         self._stop(timeout_s)
@@ -389,7 +389,7 @@ class Ledger(Resident):
 
     # -- the writer
 
-    def _submit(
+    def submit(
         self,
         work: Callable[[Book, Connection], T],
         *,
@@ -409,10 +409,10 @@ class Ledger(Resident):
         return future
 
     def _amend(self, work: Callable[[Book, Connection], T], **kind: Any) -> Future[T]:
-        return self._submit(work, durable=True, otherwise=_AS_BEFORE, **kind)
+        return self.submit(work, durable=True, otherwise=_AS_BEFORE, **kind)
 
-    def _read(self, work: Callable[[Book, Connection], T]) -> Future[T]:
-        return self._submit(work, writes=False, otherwise="Nothing was paid by asking.")
+    def read(self, work: Callable[[Book, Connection], T]) -> Future[T]:
+        return self.submit(work, writes=False, otherwise="Nothing was paid by asking.")
 
     def _start(self) -> None:
         # The thread is a daemon, so that a forgotten close() cannot hang the end of the process.

@@ -102,7 +102,7 @@ class Book:
         self._knows, self._under_way = knows, under_way
 
     def authorize(self, conn: Connection, authorization: Authorization, budget: Budget | None) -> Authorization:
-        known = self._authorization(conn, authorization.id)
+        known = self.authorization(conn, authorization.id)
         whole, new = authorization, authorization.signed
         if known is not None and known.status == "unsent":  # what was signed before has never left
             conn.execute(signatures.delete().where(signatures.c.authorization_id == known.id))
@@ -162,12 +162,12 @@ class Book:
                     conn.execute(_INSERT_RESERVED, values)
 
     def mark_unsent(self, conn: Connection, authorization_id: str) -> None:
-        if (known := self._authorization(conn, authorization_id)) is not None:
-            self._update(conn, known, replace(known, status="unsent"))
+        if (known := self.authorization(conn, authorization_id)) is not None:
+            self.update(conn, known, replace(known, status="unsent"))
         # The authorization stays on record; the call has no payment, hence no receipt.
         conn.execute(calls.delete().where(calls.c.authorization_id == authorization_id))
 
-    def _update(self, conn: Connection, known: Authorization, found: Authorization) -> None:
+    def update(self, conn: Connection, known: Authorization, found: Authorization) -> None:
         row = as_row(found)
         self._reserve(conn, row, before=as_row(known))
         conn.execute(_UPDATE_AUTHORIZATION, row | {"wanted": found.id})
@@ -188,23 +188,23 @@ class Book:
     def record_killed_call(self, conn: Connection, call: CallUnderWay) -> None:
         """A call that was under way when its process ended: nothing is known of it but what pays for it."""
         query = sa.select(calls.c.sequence).where(calls.c.call_id == call.call_id)
-        authorization = self._authorization(conn, call.authorization_id)
+        authorization = self.authorization(conn, call.authorization_id)
         if authorization is not None and conn.execute(query).scalar_one_or_none() is None:
             self.record_call(conn, unanswered(authorization, call))
 
     def share_out(self, conn: Connection, authorization_id: str) -> None:
         """The settlement was seen before a call ended (its stream was slow to close): it is shared anew."""
-        if (settled := self._authorization(conn, authorization_id)) is not None and settled.status in _STATUS:
+        if (settled := self.authorization(conn, authorization_id)) is not None and settled.status in _STATUS:
             self._share_out(conn, settled)
 
     def record_settlement(self, conn: Connection, authorization: Authorization) -> bool:
-        known = self._authorization(conn, authorization.id)
+        known = self.authorization(conn, authorization.id)
         if known is None:
             return False
         if authorization.status == "expired" and known.deadline > authorization.deadline:
             return False  # a signature was added meanwhile, and it lives longer
         found = replace(authorization, signed=known.signed)
-        self._update(conn, known, found)
+        self.update(conn, known, found)
         self._share_out(conn, found)
         return known.status != found.status
 
@@ -212,11 +212,13 @@ class Book:
         conn.execute(calls.update().where(calls.c.call_id == call_id).values(dispute=dispute))
         query = sa.select(calls.c.authorization_id).where(calls.c.call_id == call_id)
         authorization_id = conn.execute(query).scalar_one_or_none()
-        authorization = None if authorization_id is None else self._authorization(conn, authorization_id)
+        authorization = None if authorization_id is None else self.authorization(conn, authorization_id)
         if authorization is not None:
             self._share_out(conn, authorization)
 
     def _share_out(self, conn: Connection, authorization: Authorization) -> None:
+        if authorization.status == "charged":  # a claim is no settlement
+            authorization = replace(authorization, status="signed", settled_atomic=None)
         rows = conn.execute(_CALLS_OF, {"wanted": authorization.id}).all()
         receipts = [SettlementReceipt.from_json(json.loads(row.receipt)) for row in rows]
         shares: Sequence[int | None] = [None] * len(receipts)
@@ -413,7 +415,7 @@ class Book:
             query = query.order_by(authorizations.c.sequence).limit(most)
         return read_authorizations(conn, WITH_SIGNATURES.where(authorizations.c.id.in_(query)))
 
-    def _authorization(self, conn: Connection, authorization_id: str) -> Authorization | None:
+    def authorization(self, conn: Connection, authorization_id: str) -> Authorization | None:
         found = read_authorizations(conn, _AUTHORIZATION, {"wanted": authorization_id})
         return found[0] if found else None
 

@@ -157,6 +157,38 @@ heads = sa.Table(
     sa.Column("size", sa.BigInteger, primary_key=True, autoincrement=False),
 )
 
+channels = sa.Table(
+    "channels",
+    _metadata,
+    # Payment channels; what was signed, charged and deposited is updated with every call
+    sa.Column("sequence", sa.Integer, primary_key=True),
+    sa.Column("id", sa.Text, nullable=False, unique=True),
+    *(
+        sa.Column(name, sa.Text, nullable=False)
+        for name in ("network", "endpoint", "payer", "payer_authorizer", "receiver", "receiver_authorizer", "asset")
+    ),
+    *(sa.Column(name, sa.Text, nullable=False) for name in ("salt", "transfer_method", "status")),
+    *(sa.Column(f"{name}_atomic", sa.Text, nullable=False) for name in ("charged", "signed", "balance", "claimed")),
+    *(sa.Column(name, sa.BigInteger, nullable=False) for name in ("withdraw_delay_s", "withdrawing_since", "used_at")),
+    # The deposit that was signed last, while the chain does not show it
+    sa.Column("deposit_atomic", sa.Text),
+    sa.Column("deposit_salt", sa.Text),
+    sa.Column("deposit_deadline", sa.BigInteger),
+    sa.Index("channels_of_payer", "payer", "network"),
+)
+
+vouchers = sa.Table(
+    "vouchers",
+    _metadata,
+    # One for each call on a channel, written before it is signed: it can be claimed up to `max_atomic`, all in all
+    sa.Column("sequence", sa.Integer, primary_key=True),
+    sa.Column("authorization_id", sa.Text, nullable=False, unique=True),
+    *(sa.Column(name, sa.Text, nullable=False) for name in ("channel_id", "base_atomic", "max_atomic")),
+    sa.Column("charged_atomic", sa.Text),  # by the gateway's word; none while the call's outcome is unknown
+    sa.Column("state", sa.Text, nullable=False),  # newest, included (in a later one), or final (by the chain's word)
+    sa.Index("vouchers_of_channel", "channel_id", "state", "sequence"),
+)
+
 schema = sa.Table(
     "schema",
     _metadata,

@@ -37,7 +37,7 @@ from opengradient_x402.ledger.tables import (
 
 _AT_ONCE = 500
 _DERIVED = ("asset", "signed_at", "reserved_gwei", "reserved_rest", "is_open")
-_TABLES = ("authorizations", "signatures", "calls", "pins")
+_TABLES = ("authorizations", "signatures", "calls", "pins", "channels", "vouchers")
 """What holds facts; `schema` and `reserved` are made anew."""
 
 

@@ -13,6 +13,7 @@ import os
 import random
 import re
 import secrets
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -23,14 +24,18 @@ from typing import Any, Final, cast
 import httpx
 
 from opengradient_x402 import strict_json
+from opengradient_x402.channels.rides import Ride
 from opengradient_x402.completions import Usage
+from opengradient_x402.effects import Read, Send, Steps
+from opengradient_x402.errors import PaidButFailed, PaymentOutcomeUnknown
 from opengradient_x402.ledger.authorizations import Authorization, receipt_fields
 from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt, transaction_claim
 from opengradient_x402.money import QUOTED_IN, Asset, parse_amount
 from opengradient_x402.payment.run_limit import RunLimit
-from opengradient_x402.payment.sessions import PaidSession
+from opengradient_x402.payment.sessions import SESSION_HEADER, PaidSession
 from opengradient_x402.process import Ending, Resident, belongs
 from opengradient_x402.strict_json import whole_characters
+from opengradient_x402.telemetry.spans import HTTP_TRACER, unpaid
 
 
 class _Ids(Resident):
@@ -84,6 +89,8 @@ class Call:
     authorization: Authorization | None = None
     """The authorization that pays, from the moment its signature or session id may have left."""
     session: PaidSession | None = None
+    ride: Ride | None = None
+    """Its seat on a payment channel."""
     has_signed_out: bool = False
     """Whether a gateway has seen a signature of this call, even if it refused it."""
     is_answered: bool = False
@@ -172,6 +179,8 @@ def _cost(call: Call, authorization: Authorization, answer: Answer, asset: Asset
     """
     if authorization.terms.scheme == "exact":
         return authorization.terms.amount_atomic
+    if authorization.terms.scheme == "batch-settlement" and isinstance(charged := call.claims.get("amount"), str):
+        return _amount(charged, decimals=0)
     claimed = _quoted(answer, "cost_opg") if asset.symbol == QUOTED_IN else None
     if claimed is not None:
         return _amount(claimed, decimals=asset.decimals)
@@ -245,3 +254,78 @@ def _proof(headers: Mapping[str, str], answer: Answer) -> dict[str, Any]:
 
 def _text(value: Any) -> str | None:
     return value if isinstance(value, str) and value else None
+
+
+# -- its requests
+
+
+def answered(response: httpx.Response, call: Call) -> Steps[httpx.Response]:
+    call.is_answered = not call.is_doubtful
+    # The session's id spends its cap: nobody above, and no repr or log of theirs, needs it.
+    response.headers.pop(SESSION_HEADER, None)
+    call.headers = response.headers
+    if response.has_redirect_location:
+        yield Read(response)
+        raise PaidButFailed(
+            f"The gateway answered the paid call {call.id} with a redirect to another address. It was not "
+            "followed: a payment is never carried to another host. The call may be charged; see its receipt. "
+            "Set the gateway's final address as `base_url`.",
+            call_id=call.id,
+            status_code=response.status_code,
+        )
+    return response
+
+
+def asking(request: httpx.Request, call: Call) -> httpx.Request:
+    """A request that may be answered by a challenge, which is no error where a tracer looks on."""
+    return unpaid(request, is_blocking=call.is_blocking) if HTTP_TRACER in sys.modules else request
+
+
+def with_header(request: httpx.Request, name: str, value: str) -> httpx.Request:
+    """A copy that carries the payment; the caller's request never does, so no redirect can carry it on."""
+    paid = httpx.Request(
+        request.method, request.url, headers=request.headers, stream=request.stream, extensions=request.extensions
+    )
+    paid.headers[name] = value
+    return paid
+
+
+NEVER_LEFT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
+"""Failures before a single byte of the request was written, unless `carry` has seen otherwise."""
+
+
+def carry(paid: httpx.Request, call: Call) -> Steps[httpx.Response]:
+    """Sends what carries a payment. What httpx reports of its writing counts more than the error that comes out.
+
+    A transport of the user's may send more than once, and a hook of an httpx client may fail afterwards.
+    """
+    also, is_written = paid.extensions.get("trace"), False
+
+    def note(name: str, info: Mapping[str, Any]) -> Any:
+        nonlocal is_written  # CONNECT is written to a proxy, without the payment
+        is_written |= name.endswith("send_request_headers.started") and info["request"].method != b"CONNECT"
+        return None if also is None else also(name, info)
+
+    async def anote(name: str, info: Mapping[str, Any]) -> None:
+        if (answer := note(name, info)) is not None:
+            await answer
+
+    paid.extensions = {**paid.extensions, "trace": note if call.is_blocking else anote}
+    try:
+        return cast("httpx.Response", (yield Send(paid)))
+    except NEVER_LEFT as exc:
+        if not is_written:
+            raise
+        kind = httpx.ReadTimeout if isinstance(exc, httpx.TimeoutException) else httpx.ReadError
+        raise kind(str(exc), request=paid) from exc
+
+
+def outcome_unknown(call: Call, cause: httpx.TransportError) -> PaymentOutcomeUnknown:
+    what = "timed out" if isinstance(cause, httpx.TimeoutException) else f"broke ({type(cause).__name__})"
+    return PaymentOutcomeUnknown(
+        f"The connection {what} after the payment of call {call.id} had been sent. It may be charged, up to its "
+        "authorization, and it is not sent again. `opengradient-x402 receipts reconcile` tells from the chain "
+        "what was taken.",
+        call_id=call.id,
+        kind="timeout" if isinstance(cause, httpx.TimeoutException) else "connection",
+    )

@@ -30,13 +30,25 @@ MAX_TEXT_CHARS: Final = 4096
 MAX_TIMEOUT_S: Final = 2**32
 """Longer than any policy allows; a bound so that `now + timeout` stays a sane uint256."""
 
-Scheme = Literal["upto", "exact"]
+Scheme = Literal["upto", "exact", "batch-settlement"]
 TransferMethod = Literal["permit2", "eip3009"]
+MIN_DELAY_S: Final = 900
+MAX_DELAY_S: Final = 2_592_000
+"""Of a withdrawal from a channel, by its contract (docs/wire.md, "Channels")."""
 
 _ASCII_DECIMAL = re.compile(r"0|[1-9][0-9]{0,77}", re.ASCII)
 _CAIP2_EVM = re.compile(r"eip155:([1-9][0-9]{0,18})", re.ASCII)
 _ESCROW_WORDS: Final = frozenset({"upfront", "escrow", "deposit", "prepaid", "prepay"})
 """Flows that take the money before the service (threat 30): refused wherever a term names one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChannelTerms:
+    """What a payment channel must be like: who may claim, how long a withdrawal waits, the least deposit."""
+
+    receiver_authorizer: str
+    withdraw_delay_s: int
+    min_deposit_atomic: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +66,8 @@ class PaymentTerms:
     facilitator: str | None
     asset_name: str | None
     asset_version: str | None
+    channel: ChannelTerms | None = None
+    """Of `batch-settlement` alone."""
     raw: dict[str, Any] = field(repr=False)
     """The entry verbatim: a payment must give it back unchanged. Never edit it."""
 
@@ -202,7 +216,7 @@ def _usable(accepts: Any) -> tuple[tuple[PaymentTerms, ...], tuple[SkippedTerms,
 
 def _terms(raw: dict[str, Any]) -> PaymentTerms:
     scheme, network = raw.get("scheme"), raw.get("network")
-    if scheme not in ("upto", "exact"):
+    if scheme not in ("upto", "exact", "batch-settlement"):
         raise _Unusable(f"scheme {_shown(scheme)} is not supported")
     if isinstance(network, str) and not network.startswith("eip155:"):
         raise _Unusable(f"network {_shown(network)} is not an EVM chain")
@@ -226,7 +240,23 @@ def _terms(raw: dict[str, Any]) -> PaymentTerms:
         facilitator=None if facilitator is None else _address(facilitator, "extra.facilitatorAddress"),
         asset_name=_optional_text(extra.get("name"), "extra.name"),
         asset_version=_optional_text(extra.get("version"), "extra.version"),
+        channel=_channel_terms(extra) if scheme == "batch-settlement" else None,
         raw=raw,
+    )
+
+
+def _channel_terms(extra: Mapping[str, Any]) -> ChannelTerms:
+    authorizer = _address(extra.get("receiverAuthorizer"), "extra.receiverAuthorizer")
+    delay_s = extra.get("withdrawDelay")
+    if int(authorizer, 16) == 0:
+        raise _Unusable("its receiverAuthorizer is the zero address, so nobody could claim or refund")
+    if isinstance(delay_s, bool) or not isinstance(delay_s, int) or not MIN_DELAY_S <= delay_s <= MAX_DELAY_S:
+        raise _Unusable(f"its withdrawDelay is {_shown(delay_s)}, not {MIN_DELAY_S} to {MAX_DELAY_S} seconds")
+    least = extra.get("minDeposit")
+    return ChannelTerms(
+        receiver_authorizer=authorizer,
+        withdraw_delay_s=delay_s,
+        min_deposit_atomic=0 if least is None else _amount(least, "extra.minDeposit"),
     )
 
 
@@ -250,7 +280,7 @@ def _transfer_method(method: Any, scheme: Scheme) -> TransferMethod:
         return "permit2" if scheme == "upto" else "eip3009"
     if method == "permit2":
         return "permit2"
-    if method == "eip3009" and scheme == "exact":
+    if method == "eip3009" and scheme != "upto":
         return "eip3009"
     raise _Unusable(f"it wants assetTransferMethod {_shown(method)}, which this client cannot pay by {scheme}")
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 import httpx
 from pydantic import SecretStr
 
+from opengradient_x402.channels.rides import Rides
 from opengradient_x402.effects import in_thread
 from opengradient_x402.errors import (
     ChainUnavailable,
@@ -100,7 +101,8 @@ class Payments(Resident):
         self.doubts = Doubts()
         self.clock = Clock(network=network, policy=self.policy)
         self.funds = Funds(network=network, signer=signer, policy=self.policy)
-        self._budget = Budget(limit_atomic=self.policy.per_day_atomic(network.asset))
+        self.rides = Rides(network=network, signer=signer, ledger=ledger)
+        self.budget = Budget(limit_atomic=self.policy.per_day_atomic(network.asset))
         self._reclaimed: Future[None] | None = None
         self._reclaimed_at = 0.0
         belongs(self, Ending.CONNECTIONS)
@@ -153,7 +155,7 @@ class Payments(Resident):
     @property
     def budget_atomic(self) -> int:
         """What may be spent or outstanding within 24 hours."""
-        return self._budget.limit_atomic
+        return self.budget.limit_atomic
 
     @cached_property
     def reconciler(self) -> Reconciler:
@@ -182,6 +184,7 @@ class Payments(Resident):
         self.doubts = Doubts()
         self._reclaimed = None
         self.sessions.renew()
+        self.rides.renew()
 
     # -- before signing
 
@@ -302,7 +305,7 @@ class Payments(Resident):
 
         Raises BudgetExceeded.
         """
-        return self.ledger.authorize(authorization, budget=self._budget)
+        return self.ledger.authorize(authorization, budget=self.budget)
 
     def reclaim(self) -> Future[None]:
         """Asks the chain about authorizations past their deadline, and frees what was never taken.
@@ -349,6 +352,9 @@ class Payments(Resident):
         """Nothing pays for the call: what was attached was not sent, or was not taken."""
         if call.session is not None:
             self.sessions.leave(call.session)
+        if call.ride is not None:
+            self.rides.leave(call.ride)
+            call.ride = None
         authorization, call.session, call.authorization = call.authorization, None, None
         if authorization is not None and authorization.call_id != call.id:
             self.ledger.not_sent(call.id, authorization.id)
@@ -404,6 +410,8 @@ class Payments(Resident):
         """
         if call.authorization is None or call.process_id != os.getpid() or not call.ending.acquire(blocking=False):
             return None
+        if call.ride is not None:
+            call.claims = self.rides.end(call.ride, call.claims)
         receipt = self._estimated(
             build_receipt(call, outcome=outcome, error=error, answer=answer, asset=self.network.asset)
         )
@@ -415,6 +423,8 @@ class Payments(Resident):
             self.sessions.leave(call.session, cost_atomic=cost_atomic or 0)
         call.recorded = self.ledger.record_call(receipt, at_once=call.is_blocking)
         call.recorded.add_done_callback(_report_lost_record)
+        if call.ride is not None and call.ride.dispute is not None:
+            self.ledger.record_dispute(call.id, call.ride.dispute)
         if listeners:
             self.reports.ended(receipt)
         return receipt

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, NamedTuple
 
-from opengradient_x402.chain.eip712 import payment_digest, payment_document
+from opengradient_x402.chain.eip712 import BATCH_SETTLEMENT, payment_digest, payment_document
 from opengradient_x402.errors import PaidButFailed, PaymentOutcomeUnknown, PolicyRefused
 from opengradient_x402.ledger.authorizations import Authorization, SignedTerms
 from opengradient_x402.money import Asset
@@ -42,6 +42,18 @@ def terms_to_sign(terms: PaymentTerms, *, network: Network, now_s: int) -> Signe
     if terms.chain_id != network.chain_id:
         raise PolicyRefused(
             f"The terms are for chain {terms.chain_id}, the client pays on {network.caip2} only. Nothing was signed."
+        )
+    if terms.channel is not None:
+        return SignedTerms(
+            scheme=terms.scheme,
+            transfer_method=terms.transfer_method,
+            asset=terms.asset,
+            payee=terms.pay_to,
+            facilitator=terms.channel.receiver_authorizer,
+            spender=BATCH_SETTLEMENT,
+            amount_atomic=terms.amount_atomic,
+            signed_at=now_s,
+            deadline=0,  # a voucher has none
         )
     proxy = network.upto_proxy if terms.scheme == "upto" else network.exact_proxy
     return SignedTerms(

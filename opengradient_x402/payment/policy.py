@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import threading
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from decimal import Decimal
 from typing import Any, Final
@@ -20,13 +20,16 @@ from opengradient_x402.errors import ConfigurationError, InsecureEndpoint, Polic
 from opengradient_x402.models import is_same_model
 from opengradient_x402.money import Asset, parse_amount
 from opengradient_x402.networks import GATEWAY_URL, Network, is_loopback
-from opengradient_x402.payment.challenge import Challenge, PaymentTerms
+from opengradient_x402.payment.challenge import Challenge, PaymentTerms, Scheme
 
 logger = logging.getLogger(__name__)
 
 Limit = str | int
 """Text is an amount in whole tokens of the network (`"0.5"`); an int counts atomic units."""
 
+SCHEMES: Final[tuple[Scheme, ...]] = ("upto", "batch-settlement", "exact")
+"""All ways to pay; an `upto` session takes any number of calls at once, a channel one after the other."""
+_OPTIONAL_LIMITS: Final = ("sponsored_approval", "approve_above")
 _HASH: Final = re.compile(r"0x[0-9a-fA-F]{64}", re.ASCII)
 _CLOCK_ADVICE: Final = "Set this machine's clock (NTP), or raise `max_clock_skew_s`."
 
@@ -76,6 +79,11 @@ class SpendPolicy:
     bounds how far an asked amount may rise above the last accepted one of the same gateway, and above the first of the
     day; and how far a quoted token price may be from those before it. `pcr_hashes` are the enclave
     images (0x-hex, 32 bytes) that may be called: as registered, or as attested by a gateway at a URL; None takes all.
+    `schemes` are the ways to pay that are used, in the order of preference. `max_deposit` is the most that one deposit
+    into a payment channel may move, and `max_channels` how many channels there may be with one gateway: another one is
+    opened only when a call would have to wait. `max_withdraw_delay_s` is how long it may take to get a deposit back
+    without the gateway's help. What is in a channel can be claimed up to the last voucher only, so a deposit counts
+    neither as spent nor as reserved.
     `sponsored_approval` is how much Permit2 may be allowed to move by a permit (for one payment) or an approval that
     the facilitator sends for a wallet without gas; None (the default) never signs one. `approval` is asked before a
     signature that allows more than `approve_above`: a function, sync or async, that takes an `ApprovalRequest` and
@@ -98,18 +106,24 @@ class SpendPolicy:
     approve_above: Limit | None = None
     approval: Approval | None = None
     approval_timeout_s: float = 300.0
+    schemes: Sequence[Scheme] = SCHEMES
+    max_deposit: Limit = "2"
+    max_channels: int = 4
+    max_withdraw_delay_s: int = 86_400
 
     def __post_init__(self) -> None:
-        for name in ("max_per_authorization", "max_per_day", "max_per_call", "sponsored_approval", "approve_above"):
+        for name in ("max_per_authorization", "max_per_day", "max_deposit", "max_per_call", *_OPTIONAL_LIMITS):
             limit = getattr(self, name)
-            if limit is not None or name in ("max_per_authorization", "max_per_day"):
+            if limit is not None or name in ("max_per_authorization", "max_per_day", "max_deposit"):
                 _check_limit(name, limit)
         self._check_asking()
         per_model = dict(self.max_per_model)
         for model, limit in per_model.items():
             _check_limit(f"max_per_model[{model!r}]", limit)
         object.__setattr__(self, "max_per_model", tuple(sorted(per_model.items())))
-        for name in ("max_deadline_s", "max_price_increase_percent", "max_clock_skew_s"):
+        object.__setattr__(self, "schemes", _schemes(self.schemes))
+        counts = ("max_deadline_s", "max_price_increase_percent", "max_clock_skew_s", "max_withdraw_delay_s")
+        for name in (*counts, "max_channels"):
             _check_count(name, getattr(self, name))
         for name in ("payees", "facilitators"):
             object.__setattr__(self, name, _allow_list(name, getattr(self, name)))
@@ -142,6 +156,10 @@ class SpendPolicy:
         """From more than which amount on a person is asked; None when nobody is."""
         return None if self.approve_above is None else _atomic(self.approve_above, asset)
 
+    def deposit_atomic(self, asset: Asset) -> int:
+        """The most that one deposit into a channel may move."""
+        return _atomic(self.max_deposit, asset)
+
     def per_day_atomic(self, asset: Asset) -> int:
         """The most that may be spent or outstanding within 24 hours."""
         return _atomic(self.max_per_day, asset)
@@ -162,7 +180,7 @@ class SpendPolicy:
         first_amount_atomic: int | None = None,
         nonce_space: tuple[str, str] | None = None,
     ) -> PaymentTerms:
-        """The terms to accept: `upto` before `exact`, then the smallest cap.
+        """The terms to accept: in the order of `schemes`, then the smallest cap.
 
         `payees` are the only ones that may be paid there (None: all of the allow-lists). `last_amount_atomic`
         is what this origin asked for last time, `first_amount_atomic` what it asked for first today (None: nothing
@@ -171,12 +189,14 @@ class SpendPolicy:
         """
         _note_foreign_resource(challenge, origin)
         refused = [f"accepts[{skip.index}]: {skip.reason}" for skip in challenge.skipped]
-        for terms in sorted(challenge.terms, key=_preference):
+        for terms in sorted(challenge.terms, key=self._preference):
             problem = (
-                _wrong_place(terms, network)
+                self._unwanted(terms)
+                or _wrong_place(terms, network)
                 or self._wrong_payee(terms, network, payees)
                 or self._wrong_facilitator(terms, network, pinned_facilitator)
                 or self._too_much(terms, network.asset)
+                or self._ties_up(terms, network.asset)
                 or self._drifted(terms, network.asset, last_amount_atomic, "last time")
                 or self._drifted(terms, network.asset, first_amount_atomic, "first today")
                 or _other_nonces(terms, nonce_space)
@@ -285,7 +305,7 @@ class SpendPolicy:
 
     def _wrong_facilitator(self, terms: PaymentTerms, network: Network, pinned_facilitator: str | None) -> str | None:
         # Who settles matters only where the signature binds it and lets it choose the amount.
-        if terms.scheme == "exact" or terms.facilitator is None:
+        if terms.scheme != "upto" or terms.facilitator is None:
             return None
         if network.facilitators or self.facilitators:
             if not _listed(terms.facilitator, network.facilitators, self.facilitators):
@@ -324,6 +344,34 @@ class SpendPolicy:
                 f"Call would cost {asset.format(amount)}; the limit is {asset.format(per_call)}. "
                 "Raise `max_per_call`, or pick a cheaper model"
             )
+        return None
+
+    def _unwanted(self, terms: PaymentTerms) -> str | None:
+        if terms.scheme in self.schemes:
+            return None
+        return "the policy's `schemes` do not have this way to pay"
+
+    def _preference(self, terms: PaymentTerms) -> tuple[int, int]:
+        at = self.schemes.index(terms.scheme) if terms.scheme in self.schemes else len(self.schemes)
+        return at, terms.amount_atomic
+
+    def _ties_up(self, terms: PaymentTerms, asset: Asset) -> str | None:
+        if terms.channel is None:
+            return None
+        most = self.deposit_atomic(asset)
+        least = max(terms.amount_atomic, terms.channel.min_deposit_atomic)
+        if least > most:
+            return (
+                f"its channel needs a deposit of {asset.format(least)}; the limit is {asset.format(most)}. Raise "
+                "`max_deposit`, or use a gateway that asks for less"
+            )
+        if terms.channel.withdraw_delay_s > self.max_withdraw_delay_s:
+            return (
+                f"a deposit comes back without its help after {terms.channel.withdraw_delay_s} s; the limit is "
+                f"{self.max_withdraw_delay_s} s. Raise `max_withdraw_delay_s` only if you can wait so long"
+            )
+        if self.max_channels == 0:
+            return "the policy allows no channel. Raise `max_channels`"
         return None
 
     def _drifted(self, terms: PaymentTerms, asset: Asset, before_atomic: int | None, when: str) -> str | None:
@@ -365,13 +413,18 @@ def _wrong_place(terms: PaymentTerms, network: Network) -> str | None:
 
 
 def _other_nonces(terms: PaymentTerms, nonce_space: tuple[str, str] | None) -> str | None:
-    if nonce_space in (None, (terms.transfer_method, terms.asset)):
+    if nonce_space is None or (nonce_space == (terms.transfer_method, terms.asset) and terms.channel is None):
         return None
     return "its nonces are kept by another contract, so it could be settled beside the signature that was sent before"
 
 
-def _preference(terms: PaymentTerms) -> tuple[bool, int]:
-    return terms.scheme != "upto", terms.amount_atomic
+def _schemes(names: Sequence[str]) -> tuple[str, ...]:
+    wanted = (names,) if isinstance(names, str) else tuple(names)
+    if not wanted or not set(wanted) <= set(SCHEMES) or len(set(wanted)) < len(wanted):
+        raise ConfigurationError(
+            f"`schemes` is {names!r}; it lists some of {list(SCHEMES)}, the preferred one first. Nothing was paid."
+        )
+    return wanted
 
 
 def _listed(address: str, *allow_lists: Collection[str]) -> bool:

@@ -409,6 +409,11 @@ def _cancel(network: Network, signer: Signer, authorization: Authorization) -> Q
             f"The authorization is {authorization.payer}'s, and this wallet is {signer.address}: only the payer can "
             "cancel. Nothing was sent."
         )
+    if authorization.terms.scheme == "batch-settlement":
+        raise ConfigurationError(
+            "A voucher of a payment channel cannot be cancelled: the gateway may claim what it allows. Nothing was "
+            "sent. `opengradient-x402 channels withdraw` takes back what is left in the channel."
+        )
     if authorization.asset != network.asset.address:
         raise ConfigurationError(
             f"The authorization pays in the token {authorization.asset}, and {network.name} in {network.asset.symbol} "

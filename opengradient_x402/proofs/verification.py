@@ -55,6 +55,7 @@ from opengradient_x402.proofs.findings import (
 from opengradient_x402.proofs.history import IN_HISTORY, Head, described, history_findings, leaf_hash, name_of
 from opengradient_x402.proofs.nitro import ledger_key
 from opengradient_x402.proofs.receipt_checks import readable_proof
+from opengradient_x402.settlement.channels import SCHEME
 from opengradient_x402.settlement.search import CLOCK_MARGIN_S
 from opengradient_x402.signer import Signer, sign_typed
 
@@ -308,8 +309,8 @@ def export_bundle(
 ) -> Bundle:
     """The bundle of all receipts of a network since a time, signed when a signer is given.
 
-    A session's calls belong together: those of a session that began earlier are included. Raises
-    ChainUnavailable, LedgerUnavailable.
+    A session's calls belong together: those of a session that began earlier are included. Calls on payment channels are
+    not: no transaction of the chain is theirs alone. Raises ChainUnavailable, LedgerUnavailable.
     """
     return look_up(_bundled(ledger, network=network, since=since, payer=payer, signer=signer))
 
@@ -325,7 +326,7 @@ def _bundled(
     ledger: Ledger, *, network: Network, since: int, payer: str | None, signer: Signer | None
 ) -> Steps[Bundle]:
     known: list[Authorization] = yield Wait(ledger.authorizations(payer=payer, network=network.caip2))
-    entries = [entry for entry in known if entry.asset == network.asset.address]
+    entries = [entry for entry in known if entry.asset == network.asset.address and entry.terms.scheme != SCHEME]
     recent: list[SettlementReceipt] = yield Wait(ledger.receipts(since=since, payer=payer))
     everything: list[SettlementReceipt] = yield Wait(ledger.receipts(payer=payer))
     evidence = Evidence()

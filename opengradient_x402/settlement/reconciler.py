@@ -34,6 +34,7 @@ from opengradient_x402.ledger.heard import tell_those_who_heard
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt, transaction_claim
 from opengradient_x402.networks import Network
+from opengradient_x402.settlement.channels import SCHEME, settle_channels
 from opengradient_x402.settlement.search import (
     Cancelled,
     NotSettled,
@@ -198,22 +199,38 @@ class Reconciler:
         authorizations = yield Wait(
             self._ledger.unfinished(network=self.network.caip2, payer=payer, after=after, most=_AT_ONCE)
         )
-        report = yield from self._brought_forward(authorizations)
+        report = yield from self._brought_forward(authorizations, payer=payer, all_channels=after is None)
         return report, authorizations[-1].id if len(authorizations) == _AT_ONCE else None
 
-    def _brought_forward(self, authorizations: Sequence[Authorization]) -> Steps[ReconcileReport]:
-        waiting = [entry for entry in authorizations if entry.status in ("signed", "expired")]
-        seen = [entry for entry in authorizations if entry.status not in ("signed", "expired")]
+    def _brought_forward(
+        self, authorizations: Sequence[Authorization], *, payer: str | None = None, all_channels: bool = False
+    ) -> Steps[ReconcileReport]:
+        vouchers = [entry for entry in authorizations if entry.terms.scheme == SCHEME]
+        others = [entry for entry in authorizations if entry.terms.scheme != SCHEME]
+        waiting = [entry for entry in others if entry.status in ("signed", "expired")]
+        seen = [entry for entry in others if entry.status not in ("signed", "expired")]
         before = yield from self._states_of(authorizations)
+        claimed = yield from settle_channels(
+            self._sources.ask,
+            network=self.network,
+            ledger=self._ledger,
+            needed=self._needed,
+            payer=payer,
+            ids={f"0x{entry.nonce:064x}" for entry in vouchers},
+            with_open=all_channels,
+        )
+        yield from self._recorded(claimed)
         reopened = yield from self._confirmed(seen)
         outcomes = yield from self._searched([*waiting, *reopened])
-        changed = yield from self._changed(authorizations, before)
+        open_ids = {entry.id for entry in authorizations}
+        late = [entry for entry in claimed if entry.id not in open_ids]
+        changed = yield from self._changed([*authorizations, *late], before)
         return ReconcileReport(
             asked=len(authorizations),
-            settled=outcomes[SettlementFound] + outcomes[SettledElsewhere],
+            settled=outcomes[SettlementFound] + outcomes[SettledElsewhere] + len(claimed),
             expired=outcomes["expired"],
             cancelled=outcomes[Cancelled],
-            open=outcomes[NotSettled],
+            open=outcomes[NotSettled] + sum(entry.id not in {one.id for one in claimed} for entry in vouchers),
             unexplained=outcomes[Unexplained],
             reopened=len(reopened),
             rechecked=sum(entry.status == "expired" for entry in waiting),

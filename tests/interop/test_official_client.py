@@ -26,6 +26,7 @@ def ask(official, scripts, net, account, *, http, calls=1):
         "body": PROMPT,
         "http": http,
         "calls": calls,
+        "rpc_url": net.rpc_url,
     }
     answers = official.run(scripts / "official_client.py", task)["answers"]
     assert [answer["status"] for answer in answers] == [200] * calls
@@ -81,3 +82,19 @@ def test_the_official_client_pays_an_exact_price_and_reads_the_settlement(offici
         assert is_on_chain(net, record.transaction)
         assert opg_balance(net, account.address) == OPG - OPG // 100
         assert opg_balance(net, net.network["payees"][0]) == OPG // 100
+
+
+@pytest.mark.parametrize("http", ["httpx", "requests"])
+@pytest.mark.parametrize("scheme", [Scheme.BATCH_SETTLEMENT, Scheme.BATCH_SETTLEMENT_EIP3009])
+def test_the_official_client_pays_by_a_channel_and_the_claims_are_its_charges(official, scripts, scheme, http):
+    with Devnet(schemes=[scheme], session_cap_opg="0.05") as net:
+        account, (payee,) = net.account(opg="5", approved=scheme is Scheme.BATCH_SETTLEMENT), net.network["payees"]
+        answers = ask(official, scripts, net, account, http=http, calls=3)
+        responses = [answer["payment_response"] for answer in answers]
+        assert [bool(response["transaction"]) for response in responses] == [True, False, False]
+        charged = sum(int(response["extra"]["chargedAmount"]) for response in responses)
+        assert charged == sum(map(quoted_atomic, answers)) > 0
+        net.claim_channels()
+        assert opg_balance(net, payee) == charged
+        (channel,) = net.channels
+        assert (channel.charged, channel.on_chain.total_claimed) == (charged, charged)

@@ -54,3 +54,28 @@ def test_our_client_pays_the_official_middleware_call_by_call(
     claimed = {completion.receipt.claimed_payment_tx_hash for completion in completions}
     assert claimed == {receipt.payment_tx_hash for receipt in receipts}
     assert len(claimed) == 2
+
+
+@pytest.mark.parametrize(("method", "approved"), [("permit2", True), ("eip3009", False)])
+def test_our_client_pays_the_official_middleware_by_a_channel(official, scripts, net, tmp_path, method, approved):
+    account, payee = net.account(opg="1", approved=approved), new_account().address
+    task = {
+        "facilitator_url": net.network["facilitator_url"],
+        "network": net.network["network"],
+        "asset": net.network["asset"]["address"],
+        "pay_to": payee,
+        "scheme": "batch-settlement",
+        "method": method,
+        "cap_atomic": str(CAP),
+        "cost_atomic": str(COST),
+    }
+    with (
+        official.serve(scripts / "official_gateway.py", task) as gateway,
+        payments_for(net, account, tmp_path / "ledger.sqlite", policy=SpendPolicy(payees=[payee])) as payments,
+        client_for(payments, base_url=gateway["url"]) as client,
+    ):
+        receipts = [client.chat(PROMPT).receipt for _ in range(4)]
+        (channel,) = payments.rides.book.channels(network=payments.network.caip2).result()
+    assert [receipt.cost_atomic for receipt in receipts] == [COST] * 4
+    assert channel.charged_atomic == 4 * COST
+    assert opg_balance(net, account.address) == OPG - 10 * CAP  # one deposit

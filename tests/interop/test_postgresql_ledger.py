@@ -169,7 +169,7 @@ def test_a_deadlock_with_another_program_is_tried_once_more(server, ledger, capl
             for number in (1, 2):
                 book.record_settlement(conn, replace(entry(number), status="settled", settled_atomic=5))
 
-        ledger._submit(both, durable=True).result(30)
+        ledger.submit(both, durable=True).result(30)
         thread.join()
     assert "broke a transaction off; it is tried once more" in caplog.text
     assert [one.status for one in ledger.authorizations().result()] == ["settled", "settled"]

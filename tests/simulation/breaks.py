@@ -83,7 +83,7 @@ def error_is_believed(patch: pytest.MonkeyPatch) -> None:
 
 def lost_answer_is_unsent(patch: pytest.MonkeyPatch) -> None:
     """A broken connection means that nothing has left."""
-    patch.setattr(handshake, "_NEVER_LEFT", (httpx.TransportError,))
+    patch.setattr(handshake, "NEVER_LEFT", (httpx.TransportError,))
 
 
 def new_nonce_for_new_terms(patch: pytest.MonkeyPatch) -> None:

@@ -110,6 +110,18 @@ ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
         ("test_an_exact_payment_counts_at_its_signed_amount", "test_the_exact_scheme_is_paid_to_the_unit"),
     ),
     "44": ("a token with other decimals", ("test_amounts_are_read_in_the_decimals", "test_limits_are_text_in_tokens")),
+    "45": (
+        "channels: lying charges, hidden ceilings, vanished gateways",
+        (
+            "test_a_lie_about_a_charge",
+            "test_a_correction_that_cannot_be_believed",
+            "test_a_claim_above_what_was_charged",
+            "test_nobody_claims_above_the_signed_ceiling",
+            "test_a_gateway_that_vanishes_with_a_deposit",
+            "test_kill_9_between_voucher_and_answer",
+            "test_a_lost_answer_costs_what_the_gateway_charged",
+        ),
+    ),
     "46": ("a model made for each request", ("test_models_for_each_request.py",)),
 }
 

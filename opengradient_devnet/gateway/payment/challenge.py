@@ -75,6 +75,20 @@ class Scheme(StrEnum):
     """Permit2, settled for exactly the signed amount."""
     EXACT_EIP3009 = "exact-eip3009"
     """The token's own transferWithAuthorization, settled for exactly the signed amount."""
+    BATCH_SETTLEMENT = "batch-settlement"
+    """A channel: one deposit over Permit2, and a voucher for each call, claimed later."""
+    BATCH_SETTLEMENT_EIP3009 = "batch-settlement-eip3009"
+    """The same, with the deposit by the token's own receiveWithAuthorization."""
+
+    @property
+    def name_on_wire(self) -> str:
+        """The `scheme` of an offer."""
+        return self.value.removesuffix("-permit2").removesuffix("-eip3009")
+
+
+_DEPOSIT_FACTOR = 10
+"""A channel's first deposit is at least this many calls' worth, as x402's own servers ask for."""
+WITHDRAW_DELAY_S = 900
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,11 +107,16 @@ class PaymentTerms:
         """One `accepts` entry, in the field order of the live gateways."""
         extra: dict[str, Any] = {"name": self.asset_name, "version": self.asset_version}
         if scheme is not Scheme.EXACT_EIP3009:
-            extra["assetTransferMethod"] = "permit2"
+            by_token = scheme is Scheme.BATCH_SETTLEMENT_EIP3009
+            extra["assetTransferMethod"] = "eip3009" if by_token else "permit2"
         if scheme is Scheme.UPTO:
             extra["facilitatorAddress"] = self.facilitator_address
+        if scheme.name_on_wire == Scheme.BATCH_SETTLEMENT:
+            extra["receiverAuthorizer"] = self.facilitator_address
+            extra["withdrawDelay"] = WITHDRAW_DELAY_S
+            extra["minDeposit"] = str(_DEPOSIT_FACTOR * amount_atomic)
         return {
-            "scheme": "upto" if scheme is Scheme.UPTO else "exact",
+            "scheme": scheme.name_on_wire,
             "network": self.network,
             "asset": self.asset,
             "amount": str(amount_atomic),

@@ -9,18 +9,17 @@ from typing import Any
 
 from opengradient_devnet.chain.accounts import Wallets
 from opengradient_devnet.chain.chain import Chain, KeyHolder
+from opengradient_devnet.facilitator.channels import PAYER_REFUSED
 from opengradient_devnet.facilitator.facilitator import Facilitator, Settlement, Verification
 from opengradient_devnet.faults import FailSettlement, Faults, NeverSettle, SettleAtCap, SettleForSomebodyElse
 from opengradient_devnet.gateway.payment.decoy import decoy_payment
-
-PAYER_REFUSED = "payer_not_made_by_this_devnet"
 
 
 class HouseFacilitator(Facilitator):
     """A facilitator that handles only payers whom the devnet may serve (see `accounts.Wallets`)."""
 
     def __init__(self, chain: Chain, *, account: KeyHolder, wallets: Wallets) -> None:
-        super().__init__(chain, account=account)
+        super().__init__(chain, account=account, may_be_served=wallets.may_be_served)
         self._wallets = wallets
 
     def verify(self, payload: Any, requirements: Any) -> Verification:

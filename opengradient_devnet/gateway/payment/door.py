@@ -1,11 +1,11 @@
 """The door of the paid gateway: who may make a call, and how its cost is collected.
 
-A request comes in with a session id, with a signed payment, or with neither. `Door.admit` returns an admission
-for the first two, and otherwise a refusal: a 402 challenge, or the bare 402 of a session that has ended. The session
-id is read first, so a request with both spends the session.
+A request comes in with a session id, with a signed payment or voucher, or with neither. `Door.admit` returns an
+admission for those that are good, and otherwise a refusal: a 402 challenge, or the bare 402 of a session that has
+ended. The session id is read first, so a request with both spends the session.
 
-An admission is either a `SessionAdmission` (cost is added to the session, settled later) or a
-`DirectAdmission` (settled before the answer's body is sent).
+An admission is a `SessionAdmission` (cost is added to the session, settled later), a `ChannelAdmission` (cost is
+charged to the channel, claimed later) or a `DirectAdmission` (settled before the answer's body is sent).
 """
 
 from __future__ import annotations
@@ -34,7 +34,13 @@ from opengradient_devnet.faults import (
 )
 from opengradient_devnet.gateway.jobs import Jobs
 from opengradient_devnet.gateway.payment import challenge
-from opengradient_devnet.gateway.payment.challenge import PAYMENT_REQUIRED, PAYMENT_RESPONSE, PAYMENT_SIGNATURE
+from opengradient_devnet.gateway.payment.challenge import (
+    PAYMENT_REQUIRED,
+    PAYMENT_RESPONSE,
+    PAYMENT_SIGNATURE,
+    Scheme,
+)
+from opengradient_devnet.gateway.payment.channels import ChannelBook, ChannelCall, VoucherRefused
 from opengradient_devnet.gateway.payment.denials import Cashier, HeaderList, Hoard, Refusal, denial, other_terms
 from opengradient_devnet.gateway.payment.sessions import NonceInUse, Payment, SessionBook, SessionCall, SettlementRecord
 
@@ -66,8 +72,11 @@ class Admission(Protocol):
         """The answer begins, and will cost at most this much; `end_stream` follows. Raises CollectionFailed."""
         ...
 
-    def end_stream(self, cost_atomic: int) -> None:
-        """The stream is over, or was abandoned. Ending twice changes nothing."""
+    def end_stream(self, cost_atomic: int) -> str | None:
+        """The stream is over, or was abandoned; the PAYMENT-RESPONSE for its settlement event, if it has one.
+
+        Ending twice changes nothing.
+        """
         ...
 
     def waive(self) -> HeaderList:
@@ -103,6 +112,35 @@ class SessionAdmission:
     def _headers(self) -> HeaderList:
         forged = self._faults.take(ForgeSessionId)
         return [(SESSION_HEADER, forged.value if forged else self._call.session_id)]
+
+
+class ChannelAdmission:
+    """A call on a channel, which is charged when it ends. A stream's charge is in its last event."""
+
+    def __init__(self, payment: Payment, call: ChannelCall, *, book: ChannelBook) -> None:
+        self._payment = payment
+        self._call = call
+        self._book = book
+
+    @property
+    def payment(self) -> Payment:
+        return self._payment
+
+    async def collect(self, cost_atomic: int) -> HeaderList:
+        response = self._book.finish(self._call, cost_atomic)
+        return [(PAYMENT_RESPONSE, challenge.encode_header(response))]
+
+    async def begin_stream(self, worst_case_atomic: int) -> HeaderList:  # noqa: ARG002 - charged when it ends
+        return []
+
+    def end_stream(self, cost_atomic: int) -> str | None:
+        if self._call.is_over:
+            return None
+        return challenge.encode_header(self._book.finish(self._call, cost_atomic))
+
+    def waive(self) -> HeaderList:
+        self._book.release(self._call)
+        return []
 
 
 class DirectAdmission:
@@ -143,6 +181,7 @@ class Door:
         *,
         offers: Sequence[dict[str, Any]],
         sessions: SessionBook | None,
+        channels: ChannelBook,
         records: SessionBook,
         faults: Faults,
         jobs: Jobs | None = None,
@@ -152,6 +191,7 @@ class Door:
         self._extensions = extensions
         self._offers = list(offers)
         self._sessions = sessions
+        self._channels = channels
         self._records = records
         self._faults = faults
         self._jobs = jobs
@@ -166,7 +206,12 @@ class Door:
         session_id = request.headers.get(SESSION_HEADER)
         if session_id is not None:
             return self._enter_session(session_id, route=route)
-        payment, error = await self._verified_payment(request.headers)
+        content, offer, error = self._offered(request.headers)
+        if content is None or offer is None:
+            return self.refuse(request, error=error)
+        if offer["scheme"] == Scheme.BATCH_SETTLEMENT:
+            return await self._enter_channel(content, offer, request)
+        payment, error = await self._verified_payment(content, offer)
         if payment is None:
             return self.refuse(request, error=error)
         lied = await self._lied(payment, request)
@@ -281,14 +326,41 @@ class Door:
             return Refusal(headers=[("content-type", "application/json")], body=DEAD_SESSION_BODY)
         return SessionAdmission(call, faults=self._faults)
 
-    async def _verified_payment(self, headers: Headers) -> tuple[Payment | None, str]:
+    async def _enter_channel(
+        self, content: dict[str, Any], offer: dict[str, Any], request: Request
+    ) -> Admission | Refusal:
+        refused = self._faults.take(RefusePayment)
+        if refused is not None:
+            return self.refuse(request, error=refused.error)
+        try:
+            call = await to_thread.run_sync(self._channels.admit, content["payload"], offer)
+            if call.payment.kind == "refund":
+                done = await to_thread.run_sync(self._channels.refund, call)
+                header = (PAYMENT_RESPONSE, challenge.encode_header(done))
+                return Refusal(status=200, headers=[header], body=b'{"message": "Refund acknowledged"}')
+        except PaymentMalformed as exc:
+            return self.refuse(request, error=str(exc))
+        except VoucherRefused as exc:
+            offers = self._current_offers()
+            if exc.extra:
+                offers = [
+                    {**one, "extra": {**one["extra"], **exc.extra}} if one["scheme"] == offer["scheme"] else one
+                    for one in offers
+                ]
+            return self.refuse(request, error=exc.reason, offers=offers)
+        payment = Payment(payload=content, requirements=offer, payer=call.payment.config.payer)
+        return ChannelAdmission(payment, call, book=self._channels)
+
+    def _offered(self, headers: Headers) -> tuple[dict[str, Any] | None, dict[str, Any] | None, str]:
+        """The payment that came, and the offer that it answers; or why there is none."""
         header = headers.get(PAYMENT_SIGNATURE)
         content = challenge.parse_payment(header) if header is not None else None
         if content is None:
-            return None, "Payment required"
+            return None, None, "Payment required"
         offer = challenge.matching_offer(content["accepted"], self._honoured_offers())
-        if offer is None:
-            return None, "No matching payment requirements"
+        return content, offer, "" if offer is not None else "No matching payment requirements"
+
+    async def _verified_payment(self, content: dict[str, Any], offer: dict[str, Any]) -> tuple[Payment | None, str]:
         try:
             verdict = await to_thread.run_sync(self._cashier.verify, content, offer)
         except PaymentMalformed as exc:

@@ -59,6 +59,12 @@ def test_supported_names_schemes_network_and_signer(client, facilitator):
             "extra": {"facilitatorAddress": facilitator.address},
         },
         {"x402Version": 2, "scheme": "exact", "network": network},
+        {
+            "x402Version": 2,
+            "scheme": "batch-settlement",
+            "network": network,
+            "extra": {"receiverAuthorizer": facilitator.address},
+        },
     ]
     assert answer["signers"] == {"eip155:*": [facilitator.address]}
     assert answer["extensions"] == ["eip2612GasSponsoring", "erc20ApprovalGasSponsoring"]

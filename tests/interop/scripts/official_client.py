@@ -1,6 +1,7 @@
 """Calls a paid endpoint with the official x402 client.
 
-Task: {url, private_key, network, asset, limit_atomic, body, http: "httpx" | "requests", calls}.
+Task: {url, private_key, network, asset, limit_atomic, body, http: "httpx" | "requests", calls, rpc_url}. With an
+`rpc_url` it can use payment channels.
 Answer: {answers: [{status, session, payment_response, body}]}, `body` as text.
 """
 
@@ -13,6 +14,7 @@ from eth_account import Account
 from x402 import x402Client, x402ClientSync
 from x402.http.clients.httpx import x402HttpxClient
 from x402.http.clients.requests import x402_requests
+from x402.mechanisms.evm.batch_settlement.client import BatchSettlementEvmScheme, BatchSettlementEvmSchemeOptions
 from x402.mechanisms.evm.exact import register_exact_evm_client
 from x402.mechanisms.evm.upto import UptoEvmClientScheme
 
@@ -23,6 +25,9 @@ def prepared(client, task):
     account = Account.from_key(task["private_key"])
     register_exact_evm_client(client, account, networks=task["network"])
     client.register(task["network"], UptoEvmClientScheme(account))
+    if task.get("rpc_url"):
+        options = BatchSettlementEvmSchemeOptions(rpc_url=task["rpc_url"])
+        client.register(task["network"], BatchSettlementEvmScheme(account, options))
     # OPG is no default asset of the SDK: it has to be allowed by name, up to a limit.
     asset = {"network": task["network"], "asset": task["asset"], "max_amount_per_payment": task["limit_atomic"]}
     return client.set_spend_controls({"allowed_assets": [asset]})

@@ -14,6 +14,7 @@ from x402 import x402ResourceServer
 from x402.http import FacilitatorConfig, HTTPFacilitatorClient
 from x402.http.middleware.fastapi import PaymentMiddlewareASGI, set_settlement_overrides
 from x402.http.types import PaymentOption, RouteConfig
+from x402.mechanisms.evm.batch_settlement.server import BatchSettlementEvmScheme
 from x402.mechanisms.evm.exact import register_exact_evm_server
 from x402.mechanisms.evm.upto import UptoEvmServerScheme
 from x402.schemas import AssetAmount
@@ -24,7 +25,7 @@ app = FastAPI()
 
 @app.post("/v1/chat/completions")
 def chat(response: Response):
-    if task["scheme"] == "upto":
+    if task["scheme"] != "exact":
         set_settlement_overrides(response, {"amount": task["cost_atomic"]})
     choice = {"index": 0, "message": {"role": "assistant", "content": "Paid."}, "finish_reason": "stop"}
     usage = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
@@ -40,6 +41,7 @@ def stop_with_stdin(server):
 resources = x402ResourceServer(HTTPFacilitatorClient(FacilitatorConfig(url=task["facilitator_url"])))
 register_exact_evm_server(resources, networks=task["network"])
 resources.register(task["network"], UptoEvmServerScheme())
+resources.register(task["network"], BatchSettlementEvmScheme(task["pay_to"]))
 extra = {"name": "OpenGradient", "version": "1", "assetTransferMethod": task["method"]}
 price = AssetAmount(amount=task["cap_atomic"], asset=task["asset"], extra=extra)
 option = PaymentOption(scheme=task["scheme"], pay_to=task["pay_to"], price=price, network=task["network"])

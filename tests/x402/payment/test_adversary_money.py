@@ -132,7 +132,7 @@ def replace_answer(content, *, headers=None, status=200):
 async def test_a_cancelled_question_does_not_stop_the_ledger(ledger):
     ledger.authorize(entry(1)).result(60)
     blocker = threading.Event()
-    ledger._submit(lambda *_: blocker.wait(60))
+    ledger.submit(lambda *_: blocker.wait(60))
     asked = ledger.authorizations()
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(asyncio.wrap_future(asked), 0.05)
@@ -260,7 +260,7 @@ async def test_a_call_that_is_cancelled_before_it_signed_reserves_nothing(net, p
     reserve = payments.reserve
 
     def slowly(entry):
-        payments.ledger._submit(lambda *_: held.wait(60))
+        payments.ledger.submit(lambda *_: held.wait(60))
         return reserve(entry)
 
     payments.reserve = slowly

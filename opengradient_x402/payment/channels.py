@@ -1,0 +1,381 @@
+"""Pays a call by a payment channel (x402 batch-settlement): a seat, a deposit where one is needed, a voucher.
+
+The voucher is in the ledger before it leaves. After it has left, nothing that a gateway says lowers what was signed; a
+correction of the sum is followed once, with a voucher of ours that covers it, and never below what the chain shows.
+The next call goes on from there. What a call was charged is read when it ends (`Rides.end`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any, Final
+
+import httpx
+
+from opengradient_x402.chain.questions import ChainReader
+from opengradient_x402.channels.channel import Channel, Deposit, Voucher
+from opengradient_x402.channels.on_chain import ChannelState, channel_state
+from opengradient_x402.channels.rides import Ride
+from opengradient_x402.channels.vouchers import BUSY, STALE, corrected_base, deposit_payload, voucher_payload
+from opengradient_x402.effects import Send, Sleep, Steps, Wait, in_thread
+from opengradient_x402.errors import BudgetExceeded, GatewayUnreachable, PaymentOutcomeUnknown, PolicyRefused
+from opengradient_x402.ledger.authorizations import Authorization
+from opengradient_x402.payment.call import NEVER_LEFT, Call, answered, carry, outcome_unknown, with_header
+from opengradient_x402.payment.challenge import Challenge, ChannelTerms, PaymentTerms
+from opengradient_x402.payment.payments import Payments
+from opengradient_x402.payment.permits import payment_header
+from opengradient_x402.payment.sessions import SessionKey
+from opengradient_x402.payment.steps import (
+    SIGNATURE_HEADER,
+    check_limits,
+    from_ledger,
+    payment_response,
+    terms_after,
+)
+
+_CALLS_OF_A_DEPOSIT: Final = 10
+"""A deposit is for so many calls at their most, if the policy allows it and the gateway does not ask for more."""
+_FIRST_PAUSE_S: Final = 0.05
+_LONGEST_PAUSE_S: Final = 1.0
+_LONGEST_BUSY_S: Final = 60.0
+_MAX_REASON_CHARS: Final = 300
+
+
+def pay_by_channel(
+    request: httpx.Request,
+    call: Call,
+    payments: Payments,
+    key: SessionKey,
+    *,
+    terms: PaymentTerms,
+    challenge: Challenge,
+) -> Steps[httpx.Response]:
+    """Sends the request with a voucher for what it may cost; the call has the seat until it is finished."""
+    if terms.channel is None:
+        raise ValueError("terms without a channel")
+    began_s = time.monotonic()
+    ride = yield from _seated(call, payments, _channel(terms, terms.channel, payments, str(request.url)), began_s)
+    call.ride = ride
+    try:
+        authorization = yield from _reserved(request, call, payments, key, ride, terms, challenge)
+    except BaseException:  # nothing has left
+        payments.detach(call)
+        raise
+    response = yield from _ridden(request, call, payments, key, ride, authorization, terms, challenge)
+    if response.is_success:
+        call.claims = payment_response(response)
+        payments.gateways.accepted(key.origin, amount_atomic=terms.amount_atomic)
+    else:
+        call.is_doubtful = True
+        payments.gateways.refused(key.origin)
+    return (yield from answered(response, call))
+
+
+# -- a seat
+
+
+def _channel(terms: PaymentTerms, wanted: ChannelTerms, payments: Payments, endpoint: str) -> Channel:
+    return Channel(
+        id="",
+        network=payments.network.caip2,
+        endpoint=endpoint,
+        payer=payments.payer,
+        payer_authorizer=payments.payer,
+        receiver=terms.pay_to,
+        receiver_authorizer=wanted.receiver_authorizer,
+        asset=terms.asset,
+        withdraw_delay_s=wanted.withdraw_delay_s,
+        salt=0,
+        transfer_method=terms.transfer_method,
+        used_at=int(time.time()),
+    )
+
+
+def _seated(call: Call, payments: Payments, wanted: Channel, began_s: float) -> Steps[Ride]:
+    """A seat on a channel that serves these terms: one that is free, a new one if there may be one, or the next."""
+    rides, most = payments.rides, payments.policy.max_channels
+    while True:
+        change = rides.change()  # before looking: what becomes free meanwhile is not missed
+        all_of_payer = yield from from_ledger(rides.book.channels(network=wanted.network, payer=wanted.payer), call)
+        known = [channel for channel in all_of_payer if _serves(channel, wanted)]
+        usable = [channel for channel in known if channel.status == "open"]
+        for channel in sorted(usable, key=lambda one: -one.free_atomic):
+            if (ride := rides.take(channel)) is not None:
+                return ride
+        fresh = [rides.numbered(wanted, len(known) + more) for more in range(max(0, most - len(usable)))]
+        ride = next((taken for channel in fresh if (taken := rides.take(channel)) is not None), None)
+        if ride is None:
+            _check_other_threads(call, payments, [*usable, *fresh])
+            yield from _wait(change, call, began_s)
+        elif (yield from _opened(ride, call, payments)):
+            return ride
+
+
+def _opened(ride: Ride, call: Call, payments: Payments) -> Steps[bool]:
+    """Whether the new channel of this seat can be used; one that the chain shows as used up is only remembered."""
+    try:
+        ride.channel = yield from _found(ride.channel, payments, call)
+    except BaseException:
+        payments.rides.leave(ride)
+        raise
+    if ride.channel.status == "open":
+        return True
+    payments.rides.leave(ride)
+    return False
+
+
+def _check_other_threads(call: Call, payments: Payments, channels: Sequence[Channel]) -> None:
+    if call.is_blocking and payments.rides.are_held_here(channels):
+        raise PolicyRefused(
+            f"All {len(channels)} payment channels with this gateway serve calls of this very thread, which have not "
+            f"ended, so call {call.id} would wait for itself. Nothing was signed for it. Read those streams to their "
+            "end or close them, or raise `max_channels`."
+        )
+
+
+def _serves(channel: Channel, wanted: Channel) -> bool:
+    same = ("endpoint", "receiver", "receiver_authorizer", "asset", "withdraw_delay_s", "transfer_method")
+    return all(getattr(channel, name) == getattr(wanted, name) for name in same)
+
+
+def _wait(change: Any, call: Call, began_s: float) -> Steps[None]:
+    left_s = None if call.timeout_s is None else max(0.0, call.timeout_s - (time.monotonic() - began_s))
+    try:
+        yield Wait(change, left_s)
+    except TimeoutError as exc:
+        raise GatewayUnreachable(
+            f"Call {call.id} waited {call.timeout_s or 0:g} s for a payment channel: all serve other calls. Nothing "
+            "was signed for this call. Try again, raise `timeout`, or raise `max_channels` of the policy.",
+            call_id=call.id,
+            kind="timeout",
+        ) from exc
+
+
+def _found(channel: Channel, payments: Payments, call: Call) -> Steps[Channel]:
+    """A channel that this ledger does not know, as the chain has it: a ledger may have been lost."""
+    state = yield from _looked(channel, payments)
+    is_used_up = 0 < state.balance_atomic <= state.claimed_atomic
+    found = replace(
+        channel,
+        status="closed" if is_used_up else "closing" if state.withdrawing_since else "open",
+        balance_atomic=state.balance_atomic,
+        claimed_atomic=state.claimed_atomic,
+        charged_atomic=state.claimed_atomic,
+        signed_atomic=state.claimed_atomic,
+        withdrawing_since=state.withdrawing_since,
+    )
+    return (yield from from_ledger(payments.rides.book.add(found), call))
+
+
+def _looked(channel: Channel, payments: Payments) -> Steps[ChannelState]:
+    network = payments.network
+
+    def look() -> ChannelState:
+        return ChainReader.at(network).ask(channel_state(channel, network=network))
+
+    state: ChannelState = yield Wait(in_thread(look, name="opengradient-channel"))
+    return state
+
+
+def _seen(channel: Channel, state: ChannelState, payments: Payments, call: Call) -> Steps[Channel]:
+    seen = payments.rides.book.see(
+        channel.id,
+        balance_atomic=state.balance_atomic,
+        claimed_atomic=state.claimed_atomic,
+        withdrawing_since=state.withdrawing_since,
+        is_deposit_over=state.is_deposit_over,
+    )
+    return (yield from from_ledger(seen, call))
+
+
+# -- a voucher
+
+
+def _reserved(
+    request: httpx.Request,
+    call: Call,
+    payments: Payments,
+    key: SessionKey,
+    ride: Ride,
+    terms: PaymentTerms,
+    challenge: Challenge,
+) -> Steps[Authorization]:
+    """Decides about a deposit, and writes voucher and reservation durably."""
+    yield from _prepare_deposit(call, payments, ride, terms, challenge, most=None)
+    drafted = replace(payments.draft(terms, call, str(request.url)), nonce=int(ride.channel.id, 16))
+    yield from check_limits(call, payments, key, drafted)
+    for attempt in (1, 2):
+        reserving = payments.rides.book.reserve(ride.channel, drafted, budget=payments.budget, deposit=ride.deposit)
+        try:
+            ride.channel, ride.voucher = yield from from_ledger(reserving, call)
+        except BudgetExceeded:
+            if attempt == 2:
+                raise
+            with suppress(TimeoutError):
+                yield Wait(payments.reclaim(), call.left_s)
+        else:
+            break
+    payments.reports.signed(drafted)
+    return drafted
+
+
+def _prepare_deposit(
+    call: Call, payments: Payments, ride: Ride, terms: PaymentTerms, challenge: Challenge, *, most: int | None
+) -> Steps[None]:
+    """The deposit that goes along, if the channel holds too little for a voucher of `most` (None: for one call more).
+
+    A deposit that is out is sent again, the same one, until the chain shows that it is used or void.
+    """
+    channel = ride.channel
+    if channel.is_pending:
+        channel = yield from _seen(channel, (yield from _looked(channel, payments)), payments, call)
+    ride.channel = channel
+    needed = (channel.charged_atomic + terms.amount_atomic) if most is None else most
+    if channel.deposit is not None:
+        ride.deposit = None if payments.rides.has_arrived(channel) else channel.deposit
+    elif channel.balance_atomic >= needed:
+        ride.deposit = None
+    else:
+        least = max(terms.channel.min_deposit_atomic if terms.channel else 0, needed - channel.balance_atomic)
+        limit = payments.policy.deposit_atomic(payments.network.asset)
+        if least > limit:
+            asset = payments.network.asset
+            raise PolicyRefused(
+                f"The payment channel needs {asset.format(least)} more; the limit is {asset.format(limit)}. Nothing "
+                "was signed. Raise `max_deposit`, or run `opengradient-x402 channels refund` and begin anew."
+            )
+        amount = min(limit, max(least, _CALLS_OF_A_DEPOSIT * terms.amount_atomic))
+        if (funds := payments.funds.check(replace(terms, amount_atomic=amount), challenge)) is not None:
+            yield Wait(funds)
+        salt = payments.signer.nonce_for(f"deposit of {call.id}")
+        ride.deposit = Deposit(amount_atomic=amount, salt=salt, deadline=int(time.time()) + terms.max_timeout_s)
+
+
+def _header(ride: Ride, voucher: Voucher, payments: Payments, terms: PaymentTerms, challenge: Challenge) -> str:
+    signer, network, extensions = payments.signer, payments.network, None
+    if ride.deposit is None:
+        payload = voucher_payload(ride.channel, voucher.max_atomic, signer=signer, network=network)
+    else:
+        token = (terms.asset_name or network.asset.name, terms.asset_version or network.asset.version)
+        payload = deposit_payload(
+            ride.channel, voucher.max_atomic, ride.deposit, signer=signer, network=network, token=token
+        )
+        extensions = payments.funds.approval
+    return payment_header(payload, accepted=terms, resource=challenge.resource, extensions=extensions)
+
+
+def _ridden(
+    request: httpx.Request,
+    call: Call,
+    payments: Payments,
+    key: SessionKey,
+    ride: Ride,
+    authorization: Authorization,
+    terms: PaymentTerms,
+    challenge: Challenge,
+) -> Steps[httpx.Response]:
+    """Sends the voucher; again while the channel is busy, and once more after a correction that can be believed."""
+    is_corrected, busy_s, pause_s = False, 0.0, _FIRST_PAUSE_S
+    while True:
+        response = yield from _sent(request, call, payments, ride, authorization, terms, challenge)
+        if response.status_code != httpx.codes.PAYMENT_REQUIRED:
+            return response
+        current, why = yield from terms_after(response, payments, key)
+        if current is not None:
+            payments.remember_terms(key, _without_state(current))
+        is_in_time = busy_s < _LONGEST_BUSY_S and (call.left_s is None or call.left_s > pause_s)
+        if why.endswith(BUSY) and is_in_time:
+            yield Sleep(pause_s)
+            busy_s, pause_s = busy_s + pause_s, min(2 * pause_s, _LONGEST_PAUSE_S)
+            continue
+        if why.endswith(STALE) and not is_corrected and current is not None:
+            is_corrected = True
+            problem = yield from _corrected(current, call, payments, ride, terms, challenge)
+            if problem is None:
+                continue
+            why = f"it says that the sum of this channel's charges is another one, and {problem}"
+        raise _unresolved(call, payments, key, authorization, why[:_MAX_REASON_CHARS])
+
+
+def _sent(
+    request: httpx.Request,
+    call: Call,
+    payments: Payments,
+    ride: Ride,
+    authorization: Authorization,
+    terms: PaymentTerms,
+    challenge: Challenge,
+) -> Steps[httpx.Response]:
+    if ride.voucher is None:
+        raise ValueError("a ride without a voucher")
+    payments.attach(call, authorization)
+    header = _header(ride, ride.voucher, payments, terms, challenge)
+    try:
+        response: httpx.Response = yield Send(with_header(request, SIGNATURE_HEADER, header))
+    except NEVER_LEFT as exc:
+        if ride.has_left:  # an earlier voucher of this call is out
+            raise outcome_unknown(call, exc) from exc
+        with suppress(TimeoutError):
+            yield Wait(payments.rides.book.drop(ride.voucher), call.left_s)
+        payments.detach(call)
+        raise
+    except httpx.TransportError as exc:
+        raise outcome_unknown(call, exc) from exc
+    ride.has_left = call.has_signed_out = True
+    return response
+
+
+def _corrected(
+    current: Challenge, call: Call, payments: Payments, ride: Ride, terms: PaymentTerms, challenge: Challenge
+) -> Steps[str | None]:
+    """Takes over the gateway's sum, if it can be believed; otherwise why not."""
+    if ride.voucher is None:
+        raise ValueError("a ride without a voucher")
+    offers = [offer.raw["extra"] for offer in current.terms if offer.channel == terms.channel]
+    state = yield from _looked(ride.channel, payments)
+    ride.channel = yield from _seen(ride.channel, state, payments, call)
+    base = corrected_base(
+        offers[0] if offers else {}, ride.channel, claimed_atomic=state.claimed_atomic, network=payments.network
+    )
+    if isinstance(base, str):
+        return base
+    correcting = payments.rides.book.correct(ride.voucher, base)
+    ride.voucher = yield from from_ledger(correcting, call)
+    ride.channel = replace(ride.channel, charged_atomic=base)
+    yield from _prepare_deposit(call, payments, ride, terms, challenge, most=ride.voucher.max_atomic)
+    if ride.deposit is not None and ride.deposit != ride.channel.deposit:
+        yield from from_ledger(payments.rides.book.deposit(ride.channel.id, ride.deposit), call)
+    return None
+
+
+def _without_state(challenge: Challenge) -> Challenge:
+    """The challenge without what a correction says of one channel: later calls on others accept it, too."""
+    return replace(challenge, terms=tuple(map(_stateless, challenge.terms)))
+
+
+def _stateless(terms: PaymentTerms) -> PaymentTerms:
+    if terms.channel is None:
+        return terms
+    extra = {name: value for name, value in terms.raw["extra"].items() if name not in ("channelState", "voucherState")}
+    return replace(terms, raw={**terms.raw, "extra": extra})
+
+
+def _unresolved(
+    call: Call, payments: Payments, key: SessionKey, authorization: Authorization, why: str
+) -> PaymentOutcomeUnknown:
+    payments.gateways.refused(key.origin)
+    payments.funds.forget()
+    payments.forget_terms(key)
+    most = payments.network.asset.format(authorization.amount_atomic)
+    return PaymentOutcomeUnknown(
+        f"{key.origin} did not serve call {call.id} after its voucher had been sent: {why}. It holds a voucher that "
+        f"can take up to {most} for this call; the chain shows what it takes (`opengradient-x402 receipts reconcile`). "
+        "The next call on this channel goes on from what was charged. `opengradient-x402 channels list` shows what is "
+        "in it, and `channels withdraw` takes it back without the gateway's help.",
+        call_id=call.id,
+        status_code=402,
+        kind="payment",
+    )

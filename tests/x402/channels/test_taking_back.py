@@ -1,0 +1,116 @@
+"""What is in a channel comes back: from the gateway by refund, and without its help by withdrawal."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from opengradient_devnet import Devnet, Scheme
+from opengradient_devnet.faults import HangUp, NeverSettle, RefusePayment
+from opengradient_x402.cli.main import build_app
+from opengradient_x402.errors import PaymentOutcomeUnknown
+from support.payers import PROMPT, client_for, payments_for
+
+pytestmark = pytest.mark.devnet(schemes=[Scheme.BATCH_SETTLEMENT])
+WALLET, DEPOSIT = 10 * 10**18, 10**18
+
+
+@pytest.fixture
+def shell(monkeypatch, tmp_path):
+    """Runs a command as a wallet of a devnet, with a ledger that its payments share."""
+
+    def command(net, account, *arguments):
+        monkeypatch.setenv("OG_PRIVATE_KEY", account.private_key)
+        monkeypatch.setenv("OG_NETWORK", f"{net.gateway_url}/network")
+        monkeypatch.setenv("OG_LEDGER_URL", str(tmp_path / "ledger.sqlite"))
+        done = CliRunner().invoke(build_app(list(arguments)), list(arguments))
+        if done.exception is not None and not isinstance(done.exception, SystemExit):
+            raise done.exception
+        return done
+
+    return command
+
+
+@pytest.fixture
+def used(tmp_path):
+    """Makes calls of a wallet on the shared ledger; the sum of their costs."""
+
+    def calls(net, account, *, number=1):
+        with payments_for(net, account, tmp_path / "ledger.sqlite") as payments, client_for(payments) as client:
+            return sum(client.chat(PROMPT).receipt.cost_atomic for _ in range(number))
+
+    return calls
+
+
+def test_a_refund_sends_back_what_is_left_and_the_gateway_gets_what_it_charged(net, account, shell, used, tmp_path):
+    cost = used(net, account, number=2)
+    listed = json.loads(shell(net, account, "channels", "list", "--json").stdout)
+    assert [entry["free_atomic"] for entry in listed] == [str(DEPOSIT - cost)]
+    assert "channels" in shell(net, account, "balance").stdout
+    done = shell(net, account, "channels", "refund")
+    assert done.exit_code == 0, done.output
+    assert "came back" in done.stdout
+    assert net.chain.token_balance(account.address) == WALLET - cost
+    assert json.loads(shell(net, account, "channels", "list", "--json").stdout)[0]["status"] == "closed"
+    with payments_for(net, account, tmp_path / "ledger.sqlite") as payments:
+        payments.reconciler.reconcile()
+        receipts = payments.ledger.receipts().result()
+    assert {receipt.status for receipt in receipts} == {"settled"}
+    assert sum(receipt.settled_atomic for receipt in receipts) == cost
+    assert used(net, account) > 0  # a new channel is opened
+
+
+def test_a_refund_follows_the_gateways_sum_after_a_lost_answer(net, account, shell, used, tmp_path):
+    cost = used(net, account)
+    net.faults.inject(HangUp())
+    with pytest.raises(PaymentOutcomeUnknown):
+        used(net, account)
+    done = shell(net, account, "channels", "refund")
+    assert done.exit_code == 0, done.output
+    assert net.chain.token_balance(account.address) == WALLET - 2 * cost
+
+
+def test_a_refund_that_the_gateway_denies_says_so_and_leaves_the_channel_in_use(net, account, shell, used):
+    used(net, account)
+    net.faults.inject(RefusePayment(error="not today"))
+    done = shell(net, account, "channels", "refund")
+    assert done.exit_code == 1
+    assert "not today" in done.stdout
+    assert "channels withdraw" in done.stdout
+    assert used(net, account) > 0
+
+
+def test_a_gateway_that_vanishes_with_a_deposit_keeps_nothing(shell, used, tmp_path):
+    with Devnet(schemes=[Scheme.BATCH_SETTLEMENT]) as net:
+        account = net.account(opg="10", approved=True)
+        net.faults.inject(NeverSettle(), times=None)
+        net.faults.inject(HangUp(charge=False), times=None)
+        with pytest.raises(PaymentOutcomeUnknown):
+            used(net, account)
+        assert net.chain.token_balance(account.address) == WALLET - DEPOSIT
+        begun = shell(net, account, "channels", "withdraw")
+        assert begun.exit_code == 0, begun.output
+        assert "900 s" in begun.stdout
+        waiting = shell(net, account, "channels", "withdraw")
+        assert waiting.exit_code == 1
+        assert "waits" in waiting.stdout
+        net.chain.advance(901)
+        done = shell(net, account, "channels", "withdraw")
+        assert done.exit_code == 0, done.output
+        assert net.chain.token_balance(account.address) == WALLET
+        with payments_for(net, account, tmp_path / "ledger.sqlite") as payments:
+            payments.reconciler.reconcile()
+            (receipt,) = payments.ledger.receipts().result()
+            asset = payments.network.asset.address
+            spent = payments.ledger.spent(payer=payments.payer, asset=asset, network=payments.network.caip2).result()
+        assert (receipt.status, receipt.settled_atomic, spent) == ("settled", 0, 0)
+
+
+def test_doctor_names_what_is_in_channels(net, account, shell, used):
+    used(net, account)
+    rows = json.loads(shell(net, account, "doctor", "--json").stdout)
+    (row,) = [row for row in rows if row["name"] == "channels"]
+    assert row["state"] == "ok"
+    assert "1 payment channels" in row["found"]
