@@ -37,8 +37,7 @@ from opengradient_x402.ledger.shared import OF_THE_PROCESS
 from opengradient_x402.models import find_model, usd_to_atomic
 from opengradient_x402.networks import Network, load_network, with_node
 from opengradient_x402.payment.call import Answer, Call, build_receipt
-from opengradient_x402.payment.clock import Clock
-from opengradient_x402.payment.gateways import KnownGateways, origin_of, origin_of_text
+from opengradient_x402.payment.gateways import Clock, KnownGateways, origin_of, origin_of_text
 from opengradient_x402.payment.permits import (
     Doubtful,
     Doubts,

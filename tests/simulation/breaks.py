@@ -14,7 +14,7 @@ from opengradient_x402.ledger import disputes
 from opengradient_x402.ledger.statements import Book
 from opengradient_x402.ledger.tables import authorizations, signatures
 from opengradient_x402.payment import handshake, payments, policy
-from opengradient_x402.payment.clock import Clock
+from opengradient_x402.payment.gateways import Clock
 from opengradient_x402.payment.payments import Payments
 from opengradient_x402.settlement import reconciler, search
 from simulation.machine import Outcome
