@@ -100,14 +100,21 @@ class ChannelBook:
 
         return self._ledger.submit(charged, otherwise=_AS_BEFORE)
 
-    def correct(self, voucher: Voucher, charged_atomic: int) -> Future[Voucher]:
+    def correct(self, voucher: Voucher, charged_atomic: int, *, signed_atomic: int) -> Future[Voucher | None]:
         """Takes over what was charged before this voucher, once that was checked; the voucher, made anew on top of it.
 
-        Calls whose outcome was unknown cost what this leaves for them, the oldest first.
+        Calls whose outcome was unknown cost what this leaves for them, the oldest first. None, and nothing is changed,
+        when the calls of this ledger cannot have cost so much; unless the gateway has a voucher for `signed_atomic`,
+        higher than any of this ledger, so that somebody else uses this key as well.
         """
 
-        def corrected(_book: Book, conn: Connection) -> Voucher:
+        def corrected(_book: Book, conn: Connection) -> Voucher | None:
             now = _known(conn, voucher.channel_id)
+            others = _vouchers(conn, voucher.channel_id, "newest", "included")
+            most = max([now.charged_atomic, *(one.end_atomic for one in others if one != voucher)])
+            is_alone = signed_atomic <= now.signed_atomic and _has_others(conn, voucher)
+            if charged_atomic > most and is_alone:
+                return None
             sum_atomic = now.charged_atomic
             for earlier in _vouchers(conn, voucher.channel_id, "newest", "included"):
                 if earlier.authorization_id == voucher.authorization_id:
@@ -122,7 +129,7 @@ class ChannelBook:
             most = charged_atomic + voucher.max_atomic - voucher.base_atomic
             anew = replace(voucher, base_atomic=charged_atomic, max_atomic=most)
             _put_voucher(conn, anew)
-            signed = max(now.signed_atomic, most)
+            signed = max(now.signed_atomic, most, signed_atomic)
             _put(conn, replace(now, charged_atomic=charged_atomic, signed_atomic=signed))
             return anew
 
@@ -163,7 +170,6 @@ class ChannelBook:
                 now,
                 balance_atomic=balance_atomic,
                 claimed_atomic=max(now.claimed_atomic, claimed_atomic),
-                charged_atomic=max(now.charged_atomic, claimed_atomic),
                 withdrawing_since=withdrawing_since,
                 deposit=None if is_deposit_over else now.deposit,
             )
@@ -274,6 +280,12 @@ def _vouchers(conn: Connection, channel_id: str, *states: str) -> list[Voucher]:
         )
         for row in conn.execute(query).mappings()
     ]
+
+
+def _has_others(conn: Connection, voucher: Voucher) -> bool:
+    table = _table("vouchers")
+    other = (table.c.channel_id == voucher.channel_id, table.c.authorization_id != voucher.authorization_id)
+    return conn.execute(table.select().where(*other).limit(1)).first() is not None
 
 
 def _put_voucher(conn: Connection, voucher: Voucher) -> None:

@@ -48,7 +48,7 @@ class Channel:
     @property
     def free_atomic(self) -> int:
         """What is left for further calls."""
-        return max(0, self.balance_atomic - self.charged_atomic)
+        return max(0, self.balance_atomic - max(self.charged_atomic, self.claimed_atomic))
 
     @property
     def is_pending(self) -> bool:

@@ -169,8 +169,10 @@ def charge_of(claims: Mapping[str, Any], *, base_atomic: int, max_atomic: int) -
     return Charge(charged_atomic=charged, cumulative_atomic=cumulative)
 
 
-def corrected_base(extra: Mapping[str, Any], channel: Channel, *, claimed_atomic: int, network: Network) -> int | str:
-    """What a corrective 402 says was charged so far; or, in words, why that is not believed.
+def corrected_base(
+    extra: Mapping[str, Any], channel: Channel, *, claimed_atomic: int, network: Network
+) -> tuple[int, int] | str:
+    """What a corrective 402 says was charged so far, and the voucher that covers it; or why that is not believed.
 
     It counts only with a voucher that this payer signed and that covers it, and never below what the chain shows as
     claimed. Without a voucher the chain's figure is taken.
@@ -178,7 +180,7 @@ def corrected_base(extra: Mapping[str, Any], channel: Channel, *, claimed_atomic
     state, voucher = extra.get("channelState"), extra.get("voucherState")
     signature = voucher.get("signature") if isinstance(voucher, Mapping) else None
     if not signature:
-        return claimed_atomic
+        return claimed_atomic, claimed_atomic
     charged, signed = _amount(state, "chargedCumulativeAmount"), _amount(voucher, "signedMaxClaimable")
     if not isinstance(state, Mapping) or charged is None or signed is None:
         return "its state of the channel cannot be read"
@@ -192,7 +194,7 @@ def corrected_base(extra: Mapping[str, Any], channel: Channel, *, claimed_atomic
             f"it counts {charged} atomic units as charged; {claimed_atomic} are claimed on the chain, and {signed} "
             "were signed"
         )
-    return charged
+    return charged, signed
 
 
 def _signature_bytes(text: Any) -> bytes:

@@ -23,7 +23,7 @@ from opengradient_x402.cli.options import (
 if TYPE_CHECKING:
     import httpx
 
-    from opengradient_x402.channels.channel import Channel
+    from opengradient_x402.channels.channel import Channel, Voucher
     from opengradient_x402.channels.on_chain import ChannelState
     from opengradient_x402.payment.challenge import Challenge
     from opengradient_x402.payment.payments import Payments
@@ -238,8 +238,17 @@ def _asked_back(payments: Payments, channel: Channel, state: ChannelState) -> tu
     why, offered = after.error or "no reason given", _terms(after, channel)
     if not why.endswith(STALE) or offered is None:
         return why, None
-    base = corrected_base(offered.raw["extra"], channel, claimed_atomic=state.claimed_atomic, network=payments.network)
-    return (base, None) if isinstance(base, str) else (why, base)
+    said = corrected_base(offered.raw["extra"], channel, claimed_atomic=state.claimed_atomic, network=payments.network)
+    if isinstance(said, str):
+        return said, None
+    unknown = max([channel.charged_atomic, *(voucher.end_atomic for voucher in _open_vouchers(payments, channel))])
+    if said[0] > max(unknown, said[1] if said[1] > channel.signed_atomic else 0):
+        return f"it counts {said[0]} atomic units, more than the calls of this ledger can have cost", None
+    return why, said[0]
+
+
+def _open_vouchers(payments: Payments, channel: Channel) -> list[Voucher]:
+    return payments.rides.book.unsettled([channel.id]).result()[channel.id]
 
 
 def _request(channel: Channel, headers: dict[str, str]) -> httpx.Request:

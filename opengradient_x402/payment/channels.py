@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import httpx
@@ -21,8 +21,15 @@ from opengradient_x402.channels.on_chain import ChannelState, channel_state
 from opengradient_x402.channels.rides import Ride
 from opengradient_x402.channels.vouchers import BUSY, STALE, corrected_base, deposit_payload, voucher_payload
 from opengradient_x402.effects import Send, Sleep, Steps, Wait, in_thread
-from opengradient_x402.errors import BudgetExceeded, GatewayUnreachable, PaymentOutcomeUnknown, PolicyRefused
+from opengradient_x402.errors import (
+    BudgetExceeded,
+    GatewayUnreachable,
+    NotPaid,
+    PaymentOutcomeUnknown,
+    PolicyRefused,
+)
 from opengradient_x402.ledger.authorizations import Authorization
+from opengradient_x402.payment.approval import approved
 from opengradient_x402.payment.call import NEVER_LEFT, Call, answered, carry, outcome_unknown, with_header
 from opengradient_x402.payment.challenge import Challenge, ChannelTerms, PaymentTerms
 from opengradient_x402.payment.payments import Payments
@@ -64,10 +71,20 @@ def pay_by_channel(
     except BaseException:  # nothing has left
         payments.detach(call)
         raise
-    response = yield from _ridden(request, call, payments, key, ride, authorization, terms, challenge)
+    attempt = _Attempt(
+        request=request,
+        call=call,
+        payments=payments,
+        key=key,
+        ride=ride,
+        authorization=authorization,
+        terms=terms,
+        challenge=challenge,
+    )
+    response = yield from _ridden(attempt)
     if response.is_success:
         call.claims = payment_response(response)
-        payments.gateways.accepted(key.origin, amount_atomic=terms.amount_atomic)
+        payments.gateways.accepted(key.origin, amount_atomic=attempt.terms.amount_atomic)
     else:
         call.is_doubtful = True
         payments.gateways.refused(key.origin)
@@ -248,8 +265,16 @@ def _prepare_deposit(
                 "was signed. Raise `max_deposit`, or run `opengradient-x402 channels refund` and begin anew."
             )
         amount = min(limit, max(least, _CALLS_OF_A_DEPOSIT * terms.amount_atomic))
-        if (funds := payments.funds.check(replace(terms, amount_atomic=amount), challenge)) is not None:
-            yield Wait(funds)
+        deposited = replace(terms, amount_atomic=amount)
+        funds = payments.funds.check(deposited, challenge)
+        needs_approval = funds is not None and (yield Wait(funds))
+        if payments.policy.approval is not None:
+            asset, policy = payments.network.asset, payments.policy
+            yield from approved(
+                deposited, call, payer=payments.payer, asset=asset, policy=policy, ledger=payments.ledger
+            )
+        if needs_approval:
+            yield Wait(payments.funds.sponsor(deposited, challenge))
         salt = payments.signer.nonce_for(f"deposit of {call.id}")
         ride.deposit = Deposit(amount_atomic=amount, salt=salt, deadline=int(time.time()) + terms.max_timeout_s)
 
@@ -267,59 +292,91 @@ def _header(ride: Ride, voucher: Voucher, payments: Payments, terms: PaymentTerm
     return payment_header(payload, accepted=terms, resource=challenge.resource, extensions=extensions)
 
 
-def _ridden(
-    request: httpx.Request,
-    call: Call,
-    payments: Payments,
-    key: SessionKey,
-    ride: Ride,
-    authorization: Authorization,
-    terms: PaymentTerms,
-    challenge: Challenge,
-) -> Steps[httpx.Response]:
-    """Sends the voucher; again while the channel is busy, and once more after a correction that can be believed."""
-    is_corrected, busy_s, pause_s = False, 0.0, _FIRST_PAUSE_S
+@dataclass(slots=True, kw_only=True)
+class _Attempt:
+    """A voucher on its way, and what was done already to have it taken."""
+
+    request: httpx.Request
+    call: Call
+    payments: Payments
+    key: SessionKey
+    ride: Ride
+    authorization: Authorization
+    terms: PaymentTerms
+    challenge: Challenge
+    is_corrected: bool = False
+    is_renewed: bool = False
+    busy_s: float = 0.0
+    pause_s: float = _FIRST_PAUSE_S
+
+
+def _ridden(attempt: _Attempt) -> Steps[httpx.Response]:
+    """Sends the voucher; again while the channel is busy, and once more after what can be believed."""
     while True:
-        response = yield from _sent(request, call, payments, ride, authorization, terms, challenge)
+        response = yield from _sent(attempt)
         if response.status_code != httpx.codes.PAYMENT_REQUIRED:
             return response
-        current, why = yield from terms_after(response, payments, key)
-        if current is not None:
-            payments.remember_terms(key, _without_state(current))
-        is_in_time = busy_s < _LONGEST_BUSY_S and (call.left_s is None or call.left_s > pause_s)
-        if why.endswith(BUSY) and is_in_time:
-            yield Sleep(pause_s)
-            busy_s, pause_s = busy_s + pause_s, min(2 * pause_s, _LONGEST_PAUSE_S)
-            continue
-        if why.endswith(STALE) and not is_corrected and current is not None:
-            is_corrected = True
-            problem = yield from _corrected(current, call, payments, ride, terms, challenge)
-            if problem is None:
-                continue
-            why = f"it says that the sum of this channel's charges is another one, and {problem}"
-        raise _unresolved(call, payments, key, authorization, why[:_MAX_REASON_CHARS])
+        why = yield from _amended(attempt, response)
+        if why is not None:
+            raise _unresolved(attempt.call, attempt.payments, attempt.key, attempt.authorization, why)
 
 
-def _sent(
-    request: httpx.Request,
-    call: Call,
-    payments: Payments,
-    ride: Ride,
-    authorization: Authorization,
-    terms: PaymentTerms,
-    challenge: Challenge,
-) -> Steps[httpx.Response]:
-    if ride.voucher is None:
-        raise ValueError("a ride without a voucher")
-    payments.attach(call, authorization)
-    header = _header(ride, ride.voucher, payments, terms, challenge)
+def _amended(attempt: _Attempt, response: httpx.Response) -> Steps[str | None]:
+    """None when the voucher is to be sent again: the same one later, or another one now. Otherwise why not."""
+    call, payments = attempt.call, attempt.payments
+    current, why = yield from terms_after(response, payments, attempt.key)
+    why = why[:_MAX_REASON_CHARS]
+    if current is not None:
+        payments.remember_terms(attempt.key, _without_state(current))
+    if why.endswith(BUSY):
+        if attempt.busy_s > _LONGEST_BUSY_S or (call.left_s is not None and call.left_s <= attempt.pause_s):
+            return why
+        yield Sleep(attempt.pause_s)
+        attempt.busy_s += attempt.pause_s
+        attempt.pause_s = min(2 * attempt.pause_s, _LONGEST_PAUSE_S)
+        return None
+    if current is None:
+        return why
+    if why.endswith(STALE):
+        problem = yield from _corrected(current, attempt)
+        return problem and f"it says that the sum of this channel's charges is another one, and {problem}"
+    if attempt.is_renewed or attempt.terms.raw in [offer.raw for offer in current.terms]:
+        return why
     try:
-        response: httpx.Response = yield Send(with_header(request, SIGNATURE_HEADER, header))
+        yield from _renew(current, attempt)
+    except NotPaid as exc:
+        return f"{why}; its new terms are refused: {exc.message}"
+    return None
+
+
+def _renew(current: Challenge, attempt: _Attempt) -> Steps[None]:
+    """Takes the terms that the gateway has now, for the same channel. Raises NotPaid."""
+    call, payments, before = attempt.call, attempt.payments, attempt.terms
+    attempt.is_renewed = True
+    terms = payments.choose(current, attempt.key, payees=call.payees)
+    same = ("channel", "pay_to", "asset", "transfer_method")
+    if any(getattr(terms, name) != getattr(before, name) for name in same):
+        raise PolicyRefused("They are not for this channel.")
+    payments.check_call(call, attempt.key, terms=terms)
+    attempt.terms, attempt.challenge = terms, current
+    attempt.authorization = yield from _reserved(
+        attempt.request, call, payments, attempt.key, attempt.ride, terms, current
+    )
+
+
+def _sent(attempt: _Attempt) -> Steps[httpx.Response]:
+    call, payments, ride, voucher = attempt.call, attempt.payments, attempt.ride, attempt.ride.voucher
+    if voucher is None:
+        raise ValueError("a ride without a voucher")
+    payments.attach(call, attempt.authorization)
+    header = _header(ride, voucher, payments, attempt.terms, attempt.challenge)
+    try:
+        response = yield from carry(with_header(attempt.request, SIGNATURE_HEADER, header), call)
     except NEVER_LEFT as exc:
         if ride.has_left:  # an earlier voucher of this call is out
             raise outcome_unknown(call, exc) from exc
         with suppress(TimeoutError):
-            yield Wait(payments.rides.book.drop(ride.voucher), call.left_s)
+            yield Wait(payments.rides.book.drop(voucher), call.left_s)
         payments.detach(call)
         raise
     except httpx.TransportError as exc:
@@ -328,24 +385,30 @@ def _sent(
     return response
 
 
-def _corrected(
-    current: Challenge, call: Call, payments: Payments, ride: Ride, terms: PaymentTerms, challenge: Challenge
-) -> Steps[str | None]:
-    """Takes over the gateway's sum, if it can be believed; otherwise why not."""
+def _corrected(current: Challenge, attempt: _Attempt) -> Steps[str | None]:
+    """Takes over the gateway's sum, once, if it can be believed; otherwise why not."""
+    call, payments, ride, terms = attempt.call, attempt.payments, attempt.ride, attempt.terms
+    if attempt.is_corrected:
+        return "it said another sum before"
+    attempt.is_corrected = True
     if ride.voucher is None:
         raise ValueError("a ride without a voucher")
     offers = [offer.raw["extra"] for offer in current.terms if offer.channel == terms.channel]
     state = yield from _looked(ride.channel, payments)
     ride.channel = yield from _seen(ride.channel, state, payments, call)
-    base = corrected_base(
+    said = corrected_base(
         offers[0] if offers else {}, ride.channel, claimed_atomic=state.claimed_atomic, network=payments.network
     )
-    if isinstance(base, str):
-        return base
-    correcting = payments.rides.book.correct(ride.voucher, base)
-    ride.voucher = yield from from_ledger(correcting, call)
+    if isinstance(said, str):
+        return said
+    base, signed = said
+    correcting = payments.rides.book.correct(ride.voucher, base, signed_atomic=signed)
+    corrected = yield from from_ledger(correcting, call)
+    if corrected is None:
+        return f"{base} atomic units are more than the calls of this ledger can have cost"
+    ride.voucher = corrected
     ride.channel = replace(ride.channel, charged_atomic=base)
-    yield from _prepare_deposit(call, payments, ride, terms, challenge, most=ride.voucher.max_atomic)
+    yield from _prepare_deposit(call, payments, ride, terms, attempt.challenge, most=ride.voucher.max_atomic)
     if ride.deposit is not None and ride.deposit != ride.channel.deposit:
         yield from from_ledger(payments.rides.book.deposit(ride.channel.id, ride.deposit), call)
     return None

@@ -1,8 +1,8 @@
 """What one payer remembers of the gateways it deals with, by origin (`https://host:port`).
 
-Whether money may go there at all, what was last paid, who settles, what a token is said to be worth, and how
-often payments were refused of late; and whether this machine's clock agrees with theirs. Prices and facilitators outlive the process: they are noted in the ledger.
-What may be paid is decided elsewhere (`policy`).
+Whether money may go there at all, what was last paid, who settles, what a token is said to be worth, how often
+payments were refused of late, and whether this machine's clock agrees with theirs. Prices and facilitators outlive the
+process: they are noted in the ledger. What may be paid is decided elsewhere (`policy`).
 """
 
 from __future__ import annotations

@@ -12,10 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from opengradient_devnet import Scheme
-from opengradient_devnet.faults import ForgeCorrection, HangUp, InflateCost, LieAboutCharge, SettleAtCap
+from opengradient_devnet.faults import AlterTerms, ForgeCorrection, HangUp, InflateCost, LieAboutCharge, SettleAtCap
 from opengradient_x402.errors import (
     BudgetExceeded,
     ChallengeInvalid,
+    NotPaid,
     PaymentOutcomeUnknown,
     PolicyRefused,
 )
@@ -278,3 +279,43 @@ async def test_coroutines_pay_by_channels_too(net, payments):
     answers = await asyncio.gather(*(client.chat(PROMPT) for _ in range(6)))
     assert {answer.receipt.status for answer in answers} == {"served"}
     assert sum(answer.receipt.cost_atomic for answer in answers) == charged_at(net, payments)
+
+
+def test_a_changed_price_is_signed_anew_on_the_same_channel(net, payments, client):
+    client.chat(PROMPT)
+    net.faults.inject(AlterTerms(amount=str(AMOUNT // 2)), times=None)
+    answer = client.chat(PROMPT)
+    assert answer.receipt.status == "served"
+    (channel,) = channels_of(payments)
+    assert channel.charged_atomic == charged_at(net, payments)
+
+
+def test_a_sum_above_all_that_the_calls_can_have_cost_is_not_followed(net, payments, client):
+    cost = client.chat(PROMPT).receipt.cost_atomic
+    (record,) = [one for one in net.channels if one.config.payer == payments.payer]
+    record.charged = AMOUNT - 1  # below what was signed, and above what the call was charged
+    with pytest.raises(PaymentOutcomeUnknown, match="can have cost"):
+        client.chat(PROMPT)
+    (channel,) = channels_of(payments)
+    assert channel.charged_atomic == cost
+    record.charged = cost
+    assert client.chat(PROMPT).receipt.status == "served"
+
+
+def test_a_claim_too_high_is_not_forgotten_when_the_channel_is_looked_at_before(net, payments, client):
+    client.chat(PROMPT)
+    net.faults.inject(SettleAtCap())
+    net.claim_channels()
+    client.chat(PROMPT)
+    payments.reconciler.reconcile()
+    assert "disputed" in {receipt.status for receipt in payments.ledger.receipts().result()}
+
+
+def test_a_person_is_asked_before_a_large_deposit(net, account, tmp_path):
+    asked = []
+    policy = SpendPolicy(approve_above="0.5", approval=lambda request: asked.append(request.amount_atomic))
+    with payments_for(net, account, tmp_path / "ask.sqlite", policy=policy) as payments, client_for(payments) as client:
+        with pytest.raises(NotPaid):
+            client.chat(PROMPT)
+        assert asked == [DEPOSIT]
+        assert spent(payments) == 0
