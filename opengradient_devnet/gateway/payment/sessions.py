@@ -61,7 +61,9 @@ class Payment:
 
     @property
     def authorization_id(self) -> str:
-        """Payer and nonce: what the chain lets happen at most once."""
+        """Payer and nonce: what the chain lets happen at most once. Of a voucher: payer, channel and sum."""
+        if (voucher := self.payload["payload"].get("voucher")) is not None:
+            return f"{self.payer.lower()}:{voucher['channelId']}:{voucher['maxClaimableAmount']}"
         return f"{self.payer.lower()}:{self.authorization['nonce']}"
 
     @property
