@@ -319,6 +319,7 @@ def test_doctor_finds_nothing_wrong_on_a_good_machine_and_pays_nothing(net, run)
     found = states(done)
     assert list(found) == [
         "key", "network", "gateway", "clock", "account", "gas", "tokens", "allowance", "registry", "ledger",
+        "channels",
     ]  # fmt: skip
     assert set(found.values()) <= {"ok", "warning"}
     assert run("receipts", "list", "--json").json() == []
