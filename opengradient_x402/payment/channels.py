@@ -20,7 +20,7 @@ from opengradient_x402.channels.channel import Channel, Deposit, Voucher
 from opengradient_x402.channels.on_chain import ChannelState, channel_state
 from opengradient_x402.channels.rides import Ride
 from opengradient_x402.channels.vouchers import BUSY, STALE, corrected_base, deposit_payload, voucher_payload
-from opengradient_x402.effects import Send, Sleep, Steps, Wait, in_thread
+from opengradient_x402.effects import Sleep, Steps, Wait, in_thread
 from opengradient_x402.errors import (
     BudgetExceeded,
     GatewayUnreachable,
