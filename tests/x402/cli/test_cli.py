@@ -325,7 +325,7 @@ def test_doctor_finds_nothing_wrong_on_a_good_machine_and_pays_nothing(net, run)
     assert run("receipts", "list", "--json").json() == []
     assert net.chain.token_balance(run.account.address) == before
     text = run("doctor")
-    assert text.out.count("✓") + text.out.count("!") == 10
+    assert text.out.count("✓") + text.out.count("!") == 11
 
 
 def test_doctor_says_that_a_wallet_has_code(net, run, tmp_path):
