@@ -7,8 +7,11 @@ there on, equal text is equal address, and no other module compares addresses in
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
+
+from opengradient_x402.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -63,3 +66,12 @@ def keccak256(data: bytes) -> bytes:
     """The 32-byte Keccak-256 digest of `data` (not SHA3-256: the padding differs)."""
     digest: Any = _implementation().new(data=data, digest_bits=256)
     return bytes(digest.digest())
+
+
+def allow_list(name: str, addresses: Collection[str]) -> frozenset[str]:
+    if isinstance(addresses, str):
+        addresses = (addresses,)
+    try:
+        return frozenset(checksum_address(address) for address in addresses)
+    except ValueError as exc:
+        raise ConfigurationError(f"`{name}`: {exc} Nothing was paid.") from exc

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Final, Protocol
 
+from opengradient_x402.errors import ConfigurationError
+
 MAX_UINT256: Final = 2**256 - 1
 """The largest amount that an EVM token can express (`uint256`, Solidity ABI)."""
 
@@ -112,3 +114,33 @@ def format_amount(amount_atomic: int, *, decimals: int) -> str:
 
 def _shown(text: str) -> str:
     return repr(text if len(text) <= 40 else text[:37] + "...")
+
+
+Limit = str | int
+"""Text is an amount in whole tokens of the network (`"0.5"`); an int counts atomic units."""
+
+
+def limit_atomic(limit: Limit, asset: Asset) -> int:
+    if isinstance(limit, int):
+        return limit
+    try:
+        return parse_amount(limit, decimals=asset.decimals)
+    except ValueError as exc:
+        raise ConfigurationError(f"A limit cannot be kept in {asset.symbol}: {exc} Nothing was paid.") from exc
+
+
+def check_limit(name: str, limit: object) -> None:
+    if isinstance(limit, int) and not isinstance(limit, bool):
+        if limit >= 0:
+            return
+        raise ConfigurationError(f"`{name}` is {limit}; a limit cannot be negative. Nothing was paid.")
+    if not isinstance(limit, str):
+        raise ConfigurationError(
+            f"`{name}` is {limit!r}. Nothing was paid. Give a limit as text in whole tokens "
+            '("0.5" is half a token), or as an int in atomic units; a float cannot hold money exactly.'
+        )
+    try:
+        # The asset is not known here: whether it has so many decimals is checked where it is.
+        parse_amount(limit, decimals=len(limit.partition(".")[2]))
+    except ValueError as exc:
+        raise ConfigurationError(f"`{name}`: {exc} Nothing was paid.") from exc

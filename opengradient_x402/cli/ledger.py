@@ -1,10 +1,135 @@
-"""`opengradient-x402 ledger`: check, repair and compact the database that holds authorizations and receipts."""
+"""`opengradient-x402 ledger`, and `receipts reconcile`: the database is looked after, and told what the chain shows."""
 
 from __future__ import annotations
 
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Annotated, Self
+
 import typer
 
-from opengradient_x402.cli.options import JsonOption, LedgerOption
+from opengradient_x402.cli.options import (
+    JsonOption,
+    KnownNetworks,
+    LedgerOption,
+    NetworkOption,
+    PayerOption,
+    RpcOption,
+    network_of,
+    opened_ledger,
+)
+from opengradient_x402.cli.output import can_link, is_terminal, shown, status_text, status_word, terminal, working
+
+if TYPE_CHECKING:
+    from opengradient_x402.ledger.ledger import Ledger
+    from opengradient_x402.ledger.receipts import SettlementReceipt
+    from opengradient_x402.proofs.data_settlement import DataSettlement
+    from opengradient_x402.settlement.reconciler import Reconciler
+
+
+def reconcile(
+    wait_s: Annotated[float, typer.Option("--wait", min=0, help="Go on for so many seconds, until all is final.")] = 0,
+    data: Annotated[
+        bool, typer.Option("--data", help="Prove the data settlements of the changed receipts too.")
+    ] = False,
+    payer: PayerOption = None,
+    network: NetworkOption = None,
+    rpc_url: RpcOption = None,
+    ledger: LedgerOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Read from the chain what became of open payments; exit code 1 when a receipt turned out disputed."""
+    from opengradient_x402.cli.output import print_json_as_it_comes
+    from opengradient_x402.settlement.reconciler import Reconciler
+
+    with opened_ledger(ledger) as book, _CallIds() as changed:
+        reconciler = Reconciler(network_of(network, rpc_url), book)
+        with working("Reading the chain"):
+            counts = _reconciled(reconciler, changed, payer=payer, wait_s=wait_s)
+        proofs = _proofs(reconciler, book, changed) if data else iter(())
+        if as_json:  # what the proofs find out is in the receipts: the proofs come first
+            receipts = (one.to_json() for one in _latest(book, changed))
+            print_json_as_it_comes(counts, data=(one.to_json() for one in proofs), changed=receipts)
+        else:
+            typer.echo(", ".join(f"{name} {count}" for name, count in counts.items()))
+            for finding in (finding for proof in proofs for finding in proof.findings):
+                typer.echo(shown(f"{finding.about}  data {finding.kind}: {finding.why}"))
+            known = KnownNetworks(network)
+            for receipt in _latest(book, changed):
+                _print_change(receipt, known)
+    if changed.disputed:
+        raise typer.Exit(1)
+
+
+def _print_change(receipt: SettlementReceipt, known: KnownNetworks) -> None:
+    url = known.transaction_url(receipt.network, receipt.payment_tx_hash)
+    if not is_terminal():
+        typer.echo(f"{receipt.call_id}  {status_word(receipt)}  {url or receipt.payment_tx_hash or ''}")
+        return
+    terminal().print(f"{receipt.call_id} ", status_text(status_word(receipt), url))
+    if url is not None and not can_link():
+        typer.echo(f"  {url}")
+
+
+def _proofs(reconciler: Reconciler, book: Ledger, changed: _CallIds) -> Iterator[DataSettlement]:
+    from opengradient_x402.proofs.data_settlement import DataSettlements
+
+    proving = DataSettlements(reconciler.network, book)
+    for ids in changed.pages():
+        yield from proving.prove(book.receipts(call_ids=ids).result())
+
+
+def _latest(book: Ledger, changed: _CallIds) -> Iterator[SettlementReceipt]:
+    from opengradient_x402.cli.output import note
+
+    for ids in changed.pages():
+        for receipt in book.receipts(call_ids=ids).result():
+            yield receipt
+            if receipt.dispute is not None:
+                changed.disputed += 1
+                note(f"{receipt.call_id} is disputed: {shown(receipt.dispute)}")
+
+
+class _CallIds:
+    """Ids of calls, each once, in the order in which they came: kept on disk, since they may be very many."""
+
+    def __init__(self) -> None:
+        self.disputed = 0
+        self._conn = sqlite3.connect("")  # a file without a name, which ends with the connection
+        self._conn.execute("CREATE TABLE ids (number INTEGER PRIMARY KEY, call_id TEXT UNIQUE)")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._conn.close()
+
+    def add(self, call_ids: Iterable[str]) -> None:
+        self._conn.executemany("INSERT OR IGNORE INTO ids (call_id) VALUES (?)", ((one,) for one in call_ids))
+
+    def pages(self) -> Iterator[list[str]]:
+        last = 0
+        while rows := self._conn.execute(
+            "SELECT number, call_id FROM ids WHERE number > ? ORDER BY number LIMIT 500", (last,)
+        ).fetchall():
+            yield [call_id for _, call_id in rows]
+            last = rows[-1][0]
+
+
+def _reconciled(reconciler: Reconciler, changed: _CallIds, *, payer: str | None, wait_s: float) -> dict[str, int]:
+    deadline = time.monotonic() + wait_s
+    totals = dict.fromkeys(("settled", "expired", "cancelled", "reopened"), 0)
+    while True:
+        still, waiting = dict.fromkeys(("open", "unexplained"), 0), 0
+        for report in reconciler.reports(payer=payer):
+            totals = {name: count + getattr(report, name) for name, count in totals.items()}
+            still = {name: count + getattr(report, name) for name, count in still.items()}
+            changed.add(receipt.call_id for receipt in report.changed)
+            waiting += sum(not receipt.is_final for receipt in report.changed)
+        if not (waiting or any(still.values())) or time.monotonic() >= deadline:
+            return totals | still
+        time.sleep(min(1.0, max(0.0, deadline - time.monotonic())))
 
 
 def check(ledger: LedgerOption = None, as_json: JsonOption = False) -> None:

@@ -31,7 +31,7 @@ _COMMANDS = {
 _RECEIPTS = {
     "list": "receipts:list_receipts",
     "show": "receipts:show",
-    "reconcile": "reconcile:reconcile",
+    "reconcile": "ledger:reconcile",
     "export": "exports:export",
     "report": "report.command:report",
     "verify": "bundles:verify",

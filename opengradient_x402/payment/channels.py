@@ -29,7 +29,6 @@ from opengradient_x402.errors import (
     PolicyRefused,
 )
 from opengradient_x402.ledger.authorizations import Authorization
-from opengradient_x402.payment.approval import approved
 from opengradient_x402.payment.call import NEVER_LEFT, Call, answered, carry, outcome_unknown, with_header
 from opengradient_x402.payment.challenge import Challenge, ChannelTerms, PaymentTerms
 from opengradient_x402.payment.payments import Payments
@@ -37,6 +36,7 @@ from opengradient_x402.payment.permits import payment_header
 from opengradient_x402.payment.sessions import SessionKey
 from opengradient_x402.payment.steps import (
     SIGNATURE_HEADER,
+    approved,
     check_limits,
     from_ledger,
     payment_response,

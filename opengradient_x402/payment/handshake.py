@@ -24,7 +24,6 @@ from opengradient_x402.errors import (
     PaidButFailed,
 )
 from opengradient_x402.ledger.authorizations import Authorization
-from opengradient_x402.payment.approval import approved
 from opengradient_x402.payment.call import NEVER_LEFT, Call, answered, asking, carry, outcome_unknown, with_header
 from opengradient_x402.payment.challenge import Challenge, PaymentTerms
 from opengradient_x402.payment.channels import pay_by_channel
@@ -34,6 +33,7 @@ from opengradient_x402.payment.sessions import SESSION_HEADER, PaidSession, Sess
 from opengradient_x402.payment.steps import (
     CHALLENGE_HEADER,
     SIGNATURE_HEADER,
+    approved,
     check_limits,
     from_ledger,
     payment_response,

@@ -15,17 +15,14 @@ from decimal import Decimal
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from opengradient_x402.addresses import checksum_address
+from opengradient_x402.addresses import allow_list, checksum_address
 from opengradient_x402.errors import ConfigurationError, InsecureEndpoint, PolicyRefused
 from opengradient_x402.models import is_same_model
-from opengradient_x402.money import Asset, parse_amount
+from opengradient_x402.money import Asset, Limit, check_limit, limit_atomic
 from opengradient_x402.networks import GATEWAY_URL, Network, is_loopback
 from opengradient_x402.payment.challenge import Challenge, PaymentTerms, Scheme
 
 logger = logging.getLogger(__name__)
-
-Limit = str | int
-"""Text is an amount in whole tokens of the network (`"0.5"`); an int counts atomic units."""
 
 SCHEMES: Final[tuple[Scheme, ...]] = ("upto", "batch-settlement", "exact")
 """All ways to pay; an `upto` session takes any number of calls at once, a channel one after the other."""
@@ -115,18 +112,18 @@ class SpendPolicy:
         for name in ("max_per_authorization", "max_per_day", "max_deposit", "max_per_call", *_OPTIONAL_LIMITS):
             limit = getattr(self, name)
             if limit is not None or name in ("max_per_authorization", "max_per_day", "max_deposit"):
-                _check_limit(name, limit)
+                check_limit(name, limit)
         self._check_asking()
         per_model = dict(self.max_per_model)
         for model, limit in per_model.items():
-            _check_limit(f"max_per_model[{model!r}]", limit)
+            check_limit(f"max_per_model[{model!r}]", limit)
         object.__setattr__(self, "max_per_model", tuple(sorted(per_model.items())))
         object.__setattr__(self, "schemes", _schemes(self.schemes))
         counts = ("max_deadline_s", "max_price_increase_percent", "max_clock_skew_s", "max_withdraw_delay_s")
         for name in (*counts, "max_channels"):
             _check_count(name, getattr(self, name))
         for name in ("payees", "facilitators"):
-            object.__setattr__(self, name, _allow_list(name, getattr(self, name)))
+            object.__setattr__(self, name, allow_list(name, getattr(self, name)))
         if self.pcr_hashes is not None:
             object.__setattr__(self, "pcr_hashes", _hashes("pcr_hashes", self.pcr_hashes))
 
@@ -146,27 +143,27 @@ class SpendPolicy:
 
     def per_authorization_atomic(self, asset: Asset) -> int:
         """The most that one signature may authorize."""
-        return _atomic(self.max_per_authorization, asset)
+        return limit_atomic(self.max_per_authorization, asset)
 
     def sponsored_approval_atomic(self, asset: Asset) -> int | None:
         """How much a sponsored approval may allow; None when none is signed."""
-        return None if self.sponsored_approval is None else _atomic(self.sponsored_approval, asset)
+        return None if self.sponsored_approval is None else limit_atomic(self.sponsored_approval, asset)
 
     def approve_above_atomic(self, asset: Asset) -> int | None:
         """From more than which amount on a person is asked; None when nobody is."""
-        return None if self.approve_above is None else _atomic(self.approve_above, asset)
+        return None if self.approve_above is None else limit_atomic(self.approve_above, asset)
 
     def deposit_atomic(self, asset: Asset) -> int:
         """The most that one deposit into a channel may move."""
-        return _atomic(self.max_deposit, asset)
+        return limit_atomic(self.max_deposit, asset)
 
     def per_day_atomic(self, asset: Asset) -> int:
         """The most that may be spent or outstanding within 24 hours."""
-        return _atomic(self.max_per_day, asset)
+        return limit_atomic(self.max_per_day, asset)
 
     def per_call_atomic(self, asset: Asset) -> int | None:
         """The most that one call may cost in the worst case; None when only the other limits hold."""
-        return None if self.max_per_call is None else _atomic(self.max_per_call, asset)
+        return None if self.max_per_call is None else limit_atomic(self.max_per_call, asset)
 
     def choose(
         self,
@@ -224,10 +221,10 @@ class SpendPolicy:
         own = dict(self.max_per_model).items()
         limits += [("max_per_model", limit) for name, limit in own if is_same_model(name, model)]
         for name, limit in limits:
-            if worst_case_atomic > (limit_atomic := _atomic(limit, asset)):
+            if worst_case_atomic > (most_atomic := limit_atomic(limit, asset)):
                 raise PolicyRefused(
                     f"A call to {model} could cost {asset.format(worst_case_atomic)}; the limit is "
-                    f"{asset.format(limit_atomic)}. Nothing was signed for it. "
+                    f"{asset.format(most_atomic)}. Nothing was signed for it. "
                     f"Raise `{name}`, lower `max_tokens`, or pick a cheaper model."
                 )
 
@@ -438,44 +435,9 @@ def _note_foreign_resource(challenge: Challenge, origin: str) -> None:
         logger.info("The challenge of %s names a resource at another host (%s).", asked, named)
 
 
-def _atomic(limit: Limit, asset: Asset) -> int:
-    if isinstance(limit, int):
-        return limit
-    try:
-        return parse_amount(limit, decimals=asset.decimals)
-    except ValueError as exc:
-        raise ConfigurationError(f"A limit cannot be kept in {asset.symbol}: {exc} Nothing was paid.") from exc
-
-
-def _check_limit(name: str, limit: object) -> None:
-    if isinstance(limit, int) and not isinstance(limit, bool):
-        if limit >= 0:
-            return
-        raise ConfigurationError(f"`{name}` is {limit}; a limit cannot be negative. Nothing was paid.")
-    if not isinstance(limit, str):
-        raise ConfigurationError(
-            f"`{name}` is {limit!r}. Nothing was paid. Give a limit as text in whole tokens "
-            '("0.5" is half a token), or as an int in atomic units; a float cannot hold money exactly.'
-        )
-    try:
-        # The asset is not known here: whether it has so many decimals is checked where it is.
-        parse_amount(limit, decimals=len(limit.partition(".")[2]))
-    except ValueError as exc:
-        raise ConfigurationError(f"`{name}`: {exc} Nothing was paid.") from exc
-
-
 def _check_count(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise ConfigurationError(f"`{name}` is {value!r}; it must be a whole number. Nothing was paid.")
-
-
-def _allow_list(name: str, addresses: Collection[str]) -> frozenset[str]:
-    if isinstance(addresses, str):
-        addresses = (addresses,)
-    try:
-        return frozenset(checksum_address(address) for address in addresses)
-    except ValueError as exc:
-        raise ConfigurationError(f"`{name}`: {exc} Nothing was paid.") from exc
 
 
 def _hashes(name: str, hashes: Collection[str]) -> frozenset[str]:

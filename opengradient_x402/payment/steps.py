@@ -1,32 +1,47 @@
-"""The steps that all ways to pay share: a signed request goes out, and what came back is read.
+"""The steps that all ways to pay share: limits, a person's approval, the ledger's answer, and what a 402 asks for.
 
+With `SpendPolicy(approve_above=…, approval=…)` a person is asked before a signature. Nothing is signed before the
+answer, and nothing after a refusal; the decision is noted in the ledger.
 Which way is taken, and in which order, is decided by `handshake` and `channels`.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
+import inspect
+import json
+import sys
+import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Final, TypeVar, cast
 
 import httpx
 
-from opengradient_x402.effects import Read, Steps, Wait
+from opengradient_x402.effects import Read, Steps, Wait, in_thread
 from opengradient_x402.errors import (
     BudgetExceeded,
     ChallengeInvalid,
     LedgerUnavailable,
     NotPaid,
+    PaymentNotApproved,
 )
 from opengradient_x402.ledger.authorizations import Authorization
+from opengradient_x402.ledger.ledger import Ledger
+from opengradient_x402.money import Asset
 from opengradient_x402.payment.call import Call, payment_claims
-from opengradient_x402.payment.challenge import Challenge, parse_challenge
+from opengradient_x402.payment.challenge import Challenge, PaymentTerms, parse_challenge
 from opengradient_x402.payment.payments import Payments
+from opengradient_x402.payment.policy import Approval, ApprovalRequest, SpendPolicy
 from opengradient_x402.payment.sessions import SessionKey
 
 CHALLENGE_HEADER: Final = "PAYMENT-REQUIRED"
 SIGNATURE_HEADER: Final = "PAYMENT-SIGNATURE"
 RESPONSE_HEADER: Final = "PAYMENT-RESPONSE"
 T = TypeVar("T")
+NOTED_AS: Final = "approval"
+"""The ledger notes a decision under `approval <call id>`."""
 
 
 def check_limits(call: Call, payments: Payments, key: SessionKey, authorization: Authorization) -> Steps[None]:
@@ -81,3 +96,93 @@ def terms_after(response: httpx.Response, payments: Payments, key: SessionKey) -
     except NotPaid as exc:
         return None, f"its answer cannot be read ({type(exc).__name__})"
     return challenge, challenge.error or "no reason given"
+
+
+def approved(
+    terms: PaymentTerms, call: Call, *, payer: str, asset: Asset, policy: SpendPolicy, ledger: Ledger
+) -> Steps[None]:
+    """Returns when the payment may be signed. Raises PaymentNotApproved when it may not, or nobody answered in time.
+
+    The time that the answer takes is not counted as time of the call.
+    """
+    least_atomic = policy.approve_above_atomic(asset)
+    if least_atomic is None or terms.amount_atomic <= least_atomic:
+        return
+    request = ApprovalRequest(
+        call_id=call.id,
+        endpoint=call.base_url,
+        payee=terms.pay_to,
+        payer=payer,
+        network=terms.network,
+        scheme=terms.scheme,
+        amount_atomic=terms.amount_atomic,
+        amount=asset.format(terms.amount_atomic).removesuffix(f" {asset.symbol}"),
+        symbol=asset.symbol,
+        model=call.model,
+    )
+    asked_at, asked_s = int(time.time()), time.monotonic()
+    answer, give_up = _asked(cast("Approval", policy.approval), request, is_blocking=call.is_blocking)
+    try:
+        verdict = "approved" if (yield Wait(answer, policy.approval_timeout_s)) is True else "refused"
+    except TimeoutError:
+        verdict = "unanswered"
+    finally:
+        give_up()
+        call.began_s += time.monotonic() - asked_s
+    decision = {**request.to_json(), "asked_at": asked_at, "decided_at": int(time.time()), "decision": verdict}
+    yield Wait(ledger.note(f"{NOTED_AS} {call.id}", json.dumps(decision)), call.left_s)
+    if verdict != "approved":
+        raise _not_approved(request, verdict, policy.approval_timeout_s)
+
+
+def ask_in_terminal(request: ApprovalRequest) -> bool:
+    """Asks on the terminal, and takes `y` or `yes` for yes. Without a terminal the answer is no."""
+    if not sys.stdin.isatty():
+        return False
+    print(f"{request.question} [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def _asked(
+    approval: Approval, request: ApprovalRequest, *, is_blocking: bool
+) -> tuple[Future[Any], Callable[[], object]]:
+    """The answer to come, and what gives up asking. Who asks finds the context variables of the caller, such as the
+    run that LangGraph keeps there."""
+    context = contextvars.copy_context()
+    if is_blocking or not inspect.iscoroutinefunction(approval):
+        return in_thread(lambda: _answer(approval, request, context), name="opengradient-approval"), lambda: None
+    answer: Future[Any] = Future()
+    task = asyncio.get_running_loop().create_task(approval(request), context=context)
+    task.add_done_callback(lambda done: _hand_over(done, answer))
+    return answer, task.cancel
+
+
+def _answer(approval: Approval, request: ApprovalRequest, context: contextvars.Context) -> Any:
+    answer = context.run(approval, request)
+    if not inspect.isawaitable(answer):
+        return answer
+
+    async def awaited() -> Any:
+        return await answer
+
+    with asyncio.Runner() as runner:
+        return runner.run(awaited(), context=context)
+
+
+def _hand_over(done: asyncio.Task[Any], answer: Future[Any]) -> None:
+    if done.cancelled():
+        answer.cancel()
+    elif (problem := done.exception()) is not None:
+        answer.set_exception(problem)
+    else:
+        answer.set_result(done.result())
+
+
+def _not_approved(request: ApprovalRequest, verdict: str, timeout_s: float) -> PaymentNotApproved:
+    why = "was refused" if verdict == "refused" else f"was not answered within {timeout_s:g} s"
+    return PaymentNotApproved(
+        f"The payment of up to {request.amount} {request.symbol} to {request.payee} for a call to {request.model} "
+        f"{why}. Nothing was signed. Ask again with a new call, or raise the policy's `approve_above`"
+        f"{'' if verdict == 'refused' else ' or `approval_timeout_s`'}.",
+        call_id=request.call_id,
+    )
