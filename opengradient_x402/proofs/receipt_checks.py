@@ -134,9 +134,6 @@ def foreign(entry: Authorization, network: Network) -> str | None:
     for terms in entry.signed:
         if terms.asset != network.asset.address:
             return f"it pays in the token {terms.asset}, and the network's is {network.asset.address}"
-        # A reader without a network of their own knows no token, and counts in atomic units: 0 decimals (`bundle`).
-        if network.asset.decimals and entry.asset_decimals not in (None, network.asset.decimals):
-            return f"it counts in {entry.asset_decimals} decimals, and the network's token has {network.asset.decimals}"
         if terms.spender != spenders.get((terms.transfer_method, terms.scheme)):
             return f"it allows {terms.spender} to take the payment, and no contract of the network"
     return None

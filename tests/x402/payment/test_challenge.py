@@ -12,33 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opengradient_devnet.faults import AlterChallenge
 from opengradient_x402.errors import ChallengeInvalid
 from opengradient_x402.payment.challenge import Challenge, parse_challenge
-from support.payers import PROMPT, opg_balance, settled_receipts
+from support.odd_entries import ODD_ENTRIES, PAYEE, upto
 
 VECTORS = Path(__file__).parents[2] / "vectors"
-PAYEE = "0x9deEBB5D1b22e4a6e027977CeAd13893A7E4cC1a"
-
-
-def upto(**changes: Any) -> dict[str, Any]:
-    extra = {
-        "name": "OpenGradient",
-        "version": "1",
-        "facilitatorAddress": "0x70997970C51812dc3A010C7d01b50e0d17dc79C8",
-        "assetTransferMethod": "permit2",
-        **changes.pop("extra", {}),
-    }
-    return {
-        "scheme": "upto",
-        "network": "eip155:8453",
-        "asset": "0xFbC2051AE2265686a469421b2C5A2D5462FbF5eB",
-        "amount": "100000000000000000",
-        "payTo": PAYEE,
-        "maxTimeoutSeconds": 300,
-        "extra": extra,
-        **changes,
-    }
 
 
 def document(*accepts: Any, **changes: Any) -> dict[str, Any]:
@@ -106,19 +84,6 @@ def test_other_schemes_and_chains_are_skipped_with_a_reason_when_another_entry_i
     ]
 
 
-ODD_ENTRIES = {
-    "another transfer method": (upto(scheme="exact", extra={"assetTransferMethod": "erc7710"}), "'erc7710'"),
-    "upto that anybody could settle": (upto(extra={"facilitatorAddress": None}), "anybody could settle it"),
-    "money before the answer": (upto(extra={"paymentFlow": "escrow"}), "the escrow flow"),
-    "an amount in hex": (upto(amount="0x2710"), "amount is '0x2710'"),
-    "a native coin": (upto(asset="native"), "asset: 'native' is not an address"),
-    "another chain": (upto(network="solana:5eykt4UsFv8P8NJdTREpY1vzqKqZKvdp"), "is not an EVM chain"),
-    "another scheme": (upto(scheme="deferred"), "scheme 'deferred'"),
-    "no object": ("upto", "it is 'upto', not an object"),
-    "extra of another shape": ({**upto(), "extra": []}, "extra is a list, not an object"),
-}
-
-
 @pytest.mark.parametrize("is_first", [True, False], ids=["before", "behind"])
 @pytest.mark.parametrize(("entry", "reason"), ODD_ENTRIES.values(), ids=ODD_ENTRIES.keys())
 def test_an_entry_that_cannot_be_paid_does_not_spoil_its_neighbour(entry, reason, is_first):
@@ -127,24 +92,6 @@ def test_an_entry_that_cannot_be_paid_does_not_spoil_its_neighbour(entry, reason
     (skipped,) = challenge.skipped
     assert skipped.index == (0 if is_first else 1)
     assert reason in skipped.reason
-
-
-def test_a_gateway_is_paid_by_the_entry_that_is_known_among_odd_ones(net, payments, client):
-    net.faults.inject(AlterChallenge(entries=[entry for entry, _ in ODD_ENTRIES.values()]))
-    receipt = client.chat(PROMPT).receipt
-    assert (receipt.scheme, receipt.outcome) == ("upto", "ok")
-    assert [known.status for known in settled_receipts(net, payments)] == ["settled"]
-
-
-def test_a_gateway_that_offers_odd_entries_alone_is_not_paid_and_each_reason_is_named(net, payments, client, account):
-    before = opg_balance(net, account.address)
-    net.faults.inject(AlterChallenge(entries=[entry for entry, _ in ODD_ENTRIES.values()], only_entries=True))
-    with pytest.raises(ChallengeInvalid) as caught:
-        client.chat(PROMPT)
-    assert all(reason in str(caught.value) for _, reason in ODD_ENTRIES.values())
-    assert caught.value.money == "not_paid"
-    assert payments.ledger.authorizations().result() == []
-    assert opg_balance(net, account.address) == before
 
 
 def test_a_challenge_with_nothing_usable_says_why_of_each_entry():
