@@ -97,11 +97,17 @@ def serve(
                 timeout_keep_alive=_KEEP_ALIVE_S,
                 timeout_graceful_shutdown=_LONGEST_GOODBYE_S,
             )
+
+            class _Server(uvicorn.Server):
+                async def main_loop(self) -> None:
+                    # Not before: uvicorn does not end well on a signal that comes while it starts.
+                    _announce(url, keys, payments, as_json=as_json, is_seen_by_others=host not in _LOOPBACK)
+                    await super().main_loop()
+
             # uvicorn sends a signal again when it has ended; the ledger is closed after that, so it must not kill.
             signal.signal(signal.SIGTERM, signal.default_int_handler)
             with suppress(KeyboardInterrupt):
-                _announce(url, keys, payments, as_json=as_json, is_seen_by_others=host not in _LOOPBACK)
-                uvicorn.Server(config).run(sockets=[listener])
+                _Server(config).run(sockets=[listener])
         _take_leave(keys, as_json=as_json)
 
 

@@ -196,7 +196,8 @@ class Auditor:
             raise Broken("what is taken above usage and price is disputed", f"{taken} taken for {fair}")
         claims = any(receipt.get("claimed_payment_tx_hash") for receipt in receipts)
         if taken <= fair and is_disputed and not claims and all(receipt["outcome"] == "ok" for receipt in receipts):
-            raise Broken("nobody is accused who took what is right", f"{taken} taken for {fair}")
+            said = next(receipt["dispute"] for receipt in receipts if "dispute" in receipt)
+            raise Broken("nobody is accused who took what is right", f"{taken} taken for {fair}: {said}")
 
     # -- the ledger's file
 
