@@ -220,9 +220,12 @@ def _settled_in(tx_hash: str, group: Sequence[Authorization]) -> Question[dict[A
 
 def _diverted(
     group: Sequence[Authorization], start: int, head: Block
-) -> Question[dict[Authorization, SettledElsewhere]]:
-    """Payments to others with these nonces: every settled transfer of the payer is looked into."""
-    found: dict[Authorization, SettledElsewhere] = {}
+) -> Question[dict[Authorization, SettledElsewhere | SettlementFound]]:
+    """Payments to others with these nonces: every settled transfer of the payer is looked into.
+
+    What was signed for may be among them: the node that was asked before was behind the one that answers now.
+    """
+    found: dict[Authorization, SettledElsewhere | SettlementFound] = {}
     if not group or group[0].transfer_method == "eip3009":  # its event would have named the nonce
         return found
     topics = [TRANSFER, address_topic(group[0].payer)]
@@ -231,6 +234,9 @@ def _diverted(
         mined, done = (yield from transaction(tx_hash)), (yield from receipt(tx_hash))
         if mined is None or done is None:
             continue
+        found |= permit_settlements(
+            mined, done, [authorization for authorization in group if authorization not in found]
+        )
         for authorization in group:
             if authorization not in found and (diverted := diverted_settlement(mined, done, authorization)) is not None:
                 found[authorization] = SettledElsewhere(settlement=diverted)
