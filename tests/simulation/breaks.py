@@ -40,7 +40,7 @@ def later_signature_overwrites(patch: pytest.MonkeyPatch) -> None:
     def overwrite(self: Book, conn: Any, authorization: Any, budget: Any) -> Any:
         whole = authorize(self, conn, authorization, budget)
         if len(whole.signed) > 1:
-            self._update(conn, whole, replace(whole, signed=whole.signed[-1:]))
+            self.update(conn, whole, replace(whole, signed=whole.signed[-1:]))
         return whole
 
     patch.setattr(Book, "authorize", overwrite)
