@@ -100,7 +100,7 @@ _blocks: Final[list[tuple[Listener, ...]]] = []
 
 @contextmanager
 def listened_by(listener: Listener) -> Generator[None, None, None]:
-    """Calls of this block, and of the tasks and threads that it starts, are heard by `listener` too."""
+    """`listener` hears the calls of this block too, and those of the tasks and threads that it starts."""
     listeners = (*listening.get(), listener)
     token = listening.set(listeners)
     _blocks.append(listeners)

@@ -222,7 +222,7 @@ class PaidModel(FunctionCallingLLM):
         if policy is None:
             return None
         limits = dataclasses.asdict(policy)
-        limits.pop("approval")  # who asks is named again by whoever loads the model
+        limits.pop("approval")  # a program that loads the model names again who is asked
         return {name: sorted(limit) if isinstance(limit, frozenset) else limit for name, limit in limits.items()}
 
     @field_serializer("ledger")

@@ -268,11 +268,7 @@ def _prepare_deposit(
         deposited = replace(terms, amount_atomic=amount)
         funds = payments.funds.check(deposited, challenge)
         needs_approval = funds is not None and (yield Wait(funds))
-        if payments.policy.approval is not None:
-            asset, policy = payments.network.asset, payments.policy
-            yield from approved(
-                deposited, call, payer=payments.payer, asset=asset, policy=policy, ledger=payments.ledger
-            )
+        yield from approved(deposited, call, payments)
         if needs_approval:
             yield Wait(payments.funds.sponsor(deposited, challenge))
         salt = payments.signer.nonce_for(f"deposit of {call.id}")

@@ -234,15 +234,7 @@ def _acceptable(
         payments.gateways.confirm_facilitator(terms, key.origin, (yield from from_ledger(pin, call)))
     if (asked := payments.clock.check()) is not None:
         yield Wait(asked)
-    if payments.policy.approval is not None:
-        yield from approved(
-            terms,
-            call,
-            payer=payments.payer,
-            asset=payments.network.asset,
-            policy=payments.policy,
-            ledger=payments.ledger,
-        )
+    yield from approved(terms, call, payments)
     if needs_approval:
         yield Wait(payments.funds.sponsor(terms, challenge))
     return terms

@@ -28,12 +28,11 @@ from opengradient_x402.errors import (
     PaymentNotApproved,
 )
 from opengradient_x402.ledger.authorizations import Authorization
-from opengradient_x402.ledger.ledger import Ledger
-from opengradient_x402.money import Asset
+from opengradient_x402.money import format_amount
 from opengradient_x402.payment.call import Call, payment_claims
 from opengradient_x402.payment.challenge import Challenge, PaymentTerms, parse_challenge
 from opengradient_x402.payment.payments import Payments
-from opengradient_x402.payment.policy import Approval, ApprovalRequest, SpendPolicy
+from opengradient_x402.payment.policy import Approval, ApprovalRequest
 from opengradient_x402.payment.sessions import SessionKey
 
 CHALLENGE_HEADER: Final = "PAYMENT-REQUIRED"
@@ -70,6 +69,7 @@ def from_ledger(answer: Future[T], call: Call) -> Steps[T]:
 
 
 def read_challenge(response: httpx.Response, payments: Payments, key: SessionKey) -> Steps[Challenge]:
+    """What a 402 asks for, remembered for the next call. Raises ChallengeInvalid."""
     header = response.headers.get(CHALLENGE_HEADER)
     yield Read(response)
     payments.forget_terms(key)
@@ -86,6 +86,7 @@ def read_challenge(response: httpx.Response, payments: Payments, key: SessionKey
 
 
 def payment_response(response: httpx.Response) -> dict[str, Any]:
+    """What the gateway claims of the payment in its header; nothing when that cannot be read."""
     return payment_claims(response.headers.get(RESPONSE_HEADER))
 
 
@@ -98,13 +99,12 @@ def terms_after(response: httpx.Response, payments: Payments, key: SessionKey) -
     return challenge, challenge.error or "no reason given"
 
 
-def approved(
-    terms: PaymentTerms, call: Call, *, payer: str, asset: Asset, policy: SpendPolicy, ledger: Ledger
-) -> Steps[None]:
+def approved(terms: PaymentTerms, call: Call, payments: Payments) -> Steps[None]:
     """Returns when the payment may be signed. Raises PaymentNotApproved when it may not, or nobody answered in time.
 
     The time that the answer takes is not counted as time of the call.
     """
+    asset, policy = payments.network.asset, payments.policy
     least_atomic = policy.approve_above_atomic(asset)
     if least_atomic is None or terms.amount_atomic <= least_atomic:
         return
@@ -112,11 +112,11 @@ def approved(
         call_id=call.id,
         endpoint=call.base_url,
         payee=terms.pay_to,
-        payer=payer,
+        payer=payments.payer,
         network=terms.network,
         scheme=terms.scheme,
         amount_atomic=terms.amount_atomic,
-        amount=asset.format(terms.amount_atomic).removesuffix(f" {asset.symbol}"),
+        amount=format_amount(terms.amount_atomic, decimals=asset.decimals),
         symbol=asset.symbol,
         model=call.model,
     )
@@ -130,7 +130,7 @@ def approved(
         give_up()
         call.began_s += time.monotonic() - asked_s
     decision = {**request.to_json(), "asked_at": asked_at, "decided_at": int(time.time()), "decision": verdict}
-    yield Wait(ledger.note(f"{NOTED_AS} {call.id}", json.dumps(decision)), call.left_s)
+    yield Wait(payments.ledger.note(f"{NOTED_AS} {call.id}", json.dumps(decision)), call.left_s)
     if verdict != "approved":
         raise _not_approved(request, verdict, policy.approval_timeout_s)
 

@@ -1,4 +1,4 @@
-"""What happens to a process's money, as typed events: one INFO line each, and objects for whoever listens.
+"""What happens to a process's money, as typed events: one INFO line each, and objects for listeners.
 
 `Payments(on_event=...)` hears of one payer, `listen(...)` of all. Listeners are called in a thread of their own, one
 event after the other: a slow or failing listener never holds up a call. Without listeners there is neither a thread nor

@@ -1,7 +1,7 @@
 """The calls that a gateway has served: which payment paid for them, what they cost, and the hashes of their proofs.
 
-In memory, and only the newest: for whoever looks at the devnet. No client sends its own id of a call to a gateway, so a
-call is found by the hashes that its receipt has.
+In memory, and only the newest: for people who look at the devnet. No client sends its own id of a call to a gateway,
+so a call is found by the hashes that its receipt has.
 """
 
 from __future__ import annotations
