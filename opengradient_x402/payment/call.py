@@ -82,7 +82,7 @@ class Call:
     is_blocking: bool = False
     """Whether the caller waits by blocking its thread."""
     created_at: int = field(default_factory=lambda: int(time.time()))
-    began_s: float = field(default_factory=time.monotonic)
+    began_s: float = field(default_factory=lambda: time.monotonic())  # noqa: PLW0108  (a test may turn the clock)
     process_id: int = field(default_factory=os.getpid)
     """Whose call it is: a forked child that inherits it must neither end nor record it."""
 

@@ -6,11 +6,13 @@ A failing seed says its number, its step and its last steps; `broken_by` with th
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import fields, is_dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -87,6 +89,17 @@ def test_a_seed_makes_the_same_steps_again(folder):
 
     assert list(first.trace) == list(second.trace)
     assert (first.step, first.counted) == (second.step, second.counted)
+
+
+def test_no_class_keeps_a_clock_of_its_own_that_the_simulation_cannot_turn():
+    clocks = (time.time, time.monotonic, time.perf_counter)
+    kept = []
+    with Stage().set_up():
+        modules = [module for name, module in sys.modules.items() if name.startswith("opengradient_x402.")]
+        for made in {made for module in modules for made in vars(module).values() if is_dataclass(made)}:
+            kept += [f"{made}.{field.name}" for field in fields(made) if field.default_factory in clocks]
+
+    assert not kept, "the time since a machine's start would decide what a seed does"
 
 
 @pytest.mark.matrix
