@@ -30,10 +30,10 @@ from langchain_core.tracers.context import register_configure_hook
 
 from langchain_opengradient.blocks import PROVIDER
 from langchain_opengradient.conversions import RECEIPT_KEY, is_from_cache
-from opengradient_x402.ledger.heard import HeardReceipts
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.money import only, shown
 from opengradient_x402.payment.run_limit import RunLimit
+from opengradient_x402.telemetry.heard import HeardReceipts
 from opengradient_x402.telemetry.spans import annotate, openinference
 
 if TYPE_CHECKING:

@@ -22,9 +22,9 @@ from llama_index_instrumentation.event_handlers import BaseEventHandler
 
 from llama_index_opengradient import events
 from llama_index_opengradient.events import ReceiptEvent
-from opengradient_x402.ledger.heard import HeardReceipts
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.payment.run_limit import RunLimit
+from opengradient_x402.telemetry.heard import HeardReceipts
 
 if TYPE_CHECKING:
     from opengradient_x402.ledger.ledger import Ledger

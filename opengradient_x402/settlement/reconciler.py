@@ -30,7 +30,6 @@ from opengradient_x402.errors import (
 )
 from opengradient_x402.ledger.authorizations import Authorization
 from opengradient_x402.ledger.disputes import forged_transaction, settled_elsewhere
-from opengradient_x402.ledger.heard import tell_those_who_heard
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt, transaction_claim
 from opengradient_x402.networks import Network
@@ -46,6 +45,7 @@ from opengradient_x402.settlement.search import (
     settled_nothing_of,
 )
 from opengradient_x402.telemetry import events
+from opengradient_x402.telemetry.heard import tell_those_who_heard
 
 T = TypeVar("T")
 _FIRST_LOOK_S = 0.1
