@@ -157,7 +157,7 @@ _BY_WORDS: Final[tuple[tuple[re.Pattern[str], ErrorKind], ...]] = (
             r"|(prompt|input|request|message|conversation)s? (is|are) too (long|large)"  # Anthropic, Bedrock
             r"|(input )?token count .*exceeds|exceeds the maximum (number of tokens|prompt length)"  # Google
             r"|maximum (prompt|model|input|sequence) length|prompt contains \d+ tokens"  # xAI, vLLM, Mistral
-            r"|prompt exceeds max|max_new_tokens. must be|input token count is \d+ but|string too long"  # GLM, TGI, Google
+            r"|prompt exceeds max|max_new_tokens. must be|input token count is \d+ but|string too long"
             r"|tokens .{0,40}exceeds? (the |max )(model limit|message tokens)|range of input length"  # ByteDance, Qwen
             r"|contextwindowexceeded"  # LiteLLM
             r"|reduce the length of the (messages|prompt|input)|exceeds? .{0,40}(max|limit)[a-z ]* \d+ (input )?tokens"
