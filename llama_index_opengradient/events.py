@@ -1,7 +1,7 @@
 """Receipts as LlamaIndex events.
 
 `SettlementEvent` is dispatched once per paid call, as soon as its payment is known: for a stream that is when
-it opens, so a stream that nobody reads to its end is heard of all the same. What is learned later about the
+it opens, so a stream that nobody reads to its end is reported all the same. What is learned later about the
 same call (its end, tokens, cost) follows as `SettlementUpdateEvent` with the same call id.
 
 Both are dispatched inside the model's own call and in its context, so the active span and the tags of the
@@ -38,7 +38,7 @@ DISPATCHER_NAME: Final = "llama_index_opengradient"
 
 
 class ReceiptEvent(BaseEvent):
-    """What both events share; listen to this type to hear of every state of every receipt."""
+    """What both events share; listen to this type to get every state of every receipt."""
 
     receipt: SettlementReceipt
 
@@ -100,7 +100,7 @@ _blocks: Final[list[tuple[Listener, ...]]] = []
 
 @contextmanager
 def listened_by(listener: Listener) -> Generator[None, None, None]:
-    """`listener` hears the calls of this block too, and those of the tasks and threads that it starts."""
+    """`listener` gets the calls of this block too, and those of the tasks and threads that it starts."""
     listeners = (*listening.get(), listener)
     token = listening.set(listeners)
     _blocks.append(listeners)
@@ -115,7 +115,7 @@ def expect_calls(ledger: Callable[[], Ledger]) -> str:
     """For a model that is about to leave for another process: the group of the calls that it makes there.
 
     They are found by the handlers of this context; where there are none, by those of the only block that listens, and
-    by those that hear the whole process. Empty when nobody listens.
+    by those that listen to the whole process. Empty when nobody listens.
     """
     listeners = listening.get()
     if not listeners and _blocks:
@@ -141,7 +141,7 @@ def _attached() -> Iterable[Any]:
 class ReceiptReporter:
     """Tells everybody who listens of the receipts of one call. Made when the call starts, in its context.
 
-    The context is kept because a call may end elsewhere: an abandoned stream is closed by whoever drops it, in
+    The context is kept because a call may end elsewhere: an abandoned stream is closed where it is dropped, in
     another task or thread, where other tags and spans are active.
     """
 

@@ -106,7 +106,7 @@ class Call:
     recorded: Future[str | None] | None = None
     """Done when the receipt is in the ledger; set with it. The result is the call that the proof came for first."""
     ending: threading.Lock = field(default_factory=threading.Lock, repr=False)
-    """Taken for good by whoever ends the call: a reader, or another thread that closes the stream."""
+    """Taken once, by the one that ends the call: a reader, or another thread that closes the stream."""
 
     @property
     def left_s(self) -> float | None:

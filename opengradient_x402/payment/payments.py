@@ -401,7 +401,7 @@ class Payments(Resident):
         error: str | None = None,
         answer: Answer | None = None,
     ) -> SettlementReceipt | None:
-        """Ends the call: frees its seat, records its receipt, and gives it to whoever ends the call first.
+        """Ends the call: frees its seat, records its receipt, and returns it to the first one that ends the call.
 
         None when nothing was paid, for everybody who comes later (`call.receipt` has it), and in a forked child that
         inherited the call.
