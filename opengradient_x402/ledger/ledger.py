@@ -205,12 +205,18 @@ class Ledger(Resident):
         )
 
     def newest_receipts(
-        self, most: int, *, since: int = 0, payer: str | None = None, status: ReceiptStatus | None = None
+        self,
+        most: int,
+        *,
+        since: int = 0,
+        payer: str | None = None,
+        status: ReceiptStatus | None = None,
+        run: str | None = None,
     ) -> Future[list[SettlementReceipt]]:
         """At most so many receipts, the newest of those that are asked for, oldest first."""
         payer, wanted = _wallet(payer), None if status is None else status.value
         return self.read(
-            lambda book, conn: book.newest_receipts(conn, since=since, payer=payer, status=wanted, most=most)
+            lambda book, conn: book.newest_receipts(conn, since=since, payer=payer, status=wanted, run=run, most=most)
         )
 
     def receipts_beginning(self, call_id: str, *, most: int = 2) -> Future[list[SettlementReceipt]]:

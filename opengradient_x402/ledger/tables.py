@@ -114,8 +114,10 @@ calls = sa.Table(
     # Derived from the receipt, to find it by
     sa.Column("payer", sa.Text),
     sa.Column("status", sa.Text),
+    sa.Column("run", sa.Text),
     sa.Index("calls_of_payer", "payer", "sequence"),
     sa.Index("calls_of_status", "status", "sequence"),
+    sa.Index("calls_of_run", "run", "sequence"),
 )
 
 pins = sa.Table(
