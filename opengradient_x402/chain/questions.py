@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from opengradient_x402.addresses import address_word, checksum_address
+from opengradient_x402.addresses import address_word, checksum_address, uint_word
 from opengradient_x402.chain.node import Question, RpcRequest
 from opengradient_x402.chain.readers import AsyncChainReader, ChainReader
 from opengradient_x402.errors import RpcError
@@ -128,14 +128,14 @@ def code_of(owner: str) -> Question[bytes]:
 
 def nonce_used(permit2: str, owner: str, nonce: int) -> Question[bool]:
     """Whether a Permit2 nonce is spent: settled or cancelled (bit `nonce & 255` of word `nonce >> 8`)."""
-    word = (nonce >> 8).to_bytes(32, "big")
+    word = uint_word(nonce >> 8)
     bitmap = yield from _call_word(permit2, _NONCE_BITMAP, address_word(owner) + word)
     return bool(bitmap >> (nonce & 255) & 1)
 
 
 def authorization_state(token: str, authorizer: str, nonce: int) -> Question[bool]:
     """Whether an EIP-3009 nonce is spent: settled or cancelled."""
-    arguments = address_word(authorizer) + nonce.to_bytes(32, "big")
+    arguments = address_word(authorizer) + uint_word(nonce)
     return bool((yield from _call_word(token, _AUTHORIZATION_STATE, arguments)))
 
 

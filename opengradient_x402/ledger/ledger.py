@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from opengradient_x402.addresses import checksum_address
+from opengradient_x402.effects import when_done
 from opengradient_x402.errors import ConfigurationError, LedgerUnavailable
 from opengradient_x402.ledger import place
 from opengradient_x402.ledger.authorizations import Authorization, Budget
@@ -122,16 +123,16 @@ class Ledger(Resident):
                 future = self.submit(
                     lambda book, conn: book.record_call(conn, receipt), otherwise=_ONLY_THIS, record=(receipt, text)
                 )
-                return _when_done(future, lambda: self.under_way.end(call_id))
+                return when_done(future, lambda: self.under_way.end(call_id))
         written = None if self._closed else self._recorder.write(receipt, text)
         if written is None:
             is_kept = journal.keep(call_id, text)
             otherwise = journal.promise if is_kept else _ONLY_THIS
             future = self.submit(lambda book, conn: book.record_call(conn, receipt), otherwise=otherwise)
             if not is_kept:
-                return _when_done(future, lambda: self.under_way.end(call_id))
+                return when_done(future, lambda: self.under_way.end(call_id))
             self.under_way.end(call_id)
-            return _when_done(future, lambda: journal.drop(call_id))
+            return when_done(future, lambda: journal.drop(call_id))
         self.under_way.end(call_id)
         if self._recorder.written % CHECKPOINT_EVERY == 0:
             self.note("receipts written", str(self._recorder.written))
@@ -439,12 +440,6 @@ class Ledger(Resident):
         # Forgotten without close(): its thread ends with it. At exit the process ends it, in its turn.
         self._finalizer = weakref.finalize(self, self._queue.put, CLOSED)
         self._finalizer.atexit = False
-
-
-def _when_done(future: Future[T], then: Callable[[], object]) -> Future[T]:
-    """The same future; `then` is called when it is done without an error."""
-    future.add_done_callback(lambda done: None if done.cancelled() or done.exception() else then())
-    return future
 
 
 def _wallet(payer: str | None) -> str | None:

@@ -6,7 +6,6 @@ sessions, which each know one thing. Anything slow is a `Future`, for sync and a
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import threading
@@ -29,7 +28,7 @@ from opengradient_x402.errors import (
     PaidButFailed,
     PaymentOutcomeUnknown,
 )
-from opengradient_x402.ledger.authorizations import Authorization, Budget, SignedTerms
+from opengradient_x402.ledger.authorizations import Authorization, Budget, SignedTerms, authorization_id
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.ledger.recorder import CallUnderWay
@@ -286,7 +285,7 @@ class Payments(Resident):
             return replace(earlier, endpoint=endpoint, signed=to_sign)
         nonce = self.signer.nonce_for(call.id)
         return Authorization(
-            id=_authorization_id(self.network, self.payer, nonce),
+            id=authorization_id(self.network.caip2, self.payer, nonce),
             call_id=call.id,
             network=self.network.caip2,
             payer=self.payer,
@@ -444,12 +443,6 @@ class Payments(Resident):
         return replace(
             receipt, estimated_cost_atomic=usd_to_atomic(usd, asset_usd=asset_usd, decimals=self.network.asset.decimals)
         )
-
-
-def _authorization_id(network: Network, payer: str, nonce: int) -> str:
-    """One id for one nonce: whatever is signed under it, the chain settles it at most once."""
-    content = f"{network.caip2} {payer} {nonce}"
-    return "auth_" + hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
 def _report_lost_record(future: Future[str | None]) -> None:
