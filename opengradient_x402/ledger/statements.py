@@ -442,7 +442,7 @@ def _chosen(
     if payer is not None:
         conditions.append(calls.c.payer == payer)
     if status is not None:
-        conditions.append(calls.c.status == status)
+        conditions.append(calls.c.status == str(status))
     if run is not None:
         conditions.append(calls.c.run == run)
     return conditions
