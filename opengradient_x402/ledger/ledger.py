@@ -208,7 +208,7 @@ class Ledger(Resident):
     def newest_receipts(
         self, most: int, *, since: int = 0, payer: str | None = None, status: str | None = None, run: str | None = None
     ) -> Future[list[SettlementReceipt]]:
-        """At most so many receipts, the newest of those that are asked for (`status`: a ReceiptStatus), oldest first."""
+        """At most so many receipts, the newest that are asked for (`status`: a ReceiptStatus); oldest first."""
         payer = _wallet(payer)
         return self.read(
             lambda book, conn: book.newest_receipts(conn, since=since, payer=payer, status=status, run=run, most=most)
