@@ -26,6 +26,7 @@ from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.callbacks.manager import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, LLMResult
+from langchain_core.runnables.config import var_child_runnable_config
 from langchain_core.tracers.context import register_configure_hook
 
 from langchain_opengradient.blocks import PROVIDER
@@ -203,20 +204,25 @@ def get_settlement_callback() -> Iterator[SettlementCallbackHandler]:
 class SettlementReport:
     """One call's way to the handlers of its run, whatever core tells them. Made when the call begins."""
 
-    __slots__ = ("_handlers", "_run_id", "receipt")
+    __slots__ = ("_handlers", "_outermost", "_run_id", "receipt")
 
     def __init__(self, run_manager: CallbackManagerForLLMRun | AsyncCallbackManagerForLLMRun | None) -> None:
         # Read now: a dropped async stream is closed later, by the event loop, in somebody else's context.
         listening = _announced.get() if run_manager is None else run_manager.handlers
         found = [handler for handler in (*listening, _active.get()) if isinstance(handler, SettlementCallbackHandler)]
         self._handlers = tuple(dict.fromkeys(found))
-        self._run_id = _traced_run.get() if run_manager is None else run_manager.run_id
+        self._run_id, parent = _run.get() if run_manager is None else (run_manager.run_id, run_manager.parent_run_id)
+        self._outermost = _RUNS.outermost_above(parent)
         self.receipt: SettlementReceipt | None = None
 
     def begin(self) -> dict[str, Any]:
-        """What the gateway client is told about the listeners: where the receipt goes, and the limits of the runs."""
+        """What the gateway client is told: where the receipt goes, the limits of the runs, and the outermost one."""
         limits = [handler.run_limit for handler in self._handlers if handler.run_limit is not None]
-        return {"on_receipt": self._receive, "limits": limits}
+        return {
+            "on_receipt": self._receive,
+            "limits": limits,
+            "run": None if self._outermost is None else str(self._outermost),
+        }
 
     def attach(self, error: BaseException) -> None:
         """Put the receipt on a cancellation, which core shows to the handlers and knows nothing about."""
@@ -249,25 +255,54 @@ def expect_call() -> None:
     Core asks a model for its parameters, tells the handlers that the call starts, and makes it, in one context.
     """
     _announced.set(())
-    if openinference("langchain") is not None:
-        _traced_run.set(None)
-        _watch.set(_WATCH)
+    _run.set((None, None))
 
 
-class _RunWatch(BaseCallbackHandler):
-    """Keeps the id of the run that core is about to make, where spans are found by it: it streams without a manager."""
+class _Runs(BaseCallbackHandler):
+    """Knows the outermost run of every run that is under way, of which core tells a model only the nearest.
+
+    It hears all chains, tools and retrievers of the process. What never ends (a dropped stream) is forgotten in time.
+    """
 
     run_inline = True
+    ignore_llm = ignore_retry = ignore_custom_event = True
 
-    def on_chat_model_start(self, *_: Any, run_id: UUID, **__: Any) -> None:
-        """Core makes the call next."""
-        _traced_run.set(run_id)
+    def __init__(self) -> None:
+        self._outermost: dict[UUID, UUID] = {}
+
+    def outermost_above(self, parent_run_id: UUID | None) -> UUID | None:
+        """The outermost run of what has this parent; None for what no run made.
+
+        Core knows no parent where a run gives its calls callbacks of their own: then the context knows it.
+        """
+        if parent_run_id is None and (config := var_child_runnable_config.get()) is not None:
+            parent_run_id = getattr(config.get("callbacks"), "parent_run_id", None)
+        return None if parent_run_id is None else self._outermost.get(parent_run_id, parent_run_id)
+
+    def on_chat_model_start(self, *_: Any, run_id: UUID, parent_run_id: UUID | None = None, **__: Any) -> None:
+        """Core makes the call next, perhaps without a run manager."""
+        _run.set((run_id, parent_run_id))
+
+    def on_chain_start(self, *_: Any, run_id: UUID, parent_run_id: UUID | None = None, **__: Any) -> None:
+        """A run begins; what it starts has the same outermost run."""
+        self._outermost[run_id] = self.outermost_above(parent_run_id) or run_id
+        while len(self._outermost) > _MOST_RUNS:
+            self._outermost.pop(next(iter(self._outermost), run_id), None)
+
+    def on_chain_end(self, *_: Any, run_id: UUID, **__: Any) -> None:
+        """It has ended."""
+        self._outermost.pop(run_id, None)
+
+    on_tool_start = on_retriever_start = on_chain_start
+    on_chain_error = on_tool_end = on_tool_error = on_retriever_end = on_retriever_error = on_chain_end
 
 
-_WATCH: Final = _RunWatch()
-_watch: ContextVar[_RunWatch | None] = ContextVar("opengradient_run_watch", default=None)
-_traced_run: ContextVar[UUID | None] = ContextVar("opengradient_traced_run", default=None)
-register_configure_hook(_watch, inheritable=False)
+_MOST_RUNS: Final = 10_000
+_RUNS: Final = _Runs()
+_run: ContextVar[tuple[UUID | None, UUID | None]] = ContextVar("opengradient_run_of_call", default=(None, None))
+"""The run of the call that core is about to make, and the one that it belongs to."""
+# Every run of the process has it: a call is the innermost of its runs, and has to know the outermost.
+register_configure_hook(ContextVar("opengradient_runs", default=_RUNS), inheritable=True)
 
 _announced: ContextVar[tuple[SettlementCallbackHandler, ...]] = ContextVar("opengradient_announced", default=())
 """The handlers that were told of the call that core is about to make: it streams without a run manager."""

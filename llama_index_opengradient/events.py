@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 from llama_index_instrumentation import get_dispatcher
 from llama_index_instrumentation.base import BaseEvent
 
+from llama_index_opengradient.runs import RUN_ID_TAG, current_run
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.payment.run_limit import RunLimit
 from opengradient_x402.telemetry.spans import annotate, openinference
@@ -30,9 +31,6 @@ if TYPE_CHECKING:
     from opengradient_x402.ledger.ledger import Ledger
 
 _logger = logging.getLogger(__name__)
-
-RUN_ID_TAG: Final = "llamaindex.run_id"
-"""The tag under which llama-index-workflows names the run of an agent or workflow."""
 
 DISPATCHER_NAME: Final = "llama_index_opengradient"
 
@@ -151,13 +149,18 @@ class ReceiptReporter:
         self._span = None if tracing is None else tracing.get_current_span()
         self._listeners = tuple(listeners)
         self._handlers = listening.get()
+        self._run = current_run()
         self._told: SettlementReceipt | None = None
 
     @property
     def options(self) -> dict[str, Any]:
-        """What the gateway client is told: where the receipt goes, and the limits of the runs that make the call."""
+        """What the gateway client is told: where the receipt goes, the limits of the runs, and the run of the call."""
         limits = [getattr(handler, "run_limit", None) for handler in (*self._handlers, *_attached())]
-        return {"on_receipt": self, "limits": [one for one in dict.fromkeys(limits) if isinstance(one, RunLimit)]}
+        return {
+            "on_receipt": self,
+            "limits": [one for one in dict.fromkeys(limits) if isinstance(one, RunLimit)],
+            "run": self._run,
+        }
 
     def __call__(self, receipt: SettlementReceipt | None) -> None:
         """Tell of a receipt, unless there is none or this very state of it was told. Never raises.

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from opengradient_x402.settlement_mode import SettlementMode
     from opengradient_x402.signer import Keystore, LocalSigner, Signer
     from opengradient_x402.telemetry.events import Event, listen
+    from opengradient_x402.telemetry.runs import named_run
 
 _HOMES = {
     "ApprovalRequest": "payment.policy",
@@ -77,6 +78,7 @@ _HOMES = {
     "export_bundle": "proofs.verification",
     "listen": "telemetry.events",
     "load_network": "networks",
+    "named_run": "telemetry.runs",
     "receipt_of": "settlement.restored",
     "verify_bundle": "proofs.verification",
 }
@@ -120,6 +122,7 @@ __all__ = [
     "export_bundle",
     "listen",
     "load_network",
+    "named_run",
     "receipt_of",
     "verify_bundle",
 ]

@@ -30,7 +30,7 @@ from opengradient_x402.ledger import place
 from opengradient_x402.ledger.authorizations import Authorization, Budget
 from opengradient_x402.ledger.journal import Journal
 from opengradient_x402.ledger.place import as_url, beside, is_in_memory, location, sqlite_file, without_password
-from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt
+from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.ledger.recorder import CHECKPOINT_EVERY, ENDED, Recorder, UnderWay
 from opengradient_x402.ledger.writer import CLOSED, Job, Rest, Writer
 from opengradient_x402.process import Ending, Resident, belongs
@@ -206,12 +206,12 @@ class Ledger(Resident):
         )
 
     def newest_receipts(
-        self, most: int, *, since: int = 0, payer: str | None = None, status: ReceiptStatus | None = None
+        self, most: int, *, since: int = 0, payer: str | None = None, status: str | None = None, run: str | None = None
     ) -> Future[list[SettlementReceipt]]:
-        """At most so many receipts, the newest of those that are asked for, oldest first."""
-        payer, wanted = _wallet(payer), None if status is None else status.value
+        """At most so many receipts, the newest that are asked for (`status`: a ReceiptStatus); oldest first."""
+        payer = _wallet(payer)
         return self.read(
-            lambda book, conn: book.newest_receipts(conn, since=since, payer=payer, status=wanted, most=most)
+            lambda book, conn: book.newest_receipts(conn, since=since, payer=payer, status=status, run=run, most=most)
         )
 
     def receipts_beginning(self, call_id: str, *, most: int = 2) -> Future[list[SettlementReceipt]]:

@@ -93,6 +93,11 @@ class SettlementReceipt(_Followed):
     endpoint: str
     model: str
     settlement_mode: str
+    run: str | None = None
+    """The run that made the call: the name that `named_run` gave, else the framework's id of the outermost run.
+
+    None for a call that no run made, and for one whose process was killed before the call had ended.
+    """
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     error: str | None = None

@@ -49,7 +49,7 @@ def _given(*names: str) -> dict[str, sa.BindParameter[Any]]:
     return {name: sa.bindparam(name) for name in names}
 
 
-_CALL = ("authorization_id", "created_at", "receipt", "payer", "status")
+_CALL = ("authorization_id", "created_at", "receipt", "payer", "status", "run")
 _THIS_CALL = calls.c.call_id == sa.bindparam("wanted")
 _UPDATE_CALL = calls.update().where(_THIS_CALL).values(_given(*_CALL))
 _INSERT_CALL = calls.insert().values(_given("call_id", *_CALL))
@@ -347,9 +347,9 @@ class Book:
         return [receipt_in(receipt) for _, receipt in rows]
 
     def newest_receipts(
-        self, conn: Connection, *, since: int, payer: str | None, status: str | None, most: int
+        self, conn: Connection, *, since: int, payer: str | None, status: str | None, run: str | None, most: int
     ) -> list[SettlementReceipt]:
-        query = sa.select(calls.c.receipt).where(*_chosen(since=since, payer=payer, status=status))
+        query = sa.select(calls.c.receipt).where(*_chosen(since=since, payer=payer, status=status, run=run))
         rows = conn.execute(query.order_by(calls.c.sequence.desc()).limit(most)).scalars().all()
         return [receipt_in(receipt) for receipt in reversed(rows)]
 
@@ -434,11 +434,15 @@ def _beginning(prefix: str) -> sa.Select[Any]:
     return sa.select(pins).where(pins.c.key > prefix, pins.c.key < prefix + "~")
 
 
-def _chosen(*, since: int, payer: str | None = None, status: str | None = None) -> list[sa.ColumnElement[bool]]:
+def _chosen(
+    *, since: int, payer: str | None = None, status: str | None = None, run: str | None = None
+) -> list[sa.ColumnElement[bool]]:
     """What picks the calls that are asked for. Without a time all are, and no index by time misleads the planner."""
     conditions = [calls.c.created_at >= since] if since > 0 else []
     if payer is not None:
         conditions.append(calls.c.payer == payer)
     if status is not None:
-        conditions.append(calls.c.status == status)
+        conditions.append(calls.c.status == str(status))
+    if run is not None:
+        conditions.append(calls.c.run == run)
     return conditions

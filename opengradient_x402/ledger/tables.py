@@ -116,8 +116,10 @@ calls = sa.Table(
     # Derived from the receipt, to find it by
     sa.Column("payer", sa.Text),
     sa.Column("status", sa.Text),
+    sa.Column("run", sa.Text),
     sa.Index("calls_of_payer", "payer", "sequence"),
     sa.Index("calls_of_status", "status", "sequence"),
+    sa.Index("calls_of_run", "run", "sequence"),
 )
 
 pins = sa.Table(
@@ -358,6 +360,7 @@ def row_of_call(receipt: SettlementReceipt) -> dict[str, Any]:
         "receipt": json.dumps(receipt.to_json()),
         "payer": receipt.payer,
         "status": receipt.status.value,
+        "run": receipt.run,
     }
 
 

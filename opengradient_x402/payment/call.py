@@ -35,6 +35,7 @@ from opengradient_x402.payment.run_limit import RunLimit
 from opengradient_x402.payment.sessions import SESSION_HEADER, PaidSession
 from opengradient_x402.process import Ending, Resident, belongs
 from opengradient_x402.strict_json import whole_characters
+from opengradient_x402.telemetry.runs import name_of_run
 from opengradient_x402.telemetry.spans import HTTP_TRACER, unpaid
 
 
@@ -72,6 +73,8 @@ class Call:
     base_url: str = ""
     """The gateway that was asked last."""
     settlement_mode: str = ""
+    run: str | None = None
+    """The run that makes it, if any."""
     timeout_s: float | None = None
     prompt_bytes: int = 0
     max_tokens: int | None = None
@@ -118,7 +121,7 @@ class Call:
         """The call of a request that no gateway client made; the first request of a call begins it."""
         call = request.extensions.get(_EXTENSION)
         if not isinstance(call, Call):
-            call = request.extensions[_EXTENSION] = cls(is_blocking=is_blocking)
+            call = request.extensions[_EXTENSION] = cls(is_blocking=is_blocking, run=name_of_run())
         return call
 
 
@@ -154,6 +157,7 @@ def build_receipt(
         **receipt_fields(authorization),
         model=answer.model or call.model or authorization.model,
         settlement_mode=call.settlement_mode or authorization.settlement_mode,
+        run=call.run,
         prompt_tokens=usage.prompt_tokens if usage else None,
         completion_tokens=usage.completion_tokens if usage else None,
         cost_atomic=_cost(call, authorization, answer, asset),

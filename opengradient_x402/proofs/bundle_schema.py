@@ -102,6 +102,7 @@ class ReceiptShape(_Settlement):
     status: Literal["authorized", "served", "settled", "expired", "cancelled", "disputed"]
     created_at: _Count
     outcome: str
+    run: str | _Unknown = None
     scheme: Literal["upto", "exact"]
     asset: _Address
     payee: _Address
