@@ -29,15 +29,8 @@ from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.networks import ChainContract, Network
 from opengradient_x402.proofs.attestation import TeeProof, is_signed_by, tee_id
 from opengradient_x402.proofs.bundle import Case, Contents, DataPlace
-from opengradient_x402.proofs.data_settlement import (
-    batch_findings,
-    individual_findings,
-    private_finding,
-    read_blob,
-)
-from opengradient_x402.proofs.findings import Finding, Proven, Read, Refuted, Stated, Statement, Undecided
-from opengradient_x402.proofs.nitro import DocumentVerdict, check_document
-from opengradient_x402.proofs.receipt_checks import (
+from opengradient_x402.proofs.checks.completeness import Claim
+from opengradient_x402.proofs.checks.receipts import (
     differences,
     dispute_findings,
     foreign,
@@ -48,6 +41,14 @@ from opengradient_x402.proofs.receipt_checks import (
     signature_finding,
     told_finding,
 )
+from opengradient_x402.proofs.data_settlement import (
+    batch_findings,
+    individual_findings,
+    private_finding,
+    read_blob,
+)
+from opengradient_x402.proofs.findings import Finding, Proven, Read, Refuted, Stated, Statement, Undecided
+from opengradient_x402.proofs.nitro import DocumentVerdict, check_document
 from opengradient_x402.settlement.recognition import (
     SettlementFound,
     diverted_settlement,
@@ -57,9 +58,6 @@ from opengradient_x402.settlement.recognition import (
 )
 from opengradient_x402.settlement.search import nonce_of
 from opengradient_x402.settlement_mode import SettlementMode
-
-Claim = tuple[str, int]
-"""A transfer on chain: its transaction, and the index of its log."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,9 +26,9 @@ from opengradient_x402.ledger.authorizations import SignedTerms
 from opengradient_x402.payment.payments import Payments
 from opengradient_x402.payment.wallet import Wallet
 from opengradient_x402.proofs.bundle import Bundle, Record
+from opengradient_x402.proofs.export import export_bundle
 from opengradient_x402.proofs.findings import Statement
 from opengradient_x402.proofs.history import IN_HISTORY, described, leaf_hash
-from opengradient_x402.proofs.verification import export_bundle
 from opengradient_x402.settlement.reconciler import Reconciler
 from opengradient_x402.signer import LocalSigner, Signer
 from support.ledger_rows import entry

@@ -21,7 +21,7 @@ from opengradient_x402.errors import (
     PolicyRefused,
 )
 from opengradient_x402.payment.policy import SpendPolicy
-from opengradient_x402.proofs.verification import export_bundle
+from opengradient_x402.proofs.export import export_bundle
 from support.payers import PROMPT, async_client_for, client_for, payments_for
 
 pytestmark = pytest.mark.devnet(schemes=[Scheme.BATCH_SETTLEMENT])

@@ -15,11 +15,12 @@ from opengradient_x402.chain.sources import Sources
 from opengradient_x402.effects import Steps
 from opengradient_x402.errors import ChainUnavailable
 from opengradient_x402.networks import Network
-from opengradient_x402.proofs.audit import Claim
 from opengradient_x402.proofs.findings import Finding, Read, Refuted, Stated, Statement, Undecided
 from opengradient_x402.settlement.recognition import AUTHORIZATION_USED, TRANSFER, address_topic, settled_transfers
 
 _SHOWN: Final = 5
+Claim = tuple[str, int]
+"""A transfer on chain: its transaction, and the index of its log."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
