@@ -15,13 +15,25 @@ from opengradient_x402.chain.eip712 import payment_digest, payment_document
 from opengradient_x402.chain.node import alook_up, look_up
 from opengradient_x402.chain.questions import Question, block, block_before
 from opengradient_x402.chain.sources import Sources
+from opengradient_x402.channels.book import ChannelBook
+from opengradient_x402.channels.channel import Channel, Voucher
+from opengradient_x402.channels.events import ChannelMove, moves_of
+from opengradient_x402.channels.shown import EventPlace, ShownChannel
 from opengradient_x402.effects import Steps, Wait
 from opengradient_x402.ledger.authorizations import Authorization
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.networks import Network
 from opengradient_x402.proofs.audit import audit
-from opengradient_x402.proofs.bundle import Attested, Bundle, Case, Contents, cases_of, describe, places_of
+from opengradient_x402.proofs.bundle import (
+    Attested,
+    Bundle,
+    Case,
+    Contents,
+    cases_of,
+    describe,
+    places_of,
+)
 from opengradient_x402.proofs.checks.completeness import Period
 from opengradient_x402.proofs.checks.receipts import readable_proof
 from opengradient_x402.proofs.data_settlement import find_data_settlements
@@ -38,8 +50,8 @@ def export_bundle(
 ) -> Bundle:
     """The bundle of all receipts of a network since a time, signed when a signer is given.
 
-    A session's calls belong together: those of a session that began earlier are included. Calls on payment channels are
-    not: no transaction of the chain is theirs alone. Raises ChainUnavailable, LedgerUnavailable.
+    A session's calls belong together: those of a session that began earlier are included. So are all calls of a payment
+    channel. Raises ChainUnavailable, LedgerUnavailable.
     """
     return look_up(_bundled(ledger, network=network, since=since, payer=payer, signer=signer))
 
@@ -55,7 +67,7 @@ def _bundled(
     ledger: Ledger, *, network: Network, since: int, payer: str | None, signer: Signer | None
 ) -> Steps[Bundle]:
     known: list[Authorization] = yield Wait(ledger.authorizations(payer=payer, network=network.caip2))
-    entries = [entry for entry in known if entry.asset == network.asset.address and entry.terms.scheme != SCHEME]
+    entries = [_uncharged(entry) for entry in known if entry.asset == network.asset.address]
     recent: list[SettlementReceipt] = yield Wait(ledger.receipts(since=since, payer=payer))
     everything: list[SettlementReceipt] = yield Wait(ledger.receipts(payer=payer))
     evidence = Evidence()
@@ -63,11 +75,15 @@ def _bundled(
     wanted = {receipt.authorization_id for receipt in recent}
     if period is not None:  # the file says that it has all settlements of these blocks
         wanted |= {entry.id for entry in entries if (entry.block_number or -1) >= period.from_block}
+    used = {_channel_of(entry) for entry in entries if entry.id in wanted} - {None}
+    wanted |= {entry.id for entry in entries if _channel_of(entry) in used}
     receipts = [receipt for receipt in everything if receipt.authorization_id in wanted]
     cases = tuple(_with_signature(case, network, signer) for case in cases_of(entries, receipts))
+    cases, channels = yield from _with_channels(cases, ledger, network)
     included = [receipt for case in cases for receipt in case.receipts]
     places = places_of((yield from find_data_settlements(included, network=network, sources=Sources())))
-    contents = Contents(cases=cases, data_places=places, attestations=(yield from _attestations(ledger, included)))
+    attestations = yield from _attestations(ledger, included)
+    contents = Contents(cases=cases, data_places=places, attestations=attestations, channels=channels)
     yield from audit(contents, network=network, sources=Recorded(evidence))
     records = contents.records()
     kept = [record for record in records if record.kind in IN_HISTORY]
@@ -80,6 +96,58 @@ def _bundled(
         history=described(history.leaves, history.places, history.sizes),
     )
     return bundle if signer is None else bundle.signed(signer)
+
+
+def _uncharged(entry: Authorization) -> Authorization:
+    """Without what a gateway says that a voucher was charged: that stands with the voucher."""
+    return replace(entry, status="signed", settled_atomic=None) if entry.status == "charged" else entry
+
+
+def _channel_of(entry: Authorization) -> str | None:
+    return f"0x{entry.nonce:064x}" if entry.terms.scheme == SCHEME else None
+
+
+def _with_channels(
+    cases: tuple[Case, ...], ledger: Ledger, network: Network
+) -> Steps[tuple[tuple[Case, ...], tuple[ShownChannel, ...]]]:
+    """The cases with their vouchers, and the channels, with all events since the first call on any of them."""
+    ids = list(dict.fromkeys(name for case in cases if (name := _channel_of(case.entry)) is not None))
+    if not ids:
+        return cases, ()
+    book = ChannelBook(ledger)
+    vouchers: dict[str, Voucher] = yield Wait(book.vouchers(ids))
+    known: list[Channel] = yield Wait(book.channels(network=network.caip2))
+    first_s = min(case.entry.signed_at for case in cases if _channel_of(case.entry) is not None)
+    moves = yield from Sources().ask(network, _moves_since(first_s - CLOCK_MARGIN_S, ids))
+    shown = tuple(_shown(channel, moves) for channel in known if channel.id in ids)
+    return tuple(replace(case, voucher=vouchers.get(case.entry.id)) for case in cases), shown
+
+
+def _moves_since(since_s: int, ids: Sequence[str]) -> Question[list[ChannelMove]]:
+    head = yield from block()
+    start = yield from block_before(since_s, head=head)
+    return (yield from moves_of(ids, from_block=start, to_block=head.number))
+
+
+def _shown(channel: Channel, moves: Sequence[ChannelMove]) -> ShownChannel:
+    own = [move for move in moves if move.channel_id == channel.id]
+    sums = {
+        kind: sum(move.amount_atomic for move in own if move.kind == kind) for kind in ("deposit", "claim", "return")
+    }
+    return ShownChannel(
+        id=channel.id,
+        payer=channel.payer,
+        payer_authorizer=channel.payer_authorizer,
+        receiver=channel.receiver,
+        receiver_authorizer=channel.receiver_authorizer,
+        asset=channel.asset,
+        withdraw_delay_s=channel.withdraw_delay_s,
+        salt=channel.salt,
+        deposited_atomic=sums["deposit"],
+        claimed_atomic=sums["claim"],
+        returned_atomic=sums["return"],
+        events=tuple(EventPlace(tx_hash=move.log.tx_hash, log_index=move.log.log_index) for move in own),
+    )
 
 
 def _attestations(ledger: Ledger, receipts: Sequence[SettlementReceipt]) -> Steps[tuple[Attested, ...]]:

@@ -20,7 +20,7 @@ from opengradient_x402.networks import PRESETS, Network, with_node
 from opengradient_x402.proofs.audit import Audit, audit, description_of
 from opengradient_x402.proofs.bundle import ABOUT, Bundle, Contents, describe, maker_finding, network_of
 from opengradient_x402.proofs.bundle_schema import check_shape
-from opengradient_x402.proofs.checks.completeness import Period, completeness, stated_completeness
+from opengradient_x402.proofs.checks.completeness import Explained, Period, completeness, stated_completeness
 from opengradient_x402.proofs.evidence import Evidence, Replayed
 from opengradient_x402.proofs.findings import (
     Finding,
@@ -238,8 +238,16 @@ def _viewed(
     seen: Audit = yield from audit(contents, network=network, sources=sources, pcr_hashes=pcr_hashes)
     if period is None:
         return seen.findings + stated_completeness(contents.payers, None)
-    complete = yield from completeness(contents.payers, period, seen.claims, network=network, sources=sources)
-    return seen.findings + complete
+    found = list(seen.findings)
+    for payer in contents.payers:
+        own = [channel.id for channel in contents.channels if channel.payer == payer]
+        explained = Explained(
+            claims=seen.claims,
+            channels=own,
+            unexplained={name: amount for name, amount in seen.unexplained.items() if name in own},
+        )
+        found.append((yield from completeness(payer, period, explained, network=network, sources=sources)))
+    return found
 
 
 def _agreed(views: Sequence[list[Finding]]) -> list[Finding]:
