@@ -393,7 +393,7 @@ def _check_channels(bundle: Bundle) -> None:
         schemes = {terms["scheme"] == SCHEME for terms in body["signed"]}
         if schemes != {"voucher" in body}:
             raise ValueError(
-                f"the authorization {body['id']} has a voucher and no channel, or a channel and no voucher"
+                f"the authorization {body['id']} has only one of voucher and payment channel"
             )
         if "voucher" in body:
             used.add(channel_id_of(body))

@@ -11,6 +11,7 @@ from hashlib import sha256
 import pytest
 import rfc8785
 
+from opengradient_devnet import Scheme
 from opengradient_x402.errors import BundleUnreadable, ConfigurationError, OpenGradientError
 from opengradient_x402.networks import PRESETS
 from opengradient_x402.proofs.bundle import Bundle, Contents, Record, cases_of, describe
@@ -20,6 +21,8 @@ from support.forging import HASH, OTHER, World, forge
 from support.ledger_rows import entry, served
 from support.node import serving
 from support.payers import network_of
+
+pytestmark = pytest.mark.devnet(schemes=[Scheme.UPTO, Scheme.BATCH_SETTLEMENT])
 
 
 def about(verification: Verification, statement: Statement) -> list[Finding]:
