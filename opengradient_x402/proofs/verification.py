@@ -252,17 +252,16 @@ def _viewed(
 
 def _agreed(views: Sequence[list[Finding]]) -> list[Finding]:
     """What all nodes say alike; where they differ, nobody knows."""
-    others = [{(finding.statement, finding.about): finding for finding in view} for view in views[1:]]
-    return [
-        _together(finding, [view.get((finding.statement, finding.about)) for view in others]) for finding in views[0]
-    ]
+    said = [{(finding.statement, finding.about): finding for finding in view} for view in views]
+    keys = dict.fromkeys(key for view in said for key in view)
+    return [_together(*key, [view.get(key) for view in said]) for key in keys]
 
 
-def _together(first: Finding, others: Sequence[Finding | None]) -> Finding:
-    said = [first, *others]
-    if any(type(other) is not type(first) for other in others):
+def _together(statement: Statement, about: str, said: Sequence[Finding | None]) -> Finding:
+    first = said[0]
+    if first is None or any(type(other) is not type(first) for other in said[1:]):
         why = "the nodes disagree: " + "; ".join("nothing" if one is None else f"{one.kind}, {one.why}" for one in said)
-        return Undecided(statement=first.statement, about=first.about, why=why)
+        return Undecided(statement=statement, about=about, why=why)
     if isinstance(first, Read):
         return replace(first, source=_joined([one.source for one in said if isinstance(one, Read)]))
     if isinstance(first, Proven) and first.owner is not None:
