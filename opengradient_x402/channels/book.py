@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _NUMBERS = ("salt", "charged_atomic", "signed_atomic", "balance_atomic", "claimed_atomic")
 """Kept as text: they fit no database integer."""
+_STATES = ("newest", "included", "final")
 _AS_BEFORE = "The channel is as it was before; the chain says what was taken."
 
 
@@ -197,6 +198,14 @@ class ChannelBook:
         """The vouchers of which the chain has not said the last word, by channel, oldest first; and the newest."""
         return self._ledger.read(
             lambda _book, conn: {each: _vouchers(conn, each, "newest", "included") for each in channel_ids}
+        )
+
+    def vouchers(self, channel_ids: Sequence[str]) -> Future[dict[str, Voucher]]:
+        """All vouchers of these channels, by the authorization that each belongs to."""
+        return self._ledger.read(
+            lambda _book, conn: {
+                voucher.authorization_id: voucher for each in channel_ids for voucher in _vouchers(conn, each, *_STATES)
+            }
         )
 
     def finish(self, authorization_ids: Sequence[str]) -> Future[None]:

@@ -40,9 +40,13 @@ def judge(
     claimed = state.claimed_atomic
     is_empty = state.balance_atomic <= claimed and channel.deposit is None
     taken: dict[str, Taken] = {}
+    counted = 0
     for voucher in vouchers:
         if claimed >= voucher.end_atomic or is_empty:
-            amount = min(claimed, voucher.end_atomic) - voucher.base_atomic
+            end = min(claimed, voucher.end_atomic)
+            # Two calls whose answers were lost may begin at the same sum: what was claimed is counted for one of them.
+            amount = end - max(voucher.base_atomic, counted)
+            counted = max(counted, end)
             taken[voucher.authorization_id] = Taken(amount_atomic=max(0, amount))
     explained = max([channel.charged_atomic, *(voucher.end_atomic for voucher in vouchers)])
     if vouchers and claimed > explained:
@@ -52,7 +56,9 @@ def judge(
             f"{write(explained)}: {write(excess)} too much. If another process used this key with a ledger of its own, "
             "its calls are missing here; otherwise this is an overcharge."
         )
-        taken[last.authorization_id] = Taken(amount_atomic=last.end_atomic - last.base_atomic + excess, dispute=text)
+        taken[last.authorization_id] = Taken(
+            amount_atomic=taken[last.authorization_id].amount_atomic + excess, dispute=text
+        )
     return taken
 
 
