@@ -93,6 +93,8 @@ class Chain:
         self._mined: list[Settlement] = []
         self._count = 0
         self._channel_events: list[ChannelEvent] = []
+        self.deposited: set[DepositSignature] = set()
+        """All that were ever mined."""
         self.used: dict[tuple[str, int], Settlement | ChannelEvent] = {}
         """By method and nonce; the block may be the next one, which is not there yet."""
         self.by_nonce: dict[int, list[Settlement]] = {}
@@ -124,6 +126,7 @@ class Chain:
             return False
         event = self._happens("deposit", deposit.channel_id, deposit.amount_atomic, number, deposit)
         self.used[deposit.method, deposit.nonce] = event
+        self.deposited.add(deposit)
         return True
 
     def claim(self, channel_id: str, total_atomic: int, *, after_blocks: int = 1) -> bool:

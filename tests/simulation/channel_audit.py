@@ -80,16 +80,24 @@ class ChannelAuditor:
         tied = self._chain.channel(channel_id).balance_atomic + self._open(out) - charged
         if tied > self._most_deposit + amount:
             raise Broken("deposits are capped", f"{tied} are tied up, and a deposit is {self._most_deposit} at most")
-        beside = [each for each in self.out if self.out[each].origin == out.origin and self._holds(each)]
+        beside = [
+            each
+            for each in self.out
+            if self.out[each].origin == out.origin and self._holds(each) and self._status(each) == "open"
+        ]
         if len(beside) > self._most_channels:
             raise Broken("channels are capped", f"{len(beside)} hold money, and {self._most_channels} may")
 
+    def _status(self, channel_id: str) -> str:
+        query = "SELECT status FROM channels WHERE id = ?"
+        return str(self._connected().execute(query, (channel_id,)).fetchone()[0])
+
     def _open(self, out: ChannelOut) -> int:
-        """What deposits can still move."""
+        """What deposits can still move, but for those that a reorganisation took back."""
         return sum(
             one.amount_atomic
             for one in out.deposits
-            if not self._chain.is_used(one) and one.deadline >= self._chain.now_s
+            if one not in self._chain.deposited and one.deadline >= self._chain.now_s
         )
 
     def _holds(self, channel_id: str) -> bool:
@@ -105,6 +113,8 @@ class ChannelAuditor:
         claimed = self._chain.channel(channel_id).claimed_atomic
         if claimed > out.highest:
             raise Broken("nothing is claimed above what was signed", f"{claimed} of {out.highest}")
+        if self._is_settled(channel_id, out.highest):  # a claim frees what its voucher reserved
+            return
         gwei, rest = (
             self._connected()
             .execute(
@@ -120,6 +130,13 @@ class ChannelAuditor:
                 "the ledger holds what can be claimed",
                 f"{out.highest} is signed, {claimed} claimed, and {reserved} are reserved or spent",
             )
+
+    def _is_settled(self, channel_id: str, most: int) -> bool:
+        query = (
+            "SELECT 1 FROM vouchers v JOIN authorizations a ON a.id = v.authorization_id "
+            "WHERE v.channel_id = ? AND v.max_atomic = ? AND a.status = 'settled'"
+        )
+        return self._connected().execute(query, (channel_id, str(most))).fetchone() is not None
 
     def check_all(self) -> None:
         for channel_id in self.out:
@@ -161,7 +178,10 @@ class ChannelAuditor:
 
     def _check_disputes(self, receipts: list[dict[str, Any]], *, claimed: int, charged: int, is_honest: bool) -> None:
         said = [receipt["dispute"] for receipt in receipts if "dispute" in receipt]
-        if claimed > charged and not said:
-            raise Broken("what is claimed above what was charged is disputed", f"{claimed} claimed for {charged}")
+        known = sum(int(receipt.get("cost_atomic", receipt["authorized_atomic"])) for receipt in receipts)
+        if claimed > max(charged, known) and not said:
+            raise Broken(
+                "what is claimed above what was charged is disputed", f"{claimed} claimed for {charged}, at most {known}"
+            )
         if is_honest and said:
             raise Broken("nobody is accused who took what is right", f"{claimed} claimed for {charged}: {said[0]}")
