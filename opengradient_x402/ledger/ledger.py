@@ -91,15 +91,18 @@ class Ledger(Resident):
         with this one, would exceed the budget.
         """
 
-        def work(book: Book, conn: Connection) -> Authorization:
-            place.SCOPE.look(self._location, authorization.payer)
-            recorded = book.authorize(conn, authorization, budget)
-            if not self.under_way.open():  # here, so that no call of its session has to touch the disk
-                self._is_noted = True
-                book.note_process(conn, recorded.id, self.under_way.name)
-            return recorded
+        return self.submit(lambda book, conn: self.authorize_in(book, conn, authorization, budget), durable=True)
 
-        return self.submit(work, durable=True)
+    def authorize_in(
+        self, book: Book, conn: Connection, authorization: Authorization, budget: Budget | None
+    ) -> Authorization:
+        """As `authorize`, inside a transaction that does more."""
+        place.SCOPE.look(self._location, authorization.payer)
+        recorded = book.authorize(conn, authorization, budget)
+        if not self.under_way.open():  # here, so that no call of its session has to touch the disk
+            self._is_noted = True
+            book.note_process(conn, recorded.id, self.under_way.name)
+        return recorded
 
     def mark_unsent(self, authorization_id: str) -> Future[None]:
         """Releases a reservation whose signature provably never left this process."""

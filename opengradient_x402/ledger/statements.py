@@ -101,7 +101,7 @@ class Book:
 
     def __init__(self, dialect: str, *, knows: Callable[[str], bool], under_way: Callable[[str], set[str]]) -> None:
         self._is_sqlite = dialect == "sqlite"
-        self._knows, self._under_way = knows, under_way
+        self.knows, self._under_way = knows, under_way
 
     def authorize(self, conn: Connection, authorization: Authorization, budget: Budget | None) -> Authorization:
         known = self.authorization(conn, authorization.id)
@@ -261,7 +261,7 @@ class Book:
         if self._under_way(authorization.id) - {receipt.call_id for receipt in receipts}:
             return None  # it is decided when they have ended
         process = self.noted(conn, _CALLS_BY + authorization.id)
-        if process is None or self._knows(process) or self.noted(conn, _PROCESS + process) is not None:
+        if process is None or self.knows(process) or self.noted(conn, _PROCESS + process) is not None:
             return text
         self.note(conn, f"{_UNDECIDED}{process} {authorization.id}", "")
         _log.warning(

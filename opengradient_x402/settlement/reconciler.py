@@ -212,6 +212,7 @@ class Reconciler:
         before = yield from self._states_of(authorizations)
         claimed = yield from settle_channels(
             self._sources.ask,
+            self._recorded,
             network=self.network,
             ledger=self._ledger,
             needed=self._needed,
@@ -219,7 +220,6 @@ class Reconciler:
             ids={f"0x{entry.nonce:064x}" for entry in vouchers},
             with_open=all_channels,
         )
-        yield from self._recorded(claimed)
         reopened = yield from self._confirmed(seen)
         outcomes = yield from self._searched([*waiting, *reopened])
         open_ids = {entry.id for entry in authorizations}
