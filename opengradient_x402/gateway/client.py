@@ -106,7 +106,7 @@ class _Client:
         body, options = prepared(body), self._options(call)
         wire_model = yield from self._models.resolve(str(body.get("model") or ""))
         limits = tuple(call.get("limits", ()))
-        if limits or self.payments.policy.bounds_calls:
+        if limits or self.payments.bounds_calls:
             yield from self._ask_price()
         return Exchange(
             body,

@@ -115,7 +115,7 @@ class Exchange:
             **options.headers,
         }
         time_limits = options.time_limits
-        self._timeouts = time_limits.for_httpx
+        self._timeouts = dict(time_limits.for_httpx)
         self._reader = AnswerReader(
             self.call,
             stop=stop_sequences(body.get("stop")),

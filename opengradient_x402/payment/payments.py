@@ -89,6 +89,7 @@ class Payments(Resident):
         if isinstance(signer, ForeignSigner):
             signer.remember_in(ledger)
         self.policy = policy if policy is not None else SpendPolicy()
+        self.bounds_calls: Final = self.policy.bounds_calls
         self.ledger = ledger
         self.reports = Reports(payer=self.payer, network=network.caip2)
         self.sessions = SessionPool(idle_s=network.session_idle_s, on_retired=self.reports.retired)
@@ -228,7 +229,7 @@ class Payments(Resident):
     def check_call(self, call: Call, key: SessionKey, *, terms: PaymentTerms | SignedTerms) -> None:
         """Refuses a call that could cost more than the policy allows. Raises PolicyRefused."""
         self.gateways.check_token_price(key.origin)
-        if self.policy.bounds_calls:
+        if self.bounds_calls:
             worst = self._worst_case(call, key, terms)
             self.policy.check_call(worst, asset=self.network.asset, model=call.model)
 
