@@ -54,9 +54,7 @@ class ChannelBook:
             channels = _channels(conn, network=network, payer=payer)
             return [one if self._is_held(one, book) else replace(one, held_by="", held_until=0) for one in channels]
 
-        return self._ledger.submit(
-            found, writes=False, needs_all_calls=anew, otherwise="Nothing was paid by asking."
-        )
+        return self._ledger.submit(found, writes=False, needs_all_calls=anew, otherwise="Nothing was paid by asking.")
 
     def _is_held(self, channel: Channel, book: Book) -> bool:
         if not channel.held_by or channel.held_until <= time.time():

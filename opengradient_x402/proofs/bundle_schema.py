@@ -393,9 +393,7 @@ def _check_channels(bundle: Bundle) -> None:
     for body in bundle.of_kind("authorization"):
         schemes = {terms["scheme"] == SCHEME for terms in body["signed"]}
         if schemes != {"voucher" in body}:
-            raise ValueError(
-                f"the authorization {body['id']} has only one of voucher and payment channel"
-            )
+            raise ValueError(f"the authorization {body['id']} has only one of voucher and payment channel")
         if "voucher" in body:
             used.add(channel_id_of(body))
     if used != {body["id"] for body in channels}:

@@ -181,7 +181,8 @@ class ChannelAuditor:
         known = sum(int(receipt.get("cost_atomic", receipt["authorized_atomic"])) for receipt in receipts)
         if claimed > max(charged, known) and not said:
             raise Broken(
-                "what is claimed above what was charged is disputed", f"{claimed} claimed for {charged}, at most {known}"
+                "what is claimed above what was charged is disputed",
+                f"{claimed} claimed for {charged}, at most {known}",
             )
         if is_honest and said:
             raise Broken("nobody is accused who took what is right", f"{claimed} claimed for {charged}: {said[0]}")
