@@ -47,7 +47,8 @@ class CallOptions(TypedDict, total=False):
     and `query` go along with the request. `limits` are those of the runs that make the call.
 
     The ids of calls with the same `id_group` (hex digits) begin with `call_` and the group, so that the ledger finds
-    them together (`Ledger.receipts_beginning`).
+    them together (`Ledger.receipts_beginning`). `run` is what a framework calls the run that makes the call; the name
+    of `named_run` goes before.
     """
 
     settlement_mode: SettlementMode | str | None
@@ -58,6 +59,7 @@ class CallOptions(TypedDict, total=False):
     query: Mapping[str, object] | None
     limits: Sequence[RunLimit]
     id_group: str
+    run: str | None
 
 
 class _Client:
@@ -104,7 +106,7 @@ class _Client:
         body, options = prepared(body), self._options(call)
         wire_model = yield from self._models.resolve(str(body.get("model") or ""))
         limits = tuple(call.get("limits", ()))
-        if limits or self.payments.policy.bounds_calls:
+        if limits or self.payments.bounds_calls:
             yield from self._ask_price()
         return Exchange(
             body,
@@ -116,6 +118,7 @@ class _Client:
             on_receipt=call.get("on_receipt"),
             limits=limits,
             id_group=call.get("id_group", ""),
+            run=call.get("run"),
             proof_check=(yield from self._proof_check()),
         )
 

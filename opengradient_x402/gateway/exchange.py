@@ -35,6 +35,7 @@ from opengradient_x402.payment.payments import Payments
 from opengradient_x402.payment.run_limit import RunLimit
 from opengradient_x402.proofs.attestation import Verdict, VerifyTee, covered_only
 from opengradient_x402.settlement_mode import SettlementMode
+from opengradient_x402.telemetry.runs import name_of_run
 
 CHAT_PATH = "/v1/chat/completions"
 ReceiptListener = Callable[[SettlementReceipt], None]
@@ -70,6 +71,7 @@ class Exchange:
         on_receipt: ReceiptListener | None = None,
         limits: tuple[RunLimit, ...] = (),
         id_group: str = "",
+        run: str | None = None,
         proof_check: ProofCheck | None = None,
     ) -> None:
         self._payments = payments
@@ -87,6 +89,7 @@ class Exchange:
             timeout_s=options.time_limits.call_s,
             is_blocking=options.is_blocking,
             limits=limits,
+            run=name_of_run() or run,
         )
         self._body = body
         max_tokens = body.get("max_tokens")
@@ -112,7 +115,7 @@ class Exchange:
             **options.headers,
         }
         time_limits = options.time_limits
-        self._timeouts = time_limits.for_httpx
+        self._timeouts = dict(time_limits.for_httpx)
         self._reader = AnswerReader(
             self.call,
             stop=stop_sequences(body.get("stop")),

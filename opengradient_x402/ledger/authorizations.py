@@ -5,6 +5,7 @@ Plain data. Amounts are atomic units, times Unix seconds. The signatures' bytes 
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -195,3 +196,8 @@ def unanswered(authorization: Authorization, call: CallUnderWay | None = None) -
         model=call.model or receipt.model,
         settlement_mode=call.settlement_mode or receipt.settlement_mode,
     )
+
+
+def authorization_id(network: str, payer: str, nonce: int) -> str:
+    """One id for one nonce: whatever is signed under it, the chain settles it at most once."""
+    return "auth_" + hashlib.sha256(f"{network} {payer} {nonce}".encode()).hexdigest()[:32]

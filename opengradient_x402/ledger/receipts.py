@@ -2,8 +2,8 @@
 
 A receipt is plain data. The gateway's words (cost, data-settlement hashes, TEE fields) are claims; the
 payment transaction, its block and the settled amount are facts read from the chain, and stay empty until
-somebody read them. A receipt that a client gave out can update itself (`refresh`, `wait_settled`): it
-asks whoever follows it. This module does not know how a receipt is stored (`ledger`) nor how facts are found
+they were read. A receipt that a client returned can update itself (`refresh`, `wait_settled`) through its
+`Follower`. This module does not know how a receipt is stored (`ledger`) nor how facts are found
 (`reconcile`).
 """
 
@@ -42,7 +42,7 @@ class ReceiptStatus(StrEnum):
 
 
 class Follower(Protocol):
-    """Whoever can look a receipt up and read the chain for it (`Reconciler`)."""
+    """Looks a receipt up and reads the chain for it (`Reconciler`)."""
 
     def recorded(self, receipts: Sequence[SettlementReceipt]) -> Future[list[SettlementReceipt]]: ...
     def refresh(self, receipt: SettlementReceipt, *, timeout_s: float | None) -> SettlementReceipt: ...
@@ -93,6 +93,11 @@ class SettlementReceipt(_Followed):
     endpoint: str
     model: str
     settlement_mode: str
+    run: str | None = None
+    """The run that made the call: the name that `named_run` gave, else the framework's id of the outermost run.
+
+    None for a call that no run made, and for one whose process was killed before the call had ended.
+    """
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     error: str | None = None

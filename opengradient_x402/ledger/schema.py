@@ -27,7 +27,7 @@ from opengradient_x402.ledger.tables import (
 )
 from opengradient_x402.networks import PRESETS
 
-VERSION = 3
+VERSION = 4
 """Of the tables. A change of the tables raises it and adds a step to `create`."""
 
 
@@ -47,11 +47,11 @@ def create(conn: Connection) -> str:
             raise NewerSchema(f"its tables have version {found}, and this package knows version {VERSION}")
         if found == 1:
             _separate_signatures(conn)
-        elif found == 2:
+        elif found in (2, 3):
             complete(conn)
             _index_anew(conn)
         make_missing(conn)
-        if found == 2:
+        if found in (2, 3):
             conn.execute(versions.update().values(version=VERSION))
         elif found != VERSION:
             conn.execute(versions.delete())
@@ -69,7 +69,7 @@ def derive(conn: Connection) -> None:
     conn.exec_driver_sql(_RESERVE)
     conn.exec_driver_sql(
         f"UPDATE calls SET payer = {member_of_receipt(conn, 'payer')}, "  # noqa: S608  (names)
-        f"status = {member_of_receipt(conn, 'status')}"
+        f"status = {member_of_receipt(conn, 'status')}, run = {member_of_receipt(conn, 'run')}"
     )
     conn.exec_driver_sql(
         "UPDATE authorizations SET is_open = CASE WHEN status = 'signed' OR confirmations < confirmations_needed "

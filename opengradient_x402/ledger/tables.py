@@ -9,6 +9,7 @@ call finds its rows by an index, however many there are. Every wait for a databa
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import time
 from itertools import groupby
@@ -20,6 +21,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Engine, event
 
 from opengradient_x402.ledger.authorizations import Authorization, SignedTerms
+from opengradient_x402.ledger.receipts import SettlementReceipt
 
 _BUSY_TIMEOUT_S = 30.0
 _BUSY_PAUSE_S = 0.01
@@ -114,8 +116,10 @@ calls = sa.Table(
     # Derived from the receipt, to find it by
     sa.Column("payer", sa.Text),
     sa.Column("status", sa.Text),
+    sa.Column("run", sa.Text),
     sa.Index("calls_of_payer", "payer", "sequence"),
     sa.Index("calls_of_status", "status", "sequence"),
+    sa.Index("calls_of_run", "run", "sequence"),
 )
 
 pins = sa.Table(
@@ -164,6 +168,10 @@ channels = sa.Table(
     *(sa.Column(name, sa.Text, nullable=False) for name in ("salt", "transfer_method", "status")),
     *(sa.Column(f"{name}_atomic", sa.Text, nullable=False) for name in ("charged", "signed", "balance", "claimed")),
     *(sa.Column(name, sa.BigInteger, nullable=False) for name in ("withdraw_delay_s", "withdrawing_since", "used_at")),
+    sa.Column("seen_block", sa.BigInteger, nullable=False),
+    # One call at a time, in all processes together
+    sa.Column("held_by", sa.Text, nullable=False),
+    sa.Column("held_until", sa.BigInteger, nullable=False),
     # The deposit that was signed last, while the chain does not show it
     sa.Column("deposit_atomic", sa.Text),
     sa.Column("deposit_salt", sa.Text),
@@ -346,3 +354,20 @@ def as_row(authorization: Authorization) -> dict[str, Any]:
     row["reserved_gwei"], row["reserved_rest"] = divmod(authorization.reserved_atomic, ATOMIC_PER_GWEI)
     row["is_open"] = int(not authorization.is_final or authorization.recheck_at is not None)
     return row
+
+
+def row_of_call(receipt: SettlementReceipt) -> dict[str, Any]:
+    """A call's receipt as it is stored, with what it is found by."""
+    return {
+        "authorization_id": receipt.authorization_id,
+        "created_at": receipt.created_at,
+        "receipt": json.dumps(receipt.to_json()),
+        "payer": receipt.payer,
+        "status": receipt.status.value,
+        "run": receipt.run,
+    }
+
+
+def receipt_in(stored: str) -> SettlementReceipt:
+    """The receipt of a stored call."""
+    return SettlementReceipt.from_json(json.loads(stored))

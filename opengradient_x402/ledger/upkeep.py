@@ -178,11 +178,11 @@ def _contradictions(conn: Connection) -> list[str]:
         wrong.append("The sums that the budget is checked against are not those of the authorizations.")
     has_signature = sa.exists().where(signatures.c.authorization_id == authorizations.c.id)
     has_authorization = sa.exists().where(authorizations.c.id == calls.c.authorization_id)
-    is_misplaced = sa.or_(*(calls.c[name].is_distinct_from(_member(conn, name)) for name in ("payer", "status")))
+    is_misplaced = sa.or_(*(calls.c[name].is_distinct_from(_member(conn, name)) for name in ("payer", "status", "run")))
     for what, query in (
         ("authorizations have no signature", sa.select(authorizations.c.id).where(~has_signature)),
         ("calls have no authorization", sa.select(calls.c.call_id).where(~has_authorization)),
-        ("calls are not found by their payer or status", sa.select(calls.c.call_id).where(is_misplaced)),
+        ("calls are not found by their payer, status or run", sa.select(calls.c.call_id).where(is_misplaced)),
     ):
         number = conn.execute(sa.select(sa.func.count()).select_from(query.subquery())).scalar_one()
         if number:

@@ -30,6 +30,7 @@ class Statement(StrEnum):
     PAID = "the settlement is as the receipt says"
     CONFIRMED = "the settlement is in a block of the chain"
     NOTHING_TAKEN = "nothing was taken"
+    CHANNEL = "deposits, claims and refunds of the payment channel are as the file says"
     PAYEE = "the payee is a gateway's"
     FACILITATOR = "the facilitator is known"
     SHARES = "the calls' shares add up to the settlement"
@@ -63,6 +64,7 @@ _READABLE: Final = frozenset(
         Statement.PAID,
         Statement.CONFIRMED,
         Statement.NOTHING_TAKEN,
+        Statement.CHANNEL,
         Statement.PAYEE,
         Statement.FACILITATOR,
         Statement.REGISTERED,

@@ -9,6 +9,7 @@ from typing import Final
 
 from opengradient_x402.cli.output import amount_of, status_word
 from opengradient_x402.cli.receipts import day_of, grouped, model_of
+from opengradient_x402.cli.report.tallies import run_of
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.proofs.findings import Finding, Read, Statement, Undecided
 from opengradient_x402.proofs.verification import NOT_ASKED
@@ -78,6 +79,8 @@ class Figures:
         self.total = self._sum("together", self.records)
         self.by_model = sorted(self._sums(model_of), key=lambda one: -one.amount_atomic)
         self.by_day = self._sums(day_of)
+        self.by_run = [] if all(record.run is None for record in self.records) else self._sums(run_of)
+        """None where no call belongs to a run."""
         self.by_payment = self._sums(lambda record: record.authorization_id)
         self.disputed = [record for record in self.records if status_word(record) == "disputed"]
 
