@@ -105,8 +105,10 @@ def checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
 def check_answer(body: Mapping[str, Any], completion: Completion) -> None:
     """Warns when the answer to the prepared `body` shows that `tool_choice` was not obeyed."""
     choice = body.get("tool_choice")
-    if choice in (None, "auto", "none") or completion.tool_calls or completion.finish_reason == "length":
+    if choice in (None, "auto", "none") or completion.tool_calls:
         return
+    if completion.refusal or completion.finish_reason in ("length", "content_filter"):
+        return  # which says enough
     _warn(
         f"tool_choice={choice!r} was asked for and {body.get('model')} answered without a tool call: this gateway does "
         "not forward tool_choice. Ask for the tool in the prompt, or use another model."
