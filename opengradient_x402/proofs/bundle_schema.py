@@ -164,6 +164,22 @@ class ChannelShape(_Shape):
     events: list[EventShape]
 
 
+class DecisionShape(_Shape):
+    """What a person decided about a payment: the payer's word."""
+
+    call_id: _Name
+    decision: Literal["approved", "refused", "unanswered"]
+    asked_at: _Count
+    decided_at: _Count
+    endpoint: str
+    payee: _Address
+    payer: _Address
+    network: _Chain
+    scheme: Literal["upto", "exact", "batch-settlement"]
+    amount_atomic: _Amount
+    model: str
+
+
 class DataSettlementShape(_Shape):
     call_id: _Name
     tx_hash: _Hash
@@ -269,6 +285,11 @@ class ChannelRecord(_Shape):
     body: ChannelShape
 
 
+class DecisionRecord(_Shape):
+    kind: Literal["decision"]
+    body: DecisionShape
+
+
 class DataSettlementRecord(_Shape):
     kind: Literal["data_settlement"]
     body: DataSettlementShape
@@ -297,6 +318,7 @@ class SourceRecord(_Shape):
 _Record = Annotated[
     AuthorizationRecord
     | ReceiptRecord
+    | DecisionRecord
     | ChannelRecord
     | DataSettlementRecord
     | AttestationRecord
@@ -370,6 +392,8 @@ def _check_together(bundle: Bundle) -> None:
     calls = [body["call_id"] for body in receipts]
     _check_once("authorization", authorizations)
     _check_once("receipt", calls)
+    decided = [body["call_id"] for body in bundle.of_kind("decision")]
+    _check_once("decision", decided)
     _check_channels(bundle)
     _check_once("data settlement", [body["call_id"] for body in bundle.of_kind("data_settlement")])
     _check_once("answer", [_question(body) for body in bundle.of_kind("rpc")])
@@ -380,8 +404,8 @@ def _check_together(bundle: Bundle) -> None:
         raise ValueError("there are receipts without their authorization, or authorizations without a receipt")
     if not {body["call_id"] for body in bundle.of_kind("data_settlement")} <= set(calls):
         raise ValueError("there is a data settlement of a call without a receipt")
-    if bundle.history is not None and len(bundle.history["places"]) != len(authorizations) + len(calls):
-        raise ValueError("the history has not one place for every authorization and receipt")
+    if bundle.history is not None and len(bundle.history["places"]) != len(authorizations) + len(calls) + len(decided):
+        raise ValueError("the history has not one place for every authorization, receipt and decision")
 
 
 def _check_channels(bundle: Bundle) -> None:
@@ -392,9 +416,7 @@ def _check_channels(bundle: Bundle) -> None:
     for body in bundle.of_kind("authorization"):
         schemes = {terms["scheme"] == SCHEME for terms in body["signed"]}
         if schemes != {"voucher" in body}:
-            raise ValueError(
-                f"the authorization {body['id']} has only one of voucher and payment channel"
-            )
+            raise ValueError(f"the authorization {body['id']} has only one of voucher and payment channel")
         if "voucher" in body:
             used.add(channel_id_of(body))
     if used != {body["id"] for body in channels}:
