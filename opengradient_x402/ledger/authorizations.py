@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from opengradient_x402.addresses import checksum_address
 from opengradient_x402.errors import BudgetExceeded
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from opengradient_x402.ledger.recorder import CallUnderWay
 
 TransferMethod = Literal["permit2", "eip3009"]
+DECISION_NOTED_AS: Final = "approval"
+"""A ledger notes what a person decided about a call's payment under `approval <call id>`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
