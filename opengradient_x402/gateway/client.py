@@ -125,8 +125,8 @@ class _Client:
     def _options(self, call: CallOptions) -> Options:
         """Those of this client, with those that the call gives. Raises ConfigurationError."""
         options, mode = self._defaults, call.get("settlement_mode")
-        if mode is not None:
-            options = replace(options, settlement_mode=SettlementMode.parse(mode))
+        if mode is not None and (parsed := SettlementMode.parse(mode)) is not options.settlement_mode:
+            options = replace(options, settlement_mode=parsed)
         timeout_s, chunk_s = call.get("timeout_s"), call.get("chunk_timeout_s")
         if timeout_s is not None or chunk_s is not None:
             options = replace(options, time_limits=options.time_limits.changed(timeout_s, chunk_s=chunk_s))

@@ -210,7 +210,7 @@ class SettlementReceipt(_Followed):
         out: dict[str, str | int] = {}
         for name, value in zip(_FIELD_NAMES, _values_of(self), strict=True):
             if value is not None:
-                out[name] = value if isinstance(value, int) and name not in _AMOUNTS else str(value)
+                out[name] = value if value.__class__ is int and name not in _AMOUNTS else str(value)
         return out
 
     def to_message(self, *, is_whole: bool = False) -> dict[str, str | int]:

@@ -103,7 +103,8 @@ class Call:
     """Whether its error was reported."""
     claims: Mapping[str, Any] = field(default_factory=dict)
     """PAYMENT-RESPONSE, as the gateway sent it."""
-    headers: httpx.Headers = field(default_factory=httpx.Headers)
+    headers: httpx.Headers | None = None
+    """Of the response."""
     receipt: SettlementReceipt | None = None
     """Set once, when the call is finished."""
     recorded: Future[str | None] | None = None
@@ -228,8 +229,10 @@ def _payment_claims(call: Call) -> dict[str, Any]:
     return {"claimed_payment_tx_hash": claimed, "payment_job": None if claimed is not None else named}
 
 
-def _own(headers: httpx.Headers) -> Mapping[str, str]:
+def _own(headers: httpx.Headers | None) -> Mapping[str, str]:
     """The headers that are a gateway's own; a call pays for each look into httpx's."""
+    if headers is None:
+        return {}
     own = [(name, value) for name, value in headers.raw if name[:2] in (b"X-", b"x-")]
     return httpx.Headers(own) if own else {}
 
