@@ -48,15 +48,23 @@ class ChannelBook:
         return self._ledger.submit(added, durable=True)
 
     def reserve(
-        self, channel: Channel, authorization: Authorization, *, budget: Budget, deposit: Deposit | None = None
+        self,
+        channel: Channel,
+        authorization: Authorization,
+        *,
+        budget: Budget,
+        deposit: Deposit | None = None,
+        is_first: bool = False,
     ) -> Future[tuple[Channel, Voucher]]:
         """Writes the next voucher, for this authorization's amount on top of what was charged so far.
 
         Vouchers before it, whose charge is known, count with that from here on: the new one includes them. Raises
-        BudgetExceeded.
+        BudgetExceeded; CallKnown when it `is_first` and the ledger has its call already.
         """
 
         def reserved(book: Book, conn: Connection) -> tuple[Channel, Voucher]:
+            if is_first:
+                book.check_unknown(conn, authorization.call_id)
             now = _known(conn, channel.id)
             for earlier in _vouchers(conn, channel.id, "newest"):
                 if earlier.charged_atomic is None:

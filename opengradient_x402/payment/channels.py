@@ -224,8 +224,11 @@ def _reserved(
     yield from _prepare_deposit(call, payments, ride, terms, challenge, most=None)
     drafted = replace(payments.draft(terms, call, str(request.url)), nonce=int(ride.channel.id, 16))
     yield from check_limits(call, payments, key, drafted)
+    is_first = call.is_keyed and not call.has_signed_out
     for attempt in (1, 2):
-        reserving = payments.rides.book.reserve(ride.channel, drafted, budget=payments.budget, deposit=ride.deposit)
+        reserving = payments.rides.book.reserve(
+            ride.channel, drafted, budget=payments.budget, deposit=ride.deposit, is_first=is_first
+        )
         try:
             ride.channel, ride.voucher = yield from from_ledger(reserving, call)
         except BudgetExceeded:

@@ -11,6 +11,7 @@ Who may be paid is `policy`, what is remembered is `payments`.
 from __future__ import annotations
 
 import re
+import threading
 import time
 from contextlib import suppress
 
@@ -56,6 +57,8 @@ def pay(request: httpx.Request, *, call: Call, payments: Payments) -> Steps[http
             call_id=call.id,
         )
     key = payments.session_key(request)
+    if call.earlier is not None:
+        return (yield from _repeat(request, call, payments, key, call.earlier))
     started, dead_sessions = time.monotonic(), 0
     while dead_sessions < _MAX_DEAD_SESSIONS:
         seat = payments.sessions.enter(key, blocking=call.is_blocking)
@@ -98,6 +101,8 @@ def _ride(request: httpx.Request, call: Call, payments: Payments, session: PaidS
         payments.check_call(call, session.key, terms=session.authorization.terms)
         if call.limits:
             yield from check_limits(call, payments, session.key, session.authorization)
+        if call.is_keyed:
+            yield from from_ledger(payments.begun(call, session.authorization), call)
     except BaseException:  # refused, or cancelled: nothing of this call was sent
         payments.detach(call)
         raise
@@ -144,6 +149,31 @@ def _open(request: httpx.Request, call: Call, payments: Payments, ticket: Ticket
     if response.status_code != httpx.codes.PAYMENT_REQUIRED:
         return response
     return (yield from _asked_again(response, request, call, payments, ticket, signed, may_sign=not was_asked))
+
+
+def _repeat(
+    request: httpx.Request, call: Call, payments: Payments, key: SessionKey, earlier: Authorization
+) -> Steps[httpx.Response]:
+    """Pay under the nonce that an earlier process used for this call: the chain settles one of the signatures at most.
+
+    A gateway that has taken the earlier one refuses this one, or gives its answer again.
+    """
+    call.has_signed_out = True
+    ticket = Ticket(key, threading.get_ident(), is_shared=False)
+    challenge = payments.known_terms(key)
+    if challenge is None:
+        response: httpx.Response = yield Send(asking(request, call))
+        if response.status_code != httpx.codes.PAYMENT_REQUIRED:
+            return response
+        challenge = yield from read_challenge(response, payments, key)
+    terms = yield from _acceptable(challenge, call, payments, key, earlier)
+    signed = yield from _authorize(terms, challenge, request, call, payments, key, earlier=earlier)
+    response = yield from _send_signed(request, call, payments, ticket, signed)
+    if response.status_code != httpx.codes.PAYMENT_REQUIRED:
+        return response
+    call.claims = payment_response(response)
+    _, why = yield from terms_after(response, payments, key)
+    raise payments.unresolved(call, signed, key, str(call.claims.get("errorReason") or why)[:_MAX_REASON_CHARS])
 
 
 def _offer_again(
@@ -256,16 +286,17 @@ def _authorize(
     """
     drafted = payments.draft(terms, call, str(request.url), earlier=earlier)
     yield from check_limits(call, payments, key, drafted)
+    is_first = call.is_keyed and earlier is None
     try:
         try:
-            authorization = yield from from_ledger(payments.reserve(drafted), call)
+            authorization = yield from from_ledger(payments.reserve(drafted, is_first=is_first), call)
         except BudgetExceeded:
             # Authorizations past their deadline may hold budget that was never spent: ask the chain first.
             with suppress(TimeoutError):
                 yield Wait(payments.reclaim(), call.left_s)
             if call.left_s is not None and call.left_s <= 0:
                 raise
-            authorization = yield from from_ledger(payments.reserve(drafted), call)
+            authorization = yield from from_ledger(payments.reserve(drafted, is_first=is_first), call)
         return payments.sign(terms, authorization, challenge)
     except BaseException:  # cancelled, or the signer failed: what never left must not hold budget
         if not call.has_signed_out:

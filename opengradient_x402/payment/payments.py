@@ -299,12 +299,12 @@ class Payments(Resident):
             asset_decimals=self.network.asset.decimals,
         )
 
-    def reserve(self, authorization: Authorization) -> Future[Authorization]:
+    def reserve(self, authorization: Authorization, *, is_first: bool = False) -> Future[Authorization]:
         """Writes it, and its amount into the day's budget, durably; the result has all signatures of its nonce.
 
-        Raises BudgetExceeded.
+        Raises BudgetExceeded; CallKnown when it `is_first` and the ledger has its call already.
         """
-        return self.ledger.authorize(authorization, budget=self.budget)
+        return self.ledger.authorize(authorization, budget=self.budget, is_first=is_first)
 
     def reclaim(self) -> Future[None]:
         """Asks the chain about authorizations past their deadline, and frees what was never taken.
@@ -343,9 +343,11 @@ class Payments(Resident):
         """This authorization pays for the call, which the ledger knows from here on, however this process ends."""
         call.authorization = authorization
         if authorization.call_id != call.id:  # that of the call that signed is recorded with its authorization
-            self.ledger.under_way.begin(
-                CallUnderWay(call.id, authorization.id, call.created_at, call.settlement_mode, call.model)
-            )
+            self.ledger.under_way.begin(_under_way(call, authorization))
+
+    def begun(self, call: Call, authorization: Authorization) -> Future[None]:
+        """Notes in the ledger itself that this authorization pays for a keyed call. Raises CallKnown."""
+        return self.ledger.begin_call(authorization, _under_way(call, authorization))
 
     def detach(self, call: Call) -> None:
         """Nothing pays for the call: what was attached was not sent, or was not taken."""
@@ -444,6 +446,10 @@ class Payments(Resident):
         return replace(
             receipt, estimated_cost_atomic=usd_to_atomic(usd, asset_usd=asset_usd, decimals=self.network.asset.decimals)
         )
+
+
+def _under_way(call: Call, authorization: Authorization) -> CallUnderWay:
+    return CallUnderWay(call.id, authorization.id, call.created_at, call.settlement_mode, call.model)
 
 
 def _authorization_id(network: Network, payer: str, nonce: int) -> str:
