@@ -66,28 +66,28 @@ class KeyedCalls:
         Raises AnswerLost for a row that was paid, PaymentOutcomeUnknown while the chain does not show whether it was.
         """
         attempt = 1
-        while (receipt := await self._receipt(self.call_id(key, attempt))) is not None:
+        while (recorded := await self._receipt(self.call_id(key, attempt))) is not None:
+            receipt = await self._refreshed(recorded)
             own = await self._own(receipt)
             if own is not None and receipt.call_id not in refused:
                 return NextCall(call_id=receipt.call_id, earlier=own)
-            if await self._was_paid(receipt) and not self._pay_again:
-                raise self._lost(await self._receipt(receipt.call_id) or receipt)
-            attempt += 1
+            if not receipt.is_final and receipt.outcome != "ok":
+                receipt = await receipt.await_settled(self._wait_s)
+                if not receipt.is_final:
+                    raise self._unknown(receipt, f"the chain has shown no settlement within {self._wait_s:g} s")
+            # One that was served counts as paid; should nothing be taken for it after all, a later run finds that out.
+            if not self._pay_again and (cost_of(receipt) or not receipt.is_final):
+                raise self._lost(receipt)
+            # The process that began it may live, and be late: it must not go on with it after this.
+            if await awaited(self._payments.ledger.give_up_call(receipt.call_id, receipt.authorization_id)):
+                attempt += 1
         return NextCall(call_id=self.call_id(key, attempt))
 
-    async def _was_paid(self, receipt: SettlementReceipt) -> bool:
-        """Whether something was, or will be, taken for the call. Raises PaymentOutcomeUnknown."""
-        if receipt.outcome == "ok" and not receipt.is_final:
-            return True  # it was served; should nothing be taken after all, a later run finds that out
+    async def _refreshed(self, receipt: SettlementReceipt) -> SettlementReceipt:
         try:
-            receipt = await receipt.followed_by(self._payments.reconciler).arefresh()
+            return await receipt.followed_by(self._payments.reconciler).arefresh()
         except ChainUnavailable as exc:
             raise self._unknown(receipt, f"the chain cannot be asked ({exc.message})") from exc
-        if not receipt.is_final:
-            receipt = await receipt.await_settled(self._wait_s)
-        if not receipt.is_final:
-            raise self._unknown(receipt, f"the chain has shown no settlement within {self._wait_s:g} s")
-        return bool(cost_of(receipt))
 
     async def _receipt(self, call_id: str) -> SettlementReceipt | None:
         found = await awaited(self._payments.ledger.receipts(call_ids=[call_id]))

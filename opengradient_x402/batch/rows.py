@@ -183,7 +183,7 @@ class Reader:
         said: dict[str, Any] = {name: self._decoded(name, value) for name, value in values if value is not None}
         mode = said.pop("settlement_mode", None)
         messages = self._messages(said)
-        given = {name: said[name] for name in PARAMETERS if name in said}
+        given: dict[str, Any] = {name: said[name] for name in PARAMETERS if name in said}
         body = {**self._defaults, **given, "messages": messages}
         if not body.get("model"):
             raise ConfigurationError(

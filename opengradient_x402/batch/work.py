@@ -31,6 +31,7 @@ from opengradient_x402.settlement_mode import SettlementMode
 
 CallKey = str | Callable[[Mapping[str, Any]], str | int]
 _MOST_ROUNDS: Final = 5
+_LOOK_EVERY_S: Final = 1.0
 _log = logging.getLogger(__name__)
 _Answering = Callable[["_Row"], Awaitable[Outcome]]
 
@@ -172,22 +173,35 @@ class Work:
         for _ in range(_MOST_ROUNDS):
             step = NextCall(call_id=calls.call_id(row.key))
             if is_known:
-                step = await calls.next(row.key, refused=refused)
-                await asyncio.to_thread(store.look)
-                if (kept := self._kept(row, store)) is not None:
-                    return kept
+                found = await self._next(row, store, calls, refused=refused)
+                if isinstance(found, Outcome):
+                    return found
+                step = found
             try:
                 return await self._called(row, call_id=step.call_id, earlier=step.earlier)
-            except CallKnown as exc:  # another worker has begun it since
-                is_known, problem = True, exc
             except PaidButFailed:
                 raise
             except OpenGradientError as exc:
-                if step.earlier is None:
+                if step.earlier is not None:
+                    refused.add(step.call_id)  # whether the payment of before was taken, only the chain can say
+                elif not isinstance(exc, CallKnown):
                     raise
-                refused.add(step.call_id)  # whether the payment of before was taken, only the chain can say
-                problem = exc
+                is_known, problem = True, exc
         raise problem or ValueError("no round was made")
+
+    async def _next(self, row: _Row, store: Answers, calls: KeyedCalls, *, refused: set[str]) -> NextCall | Outcome:
+        """The row's next call; or its answer, as soon as another worker, which had it under way, has written it."""
+        finding = asyncio.ensure_future(calls.next(row.key, refused=refused))
+        try:
+            while True:
+                done, _ = await asyncio.wait([finding], timeout=_LOOK_EVERY_S)
+                await asyncio.to_thread(store.look)
+                if (kept := self._kept(row, store)) is not None:
+                    return kept
+                if done:
+                    return finding.result()
+        finally:
+            finding.cancel()
 
     def _keep(self, row: _Row, outcome: Outcome, store: Answers) -> None:
         columns = {name: value for name, value in asdict(outcome).items() if value is not None}

@@ -153,9 +153,16 @@ class Ledger(Resident):
     def begin_call(self, authorization: Authorization, call: CallUnderWay) -> Future[None]:
         """Notes, for all who share the ledger, that this authorization is about to pay for the call.
 
-        Raises CallKnown when the call is there already, and another authorization pays for it.
+        Raises CallKnown when the call is there already.
         """
         return self.submit(lambda book, conn: book.begin_call(conn, authorization, call))
+
+    def give_up_call(self, call_id: str, authorization_id: str) -> Future[bool]:
+        """Has a call that was begun, and cost nothing, never be made again under its id, by whichever process began it.
+
+        False when it is paid in another way now.
+        """
+        return self._amend(lambda book, conn: book.give_up_call(conn, call_id, authorization_id))
 
     def not_sent(self, call_id: str, authorization_id: str) -> None:
         """This authorization does not pay the call after all. What was settled is shared without it."""

@@ -20,6 +20,7 @@ import httpx
 from opengradient_x402.effects import Read, Send, Steps, Wait
 from opengradient_x402.errors import (
     BudgetExceeded,
+    CallKnown,
     GatewayUnreachable,
     NotPaid,
     PaidButFailed,
@@ -29,7 +30,7 @@ from opengradient_x402.payment.call import NEVER_LEFT, Call, answered, asking, c
 from opengradient_x402.payment.challenge import Challenge, PaymentTerms
 from opengradient_x402.payment.channels import pay_by_channel
 from opengradient_x402.payment.payments import Payments
-from opengradient_x402.payment.permits import Doubtful, Fate, SignedPayment
+from opengradient_x402.payment.permits import Doubtful, Fate, SignedPayment, not_served
 from opengradient_x402.payment.sessions import SESSION_HEADER, PaidSession, SessionKey, Ticket, Waiting
 from opengradient_x402.payment.steps import (
     CHALLENGE_HEADER,
@@ -154,12 +155,11 @@ def _open(request: httpx.Request, call: Call, payments: Payments, ticket: Ticket
 def _repeat(
     request: httpx.Request, call: Call, payments: Payments, key: SessionKey, earlier: Authorization
 ) -> Steps[httpx.Response]:
-    """Pay under the nonce that an earlier process used for this call: the chain settles one of the signatures at most.
+    """Pay with what an earlier process signed for this call, or else under its nonce: one of the two settles at most.
 
-    A gateway that has taken the earlier one refuses this one, or gives its answer again.
+    A gateway that has taken it refuses it, unless it gives its answer again.
     """
     call.has_signed_out = True
-    ticket = Ticket(key, threading.get_ident(), is_shared=False)
     challenge = payments.known_terms(key)
     if challenge is None:
         response: httpx.Response = yield Send(asking(request, call))
@@ -167,13 +167,24 @@ def _repeat(
             return response
         challenge = yield from read_challenge(response, payments, key)
     terms = yield from _acceptable(challenge, call, payments, key, earlier)
-    signed = yield from _authorize(terms, challenge, request, call, payments, key, earlier=earlier)
+    if payments.is_same(terms, earlier) and (challenge.gives_again or not earlier.is_over):
+        signed = payments.sign(terms, earlier, challenge, is_for_one=True)
+    elif earlier.status in ("signed", "expired"):
+        signed = yield from _authorize(terms, challenge, request, call, payments, key, earlier=earlier)
+    else:
+        raise CallKnown(
+            f"The payment of call {call.id} was taken, and {key.origin} gives no answer twice. Nothing was sent.",
+            call_id=call.id,
+        )
+    ticket = Ticket(key, threading.get_ident(), is_shared=False)
     response = yield from _send_signed(request, call, payments, ticket, signed)
     if response.status_code != httpx.codes.PAYMENT_REQUIRED:
         return response
     call.claims = payment_response(response)
     _, why = yield from terms_after(response, payments, key)
-    raise payments.unresolved(call, signed, key, str(call.claims.get("errorReason") or why)[:_MAX_REASON_CHARS])
+    # That it was taken is to be expected: it is no reason to leave the gateway alone for a while.
+    reason = str(call.claims.get("errorReason") or why)[:_MAX_REASON_CHARS]
+    raise not_served(signed, origin=key.origin, call_id=call.id, reason=reason, asset=payments.network.asset)
 
 
 def _offer_again(
@@ -188,6 +199,8 @@ def _offer_again(
         raise payments.taken(call, doubtful, ticket.key)
     try:
         yield from check_limits(call, payments, ticket.key, signed.authorization)
+        if call.is_keyed:
+            yield from from_ledger(payments.begun(call, signed.authorization), call)
     except BaseException:  # it was not offered, and the next call may offer it
         payments.doubts.add(ticket.key, Doubtful(signed, was_refused=doubtful.was_refused))
         raise
@@ -287,20 +300,22 @@ def _authorize(
     drafted = payments.draft(terms, call, str(request.url), earlier=earlier)
     yield from check_limits(call, payments, key, drafted)
     is_first = call.is_keyed and earlier is None
+    reserving = payments.reserve(drafted, is_first=is_first)
     try:
         try:
-            authorization = yield from from_ledger(payments.reserve(drafted, is_first=is_first), call)
+            authorization = yield from from_ledger(reserving, call)
         except BudgetExceeded:
             # Authorizations past their deadline may hold budget that was never spent: ask the chain first.
             with suppress(TimeoutError):
                 yield Wait(payments.reclaim(), call.left_s)
             if call.left_s is not None and call.left_s <= 0:
                 raise
-            authorization = yield from from_ledger(payments.reserve(drafted, is_first=is_first), call)
-        return payments.sign(terms, authorization, challenge)
+            reserving = payments.reserve(drafted, is_first=is_first)
+            authorization = yield from from_ledger(reserving, call)
+        return payments.sign(terms, authorization, challenge, is_for_one=call.is_keyed)
     except BaseException:  # cancelled, or the signer failed: what never left must not hold budget
         if not call.has_signed_out:
-            payments.ledger.mark_unsent(drafted.id)
+            payments.release(drafted, reserving, is_first=is_first)
         raise
 
 

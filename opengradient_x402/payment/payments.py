@@ -306,6 +306,21 @@ class Payments(Resident):
         """
         return self.ledger.authorize(authorization, budget=self.budget, is_first=is_first)
 
+    def release(self, drafted: Authorization, reserving: Future[Authorization], *, is_first: bool) -> None:
+        """Frees what was reserved for a signature that never left.
+
+        One that `is_first` and was refused is another process's: the same call has the same nonce, and that of the
+        other one may be out.
+        """
+        if is_first:
+            reserving.add_done_callback(lambda done: self._release_own(drafted, done))
+        else:
+            self.ledger.mark_unsent(drafted.id)
+
+    def _release_own(self, drafted: Authorization, reserved: Future[Authorization]) -> None:
+        if not reserved.cancelled() and reserved.exception() is None:
+            self.ledger.mark_unsent(drafted.id)
+
     def reclaim(self) -> Future[None]:
         """Asks the chain about authorizations past their deadline, and frees what was never taken.
 
@@ -325,12 +340,20 @@ class Payments(Resident):
         except ChainUnavailable:
             return  # the budget error that follows says what is reserved
 
-    def sign(self, terms: PaymentTerms, authorization: Authorization, challenge: Challenge) -> SignedPayment:
-        """The signature over what the ledger already holds."""
+    def is_same(self, terms: PaymentTerms, earlier: Authorization) -> bool:
+        """Whether these terms, signed at the same time, would be what was signed last."""
+        return terms_to_sign(terms, network=self.network, now_s=earlier.terms.signed_at) == earlier.terms
+
+    def sign(
+        self, terms: PaymentTerms, authorization: Authorization, challenge: Challenge, *, is_for_one: bool = False
+    ) -> SignedPayment:
+        """The signature over what the ledger already holds; of a payment that `is_for_one`, it names the call."""
         payload = signed_payload(authorization, accepted=terms, signer=self.signer, network=self.network)
-        header = payment_header(payload, accepted=terms, resource=challenge.resource, extensions=self.funds.approval)
+        named = challenge.identified(authorization.call_id) if is_for_one else {}
+        extensions = {**(self.funds.approval or {}), **named}
+        header = payment_header(payload, accepted=terms, resource=challenge.resource, extensions=extensions)
         self.reports.signed(authorization)
-        return SignedPayment(authorization=authorization, accepted=terms, header=header)
+        return SignedPayment(authorization=authorization, accepted=terms, header=header, is_for_one=is_for_one)
 
     # -- while a payment is out
 
@@ -407,9 +430,11 @@ class Payments(Resident):
         """Ends the call: frees its seat, records its receipt, and gives it to whoever ends the call first.
 
         None when nothing was paid, for everybody who comes later (`call.receipt` has it), and in a forked child that
-        inherited the call.
+        inherited the call. A call of an earlier process that is not answered now stays as it was recorded then.
         """
         if call.authorization is None or call.process_id != os.getpid() or not call.ending.acquire(blocking=False):
+            return None
+        if call.earlier is not None and not call.is_answered:
             return None
         if call.ride is not None:
             call.claims = self.rides.end(call.ride, call.claims)
