@@ -29,8 +29,9 @@ from opengradient_x402.gateway.failures import broken_line, unreachable, unreada
 from opengradient_x402.gateway.request import check_answer
 from opengradient_x402.gateway.unread import LEAST_LIMIT_S
 from opengradient_x402.http.time_limits import TimeLimits
+from opengradient_x402.ledger.authorizations import Authorization
 from opengradient_x402.ledger.receipts import SettlementReceipt, proof_id_of
-from opengradient_x402.payment.call import Answer, Call, build_receipt, new_call_id
+from opengradient_x402.payment.call import Answer, Call, build_receipt, checked_call_id, new_call_id
 from opengradient_x402.payment.handshake import pay
 from opengradient_x402.payment.payments import Payments
 from opengradient_x402.payment.run_limit import RunLimit
@@ -94,6 +95,8 @@ class Exchange:
         limits: tuple[RunLimit, ...] = (),
         id_group: str = "",
         run: str | None = None,
+        call_id: str = "",
+        earlier: Authorization | None = None,
         proof_check: ProofCheck | None = None,
     ) -> None:
         self._payments = payments
@@ -105,7 +108,9 @@ class Exchange:
         self._is_held_back = proof_check is not None and proof_check.mode is VerifyTee.REQUIRE_BEFORE
         self._held: list[Delta] = []
         self.call = Call(
-            id=new_call_id(id_group),
+            id=checked_call_id(call_id) if call_id else new_call_id(id_group),
+            is_keyed=bool(call_id),
+            earlier=earlier,
             model=str(body.get("model") or wire_model),
             settlement_mode=options.settlement_mode.value,
             timeout_s=options.time_limits.call_s,

@@ -6,6 +6,7 @@ Plain data. Amounts are atomic units, times Unix seconds. The signatures' bytes 
 from __future__ import annotations
 
 import hashlib
+import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 TransferMethod = Literal["permit2", "eip3009"]
 DECISION_NOTED_AS: Final = "approval"
 """A ledger notes what a person decided about a call's payment under `approval <call id>`."""
+_MOMENT_S: Final = 15.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +115,11 @@ class Authorization:
     def deadline(self) -> int:
         """Until when something can be taken."""
         return max(terms.deadline for terms in self.signed)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the signature that was made last can be taken no more, or in a moment."""
+        return time.time() > self.terms.deadline - _MOMENT_S
 
     @property
     def is_final(self) -> bool:

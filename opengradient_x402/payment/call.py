@@ -27,7 +27,7 @@ from opengradient_x402 import strict_json
 from opengradient_x402.channels.rides import Ride
 from opengradient_x402.completions import Usage
 from opengradient_x402.effects import Read, Send, Steps
-from opengradient_x402.errors import PaidButFailed, PaymentOutcomeUnknown
+from opengradient_x402.errors import ConfigurationError, PaidButFailed, PaymentOutcomeUnknown
 from opengradient_x402.ledger.authorizations import Authorization, SignedTerms, receipt_fields
 from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt, transaction_claim
 from opengradient_x402.money import QUOTED_IN, Asset, parse_amount
@@ -60,6 +60,19 @@ def new_call_id(group: str = "") -> str:
     return f"call_{group}{_ids.draw(96):024x}"
 
 
+_CALL_ID: Final = re.compile(r"call_[0-9a-f]{24,64}", re.ASCII)
+
+
+def checked_call_id(call_id: str) -> str:
+    """The id that a call was given. Raises ConfigurationError for what is none."""
+    if _CALL_ID.fullmatch(call_id) is None:
+        raise ConfigurationError(
+            f"The call id {call_id!r} cannot be used. Nothing was paid. Give `call_` and 24 to 64 hex digits in lower "
+            "case, or leave it out."
+        )
+    return call_id
+
+
 _EXTENSION = "opengradient.call"
 """Where a request of any httpx client carries its call: redirected requests have it too, so a call stays one call."""
 
@@ -80,6 +93,10 @@ class Call:
     max_tokens: int | None = None
     limits: tuple[RunLimit, ...] = ()
     """What the runs that make this call may spend, besides what the wallet may."""
+    is_keyed: bool = False
+    """Whether its id was given: another process may have made this call before, or be making it."""
+    earlier: Authorization | None = None
+    """What an earlier process signed for this call: its nonce is used once more, and nothing else pays."""
     payees: frozenset[str] | None = None
     """All that may be paid at the endpoint that was asked last; None leaves it to network and policy."""
     is_blocking: bool = False
