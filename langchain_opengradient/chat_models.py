@@ -7,6 +7,7 @@ reads the answer, and `callbacks` reports the receipt. The four ways to call a m
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
 from types import TracebackType
@@ -318,6 +319,11 @@ class ChatOpenGradient(ConfiguredChatModel):
     ) -> Literal[False]:
         await self.aclose()
         return False
+
+
+for _method in (ChatOpenGradient._generate, ChatOpenGradient._agenerate):
+    # Core asks for their parameters in each call: they need not be worked out again.
+    setattr(_method, "__signature__", inspect.signature(_method))  # noqa: B010  (mypy knows no such attribute)
 
 
 def _options(call: ChatCall) -> dict[str, Any]:

@@ -112,6 +112,8 @@ def to_result(completion: Completion, *, model_name: str, is_whole: bool = False
 
 def combined_outputs(outputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """One `llm_output` for several: the sums of their counts, and the other members of the last one."""
+    if len(outputs) == 1:
+        return dict(outputs[0])
     combined: dict[str, Any] = {}
     for output in outputs:
         counts = _added(combined.get("token_usage") or {}, output.get("token_usage") or {})
@@ -250,8 +252,8 @@ def _metadata(
         "model_name": model_name,
         "finish_reason": completion.finish_reason,
     }
-    if completion.token_usage is not None:
-        metadata["token_usage"] = completion.token_usage
+    if (counts := completion.token_usage) is not None:
+        metadata["token_usage"] = counts
     if completion.logprobs is not None:
         metadata["logprobs"] = completion.logprobs
     if completion.id:

@@ -28,6 +28,7 @@ from langchain_opengradient.conversions import CALL_EXTRAS_KEY
 from langchain_opengradient.errors import UnsupportedContent
 from langchain_opengradient.tools import to_wire_tool
 from opengradient_x402.completions.content_parts import Part, joined, text_part
+from opengradient_x402.gateway.request import wire_role
 
 WireMessage = dict[str, Any]
 
@@ -82,9 +83,9 @@ def _convert(message: BaseMessage) -> list[WireMessage]:
 
 def _role(message: BaseMessage) -> str:
     if isinstance(message, SystemMessage):
-        return str(message.additional_kwargs.get("__openai_role__", "system"))
+        return wire_role(str(message.additional_kwargs.get("__openai_role__", "system")))
     if isinstance(message, ChatMessage):
-        return message.role
+        return wire_role(message.role)
     if isinstance(message, FunctionMessage):
         return "function"
     raise UnsupportedContent(

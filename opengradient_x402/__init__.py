@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from opengradient_x402.batch.chat_batch import ChatBatch
     from opengradient_x402.completions import Completion, Delta, ToolCall, Usage
     from opengradient_x402.errors import (
         NotPaid,
@@ -45,6 +46,7 @@ _HOMES = {
     "AsyncGatewayClient": "gateway.client",
     "AsyncX402Transport": "payment.transport",
     "BackgroundReconciler": "settlement.background",
+    "ChatBatch": "batch.chat_batch",
     "Completion": "completions",
     "DataSettlements": "proofs.data_settlement",
     "Delta": "completions",
@@ -90,6 +92,7 @@ __all__ = [
     "AsyncGatewayClient",
     "AsyncX402Transport",
     "BackgroundReconciler",
+    "ChatBatch",
     "Completion",
     "DataSettlements",
     "Delta",

@@ -84,15 +84,19 @@ class ChannelBook:
         budget: Budget,
         deposit: Deposit | None = None,
         hold_s: float = 0.0,
+        is_first: bool = False,
     ) -> Future[tuple[Channel, Voucher] | None]:
         """Writes the next voucher, for this authorization's amount on top of what was charged so far.
 
         Vouchers before it, whose charge is known, count with that from here on, unless more than the new one allows
-        was signed before. None when a call of another process has the channel; otherwise it is held for `hold_s`, or until
-        `charge`, `drop` or `free`. Raises BudgetExceeded.
+        was signed before. None when a call of another process has the channel; otherwise it is held for `hold_s`, or
+        until `charge`, `drop` or `free`. Raises BudgetExceeded; CallKnown when it `is_first` and the ledger has its
+        call already.
         """
 
         def reserved(book: Book, conn: Connection) -> tuple[Channel, Voucher] | None:
+            if is_first:
+                book.check_unknown(conn, authorization.call_id)
             now, holder = _known(conn, channel.id), self._holder()
             if now.held_by != holder and self._is_held(now, book):
                 return None

@@ -39,6 +39,7 @@ __all__ = [
 
 _PLAIN_MEMBERS = frozenset({"role", "content"})
 """A message with these alone is text, and nothing else is looked for in it."""
+_COUNTS = frozenset({"prompt_tokens", "completion_tokens", "total_tokens"})
 _MAX_TOKENS = 10**12
 """No call has so many tokens: a larger count is no count (and JSON may say Infinity)."""
 
@@ -58,7 +59,7 @@ class Usage:
 
     def to_wire(self, *, said: Any = None) -> dict[str, Any]:
         """The counts in OpenAI's names; `said`: the object that they were read from, whose other members are kept."""
-        said = cleaned(said) if isinstance(said, Mapping) else {}
+        said = cleaned(said) if isinstance(said, Mapping) and not said.keys() <= _COUNTS else {}
         details = {
             "prompt_tokens_details": {
                 "cached_tokens": self.cached_tokens,
@@ -120,6 +121,11 @@ class Completion:
     """The text as the gateway sent and signed it, before `stop` was applied on our side."""
     receipt: SettlementReceipt | None = None
 
+    def paid_by(self, receipt: SettlementReceipt | None) -> Completion:
+        """This very answer, with its receipt."""
+        object.__setattr__(self, "receipt", receipt)
+        return self
+
     @property
     def token_usage(self) -> dict[str, Any] | None:
         """The usage as the wire has it: the counts in OpenAI's names, beside whatever else the provider counts."""
@@ -143,8 +149,11 @@ def parse_usage(data: Any) -> Usage | None:
     if not isinstance(data, Mapping):
         return None
     prompt, completion = _count(data, "prompt_tokens"), _count(data, "completion_tokens")
-    prompt_details = data.get("prompt_tokens_details") or {}
-    completion_details = data.get("completion_tokens_details") or {}
+    prompt_details = data.get("prompt_tokens_details")
+    completion_details = data.get("completion_tokens_details")
+    if not (prompt_details or completion_details):
+        total = _count(data, "total_tokens") or prompt + completion
+        return Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=total)
     return Usage(
         prompt_tokens=prompt,
         completion_tokens=completion,
@@ -327,12 +336,16 @@ class StreamAccumulator:
         )
 
 
-def parse_completion(body: Mapping[str, Any], *, stop: Sequence[str] = (), max_tokens: int | None = None) -> Completion:
+def parse_completion(
+    body: Mapping[str, Any], *, stop: Sequence[str] = (), max_tokens: int | None = None, model: str = ""
+) -> Completion:
     """A non-streamed response as a `Completion`; the same rules as for a stream, since it is the same code.
+
+    `model` is the name for a response that names none.
 
     Raises ErrorEvent when the body is an error, Truncated when it holds no answer.
     """
-    accumulator = StreamAccumulator(stop=stop, max_tokens=max_tokens, is_whole=True)
+    accumulator = StreamAccumulator(stop=stop, max_tokens=max_tokens, model=model, is_whole=True)
     if not body.get("choices") and not body.get("error"):
         raise Truncated("The response has no choices.")
     accumulator.feed(body)

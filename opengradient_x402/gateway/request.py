@@ -38,7 +38,7 @@ _NAMES_BY_PROVIDER: Final = (
     ("", re.compile(rf"[a-zA-Z0-9_-]{{1,{_LONGEST_NAME}}}")),
 )
 """Names of tools that the providers take, by what the names of their models begin with (their API references)."""
-_ROLES: Final = ("system", "developer", "user", "assistant", "tool")
+_ROLES: Final = ("system", "user", "assistant", "tool")
 _ANY: Final = ("any", "required")
 _OF_OTHER_APIS: Final = {
     ("previous_response_id", "conversation", "input", "instructions", "background", "use_responses_api"): (
@@ -119,6 +119,11 @@ def is_anthropic(model: object) -> bool:
     """Whether `model` (a name, or an enum member like the OpenGradient SDK's `TEE_LLM`) is served by Anthropic."""
     name = str(getattr(model, "value", model))
     return name.startswith("anthropic/") or name.rpartition("/")[2].startswith("claude")
+
+
+def wire_role(role: str) -> str:
+    """A role as gateways know it: `developer`, OpenAI's newer name for `system`, makes them fail after the payment."""
+    return "system" if role == "developer" else role
 
 
 def wire_tool_name(name: str) -> str:
@@ -236,7 +241,7 @@ def _check_conversation(wire: dict[str, Any]) -> None:
         if (role := message.get("role")) not in _ROLES:
             raise _refused(
                 f"A message has the role {role!r}, which gateways cannot read: they fail after the payment. Nothing "
-                "was paid. Use system, user, assistant and tool messages."
+                "was paid. Use system, user, assistant and tool messages (OpenAI's `developer` is `system` here)."
             )
     wire["messages"] = [_tidy_message(message) for message in messages]
     waiting: dict[str, str] = {}
@@ -268,13 +273,10 @@ def _check_answered(waiting: Mapping[str, str]) -> None:
 
 
 def _tidy_message(message: Mapping[str, Any]) -> Mapping[str, Any]:
-    """`developer` is OpenAI's newer name for `system`; gateways fail on it, and on some names, after the payment."""
-    changed: dict[str, Any] = {}
-    if message.get("role") == "developer":
-        changed["role"] = "system"
+    """Gateways fail on some names after the payment."""
     if (name := message.get("name")) and (plain := _NOT_IN_A_SPEAKER.sub("_", str(name))[:_LONGEST_NAME]) != name:
-        changed["name"] = plain
-    return {**message, **changed} if changed else message
+        return {**message, "name": plain}
+    return message
 
 
 def _tidy_tools(wire: dict[str, Any]) -> None:

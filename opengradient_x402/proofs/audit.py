@@ -33,6 +33,7 @@ from opengradient_x402.proofs.bundle import Case, Contents, DataPlace
 from opengradient_x402.proofs.checks.channels import channel_audit
 from opengradient_x402.proofs.checks.channels import contradiction as channel_contradiction
 from opengradient_x402.proofs.checks.completeness import Claim
+from opengradient_x402.proofs.checks.decisions import decision_finding
 from opengradient_x402.proofs.checks.receipts import (
     differences,
     dispute_findings,
@@ -114,6 +115,7 @@ class _Auditor:
                 findings.append(told_finding(call))
                 findings += yield from self._of_enclave(call)
                 findings += yield from self._of_data(call)
+        findings += [decision_finding(decision, self._network) for decision in self._contents.decisions]
         for channel in self._contents.channels:
             findings += yield from self._of_channel(channel)
         return findings

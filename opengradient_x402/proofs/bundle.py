@@ -26,6 +26,7 @@ from opengradient_x402.ledger.authorizations import Authorization, SignedTerms
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.money import Asset
 from opengradient_x402.networks import ChainContract, Network
+from opengradient_x402.proofs.checks.decisions import Decision
 from opengradient_x402.proofs.data_settlement import DataSettlement
 from opengradient_x402.proofs.findings import Finding, Proven, Refuted, Statement, Undecided
 from opengradient_x402.signer import Signer, recover_address, text_digest
@@ -253,6 +254,7 @@ class Contents:
     data_places: tuple[DataPlace, ...]
     attestations: tuple[Attested, ...] = ()
     channels: tuple[ShownChannel, ...] = ()
+    decisions: tuple[Decision, ...] = ()
 
     @property
     def receipts(self) -> list[SettlementReceipt]:
@@ -270,6 +272,7 @@ class Contents:
         for case in self.cases:
             records.append(Record("authorization", _case_json(case)))
             records += [Record("receipt", _expressible(receipt.to_json())) for receipt in case.receipts]
+        records += [Record("decision", _expressible(decision.to_json())) for decision in self.decisions]
         records += [Record("channel", channel.to_json()) for channel in self.channels]
         records += [Record("data_settlement", asdict(place)) for place in self.data_places]
         return records + [Record("attestation", asdict(attested)) for attested in self.attestations]
@@ -289,7 +292,10 @@ class Contents:
         ]
         attestations = tuple(Attested(**body) for body in bundle.of_kind("attestation"))
         channels = tuple(map(ShownChannel.from_json, bundle.of_kind("channel")))
-        return cls(cases=tuple(cases), data_places=places, attestations=attestations, channels=channels)
+        decisions = tuple(Decision.from_json(dict(body)) for body in bundle.of_kind("decision"))
+        return cls(
+            cases=tuple(cases), data_places=places, attestations=attestations, channels=channels, decisions=decisions
+        )
 
 
 def cases_of(entries: Iterable[Authorization], receipts: Sequence[SettlementReceipt]) -> list[Case]:

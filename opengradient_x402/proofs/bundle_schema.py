@@ -165,6 +165,22 @@ class ChannelShape(_Shape):
     events: list[EventShape]
 
 
+class DecisionShape(_Shape):
+    """What a person decided about a payment: the payer's word."""
+
+    call_id: _Name
+    decision: Literal["approved", "refused", "unanswered"]
+    asked_at: _Count
+    decided_at: _Count
+    endpoint: str
+    payee: _Address
+    payer: _Address
+    network: _Chain
+    scheme: Literal["upto", "exact", "batch-settlement"]
+    amount_atomic: _Amount
+    model: str
+
+
 class DataSettlementShape(_Shape):
     call_id: _Name
     tx_hash: _Hash
@@ -270,6 +286,11 @@ class ChannelRecord(_Shape):
     body: ChannelShape
 
 
+class DecisionRecord(_Shape):
+    kind: Literal["decision"]
+    body: DecisionShape
+
+
 class DataSettlementRecord(_Shape):
     kind: Literal["data_settlement"]
     body: DataSettlementShape
@@ -298,6 +319,7 @@ class SourceRecord(_Shape):
 _Record = Annotated[
     AuthorizationRecord
     | ReceiptRecord
+    | DecisionRecord
     | ChannelRecord
     | DataSettlementRecord
     | AttestationRecord
@@ -371,6 +393,8 @@ def _check_together(bundle: Bundle) -> None:
     calls = [body["call_id"] for body in receipts]
     _check_once("authorization", authorizations)
     _check_once("receipt", calls)
+    decided = [body["call_id"] for body in bundle.of_kind("decision")]
+    _check_once("decision", decided)
     _check_channels(bundle)
     _check_once("data settlement", [body["call_id"] for body in bundle.of_kind("data_settlement")])
     _check_once("answer", [_question(body) for body in bundle.of_kind("rpc")])
@@ -381,8 +405,8 @@ def _check_together(bundle: Bundle) -> None:
         raise ValueError("there are receipts without their authorization, or authorizations without a receipt")
     if not {body["call_id"] for body in bundle.of_kind("data_settlement")} <= set(calls):
         raise ValueError("there is a data settlement of a call without a receipt")
-    if bundle.history is not None and len(bundle.history["places"]) != len(authorizations) + len(calls):
-        raise ValueError("the history has not one place for every authorization and receipt")
+    if bundle.history is not None and len(bundle.history["places"]) != len(authorizations) + len(calls) + len(decided):
+        raise ValueError("the history has not one place for every authorization, receipt and decision")
 
 
 def _check_channels(bundle: Bundle) -> None:

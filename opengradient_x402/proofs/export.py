@@ -35,6 +35,7 @@ from opengradient_x402.proofs.bundle import (
     places_of,
 )
 from opengradient_x402.proofs.checks.completeness import Period
+from opengradient_x402.proofs.checks.decisions import Decision, decisions_in
 from opengradient_x402.proofs.checks.receipts import readable_proof
 from opengradient_x402.proofs.data_settlement import find_data_settlements
 from opengradient_x402.proofs.evidence import Evidence, Recorded
@@ -67,7 +68,7 @@ def _bundled(
     ledger: Ledger, *, network: Network, since: int, payer: str | None, signer: Signer | None
 ) -> Steps[Bundle]:
     known: list[Authorization] = yield Wait(ledger.authorizations(payer=payer, network=network.caip2))
-    entries = [_uncharged(entry) for entry in known if entry.asset == network.asset.address]
+    entries = [uncharged(entry) for entry in known if entry.asset == network.asset.address]
     recent: list[SettlementReceipt] = yield Wait(ledger.receipts(since=since, payer=payer))
     everything: list[SettlementReceipt] = yield Wait(ledger.receipts(payer=payer))
     evidence = Evidence()
@@ -79,11 +80,18 @@ def _bundled(
     wanted |= {entry.id for entry in entries if _channel_of(entry) in used}
     receipts = [receipt for receipt in everything if receipt.authorization_id in wanted]
     cases = tuple(_with_signature(case, network, signer) for case in cases_of(entries, receipts))
-    cases, channels = yield from _with_channels(cases, ledger, network)
+    cases, channels = yield from with_channels(cases, ledger, network)
     included = [receipt for case in cases for receipt in case.receipts]
     places = places_of((yield from find_data_settlements(included, network=network, sources=Sources())))
-    attestations = yield from _attestations(ledger, included)
-    contents = Contents(cases=cases, data_places=places, attestations=attestations, channels=channels)
+    decided: list[Decision] = yield Wait(decisions_in(ledger, network=network, payer=payer))
+    called = {receipt.call_id for receipt in included}
+    contents = Contents(
+        cases=cases,
+        data_places=places,
+        attestations=(yield from _attestations(ledger, included)),
+        channels=channels,
+        decisions=tuple(one for one in decided if one.asked_at >= since or one.call_id in called),
+    )
     yield from audit(contents, network=network, sources=Recorded(evidence))
     records = contents.records()
     kept = [record for record in records if record.kind in IN_HISTORY]
@@ -98,7 +106,7 @@ def _bundled(
     return bundle if signer is None else bundle.signed(signer)
 
 
-def _uncharged(entry: Authorization) -> Authorization:
+def uncharged(entry: Authorization) -> Authorization:
     """Without what a gateway says that a voucher was charged: that stands with the voucher."""
     return replace(entry, status="signed", settled_atomic=None) if entry.status == "charged" else entry
 
@@ -107,7 +115,7 @@ def _channel_of(entry: Authorization) -> str | None:
     return f"0x{entry.nonce:064x}" if entry.terms.scheme == SCHEME else None
 
 
-def _with_channels(
+def with_channels(
     cases: tuple[Case, ...], ledger: Ledger, network: Network
 ) -> Steps[tuple[tuple[Case, ...], tuple[ShownChannel, ...]]]:
     """The cases with their vouchers, and the channels, with all events since the first call on any of them."""

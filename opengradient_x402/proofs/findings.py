@@ -36,6 +36,7 @@ class Statement(StrEnum):
     SHARES = "the calls' shares add up to the settlement"
     TOLD = "model, tokens, times, endpoint and outcome of the call"
     DISPUTE = "claims and facts agree, or the receipt says that they do not"
+    DECIDED = "a person decided about this payment"
     ENCLAVE = "the enclave's key signed the call's hashes"
     REGISTERED = "the key is registered as an enclave's"
     ATTESTED = "the key was made in an attested enclave"

@@ -46,6 +46,7 @@ def _rows() -> Iterator[Forgery]:
     yield from _of_histories()
     yield from _of_shapes()
     yield from channel_forgeries()
+    yield from _of_decisions()
 
 
 NOBODYS = {"call_id": "nobody", "tx_hash": HASH, "log_index": 0}
@@ -481,6 +482,24 @@ def _of_histories() -> Iterator[Forgery]:
         yield Forgery(name=f"a history with {name}", falls=Statement.HISTORY, to="refuted", make=with_history(change))
     yield Forgery(name="a file without a history", falls=Statement.HISTORY, to="undecided",
                   make=by(lambda record: [record], history=None))  # fmt: skip
+
+
+def _of_decisions() -> Iterator[Forgery]:
+    """What persons decided: the payer's word, which an earlier head or bundle holds them to."""
+    refused = setting("decision", decision="refused")
+    yield Forgery(name="a yes called a no", falls=Statement.DECIDED, to="stated", why="refused:", make=by(refused))
+    kept = by(refused, keep_history=True)
+    yield Forgery(name="a yes called a no, under the old head", falls=Statement.HISTORY, to="refuted", make=kept)
+    early = setting("decision", decided_at=5)
+    yield Forgery(name="an answer before the question", falls=Statement.DECIDED, to="refuted", make=by(early))
+    gone = by(dropping("decision"), keep_history=True)
+    yield Forgery(name="decisions left out, and not their places", falls=None, to=UNREADABLE, make=gone)
+    for name, change in {
+        "every decision twice": lambda record: [record, record] if record.kind == "decision" else [record],
+        "a decision that is neither yes nor no": setting("decision", decision="proven"),
+        "a decision with a negative amount": setting("decision", amount_atomic="-5"),
+    }.items():
+        yield Forgery(name=name, falls=None, to=UNREADABLE, make=by(change))
 
 
 def _of_shapes() -> Iterator[Forgery]:

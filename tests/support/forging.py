@@ -32,6 +32,7 @@ from opengradient_x402.signer import LocalSigner, Signer
 from support.ledger_rows import entry
 from support.payers import PROMPT, client_for, network_of, payments_for, settled_receipts
 
+ASKING = SpendPolicy(approve_above="0.05", approval=lambda _request: True)
 BY_CHANNEL = SpendPolicy(schemes=["batch-settlement"], max_channels=2)
 Change = Callable[[Record], "list[Record]"]
 TERMS = frozenset(SignedTerms.__slots__)
@@ -62,7 +63,7 @@ def world(net: Devnet, folder: Path) -> Iterator[World]:
     """
     with ExitStack() as stack:
         account, stranger = net.account(opg="20", approved=True), net.account(approved=True)
-        payments = stack.enter_context(payments_for(net, account, folder / "l.sqlite"))
+        payments = stack.enter_context(payments_for(net, account, folder / "l.sqlite", policy=ASKING))
         by_channel = stack.enter_context(payments_for(net, account, folder / "l.sqlite", policy=BY_CHANNEL))
         theirs = stack.enter_context(payments_for(net, stranger, folder / "s.sqlite"))
         theirs_by_channel = stack.enter_context(payments_for(net, stranger, folder / "s.sqlite", policy=BY_CHANNEL))

@@ -74,6 +74,7 @@ function read(content) {
   return file;
 }
 
+const IN_HISTORY = ["authorization", "receipt", "decision"];
 const ADDRESSES = ["payer_authorizer", "receiver", "receiver_authorizer", "payer", "payee", "asset", "facilitator", "spender", "address", "permit2", "upto_proxy", "exact_proxy"];
 
 function checkValues(file) {
@@ -107,6 +108,8 @@ function checkTogether(file) {
   const paid = new Set(receipts.map((body) => body.authorization_id));
   if (paid.size !== ids.length || ids.some((id) => !paid.has(id))) throw new Unreadable("receipts and authorizations");
   if (data.some((id) => !calls.includes(id))) throw new Unreadable("a data settlement of nobody");
+  const decided = file.of("decision").map((body) => body.call_id);
+  once("decision", decided);
   const channels = file.of("channel");
   once("channel", channels.map((body) => body.id));
   once("event", channels.flatMap((body) => body.events.map((place) => `${place.tx_hash} ${place.log_index}`)));
@@ -117,7 +120,7 @@ function checkTogether(file) {
     if (isVoucher) used.add(hex(word(entry.nonce)));
   }
   if (used.size !== channels.length || channels.some((body) => !used.has(body.id))) throw new Unreadable("channels and calls");
-  if (file.history && file.history.places.length !== ids.length + calls.length) throw new Unreadable("places");
+  if (file.history && file.history.places.length !== ids.length + calls.length + decided.length) throw new Unreadable("places");
 }
 
 // -- signatures
@@ -418,6 +421,9 @@ class Verifier {
       for (const call of calls) this.dispute(entry, call, calls);
       for (const call of calls) await this.call(call);
     }
+    for (const one of this.file.of("decision")) {
+      this.say(one.decided_at < one.asked_at ? "refuted" : "stated", "a person decided about this payment", one.call_id);
+    }
     for (const channel of this.channels.values()) await this.channel(channel);
     for (const payer of payers) await this.complete(payer);
     return this.said;
@@ -448,7 +454,7 @@ class Verifier {
   history(maker, earlier) {
     const { history } = this.file;
     const [statement, continued] = ["the records are in the ledger's history", "the history continues the earlier one"];
-    const records = this.file.records.filter((record) => ["authorization", "receipt"].includes(record.kind));
+    const records = this.file.records.filter((record) => IN_HISTORY.includes(record.kind));
     const good = maker ? "proven" : "stated";
     if (!history) {
       this.say("undecided", statement);
@@ -472,10 +478,11 @@ class Verifier {
     const first = Math.min(...this.receipts.map((call) => call.created_at));
     return earlier.records.some((record) => {
       const { kind, body } = record;
-      if (!["authorization", "receipt"].includes(kind)) return false;
+      if (!IN_HISTORY.includes(kind)) return false;
       const after = now.get(name(record));
       if (!after) return kind === "receipt" && this.receipts.length > 0 && body.created_at >= first;
       let fixed = ["network", "payer", "nonce", "call_id"];
+      if (kind === "decision") fixed = ["decision", "asked_at", "decided_at", "payee", "payer", "network", "amount_atomic", "model"];
       if (kind === "receipt") {
         fixed = ["network", "payer", "nonce", "authorization_id", "created_at", "asset"];
         if (body.outcome !== "unknown") {

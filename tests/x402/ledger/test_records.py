@@ -292,3 +292,19 @@ def test_what_is_written_is_moved_into_the_main_file_however_it_came(ledger, tmp
     future.result()
     log = tmp_path / "ledger.sqlite-wal"
     assert log.stat().st_size < 16 * 1024 * 1024
+
+
+def test_the_short_receipt_of_a_message_names_the_payment_and_stays_under_300_bytes():
+    longest = served(
+        entry(),
+        "call_" + "a" * 24,
+        authorization_id="auth_" + "b" * 32,
+        cost_atomic=10**17 + 1,
+        model="google/gemini-3.1-flash-lite-preview",
+        settlement_mode="individual",
+    )
+    short = longest.to_message()
+    assert (short["authorization_id"], "payment_hash" in short) == ("auth_" + "b" * 32, False)
+    assert len(json.dumps(short)) < 300
+    taken = replace(longest, payment_tx_hash="0x" + "c" * 64).to_message()
+    assert (taken["payment_hash"], "authorization_id" in taken) == ("0x" + "c" * 64, False)

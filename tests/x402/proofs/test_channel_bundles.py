@@ -170,6 +170,28 @@ def test_two_lost_answers_whose_vouchers_begin_alike_are_not_both_settled_by_one
     assert verified(payments).of(Refuted) == []
 
 
+def test_a_report_of_the_ledger_has_a_channel_as_one_payment(net, account, tmp_path, monkeypatch):
+    ledger = tmp_path / "ledger.sqlite"
+    with payments_for(net, account, ledger) as payments, client_for(payments) as client:
+        for _ in range(2):
+            client.chat(PROMPT)
+        claimed(net, payments)
+        for _ in range(2):  # charged, and not claimed
+            client.chat(PROMPT)
+    monkeypatch.setenv("OG_NETWORK", f"{net.gateway_url}/network")
+    monkeypatch.setenv("OG_LEDGER_URL", str(ledger))
+    command = ["receipts", "report", "-f", "csv"]
+    done = CliRunner().invoke(build_app(command), command)
+    assert done.exit_code == 0, done.output
+    rows = [row.split(",") for row in done.stdout.splitlines()]
+    heads = {name: place for place, name in enumerate(rows[0])}
+    (payment,) = [row for row in rows if row[0] == "payment"]
+    assert payment[heads["calls"]] == "4"
+    assert float(payment[heads["read"]]) > 0
+    assert float(payment[heads["undecided"]]) > 0
+    assert float(payment[heads["refuted"]]) == 0
+
+
 def test_the_command_counts_a_ledger_with_channels(net, payments, client, tmp_path, monkeypatch):
     client.chat(PROMPT)
     claimed(net, payments)
