@@ -101,7 +101,7 @@ class StaticGateway:
     """The one gateway at a given URL, trusted through the public certificate authorities."""
 
     def __init__(self, base_url: str) -> None:
-        self._endpoint = Endpoint(base_url=base_url.rstrip("/").removesuffix("/v1"))
+        self._endpoint = Endpoint(base_url=base_url.rstrip("/").removesuffix("/chat/completions").removesuffix("/v1"))
 
     @property
     def base_url(self) -> str:

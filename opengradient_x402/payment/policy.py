@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from opengradient_x402.addresses import allow_list, checksum_address
 from opengradient_x402.errors import ConfigurationError, InsecureEndpoint, PolicyRefused
-from opengradient_x402.models import is_same_model
+from opengradient_x402.models import check_name, is_same_model
 from opengradient_x402.money import Asset, Limit, check_limit, limit_atomic
 from opengradient_x402.networks import GATEWAY_URL, Network, is_loopback
 from opengradient_x402.payment.challenge import Challenge, PaymentTerms, Scheme
@@ -116,6 +116,7 @@ class SpendPolicy:
         self._check_asking()
         per_model = dict(self.max_per_model)
         for model, limit in per_model.items():
+            check_name("max_per_model", model)
             check_limit(f"max_per_model[{model!r}]", limit)
         object.__setattr__(self, "max_per_model", tuple(sorted(per_model.items())))
         object.__setattr__(self, "schemes", _schemes(self.schemes))

@@ -24,7 +24,8 @@ from opengradient_x402.gateway.connections import (
     is_certificate_failure,
     pinned_context,
 )
-from opengradient_x402.gateway.endpoints import Endpoint, StaticGateway, reach
+from opengradient_x402.gateway.endpoints import Endpoint, StaticGateway, checked_gateway, reach
+from opengradient_x402.payment.policy import SpendPolicy
 from support.enclaves import impostor
 
 DAY = dt.timedelta(days=1)
@@ -235,3 +236,8 @@ def test_a_static_gateway_has_one_endpoint_and_no_other():
     gateway.failed(endpoint)
     gateway.doubt()
     assert drive(gateway.after([endpoint]), lambda effect: None) is None
+
+
+@pytest.mark.parametrize("path", ["", "/", "/v1", "/v1/", "/v1/chat/completions"])
+def test_a_gateway_is_the_same_however_much_of_its_address_is_given(path):
+    assert checked_gateway(f"https://gateway.example{path}", policy=SpendPolicy()).base_url == "https://gateway.example"
