@@ -48,7 +48,8 @@ class CallOptions(TypedDict, total=False):
     and `query` go along with the request. `limits` are those of the runs that make the call.
 
     The ids of calls with the same `id_group` (hex digits) begin with `call_` and the group, so that the ledger finds
-    them together (`Ledger.receipts_beginning`).
+    them together (`Ledger.receipts_beginning`). `run` is what a framework calls the run that makes the call; the name
+    of `named_run` goes before.
 
     `call_id` is the call's id, in place of a new one (`call_` and 24 to 64 hex digits). The nonce of a payment follows
     from it. A call that the ledger has already is refused with CallKnown, and nothing is paid, unless `earlier` is the
@@ -63,6 +64,7 @@ class CallOptions(TypedDict, total=False):
     query: Mapping[str, object] | None
     limits: Sequence[RunLimit]
     id_group: str
+    run: str | None
     call_id: str
     earlier: Authorization | None
 
@@ -111,7 +113,7 @@ class _Client:
         body, options = prepared(body), self._options(call)
         wire_model = yield from self._models.resolve(str(body.get("model") or ""))
         limits = tuple(call.get("limits", ()))
-        if limits or self.payments.policy.bounds_calls:
+        if limits or self.payments.bounds_calls:
             yield from self._ask_price()
         return Exchange(
             body,
@@ -123,6 +125,7 @@ class _Client:
             on_receipt=call.get("on_receipt"),
             limits=limits,
             id_group=call.get("id_group", ""),
+            run=call.get("run"),
             call_id=call.get("call_id", ""),
             earlier=call.get("earlier"),
             proof_check=(yield from self._proof_check()),
@@ -131,8 +134,8 @@ class _Client:
     def _options(self, call: CallOptions) -> Options:
         """Those of this client, with those that the call gives. Raises ConfigurationError."""
         options, mode = self._defaults, call.get("settlement_mode")
-        if mode is not None:
-            options = replace(options, settlement_mode=SettlementMode.parse(mode))
+        if mode is not None and (parsed := SettlementMode.parse(mode)) is not options.settlement_mode:
+            options = replace(options, settlement_mode=parsed)
         timeout_s, chunk_s = call.get("timeout_s"), call.get("chunk_timeout_s")
         if timeout_s is not None or chunk_s is not None:
             options = replace(options, time_limits=options.time_limits.changed(timeout_s, chunk_s=chunk_s))

@@ -5,6 +5,7 @@ Plain data. Amounts are atomic units, times Unix seconds. The signatures' bytes 
 
 from __future__ import annotations
 
+import hashlib
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from opengradient_x402.ledger.recorder import CallUnderWay
 
 TransferMethod = Literal["permit2", "eip3009"]
+DECISION_NOTED_AS: Final = "approval"
+"""A ledger notes what a person decided about a call's payment under `approval <call id>`."""
 _MOMENT_S: Final = 15.0
 
 
@@ -202,3 +205,8 @@ def unanswered(authorization: Authorization, call: CallUnderWay | None = None) -
         model=call.model or receipt.model,
         settlement_mode=call.settlement_mode or receipt.settlement_mode,
     )
+
+
+def authorization_id(network: str, payer: str, nonce: int) -> str:
+    """One id for one nonce: whatever is signed under it, the chain settles it at most once."""
+    return "auth_" + hashlib.sha256(f"{network} {payer} {nonce}".encode()).hexdigest()[:32]

@@ -24,12 +24,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from opengradient_x402.addresses import checksum_address
+from opengradient_x402.effects import when_done
 from opengradient_x402.errors import ConfigurationError, LedgerUnavailable
 from opengradient_x402.ledger import place
 from opengradient_x402.ledger.authorizations import Authorization, Budget
 from opengradient_x402.ledger.journal import Journal
 from opengradient_x402.ledger.place import as_url, beside, is_in_memory, location, sqlite_file, without_password
-from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt
+from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.ledger.recorder import CHECKPOINT_EVERY, ENDED, CallUnderWay, Recorder, UnderWay
 from opengradient_x402.ledger.writer import CLOSED, Job, Rest, Writer
 from opengradient_x402.process import Ending, Resident, belongs
@@ -93,16 +94,22 @@ class Ledger(Resident):
         """
 
         def work(book: Book, conn: Connection) -> Authorization:
-            place.SCOPE.look(self._location, authorization.payer)
             if is_first:
                 book.check_unknown(conn, authorization.call_id)
-            recorded = book.authorize(conn, authorization, budget)
-            if not self.under_way.open():  # here, so that no call of its session has to touch the disk
-                self._is_noted = True
-                book.note_process(conn, recorded.id, self.under_way.name)
-            return recorded
+            return self.authorize_in(book, conn, authorization, budget)
 
         return self.submit(work, durable=True)
+
+    def authorize_in(
+        self, book: Book, conn: Connection, authorization: Authorization, budget: Budget | None
+    ) -> Authorization:
+        """As `authorize`, inside a transaction that does more."""
+        place.SCOPE.look(self._location, authorization.payer)
+        recorded = book.authorize(conn, authorization, budget)
+        if not self.under_way.open():  # here, so that no call of its session has to touch the disk
+            self._is_noted = True
+            book.note_process(conn, recorded.id, self.under_way.name)
+        return recorded
 
     def mark_unsent(self, authorization_id: str) -> Future[None]:
         """Releases a reservation whose signature provably never left this process."""
@@ -126,16 +133,16 @@ class Ledger(Resident):
                 future = self.submit(
                     lambda book, conn: book.record_call(conn, receipt), otherwise=_ONLY_THIS, record=(receipt, text)
                 )
-                return _when_done(future, lambda: self.under_way.end(call_id))
+                return when_done(future, lambda: self.under_way.end(call_id))
         written = None if self._closed else self._recorder.write(receipt, text)
         if written is None:
             is_kept = journal.keep(call_id, text)
             otherwise = journal.promise if is_kept else _ONLY_THIS
             future = self.submit(lambda book, conn: book.record_call(conn, receipt), otherwise=otherwise)
             if not is_kept:
-                return _when_done(future, lambda: self.under_way.end(call_id))
+                return when_done(future, lambda: self.under_way.end(call_id))
             self.under_way.end(call_id)
-            return _when_done(future, lambda: journal.drop(call_id))
+            return when_done(future, lambda: journal.drop(call_id))
         self.under_way.end(call_id)
         if self._recorder.written % CHECKPOINT_EVERY == 0:
             self.note("receipts written", str(self._recorder.written))
@@ -228,12 +235,12 @@ class Ledger(Resident):
         )
 
     def newest_receipts(
-        self, most: int, *, since: int = 0, payer: str | None = None, status: ReceiptStatus | None = None
+        self, most: int, *, since: int = 0, payer: str | None = None, status: str | None = None, run: str | None = None
     ) -> Future[list[SettlementReceipt]]:
-        """At most so many receipts, the newest of those that are asked for, oldest first."""
-        payer, wanted = _wallet(payer), None if status is None else status.value
+        """At most so many receipts, the newest that are asked for (`status`: a ReceiptStatus); oldest first."""
+        payer = _wallet(payer)
         return self.read(
-            lambda book, conn: book.newest_receipts(conn, since=since, payer=payer, status=wanted, most=most)
+            lambda book, conn: book.newest_receipts(conn, since=since, payer=payer, status=status, run=run, most=most)
         )
 
     def receipts_beginning(self, call_id: str, *, most: int = 2) -> Future[list[SettlementReceipt]]:
@@ -456,12 +463,6 @@ class Ledger(Resident):
         # Forgotten without close(): its thread ends with it. At exit the process ends it, in its turn.
         self._finalizer = weakref.finalize(self, self._queue.put, CLOSED)
         self._finalizer.atexit = False
-
-
-def _when_done(future: Future[T], then: Callable[[], object]) -> Future[T]:
-    """The same future; `then` is called when it is done without an error."""
-    future.add_done_callback(lambda done: None if done.cancelled() or done.exception() else then())
-    return future
 
 
 def _wallet(payer: str | None) -> str | None:

@@ -99,7 +99,7 @@ def _ride(request: httpx.Request, call: Call, payments: Payments, session: PaidS
     """Send within a live session. None: the gateway no longer knows the session, and did not serve."""
     payments.attach_session(call, session)
     try:
-        payments.check_call(call, session.key, terms=session.authorization.terms)
+        payments.check_call(call, session.key, terms=session.terms)
         if call.limits:
             yield from check_limits(call, payments, session.key, session.authorization)
         if call.is_keyed:

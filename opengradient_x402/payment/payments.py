@@ -6,7 +6,6 @@ sessions, which each know one thing. Anything slow is a `Future`, for sync and a
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import threading
@@ -29,7 +28,7 @@ from opengradient_x402.errors import (
     PaidButFailed,
     PaymentOutcomeUnknown,
 )
-from opengradient_x402.ledger.authorizations import Authorization, Budget, SignedTerms
+from opengradient_x402.ledger.authorizations import Authorization, Budget, SignedTerms, authorization_id
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.ledger.recorder import CallUnderWay
@@ -90,6 +89,7 @@ class Payments(Resident):
         if isinstance(signer, ForeignSigner):
             signer.remember_in(ledger)
         self.policy = policy if policy is not None else SpendPolicy()
+        self.bounds_calls: Final = self.policy.bounds_calls
         self.ledger = ledger
         self.reports = Reports(payer=self.payer, network=network.caip2)
         self.sessions = SessionPool(idle_s=network.session_idle_s, on_retired=self.reports.retired)
@@ -229,7 +229,7 @@ class Payments(Resident):
     def check_call(self, call: Call, key: SessionKey, *, terms: PaymentTerms | SignedTerms) -> None:
         """Refuses a call that could cost more than the policy allows. Raises PolicyRefused."""
         self.gateways.check_token_price(key.origin)
-        if self.policy.bounds_calls:
+        if self.bounds_calls:
             worst = self._worst_case(call, key, terms)
             self.policy.check_call(worst, asset=self.network.asset, model=call.model)
 
@@ -286,7 +286,7 @@ class Payments(Resident):
             return replace(earlier, endpoint=endpoint, signed=to_sign)
         nonce = self.signer.nonce_for(call.id)
         return Authorization(
-            id=_authorization_id(self.network, self.payer, nonce),
+            id=authorization_id(self.network.caip2, self.payer, nonce),
             call_id=call.id,
             network=self.network.caip2,
             payer=self.payer,
@@ -427,7 +427,7 @@ class Payments(Resident):
         error: str | None = None,
         answer: Answer | None = None,
     ) -> SettlementReceipt | None:
-        """Ends the call: frees its seat, records its receipt, and gives it to whoever ends the call first.
+        """Ends the call: frees its seat, records its receipt, and returns it to the first one that ends the call.
 
         None when nothing was paid, for everybody who comes later (`call.receipt` has it), and in a forked child that
         inherited the call. A call of an earlier process that is not answered now stays as it was recorded then.
@@ -475,12 +475,6 @@ class Payments(Resident):
 
 def _under_way(call: Call, authorization: Authorization) -> CallUnderWay:
     return CallUnderWay(call.id, authorization.id, call.created_at, call.settlement_mode, call.model)
-
-
-def _authorization_id(network: Network, payer: str, nonce: int) -> str:
-    """One id for one nonce: whatever is signed under it, the chain settles it at most once."""
-    content = f"{network.caip2} {payer} {nonce}"
-    return "auth_" + hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
 def _report_lost_record(future: Future[str | None]) -> None:
