@@ -250,7 +250,7 @@ class SettlementReport:
 
 
 def expect_call() -> None:
-    """A call of a model is about to be announced: whoever listened to the one before does not listen to this one.
+    """A call of a model is about to be announced: the handlers of the call before do not listen to this one.
 
     Core asks a model for its parameters, tells the handlers that the call starts, and makes it, in one context.
     """

@@ -36,7 +36,7 @@ DISPATCHER_NAME: Final = "llama_index_opengradient"
 
 
 class ReceiptEvent(BaseEvent):
-    """What both events share; listen to this type to hear of every state of every receipt."""
+    """What both events share; listen to this type to get every state of every receipt."""
 
     receipt: SettlementReceipt
 
@@ -66,7 +66,7 @@ class SettlementEvent(ReceiptEvent):
 
 
 class SettlementUpdateEvent(ReceiptEvent):
-    """More is known of a call that a `SettlementEvent` told of: its receipt replaces the one told before."""
+    """More is known of a call than its `SettlementEvent` said: this receipt replaces the earlier one."""
 
     @classmethod
     def class_name(cls) -> str:
@@ -139,7 +139,7 @@ def _attached() -> Iterable[Any]:
 class ReceiptReporter:
     """Tells everybody who listens of the receipts of one call. Made when the call starts, in its context.
 
-    The context is kept because a call may end elsewhere: an abandoned stream is closed by whoever drops it, in
+    The context is kept because a call may end elsewhere: an abandoned stream is closed where it is dropped, in
     another task or thread, where other tags and spans are active.
     """
 

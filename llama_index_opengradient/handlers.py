@@ -4,7 +4,7 @@
 `SettlementCallbackHandler` does the same for code that still works with the legacy `CallbackManager`.
 
 Both are views for programs: the ledger (`opengradient_x402.ledger.ledger`) is the durable record, and the chain is
-the truth. Neither raises into the call that it hears of.
+the truth. Neither raises into the call whose receipt it gets.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class _Receipts(HeardReceipts):
 
 
 class SettlementLedgerHandler(BaseEventHandler):
-    """Keeps the receipts that the dispatcher tells of, once per call, sorted by the run that made the call.
+    """Keeps the receipts of the dispatcher's events, one for each call, sorted by the run that made the call.
 
     `with handler.listening():` hears the calls of the block; `get_dispatcher().add_event_handler(handler)` hears those
     of the whole process.

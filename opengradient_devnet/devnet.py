@@ -92,7 +92,7 @@ class Devnet:
     `sessions=False` settles every call on its own. `schemes` are what the gateway offers; `session_cap_opg` and
     `exact_price_opg` are the offers' amounts (a call on a channel costs at most `session_cap_opg`, too).
     `claim_interval_s` is how often it claims what it charged to channels.
-    `fault_route=True` serves `POST /faults` and `POST /reorganise` to whoever sends `devnet.fault_token` as
+    `fault_route=True` serves `POST /faults` and `POST /reorganise` for requests that send `devnet.fault_token` as
     `X-Fault-Token` (random, or the `fault_token` that is given); `faults` can be injected in Python in any case.
     """
 

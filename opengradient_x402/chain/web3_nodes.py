@@ -2,7 +2,7 @@
 
 Both are asked beside the driver, in a thread or on the event loop that the connection belongs to, so that sync and
 async calls can use either. Results are made plain JSON again, whatever middleware did to them, and errors are ours.
-web3 is imported by whoever made the object, never here before there is one.
+The caller who made the object has imported web3; it is never imported here before.
 """
 
 from __future__ import annotations
