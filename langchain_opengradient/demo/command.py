@@ -27,7 +27,9 @@ _NEXT = """
   opengradient-devnet               a network that stays, and a wallet
   opengradient-x402 chat "Hello"    pay for a call on it
   opengradient-x402 receipts list   what was paid
-Agents, budgets and reports: https://github.com/OpenGradient/opengradient-integrations
+
+Agents, budgets and reports
+  https://github.com/OpenGradient/opengradient-integrations
 """
 _NEEDED = ("langchain", "langchain_core", "eth", "starlette", "uvicorn")
 
