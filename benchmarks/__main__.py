@@ -99,7 +99,7 @@ def _process(command: list[str]) -> Iterator[subprocess.Popen[str]]:
 def environment_of(client: Client) -> list[str]:
     """The command that runs Python in the client's environment."""
     wanted = [part for name in client.requirements for part in ("--with-editable" if "/" in name else "--with", name)]
-    return ["uv", "run", "--quiet", "--no-project", "--exclude-newer", _UNTIL, *wanted, "python"]
+    return ["uv", "run", "--quiet", "--isolated", "--no-project", "--exclude-newer", _UNTIL, *wanted, "python"]
 
 
 def run(names: list[str], works: list[str], *, rounds: int, scale: float, here: bool) -> Rounds:

@@ -1,4 +1,4 @@
-"""Receipts where LangChain users look for them: callback handlers that hear every settlement of a run.
+"""Receipts where LangChain users look for them: callback handlers that get every receipt of a run.
 
 A receipt can reach a handler in four ways, and is counted once, by its call id:
 
@@ -34,7 +34,7 @@ from langchain_opengradient.conversions import RECEIPT_KEY, is_from_cache
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.money import only, shown
 from opengradient_x402.payment.run_limit import RunLimit
-from opengradient_x402.telemetry.heard import HeardReceipts
+from opengradient_x402.telemetry.kept_receipts import KeptReceipts
 from opengradient_x402.telemetry.spans import annotate, openinference
 
 if TYPE_CHECKING:
@@ -63,24 +63,24 @@ class SettlementCallbackHandler(BaseCallbackHandler):
         most: int | None = None,
     ) -> None:
         """`most` is how many receipts are kept (10,000); of older ones, number and cost are."""
-        self._heard = HeardReceipts(most=most, on_news=self._take_news)
+        self._kept = KeptReceipts(most=most, on_news=self._take_news)
         self._on_receipt = on_receipt
         self._parent = parent
 
     @property
     def receipts(self) -> tuple[SettlementReceipt, ...]:
-        """One receipt per paid call, in the order in which they were heard, as the ledger knows them now."""
-        return self._heard.now()
+        """One receipt per paid call, in the order in which they came, as the ledger knows them now."""
+        return self._kept.now()
 
     @property
     def calls(self) -> int:
-        """How many paid calls were heard."""
-        return self._heard.calls
+        """How many paid calls there were."""
+        return self._kept.calls
 
     @property
     def authorizations(self) -> int:
         """How many payment signatures they needed: one serves all calls of a session."""
-        return self._heard.authorizations
+        return self._kept.authorizations
 
     @property
     def spent_atomic(self) -> int:
@@ -89,12 +89,12 @@ class SettlementCallbackHandler(BaseCallbackHandler):
         A settled share where the ledger knows it, else the gateway's claim. Where neither is known (a dropped
         stream), what is left of the authorization: it may still be taken.
         """
-        return only(self._heard.spent_at_most(self._heard.now()))
+        return only(self._kept.spent_at_most(self._kept.now()))
 
     @property
     def spent(self) -> str:
         """What the calls cost, at most: "0.0125 OPG", or "0.0125 OPG + 0.02 USDC"."""
-        return shown(self._heard.spent_at_most(self._heard.now()))
+        return shown(self._kept.spent_at_most(self._kept.now()))
 
     @property
     def spent_opg(self) -> str:
@@ -107,20 +107,20 @@ class SettlementCallbackHandler(BaseCallbackHandler):
     def __repr__(self) -> str:
         return f"{type(self).__name__}(calls={self.calls}, authorizations={self.authorizations})"
 
-    def hear(self, receipt: SettlementReceipt) -> None:
+    def receive(self, receipt: SettlementReceipt) -> None:
         """Count `receipt`, unless its call was counted already."""
-        is_new = self._heard.add(receipt)
+        is_new = self._kept.add(receipt)
         if is_new and self._on_receipt is not None:
             try:
                 self._on_receipt(receipt)
             except Exception:  # noqa: BLE001 - the listener's boundary: its fault must not hide a paid answer
                 _log.exception("A receipt listener failed for call %s", receipt.call_id)
         if self._parent is not None:
-            self._parent.hear(receipt)
+            self._parent.receive(receipt)
 
     def update(self, receipt: SettlementReceipt) -> None:
-        """Replace what was heard of a call by what is known now (settled, expired, disputed)."""
-        self._heard.replace(receipt)
+        """Replace what is kept of a call by what is known now (settled, expired, disputed)."""
+        self._kept.replace(receipt)
         if self._parent is not None:
             self._parent.update(receipt)
 
@@ -129,18 +129,18 @@ class SettlementCallbackHandler(BaseCallbackHandler):
 
         Raises ChainUnavailable.
         """
-        self._heard.refresh()
+        self._kept.refresh()
 
     async def arefresh(self) -> None:
         """As `refresh`, for coroutines."""
-        await self._heard.arefresh()
+        await self._kept.arefresh()
 
     def clear(self) -> None:
-        """Forget the calls that were heard. The ledger keeps them."""
-        self._heard.clear()
+        """Forget the calls. The ledger keeps them."""
+        self._kept.clear()
 
     def _take_news(self, receipt: SettlementReceipt) -> None:
-        """More is known of a call that was heard; its receipt is replaced already."""
+        """More is known of a call than before; its receipt is replaced already."""
 
     # LangChain's events
 
@@ -158,19 +158,19 @@ class SettlementCallbackHandler(BaseCallbackHandler):
             _announced.set((*_announced.get(), self))
 
     def on_llm_end(self, response: LLMResult, *, run_id: UUID, **kwargs: Any) -> None:  # noqa: ARG002 - the framework's signature
-        """Hear the receipts inside the finished messages."""
+        """Take the receipts inside the finished messages."""
         self._hear_generations(response)
 
     def on_llm_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:  # noqa: ARG002 - the framework's signature
-        """Hear the receipt on the error, or in what was streamed before it."""
+        """Take the receipt on the error, or in what was streamed before it."""
         receipt = getattr(error, "receipt", None)
         if isinstance(receipt, SettlementReceipt):
-            self.hear(receipt)
+            self.receive(receipt)
         if isinstance(response := kwargs.get("response"), LLMResult):
             self._hear_generations(response)
 
     def on_stream_event(self, event: Any, **kwargs: Any) -> None:  # noqa: ARG002 - the framework's signature
-        """Hear the receipt in the last event of a v3 stream."""
+        """Take the receipt in the last event of a v3 stream."""
         if event.get("event") == "message-finish" and not is_from_cache(event.get("usage")):
             self._hear_metadata(event.get("metadata") or {})
 
@@ -182,15 +182,15 @@ class SettlementCallbackHandler(BaseCallbackHandler):
 
     def _hear_metadata(self, metadata: Mapping[str, Any]) -> None:
         receipt = metadata.get(RECEIPT_KEY)
-        if isinstance(receipt, dict) and str(receipt.get("call_id")) not in self._heard:
-            self.hear(SettlementReceipt.from_json(receipt))
+        if isinstance(receipt, dict) and str(receipt.get("call_id")) not in self._kept:
+            self.receive(SettlementReceipt.from_json(receipt))
 
 
 @contextmanager
 def get_settlement_callback() -> Iterator[SettlementCallbackHandler]:
-    """Hear every receipt of the `with` block: chains, agents, parallel branches, tools, dropped streams.
+    """Get every receipt of the `with` block: chains, agents, parallel branches, tools, dropped streams.
 
-    Blocks nest; the outer one hears everything that the inner one hears. A plain `threading.Thread` starts
+    Blocks nest; the outer one gets everything that the inner one gets. A plain `threading.Thread` starts
     with an empty context: run it through `contextvars.copy_context().run`, as LangChain's own threads are.
     """
     handler = SettlementCallbackHandler(parent=_active.get())
@@ -234,7 +234,7 @@ class SettlementReport:
         self.receipt = receipt
         annotate(receipt, span=self._span())
         for handler in self._handlers:
-            handler.hear(receipt)
+            handler.receive(receipt)
 
     def opened(self, stream: CompletionStream | AsyncCompletionStream) -> None:
         """Put on the run's span what pays for a stream: of a dropped one, core ends the span before the receipt."""
@@ -250,7 +250,7 @@ class SettlementReport:
 
 
 def expect_call() -> None:
-    """A call of a model is about to be announced: the handlers of the call before do not listen to this one.
+    """A call of a model is about to begin: the listeners of the call before do not listen to this one.
 
     Core asks a model for its parameters, tells the handlers that the call starts, and makes it, in one context.
     """

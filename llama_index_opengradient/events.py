@@ -1,7 +1,7 @@
 """Receipts as LlamaIndex events.
 
 `SettlementEvent` is dispatched once per paid call, as soon as its payment is known: for a stream that is when
-it opens, so a stream that nobody reads to its end is heard of all the same. What is learned later about the
+it opens, so a stream that nobody reads to its end is reported all the same. What is learned later about the
 same call (its end, tokens, cost) follows as `SettlementUpdateEvent` with the same call id.
 
 Both are dispatched inside the model's own call and in its context, so the active span and the tags of the
@@ -98,7 +98,7 @@ _blocks: Final[list[tuple[Listener, ...]]] = []
 
 @contextmanager
 def listened_by(listener: Listener) -> Generator[None, None, None]:
-    """`listener` hears the calls of this block too, and those of the tasks and threads that it starts."""
+    """`listener` gets the calls of this block too, and those of the tasks and threads that it starts."""
     listeners = (*listening.get(), listener)
     token = listening.set(listeners)
     _blocks.append(listeners)
@@ -113,7 +113,7 @@ def expect_calls(ledger: Callable[[], Ledger]) -> str:
     """For a model that is about to leave for another process: the group of the calls that it makes there.
 
     They are found by the handlers of this context; where there are none, by those of the only block that listens, and
-    by those that hear the whole process. Empty when nobody listens.
+    by those that listen to the whole process. Empty when nobody listens.
     """
     listeners = listening.get()
     if not listeners and _blocks:

@@ -301,8 +301,8 @@ def _fetch(url: str) -> bytes:
     parts = urlsplit(url)
     if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(parts.hostname)):
         raise InsecureEndpoint(
-            f"The network description at {parts.scheme}://{parts.hostname} was not read: anybody between here "
-            "and there could name other payees. Nothing was paid. Use https (plain http is fine on loopback)."
+            f"The network description at {parts.scheme}://{parts.hostname} was not read: somebody on the "
+            "line could name other payees. Nothing was paid. Use https (plain http is fine on loopback)."
         )
     try:
         with httpx.stream("GET", url, timeout=_FETCH_TIMEOUT_S, follow_redirects=False) as response:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from opengradient_x402.addresses import address_word, checksum_address, uint_word
+from opengradient_x402.chain.answers import number_in
 from opengradient_x402.chain.node import Question, RpcRequest
 from opengradient_x402.chain.readers import AsyncChainReader, ChainReader
 from opengradient_x402.errors import RpcError
@@ -48,7 +49,6 @@ _AUTHORIZATION_STATE: Final = "0xe94a0102"  # authorizationState(address,bytes32
 _RETURN_TIMESTAMP: Final = "0x4260005260206000f3"
 """TIMESTAMP PUSH 0 MSTORE PUSH 32 PUSH 0 RETURN: creation code that returns the time of its block."""
 
-_QUANTITY: Final = re.compile("0x[0-9a-fA-F]{1,64}")
 _HASH: Final = re.compile("0x[0-9a-fA-F]{64}", re.ASCII)
 _DATA: Final = re.compile("0x(?:[0-9a-fA-F]{2})*", re.ASCII)
 _MOST_TOPICS: Final = 4
@@ -249,9 +249,7 @@ def _call_word(contract: str, selector: str, arguments: bytes) -> Question[int]:
 def quantity(value: Any) -> int:
     """A number of JSON-RPC, which is 0x-hex text. Raises RpcError for anything else."""
     with _Reading("number"):
-        if not _QUANTITY.fullmatch(value):
-            raise ValueError(value)
-        return int(value, 16)
+        return number_in(value)
 
 
 def _bytes(value: Any) -> bytes:

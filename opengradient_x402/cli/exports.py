@@ -103,7 +103,7 @@ def write(output: Path | None, content: Iterator[bytes], *, as_json: bool, forma
 
 def _bundle(book: Ledger, *, since: int, payer: str | None, network: str | None, is_signed: bool) -> bytes:
     from opengradient_x402.cli.options import signer_of_environment
-    from opengradient_x402.proofs.verification import export_bundle
+    from opengradient_x402.proofs.export import export_bundle
 
     signer = signer_of_environment() if is_signed else None
     return export_bundle(book, network=network_of(network), since=since, payer=payer, signer=signer).to_bytes()

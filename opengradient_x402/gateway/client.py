@@ -33,6 +33,7 @@ from opengradient_x402.gateway.exchange import Exchange, Options, ReceiptListene
 from opengradient_x402.gateway.request import Listing, ModelDirectory, checked_headers, prepared
 from opengradient_x402.gateway.streams import AsyncCompletionStream, CompletionStream
 from opengradient_x402.http.time_limits import TimeLimits, Timeout
+from opengradient_x402.ledger.authorizations import Authorization
 from opengradient_x402.payment.payments import Payments
 from opengradient_x402.payment.run_limit import RunLimit
 from opengradient_x402.process import Ending, Resident, belongs
@@ -49,6 +50,10 @@ class CallOptions(TypedDict, total=False):
     The ids of calls with the same `id_group` (hex digits) begin with `call_` and the group, so that the ledger finds
     them together (`Ledger.receipts_beginning`). `run` is what a framework calls the run that makes the call; the name
     of `named_run` goes before.
+
+    `call_id` is the call's id, in place of a new one (`call_` and 24 to 64 hex digits). The nonce of a payment follows
+    from it. A call that the ledger has already is refused with CallKnown, and nothing is paid, unless `earlier` is the
+    authorization that was signed for it before: then it is paid under the same nonce, which settles once at most.
     """
 
     settlement_mode: SettlementMode | str | None
@@ -60,6 +65,8 @@ class CallOptions(TypedDict, total=False):
     limits: Sequence[RunLimit]
     id_group: str
     run: str | None
+    call_id: str
+    earlier: Authorization | None
 
 
 class _Client:
@@ -106,7 +113,7 @@ class _Client:
         body, options = prepared(body), self._options(call)
         wire_model = yield from self._models.resolve(str(body.get("model") or ""))
         limits = tuple(call.get("limits", ()))
-        if limits or self.payments.policy.bounds_calls:
+        if limits or self.payments.bounds_calls:
             yield from self._ask_price()
         return Exchange(
             body,
@@ -119,14 +126,16 @@ class _Client:
             limits=limits,
             id_group=call.get("id_group", ""),
             run=call.get("run"),
+            call_id=call.get("call_id", ""),
+            earlier=call.get("earlier"),
             proof_check=(yield from self._proof_check()),
         )
 
     def _options(self, call: CallOptions) -> Options:
         """Those of this client, with those that the call gives. Raises ConfigurationError."""
         options, mode = self._defaults, call.get("settlement_mode")
-        if mode is not None:
-            options = replace(options, settlement_mode=SettlementMode.parse(mode))
+        if mode is not None and (parsed := SettlementMode.parse(mode)) is not options.settlement_mode:
+            options = replace(options, settlement_mode=parsed)
         timeout_s, chunk_s = call.get("timeout_s"), call.get("chunk_timeout_s")
         if timeout_s is not None or chunk_s is not None:
             options = replace(options, time_limits=options.time_limits.changed(timeout_s, chunk_s=chunk_s))

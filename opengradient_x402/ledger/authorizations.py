@@ -6,8 +6,9 @@ Plain data. Amounts are atomic units, times Unix seconds. The signatures' bytes 
 from __future__ import annotations
 
 import hashlib
+import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from opengradient_x402.addresses import checksum_address
 from opengradient_x402.errors import BudgetExceeded
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from opengradient_x402.ledger.recorder import CallUnderWay
 
 TransferMethod = Literal["permit2", "eip3009"]
+DECISION_NOTED_AS: Final = "approval"
+"""A ledger notes what a person decided about a call's payment under `approval <call id>`."""
+_MOMENT_S: Final = 15.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +115,11 @@ class Authorization:
     def deadline(self) -> int:
         """Until when something can be taken."""
         return max(terms.deadline for terms in self.signed)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the signature that was made last can be taken no more, or in a moment."""
+        return time.time() > self.terms.deadline - _MOMENT_S
 
     @property
     def is_final(self) -> bool:

@@ -2,8 +2,8 @@
 
 A receipt is plain data. The gateway's words (cost, data-settlement hashes, TEE fields) are claims; the
 payment transaction, its block and the settled amount are facts read from the chain, and stay empty until
-somebody read them. A receipt that a client gave out can update itself (`refresh`, `wait_settled`): it
-asks whoever follows it. This module does not know how a receipt is stored (`ledger`) nor how facts are found
+they were read. A receipt that a client returned can update itself (`refresh`, `wait_settled`) through its
+`Follower`. This module does not know how a receipt is stored (`ledger`) nor how facts are found
 (`reconcile`).
 """
 
@@ -42,7 +42,7 @@ class ReceiptStatus(StrEnum):
 
 
 class Follower(Protocol):
-    """Whoever can look a receipt up and read the chain for it (`Reconciler`)."""
+    """Looks a receipt up and reads the chain for it (`Reconciler`)."""
 
     def recorded(self, receipts: Sequence[SettlementReceipt]) -> Future[list[SettlementReceipt]]: ...
     def refresh(self, receipt: SettlementReceipt, *, timeout_s: float | None) -> SettlementReceipt: ...
@@ -210,7 +210,7 @@ class SettlementReceipt(_Followed):
         out: dict[str, str | int] = {}
         for name, value in zip(_FIELD_NAMES, _values_of(self), strict=True):
             if value is not None:
-                out[name] = value if isinstance(value, int) and name not in _AMOUNTS else str(value)
+                out[name] = value if value.__class__ is int and name not in _AMOUNTS else str(value)
         return out
 
     def to_message(self, *, is_whole: bool = False) -> dict[str, str | int]:

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
+from opengradient_x402.errors import CallKnown
 from opengradient_x402.ledger import disputes, tables
 from opengradient_x402.ledger.authorizations import Authorization, Budget, budget_exceeded, unanswered
 from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt
@@ -55,6 +56,17 @@ _UPDATE_CALL = calls.update().where(_THIS_CALL).values(_given(*_CALL))
 _INSERT_CALL = calls.insert().values(_given("call_id", *_CALL))
 _UPDATE_ANSWER = calls.update().where(_THIS_CALL).values(_given(*_CALL, "answered_as"))
 _INSERT_ANSWER = calls.insert().values(_given("call_id", *_CALL, "answered_as"))
+_PAYS_FOR = sa.select(calls.c.authorization_id).where(_THIS_CALL)
+_FORGET_CALL = calls.delete().where(
+    _THIS_CALL, calls.c.authorization_id == sa.bindparam("paid_by"), calls.c.answered_as == sa.bindparam("begun")
+)
+_GIVE_UP_CALL = (
+    calls.update()
+    .where(
+        _THIS_CALL, calls.c.authorization_id == sa.bindparam("paid_by"), calls.c.answered_as == sa.bindparam("begun")
+    )
+    .values(answered_as=ReceiptStatus.EXPIRED.value)
+)
 _CALLS_OF = (
     sa.select(calls.c.receipt, calls.c.answered_as, calls.c.dispute)
     .where(calls.c.authorization_id == sa.bindparam("wanted"))
@@ -101,7 +113,7 @@ class Book:
 
     def __init__(self, dialect: str, *, knows: Callable[[str], bool], under_way: Callable[[str], set[str]]) -> None:
         self._is_sqlite = dialect == "sqlite"
-        self._knows, self._under_way = knows, under_way
+        self.knows, self._under_way = knows, under_way
 
     def authorize(self, conn: Connection, authorization: Authorization, budget: Budget | None) -> Authorization:
         known = self.authorization(conn, authorization.id)
@@ -162,6 +174,32 @@ class Book:
                 values = dict(zip(_MINUTE_KEY, key, strict=True)) | {"gwei": gwei, "rest": rest}
                 if conn.execute(_ADD_RESERVED, {f"of_{name}": values[name] for name in values}).rowcount == 0:
                     conn.execute(_INSERT_RESERVED, values)
+
+    def check_unknown(self, conn: Connection, call_id: str) -> None:
+        """Raises CallKnown for a call that is there."""
+        if conn.execute(_PAYS_FOR, {"wanted": call_id}).scalar_one_or_none() is not None:
+            raise CallKnown(
+                f"The call {call_id} was made before, or another process is making it. It was not sent again, and "
+                f"nothing was paid now. `opengradient-x402 receipts show {call_id}` shows what became of it.",
+                call_id=call_id,
+            )
+
+    def begin_call(self, conn: Connection, authorization: Authorization, call: CallUnderWay) -> None:
+        """Notes, for every process, that this authorization is about to pay for the call. Raises CallKnown."""
+        self.check_unknown(conn, call.call_id)
+        self._record(conn, unanswered(authorization, call))
+
+    def forget_call(self, conn: Connection, call_id: str, authorization_id: str) -> None:
+        """The call that was begun was not sent."""
+        conn.execute(
+            _FORGET_CALL, {"wanted": call_id, "paid_by": authorization_id, "begun": ReceiptStatus.AUTHORIZED.value}
+        )
+
+    def give_up_call(self, conn: Connection, call_id: str, authorization_id: str) -> bool:
+        """Has a call that was begun never be made again under its id; whether that is so now."""
+        values = {"wanted": call_id, "paid_by": authorization_id, "begun": ReceiptStatus.AUTHORIZED.value}
+        conn.execute(_GIVE_UP_CALL, values)
+        return conn.execute(_PAYS_FOR, {"wanted": call_id}).scalar_one_or_none() == authorization_id
 
     def mark_unsent(self, conn: Connection, authorization_id: str) -> None:
         if (known := self.authorization(conn, authorization_id)) is not None:
@@ -261,7 +299,7 @@ class Book:
         if self._under_way(authorization.id) - {receipt.call_id for receipt in receipts}:
             return None  # it is decided when they have ended
         process = self.noted(conn, _CALLS_BY + authorization.id)
-        if process is None or self._knows(process) or self.noted(conn, _PROCESS + process) is not None:
+        if process is None or self.knows(process) or self.noted(conn, _PROCESS + process) is not None:
             return text
         self.note(conn, f"{_UNDECIDED}{process} {authorization.id}", "")
         _log.warning(

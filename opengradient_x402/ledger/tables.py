@@ -168,6 +168,10 @@ channels = sa.Table(
     *(sa.Column(name, sa.Text, nullable=False) for name in ("salt", "transfer_method", "status")),
     *(sa.Column(f"{name}_atomic", sa.Text, nullable=False) for name in ("charged", "signed", "balance", "claimed")),
     *(sa.Column(name, sa.BigInteger, nullable=False) for name in ("withdraw_delay_s", "withdrawing_since", "used_at")),
+    sa.Column("seen_block", sa.BigInteger, nullable=False),
+    # One call at a time, in all processes together
+    sa.Column("held_by", sa.Text, nullable=False),
+    sa.Column("held_until", sa.BigInteger, nullable=False),
     # The deposit that was signed last, while the chain does not show it
     sa.Column("deposit_atomic", sa.Text),
     sa.Column("deposit_salt", sa.Text),

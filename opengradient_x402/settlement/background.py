@@ -1,6 +1,6 @@
 """The reconciler in a thread of its own: every few seconds it updates the ledger, and reports what changed.
 
-Outages of nodes and errors in listeners do not end it. What is asked and written is in `reconciler`.
+It goes on after outages of nodes and after faults of listeners. What is asked and written is in `reconciler`.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from opengradient_x402.cli.receipts import day_of, model_of
 from opengradient_x402.cli.report.figures import ASPECTS, BASES, Figures, Sum, basis_of, sources_of
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.money import format_amount
-from opengradient_x402.proofs.findings import Finding, Refuted
+from opengradient_x402.proofs.findings import Finding, Refuted, Statement
 
 _MOST_DAYS: Final = 400
 """With more days between the first call and the last, the plot shows only those that have calls."""
@@ -40,6 +40,7 @@ _RUNS: Final = (
     "A run is what the payer's program calls so: one chain, graph, agent, workflow or query, with all calls in it, or "
     "what the payer gave a name. It is the payer's word."
 )
+DECISIONS: Final = "Nobody signed them, and no chain has them: what persons decided is the payer's word."
 _FEWEST_PLACES: Final = 7
 """One day alone is a column, not a wall."""
 
@@ -61,6 +62,11 @@ class Report:
     def refuted(self) -> int:
         """How many statements the evidence contradicts."""
         return sum(isinstance(finding, Refuted) for finding in self.findings)
+
+    @property
+    def decisions(self) -> list[Finding]:
+        """What persons decided about payments."""
+        return [finding for finding in self.findings if finding.statement is Statement.DECIDED]
 
     @property
     def verdict(self) -> str:
@@ -130,6 +136,7 @@ def html(report: Report) -> str:
         _explained(facts),
         [_part(report, figures, number) for number, figures in enumerate(report.parts)],
         [] if report.parts else _tag("p", "There are no receipts of that time."),
+        _decisions(report),
         _found(report),
         _words(),
     ]
@@ -307,6 +314,13 @@ def _records(report: Report, figures: Figures) -> _Html:
         )
     heads = ("Call", "When", "Model", "Status", report.symbol(figures), "Cost is", *(name.title() for name in ASPECTS))
     return _table(heads, rows, numbers=(4,))
+
+
+def _decisions(report: Report) -> Iterable[str]:
+    if report.decisions:
+        yield _tag("h2", "Decisions of persons")
+        yield _tag("p", DECISIONS, class_="hint")
+        yield _tag("ul", [_tag("li", _tag("code", one.about), f": {one.why}") for one in report.decisions])
 
 
 def _found(report: Report) -> Iterable[str]:
