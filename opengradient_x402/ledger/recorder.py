@@ -29,8 +29,8 @@ _log = logging.getLogger(__name__)
 CHECKPOINT_EVERY: Final = 256
 """So many records, and a commit of the writer's thread moves what is written into the main file."""
 
-ENDED: Final = frozenset({"settled", "expired", "cancelled"})
-"""Of an authorization: a receipt that comes later changes how its settlement is shared."""
+_ENDED: Final = "status IN ('settled', 'expired', 'cancelled')"
+"""Of an authorization: a receipt that comes later changes how its settlement is shared, in one transaction with it."""
 MOST_PROOFS: Final = 65_536
 """So many proofs are remembered in memory, besides those in the database."""
 
@@ -39,10 +39,10 @@ _ROW: Final = "(?, ?, ?, ?, ?, ?, ?, ?)"
 _INTO: Final = f"INSERT INTO calls (call_id, {', '.join(_COLUMNS)}) VALUES "  # noqa: S608  (names of columns)
 _AGAIN: Final = f" ON CONFLICT (call_id) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in _COLUMNS)} "
 WRITE: Final = (
-    f"{_INTO}{_ROW}{_AGAIN}"  # noqa: S608  (as above)
-    "RETURNING (SELECT status FROM authorizations WHERE id = ?)"  # a column in place of `?` would use no index
+    f"INSERT INTO calls (call_id, {', '.join(_COLUMNS)}) SELECT ?, ?, ?, ?, ?, ?, ? "  # noqa: S608  (as above)
+    f"WHERE NOT EXISTS (SELECT 1 FROM authorizations WHERE id = ? AND {_ENDED}){_AGAIN}RETURNING 1"
 )
-_STATUSES: Final = "SELECT id, status FROM authorizations WHERE id IN "
+_ENDED_OF: Final = f"SELECT id FROM authorizations WHERE {_ENDED} AND id IN "  # noqa: S608  (as above)
 Record = tuple[SettlementReceipt, str]
 """A receipt and its JSON."""
 USE_PROOF: Final = (
@@ -52,9 +52,8 @@ USE_PROOF: Final = (
 
 
 class Written(NamedTuple):
-    """What the database says when a receipt is written: its authorization's status, and whose proof it has."""
+    """What the database says when a receipt is written: whose proof it has."""
 
-    status: str
     proof_of: str | None
 
 
@@ -79,6 +78,7 @@ class Recorder:
         self._proofs: dict[str, str] = {}
         self.written = 0
         self._seen = 0
+        self._checkpoint_at = CHECKPOINT_EVERY
 
     def open(self, file: Path) -> None:
         """From now on receipts are written to this file, whose tables are there, as long as it is this file."""
@@ -101,6 +101,13 @@ class Recorder:
         seen, self._seen = self._seen, self.written
         return seen != self.written
 
+    def wants_checkpoint(self) -> bool:
+        """Whether so much was written since this was last true that the writer's thread should commit something."""
+        if self.written < self._checkpoint_at:
+            return False
+        self._checkpoint_at = self.written + CHECKPOINT_EVERY
+        return True
+
     def renew(self) -> None:
         """In a forked child, where nobody holds the lock; the parent closed the connection before."""
         self._lock, self._is_writing, self._conn = threading.RLock(), False, None
@@ -113,7 +120,7 @@ class Recorder:
             return self._proofs.setdefault(proof_id, call_id)
 
     def write(self, receipt: SettlementReceipt, text: str) -> Written | None:
-        """Commits the receipt; None when it could not be written now.
+        """Commits the receipt; None when it could not be written now, or when its authorization has ended.
 
         `text` is its JSON.
         """
@@ -130,7 +137,7 @@ class Recorder:
                 self._is_writing = False
 
     def write_all(self, records: Sequence[Record]) -> dict[str, Written]:
-        """Commits the receipts together; by call what the database says, empty when it could not be written now.
+        """Commits the receipts together; what the database says, by call. Without those that `write` leaves out.
 
         Each statement gives up the interpreter lock, and gets it back from a busy event loop after milliseconds only.
         """
@@ -149,14 +156,17 @@ class Recorder:
                 self._is_writing = False
 
     def _commit_all(self, conn: sqlite3.Connection, records: Sequence[Record]) -> dict[str, Written]:
-        rows = {receipt.call_id: _row(receipt, text) for receipt, text in records}
         paid_by = list({receipt.authorization_id for receipt, _ in records})
         proofs: dict[str, str] = {}
         conn.execute("BEGIN IMMEDIATE")
         try:
+            ended = {name for (name,) in conn.execute(f"{_ENDED_OF}({', '.join('?' * len(paid_by))})", paid_by)}
+            records = [record for record in records if record[0].authorization_id not in ended]
+            # A receipt that is recorded twice counts as it was recorded last.
+            rows = {receipt.call_id: _row(receipt, text) for receipt, text in records}
             values = [value for row in rows.values() for value in row]
-            conn.execute(_INTO + ", ".join([_ROW] * len(rows)) + _AGAIN, values)
-            found = dict(conn.execute(f"{_STATUSES}({', '.join('?' * len(paid_by))})", paid_by).fetchall())
+            if rows:
+                conn.execute(_INTO + ", ".join([_ROW] * len(rows)) + _AGAIN, values)
             for receipt, _ in records:
                 if (proof_id := receipt.proof_id) is not None:
                     used = (proof_id, receipt.call_id, receipt.created_at)
@@ -166,28 +176,26 @@ class Recorder:
             conn.rollback()
             raise
         self.written += len(records)
-        return {
-            receipt.call_id: Written(found.get(receipt.authorization_id, "unknown"), proofs.get(receipt.call_id))
-            for receipt, _ in records
-        }
+        return {receipt.call_id: Written(proofs.get(receipt.call_id)) for receipt, _ in records}
 
-    def _commit(self, conn: sqlite3.Connection, row: tuple[object, ...], receipt: SettlementReceipt) -> Written:
+    def _commit(self, conn: sqlite3.Connection, row: tuple[object, ...], receipt: SettlementReceipt) -> Written | None:
         """One commit, also where a proof is noted with the receipt."""
         proof_id, proof_of = receipt.proof_id, None
         if proof_id is None:
-            [(status,)] = conn.execute(WRITE, row).fetchall()
+            is_written = bool(conn.execute(WRITE, row).fetchall())
         else:
             conn.execute("BEGIN IMMEDIATE")
             try:
-                [(status,)] = conn.execute(WRITE, row).fetchall()
-                used = (proof_id, receipt.call_id, receipt.created_at)
-                [(proof_of,)] = conn.execute(USE_PROOF, used).fetchall()
+                is_written = bool(conn.execute(WRITE, row).fetchall())
+                if is_written:
+                    used = (proof_id, receipt.call_id, receipt.created_at)
+                    [(proof_of,)] = conn.execute(USE_PROOF, used).fetchall()
                 conn.execute("COMMIT")
             except BaseException:
                 conn.rollback()
                 raise
-        self.written += 1
-        return Written(status or "unknown", proof_of)
+        self.written += is_written
+        return Written(proof_of) if is_written else None
 
 
 def _row(receipt: SettlementReceipt, text: str) -> tuple[str | int | None, ...]:

@@ -252,6 +252,48 @@ def test_recording_a_call_takes_its_caller_less_than_sixty_microseconds_of_work(
     assert len(ledger.receipts().result()) == 2000
 
 
+@pytest.mark.parametrize("at_once", [True, False], ids=["sync", "async"])
+def test_a_receipt_that_comes_after_the_settlement_is_never_recorded_without_its_share(tmp_path, at_once):
+    program = """
+        from dataclasses import replace
+
+        path, at_once = sys.argv[1], sys.argv[2] == "True"
+        ledger = Ledger(path)
+        for number in range(20):
+            paying = entry(number)
+            ledger.authorize(paying).result()
+            ledger.record_call(served(paying, paying.call_id, cost_atomic=300)).result()
+            found = dict(status="settled", settled_atomic=1_000, confirmations=9, confirmations_needed=1)
+            ledger.record_settlement(replace(paying, **found, tx_hash="0x" + "ab" * 32)).result()
+        for number in range(20):
+            late = ledger.record_call(served(entry(number), f"late_{number}", cost_atomic=700), at_once=at_once)
+            if number == 10 and not at_once:
+                late.result()
+        os._exit(0)
+    """
+    path = tmp_path / "ledger.sqlite"
+    _python(program, str(path), str(at_once)).communicate(timeout=60)
+    ledger = Ledger(path)
+    try:
+        receipts = ledger.receipts().result()
+    finally:
+        ledger.close()
+    late = [receipt for receipt in receipts if receipt.call_id.startswith("late_")]
+    assert len(late) >= (20 if at_once else 11)
+    assert {(receipt.status, receipt.settled_atomic) for receipt in late} == {(ReceiptStatus.SETTLED, 700)}
+
+
+@pytest.mark.parametrize(("at_once", "number_of_calls"), [(True, 3_000), (False, 10_000)], ids=["sync", "async"])
+def test_what_is_written_is_moved_into_the_main_file_however_it_came(ledger, tmp_path, at_once, number_of_calls):
+    for number in range(number_of_calls):
+        future = ledger.record_call(served(entry(1), f"call_{number}", cost_atomic=5), at_once=at_once)
+        if number % 500 == 0:
+            future.result()
+    future.result()
+    log = tmp_path / "ledger.sqlite-wal"
+    assert log.stat().st_size < 12 * 1024 * 1024
+
+
 def test_the_short_receipt_of_a_message_names_the_payment_and_stays_under_300_bytes():
     longest = served(
         entry(),
