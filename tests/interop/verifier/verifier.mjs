@@ -108,6 +108,8 @@ function checkTogether(file) {
   const paid = new Set(receipts.map((body) => body.authorization_id));
   if (paid.size !== ids.length || ids.some((id) => !paid.has(id))) throw new Unreadable("receipts and authorizations");
   if (data.some((id) => !calls.includes(id))) throw new Unreadable("a data settlement of nobody");
+  once("earlier head", (file.history?.consistency ?? []).map((one) => one.size));
+  once("anchor", (file.history?.anchors ?? []).map((one) => `${one.size}:${one.root}`));
   const decided = file.of("decision").map((body) => body.call_id);
   once("decision", decided);
   const channels = file.of("channel");
@@ -298,9 +300,8 @@ async function receiptOf(sources, chain, txHash) {
   if (found === null) return null;
   object(found);
   must(Array.isArray(found.logs));
-  quantity(found.blockNumber);
-  hash(found.blockHash);
-  return { tx_hash: hash(found.transactionHash), ok: quantity(found.status) === 1n, logs: found.logs.map(logOf) };
+  const place = { number: quantity(found.blockNumber), hash: hash(found.blockHash) };
+  return { ...place, tx_hash: hash(found.transactionHash), ok: quantity(found.status) === 1n, logs: found.logs.map(logOf) };
 }
 
 async function transactionOf(sources, chain, txHash) {
@@ -425,6 +426,7 @@ class Verifier {
       this.say(one.decided_at < one.asked_at ? "refuted" : "stated", "a person decided about this payment", one.call_id);
     }
     for (const channel of this.channels.values()) await this.channel(channel);
+    for (const anchor of this.file.history?.anchors ?? []) await this.anchor(anchor);
     for (const payer of payers) await this.complete(payer);
     return this.said;
   }
@@ -470,6 +472,29 @@ class Verifier {
     if (!found) return this.say("undecided", continued);
     const holds = isContinued(before, found.proof, history) && !this.changed(earlier, records);
     this.say(holds ? good : "refuted", continued);
+  }
+
+  async anchor({ size, root, tx_hash }) {
+    const { history } = this.file;
+    const [statement, about] = ["the history's records were there at the time of the anchor", `${size}:${root}`];
+    const found = size === history.size ? { proof: [] } : history.consistency.find((one) => one.size === size);
+    if (!found || !isContinued({ size, root }, found.proof, history)) return this.say("refuted", statement, about);
+    const chain = this.network.chain_id;
+    try {
+      this.sources.source(chain);
+      const mined = await transactionOf(this.sources, chain, tx_hash);
+      const done = await receiptOf(this.sources, chain, tx_hash);
+      const isIt = mined?.tx_hash === tx_hash && done?.tx_hash === tx_hash && done.ok;
+      if (!isIt || !mined.input.equals(utf8(`OpenGradient history ${about}`))) return this.say("refuted", statement, about);
+      const head = await blockOf(this.sources, chain, "latest");
+      const there = await blockOf(this.sources, chain, "0x" + done.number.toString(16));
+      if (there.hash !== done.hash) return this.say("refuted", statement, about);
+      if (head.number - there.number + 1n < BigInt(this.network.confirmations ?? 3)) return this.say("undecided", statement, about);
+      this.sayRead(statement, about);
+    } catch (error) {
+      if (!(error instanceof Missing)) throw error;
+      this.say("undecided", statement, about);
+    }
   }
 
   changed(earlier, records) {
