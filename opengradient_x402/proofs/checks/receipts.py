@@ -14,7 +14,7 @@ from opengradient_x402.chain.questions import Transaction
 from opengradient_x402.ledger.authorizations import Authorization, token_fields
 from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt, transaction_claim
 from opengradient_x402.networks import Network
-from opengradient_x402.proofs.attestation import TeeProof
+from opengradient_x402.proofs.attestation import TeeProof, Verdict
 from opengradient_x402.proofs.bundle import ABOUT, Case, hex_bytes
 from opengradient_x402.proofs.findings import Finding, Proven, Refuted, Stated, Statement, Undecided
 from opengradient_x402.settlement.channels import SCHEME
@@ -124,8 +124,15 @@ def _authorized(case: Case) -> tuple[object, ...]:
     return "voucher", voucher.channel_id, voucher.base_atomic, voucher.max_atomic, None if has_cost else entry.id
 
 
+def is_disowned(call: SettlementReceipt) -> bool:
+    """Whether a receipt says itself that its proof came with another call before: the gateway's doing, no claim."""
+    return (call.tee_verified or "").startswith(Verdict.REPLAYED)
+
+
 def readable_proof(call: SettlementReceipt) -> TeeProof | None:
-    """The enclave's proof on a receipt; None for none, and for one that cannot be read."""
+    """The enclave's proof on a receipt; None for none, for one that cannot be read, and for one that is disowned."""
+    if is_disowned(call):
+        return None
     try:
         return TeeProof.from_fields(call.to_json())
     except ValueError:

@@ -541,7 +541,7 @@ class Verifier {
 
   // null: none; undefined: one that cannot be read
   proof(call) {
-    if (!call.tee_signature) return null;
+    if (!call.tee_signature || String(call.tee_verified ?? "").startsWith("replayed")) return null;
     const bytes = (text) => raw("0x" + String(text ?? "").replace(/^0x/, ""));
     const isHash = (text) => /^(0x)?[0-9a-fA-F]{64}$/.test(text ?? "");
     const isBase64 = /^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$/.test(call.tee_signature);
