@@ -113,7 +113,7 @@ class _Auditor:
             findings += share_findings(case, self._network)
             findings += dispute_findings(case, self._network)
             for call in case.receipts:
-                findings.append(told_finding(call))
+                findings.append(told_finding(call, self._contents.made_at))
                 findings += yield from self._of_enclave(call)
                 findings += yield from self._of_data(call)
         findings += [decision_finding(decision, self._network) for decision in self._contents.decisions]

@@ -98,7 +98,7 @@ class VoucherShape(_Shape):
 class AuthorizationShape(_Settlement):
     id: _Name
     call_id: _Name
-    signed: Annotated[list[SignedTermsShape], Field(min_length=1)]
+    signed: Annotated[list[SignedTermsShape], Field(min_length=1, max_length=1000)]
     status: Literal["signed", "settled", "expired", "cancelled"]
     tx_hash: _Hash | _Unknown = None
     signature: _Signature | _Unknown = None
@@ -399,6 +399,8 @@ def _check_together(bundle: Bundle) -> None:
     history = bundle.history or {}
     _check_once("anchor", [(body["size"], body["root"]) for body in history.get("anchors", ())])
     _check_once("earlier head", [body["size"] for body in history.get("consistency", ())])
+    if bundle.period is not None and bundle.period["from_block"] > bundle.period["to_block"]:
+        raise ValueError("its period ends before it begins")
     _check_channels(bundle)
     _check_once("data settlement", [body["call_id"] for body in bundle.of_kind("data_settlement")])
     _check_once("answer", [_question(body) for body in bundle.of_kind("rpc")])

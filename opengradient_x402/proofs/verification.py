@@ -283,4 +283,11 @@ def _period(bundle: Bundle, from_block: int | None, to_block: int | None) -> Per
     told = bundle.period or {}
     first = told.get("from_block") if from_block is None else from_block
     last = told.get("to_block") if to_block is None else to_block
-    return None if first is None or last is None else Period(from_block=first, to_block=last)
+    if first is None or last is None:
+        return None
+    if first > last:
+        raise ConfigurationError(
+            f"The period from block {first} to block {last} has no blocks. Nothing was checked. Give the earlier block "
+            "as `from_block` (`--from-block`)."
+        )
+    return Period(from_block=first, to_block=last)

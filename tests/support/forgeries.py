@@ -33,6 +33,7 @@ from support.forging import (
     settled,
     with_status,
 )
+from support.odd_forgeries import odd_forgeries
 
 
 def _rows() -> Iterator[Forgery]:
@@ -48,6 +49,7 @@ def _rows() -> Iterator[Forgery]:
     yield from _of_shapes()
     yield from channel_forgeries()
     yield from _of_decisions()
+    yield from odd_forgeries()
 
 
 NOBODYS = {"call_id": "nobody", "tx_hash": HASH, "log_index": 0}

@@ -6,6 +6,7 @@ Whatever else the file says is its writer's word: it can be refuted here, and is
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
@@ -44,9 +45,13 @@ def share_findings(case: Case, network: Network) -> list[Finding]:
     return [make(statement=Statement.SHARES, about=case.entry.id, why=why)]
 
 
-def told_finding(call: SettlementReceipt) -> Finding:
-    """What only the writer says of a call; refuted where the enclave's own clock says otherwise."""
+def told_finding(call: SettlementReceipt, made_at: int | None) -> Finding:
+    """What only the writer says of a call; refuted where a clock says otherwise: the enclave's, the file's or here."""
     about = call.call_id
+    latest = min(int(time.time()), int(time.time()) if made_at is None else made_at)
+    if call.created_at > latest + _CLOCK_MARGIN_S:
+        why = f"the file dates the call at {call.created_at}, and it was made, or read, at {latest}"
+        return Refuted(statement=Statement.TOLD, about=about, why=why)
     proof = readable_proof(call)
     if proof is not None and abs(proof.timestamp_s - call.created_at) > _CLOCK_MARGIN_S:
         why = f"the file dates the call at {call.created_at}, and the enclave's proof at {proof.timestamp_s}"

@@ -57,8 +57,19 @@ function isAddress(address) {
 
 // -- the file
 
+function isTooDeep(content) {
+  let depth = 0;
+  for (const [token] of content.toString("latin1").matchAll(/"(?:[^"\\]|\\.)*"|[[{]|[\]}]/gs)) {
+    if (token === "[" || token === "{") depth += 1;
+    else if (token === "]" || token === "}") depth -= 1;
+    if (depth > 500) return true;
+  }
+  return false;
+}
+
 function read(content) {
   let file;
+  if (isTooDeep(content)) throw new Unreadable("more than 500 deep");
   try {
     file = JSON.parse(content.toString("utf8"));
   } catch (error) {
@@ -122,6 +133,7 @@ function checkTogether(file) {
     if (isVoucher) used.add(hex(word(entry.nonce)));
   }
   if (used.size !== channels.length || channels.some((body) => !used.has(body.id))) throw new Unreadable("channels and calls");
+  if (file.period && file.period.from_block > file.period.to_block) throw new Unreadable("an empty period");
   if (file.history && file.history.places.length !== ids.length + calls.length + decided.length) throw new Unreadable("places");
 }
 
@@ -937,7 +949,8 @@ class Verifier {
 
   async call(call) {
     const proof = this.proof(call);
-    const apart = proof ? Math.abs(call.created_at - Number(proof.time)) > 3600 : false;
+    const latest = Math.min(this.file.created_at, Math.floor(Date.now() / 1000)) + 3600;
+    const apart = call.created_at > latest ? true : proof ? Math.abs(call.created_at - Number(proof.time)) > 3600 : false;
     this.say(apart ? "refuted" : "stated", "model, tokens, times, endpoint and outcome of the call", call.call_id);
     const attested = proof ? this.attestation(call, proof) : null;
     if (attested) this.say(this.fits(attested, proof) ? "proven" : "refuted", "the enclave's key signed the call's hashes", call.call_id);
@@ -1095,8 +1108,10 @@ class Verifier {
       const query = { ...span, address: CHANNELS, topics: [CLAIMED, [...new Set(own)]] };
       found.push(...(await this.sources.ask(chain, "eth_getLogs", [query])).map(logOf));
     }
+    const head = await blockOf(this.sources, chain, "latest");
     const isMissing = found.some((log) => !this.claims.has(place(log))) || own.some((id) => this.unexplained.has(id));
     if (isMissing) this.say("refuted", statement, payer);
+    else if (head.number < BigInt(period.to_block)) this.say("undecided", statement, payer);
     else this.sayRead(statement, payer);
   }
 }
