@@ -220,6 +220,8 @@ def _found(channel: Channel, payments: Payments, call: Call) -> Steps[Channel]:
         claimed_atomic=state.claimed_atomic,
         charged_atomic=state.claimed_atomic,
         signed_atomic=state.claimed_atomic,
+        foreign_atomic=state.claimed_atomic,
+        seen_block=state.block.number,
         withdrawing_since=state.withdrawing_since,
     )
     return (yield from from_ledger(payments.rides.book.add(found), call))

@@ -74,16 +74,12 @@ def after(state: ChannelOnChain, event: ChannelEvent, now_s: int) -> ChannelOnCh
             return state._replace(claimed_atomic=amount) if is_right else state
         case "refund":
             gone = min(amount, state.left_atomic)
-            return state._replace(
-                balance_atomic=state.balance_atomic - gone, withdrawing_atomic=0, withdrawing_since=0
-            )
+            return state._replace(balance_atomic=state.balance_atomic - gone, withdrawing_atomic=0, withdrawing_since=0)
         case "withdrawal begins":
             return state._replace(withdrawing_atomic=min(amount, state.left_atomic), withdrawing_since=now_s)
         case "withdrawal ends":
             gone = min(state.withdrawing_atomic, state.left_atomic)
-            return state._replace(
-                balance_atomic=state.balance_atomic - gone, withdrawing_atomic=0, withdrawing_since=0
-            )
+            return state._replace(balance_atomic=state.balance_atomic - gone, withdrawing_atomic=0, withdrawing_since=0)
     raise ValueError(event.kind)
 
 

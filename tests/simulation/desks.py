@@ -144,7 +144,9 @@ class Desk:
         return self._response(payment, self._state(channel_id, record))
 
     def _response(self, payment: ChannelPayment, extra: dict[str, Any]) -> dict[str, Any]:
-        done = None if payment.deposit is None else self._chain.used.get((payment.deposit.method, payment.deposit.nonce))
+        done = (
+            None if payment.deposit is None else self._chain.used.get((payment.deposit.method, payment.deposit.nonce))
+        )
         return {
             "success": True,
             "transaction": "" if done is None else done.hash,

@@ -248,7 +248,9 @@ class WatchedBook(ChannelBook):
         self._stepped = ledger
 
     def reserve(self, channel: Channel, authorization: Authorization, **options: Any) -> Future[Any]:
-        return self._stepped.about(channel.id, lambda: super(WatchedBook, self).reserve(channel, authorization, **options))
+        return self._stepped.about(
+            channel.id, lambda: super(WatchedBook, self).reserve(channel, authorization, **options)
+        )
 
     def charge(self, voucher: Voucher, charged_atomic: int) -> Future[None]:
         return self._stepped.about(voucher.channel_id, lambda: super(WatchedBook, self).charge(voucher, charged_atomic))

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from simulation.broken import Broken
 from simulation.breaks import BREAKS
+from simulation.broken import Broken
 from simulation.machine import Stage
 from simulation.world import Rules, World
 
