@@ -56,7 +56,8 @@ class ChannelBook:
         return self._ledger.submit(found, writes=False, needs_all_calls=anew, otherwise="Nothing was paid by asking.")
 
     def _is_held(self, channel: Channel, book: Book) -> bool:
-        if not channel.held_by or channel.held_until <= time.time():
+        """Whether a call of another wallet object or process has it."""
+        if channel.held_by in ("", self._holder()) or channel.held_until <= time.time():
             return False
         return not self._ledger.under_way.open() or book.knows(channel.held_by.partition(" ")[0])
 
@@ -87,14 +88,14 @@ class ChannelBook:
         """Writes the next voucher, for this authorization's amount on top of what was charged so far.
 
         Vouchers before it, whose charge is known, count with that from here on, unless more than the new one allows
-        was signed before. None when a call of another process has the channel, or put something into it; otherwise it is held for `hold_s`, or until
-        `charge`, `drop` or `free`. Raises BudgetExceeded.
+        was signed before. None when a call of another process has the channel, or put something into it; otherwise it
+        is held for `hold_s`, or until `charge`, `drop` or `free`. Raises BudgetExceeded.
         """
 
         def reserved(book: Book, conn: Connection) -> tuple[Channel, Voucher] | None:
             now, holder = _known(conn, channel.id), self._holder()
             is_changed = (now.balance_atomic, now.deposit) != (channel.balance_atomic, channel.deposit)
-            if (now.held_by != holder and self._is_held(now, book)) or (deposit is not None and is_changed):
+            if self._is_held(now, book) or (deposit is not None and is_changed):
                 return None
             most = now.charged_atomic + authorization.terms.amount_atomic
             for earlier in _vouchers(conn, channel.id, "newest"):
@@ -162,30 +163,28 @@ class ChannelBook:
     ) -> Future[Voucher | None]:
         """Takes over what was charged before this voucher, once that was checked; the voucher, made anew on top of it.
 
-        Calls whose outcome was unknown cost what this leaves for them, the oldest first. None, and nothing is changed,
-        when the calls of this ledger cannot have cost so much; unless the gateway has a voucher for `signed_atomic`,
-        higher than any of this ledger, so that somebody else uses this key as well, or this is the first call on a
-        channel that was found on the chain (`is_found`).
+        Calls whose outcome was unknown cost what this leaves for them, the oldest first; what others were charged stays
+        as the gateway said before, also when it counts less now. None, and nothing is changed, when other calls of this
+        ledger cannot have cost so much; unless the gateway has a voucher for `signed_atomic`, higher than any of this
+        ledger, so that somebody else uses this key as well, or this is the first call on a channel that was found on
+        the chain (`is_found`).
         """
 
         def corrected(book: Book, conn: Connection) -> Voucher | None:
             now = _known(conn, voucher.channel_id)
-            others = _vouchers(conn, voucher.channel_id, "newest", "included")
-            most = max([now.charged_atomic, now.claimed_atomic, *(one.end_atomic for one in others if one != voucher)])
+            own, others = voucher.authorization_id, _vouchers(conn, voucher.channel_id, "newest", "included")
+            others = [one for one in others if one.authorization_id != own]
+            claimed = min(now.claimed_atomic, max((one.max_atomic for one in others), default=0))
+            most = max([now.charged_atomic, claimed, *(one.end_atomic for one in others)])
             is_alone = signed_atomic <= now.signed_atomic and (not is_found or _has_others(conn, voucher))
             if charged_atomic > most and is_alone:
                 return None
             sum_atomic = now.charged_atomic
-            for earlier in _vouchers(conn, voucher.channel_id, "newest", "included"):
-                if earlier.authorization_id == voucher.authorization_id:
-                    continue
+            for earlier in others:
                 if earlier.charged_atomic is None:
                     cost = min(max(0, charged_atomic - sum_atomic), earlier.max_atomic - earlier.base_atomic)
                     _put_charge(book, conn, replace(earlier, base_atomic=sum_atomic, charged_atomic=cost))
                     sum_atomic += cost
-                elif earlier.end_atomic > charged_atomic:  # the gateway counts less than it said before
-                    cost = max(0, charged_atomic - earlier.base_atomic)
-                    _put_charge(book, conn, replace(earlier, charged_atomic=cost))
             foreign = max(0, charged_atomic - max(most, sum_atomic))
             most = charged_atomic + voucher.max_atomic - voucher.base_atomic
             anew = replace(voucher, base_atomic=charged_atomic, max_atomic=most)
@@ -390,8 +389,7 @@ def _put_charge(book: Book, conn: Connection, voucher: Voucher) -> None:
     if before is None or before.status != "settled" or voucher.charged_atomic is None:
         return
     if (before.settled_atomic or 0) < voucher.charged_atomic:
-        charged = replace(before, status="charged", settled_atomic=voucher.charged_atomic, **_UNSEEN)
-        book.update(conn, before, charged)
+        book.update(conn, before, replace(before, status="signed", settled_atomic=None, **_UNSEEN))
 
 
 def _set_state(conn: Connection, authorization_id: str, state: str) -> None:

@@ -2,7 +2,8 @@
 
 A gateway claims the sum of its charges when it likes. A call is settled as soon as a claim reaches the end of its
 charge (one that cost nothing: as soon as a claim goes beyond it), or nothing is left in the channel. Channels are read
-at a block that has enough confirmations, so what is found is final. More claimed than was charged is a dispute of the last call, with the numbers.
+at a block that has enough confirmations, so what is found is final. More claimed than was charged is a dispute of the
+last call, with the numbers.
 """
 
 from __future__ import annotations
@@ -80,7 +81,8 @@ def settle_channels(
 ) -> Steps[list[Authorization]]:
     """The authorizations of calls on channels as they are now, where the chain says something new of them.
 
-    `ask` asks the chain, `record` writes what it says; `ids` are those of the channels to look at, `with_open` adds all that are not closed.
+    `ask` asks the chain, `record` writes what it says; `ids` are those of the channels to look at, `with_open` adds all
+    that are not closed.
     """
     book = ChannelBook(ledger)
     known: list[Channel] = yield Wait(book.channels(network=network.caip2, payer=payer))
