@@ -45,6 +45,7 @@ class LoopTransport(httpx.AsyncBaseTransport):
         self._keepalive_s = keepalive_s
         self._on_socket = on_socket
         self.loop = asyncio.get_running_loop()
+        self._open: set[_Line] = set()
         self._idle: deque[_Line] = deque()
         self._pruning: asyncio.TimerHandle | None = None
         self._is_closed = False
@@ -121,7 +122,7 @@ class LoopTransport(httpx.AsyncBaseTransport):
                     socket_factory=self._made,
                 )
                 _, line = await self.loop.create_connection(
-                    lambda: _Line(self.loop),
+                    lambda: _Line(self.loop, self._open),
                     sock=made,
                     ssl=self._verify if is_secure else None,
                     server_hostname=host if is_secure else None,
@@ -138,20 +139,22 @@ class LoopTransport(httpx.AsyncBaseTransport):
         return made
 
     async def aclose(self) -> None:
-        """Closes the connections that are not in use, and later those that are."""
+        """Closes all connections: none may outlive its loop."""
         self._is_closed = True
         if self._pruning is not None:
             self._pruning.cancel()
-        while self._idle:
-            self._idle.popleft().close()
+        self._idle.clear()
+        for line in list(self._open):
+            line.close()
         await asyncio.sleep(0)  # the loop closes their sockets
 
 
 class _Line(asyncio.Protocol):
     """One connection. It serves one request at a time, of one task."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, among: set[_Line]) -> None:
         self._loop = loop
+        self._among = among
         self._reader: ResponseReader | None = None
         self._problem: httpx.TransportError | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -204,6 +207,7 @@ class _Line(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport: Any = transport
+        self._among.add(self)
 
     def data_received(self, data: bytes) -> None:
         reader = self._reader
@@ -225,6 +229,7 @@ class _Line(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.has_ended = True
         self._is_full = False
+        self._among.discard(self)
         if self._reader is not None and self._problem is None:
             try:
                 self._reader.end()
