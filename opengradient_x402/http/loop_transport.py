@@ -25,6 +25,7 @@ _MOST_WAITING: Final = 256 * 1024
 """So many bytes of a body that nobody has taken, and no more is read."""
 _QUIET_S: Final = 0.5
 """After such a pause a connection may have been ended by the other side, and the loop not have seen it yet."""
+_SAME_ADDRESS_S: Final = 10.0
 _HAPPY_EYEBALLS_S: Final = 0.25  # RFC 8305, "Connection Attempt Delay"
 
 
@@ -48,6 +49,8 @@ class LoopTransport(httpx.AsyncBaseTransport):
         self._open: set[_Line] = set()
         self._idle: deque[_Line] = deque()
         self._pruning: asyncio.TimerHandle | None = None
+        self._asked: asyncio.Task[list[Any]] | None = None
+        self._asked_at = 0.0
         self._is_closed = False
         self._used_at = self.loop.time()
 
@@ -113,9 +116,8 @@ class LoopTransport(httpx.AsyncBaseTransport):
         try:
             async with asyncio.timeout(for_connecting(limits)):
                 port = url.port or (443 if is_secure else 80)
-                addresses = await self.loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
                 made = await start_connection(
-                    addresses,
+                    await self._addresses(host, port),
                     loop=self.loop,
                     happy_eyeballs_delay=_HAPPY_EYEBALLS_S,
                     interleave=1,
@@ -131,6 +133,17 @@ class LoopTransport(httpx.AsyncBaseTransport):
             kind = httpx.ConnectTimeout if isinstance(exc, TimeoutError) else httpx.ConnectError
             raise kind(str(exc) or "no connection within the time limit") from exc
         return line
+
+    async def _addresses(self, host: str, port: int) -> list[Any]:
+        """Where the host is. Many connections that are made together ask once."""
+        with suppress(socket.gaierror):  # it is a name
+            return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+        asked = self._asked
+        is_old = self.loop.time() - self._asked_at > _SAME_ADDRESS_S
+        if asked is None or is_old or (asked.done() and (asked.cancelled() or asked.exception() is not None)):
+            asked = self.loop.create_task(self.loop.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+            self._asked, self._asked_at = asked, self.loop.time()
+        return await asyncio.shield(asked)  # others wait for it, too
 
     def _made(self, address: Any) -> socket.socket:
         family, kind, protocol, _, _ = address
