@@ -30,7 +30,7 @@ from opengradient_x402.ledger.authorizations import Authorization, Budget
 from opengradient_x402.ledger.journal import Journal
 from opengradient_x402.ledger.place import as_url, beside, is_in_memory, location, sqlite_file, without_password
 from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt
-from opengradient_x402.ledger.recorder import CHECKPOINT_EVERY, ENDED, Recorder, UnderWay
+from opengradient_x402.ledger.recorder import ENDED, Recorder, UnderWay
 from opengradient_x402.ledger.writer import CLOSED, Job, Rest, Writer
 from opengradient_x402.process import Ending, Resident, belongs
 
@@ -119,6 +119,8 @@ class Ledger(Resident):
         text, call_id, journal = json.dumps(receipt.to_json()), receipt.call_id, self._journal
         with self._lock:  # nobody closes it between the question and the job
             if not at_once and not self._closed:
+                if self._recorder.is_checkpoint_due():
+                    self.note("receipts written", str(self._recorder.written))
                 future = self.submit(
                     lambda book, conn: book.record_call(conn, receipt), otherwise=_ONLY_THIS, record=(receipt, text)
                 )
@@ -133,7 +135,7 @@ class Ledger(Resident):
             self.under_way.end(call_id)
             return _when_done(future, lambda: journal.drop(call_id))
         self.under_way.end(call_id)
-        if self._recorder.written % CHECKPOINT_EVERY == 0:
+        if self._recorder.is_checkpoint_due():
             self.note("receipts written", str(self._recorder.written))
         if written.status in ENDED:
 
