@@ -21,7 +21,7 @@ from langchain_core.runnables import Runnable
 
 from langchain_opengradient import structured_output as structured
 from langchain_opengradient.callbacks import SettlementReport
-from langchain_opengradient.calls import ChatCall, build_call
+from langchain_opengradient.calls import ChatCall, build_call, checked_keywords
 from langchain_opengradient.configuration import ConfiguredChatModel
 from langchain_opengradient.conversions import combined_outputs, to_chunk, to_result, to_terminal_chunk
 from langchain_opengradient.errors import raised_as_model_errors
@@ -247,6 +247,8 @@ class ChatOpenGradient(ConfiguredChatModel):
         )
 
     def _call(self, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]) -> ChatCall:
+        if kwargs:
+            kwargs = checked_keywords(type(self), kwargs)
         fields = {
             "model": self.model_name,
             **self._body_fields(),

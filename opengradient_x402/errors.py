@@ -17,7 +17,8 @@
     │   ├── GatewayUnreachable
     │   ├── ChainUnavailable           an RPC node did not answer a question
     │   │   └── RpcError               it answered with an error
-    │   └── LedgerUnavailable
+    │   ├── LedgerUnavailable
+    │   └── CallKnown                  a call with this id was made before, or is being made
     ├── PaymentOutcomeUnknown          a signature left; only the chain can say whether it was used
     └── PaidButFailed                  the call will be charged (up to the authorized amount)
         ├── GatewayError
@@ -200,6 +201,12 @@ class LedgerUnavailable(NotPaid):
     """The ledger cannot be written; without it nothing is signed."""
 
     kind: ErrorKind = "ledger"
+
+
+class CallKnown(NotPaid):
+    """A call was to be made under a given id, and the ledger has that call already: it was, or is being, made."""
+
+    kind: ErrorKind = "payment"
 
 
 class PaymentOutcomeUnknown(OpenGradientError):

@@ -142,13 +142,13 @@ def _settlement_modes(console: Console, payments: Payments) -> None:
 
 
 def _settled(console: Console, payments: Payments, settlements: SettlementCallbackHandler) -> list[SettlementReceipt]:
-    heard = [receipt.call_id for receipt in settlements.receipts]
+    call_ids = [receipt.call_id for receipt in settlements.receipts]
     reconciler = Reconciler(payments.network, payments.ledger)
     deadline = time.monotonic() + SETTLE_TIMEOUT_S
     with console.status("Waiting for the gateway to settle its sessions on chain …"):
         while True:
             reconciler.reconcile(payer=payments.payer)
-            receipts = payments.ledger.receipts(call_ids=heard).result()
+            receipts = payments.ledger.receipts(call_ids=call_ids).result()
             if all(receipt.is_final for receipt in receipts) or time.monotonic() > deadline:
                 return receipts
             time.sleep(0.2)

@@ -33,6 +33,7 @@ from opengradient_x402.gateway.exchange import Exchange, Options, ReceiptListene
 from opengradient_x402.gateway.request import Listing, ModelDirectory, checked_headers, prepared
 from opengradient_x402.gateway.streams import AsyncCompletionStream, CompletionStream
 from opengradient_x402.http.time_limits import TimeLimits, Timeout
+from opengradient_x402.ledger.authorizations import Authorization
 from opengradient_x402.payment.payments import Payments
 from opengradient_x402.payment.run_limit import RunLimit
 from opengradient_x402.process import Ending, Resident, belongs
@@ -47,7 +48,12 @@ class CallOptions(TypedDict, total=False):
     and `query` go along with the request. `limits` are those of the runs that make the call.
 
     The ids of calls with the same `id_group` (hex digits) begin with `call_` and the group, so that the ledger finds
-    them together (`Ledger.receipts_beginning`).
+    them together (`Ledger.receipts_beginning`). `run` is what a framework calls the run that makes the call; the name
+    of `named_run` goes before.
+
+    `call_id` is the call's id, in place of a new one (`call_` and 24 to 64 hex digits). The nonce of a payment follows
+    from it. A call that the ledger has already is refused with CallKnown, and nothing is paid, unless `earlier` is the
+    authorization that was signed for it before: then it is paid under the same nonce, which settles once at most.
     """
 
     settlement_mode: SettlementMode | str | None
@@ -58,6 +64,9 @@ class CallOptions(TypedDict, total=False):
     query: Mapping[str, object] | None
     limits: Sequence[RunLimit]
     id_group: str
+    run: str | None
+    call_id: str
+    earlier: Authorization | None
 
 
 class _Client:
@@ -116,6 +125,9 @@ class _Client:
             on_receipt=call.get("on_receipt"),
             limits=limits,
             id_group=call.get("id_group", ""),
+            run=call.get("run"),
+            call_id=call.get("call_id", ""),
+            earlier=call.get("earlier"),
             proof_check=(yield from self._proof_check()),
         )
 

@@ -29,13 +29,15 @@ from opengradient_x402.gateway.failures import broken_line, unreachable, unreada
 from opengradient_x402.gateway.request import check_answer
 from opengradient_x402.gateway.unread import LEAST_LIMIT_S
 from opengradient_x402.http.time_limits import TimeLimits
+from opengradient_x402.ledger.authorizations import Authorization
 from opengradient_x402.ledger.receipts import SettlementReceipt, proof_id_of
-from opengradient_x402.payment.call import Answer, Call, build_receipt, new_call_id
+from opengradient_x402.payment.call import Answer, Call, build_receipt, checked_call_id, new_call_id
 from opengradient_x402.payment.handshake import pay
 from opengradient_x402.payment.payments import Payments
 from opengradient_x402.payment.run_limit import RunLimit
 from opengradient_x402.proofs.attestation import Verdict, VerifyTee, covered_only
 from opengradient_x402.settlement_mode import SettlementMode
+from opengradient_x402.telemetry.runs import name_of_run
 
 CHAT_PATH = "/v1/chat/completions"
 ReceiptListener = Callable[[SettlementReceipt], None]
@@ -92,6 +94,9 @@ class Exchange:
         on_receipt: ReceiptListener | None = None,
         limits: tuple[RunLimit, ...] = (),
         id_group: str = "",
+        run: str | None = None,
+        call_id: str = "",
+        earlier: Authorization | None = None,
         proof_check: ProofCheck | None = None,
     ) -> None:
         self._payments = payments
@@ -103,12 +108,15 @@ class Exchange:
         self._is_held_back = proof_check is not None and proof_check.mode is VerifyTee.REQUIRE_BEFORE
         self._held: list[Delta] = []
         self.call = Call(
-            id=new_call_id(id_group),
+            id=checked_call_id(call_id) if call_id else new_call_id(id_group),
+            is_keyed=bool(call_id),
+            earlier=earlier,
             model=str(body.get("model") or wire_model),
             settlement_mode=options.settlement_mode.value,
             timeout_s=options.time_limits.call_s,
             is_blocking=options.is_blocking,
             limits=limits,
+            run=name_of_run() or run,
         )
         self._body = body
         max_tokens = body.get("max_tokens")

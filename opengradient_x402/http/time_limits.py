@@ -24,6 +24,8 @@ from opengradient_x402.errors import ConfigurationError
 Timeout = float | tuple[float | None, float | None] | httpx.Timeout
 """Seconds for a call; or for connecting and for the rest; or as httpx has it. None in its place: the default."""
 _CONNECT_S: Final = 10.0
+_LONGEST_S: Final = 1_000_000
+"""Eleven days; sockets and locks fail at some number above."""
 
 _now_waiting = threading.local()
 
@@ -40,7 +42,7 @@ class TimeLimits:
         """These limits, with those that are given. Raises ConfigurationError for what is no time."""
         connect_s, call_s = _parted(timeout)
         for value in (connect_s, call_s, chunk_s):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value > 0):
+            if value is not None and not _is_time(value):
                 raise _no_time(value)
         return TimeLimits(
             call_s=self.call_s if call_s is None else float(call_s),
@@ -75,10 +77,14 @@ def _parted(timeout: object) -> tuple[Any, Any]:
     return None, timeout
 
 
+def _is_time(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= _LONGEST_S
+
+
 def _no_time(value: object) -> ConfigurationError:
     return ConfigurationError(
-        f"{value!r} is no time limit. Nothing was paid. Give `timeout` in seconds above 0, as (seconds to connect, "
-        "seconds for the answer), or as an httpx.Timeout.",
+        f"{value!r} is no time limit. Nothing was paid. Give `timeout` in seconds above 0 and up to 1,000,000, as "
+        "(seconds to connect, seconds for the answer), or as an httpx.Timeout.",
         kind="invalid_request",
     )
 

@@ -37,8 +37,8 @@ _MOST_TOGETHER: Final = 256
 MOST_PROOFS: Final = 65_536
 """So many proofs are remembered in memory, besides those in the database."""
 
-_COLUMNS = ("authorization_id", "created_at", "receipt", "payer", "status", "answered_as")
-_ROW: Final = "(?, ?, ?, ?, ?, ?, ?)"
+_COLUMNS = ("authorization_id", "created_at", "receipt", "payer", "status", "run", "answered_as")
+_ROW: Final = "(?, ?, ?, ?, ?, ?, ?, ?)"
 _INTO: Final = f"INSERT INTO calls (call_id, {', '.join(_COLUMNS)}) VALUES "  # noqa: S608  (names of columns)
 _AGAIN: Final = f" ON CONFLICT (call_id) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in _COLUMNS)} "
 WRITE: Final = (
@@ -220,7 +220,7 @@ class Recorder:
         return Written(status or "unknown", proof_of)
 
 
-def _row(receipt: SettlementReceipt, text: str) -> tuple[str | int, ...]:
+def _row(receipt: SettlementReceipt, text: str) -> tuple[str | int | None, ...]:
     return (
         receipt.call_id,
         receipt.authorization_id,
@@ -228,6 +228,7 @@ def _row(receipt: SettlementReceipt, text: str) -> tuple[str | int, ...]:
         text,
         receipt.payer,
         receipt.status.value,
+        receipt.run,
         receipt.status.value,
     )
 

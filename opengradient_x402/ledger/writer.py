@@ -269,7 +269,7 @@ class Writer:
         return book, conn
 
     def _connect(self, *, durable: bool) -> tuple[Book, Connection]:
-        from opengradient_x402.ledger import tables
+        from opengradient_x402.ledger import schema, tables
 
         if self._conn is None:
             self._mark.check_file(self._file)
@@ -278,7 +278,7 @@ class Writer:
                 self._engine = tables.open_engine(self._url)
             conn = self._engine.connect()
             try:
-                self._ledger_id = tables.create(conn)
+                self._ledger_id = schema.create(conn)
                 with conn.begin():
                     number = tables.number_of_authorizations(conn)
                 now = Seen(ledger_id=self._ledger_id, authorizations=number)

@@ -27,7 +27,7 @@ from opengradient_x402 import strict_json
 from opengradient_x402.channels.rides import Ride
 from opengradient_x402.completions import Usage
 from opengradient_x402.effects import Read, Send, Steps
-from opengradient_x402.errors import PaidButFailed, PaymentOutcomeUnknown
+from opengradient_x402.errors import ConfigurationError, PaidButFailed, PaymentOutcomeUnknown
 from opengradient_x402.ledger.authorizations import Authorization, SignedTerms, receipt_fields
 from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt, transaction_claim
 from opengradient_x402.money import QUOTED_IN, Asset, parse_amount
@@ -35,6 +35,7 @@ from opengradient_x402.payment.run_limit import RunLimit
 from opengradient_x402.payment.sessions import SESSION_HEADER, PaidSession
 from opengradient_x402.process import Ending, Resident, belongs
 from opengradient_x402.strict_json import whole_characters
+from opengradient_x402.telemetry.runs import name_of_run
 from opengradient_x402.telemetry.spans import HTTP_TRACER, unpaid
 
 
@@ -59,6 +60,19 @@ def new_call_id(group: str = "") -> str:
     return f"call_{group}{_ids.draw(96):024x}"
 
 
+_CALL_ID: Final = re.compile(r"call_[0-9a-f]{24,64}", re.ASCII)
+
+
+def checked_call_id(call_id: str) -> str:
+    """The id that a call was given. Raises ConfigurationError for what is none."""
+    if _CALL_ID.fullmatch(call_id) is None:
+        raise ConfigurationError(
+            f"The call id {call_id!r} cannot be used. Nothing was paid. Give `call_` and 24 to 64 hex digits in lower "
+            "case, or leave it out."
+        )
+    return call_id
+
+
 _EXTENSION = "opengradient.call"
 """Where a request of any httpx client carries its call: redirected requests have it too, so a call stays one call."""
 
@@ -72,11 +86,17 @@ class Call:
     base_url: str = ""
     """The gateway that was asked last."""
     settlement_mode: str = ""
+    run: str | None = None
+    """The run that makes it, if any."""
     timeout_s: float | None = None
     prompt_bytes: int = 0
     max_tokens: int | None = None
     limits: tuple[RunLimit, ...] = ()
     """What the runs that make this call may spend, besides what the wallet may."""
+    is_keyed: bool = False
+    """Whether its id was given: another process may have made this call before, or be making it."""
+    earlier: Authorization | None = None
+    """What an earlier process signed for this call: its nonce is used once more, and nothing else pays."""
     payees: frozenset[str] | None = None
     """All that may be paid at the endpoint that was asked last; None leaves it to network and policy."""
     is_blocking: bool = False
@@ -107,7 +127,7 @@ class Call:
     recorded: Future[str | None] | None = None
     """Done when the receipt is in the ledger; set with it. The result is the call that the proof came for first."""
     ending: threading.Lock = field(default_factory=threading.Lock, repr=False)
-    """Taken for good by whoever ends the call: a reader, or another thread that closes the stream."""
+    """Taken once, by the one that ends the call: a reader, or another thread that closes the stream."""
 
     @property
     def left_s(self) -> float | None:
@@ -119,7 +139,7 @@ class Call:
         """The call of a request that no gateway client made; the first request of a call begins it."""
         call = request.extensions.get(_EXTENSION)
         if not isinstance(call, Call):
-            call = request.extensions[_EXTENSION] = cls(is_blocking=is_blocking)
+            call = request.extensions[_EXTENSION] = cls(is_blocking=is_blocking, run=name_of_run())
         return call
 
 
@@ -157,6 +177,7 @@ def build_receipt(
         **paid_by,
         model=answer.model or call.model or authorization.model,
         settlement_mode=call.settlement_mode or authorization.settlement_mode,
+        run=call.run,
         prompt_tokens=usage.prompt_tokens if usage else None,
         completion_tokens=usage.completion_tokens if usage else None,
         cost_atomic=_cost(call, terms, answer, asset),

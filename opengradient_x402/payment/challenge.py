@@ -28,6 +28,8 @@ MAX_ITEMS: Final = 4096
 MAX_TERMS: Final = 64
 MAX_TEXT_CHARS: Final = 4096
 MAX_TIMEOUT_S: Final = 2**32
+IDENTIFIER: Final = "payment-identifier"
+"""Of gateways that give an answer again to who sends the same payment again (x402 extension `payment-identifier`)."""
 """Longer than any policy allows; a bound so that `now + timeout` stays a sane uint256."""
 
 Scheme = Literal["upto", "exact", "batch-settlement"]
@@ -90,6 +92,19 @@ class Challenge:
     resource: dict[str, Any] = field(repr=False)
     error: str | None
     extensions: dict[str, Any] = field(repr=False)
+
+    @property
+    def gives_again(self) -> bool:
+        """Whether the gateway gives the answer of an identified payment once more, without another payment."""
+        return isinstance(self.extensions.get(IDENTIFIER), dict)
+
+    def identified(self, payment_id: str) -> dict[str, Any]:
+        """What a payment says to be known again; nothing where the gateway does not offer it."""
+        if not self.gives_again:
+            return {}
+        offered = self.extensions[IDENTIFIER]
+        info = offered.get("info")
+        return {IDENTIFIER: {**offered, "info": {**(info if isinstance(info, dict) else {}), "id": payment_id}}}
 
 
 class _Unusable(Exception):

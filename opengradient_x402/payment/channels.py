@@ -25,6 +25,7 @@ from opengradient_x402.errors import (
     BudgetExceeded,
     GatewayUnreachable,
     NotPaid,
+    OpenGradientError,
     PaymentOutcomeUnknown,
     PolicyRefused,
 )
@@ -48,6 +49,10 @@ _CALLS_OF_A_DEPOSIT: Final = 10
 _FIRST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 1.0
 _LONGEST_BUSY_S: Final = 60.0
+_LOOK_AGAIN_S: Final = 0.25
+"""So often is looked whether another process has done with a channel."""
+_HOLD_S: Final = 660.0
+"""A process that nobody can look at has a channel for its call no longer than this, or the call's time limit."""
 _MAX_REASON_CHARS: Final = 300
 
 
@@ -64,13 +69,17 @@ def pay_by_channel(
     if terms.channel is None:
         raise ValueError("terms without a channel")
     began_s = time.monotonic()
-    ride = yield from _seated(call, payments, _channel(terms, terms.channel, payments, str(request.url)), began_s)
-    call.ride = ride
-    try:
-        authorization = yield from _reserved(request, call, payments, key, ride, terms, challenge)
-    except BaseException:  # nothing has left
-        payments.detach(call)
-        raise
+    wanted = _channel(terms, terms.channel, payments, str(request.url))
+    authorization = None
+    while authorization is None:
+        call.ride = ride = yield from _seated(call, payments, wanted, began_s)
+        try:
+            authorization = yield from _reserved(request, call, payments, key, ride, terms, challenge)
+        except BaseException:  # nothing has left
+            payments.detach(call)
+            raise
+        if authorization is None:
+            payments.detach(call)
     attempt = _Attempt(
         request=request,
         call=call,
@@ -113,22 +122,33 @@ def _channel(terms: PaymentTerms, wanted: ChannelTerms, payments: Payments, endp
 
 def _seated(call: Call, payments: Payments, wanted: Channel, began_s: float) -> Steps[Ride]:
     """A seat on a channel that serves these terms: one that is free, a new one if there may be one, or the next."""
-    rides, most = payments.rides, payments.policy.max_channels
+    rides, most, anew = payments.rides, payments.policy.max_channels, False
     while True:
         change = rides.change()  # before looking: what becomes free meanwhile is not missed
-        all_of_payer = yield from from_ledger(rides.book.channels(network=wanted.network, payer=wanted.payer), call)
-        known = [channel for channel in all_of_payer if _serves(channel, wanted)]
+        asked = rides.book.channels(network=wanted.network, payer=wanted.payer, anew=anew)
+        beside = [one for one in (yield from from_ledger(asked, call)) if one.endpoint == wanted.endpoint]
+        known = [channel for channel in beside if _serves(channel, wanted)]
         usable = [channel for channel in known if channel.status == "open"]
+        elsewhere = [channel for channel in usable if channel.held_by]
         for channel in sorted(usable, key=lambda one: -one.free_atomic):
-            if (ride := rides.take(channel)) is not None:
+            if not channel.held_by and (ride := rides.take(channel)) is not None:
                 return ride
-        fresh = [rides.numbered(wanted, len(known) + more) for more in range(max(0, most - len(usable)))]
+        if elsewhere and not anew:
+            anew = True  # whoever holds them may be dead
+            continue
+        others = [one for one in beside if one not in known and one.status == "open" and _is_filled(one)]
+        room = max(0, most - len(usable) - len(others))
+        fresh = [rides.numbered(wanted, len(known) + more) for more in range(room)]
         ride = next((taken for channel in fresh if (taken := rides.take(channel)) is not None), None)
-        if ride is None:
+        if ride is not None:
+            if (yield from _opened(ride, call, payments)):
+                return ride
+            continue
+        if not usable and not fresh:
+            raise _no_room(others, payments)
+        if not elsewhere:
             _check_other_threads(call, payments, [*usable, *fresh])
-            yield from _wait(change, call, began_s)
-        elif (yield from _opened(ride, call, payments)):
-            return ride
+        yield from _wait(change, call, began_s, is_elsewhere=bool(elsewhere))
 
 
 def _opened(ride: Ride, call: Call, payments: Payments) -> Steps[bool]:
@@ -139,6 +159,7 @@ def _opened(ride: Ride, call: Call, payments: Payments) -> Steps[bool]:
         payments.rides.leave(ride)
         raise
     if ride.channel.status == "open":
+        ride.is_found = ride.channel.balance_atomic > 0
         return True
     payments.rides.leave(ride)
     return False
@@ -153,16 +174,33 @@ def _check_other_threads(call: Call, payments: Payments, channels: Sequence[Chan
         )
 
 
+def _is_filled(channel: Channel) -> bool:
+    return channel.is_pending or channel.free_atomic > 0
+
+
 def _serves(channel: Channel, wanted: Channel) -> bool:
     same = ("endpoint", "receiver", "receiver_authorizer", "asset", "withdraw_delay_s", "transfer_method")
     return all(getattr(channel, name) == getattr(wanted, name) for name in same)
 
 
-def _wait(change: Any, call: Call, began_s: float) -> Steps[None]:
+def _no_room(others: Sequence[Channel], payments: Payments) -> PolicyRefused:
+    tied_up = payments.network.asset.format(sum(one.free_atomic for one in others))
+    return PolicyRefused(
+        f"The gateway asks for a payment channel of another kind, and {len(others)} channels with it have {tied_up} in "
+        "them, which is as many as `max_channels` allows. Nothing was signed. `opengradient-x402 channels refund` "
+        "takes back what is in them."
+    )
+
+
+def _wait(change: Any, call: Call, began_s: float, *, is_elsewhere: bool) -> Steps[None]:
+    """Until a channel of this process is free, or it is time to look at those of others again."""
     left_s = None if call.timeout_s is None else max(0.0, call.timeout_s - (time.monotonic() - began_s))
+    look_s = _LOOK_AGAIN_S if is_elsewhere else None
     try:
-        yield Wait(change, left_s)
+        yield Wait(change, min((limit for limit in (left_s, look_s) if limit is not None), default=None))
     except TimeoutError as exc:
+        if look_s is not None and (left_s is None or left_s > look_s):
+            return
         raise GatewayUnreachable(
             f"Call {call.id} waited {call.timeout_s or 0:g} s for a payment channel: all serve other calls. Nothing "
             "was signed for this call. Try again, raise `timeout`, or raise `max_channels` of the policy.",
@@ -198,14 +236,7 @@ def _looked(channel: Channel, payments: Payments) -> Steps[ChannelState]:
 
 
 def _seen(channel: Channel, state: ChannelState, payments: Payments, call: Call) -> Steps[Channel]:
-    seen = payments.rides.book.see(
-        channel.id,
-        balance_atomic=state.balance_atomic,
-        claimed_atomic=state.claimed_atomic,
-        withdrawing_since=state.withdrawing_since,
-        is_deposit_over=state.is_deposit_over,
-    )
-    return (yield from from_ledger(seen, call))
+    return (yield from from_ledger(payments.rides.book.see(channel, state), call))
 
 
 # -- a voucher
@@ -219,15 +250,23 @@ def _reserved(
     ride: Ride,
     terms: PaymentTerms,
     challenge: Challenge,
-) -> Steps[Authorization]:
-    """Decides about a deposit, and writes voucher and reservation durably."""
+) -> Steps[Authorization | None]:
+    """Decides about a deposit, and writes voucher and reservation durably. None: another process has the channel."""
     yield from _prepare_deposit(call, payments, ride, terms, challenge, most=None)
     drafted = replace(payments.draft(terms, call, str(request.url)), nonce=int(ride.channel.id, 16))
     yield from check_limits(call, payments, key, drafted)
+    is_first = call.is_keyed and not call.has_signed_out
     for attempt in (1, 2):
-        reserving = payments.rides.book.reserve(ride.channel, drafted, budget=payments.budget, deposit=ride.deposit)
+        reserving = payments.rides.book.reserve(
+            ride.channel,
+            drafted,
+            budget=payments.budget,
+            deposit=ride.deposit,
+            hold_s=max(_HOLD_S, call.timeout_s or 0.0),
+            is_first=is_first,
+        )
         try:
-            ride.channel, ride.voucher = yield from from_ledger(reserving, call)
+            reserved = yield from from_ledger(reserving, call)
         except BudgetExceeded:
             if attempt == 2:
                 raise
@@ -235,6 +274,9 @@ def _reserved(
                 yield Wait(payments.reclaim(), call.left_s)
         else:
             break
+    if reserved is None:
+        return None
+    ride.channel, ride.voucher = reserved
     payments.reports.signed(drafted)
     return drafted
 
@@ -312,7 +354,10 @@ def _ridden(attempt: _Attempt) -> Steps[httpx.Response]:
         response = yield from _sent(attempt)
         if response.status_code != httpx.codes.PAYMENT_REQUIRED:
             return response
-        why = yield from _amended(attempt, response)
+        try:
+            why = yield from _amended(attempt, response)
+        except OpenGradientError as exc:  # whatever it says of this step, a voucher has left
+            why = exc.message
         if why is not None:
             raise _unresolved(attempt.call, attempt.payments, attempt.key, attempt.authorization, why)
 
@@ -355,9 +400,10 @@ def _renew(current: Challenge, attempt: _Attempt) -> Steps[None]:
         raise PolicyRefused("They are not for this channel.")
     payments.check_call(call, attempt.key, terms=terms)
     attempt.terms, attempt.challenge = terms, current
-    attempt.authorization = yield from _reserved(
-        attempt.request, call, payments, attempt.key, attempt.ride, terms, current
-    )
+    anew = yield from _reserved(attempt.request, call, payments, attempt.key, attempt.ride, terms, current)
+    if anew is None:
+        raise PolicyRefused("Another process took the channel meanwhile.")
+    attempt.authorization = anew
 
 
 def _sent(attempt: _Attempt) -> Steps[httpx.Response]:
@@ -398,7 +444,7 @@ def _corrected(current: Challenge, attempt: _Attempt) -> Steps[str | None]:
     if isinstance(said, str):
         return said
     base, signed = said
-    correcting = payments.rides.book.correct(ride.voucher, base, signed_atomic=signed)
+    correcting = payments.rides.book.correct(ride.voucher, base, signed_atomic=signed, is_found=ride.is_found)
     corrected = yield from from_ledger(correcting, call)
     if corrected is None:
         return f"{base} atomic units are more than the calls of this ledger can have cost"

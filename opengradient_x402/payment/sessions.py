@@ -4,7 +4,7 @@ A gateway answers a payment with a session id; later calls send only that id and
 "Sessions"). The pool hands out seats: a lease on a live session, a wait for one that is being opened, or a
 ticket to open it. It does not know HTTP, signatures or amounts other than the cap and what calls cost so far.
 
-Whoever holds a session id spends from the payer's authorization, and httpcore prints the headers of every response
+Anybody who has a session id can spend from the payer's authorization, and httpcore prints the headers of every response
 at DEBUG level: `redact_sessions` blanks that value there.
 """
 

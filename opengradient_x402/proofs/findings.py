@@ -30,11 +30,13 @@ class Statement(StrEnum):
     PAID = "the settlement is as the receipt says"
     CONFIRMED = "the settlement is in a block of the chain"
     NOTHING_TAKEN = "nothing was taken"
+    CHANNEL = "deposits, claims and refunds of the payment channel are as the file says"
     PAYEE = "the payee is a gateway's"
     FACILITATOR = "the facilitator is known"
     SHARES = "the calls' shares add up to the settlement"
     TOLD = "model, tokens, times, endpoint and outcome of the call"
     DISPUTE = "claims and facts agree, or the receipt says that they do not"
+    DECIDED = "a person decided about this payment"
     ENCLAVE = "the enclave's key signed the call's hashes"
     REGISTERED = "the key is registered as an enclave's"
     ATTESTED = "the key was made in an attested enclave"
@@ -63,6 +65,7 @@ _READABLE: Final = frozenset(
         Statement.PAID,
         Statement.CONFIRMED,
         Statement.NOTHING_TAKEN,
+        Statement.CHANNEL,
         Statement.PAYEE,
         Statement.FACILITATOR,
         Statement.REGISTERED,

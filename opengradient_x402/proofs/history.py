@@ -16,7 +16,7 @@ from typing import Any, Final
 from opengradient_x402.proofs.bundle import ABOUT, Bundle, Record
 from opengradient_x402.proofs.findings import Finding, Proven, Refuted, Stated, Statement, Undecided
 
-IN_HISTORY: Final = ("authorization", "receipt")
+IN_HISTORY: Final = ("authorization", "receipt", "decision")
 """The kinds of records that a ledger keeps; all others are evidence."""
 _MOST_HEADS: Final = 64
 """So many earlier heads get a consistency proof: the first one, and the newest."""
@@ -24,6 +24,7 @@ _SHOWN: Final = 3
 _FIXED: Final = {
     "authorization": ("network", "payer", "nonce", "call_id"),
     "receipt": ("network", "payer", "nonce", "authorization_id", "created_at", "asset"),
+    "decision": ("decision", "asked_at", "decided_at", "payee", "payer", "network", "amount_atomic", "model"),
 }
 _FIXED_WHEN_OVER: Final = (
     "model",

@@ -35,15 +35,18 @@ def judge(
 ) -> dict[str, Taken]:
     """What the chain says of a channel's calls, by their authorizations' ids; calls that are still open are missing.
 
-    `channel` is as it was known before this look; `write` makes text of an amount. Pure.
+    `channel` is as the ledger has it after this look; `write` makes text of an amount. Pure.
     """
     claimed = state.claimed_atomic
-    is_empty = state.balance_atomic <= claimed and channel.deposit is None
+    is_news = state.block.number >= channel.seen_block
+    is_empty = channel.status == "closed" and is_news and state.balance_atomic <= claimed
     taken: dict[str, Taken] = {}
-    for voucher in vouchers:
+    covered = 0  # calls whose outcome is unknown have the same base: what was taken, was taken for one of them
+    for voucher, end in zip(vouchers, _ends(vouchers), strict=True):
         if claimed >= voucher.end_atomic or is_empty:
-            amount = min(claimed, voucher.end_atomic) - voucher.base_atomic
+            amount = min(claimed, end) - max(covered, voucher.base_atomic)
             taken[voucher.authorization_id] = Taken(amount_atomic=max(0, amount))
+        covered = max(covered, end)
     explained = max([channel.charged_atomic, *(voucher.end_atomic for voucher in vouchers)])
     if vouchers and claimed > explained:
         last, excess = vouchers[-1], claimed - explained
@@ -52,12 +55,26 @@ def judge(
             f"{write(explained)}: {write(excess)} too much. If another process used this key with a ledger of its own, "
             "its calls are missing here; otherwise this is an overcharge."
         )
-        taken[last.authorization_id] = Taken(amount_atomic=last.end_atomic - last.base_atomic + excess, dispute=text)
+        taken[last.authorization_id] = Taken(
+            amount_atomic=taken[last.authorization_id].amount_atomic + excess, dispute=text
+        )
     return taken
+
+
+def _ends(vouchers: Sequence[Voucher]) -> list[int]:
+    """What the channel had been charged after each call: no more than it had when a later call was charged."""
+    ends: list[int] = []
+    before_later: int | None = None
+    for voucher in reversed(vouchers):
+        ends.append(voucher.end_atomic if before_later is None else min(voucher.end_atomic, before_later))
+        if voucher.charged_atomic:
+            before_later = voucher.base_atomic if before_later is None else min(before_later, voucher.base_atomic)
+    return ends[::-1]
 
 
 def settle_channels(
     ask: Callable[[Network, Any], Steps[Any]],
+    record: Callable[[Sequence[Authorization]], Steps[None]],
     *,
     network: Network,
     ledger: Ledger,
@@ -68,7 +85,7 @@ def settle_channels(
 ) -> Steps[list[Authorization]]:
     """The authorizations of calls on channels as they are now, where the chain says something new of them.
 
-    `ask` asks the chain; `ids` are those of the channels to look at, `with_open` adds all that are not closed.
+    `ask` asks the chain, `record` writes what it says; `ids` are those of the channels to look at, `with_open` adds all that are not closed.
     """
     book = ChannelBook(ledger)
     known: list[Channel] = yield Wait(book.channels(network=network.caip2, payer=payer))
@@ -79,29 +96,24 @@ def settle_channels(
         state: ChannelState = yield from ask(
             network, channel_state(channel, network=network, confirmations=max(1, needed))
         )
-        taken = judge(channel, vouchers[channel.id], state, write=network.asset.format)
+        now: Channel = yield Wait(book.see(channel, state))
+        taken = judge(now, vouchers[channel.id], state, write=network.asset.format)
         new = yield from _authorizations(taken, ledger, network)
-        found += [_settled(one, taken[one.id], state, needed) for one in new]
-        seen = book.see(
-            channel.id,
-            balance_atomic=state.balance_atomic,
-            claimed_atomic=state.claimed_atomic,
-            withdrawing_since=state.withdrawing_since,
-            is_deposit_over=state.is_deposit_over,
-        )
-        yield Wait(seen)
-        yield Wait(book.finish([one.id for one in new]))
+        settled = [_settled(one, taken[one.id], state, needed) for one in new]
+        yield from record(settled)
+        yield Wait(book.finish(list(taken)))  # afterwards: whoever dies in between looks at them again
+        found += settled
     return found
 
 
 def _authorizations(taken: dict[str, Taken], ledger: Ledger, network: Network) -> Steps[list[Authorization]]:
-    """Those of which it is news: open ones, and a settled one for which more was taken than was known."""
+    """Those of which it is news: open ones, and a settled one for which something else was taken than was known."""
     news: list[Authorization] = []
     asked = [(each, ledger.authorizations(authorization_id=each, network=network.caip2)) for each in taken]
     for each, future in asked:
         for one in (yield Wait(future)):
-            is_more = taken[each].dispute is not None and one.settled_atomic != taken[each].amount_atomic
-            if one.status in ("signed", "charged") or (one.status == "settled" and is_more):
+            is_other = one.settled_atomic != taken[each].amount_atomic
+            if one.status in ("signed", "charged") or (one.status == "settled" and is_other):
                 news.append(one)
     return news
 

@@ -9,15 +9,18 @@ from typing import Any
 
 import pytest
 
+from opengradient_devnet import Scheme
 from opengradient_x402.errors import BundleUnreadable
 from opengradient_x402.proofs.bundle import describe
 from opengradient_x402.proofs.findings import Statement
 from opengradient_x402.proofs.verification import verify_bundle
-from support.forging import FORGERIES, World, forge, setting, settled, world
+from support.forgeries import FORGERIES
+from support.forging import World, forge, setting, settled, world
 from support.node_js import run_lines
 from support.payers import network_of
 from support.venvs import PROJECT
 
+pytestmark = pytest.mark.devnet(schemes=[Scheme.UPTO, Scheme.BATCH_SETTLEMENT])
 VERIFIER = Path(__file__).parent / "verifier" / "verifier.mjs"
 SCHEMA = PROJECT / "docs" / "bundle.schema.json"
 

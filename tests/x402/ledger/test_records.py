@@ -272,3 +272,19 @@ def test_recording_a_call_takes_its_caller_less_than_sixty_microseconds_of_work(
         rounds_us.append((time.thread_time() - began) / 100 * 1e6)
     assert min(rounds_us) < 300  # five times the aim, in the quietest round: shared machines
     assert len(ledger.receipts().result()) == 2000
+
+
+def test_the_short_receipt_of_a_message_names_the_payment_and_stays_under_300_bytes():
+    longest = served(
+        entry(),
+        "call_" + "a" * 24,
+        authorization_id="auth_" + "b" * 32,
+        cost_atomic=10**17 + 1,
+        model="google/gemini-3.1-flash-lite-preview",
+        settlement_mode="individual",
+    )
+    short = longest.to_message()
+    assert (short["authorization_id"], "payment_hash" in short) == ("auth_" + "b" * 32, False)
+    assert len(json.dumps(short)) < 300
+    taken = replace(longest, payment_tx_hash="0x" + "c" * 64).to_message()
+    assert (taken["payment_hash"], "authorization_id" in taken) == ("0x" + "c" * 64, False)

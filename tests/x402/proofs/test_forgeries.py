@@ -6,11 +6,15 @@ from collections import Counter
 
 import pytest
 
+from opengradient_devnet import Scheme
 from opengradient_x402.errors import BundleUnreadable
 from opengradient_x402.proofs.findings import Refuted
 from opengradient_x402.proofs.verification import verify_bundle
-from support.forging import FORGERIES, UNREADABLE, Forgery
+from support.forgeries import FORGERIES
+from support.forging import UNREADABLE, Forgery
 from support.payers import network_of
+
+pytestmark = pytest.mark.devnet(schemes=[Scheme.UPTO, Scheme.BATCH_SETTLEMENT])
 
 
 @pytest.fixture(scope="module")
