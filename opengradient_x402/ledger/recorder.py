@@ -17,6 +17,7 @@ import os
 import secrets
 import sqlite3
 import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -31,6 +32,8 @@ CHECKPOINT_EVERY: Final = 256
 
 _ENDED: Final = "status IN ('settled', 'expired', 'cancelled')"
 """Of an authorization: a receipt that comes later changes how its settlement is shared, in one transaction with it."""
+_MOST_TOGETHER: Final = 256
+"""So many receipts are committed together."""
 MOST_PROOFS: Final = 65_536
 """So many proofs are remembered in memory, besides those in the database."""
 
@@ -66,6 +69,17 @@ def identity_of(file: Path) -> tuple[int, int]:
     return (found.st_dev, found.st_ino) if found.st_size else (0, 0)
 
 
+class _Slip:
+    """A receipt that a thread brings, and what became of it."""
+
+    __slots__ = ("is_done", "receipt", "text", "written")
+
+    def __init__(self, receipt: SettlementReceipt, text: str) -> None:
+        self.receipt, self.text = receipt, text
+        self.written: Written | None = None
+        self.is_done = False
+
+
 class Recorder:
     """Writes receipts in the caller's thread, while there is a connection. Thread-safe."""
 
@@ -75,6 +89,7 @@ class Recorder:
         self._file = Path()
         self._identity = (0, 0)
         self._is_writing = False
+        self._slips: deque[_Slip] = deque()
         self._proofs: dict[str, str] = {}
         self.written = 0
         self._seen = 0
@@ -111,6 +126,7 @@ class Recorder:
     def renew(self) -> None:
         """In a forked child, where nobody holds the lock; the parent closed the connection before."""
         self._lock, self._is_writing, self._conn = threading.RLock(), False, None
+        self._slips = deque()
 
     def first_call_of(self, proof_id: str, call_id: str) -> str:
         """The call that a proof came for first, of those that were asked about here."""
@@ -122,35 +138,41 @@ class Recorder:
     def write(self, receipt: SettlementReceipt, text: str) -> Written | None:
         """Commits the receipt; None when it could not be written now, or when its authorization has ended.
 
-        `text` is its JSON.
+        `text` is its JSON. What several threads bring while one of them writes is committed together.
         """
+        slip = _Slip(receipt, text)
+        self._slips.append(slip)
         with self._lock:
-            if self._conn is None or self._is_writing or identity_of(self._file) != self._identity:
+            if self._is_writing:  # by this thread: the garbage collector ended a stream meanwhile
+                self._slips.remove(slip)
                 return None
-            self._is_writing = True
-            try:
-                row = (*_row(receipt, text), receipt.authorization_id)
-                return self._commit(self._conn, row, receipt)
-            except sqlite3.Error:  # e.g. locked: the writer's thread waits for it, and reports what is wrong
-                return None
-            finally:
-                self._is_writing = False
+            if not slip.is_done:
+                slips = [slip]
+                with suppress(IndexError):
+                    while len(slips) < _MOST_TOGETHER:
+                        other = self._slips.popleft()
+                        if other is not slip and not other.is_done:
+                            slips.append(other)
+                written = self.write_all([(each.receipt, each.text) for each in slips])
+                for each in slips:
+                    each.written, each.is_done = written.get(each.receipt.call_id), True
+            return slip.written
 
     def write_all(self, records: Sequence[Record]) -> dict[str, Written]:
         """Commits the receipts together; what the database says, by call. Without those that `write` leaves out.
 
         Each statement gives up the interpreter lock, and gets it back from a busy event loop after milliseconds only.
         """
-        if len(records) == 1:
-            written = self.write(*records[0])
-            return {} if written is None else {records[0][0].call_id: written}
         with self._lock:
             if self._conn is None or self._is_writing or identity_of(self._file) != self._identity:
                 return {}
             self._is_writing = True
             try:
+                if len(records) == 1:
+                    written = self._commit(self._conn, *records[0])
+                    return {} if written is None else {records[0][0].call_id: written}
                 return self._commit_all(self._conn, records)
-            except sqlite3.Error:
+            except sqlite3.Error:  # e.g. locked: the writer's thread waits for it, and reports what is wrong
                 return {}
             finally:
                 self._is_writing = False
@@ -178,8 +200,9 @@ class Recorder:
         self.written += len(records)
         return {receipt.call_id: Written(proofs.get(receipt.call_id)) for receipt, _ in records}
 
-    def _commit(self, conn: sqlite3.Connection, row: tuple[object, ...], receipt: SettlementReceipt) -> Written | None:
+    def _commit(self, conn: sqlite3.Connection, receipt: SettlementReceipt, text: str) -> Written | None:
         """One commit, also where a proof is noted with the receipt."""
+        row = (*_row(receipt, text), receipt.authorization_id)
         proof_id, proof_of = receipt.proof_id, None
         if proof_id is None:
             is_written = bool(conn.execute(WRITE, row).fetchall())

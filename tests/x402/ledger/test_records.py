@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -238,6 +240,26 @@ def test_a_forked_child_records_in_a_file_of_its_own(ledger, tmp_path):
         assert len(_journals(tmp_path)) == 2
     ledger.flush()
     assert _receipts(tmp_path / "ledger.sqlite") == {"call_1": "ok", "call_2": "ok"}
+
+
+def test_receipts_that_many_threads_bring_at_once_are_committed_together_and_each_knows_whose_proof_came_first(ledger):
+    proofs = [base64.b64encode(f"proof {number // 2}".encode()).decode() for number in range(40)]
+    receipts = [served(entry(1), f"call_{number}", tee_signature=proof) for number, proof in enumerate(proofs)]
+    recorder, statements = ledger._recorder, []
+    recorder._conn.set_trace_callback(statements.append)
+    with ThreadPoolExecutor(40) as threads:
+        with recorder._lock:  # as long as another thread writes
+            brought = [threads.submit(ledger.record_call, receipt) for receipt in receipts]
+            until = time.monotonic() + 60
+            while len(recorder._slips) < 40 and time.monotonic() < until:
+                time.sleep(0.01)
+        first_of = [one.result().result() for one in brought]
+    recorder._conn.set_trace_callback(None)
+    assert statements.count("COMMIT") == 1
+    for pair in range(0, 40, 2):
+        assert first_of[pair] == first_of[pair + 1] in (f"call_{pair}", f"call_{pair + 1}")
+    assert {receipt.outcome for receipt in ledger.receipts().result()} == {"ok"}
+    assert len(ledger.receipts().result()) == 40
 
 
 def test_recording_a_call_takes_its_caller_less_than_sixty_microseconds_of_work(ledger):
