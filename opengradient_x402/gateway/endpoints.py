@@ -43,6 +43,8 @@ class Endpoint:
     public_key_der: bytes | None = field(default=None, repr=False)
     key_source: str = "registry"
     """Who vouches for `public_key_der`: the `registry`, or an `attestation`."""
+    is_far: bool = False
+    """Whether its name must lead into the public internet: nobody here has vouched for where it leads."""
 
     @classmethod
     def of(cls, request: httpx.Request) -> Endpoint | None:
