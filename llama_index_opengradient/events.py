@@ -66,7 +66,7 @@ class SettlementEvent(ReceiptEvent):
 
 
 class SettlementUpdateEvent(ReceiptEvent):
-    """More is known of a call that a `SettlementEvent` told of: its receipt replaces the one told before."""
+    """More is known of a call than its `SettlementEvent` said: this receipt replaces the earlier one."""
 
     @classmethod
     def class_name(cls) -> str:

@@ -21,6 +21,7 @@ from rich.table import Table
 
 from langchain_opengradient.callbacks import SettlementCallbackHandler, get_settlement_callback
 from langchain_opengradient.chat_models import ChatOpenGradient
+from opengradient_x402.cli.output import rounded
 from opengradient_x402.devnet_process import DevnetProcess
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.ledger.receipts import SettlementReceipt
@@ -168,7 +169,7 @@ def _summary(
             receipt.model.partition("/")[2],
             receipt.settlement_mode,
             receipt.status,
-            format_amount(receipt.settled_atomic or 0, decimals=18)[:12],
+            rounded(receipt.settled_atomic or 0, decimals=18, places=8),
             _short(receipt.payment_tx_hash),
         )
     console.print(table)

@@ -247,7 +247,7 @@ def _sums(report: Report, figures: Figures, sums: Sequence[Sum], name: str, *, i
                 _tag("td", "{:,} / {:,}".format(*one.tokens), class_="number"),
             )
         )
-    heads = (name, report.symbol(figures), "It is", "Records", "Tokens in / out")
+    heads = (name, report.symbol(figures), "Rests on", "Records", "Tokens in / out")
     return _table(heads, rows, numbers=(1, 4))
 
 

@@ -56,9 +56,11 @@ class _Tally:
         self.last_at = max(self.last_at, receipt.created_at)
         self.words[word] = None
 
-    @property
-    def mark(self) -> str:
-        return next((AMOUNT_WORDS[word][0] for word in ("unknown", "quoted", "estimated") if word in self.words), "")
+
+def _mark(*tallies: _Tally) -> str:
+    """The mark behind a sum: that of its least sure amount."""
+    words = {word for tally in tallies for word in tally.words}
+    return next((AMOUNT_WORDS[word][0] for word in ("unknown", "quoted", "estimated") if word in words), "")
 
 
 def print_tallies(
@@ -92,22 +94,18 @@ def _print_token(
     decimals, symbol = known.token(first)
     network = known.of(first.network)
     width = max(_LEAST_WIDTH, columns() - _OTHER_WIDTH) if is_terminal() else PIPE_WIDTH
-    rows = [
-        (
-            _fitting(name, width),
-            _times(tally),
-            f"{tally.calls:,}",
-            rounded(tally.amount_atomic, decimals=decimals),
-            tally.mark,
-        )
-        for name, tally in list(of_token.items())[-limit:]
-    ]
-    left_out = len(of_token) - len(rows)
-    calls = sum(one.calls for one in of_token.values())
-    total = rounded(sum(one.amount_atomic for one in of_token.values()), decimals=decimals)
-    rows.append((f"total, with {left_out:,} older ones" if left_out else "total", "", f"{calls:,}", total, ""))
+    shown, left_out = list(of_token.items())[-limit:], len(of_token) - limit
+    rows = [_row(_fitting(name, width), _times(tally), decimals, tally) for name, tally in shown]
+    rows.append(
+        _row(f"total, with {left_out:,} older ones" if left_out > 0 else "total", "", decimals, *of_token.values())
+    )
     title = None if len(tokens) == 1 else first.network if network is None else f"{network.name} ({first.network})"
-    print_table((by, "from, to", "calls", symbol, ""), rows, right=("calls", symbol), title=title)
+    print_table((by, "when", "calls", symbol, ""), rows, right=("calls", symbol), title=title)
+
+
+def _row(name: str, times: str, decimals: int, *tallies: _Tally) -> tuple[str, ...]:
+    calls, amount = sum(one.calls for one in tallies), sum(one.amount_atomic for one in tallies)
+    return name, times, f"{calls:,}", rounded(amount, decimals=decimals), _mark(*tallies)
 
 
 def _fitting(name: str, width: int) -> str:
