@@ -24,7 +24,8 @@
         ├── GatewayError
         ├── StreamInterrupted
         ├── ResponseInvalid
-        └── ProofRejected
+        ├── ProofRejected
+        └── AnswerLost             the process that got the answer ended before it was kept
 
 Does not know where errors come from. A message never holds a key, a signature or a session id: exceptions
 end up in logs, traces and pickles.
@@ -239,3 +240,7 @@ class ProofRejected(PaidButFailed):
     """The enclave's signature, or a settlement proof, does not hold."""
 
     kind: ErrorKind = "proof"
+
+
+class AnswerLost(PaidButFailed):
+    """The row of a table was paid, and its answer was lost with the process that got it."""

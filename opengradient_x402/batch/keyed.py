@@ -17,19 +17,13 @@ from typing import Final
 
 from opengradient_x402.batch.rows import shown_cost
 from opengradient_x402.effects import awaited
-from opengradient_x402.errors import ChainUnavailable, PaidButFailed, PaymentOutcomeUnknown
+from opengradient_x402.errors import AnswerLost, ChainUnavailable, PaymentOutcomeUnknown
 from opengradient_x402.ledger.authorizations import Authorization
 from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt, cost_of
 from opengradient_x402.payment.payments import Payments
 
 _GROUP_DIGITS: Final = 8
 _ID_DIGITS: Final = 24
-
-
-class AnswerLost(PaidButFailed):
-    """The row was paid, and its answer was lost: the process that got it ended before it was on disk."""
-
-    is_retryable = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@ from typing import Any, Final, cast
 
 from opengradient_x402.completions import Completion
 from opengradient_x402.errors import ConfigurationError, MoneyOutcome, OpenGradientError
+from opengradient_x402.gateway.request import with_wire_roles
 from opengradient_x402.ledger.receipts import SettlementReceipt, cost_of
 from opengradient_x402.money import amount_in, format_amount
 from opengradient_x402.settlement_mode import SettlementMode
@@ -208,7 +209,7 @@ class Reader:
             )
         if system is not None:
             messages = [{"role": "system", "content": str(system)}, *messages]
-        return messages
+        return with_wire_roles(messages)
 
     def _decoded(self, name: str, value: Any) -> Any:
         if name in _JSON and isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):

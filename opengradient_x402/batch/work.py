@@ -16,9 +16,10 @@ from hashlib import sha256
 from typing import Any, Final
 
 from opengradient_x402.batch.answers import Answers, Kept
-from opengradient_x402.batch.keyed import AnswerLost, KeyedCalls, NextCall
+from opengradient_x402.batch.keyed import KeyedCalls, NextCall
 from opengradient_x402.batch.rows import Asked, Outcome, Reader, plain
 from opengradient_x402.errors import (
+    AnswerLost,
     CallKnown,
     ConfigurationError,
     LedgerUnavailable,

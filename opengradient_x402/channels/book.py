@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from opengradient_x402.channels.on_chain import ChannelState
     from opengradient_x402.ledger.statements import Book
 
-_NUMBERS = ("salt", "charged_atomic", "signed_atomic", "balance_atomic", "claimed_atomic")
+_NUMBERS = ("salt", "charged_atomic", "signed_atomic", "balance_atomic", "claimed_atomic", "foreign_atomic")
 """Kept as text: they fit no database integer."""
 _STATES = ("newest", "included", "final")
 _FREE: Final[dict[str, Any]] = {"held_by": "", "held_until": 0}
@@ -57,7 +57,8 @@ class ChannelBook:
         return self._ledger.submit(found, writes=False, needs_all_calls=anew, otherwise="Nothing was paid by asking.")
 
     def _is_held(self, channel: Channel, book: Book) -> bool:
-        if not channel.held_by or channel.held_until <= time.time():
+        """Whether a call of another wallet object or process has it."""
+        if channel.held_by in ("", self._holder()) or channel.held_until <= time.time():
             return False
         return not self._ledger.under_way.open() or book.knows(channel.held_by.partition(" ")[0])
 
@@ -89,16 +90,17 @@ class ChannelBook:
         """Writes the next voucher, for this authorization's amount on top of what was charged so far.
 
         Vouchers before it, whose charge is known, count with that from here on, unless more than the new one allows
-        was signed before. None when a call of another process has the channel; otherwise it is held for `hold_s`, or
-        until `charge`, `drop` or `free`. Raises BudgetExceeded; CallKnown when it `is_first` and the ledger has its
-        call already.
+        was signed before. None when a call of another process has the channel, or put something into it; otherwise it
+        is held for `hold_s`, or until `charge`, `drop` or `free`. Raises BudgetExceeded; CallKnown when it `is_first`
+        and the ledger has its call already.
         """
 
         def reserved(book: Book, conn: Connection) -> tuple[Channel, Voucher] | None:
             if is_first:
                 book.check_unknown(conn, authorization.call_id)
             now, holder = _known(conn, channel.id), self._holder()
-            if now.held_by != holder and self._is_held(now, book):
+            is_changed = (now.balance_atomic, now.deposit) != (channel.balance_atomic, channel.deposit)
+            if self._is_held(now, book) or (deposit is not None and is_changed):
                 return None
             most = now.charged_atomic + authorization.terms.amount_atomic
             for earlier in _vouchers(conn, channel.id, "newest"):
@@ -135,15 +137,17 @@ class ChannelBook:
 
         def charged(book: Book, conn: Connection) -> None:
             now = _known(conn, voucher.channel_id)
-            is_behind, sum_atomic = False, voucher.base_atomic + charged_atomic
-            for other in _vouchers(conn, voucher.channel_id, "newest"):
-                if other.authorization_id == voucher.authorization_id:
-                    is_behind = True
-                elif not is_behind and other.charged_atomic is None:  # the gateway's sum shows that it cost nothing
-                    _put_charge(book, conn, replace(other, charged_atomic=0))
-                elif is_behind and other.charged_atomic is not None:  # a later call ended first: its sum is newer
-                    sum_atomic = now.charged_atomic
-            _put_charge(book, conn, replace(voucher, charged_atomic=charged_atomic))
+            newest = _vouchers(conn, voucher.channel_id, "newest")
+            place = next((i for i, one in enumerate(newest) if one.authorization_id == voucher.authorization_id), None)
+            is_last = place == len(newest) - 1
+            if is_last or (place is not None and newest[place].charged_atomic is None):
+                for earlier in newest[:place]:
+                    if earlier.charged_atomic is None:  # the gateway's sum shows that it cost nothing
+                        _put_charge(book, conn, replace(earlier, charged_atomic=0))
+                _put_charge(book, conn, replace(voucher, charged_atomic=charged_atomic))
+            sum_atomic = voucher.base_atomic + charged_atomic
+            if not is_last:  # another process began a call meanwhile: what it learned of the sum is newer
+                sum_atomic = max(sum_atomic, now.charged_atomic)
             now = replace(now, charged_atomic=sum_atomic, used_at=int(time.time()))
             _put(conn, replace(now, **_FREE) if now.held_by == self._holder() else now)
 
@@ -164,34 +168,34 @@ class ChannelBook:
     ) -> Future[Voucher | None]:
         """Takes over what was charged before this voucher, once that was checked; the voucher, made anew on top of it.
 
-        Calls whose outcome was unknown cost what this leaves for them, the oldest first. None, and nothing is changed,
-        when the calls of this ledger cannot have cost so much; unless the gateway has a voucher for `signed_atomic`,
-        higher than any of this ledger, so that somebody else uses this key as well, or this is the first call on a
-        channel that was found on the chain (`is_found`).
+        Calls whose outcome was unknown cost what this leaves for them, the oldest first; what others were charged stays
+        as the gateway said before, also when it counts less now. None, and nothing is changed, when other calls of this
+        ledger cannot have cost so much; unless the gateway has a voucher for `signed_atomic`, higher than any of this
+        ledger, so that somebody else uses this key as well, or this is the first call on a channel that was found on
+        the chain (`is_found`).
         """
 
         def corrected(book: Book, conn: Connection) -> Voucher | None:
             now = _known(conn, voucher.channel_id)
-            others = _vouchers(conn, voucher.channel_id, "newest", "included")
-            most = max([now.charged_atomic, now.claimed_atomic, *(one.end_atomic for one in others if one != voucher)])
+            own, others = voucher.authorization_id, _vouchers(conn, voucher.channel_id, "newest", "included")
+            others = [one for one in others if one.authorization_id != own]
+            claimed = min(now.claimed_atomic, max((one.max_atomic for one in others), default=0))
+            most = max([now.charged_atomic, claimed, *(one.end_atomic for one in others)])
             is_alone = signed_atomic <= now.signed_atomic and (not is_found or _has_others(conn, voucher))
             if charged_atomic > most and is_alone:
                 return None
             sum_atomic = now.charged_atomic
-            for earlier in _vouchers(conn, voucher.channel_id, "newest", "included"):
-                if earlier.authorization_id == voucher.authorization_id:
-                    continue
+            for earlier in others:
                 if earlier.charged_atomic is None:
                     cost = min(max(0, charged_atomic - sum_atomic), earlier.max_atomic - earlier.base_atomic)
                     _put_charge(book, conn, replace(earlier, base_atomic=sum_atomic, charged_atomic=cost))
                     sum_atomic += cost
-                elif earlier.end_atomic > charged_atomic:  # the gateway counts less than it said before
-                    cost = max(0, charged_atomic - earlier.base_atomic)
-                    _put_charge(book, conn, replace(earlier, charged_atomic=cost))
+            foreign = max(0, charged_atomic - max(most, sum_atomic))
             most = charged_atomic + voucher.max_atomic - voucher.base_atomic
             anew = replace(voucher, base_atomic=charged_atomic, max_atomic=most)
             _put_voucher(conn, anew)
             signed = max(now.signed_atomic, most, signed_atomic)
+            now = replace(now, foreign_atomic=now.foreign_atomic + foreign)
             _put(conn, replace(now, charged_atomic=charged_atomic, signed_atomic=signed))
             return anew
 
@@ -276,6 +280,23 @@ class ChannelBook:
                 voucher.authorization_id: voucher for each in channel_ids for voucher in _vouchers(conn, each, *_STATES)
             }
         )
+
+    def settled(self, channel_id: str) -> Future[int]:
+        """What was taken for the calls of a channel of which the chain has said the last word."""
+
+        def summed(_book: Book, conn: Connection) -> int:
+            import sqlalchemy as sa
+
+            vouchers, paid = _table("vouchers"), _table("authorizations")
+            query = (
+                sa.select(sa.func.sum(paid.c.reserved_gwei), sa.func.sum(paid.c.reserved_rest))
+                .join_from(vouchers, paid, paid.c.id == vouchers.c.authorization_id)
+                .where(vouchers.c.channel_id == channel_id, vouchers.c.state == "final")
+            )
+            gwei, rest = conn.execute(query).one()
+            return int(gwei or 0) * 10**9 + int(rest or 0)
+
+        return self._ledger.read(summed)
 
     def finish(self, authorization_ids: Sequence[str]) -> Future[None]:
         """These vouchers are settled for good. The newest one of a channel stays in sight."""
@@ -378,9 +399,10 @@ def _put_charge(book: Book, conn: Connection, voucher: Voucher) -> None:
     """Writes what is known of a call's charge now. What the chain was taken to say of it is to be judged anew."""
     _put_voucher(conn, voucher)
     before = book.authorization(conn, voucher.authorization_id)
-    if before is not None and before.status == "settled" and before.settled_atomic != voucher.charged_atomic:
-        charged = replace(before, status="charged", settled_atomic=voucher.charged_atomic, **_UNSEEN)
-        book.update(conn, before, charged)
+    if before is None or before.status != "settled" or voucher.charged_atomic is None:
+        return
+    if (before.settled_atomic or 0) < voucher.charged_atomic:
+        book.update(conn, before, replace(before, status="signed", settled_atomic=None, **_UNSEEN))
 
 
 def _set_state(conn: Connection, authorization_id: str, state: str) -> None:

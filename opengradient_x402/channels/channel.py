@@ -40,6 +40,8 @@ class Channel:
     """All deposits that the chain shows, without what came back."""
     claimed_atomic: int = 0
     """What the chain shows as claimed."""
+    foreign_atomic: int = 0
+    """What calls cost that are in no ledger known here: those of a lost one, or of another user of the key."""
     seen_block: int = 0
     """The block that balance and claims were read at: what an older one shows is not news."""
     withdrawing_since: int = 0

@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Self, TypedDict, Unpack
+from typing import Any, Final, Self, TypedDict, Unpack
 
 import httpx
 
@@ -39,6 +39,9 @@ from opengradient_x402.payment.run_limit import RunLimit
 from opengradient_x402.process import Ending, Resident, belongs
 from opengradient_x402.proofs.attestation import VerifyTee
 from opengradient_x402.settlement_mode import SettlementMode
+
+_MOST_USUAL: Final = 64
+"""So many options of calls are kept for the next ones, with what was made of them."""
 
 
 class CallOptions(TypedDict, total=False):
@@ -95,6 +98,7 @@ class _Client:
             settlement_mode=SettlementMode.parse(settlement_mode),
             is_blocking=isinstance(self, GatewayClient),
         )
+        self._usual: dict[tuple[TimeLimits, SettlementMode], Options] = {}
         self._models = ModelDirectory(self.endpoints)
         self._verify_tee = VerifyTee(verify_tee)
         self._enclave_keys = EnclaveKeys(self.endpoints)
@@ -133,12 +137,18 @@ class _Client:
 
     def _options(self, call: CallOptions) -> Options:
         """Those of this client, with those that the call gives. Raises ConfigurationError."""
-        options, mode = self._defaults, call.get("settlement_mode")
-        if mode is not None and (parsed := SettlementMode.parse(mode)) is not options.settlement_mode:
-            options = replace(options, settlement_mode=parsed)
+        limits, mode = self._defaults.time_limits, self._defaults.settlement_mode
+        if (asked := call.get("settlement_mode")) is not None:
+            mode = SettlementMode.parse(asked)
         timeout_s, chunk_s = call.get("timeout_s"), call.get("chunk_timeout_s")
         if timeout_s is not None or chunk_s is not None:
-            options = replace(options, time_limits=options.time_limits.changed(timeout_s, chunk_s=chunk_s))
+            limits = limits.changed(timeout_s, chunk_s=chunk_s)
+        options = self._usual.get((limits, mode))
+        if options is None:
+            if len(self._usual) >= _MOST_USUAL:
+                self._usual.clear()
+            options = replace(self._defaults, time_limits=limits, settlement_mode=mode)
+            self._usual[limits, mode] = options
         if headers := call.get("headers"):
             options = replace(options, headers=checked_headers(headers))
         if query := call.get("query"):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Final
@@ -124,6 +124,11 @@ def is_anthropic(model: object) -> bool:
 def wire_role(role: str) -> str:
     """A role as gateways know it: `developer`, OpenAI's newer name for `system`, makes them fail after the payment."""
     return "system" if role == "developer" else role
+
+
+def with_wire_roles(messages: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages of an OpenAI client, with roles as gateways know them."""
+    return [one | {"role": wire_role(one["role"])} if "role" in one else one for one in messages]
 
 
 def wire_tool_name(name: str) -> str:

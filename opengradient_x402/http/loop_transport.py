@@ -25,6 +25,7 @@ _MOST_WAITING: Final = 256 * 1024
 """So many bytes of a body that nobody has taken, and no more is read."""
 _QUIET_S: Final = 0.5
 """After such a pause a connection may have been ended by the other side, and the loop not have seen it yet."""
+_SAME_ADDRESS_S: Final = 10.0
 _HAPPY_EYEBALLS_S: Final = 0.25  # RFC 8305, "Connection Attempt Delay"
 
 
@@ -45,8 +46,11 @@ class LoopTransport(httpx.AsyncBaseTransport):
         self._keepalive_s = keepalive_s
         self._on_socket = on_socket
         self.loop = asyncio.get_running_loop()
+        self._open: set[_Line] = set()
         self._idle: deque[_Line] = deque()
         self._pruning: asyncio.TimerHandle | None = None
+        self._asked: asyncio.Task[list[Any]] | None = None
+        self._asked_at = 0.0
         self._is_closed = False
         self._used_at = self.loop.time()
 
@@ -112,16 +116,15 @@ class LoopTransport(httpx.AsyncBaseTransport):
         try:
             async with asyncio.timeout(for_connecting(limits)):
                 port = url.port or (443 if is_secure else 80)
-                addresses = await self.loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
                 made = await start_connection(
-                    addresses,
+                    await self._addresses(host, port),
                     loop=self.loop,
                     happy_eyeballs_delay=_HAPPY_EYEBALLS_S,
                     interleave=1,
                     socket_factory=self._made,
                 )
                 _, line = await self.loop.create_connection(
-                    lambda: _Line(self.loop),
+                    lambda: _Line(self.loop, self._open),
                     sock=made,
                     ssl=self._verify if is_secure else None,
                     server_hostname=host if is_secure else None,
@@ -131,6 +134,17 @@ class LoopTransport(httpx.AsyncBaseTransport):
             raise kind(str(exc) or "no connection within the time limit") from exc
         return line
 
+    async def _addresses(self, host: str, port: int) -> list[Any]:
+        """Where the host is. Many connections that are made together ask once."""
+        with suppress(socket.gaierror):  # it is a name
+            return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+        asked = self._asked
+        is_old = self.loop.time() - self._asked_at > _SAME_ADDRESS_S
+        if asked is None or is_old or (asked.done() and (asked.cancelled() or asked.exception() is not None)):
+            asked = self.loop.create_task(self.loop.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+            self._asked, self._asked_at = asked, self.loop.time()
+        return await asyncio.shield(asked)  # others wait for it, too
+
     def _made(self, address: Any) -> socket.socket:
         family, kind, protocol, _, _ = address
         made = socket.socket(family, kind, protocol)
@@ -138,20 +152,22 @@ class LoopTransport(httpx.AsyncBaseTransport):
         return made
 
     async def aclose(self) -> None:
-        """Closes the connections that are not in use, and later those that are."""
+        """Closes all connections: none may outlive its loop."""
         self._is_closed = True
         if self._pruning is not None:
             self._pruning.cancel()
-        while self._idle:
-            self._idle.popleft().close()
+        self._idle.clear()
+        for line in list(self._open):
+            line.close()
         await asyncio.sleep(0)  # the loop closes their sockets
 
 
 class _Line(asyncio.Protocol):
     """One connection. It serves one request at a time, of one task."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, among: set[_Line]) -> None:
         self._loop = loop
+        self._among = among
         self._reader: ResponseReader | None = None
         self._problem: httpx.TransportError | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -204,6 +220,7 @@ class _Line(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport: Any = transport
+        self._among.add(self)
 
     def data_received(self, data: bytes) -> None:
         reader = self._reader
@@ -225,6 +242,7 @@ class _Line(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.has_ended = True
         self._is_full = False
+        self._among.discard(self)
         if self._reader is not None and self._problem is None:
             try:
                 self._reader.end()

@@ -115,10 +115,11 @@ class ThreadTransport(httpx.BaseTransport):
 class _Line:
     """One connection. It serves one request at a time."""
 
-    __slots__ = ("_socket", "used_at")
+    __slots__ = ("_limit_s", "_socket", "used_at")
 
     def __init__(self, line: socket.socket) -> None:
         self._socket = line
+        self._limit_s: float | None = -1.0
         self.used_at = time.monotonic()
 
     @property
@@ -130,7 +131,7 @@ class _Line:
 
     def send(self, message: bytes, limit_s: float | None) -> None:
         """Sends the whole request. Who does not read all of it may have answered before. Raises WriteTimeout."""
-        self._socket.settimeout(limit_s)
+        self._limit(limit_s)
         try:
             self._socket.sendall(message)
         except TimeoutError as exc:
@@ -149,7 +150,7 @@ class _Line:
         if limit_s is not None and limit_s <= 0:
             raise httpx.ReadTimeout("no whole response headers within the time limit")
         try:
-            self._socket.settimeout(limit_s)
+            self._limit(limit_s)
             piece = self._socket.recv(_PIECE)
         except TimeoutError as exc:
             raise httpx.ReadTimeout(str(exc)) from exc
@@ -159,6 +160,12 @@ class _Line:
             reader.feed(piece)
         else:
             reader.end()
+
+    def _limit(self, limit_s: float | None) -> None:
+        """How long the next send or read may take; to set it asks the system."""
+        if limit_s != self._limit_s:
+            self._limit_s = limit_s
+            self._socket.settimeout(limit_s)
 
     def get_extra_info(self, name: str) -> Any:
         """As of httpcore's streams: the `socket`, and the `ssl_object` if there is one."""

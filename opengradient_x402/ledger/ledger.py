@@ -31,7 +31,7 @@ from opengradient_x402.ledger.authorizations import Authorization, Budget
 from opengradient_x402.ledger.journal import Journal
 from opengradient_x402.ledger.place import as_url, beside, is_in_memory, location, sqlite_file, without_password
 from opengradient_x402.ledger.receipts import SettlementReceipt
-from opengradient_x402.ledger.recorder import CHECKPOINT_EVERY, ENDED, CallUnderWay, Recorder, UnderWay
+from opengradient_x402.ledger.recorder import CallUnderWay, Recorder, UnderWay
 from opengradient_x402.ledger.writer import CLOSED, Job, Rest, Writer
 from opengradient_x402.process import Ending, Resident, belongs
 
@@ -144,15 +144,8 @@ class Ledger(Resident):
             self.under_way.end(call_id)
             return when_done(future, lambda: journal.drop(call_id))
         self.under_way.end(call_id)
-        if self._recorder.written % CHECKPOINT_EVERY == 0:
+        if self._recorder.wants_checkpoint():
             self.note("receipts written", str(self._recorder.written))
-        if written.status in ENDED:
-
-            def shared(book: Book, conn: Connection) -> str | None:
-                book.share_out(conn, receipt.authorization_id)
-                return written.proof_of
-
-            return self.submit(shared, otherwise="The receipt is recorded; its share of the settlement is not known.")
         future = Future()
         future.set_result(written.proof_of)
         return future

@@ -166,7 +166,10 @@ channels = sa.Table(
         for name in ("network", "endpoint", "payer", "payer_authorizer", "receiver", "receiver_authorizer", "asset")
     ),
     *(sa.Column(name, sa.Text, nullable=False) for name in ("salt", "transfer_method", "status")),
-    *(sa.Column(f"{name}_atomic", sa.Text, nullable=False) for name in ("charged", "signed", "balance", "claimed")),
+    *(
+        sa.Column(f"{name}_atomic", sa.Text, nullable=False)
+        for name in ("charged", "signed", "balance", "claimed", "foreign")
+    ),
     *(sa.Column(name, sa.BigInteger, nullable=False) for name in ("withdraw_delay_s", "withdrawing_since", "used_at")),
     sa.Column("seen_block", sa.BigInteger, nullable=False),
     # One call at a time, in all processes together

@@ -28,9 +28,9 @@ MAX_ITEMS: Final = 4096
 MAX_TERMS: Final = 64
 MAX_TEXT_CHARS: Final = 4096
 MAX_TIMEOUT_S: Final = 2**32
-IDENTIFIER: Final = "payment-identifier"
-"""Of gateways that give an answer again to who sends the same payment again (x402 extension `payment-identifier`)."""
 """Longer than any policy allows; a bound so that `now + timeout` stays a sane uint256."""
+IDENTIFIER: Final = "payment-identifier"
+"""What gateways offer that give an answer twice for one payment (docs/wire.md, "Answers that are given again")."""
 
 Scheme = Literal["upto", "exact", "batch-settlement"]
 TransferMethod = Literal["permit2", "eip3009"]

@@ -28,7 +28,7 @@ from opengradient_x402.errors import (
 from opengradient_x402.ledger.authorizations import Authorization
 from opengradient_x402.payment.call import NEVER_LEFT, Call, answered, asking, carry, outcome_unknown, with_header
 from opengradient_x402.payment.challenge import Challenge, PaymentTerms
-from opengradient_x402.payment.channels import pay_by_channel
+from opengradient_x402.payment.channels.calls import pay_by_channel
 from opengradient_x402.payment.payments import Payments
 from opengradient_x402.payment.permits import Doubtful, Fate, SignedPayment, not_served
 from opengradient_x402.payment.sessions import SESSION_HEADER, PaidSession, SessionKey, Ticket, Waiting

@@ -149,6 +149,8 @@ class Payments(Resident):
             on_event=on_event,
         )
         payments._owns_ledger = own
+        if own:
+            payments.ledger.open_soon()  # its library takes longer to load than a gateway to answer
         return payments
 
     @property

@@ -38,6 +38,7 @@ from opengradient_x402.proofs.checks.receipts import (
     differences,
     dispute_findings,
     foreign,
+    is_disowned,
     mismatch,
     once_finding,
     readable_proof,
@@ -112,7 +113,7 @@ class _Auditor:
             findings += share_findings(case, self._network)
             findings += dispute_findings(case, self._network)
             for call in case.receipts:
-                findings.append(told_finding(call))
+                findings.append(told_finding(call, self._contents.made_at))
                 findings += yield from self._of_enclave(call)
                 findings += yield from self._of_data(call)
         findings += [decision_finding(decision, self._network) for decision in self._contents.decisions]
@@ -287,8 +288,9 @@ class _Auditor:
             proof = TeeProof.from_fields(call.to_json())
         except ValueError as exc:
             return [Refuted(statement=statement, about=about, why=str(exc))]
-        if proof is None:
-            return [Undecided(statement=statement, about=about, why="the answer carried no enclave signature")]
+        if proof is None or is_disowned(call):
+            why = "no enclave signature" if proof is None else "a proof that had come with another call before"
+            return [Undecided(statement=statement, about=about, why=f"the answer carried {why}")]
         attested, key = self._of_attestation(call, proof)
         return attested + (yield from self._of_key(call, proof, key))
 

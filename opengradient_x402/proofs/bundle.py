@@ -163,6 +163,21 @@ def canonical_json(value: Any) -> bytes:
         raise ValueError("nested too deeply") from exc
 
 
+def read_json(content: bytes) -> Any:
+    """The value of a JSON text. Raises ValueError for numbers that no two languages read alike, and great depth."""
+    check_depth(content)
+    # The standard library, since orjson turns integers over 64 bits into floats.
+    return json.loads(content, parse_float=_fraction)
+
+
+def _fraction(text: str) -> float:
+    """A number with a point or an exponent; RFC 8785 writes whole numbers of 22 digits and more with one."""
+    number = float(text)
+    if not abs(number) < _LARGEST_COUNT:
+        raise ValueError(f"{text[:40]} is more than 53 bits can count")
+    return number
+
+
 def hex_bytes(text: str) -> bytes:
     """The bytes of 0x and lower-case hex digits; none for any other text."""
     try:
@@ -179,9 +194,7 @@ def _statement(digest: str) -> str:
 def _parsed(content: bytes) -> dict[str, Any]:
     if len(content) > MAX_BYTES:
         raise ValueError(f"more than {MAX_BYTES} bytes")
-    check_depth(content)
-    # The standard library, since orjson turns integers over 64 bits into floats.
-    document = json.loads(content)
+    document = read_json(content)
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise ValueError(f"its format is not {FORMAT}")
     return document
@@ -248,13 +261,14 @@ class Attested:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contents:
-    """What a bundle is about."""
+    """What a bundle is about. `made_at` is when its writer says that it was made; None for none."""
 
     cases: tuple[Case, ...]
     data_places: tuple[DataPlace, ...]
     attestations: tuple[Attested, ...] = ()
     channels: tuple[ShownChannel, ...] = ()
     decisions: tuple[Decision, ...] = ()
+    made_at: int | None = None
 
     @property
     def receipts(self) -> list[SettlementReceipt]:
@@ -294,7 +308,12 @@ class Contents:
         channels = tuple(map(ShownChannel.from_json, bundle.of_kind("channel")))
         decisions = tuple(Decision.from_json(dict(body)) for body in bundle.of_kind("decision"))
         return cls(
-            cases=tuple(cases), data_places=places, attestations=attestations, channels=channels, decisions=decisions
+            cases=tuple(cases),
+            data_places=places,
+            attestations=attestations,
+            channels=channels,
+            decisions=decisions,
+            made_at=bundle.created_at,
         )
 
 

@@ -90,8 +90,6 @@ class SignedTermsShape(_Shape):
 
 
 class VoucherShape(_Shape):
-    """What a call may add to its channel: from `base_atomic`, charged before, up to `max_atomic`, all in all."""
-
     base_atomic: _Amount
     max_atomic: _Amount
     charged_atomic: _Amount | _Unknown = None
@@ -100,7 +98,7 @@ class VoucherShape(_Shape):
 class AuthorizationShape(_Settlement):
     id: _Name
     call_id: _Name
-    signed: Annotated[list[SignedTermsShape], Field(min_length=1)]
+    signed: Annotated[list[SignedTermsShape], Field(min_length=1, max_length=1000)]
     status: Literal["signed", "settled", "expired", "cancelled"]
     tx_hash: _Hash | _Unknown = None
     signature: _Signature | _Unknown = None
@@ -149,8 +147,6 @@ class EventShape(_Shape):
 
 
 class ChannelShape(_Shape):
-    """A payment channel: parameters, whose EIP-712 hash is its id, and its events on the chain, oldest first."""
-
     id: _Hash
     payer: _Address
     payer_authorizer: _Address
@@ -166,8 +162,6 @@ class ChannelShape(_Shape):
 
 
 class DecisionShape(_Shape):
-    """What a person decided about a payment: the payer's word."""
-
     call_id: _Name
     decision: Literal["approved", "refused", "unanswered"]
     asked_at: _Count
@@ -259,9 +253,18 @@ class EarlierShape(_Shape):
     proof: list[_Hash]
 
 
+class AnchorShape(_Shape):
+    """A head of this history, and the transaction of the payments' chain whose calldata it is."""
+
+    size: Annotated[int, Field(gt=0, lt=2**53)]
+    root: _Hash
+    tx_hash: _Hash
+
+
 class HistoryShape(_Shape):
     size: _Count
     root: _Hash
+    anchors: Annotated[list[AnchorShape], Field(min_length=1)] | _Unknown = None
     places: list[PlaceShape]
     consistency: list[EarlierShape]
 
@@ -393,8 +396,12 @@ def _check_together(bundle: Bundle) -> None:
     calls = [body["call_id"] for body in receipts]
     _check_once("authorization", authorizations)
     _check_once("receipt", calls)
-    decided = [body["call_id"] for body in bundle.of_kind("decision")]
-    _check_once("decision", decided)
+    _check_once("decision", decided := [body["call_id"] for body in bundle.of_kind("decision")])
+    history = bundle.history or {}
+    _check_once("anchor", [(body["size"], body["root"]) for body in history.get("anchors", ())])
+    _check_once("earlier head", [body["size"] for body in history.get("consistency", ())])
+    if bundle.period is not None and bundle.period["from_block"] > bundle.period["to_block"]:
+        raise ValueError("its period ends before it begins")
     _check_channels(bundle)
     _check_once("data settlement", [body["call_id"] for body in bundle.of_kind("data_settlement")])
     _check_once("answer", [_question(body) for body in bundle.of_kind("rpc")])
@@ -405,7 +412,8 @@ def _check_together(bundle: Bundle) -> None:
         raise ValueError("there are receipts without their authorization, or authorizations without a receipt")
     if not {body["call_id"] for body in bundle.of_kind("data_settlement")} <= set(calls):
         raise ValueError("there is a data settlement of a call without a receipt")
-    if bundle.history is not None and len(bundle.history["places"]) != len(authorizations) + len(calls) + len(decided):
+    kept = len(authorizations) + len(calls) + len(decided)
+    if bundle.history is not None and len(bundle.history["places"]) != kept:
         raise ValueError("the history has not one place for every authorization, receipt and decision")
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from opengradient_x402.chain.eip712 import payment_digest, payment_document
 from opengradient_x402.chain.node import alook_up, look_up
@@ -24,6 +24,7 @@ from opengradient_x402.ledger.authorizations import Authorization
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.networks import Network
+from opengradient_x402.proofs.anchors import Anchor, anchor_findings, anchors_in
 from opengradient_x402.proofs.audit import audit
 from opengradient_x402.proofs.bundle import (
     Attested,
@@ -96,13 +97,16 @@ def _bundled(
     records = contents.records()
     kept = [record for record in records if record.kind in IN_HISTORY]
     history = yield Wait(ledger.extend_history([(name_of(record), leaf_hash(record)) for record in kept]))
+    anchors: list[Anchor] = yield Wait(anchors_in(ledger, network=network))
     bundle = Bundle(
         created_at=int(time.time()),
         network=describe(network),
-        records=(*records, *evidence.records),
+        records=tuple(records),
         period=None if period is None else {"from_block": period.from_block, "to_block": period.to_block},
-        history=described(history.leaves, history.places, history.sizes),
+        history=described(history.leaves, history.places, history.sizes, anchors=[asdict(one) for one in anchors]),
     )
+    yield from anchor_findings(bundle, network=network, sources=Recorded(evidence))
+    bundle = replace(bundle, records=(*records, *evidence.records))
     return bundle if signer is None else bundle.signed(signer)
 
 

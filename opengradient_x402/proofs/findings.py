@@ -25,6 +25,7 @@ class Statement(StrEnum):
     ONCE = "no payment and no proof is claimed twice"
     HISTORY = "the records are in the ledger's history"
     CONTINUED = "the history continues the earlier one"
+    ANCHORED = "the history's records were there at the time of the anchor"
     COMPLETE = "all settlements of the period are in this file"
     SIGNED = "the payer signed for this payment"
     PAID = "the settlement is as the receipt says"
@@ -62,6 +63,7 @@ _READABLE: Final = frozenset(
     {
         Statement.NETWORK,
         Statement.COMPLETE,
+        Statement.ANCHORED,
         Statement.PAID,
         Statement.CONFIRMED,
         Statement.NOTHING_TAKEN,

@@ -152,12 +152,19 @@ def _sides(place: int, last: int) -> Iterator[bool]:
         place, last = place >> 1, last >> 1
 
 
-def described(leaves: Sequence[bytes], places: Sequence[int], sizes: Sequence[int]) -> dict[str, Any]:
+def described(
+    leaves: Sequence[bytes],
+    places: Sequence[int],
+    sizes: Sequence[int],
+    *,
+    anchors: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
     """The member `history` of a bundle whose records stand at these places; `sizes` are those of earlier heads."""
     tree = HistoryTree(leaves)
     known = sorted({size for size in sizes if 0 < size < tree.size})
     shown = known if len(known) <= _MOST_HEADS else [known[0], *known[1 - _MOST_HEADS :]]
-    return {
+    shown = sorted({*shown, *(anchor["size"] for anchor in anchors if anchor["size"] < tree.size)})
+    return ({"anchors": [dict(anchor) for anchor in anchors]} if anchors else {}) | {
         "size": tree.size,
         "root": tree.head.root,
         "places": [{"index": index, "proof": tree.inclusion(index)} for index in places],

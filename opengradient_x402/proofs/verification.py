@@ -17,6 +17,7 @@ from opengradient_x402.chain.sources import Source, Sources
 from opengradient_x402.effects import Steps
 from opengradient_x402.errors import ConfigurationError
 from opengradient_x402.networks import PRESETS, Network, with_node
+from opengradient_x402.proofs.anchors import anchor_findings
 from opengradient_x402.proofs.audit import Audit, audit, description_of
 from opengradient_x402.proofs.bundle import ABOUT, Bundle, Contents, describe, maker_finding, network_of
 from opengradient_x402.proofs.bundle_schema import check_shape
@@ -93,9 +94,9 @@ def verify_bundle(
     findings += history_findings(bundle, signer=signer, earlier=_kept(earlier))
     period = _period(bundle, from_block, to_block)
     replayed = Replayed(Evidence(bundle.records))
-    recorded = look_up(
-        audit(contents, network=_nowhere(trusted) or network_of(bundle), sources=replayed, pcr_hashes=pcr_hashes)
-    ).findings
+    described_as = _nowhere(trusted) or network_of(bundle)
+    recorded = look_up(audit(contents, network=described_as, sources=replayed, pcr_hashes=pcr_hashes)).findings
+    recorded += look_up(anchor_findings(bundle, network=described_as, sources=replayed))
     if is_offline:
         findings += [without_chain(finding, why=NOT_ASKED) for finding in recorded]
         findings += stated_completeness(contents.payers, period)
@@ -211,7 +212,7 @@ def _live(
     views = []
     for index in range(max(1, len(urls), len(relay_urls))):
         place = _through(known, _of(urls, index), _of(relay_urls, index))
-        views.append(look_up(_viewed(contents, place, period, pcr_hashes)))
+        views.append(look_up(_viewed(bundle, contents, place, period, pcr_hashes)))
     found = views[0] if len(views) == 1 else _agreed(views)
     return found if trusted is not None else [without_chain(finding, why=_WRITERS) for finding in found]
 
@@ -232,13 +233,14 @@ def _through(network: Network, url: str | None, relay_url: str | None) -> Networ
 
 
 def _viewed(
-    contents: Contents, network: Network, period: Period | None, pcr_hashes: Collection[str]
+    bundle: Bundle, contents: Contents, network: Network, period: Period | None, pcr_hashes: Collection[str]
 ) -> Steps[list[Finding]]:
     sources = Sources()
     seen: Audit = yield from audit(contents, network=network, sources=sources, pcr_hashes=pcr_hashes)
+    anchored = yield from anchor_findings(bundle, network=network, sources=sources)
+    found = [*seen.findings, *anchored]
     if period is None:
-        return seen.findings + stated_completeness(contents.payers, None)
-    found = list(seen.findings)
+        return found + stated_completeness(contents.payers, None)
     for payer in contents.payers:
         own = [channel.id for channel in contents.channels if channel.payer == payer]
         explained = Explained(
@@ -281,4 +283,11 @@ def _period(bundle: Bundle, from_block: int | None, to_block: int | None) -> Per
     told = bundle.period or {}
     first = told.get("from_block") if from_block is None else from_block
     last = told.get("to_block") if to_block is None else to_block
-    return None if first is None or last is None else Period(from_block=first, to_block=last)
+    if first is None or last is None:
+        return None
+    if first > last:
+        raise ConfigurationError(
+            f"The period from block {first} to block {last} has no blocks. Nothing was checked. Give the earlier block "
+            "as `from_block` (`--from-block`)."
+        )
+    return Period(from_block=first, to_block=last)

@@ -1,8 +1,9 @@
 """Chain -> ledger for payment channels: which vouchers were claimed, what went back, and whether the sums agree.
 
 A gateway claims the sum of its charges when it likes. A call is settled as soon as a claim reaches the end of its
-charge, or nothing is left in the channel. Channels are read at a block that has enough confirmations, so what is found
-is final. More claimed than was charged is a dispute of the last call, with the numbers.
+charge (one that cost nothing: as soon as a claim goes beyond it), or nothing is left in the channel. Channels are read
+at a block that has enough confirmations, so what is found is final. More claimed than was charged is a dispute of the
+last call, with the numbers.
 """
 
 from __future__ import annotations
@@ -31,45 +32,40 @@ class Taken:
 
 
 def judge(
-    channel: Channel, vouchers: Sequence[Voucher], state: ChannelState, *, write: Callable[[int], str] = str
+    channel: Channel,
+    vouchers: Sequence[Voucher],
+    state: ChannelState,
+    *,
+    settled_atomic: int = 0,
+    write: Callable[[int], str] = str,
 ) -> dict[str, Taken]:
     """What the chain says of a channel's calls, by their authorizations' ids; calls that are still open are missing.
 
-    `channel` is as the ledger has it after this look; `write` makes text of an amount. Pure.
+    `channel` is as the ledger has it after this look, `settled_atomic` what was taken for calls that are not among the
+    vouchers, `write` makes text of an amount. Pure. A call whose charge is known gets that, in order; what is left was
+    taken for those whose outcome is unknown.
     """
     claimed = state.claimed_atomic
     is_news = state.block.number >= channel.seen_block
     is_empty = channel.status == "closed" and is_news and state.balance_atomic <= claimed
+    left = max(0, claimed - channel.foreign_atomic - settled_atomic)
     taken: dict[str, Taken] = {}
-    covered = 0  # calls whose outcome is unknown have the same base: what was taken, was taken for one of them
-    for voucher, end in zip(vouchers, _ends(vouchers), strict=True):
-        if claimed >= voucher.end_atomic or is_empty:
-            amount = min(claimed, end) - max(covered, voucher.base_atomic)
-            taken[voucher.authorization_id] = Taken(amount_atomic=max(0, amount))
-        covered = max(covered, end)
+    for voucher in sorted(vouchers, key=lambda one: one.charged_atomic is None):
+        amount = min(left, voucher.end_atomic - voucher.base_atomic)
+        if is_empty or claimed >= max(voucher.end_atomic, voucher.base_atomic + 1):
+            taken[voucher.authorization_id] = Taken(amount_atomic=amount)
+            left -= amount
     explained = max([channel.charged_atomic, *(voucher.end_atomic for voucher in vouchers)])
-    if vouchers and claimed > explained:
-        last, excess = vouchers[-1], claimed - explained
-        text = (
-            f"{write(claimed)} was claimed from the payment channel {channel.id}, and its calls were charged "
-            f"{write(explained)}: {write(excess)} too much. If another process used this key with a ledger of its own, "
-            "its calls are missing here; otherwise this is an overcharge."
-        )
-        taken[last.authorization_id] = Taken(
-            amount_atomic=taken[last.authorization_id].amount_atomic + excess, dispute=text
-        )
+    if left and vouchers and len(taken) == len(vouchers):
+        last, text = vouchers[-1].authorization_id, None
+        if claimed > explained:
+            text = (
+                f"{write(claimed)} was claimed from the payment channel {channel.id}, and its calls were charged "
+                f"{write(explained)}: {write(claimed - explained)} too much. If another process used this key with a "
+                "ledger of its own, its calls are missing here; otherwise this is an overcharge."
+            )
+        taken[last] = Taken(amount_atomic=taken[last].amount_atomic + left, dispute=text)
     return taken
-
-
-def _ends(vouchers: Sequence[Voucher]) -> list[int]:
-    """What the channel had been charged after each call: no more than it had when a later call was charged."""
-    ends: list[int] = []
-    before_later: int | None = None
-    for voucher in reversed(vouchers):
-        ends.append(voucher.end_atomic if before_later is None else min(voucher.end_atomic, before_later))
-        if voucher.charged_atomic:
-            before_later = voucher.base_atomic if before_later is None else min(before_later, voucher.base_atomic)
-    return ends[::-1]
 
 
 def settle_channels(
@@ -85,7 +81,8 @@ def settle_channels(
 ) -> Steps[list[Authorization]]:
     """The authorizations of calls on channels as they are now, where the chain says something new of them.
 
-    `ask` asks the chain, `record` writes what it says; `ids` are those of the channels to look at, `with_open` adds all that are not closed.
+    `ask` asks the chain, `record` writes what it says; `ids` are those of the channels to look at, `with_open` adds all
+    that are not closed.
     """
     book = ChannelBook(ledger)
     known: list[Channel] = yield Wait(book.channels(network=network.caip2, payer=payer))
@@ -97,7 +94,8 @@ def settle_channels(
             network, channel_state(channel, network=network, confirmations=max(1, needed))
         )
         now: Channel = yield Wait(book.see(channel, state))
-        taken = judge(now, vouchers[channel.id], state, write=network.asset.format)
+        settled_before: int = yield Wait(book.settled(channel.id))
+        taken = judge(now, vouchers[channel.id], state, settled_atomic=settled_before, write=network.asset.format)
         new = yield from _authorizations(taken, ledger, network)
         settled = [_settled(one, taken[one.id], state, needed) for one in new]
         yield from record(settled)

@@ -137,8 +137,8 @@ def signs_before_writing(patch: pytest.MonkeyPatch) -> None:
     """The signature leaves while the ledger is still writing (threat 18)."""
     reserve = Payments.reserve
 
-    def at_once(self: Payments, authorization: Any) -> Any:
-        reserve(self, authorization)
+    def at_once(self: Payments, authorization: Any, **how: Any) -> Any:
+        reserve(self, authorization, **how)
         done = Outcome()
         done.set_result(authorization)
         return done

@@ -25,6 +25,8 @@ class ChannelOut:
     origin: str
     first_s: float
     highest: int = 0
+    highest_by: str = ""
+    """The authorization of that voucher."""
     deposits: list[DepositSignature] = field(default_factory=list)
 
 
@@ -56,11 +58,13 @@ class ChannelAuditor:
         )
         if row is None or int(row[0]) < most:
             raise Broken("every voucher that left is in the ledger", f"{shown} is not")
-        if payment.kind != "refund" and str(most) not in self._vouchers(channel_id):
+        signed_by = self._vouchers(channel_id)
+        if payment.kind != "refund" and str(most) not in signed_by:
             raise Broken("every voucher that left is in the ledger", f"{shown} is not, and {row[0]} is signed")
         out = self.out.setdefault(channel_id, ChannelOut(origin, self._chain.now_s))
-        out.highest = max(out.highest, most)
-        if (deposit := payment.deposit) is not None:
+        if most >= out.highest and payment.kind != "refund":
+            out.highest, out.highest_by = most, signed_by[str(most)]
+        if (deposit := payment.deposit) is not None and deposit not in self._chain.deposited:
             kept = tuple(None if value is None else int(value) for value in row[2:])
             if kept != (deposit.amount_atomic, payment.salt, deposit.deadline):
                 raise Broken("every deposit that left is in the ledger", f"{deposit}, and it has {kept}")
@@ -69,9 +73,10 @@ class ChannelAuditor:
                 self._check_deposit(channel_id, deposit, charged=int(row[1]), amount=amount)
         self.check(channel_id)
 
-    def _vouchers(self, channel_id: str) -> set[str]:
-        query = "SELECT max_atomic FROM vouchers WHERE channel_id = ?"
-        return {row[0] for row in self._connected().execute(query, (channel_id,))}
+    def _vouchers(self, channel_id: str) -> dict[str, str]:
+        """By what they allow, the authorizations that pay with them."""
+        query = "SELECT max_atomic, authorization_id FROM vouchers WHERE channel_id = ? ORDER BY sequence"
+        return dict(self._connected().execute(query, (channel_id,)).fetchall())
 
     def _check_deposit(self, channel_id: str, deposit: DepositSignature, *, charged: int, amount: int) -> None:
         if deposit.amount_atomic > self._most_deposit:
@@ -113,7 +118,7 @@ class ChannelAuditor:
         claimed = self._chain.channel(channel_id).claimed_atomic
         if claimed > out.highest:
             raise Broken("nothing is claimed above what was signed", f"{claimed} of {out.highest}")
-        if self._is_settled(channel_id, out.highest):  # a claim frees what its voucher reserved
+        if claimed == out.highest or self._is_settled(out.highest_by):  # a claim frees what its voucher reserved
             return
         gwei, rest = (
             self._connected()
@@ -131,12 +136,9 @@ class ChannelAuditor:
                 f"{out.highest} is signed, {claimed} claimed, and {reserved} are reserved or spent",
             )
 
-    def _is_settled(self, channel_id: str, most: int) -> bool:
-        query = (
-            "SELECT 1 FROM vouchers v JOIN authorizations a ON a.id = v.authorization_id "
-            "WHERE v.channel_id = ? AND v.max_atomic = ? AND a.status = 'settled'"
-        )
-        return self._connected().execute(query, (channel_id, str(most))).fetchone() is not None
+    def _is_settled(self, authorization_id: str) -> bool:
+        query = "SELECT 1 FROM authorizations WHERE id = ? AND status = 'settled'"
+        return self._connected().execute(query, (authorization_id,)).fetchone() is not None
 
     def check_all(self) -> None:
         for channel_id in self.out:

@@ -29,10 +29,13 @@ _PROGRAM = Path(__file__).with_name("batch_worker.py")
 class Holding:
     """Answers so many calls by rule, and holds the others back until it is let go."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, delay_s: float = 0.0) -> None:
         self._model = RulesModel()
+        self._delay_s = delay_s
         self.free = 10**9
         self.held = 0
+        self.times: list[float] = []
+        """When calls were answered, by a clock that only runs on."""
         self.answered: Counter[str] = Counter()
         """How often each last message was answered."""
 
@@ -42,7 +45,9 @@ class Holding:
             self.held += 1
             while self.free < 0:
                 await asyncio.sleep(0.01)
+        await asyncio.sleep(self._delay_s)
         self.answered[request["messages"][-1]["content"]] += 1
+        self.times.append(time.monotonic())
         return await self._model.complete(request, delivery=delivery)
 
     def __getattr__(self, name: str) -> Any:

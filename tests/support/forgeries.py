@@ -14,6 +14,7 @@ from typing import Any
 
 from opengradient_x402.proofs.bundle import Record
 from opengradient_x402.proofs.findings import Statement
+from opengradient_x402.proofs.history import IN_HISTORY, described, leaf_hash
 from support.channel_forgeries import channel_forgeries
 from support.forging import (
     HASH,
@@ -32,6 +33,7 @@ from support.forging import (
     settled,
     with_status,
 )
+from support.odd_forgeries import odd_forgeries
 
 
 def _rows() -> Iterator[Forgery]:
@@ -47,6 +49,7 @@ def _rows() -> Iterator[Forgery]:
     yield from _of_shapes()
     yield from channel_forgeries()
     yield from _of_decisions()
+    yield from odd_forgeries()
 
 
 NOBODYS = {"call_id": "nobody", "tx_hash": HASH, "log_index": 0}
@@ -480,6 +483,50 @@ def _of_histories() -> Iterator[Forgery]:
         "a place outside": lambda history: history["places"][0].update(index=10**6),
     }.items():
         yield Forgery(name=f"a history with {name}", falls=Statement.HISTORY, to="refuted", make=with_history(change))
+
+    def unanchored(history: dict[str, Any]) -> None:
+        history["anchors"][0]["size"] = history["size"]
+        history["anchors"][0]["root"] = history["root"]
+
+    for name, change in {
+        "an anchor of a later head": unanchored,
+        "an anchor of another root": lambda history: history["anchors"][0].update(root=HASH),
+        "an anchor of another size": lambda history: history["anchors"][0].update(size=1),
+        "an anchor in no transaction": lambda history: history["anchors"][0].update(tx_hash=HASH),
+        "an anchor that nothing leads to": lambda history: history.update(
+            consistency=[one for one in history["consistency"] if one["size"] != history["anchors"][0]["size"]]
+        ),
+        "an anchor with a bent proof": lambda history: next(
+            one for one in history["consistency"] if one["size"] == history["anchors"][0]["size"]
+        )["proof"].append(HASH),
+    }.items():
+        yield Forgery(name=name, falls=Statement.ANCHORED, to="refuted", make=with_history(change))
+
+    def elsewhere(w: World) -> bytes:
+        history = json.loads(json.dumps(dict(w.bundle.history or {})))
+        history["anchors"][0]["tx_hash"] = w.own_payment["tx_hash"]
+        return forge(w.bundle, w.payments.signer, history=history)
+
+    name = "an anchor in a transaction of something else"
+    yield Forgery(name=name, falls=Statement.ANCHORED, to="refuted", make=elsewhere)
+    rewritten = both(told, setting("decision", decided_at=lambda body: body["decided_at"] + 1))
+
+    def under_old_anchor(w: World) -> bytes:
+        """The records told anew, with a history made for them, and the anchor of the true one."""
+        records = [after for record in w.bundle.records for after in rewritten(record)]
+        leaves = [leaf_hash(record) for record in records if record.kind in IN_HISTORY]
+        anchors = (w.bundle.history or {})["anchors"]
+        history = described(leaves, range(len(leaves)), [one["size"] for one in anchors], anchors=anchors)
+        return forge(w.bundle, w.payments.signer, rewritten, history=history)
+
+    name = "a history told anew, under the old anchor"
+    yield Forgery(name=name, falls=Statement.ANCHORED, to="refuted", make=under_old_anchor)
+    for name, change in {
+        "one anchor twice": lambda history: history["anchors"].append(history["anchors"][0]),
+        "one earlier head twice": lambda history: history["consistency"].append(history["consistency"][0]),
+        "an anchor of nothing": lambda history: history["anchors"][0].update(size=0),
+    }.items():
+        yield Forgery(name=name, falls=None, to=UNREADABLE, make=with_history(change))
     yield Forgery(name="a file without a history", falls=Statement.HISTORY, to="undecided",
                   make=by(lambda record: [record], history=None))  # fmt: skip
 

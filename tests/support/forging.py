@@ -23,6 +23,7 @@ from opengradient_x402.ledger.authorizations import SignedTerms
 from opengradient_x402.payment.payments import Payments
 from opengradient_x402.payment.policy import SpendPolicy
 from opengradient_x402.payment.wallet import Wallet
+from opengradient_x402.proofs.anchors import anchor_history
 from opengradient_x402.proofs.bundle import Bundle, Record
 from opengradient_x402.proofs.export import export_bundle
 from opengradient_x402.proofs.findings import Statement
@@ -84,6 +85,7 @@ def world(net: Devnet, folder: Path) -> Iterator[World]:
             settled_receipts(net, payments)
             assert client.attest().is_valid
             earlier = export_bundle(payments.ledger, network=payments.network, signer=payments.signer)
+            anchor_history(payments.ledger, network=payments.network, signer=payments.signer)
             client.chat(_asked("a later question"), settlement_mode="batch")
             client.chat(_asked("an individual question"), settlement_mode="individual")
             with channel.stream(_asked("a long question, on one channel"), settlement_mode="private") as stream:

@@ -1,7 +1,8 @@
-"""Answers that are given again, for nothing, to who sends the same payment again (x402 extension `payment-identifier`).
+"""Answers that are given again, for nothing, to who sends the same payment again: x402's `payment-identifier`.
 
 A payment that names an id is remembered with its answer. Who sends the same payment and the same request again gets
-that answer; who sends other ones under the same id gets 409. Errors are not remembered.
+that answer; who sends other ones under the same id gets 409. Errors are not remembered (docs/wire.md, "Answers that are
+given again").
 """
 
 from __future__ import annotations

@@ -75,6 +75,9 @@ def completeness(
         amounts = [f"{show(amount)} from {name}" for name, amount in list(explained.unexplained.items())[:_SHOWN]]
         why = f"claims from payment channels are of no call in this file: {', '.join(amounts)}"
         return Refuted(statement=statement, about=payer, why=why)
+    if found.until < period.to_block:
+        why = f"all {found.words} up to block {found.until} are in this file, and the node has no later block yet"
+        return Undecided(statement=statement, about=payer, why=why)
     why = f"all {found.words} of this wallet {between} are in this file"
     return Read(statement=statement, about=payer, why=why, source=source)
 
@@ -89,11 +92,12 @@ class Outgoing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outgoings:
-    """Settlements, deposits into channels, and claims from channels, each in order."""
+    """Settlements, deposits into channels, and claims from channels, each in order; `until` is the last block read."""
 
     settlements: list[Outgoing]
     deposits: list[Outgoing]
     claims: list[Outgoing]
+    until: int
 
     @property
     def all(self) -> list[Outgoing]:
@@ -136,6 +140,7 @@ def outgoings_of(payer: str, period: Period, network: Network, channels: Sequenc
         ],
         deposits=list(map(_outgoing, deposits)),
         claims=list(map(_outgoing, claims)),
+        until=end,
     )
 
 

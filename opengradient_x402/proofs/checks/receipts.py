@@ -6,6 +6,7 @@ Whatever else the file says is its writer's word: it can be refuted here, and is
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
@@ -14,7 +15,7 @@ from opengradient_x402.chain.questions import Transaction
 from opengradient_x402.ledger.authorizations import Authorization, token_fields
 from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt, transaction_claim
 from opengradient_x402.networks import Network
-from opengradient_x402.proofs.attestation import TeeProof
+from opengradient_x402.proofs.attestation import TeeProof, Verdict
 from opengradient_x402.proofs.bundle import ABOUT, Case, hex_bytes
 from opengradient_x402.proofs.findings import Finding, Proven, Refuted, Stated, Statement, Undecided
 from opengradient_x402.settlement.channels import SCHEME
@@ -44,9 +45,13 @@ def share_findings(case: Case, network: Network) -> list[Finding]:
     return [make(statement=Statement.SHARES, about=case.entry.id, why=why)]
 
 
-def told_finding(call: SettlementReceipt) -> Finding:
-    """What only the writer says of a call; refuted where the enclave's own clock says otherwise."""
+def told_finding(call: SettlementReceipt, made_at: int | None) -> Finding:
+    """What only the writer says of a call; refuted where a clock says otherwise: the enclave's, the file's or here."""
     about = call.call_id
+    latest = min(int(time.time()), int(time.time()) if made_at is None else made_at)
+    if call.created_at > latest + _CLOCK_MARGIN_S:
+        why = f"the file dates the call at {call.created_at}, and it was made, or read, at {latest}"
+        return Refuted(statement=Statement.TOLD, about=about, why=why)
     proof = readable_proof(call)
     if proof is not None and abs(proof.timestamp_s - call.created_at) > _CLOCK_MARGIN_S:
         why = f"the file dates the call at {call.created_at}, and the enclave's proof at {proof.timestamp_s}"
@@ -124,8 +129,15 @@ def _authorized(case: Case) -> tuple[object, ...]:
     return "voucher", voucher.channel_id, voucher.base_atomic, voucher.max_atomic, None if has_cost else entry.id
 
 
+def is_disowned(call: SettlementReceipt) -> bool:
+    """Whether a receipt says itself that its proof came with another call before: the gateway's doing, no claim."""
+    return (call.tee_verified or "").startswith(Verdict.REPLAYED)
+
+
 def readable_proof(call: SettlementReceipt) -> TeeProof | None:
-    """The enclave's proof on a receipt; None for none, and for one that cannot be read."""
+    """The enclave's proof on a receipt; None for none, for one that cannot be read, and for one that is disowned."""
+    if is_disowned(call):
+        return None
     try:
         return TeeProof.from_fields(call.to_json())
     except ValueError:

@@ -57,8 +57,19 @@ function isAddress(address) {
 
 // -- the file
 
+function isTooDeep(content) {
+  let depth = 0;
+  for (const [token] of content.toString("latin1").matchAll(/"(?:[^"\\]|\\.)*"|[[{]|[\]}]/gs)) {
+    if (token === "[" || token === "{") depth += 1;
+    else if (token === "]" || token === "}") depth -= 1;
+    if (depth > 500) return true;
+  }
+  return false;
+}
+
 function read(content) {
   let file;
+  if (isTooDeep(content)) throw new Unreadable("more than 500 deep");
   try {
     file = JSON.parse(content.toString("utf8"));
   } catch (error) {
@@ -108,6 +119,8 @@ function checkTogether(file) {
   const paid = new Set(receipts.map((body) => body.authorization_id));
   if (paid.size !== ids.length || ids.some((id) => !paid.has(id))) throw new Unreadable("receipts and authorizations");
   if (data.some((id) => !calls.includes(id))) throw new Unreadable("a data settlement of nobody");
+  once("earlier head", (file.history?.consistency ?? []).map((one) => one.size));
+  once("anchor", (file.history?.anchors ?? []).map((one) => `${one.size}:${one.root}`));
   const decided = file.of("decision").map((body) => body.call_id);
   once("decision", decided);
   const channels = file.of("channel");
@@ -120,6 +133,7 @@ function checkTogether(file) {
     if (isVoucher) used.add(hex(word(entry.nonce)));
   }
   if (used.size !== channels.length || channels.some((body) => !used.has(body.id))) throw new Unreadable("channels and calls");
+  if (file.period && file.period.from_block > file.period.to_block) throw new Unreadable("an empty period");
   if (file.history && file.history.places.length !== ids.length + calls.length + decided.length) throw new Unreadable("places");
 }
 
@@ -298,9 +312,8 @@ async function receiptOf(sources, chain, txHash) {
   if (found === null) return null;
   object(found);
   must(Array.isArray(found.logs));
-  quantity(found.blockNumber);
-  hash(found.blockHash);
-  return { tx_hash: hash(found.transactionHash), ok: quantity(found.status) === 1n, logs: found.logs.map(logOf) };
+  const place = { number: quantity(found.blockNumber), hash: hash(found.blockHash) };
+  return { ...place, tx_hash: hash(found.transactionHash), ok: quantity(found.status) === 1n, logs: found.logs.map(logOf) };
 }
 
 async function transactionOf(sources, chain, txHash) {
@@ -425,6 +438,7 @@ class Verifier {
       this.say(one.decided_at < one.asked_at ? "refuted" : "stated", "a person decided about this payment", one.call_id);
     }
     for (const channel of this.channels.values()) await this.channel(channel);
+    for (const anchor of this.file.history?.anchors ?? []) await this.anchor(anchor);
     for (const payer of payers) await this.complete(payer);
     return this.said;
   }
@@ -472,6 +486,29 @@ class Verifier {
     this.say(holds ? good : "refuted", continued);
   }
 
+  async anchor({ size, root, tx_hash }) {
+    const { history } = this.file;
+    const [statement, about] = ["the history's records were there at the time of the anchor", `${size}:${root}`];
+    const found = size === history.size ? { proof: [] } : history.consistency.find((one) => one.size === size);
+    if (!found || !isContinued({ size, root }, found.proof, history)) return this.say("refuted", statement, about);
+    const chain = this.network.chain_id;
+    try {
+      this.sources.source(chain);
+      const mined = await transactionOf(this.sources, chain, tx_hash);
+      const done = await receiptOf(this.sources, chain, tx_hash);
+      const isIt = mined?.tx_hash === tx_hash && done?.tx_hash === tx_hash && done.ok;
+      if (!isIt || !mined.input.equals(utf8(`OpenGradient history ${about}`))) return this.say("refuted", statement, about);
+      const head = await blockOf(this.sources, chain, "latest");
+      const there = await blockOf(this.sources, chain, "0x" + done.number.toString(16));
+      if (there.hash !== done.hash) return this.say("refuted", statement, about);
+      if (head.number - there.number + 1n < BigInt(this.network.confirmations ?? 3)) return this.say("undecided", statement, about);
+      this.sayRead(statement, about);
+    } catch (error) {
+      if (!(error instanceof Missing)) throw error;
+      this.say("undecided", statement, about);
+    }
+  }
+
   changed(earlier, records) {
     const name = ({ kind, body }) => `${kind} ${body.id ?? body.call_id}`;
     const now = new Map(records.map((record) => [name(record), record.body]));
@@ -516,7 +553,7 @@ class Verifier {
 
   // null: none; undefined: one that cannot be read
   proof(call) {
-    if (!call.tee_signature) return null;
+    if (!call.tee_signature || String(call.tee_verified ?? "").startsWith("replayed")) return null;
     const bytes = (text) => raw("0x" + String(text ?? "").replace(/^0x/, ""));
     const isHash = (text) => /^(0x)?[0-9a-fA-F]{64}$/.test(text ?? "");
     const isBase64 = /^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$/.test(call.tee_signature);
@@ -912,7 +949,8 @@ class Verifier {
 
   async call(call) {
     const proof = this.proof(call);
-    const apart = proof ? Math.abs(call.created_at - Number(proof.time)) > 3600 : false;
+    const latest = Math.min(this.file.created_at, Math.floor(Date.now() / 1000)) + 3600;
+    const apart = call.created_at > latest ? true : proof ? Math.abs(call.created_at - Number(proof.time)) > 3600 : false;
     this.say(apart ? "refuted" : "stated", "model, tokens, times, endpoint and outcome of the call", call.call_id);
     const attested = proof ? this.attestation(call, proof) : null;
     if (attested) this.say(this.fits(attested, proof) ? "proven" : "refuted", "the enclave's key signed the call's hashes", call.call_id);
@@ -1070,8 +1108,10 @@ class Verifier {
       const query = { ...span, address: CHANNELS, topics: [CLAIMED, [...new Set(own)]] };
       found.push(...(await this.sources.ask(chain, "eth_getLogs", [query])).map(logOf));
     }
+    const head = await blockOf(this.sources, chain, "latest");
     const isMissing = found.some((log) => !this.claims.has(place(log))) || own.some((id) => this.unexplained.has(id));
     if (isMissing) this.say("refuted", statement, payer);
+    else if (head.number < BigInt(period.to_block)) this.say("undecided", statement, payer);
     else this.sayRead(statement, payer);
   }
 }

@@ -8,22 +8,18 @@ The next call goes on from there. What a call was charged is read when it ends (
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
 import httpx
 
-from opengradient_x402.chain.questions import ChainReader
-from opengradient_x402.channels.channel import Channel, Deposit, Voucher
-from opengradient_x402.channels.on_chain import ChannelState, channel_state
+from opengradient_x402.channels.channel import Deposit, Voucher
 from opengradient_x402.channels.rides import Ride
 from opengradient_x402.channels.vouchers import BUSY, STALE, corrected_base, deposit_payload, voucher_payload
-from opengradient_x402.effects import Sleep, Steps, Wait, in_thread
+from opengradient_x402.effects import Sleep, Steps, Wait
 from opengradient_x402.errors import (
     BudgetExceeded,
-    GatewayUnreachable,
     NotPaid,
     OpenGradientError,
     PaymentOutcomeUnknown,
@@ -31,7 +27,8 @@ from opengradient_x402.errors import (
 )
 from opengradient_x402.ledger.authorizations import Authorization
 from opengradient_x402.payment.call import NEVER_LEFT, Call, answered, carry, outcome_unknown, with_header
-from opengradient_x402.payment.challenge import Challenge, ChannelTerms, PaymentTerms
+from opengradient_x402.payment.challenge import Challenge, PaymentTerms
+from opengradient_x402.payment.channels.seats import looked, seated, seen, wanted_channel
 from opengradient_x402.payment.payments import Payments
 from opengradient_x402.payment.permits import payment_header
 from opengradient_x402.payment.sessions import SessionKey
@@ -49,8 +46,6 @@ _CALLS_OF_A_DEPOSIT: Final = 10
 _FIRST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 1.0
 _LONGEST_BUSY_S: Final = 60.0
-_LOOK_AGAIN_S: Final = 0.25
-"""So often is looked whether another process has done with a channel."""
 _HOLD_S: Final = 660.0
 """A process that nobody can look at has a channel for its call no longer than this, or the call's time limit."""
 _MAX_REASON_CHARS: Final = 300
@@ -69,10 +64,10 @@ def pay_by_channel(
     if terms.channel is None:
         raise ValueError("terms without a channel")
     began_s = time.monotonic()
-    wanted = _channel(terms, terms.channel, payments, str(request.url))
+    wanted = wanted_channel(terms, terms.channel, payments, str(request.url))
     authorization = None
     while authorization is None:
-        call.ride = ride = yield from _seated(call, payments, wanted, began_s)
+        call.ride = ride = yield from seated(call, payments, wanted, began_s)
         try:
             authorization = yield from _reserved(request, call, payments, key, ride, terms, challenge)
         except BaseException:  # nothing has left
@@ -98,145 +93,6 @@ def pay_by_channel(
         call.is_doubtful = True
         payments.gateways.refused(key.origin)
     return (yield from answered(response, call))
-
-
-# -- a seat
-
-
-def _channel(terms: PaymentTerms, wanted: ChannelTerms, payments: Payments, endpoint: str) -> Channel:
-    return Channel(
-        id="",
-        network=payments.network.caip2,
-        endpoint=endpoint,
-        payer=payments.payer,
-        payer_authorizer=payments.payer,
-        receiver=terms.pay_to,
-        receiver_authorizer=wanted.receiver_authorizer,
-        asset=terms.asset,
-        withdraw_delay_s=wanted.withdraw_delay_s,
-        salt=0,
-        transfer_method=terms.transfer_method,
-        used_at=int(time.time()),
-    )
-
-
-def _seated(call: Call, payments: Payments, wanted: Channel, began_s: float) -> Steps[Ride]:
-    """A seat on a channel that serves these terms: one that is free, a new one if there may be one, or the next."""
-    rides, most, anew = payments.rides, payments.policy.max_channels, False
-    while True:
-        change = rides.change()  # before looking: what becomes free meanwhile is not missed
-        asked = rides.book.channels(network=wanted.network, payer=wanted.payer, anew=anew)
-        beside = [one for one in (yield from from_ledger(asked, call)) if one.endpoint == wanted.endpoint]
-        known = [channel for channel in beside if _serves(channel, wanted)]
-        usable = [channel for channel in known if channel.status == "open"]
-        elsewhere = [channel for channel in usable if channel.held_by]
-        for channel in sorted(usable, key=lambda one: -one.free_atomic):
-            if not channel.held_by and (ride := rides.take(channel)) is not None:
-                return ride
-        if elsewhere and not anew:
-            anew = True  # whoever holds them may be dead
-            continue
-        others = [one for one in beside if one not in known and one.status == "open" and _is_filled(one)]
-        room = max(0, most - len(usable) - len(others))
-        fresh = [rides.numbered(wanted, len(known) + more) for more in range(room)]
-        ride = next((taken for channel in fresh if (taken := rides.take(channel)) is not None), None)
-        if ride is not None:
-            if (yield from _opened(ride, call, payments)):
-                return ride
-            continue
-        if not usable and not fresh:
-            raise _no_room(others, payments)
-        if not elsewhere:
-            _check_other_threads(call, payments, [*usable, *fresh])
-        yield from _wait(change, call, began_s, is_elsewhere=bool(elsewhere))
-
-
-def _opened(ride: Ride, call: Call, payments: Payments) -> Steps[bool]:
-    """Whether the new channel of this seat can be used; one that the chain shows as used up is only remembered."""
-    try:
-        ride.channel = yield from _found(ride.channel, payments, call)
-    except BaseException:
-        payments.rides.leave(ride)
-        raise
-    if ride.channel.status == "open":
-        ride.is_found = ride.channel.balance_atomic > 0
-        return True
-    payments.rides.leave(ride)
-    return False
-
-
-def _check_other_threads(call: Call, payments: Payments, channels: Sequence[Channel]) -> None:
-    if call.is_blocking and payments.rides.are_held_here(channels):
-        raise PolicyRefused(
-            f"All {len(channels)} payment channels with this gateway serve calls of this very thread, which have not "
-            f"ended, so call {call.id} would wait for itself. Nothing was signed for it. Read those streams to their "
-            "end or close them, or raise `max_channels`."
-        )
-
-
-def _is_filled(channel: Channel) -> bool:
-    return channel.is_pending or channel.free_atomic > 0
-
-
-def _serves(channel: Channel, wanted: Channel) -> bool:
-    same = ("endpoint", "receiver", "receiver_authorizer", "asset", "withdraw_delay_s", "transfer_method")
-    return all(getattr(channel, name) == getattr(wanted, name) for name in same)
-
-
-def _no_room(others: Sequence[Channel], payments: Payments) -> PolicyRefused:
-    tied_up = payments.network.asset.format(sum(one.free_atomic for one in others))
-    return PolicyRefused(
-        f"The gateway asks for a payment channel of another kind, and {len(others)} channels with it have {tied_up} in "
-        "them, which is as many as `max_channels` allows. Nothing was signed. `opengradient-x402 channels refund` "
-        "takes back what is in them."
-    )
-
-
-def _wait(change: Any, call: Call, began_s: float, *, is_elsewhere: bool) -> Steps[None]:
-    """Until a channel of this process is free, or it is time to look at those of others again."""
-    left_s = None if call.timeout_s is None else max(0.0, call.timeout_s - (time.monotonic() - began_s))
-    look_s = _LOOK_AGAIN_S if is_elsewhere else None
-    try:
-        yield Wait(change, min((limit for limit in (left_s, look_s) if limit is not None), default=None))
-    except TimeoutError as exc:
-        if look_s is not None and (left_s is None or left_s > look_s):
-            return
-        raise GatewayUnreachable(
-            f"Call {call.id} waited {call.timeout_s or 0:g} s for a payment channel: all serve other calls. Nothing "
-            "was signed for this call. Try again, raise `timeout`, or raise `max_channels` of the policy.",
-            call_id=call.id,
-            kind="timeout",
-        ) from exc
-
-
-def _found(channel: Channel, payments: Payments, call: Call) -> Steps[Channel]:
-    """A channel that this ledger does not know, as the chain has it: a ledger may have been lost."""
-    state = yield from _looked(channel, payments)
-    is_used_up = 0 < state.balance_atomic <= state.claimed_atomic
-    found = replace(
-        channel,
-        status="closed" if is_used_up else "closing" if state.withdrawing_since else "open",
-        balance_atomic=state.balance_atomic,
-        claimed_atomic=state.claimed_atomic,
-        charged_atomic=state.claimed_atomic,
-        signed_atomic=state.claimed_atomic,
-        withdrawing_since=state.withdrawing_since,
-    )
-    return (yield from from_ledger(payments.rides.book.add(found), call))
-
-
-def _looked(channel: Channel, payments: Payments) -> Steps[ChannelState]:
-    network = payments.network
-
-    def look() -> ChannelState:
-        return ChainReader.at(network).ask(channel_state(channel, network=network))
-
-    state: ChannelState = yield Wait(in_thread(look, name="opengradient-channel"))
-    return state
-
-
-def _seen(channel: Channel, state: ChannelState, payments: Payments, call: Call) -> Steps[Channel]:
-    return (yield from from_ledger(payments.rides.book.see(channel, state), call))
 
 
 # -- a voucher
@@ -290,7 +146,7 @@ def _prepare_deposit(
     """
     channel = ride.channel
     if channel.is_pending:
-        channel = yield from _seen(channel, (yield from _looked(channel, payments)), payments, call)
+        channel = yield from seen(channel, (yield from looked(channel, payments)), payments, call)
     ride.channel = channel
     needed = (channel.charged_atomic + terms.amount_atomic) if most is None else most
     if channel.deposit is not None:
@@ -436,8 +292,8 @@ def _corrected(current: Challenge, attempt: _Attempt) -> Steps[str | None]:
     if ride.voucher is None:
         raise ValueError("a ride without a voucher")
     offers = [offer.raw["extra"] for offer in current.terms if offer.channel == terms.channel]
-    state = yield from _looked(ride.channel, payments)
-    ride.channel = yield from _seen(ride.channel, state, payments, call)
+    state = yield from looked(ride.channel, payments)
+    ride.channel = yield from seen(ride.channel, state, payments, call)
     said = corrected_base(
         offers[0] if offers else {}, ride.channel, claimed_atomic=state.claimed_atomic, network=payments.network
     )
