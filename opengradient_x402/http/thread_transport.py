@@ -18,6 +18,7 @@ from typing import Any, Final
 import httpx
 
 from opengradient_x402.http.messages import ResponseReader, message_of
+from opengradient_x402.http.places import check_far
 from opengradient_x402.http.time_limits import for_connecting
 
 _PIECE: Final = 64 * 1024
@@ -36,7 +37,10 @@ class ThreadTransport(httpx.BaseTransport):
         keepalive_s: float,
         most_idle: int,
         on_socket: Callable[[socket.socket], object] = lambda _: None,
+        is_far: bool = False,
     ) -> None:
+        """`is_far`: the host must lead into the public internet."""
+        self._is_far = is_far
         self._verify = verify
         self._keepalive_s = keepalive_s
         self._most_idle = most_idle
@@ -93,6 +97,8 @@ class ThreadTransport(httpx.BaseTransport):
         try:
             line = socket.create_connection((host, url.port or (443 if is_secure else 80)), limit_s)
             self._on_socket(line)
+            if self._is_far:
+                check_far([line.getpeername()])
             line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if is_secure:
                 line = self._verify.wrap_socket(line, server_hostname=host)
