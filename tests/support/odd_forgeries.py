@@ -153,7 +153,7 @@ def _of_times() -> Iterator[Forgery]:
     dated = setting(
         "receipt", lambda body: "tee_timestamp" in body, tee_timestamp=lambda body: body["tee_timestamp"] + YEAR_S
     )
-    yield Forgery(name="proofs of next year", falls=Statement.ENCLAVE, to="refuted", make=by(proven))
+    yield Forgery(name="proofs of next year", falls=Statement.ENCLAVE, to="refuted", make=by(dated))
 
 
 # -- odd trees
