@@ -12,11 +12,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, InvalidToolCall
-from langchain_core.messages.ai import InputTokenDetails, OutputTokenDetails, UsageMetadata
+from langchain_core.messages.ai import InputTokenDetails, OutputTokenDetails, UsageMetadata, add_ai_message_chunks
 from langchain_core.messages.tool import ToolCall as MessageToolCall
 from langchain_core.messages.tool import ToolCallChunk, invalid_tool_call, tool_call
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.utils.json import parse_partial_json
+from pydantic import PrivateAttr
 
 from langchain_opengradient.blocks import PROVIDER
 from opengradient_x402.completions import Completion, Delta, ToolCall, ToolCallDelta, Usage
@@ -78,14 +79,17 @@ def to_terminal_chunk(
     metadata = _metadata(completion, receipt, model_name, is_whole=is_whole)
     if not with_usage:
         metadata.pop("token_usage", None)
-    message = AIMessageChunk(
+    fragments = _last_fragments(completion.tool_calls)
+    message = (ClosingChunk if fragments else AIMessageChunk)(
         content="",
         additional_kwargs=_extras(completion),
         response_metadata=metadata,
         usage_metadata=to_usage(completion.usage) if with_usage else None,
-        tool_call_chunks=_last_fragments(completion.tool_calls),
+        tool_call_chunks=fragments,
         chunk_position="last",
     )
+    if isinstance(message, ClosingChunk):
+        message.keep(completion.tool_calls)
     return ChatGenerationChunk(message=message)
 
 
@@ -108,6 +112,8 @@ def to_result(completion: Completion, *, model_name: str, is_whole: bool = False
 
 def combined_outputs(outputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """One `llm_output` for several: the sums of their counts, and the other members of the last one."""
+    if len(outputs) == 1:
+        return dict(outputs[0])
     combined: dict[str, Any] = {}
     for output in outputs:
         counts = _added(combined.get("token_usage") or {}, output.get("token_usage") or {})
@@ -164,6 +170,34 @@ def _parse_arguments(text: str) -> dict[str, Any] | None:
     return parsed if isinstance(parsed, dict) else None
 
 
+class ClosingChunk(AIMessageChunk):
+    """The last chunk of a stream with broken tool calls: in the sum, `invalid_tool_calls` have what the model wrote.
+
+    The bracket that keeps core from repairing them stays in the sum's `tool_call_chunks`, which core reads again
+    whenever it loads or copies the message.
+    """
+
+    _said: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    def keep(self, calls: Sequence[ToolCall]) -> None:
+        """Remembers the arguments of the calls as the model wrote them."""
+        self._said = {call.id: call.arguments for call in calls}
+
+    @classmethod
+    def lc_id(cls) -> list[str]:
+        """It is stored as the chunk that it is to everybody else."""
+        return AIMessageChunk.lc_id()
+
+    def __radd__(self, other: Any) -> Any:
+        # Python asks the right side first when its class is the narrower one.
+        if not isinstance(other, AIMessageChunk):
+            return NotImplemented
+        total = add_ai_message_chunks(other, self)
+        for call in total.invalid_tool_calls:
+            call["args"] = self._said.get(call["id"] or "", call["args"])
+        return total
+
+
 def _last_fragments(calls: Sequence[ToolCall]) -> list[ToolCallChunk]:
     """A last fragment for each call that core would otherwise read differently in a stream.
 
@@ -218,8 +252,8 @@ def _metadata(
         "model_name": model_name,
         "finish_reason": completion.finish_reason,
     }
-    if completion.token_usage is not None:
-        metadata["token_usage"] = completion.token_usage
+    if (counts := completion.token_usage) is not None:
+        metadata["token_usage"] = counts
     if completion.logprobs is not None:
         metadata["logprobs"] = completion.logprobs
     if completion.id:

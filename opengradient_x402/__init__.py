@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from opengradient_x402.batch.chat_batch import ChatBatch
     from opengradient_x402.completions import Completion, Delta, ToolCall, Usage
     from opengradient_x402.errors import (
         NotPaid,
@@ -38,12 +39,14 @@ if TYPE_CHECKING:
     from opengradient_x402.settlement_mode import SettlementMode
     from opengradient_x402.signer import Keystore, LocalSigner, Signer
     from opengradient_x402.telemetry.events import Event, listen
+    from opengradient_x402.telemetry.runs import named_run
 
 _HOMES = {
     "ApprovalRequest": "payment.policy",
     "AsyncGatewayClient": "gateway.client",
     "AsyncX402Transport": "payment.transport",
     "BackgroundReconciler": "settlement.background",
+    "ChatBatch": "batch.chat_batch",
     "Completion": "completions",
     "DataSettlements": "proofs.data_settlement",
     "Delta": "completions",
@@ -78,6 +81,7 @@ _HOMES = {
     "export_bundle": "proofs.export",
     "listen": "telemetry.events",
     "load_network": "networks",
+    "named_run": "telemetry.runs",
     "receipt_of": "settlement.restored",
     "verify_bundle": "proofs.verification",
 }
@@ -88,6 +92,7 @@ __all__ = [
     "AsyncGatewayClient",
     "AsyncX402Transport",
     "BackgroundReconciler",
+    "ChatBatch",
     "Completion",
     "DataSettlements",
     "Delta",
@@ -121,6 +126,7 @@ __all__ = [
     "export_bundle",
     "listen",
     "load_network",
+    "named_run",
     "receipt_of",
     "verify_bundle",
 ]

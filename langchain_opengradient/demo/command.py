@@ -24,10 +24,12 @@ PACE_S = 0.03
 OPEN_FOR_S = 300
 _NEXT = """
 [bold]Next[/]
-  opengradient-devnet                     a network that stays, and a wallet
-  opengradient-x402 chat "Hello"          pay for a call on it
-  uv run python examples/first_agent.py   an agent with a budget
-  docs/concepts.md                        what a payment and a receipt are
+  opengradient-devnet               a network that stays, and a wallet
+  opengradient-x402 chat "Hello"    pay for a call on it
+  opengradient-x402 receipts list   what was paid
+
+Agents, budgets and reports
+  https://github.com/OpenGradient/opengradient-integrations
 """
 _NEEDED = ("langchain", "langchain_core", "eth", "starlette", "uvicorn")
 

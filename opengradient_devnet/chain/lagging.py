@@ -29,7 +29,7 @@ _BLOCK_UNKNOWN = -32000
 
 
 class Node(Protocol):
-    """Whoever answers JSON-RPC methods; raises `RpcError`."""
+    """Answers JSON-RPC methods; raises `RpcError`."""
 
     def rpc(self, method: str, params: list[Any]) -> Any: ...
 

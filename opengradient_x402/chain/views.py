@@ -8,7 +8,7 @@ pinned to one block hash (EIP-1898), and blocks that are linked by their parents
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeVar
 
@@ -180,29 +180,48 @@ def _word(value: int) -> bytes:
 # -- on a chain without Multicall3
 
 
-def _nonces_pinned(nonces: Sequence[Nonce]) -> Question[View]:
-    """Asks for each nonce at one block, by its hash. A node that does not have the block is asked about another."""
+def at_one_block(read: Callable[[Block], Question[T]], *, confirmations: int = 1) -> Question[T]:
+    """What `read` finds at the last block, or at one on which so many stand, its own included.
+
+    It asks by the block's hash. A node that does not have the block is asked about another.
+    """
     problem: ChainUnavailable | None = None
     for attempt in range(_REPEATS):
         if attempt:
             yield Sleep(_REPEAT_PAUSE_S)
         head = yield from block()
-        used: dict[Nonce, bool] = {}
         try:
-            for nonce in nonces:
-                to, data = _read_of(nonce)
-                pinned = {"blockHash": head.hash, "requireCanonical": True}
-                word = quantity((yield RpcRequest("eth_call", ({"to": to, "data": "0x" + data.hex()}, pinned))))
-                used[nonce] = _is_used(nonce, word)
+            if confirmations > 1:
+                head = yield from block(max(0, head.number - confirmations + 1))
+            return (yield from read(head))
         except RpcError as exc:
             problem = exc
-        else:
-            return View(timestamp_s=head.timestamp_s, used=used)
     raise problem or AssertionError("unreachable")
 
 
+def pinned_call(to: str, data: bytes, at: Block) -> RpcRequest:
+    """A call of a contract at exactly this block."""
+    pinned = {"blockHash": at.hash, "requireCanonical": True}
+    return RpcRequest("eth_call", ({"to": to, "data": "0x" + data.hex()}, pinned))
+
+
+def used_at(nonce: Nonce, at: Block) -> Question[bool]:
+    """Whether the nonce is used at exactly this block."""
+    return _is_used(nonce, quantity((yield pinned_call(*_read_of(nonce), at))))
+
+
+def _nonces_pinned(nonces: Sequence[Nonce]) -> Question[View]:
+    def read(head: Block) -> Question[View]:
+        used: dict[Nonce, bool] = {}
+        for nonce in nonces:
+            used[nonce] = yield from used_at(nonce, head)
+        return View(timestamp_s=head.timestamp_s, used=used)
+
+    return at_one_block(read)
+
+
 def _confirmed_by_links(places: Sequence[Place], needed: int) -> Question[dict[Place, int | None]]:
-    """Counts blocks of which each names the one below as its parent: whoever shows them, they are one chain."""
+    """Counts blocks of which each names the one below as its parent: they are one chain, whichever node shows them."""
     head = yield from block()
     known: dict[int, Block | None] = {head.number: head}
     found: dict[Place, int | None] = {}

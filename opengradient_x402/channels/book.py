@@ -6,11 +6,12 @@ function gives a `Future`; those that precede a signature are flushed to disk.
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from opengradient_x402.channels.channel import Channel, Deposit, Voucher
 from opengradient_x402.ledger.authorizations import Authorization, Budget
@@ -19,11 +20,16 @@ from opengradient_x402.ledger.ledger import Ledger
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
+    from opengradient_x402.channels.on_chain import ChannelState
     from opengradient_x402.ledger.statements import Book
 
-_NUMBERS = ("salt", "charged_atomic", "signed_atomic", "balance_atomic", "claimed_atomic")
+_NUMBERS = ("salt", "charged_atomic", "signed_atomic", "balance_atomic", "claimed_atomic", "foreign_atomic")
 """Kept as text: they fit no database integer."""
 _STATES = ("newest", "included", "final")
+_FREE: Final[dict[str, Any]] = {"held_by": "", "held_until": 0}
+_UNSEEN: Final[dict[str, Any]] = dict.fromkeys(
+    ("tx_hash", "block_number", "block_hash", "confirmations", "confirmations_needed", "dispute")
+)
 _AS_BEFORE = "The channel is as it was before; the chain says what was taken."
 
 
@@ -32,10 +38,33 @@ class ChannelBook:
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
+        self._name = secrets.token_hex(4)
 
-    def channels(self, *, network: str, payer: str | None = None) -> Future[list[Channel]]:
-        """All channels, oldest first."""
-        return self._ledger.read(lambda _book, conn: _channels(conn, network=network, payer=payer))
+    def renew(self) -> None:
+        """In a forked child: what the parent holds is not the child's."""
+        self._name = secrets.token_hex(4)
+
+    def channels(self, *, network: str, payer: str | None = None, anew: bool = False) -> Future[list[Channel]]:
+        """All channels, oldest first; `held_by` is empty where it means nothing any more.
+
+        `anew` first looks which processes have died: what those held is free.
+        """
+
+        def found(book: Book, conn: Connection) -> list[Channel]:
+            channels = _channels(conn, network=network, payer=payer)
+            return [one if self._is_held(one, book) else replace(one, held_by="", held_until=0) for one in channels]
+
+        return self._ledger.submit(found, writes=False, needs_all_calls=anew, otherwise="Nothing was paid by asking.")
+
+    def _is_held(self, channel: Channel, book: Book) -> bool:
+        """Whether a call of another wallet object or process has it."""
+        if channel.held_by in ("", self._holder()) or channel.held_until <= time.time():
+            return False
+        return not self._ledger.under_way.open() or book.knows(channel.held_by.partition(" ")[0])
+
+    def _holder(self) -> str:
+        self._ledger.under_way.open()
+        return f"{self._ledger.under_way.name} {self._name}"
 
     def add(self, channel: Channel) -> Future[Channel]:
         """Remembers a channel, before anything is signed for it; what is known of it already, if it is there."""
@@ -49,27 +78,40 @@ class ChannelBook:
         return self._ledger.submit(added, durable=True)
 
     def reserve(
-        self, channel: Channel, authorization: Authorization, *, budget: Budget, deposit: Deposit | None = None
-    ) -> Future[tuple[Channel, Voucher]]:
+        self,
+        channel: Channel,
+        authorization: Authorization,
+        *,
+        budget: Budget,
+        deposit: Deposit | None = None,
+        hold_s: float = 0.0,
+        is_first: bool = False,
+    ) -> Future[tuple[Channel, Voucher] | None]:
         """Writes the next voucher, for this authorization's amount on top of what was charged so far.
 
-        Vouchers before it, whose charge is known, count with that from here on: the new one includes them. Raises
-        BudgetExceeded.
+        Vouchers before it, whose charge is known, count with that from here on, unless more than the new one allows
+        was signed before. None when a call of another process has the channel, or put something into it; otherwise it
+        is held for `hold_s`, or until `charge`, `drop` or `free`. Raises BudgetExceeded; CallKnown when it `is_first`
+        and the ledger has its call already.
         """
 
-        def reserved(book: Book, conn: Connection) -> tuple[Channel, Voucher]:
-            now = _known(conn, channel.id)
+        def reserved(book: Book, conn: Connection) -> tuple[Channel, Voucher] | None:
+            if is_first:
+                book.check_unknown(conn, authorization.call_id)
+            now, holder = _known(conn, channel.id), self._holder()
+            is_changed = (now.balance_atomic, now.deposit) != (channel.balance_atomic, channel.deposit)
+            if self._is_held(now, book) or (deposit is not None and is_changed):
+                return None
+            most = now.charged_atomic + authorization.terms.amount_atomic
             for earlier in _vouchers(conn, channel.id, "newest"):
-                if earlier.charged_atomic is None:
+                if earlier.charged_atomic is None or most < now.signed_atomic:
                     continue
                 before = book.authorization(conn, earlier.authorization_id)
                 if before is not None and before.status == "signed":
                     charged = replace(before, status="charged", settled_atomic=earlier.charged_atomic)
                     book.update(conn, before, charged)
-                is_final = before is not None and before.status == "settled"
-                _set_state(conn, earlier.authorization_id, "final" if is_final else "included")
-            book.authorize(conn, authorization, budget)
-            most = now.charged_atomic + authorization.terms.amount_atomic
+                _set_state(conn, earlier.authorization_id, "included")
+            self._ledger.authorize_in(book, conn, authorization, budget)
             voucher = Voucher(
                 authorization_id=authorization.id,
                 channel_id=channel.id,
@@ -82,6 +124,8 @@ class ChannelBook:
                 signed_atomic=max(now.signed_atomic, most),
                 used_at=int(time.time()),
                 deposit=deposit or now.deposit,
+                held_by=holder,
+                held_until=int(time.time() + hold_s),
             )
             _put(conn, now)
             return now, voucher
@@ -91,46 +135,67 @@ class ChannelBook:
     def charge(self, voucher: Voucher, charged_atomic: int) -> Future[None]:
         """Records what a call was charged, once that was checked."""
 
-        def charged(_book: Book, conn: Connection) -> None:
+        def charged(book: Book, conn: Connection) -> None:
             now = _known(conn, voucher.channel_id)
-            for earlier in _vouchers(conn, voucher.channel_id, "newest"):
-                if earlier.charged_atomic is None:  # the gateway's sum shows that it was not charged
-                    _put_voucher(conn, replace(earlier, charged_atomic=0))
-            _put_voucher(conn, replace(voucher, charged_atomic=charged_atomic))
-            _put(conn, replace(now, charged_atomic=voucher.base_atomic + charged_atomic, used_at=int(time.time())))
+            newest = _vouchers(conn, voucher.channel_id, "newest")
+            place = next((i for i, one in enumerate(newest) if one.authorization_id == voucher.authorization_id), None)
+            is_last = place == len(newest) - 1
+            if is_last or (place is not None and newest[place].charged_atomic is None):
+                for earlier in newest[:place]:
+                    if earlier.charged_atomic is None:  # the gateway's sum shows that it cost nothing
+                        _put_charge(book, conn, replace(earlier, charged_atomic=0))
+                _put_charge(book, conn, replace(voucher, charged_atomic=charged_atomic))
+            sum_atomic = voucher.base_atomic + charged_atomic
+            if not is_last:  # another process began a call meanwhile: what it learned of the sum is newer
+                sum_atomic = max(sum_atomic, now.charged_atomic)
+            now = replace(now, charged_atomic=sum_atomic, used_at=int(time.time()))
+            _put(conn, replace(now, **_FREE) if now.held_by == self._holder() else now)
 
         return self._ledger.submit(charged, otherwise=_AS_BEFORE)
 
-    def correct(self, voucher: Voucher, charged_atomic: int, *, signed_atomic: int) -> Future[Voucher | None]:
+    def free(self, channel_id: str) -> Future[None]:
+        """The call that had the channel has ended, and nothing is known of its charge."""
+
+        def freed(_book: Book, conn: Connection) -> None:
+            now = _known(conn, channel_id)
+            if now.held_by == self._holder():
+                _put(conn, replace(now, **_FREE))
+
+        return self._ledger.submit(freed, otherwise=_AS_BEFORE)
+
+    def correct(
+        self, voucher: Voucher, charged_atomic: int, *, signed_atomic: int, is_found: bool
+    ) -> Future[Voucher | None]:
         """Takes over what was charged before this voucher, once that was checked; the voucher, made anew on top of it.
 
-        Calls whose outcome was unknown cost what this leaves for them, the oldest first. None, and nothing is changed,
-        when the calls of this ledger cannot have cost so much; unless the gateway has a voucher for `signed_atomic`,
-        higher than any of this ledger, so that somebody else uses this key as well.
+        Calls whose outcome was unknown cost what this leaves for them, the oldest first; what others were charged stays
+        as the gateway said before, also when it counts less now. None, and nothing is changed, when other calls of this
+        ledger cannot have cost so much; unless the gateway has a voucher for `signed_atomic`, higher than any of this
+        ledger, so that somebody else uses this key as well, or this is the first call on a channel that was found on
+        the chain (`is_found`).
         """
 
-        def corrected(_book: Book, conn: Connection) -> Voucher | None:
+        def corrected(book: Book, conn: Connection) -> Voucher | None:
             now = _known(conn, voucher.channel_id)
-            others = _vouchers(conn, voucher.channel_id, "newest", "included")
-            most = max([now.charged_atomic, *(one.end_atomic for one in others if one != voucher)])
-            is_alone = signed_atomic <= now.signed_atomic and _has_others(conn, voucher)
+            own, others = voucher.authorization_id, _vouchers(conn, voucher.channel_id, "newest", "included")
+            others = [one for one in others if one.authorization_id != own]
+            claimed = min(now.claimed_atomic, max((one.max_atomic for one in others), default=0))
+            most = max([now.charged_atomic, claimed, *(one.end_atomic for one in others)])
+            is_alone = signed_atomic <= now.signed_atomic and (not is_found or _has_others(conn, voucher))
             if charged_atomic > most and is_alone:
                 return None
             sum_atomic = now.charged_atomic
-            for earlier in _vouchers(conn, voucher.channel_id, "newest", "included"):
-                if earlier.authorization_id == voucher.authorization_id:
-                    continue
+            for earlier in others:
                 if earlier.charged_atomic is None:
                     cost = min(max(0, charged_atomic - sum_atomic), earlier.max_atomic - earlier.base_atomic)
-                    _put_voucher(conn, replace(earlier, base_atomic=sum_atomic, charged_atomic=cost))
+                    _put_charge(book, conn, replace(earlier, base_atomic=sum_atomic, charged_atomic=cost))
                     sum_atomic += cost
-                elif earlier.end_atomic > charged_atomic:  # the gateway counts less than it said before
-                    cost = max(0, charged_atomic - earlier.base_atomic)
-                    _put_voucher(conn, replace(earlier, charged_atomic=cost))
+            foreign = max(0, charged_atomic - max(most, sum_atomic))
             most = charged_atomic + voucher.max_atomic - voucher.base_atomic
             anew = replace(voucher, base_atomic=charged_atomic, max_atomic=most)
             _put_voucher(conn, anew)
             signed = max(now.signed_atomic, most, signed_atomic)
+            now = replace(now, foreign_atomic=now.foreign_atomic + foreign)
             _put(conn, replace(now, charged_atomic=charged_atomic, signed_atomic=signed))
             return anew
 
@@ -145,42 +210,50 @@ class ChannelBook:
         return self._ledger.submit(deposited, durable=True)
 
     def drop(self, voucher: Voucher) -> Future[None]:
-        """Forgets a voucher that never left, with its reservation."""
+        """Forgets a voucher that never left, with its reservation; those that it included count by themselves again."""
 
         def dropped(book: Book, conn: Connection) -> None:
             vouchers = _table("vouchers")
             conn.execute(vouchers.delete().where(vouchers.c.authorization_id == voucher.authorization_id))
             book.mark_unsent(conn, voucher.authorization_id)
+            for earlier in _vouchers(conn, voucher.channel_id, "included"):
+                before = book.authorization(conn, earlier.authorization_id)
+                if earlier.max_atomic > voucher.base_atomic and before is not None and before.status == "charged":
+                    book.update(conn, before, replace(before, status="signed", settled_atomic=None))
+                    _set_state(conn, earlier.authorization_id, "newest")
+            now = _known(conn, voucher.channel_id)
+            if now.held_by == self._holder():
+                _put(conn, replace(now, **_FREE))
 
         return self._ledger.submit(dropped, otherwise="The voucher never left; its amount stays reserved.")
 
-    def see(
-        self,
-        channel_id: str,
-        *,
-        balance_atomic: int,
-        claimed_atomic: int,
-        withdrawing_since: int,
-        is_deposit_over: bool,
-    ) -> Future[Channel]:
-        """Records what the chain shows of a channel; `is_deposit_over`: the signed deposit is used, or void."""
+    def see(self, channel: Channel, state: ChannelState) -> Future[Channel]:
+        """Records what the chain shows of a channel; a block older than one that was seen before says nothing new.
+
+        `channel` is what the look was about. One that was emptied is closed for good when vouchers for more are out:
+        they could be claimed of whatever is put into it later.
+        """
 
         def seen(_book: Book, conn: Connection) -> Channel:
-            now = _known(conn, channel_id)
-            now = replace(
-                now,
-                balance_atomic=balance_atomic,
-                claimed_atomic=max(now.claimed_atomic, claimed_atomic),
-                withdrawing_since=withdrawing_since,
-                deposit=None if is_deposit_over else now.deposit,
-            )
-            is_empty = balance_atomic <= now.claimed_atomic
-            if withdrawing_since:
-                now = replace(now, status="closing")
-            elif is_empty and now.status == "closing":
-                now = replace(now, status="closed")
-            elif not is_empty and now.status == "closed":
-                now = replace(now, status="open")
+            now = _known(conn, channel.id)
+            claimed = max(now.claimed_atomic, state.claimed_atomic)
+            if state.block.number < now.seen_block:
+                now = replace(now, claimed_atomic=claimed)
+            else:
+                is_over = state.is_deposit_over and now.deposit == channel.deposit
+                now = replace(
+                    now,
+                    balance_atomic=state.balance_atomic,
+                    claimed_atomic=claimed,
+                    withdrawing_since=state.withdrawing_since,
+                    seen_block=state.block.number,
+                    deposit=None if is_over else now.deposit,
+                )
+                is_emptied = state.balance_atomic <= claimed and now.deposit is None
+                if state.withdrawing_since:
+                    now = replace(now, status="closing")
+                elif is_emptied and (now.status == "closing" or now.signed_atomic > claimed):
+                    now = replace(now, status="closed")
             _put(conn, now)
             return now
 
@@ -207,6 +280,23 @@ class ChannelBook:
                 voucher.authorization_id: voucher for each in channel_ids for voucher in _vouchers(conn, each, *_STATES)
             }
         )
+
+    def settled(self, channel_id: str) -> Future[int]:
+        """What was taken for the calls of a channel of which the chain has said the last word."""
+
+        def summed(_book: Book, conn: Connection) -> int:
+            import sqlalchemy as sa
+
+            vouchers, paid = _table("vouchers"), _table("authorizations")
+            query = (
+                sa.select(sa.func.sum(paid.c.reserved_gwei), sa.func.sum(paid.c.reserved_rest))
+                .join_from(vouchers, paid, paid.c.id == vouchers.c.authorization_id)
+                .where(vouchers.c.channel_id == channel_id, vouchers.c.state == "final")
+            )
+            gwei, rest = conn.execute(query).one()
+            return int(gwei or 0) * 10**9 + int(rest or 0)
+
+        return self._ledger.read(summed)
 
     def finish(self, authorization_ids: Sequence[str]) -> Future[None]:
         """These vouchers are settled for good. The newest one of a channel stays in sight."""
@@ -303,6 +393,16 @@ def _put_voucher(conn: Connection, voucher: Voucher) -> None:
     this = table.c.authorization_id == voucher.authorization_id
     if conn.execute(table.update().where(this).values(row)).rowcount == 0:
         conn.execute(table.insert().values(row | {"state": "newest"}))
+
+
+def _put_charge(book: Book, conn: Connection, voucher: Voucher) -> None:
+    """Writes what is known of a call's charge now. What the chain was taken to say of it is to be judged anew."""
+    _put_voucher(conn, voucher)
+    before = book.authorization(conn, voucher.authorization_id)
+    if before is None or before.status != "settled" or voucher.charged_atomic is None:
+        return
+    if (before.settled_atomic or 0) < voucher.charged_atomic:
+        book.update(conn, before, replace(before, status="signed", settled_atomic=None, **_UNSEEN))
 
 
 def _set_state(conn: Connection, authorization_id: str, state: str) -> None:

@@ -40,8 +40,16 @@ class Channel:
     """All deposits that the chain shows, without what came back."""
     claimed_atomic: int = 0
     """What the chain shows as claimed."""
+    foreign_atomic: int = 0
+    """What calls cost that are in no ledger known here: those of a lost one, or of another user of the key."""
+    seen_block: int = 0
+    """The block that balance and claims were read at: what an older one shows is not news."""
     withdrawing_since: int = 0
     used_at: int = 0
+    held_by: str = ""
+    """Which wallet of which process has a call on it now; empty while it is free."""
+    held_until: int = 0
+    """When that counts no more, should nobody know what became of the process."""
     deposit: Deposit | None = None
     """The deposit that was signed last, while the chain does not show it."""
 

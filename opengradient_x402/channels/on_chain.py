@@ -9,17 +9,17 @@ from dataclasses import dataclass
 from typing import Final
 
 from opengradient_x402.chain.eip712 import BATCH_SETTLEMENT, deposit_nonce
-from opengradient_x402.chain.questions import Block, Question, RpcRequest, block
-from opengradient_x402.chain.views import Nonce, nonces_at_one_block
+from opengradient_x402.chain.questions import Block, Question
+from opengradient_x402.chain.views import Nonce, at_one_block, pinned_call, used_at
 from opengradient_x402.channels.channel import Channel
 from opengradient_x402.channels.events import config_words
 from opengradient_x402.errors import RpcError
 from opengradient_x402.networks import Network
 
-_CHANNELS: Final = "0x7a7ebd7b"  # channels(bytes32)
-_PENDING_WITHDRAWALS: Final = "0xb7f06ebe"  # pendingWithdrawals(bytes32)
-_INITIATE_WITHDRAW: Final = "0xcf5cf3dc"
-_FINALIZE_WITHDRAW: Final = "0xe88377b1"  # finalizeWithdraw(config), config being the struct ChannelConfig
+_CHANNELS: Final = bytes.fromhex("7a7ebd7b")  # channels(bytes32)
+_PENDING_WITHDRAWALS: Final = bytes.fromhex("b7f06ebe")  # pendingWithdrawals(bytes32)
+_INITIATE_WITHDRAW: Final = bytes.fromhex("cf5cf3dc")  # initiateWithdraw(config, amount)
+_FINALIZE_WITHDRAW: Final = bytes.fromhex("e88377b1")  # finalizeWithdraw(config), config being the struct ChannelConfig
 _WORD: Final = 32
 EXPIRY_MARGIN_S: Final = 30
 """A deposit counts as void so long after its deadline: a reorganisation changes nothing then."""
@@ -43,24 +43,24 @@ def channel_state(channel: Channel, *, network: Network, confirmations: int = 1)
 
     Raises ChainUnavailable.
     """
-    is_over = channel.deposit is None or (yield from _is_deposit_over(channel, network))
-    head = yield from block()
-    if confirmations > 1:
-        head = yield from block(max(0, head.number - confirmations + 1))
-    raw = bytes.fromhex(channel.id[2:])
-    balance, claimed = yield from _two_words(_CHANNELS, raw, head)
-    amount, since = yield from _two_words(_PENDING_WITHDRAWALS, raw, head)
-    return ChannelState(
-        balance_atomic=balance,
-        claimed_atomic=claimed,
-        withdrawing_since=since if amount else 0,
-        withdrawing_atomic=amount,
-        block=head,
-        is_deposit_over=is_over,
-    )
+
+    def read(at: Block) -> Question[ChannelState]:
+        raw = bytes.fromhex(channel.id[2:])
+        balance, claimed = yield from _two_words(_CHANNELS + raw, at)
+        amount, since = yield from _two_words(_PENDING_WITHDRAWALS + raw, at)
+        return ChannelState(
+            balance_atomic=balance,
+            claimed_atomic=claimed,
+            withdrawing_since=since if amount else 0,
+            withdrawing_atomic=amount,
+            block=at,
+            is_deposit_over=(yield from _is_deposit_over(channel, network, at)),
+        )
+
+    return at_one_block(read, confirmations=confirmations)
 
 
-def _is_deposit_over(channel: Channel, network: Network) -> Question[bool]:
+def _is_deposit_over(channel: Channel, network: Network, at: Block) -> Question[bool]:
     deposit = channel.deposit
     if deposit is None:
         return True
@@ -68,13 +68,11 @@ def _is_deposit_over(channel: Channel, network: Network) -> Question[bool]:
     if channel.transfer_method == "eip3009":
         number = deposit_nonce(bytes.fromhex(channel.id[2:]), deposit.salt)
         nonce = Nonce(channel.asset, channel.payer, number, is_bitmap=False)
-    (view,) = yield from nonces_at_one_block([nonce])
-    return view.used[nonce] or view.timestamp_s > deposit.deadline + EXPIRY_MARGIN_S
+    return at.timestamp_s > deposit.deadline + EXPIRY_MARGIN_S or (yield from used_at(nonce, at))
 
 
-def _two_words(selector: str, channel_id: bytes, at: Block) -> Question[tuple[int, int]]:
-    call = {"to": BATCH_SETTLEMENT, "data": selector + channel_id.hex()}
-    answer = yield RpcRequest("eth_call", (call, hex(at.number)))
+def _two_words(data: bytes, at: Block) -> Question[tuple[int, int]]:
+    answer = yield pinned_call(BATCH_SETTLEMENT, data, at)
     try:
         content = bytes.fromhex(answer.removeprefix("0x"))
     except (AttributeError, ValueError):
@@ -91,9 +89,9 @@ def _two_words(selector: str, channel_id: bytes, at: Block) -> Question[tuple[in
 
 def withdrawal_call(channel: Channel, amount_atomic: int) -> bytes:
     """Calldata of `initiateWithdraw(config, amount)`: the delay of the channel begins."""
-    return bytes.fromhex(_INITIATE_WITHDRAW[2:]) + config_words(channel) + amount_atomic.to_bytes(_WORD, "big")
+    return _INITIATE_WITHDRAW + config_words(channel) + amount_atomic.to_bytes(_WORD, "big")
 
 
 def finalization_call(channel: Channel) -> bytes:
     """Calldata of `finalizeWithdraw(config)`, which pays out after the delay."""
-    return bytes.fromhex(_FINALIZE_WITHDRAW[2:]) + config_words(channel)
+    return _FINALIZE_WITHDRAW + config_words(channel)

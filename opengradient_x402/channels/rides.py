@@ -30,6 +30,8 @@ class Ride:
     """What goes along with the voucher."""
     has_left: bool = False
     is_over: bool = False
+    is_found: bool = False
+    """Whether the ledger did not know the channel, and the chain had it: another one may have used it."""
     dispute: str | None = None
     """Why the gateway's word on the charge is not believed."""
 
@@ -77,14 +79,16 @@ class Rides:
         """Whether the gateway said that the deposit which is out has been collected; the chain may show it later."""
         return channel.id in self._arrived
 
-    def leave(self, ride: Ride) -> None:
-        """The seat is free. Leaving twice changes nothing."""
+    def leave(self, ride: Ride, *, is_free: bool = False) -> None:
+        """The seat is free, for other processes too; `is_free` says that they know. Leaving twice changes nothing."""
         with self._lock:
             if ride.is_over:
                 return
             ride.is_over = True
             self._taken.pop(ride.channel.id, None)
             waiting, self._waiting = self._waiting, []
+        if ride.voucher is not None and not is_free:
+            self.book.free(ride.channel.id)
         for future in waiting:
             if future.set_running_or_notify_cancel():
                 future.set_result(None)
@@ -100,19 +104,22 @@ class Rides:
             {name: value for name, value in claims.items() if name not in ("amount", "transaction")},
         )
         has_failed = claims.get("success") is False  # it says so, and charges nothing: the next sum will show it
+        is_known = False
         if voucher is not None and claims and not has_failed and not ride.is_over:
             said = charge_of(claims, base_atomic=voucher.base_atomic, max_atomic=voucher.max_atomic)
             if isinstance(said, str):
                 ride.dispute = f"The gateway's word on this call is not believed: {said}."
             else:
                 self.book.charge(voucher, said.charged_atomic)
+                is_known = True
                 kept["amount"] = str(said.charged_atomic)
                 if ride.deposit is not None and claims.get("transaction"):
                     self._arrived.add(ride.channel.id)
-        self.leave(ride)
+        self.leave(ride, is_free=is_known)
         return kept
 
     def renew(self) -> None:
         """Forgets who rides: this is a forked child, and they are in the parent."""
         self._lock = threading.RLock()
         self._taken, self._waiting = {}, []
+        self.book.renew()

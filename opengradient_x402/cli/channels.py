@@ -129,14 +129,7 @@ def _looked(payments: Payments, channel: Channel) -> tuple[Channel, ChannelState
     from opengradient_x402.channels.on_chain import channel_state
 
     state = ChainReader.at(payments.network).ask(channel_state(channel, network=payments.network))
-    seen = payments.rides.book.see(
-        channel.id,
-        balance_atomic=state.balance_atomic,
-        claimed_atomic=state.claimed_atomic,
-        withdrawing_since=state.withdrawing_since,
-        is_deposit_over=state.is_deposit_over,
-    )
-    return seen.result(), state
+    return payments.rides.book.see(channel, state).result(), state
 
 
 # -- withdrawal

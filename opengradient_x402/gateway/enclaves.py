@@ -1,8 +1,8 @@
 """Endpoints from the on-chain registry of enclaves: admitted, pinned, renewed, and left when they do not answer.
 
 Anybody may be able to register, so an entry is a claim: its address must not lead into the caller's own network, and
-its certificate must be one that TLS can be pinned to. Names are not resolved: wherever they lead, whoever answers
-there must hold the registered key.
+its certificate must be one that TLS can be pinned to. Names are not resolved: the server
+that answers must hold the registered key, wherever the name leads.
 
 One enclave serves until no connection to it can be made, because paid sessions are bound to an endpoint. The
 registry is read in a thread: in the background while what is known is fresh enough, and before a call only
@@ -95,7 +95,7 @@ class RegistryGateway(Resident):
         belongs(self, Ending.CONNECTIONS)
 
     def _renew(self) -> None:
-        """In a child: whoever was reading the registry is in the parent."""
+        """In a child: the thread that was reading the registry is in the parent."""
         self._lock = threading.Lock()
         self._reading = None
 
@@ -251,7 +251,7 @@ def _contract_of(network: Network) -> ChainContract:
     parts = urlsplit(network.registry.rpc_url)
     if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(parts.hostname)):
         raise InsecureEndpoint(
-            f"The registry's node {parts.scheme}://{parts.hostname} is not https: whoever sits on the line could "
+            f"The registry's node {parts.scheme}://{parts.hostname} is not https: somebody on the line could "
             "name other enclaves and payees. Nothing was paid. Use https (plain http is fine on loopback)."
         )
     return network.registry

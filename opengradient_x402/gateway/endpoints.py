@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Final, Protocol, TypeVar
@@ -55,11 +55,12 @@ class Endpoint:
         url = _url(self.base_url + path)
         return httpx.Request(method, url, extensions={EXTENSION: self, **extensions}, **options)
 
-    def post(self, path: str, *, headers: Iterable[tuple[str, str]], content: bytes, **options: Any) -> httpx.Request:
+    def post(self, path: str, *, headers: httpx.Headers, content: bytes, **options: Any) -> httpx.Request:
         """A POST request with exactly these headers, and those that say where it goes and how long it is."""
-        netloc = _url(self.base_url + path).netloc.decode("ascii")
-        all_headers = [("host", netloc), ("content-length", str(len(content))), *headers]
-        return self.request("POST", path, headers=all_headers, stream=httpx.ByteStream(content), **options)
+        sent = httpx.Headers(headers)
+        sent["host"] = _url(self.base_url + path).netloc.decode("ascii")
+        sent["content-length"] = str(len(content))
+        return self.request("POST", path, headers=sent, stream=httpx.ByteStream(content), **options)
 
     def query(self, path: str, *, timeout_s: float) -> httpx.Request:
         """A request for public data of this endpoint."""

@@ -24,13 +24,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from opengradient_x402.addresses import checksum_address
+from opengradient_x402.effects import when_done
 from opengradient_x402.errors import ConfigurationError, LedgerUnavailable
 from opengradient_x402.ledger import place
 from opengradient_x402.ledger.authorizations import Authorization, Budget
 from opengradient_x402.ledger.journal import Journal
 from opengradient_x402.ledger.place import as_url, beside, is_in_memory, location, sqlite_file, without_password
-from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt
-from opengradient_x402.ledger.recorder import CHECKPOINT_EVERY, ENDED, Recorder, UnderWay
+from opengradient_x402.ledger.receipts import SettlementReceipt
+from opengradient_x402.ledger.recorder import CallUnderWay, Recorder, UnderWay
 from opengradient_x402.ledger.writer import CLOSED, Job, Rest, Writer
 from opengradient_x402.process import Ending, Resident, belongs
 
@@ -81,24 +82,34 @@ class Ledger(Resident):
 
     # -- writing
 
-    def authorize(self, authorization: Authorization, *, budget: Budget | None = None) -> Future[Authorization]:
+    def authorize(
+        self, authorization: Authorization, *, budget: Budget | None = None, is_first: bool = False
+    ) -> Future[Authorization]:
         """Reserves the amount and records the authorization, flushed to disk, in one atomic step.
 
         One that is there already (the same nonce, new terms) gets the further signature: its largest amount stays
         reserved until its latest deadline, since the chain accepts either signature, never both. The result has
         all of them. Raises BudgetExceeded (and records nothing) when reservations and settlements of the window,
-        with this one, would exceed the budget.
+        with this one, would exceed the budget; CallKnown when it `is_first` and its call is there already.
         """
 
         def work(book: Book, conn: Connection) -> Authorization:
-            place.SCOPE.look(self._location, authorization.payer)
-            recorded = book.authorize(conn, authorization, budget)
-            if not self.under_way.open():  # here, so that no call of its session has to touch the disk
-                self._is_noted = True
-                book.note_process(conn, recorded.id, self.under_way.name)
-            return recorded
+            if is_first:
+                book.check_unknown(conn, authorization.call_id)
+            return self.authorize_in(book, conn, authorization, budget)
 
         return self.submit(work, durable=True)
+
+    def authorize_in(
+        self, book: Book, conn: Connection, authorization: Authorization, budget: Budget | None
+    ) -> Authorization:
+        """As `authorize`, inside a transaction that does more."""
+        place.SCOPE.look(self._location, authorization.payer)
+        recorded = book.authorize(conn, authorization, budget)
+        if not self.under_way.open():  # here, so that no call of its session has to touch the disk
+            self._is_noted = True
+            book.note_process(conn, recorded.id, self.under_way.name)
+        return recorded
 
     def mark_unsent(self, authorization_id: str) -> Future[None]:
         """Releases a reservation whose signature provably never left this process."""
@@ -122,34 +133,46 @@ class Ledger(Resident):
                 future = self.submit(
                     lambda book, conn: book.record_call(conn, receipt), otherwise=_ONLY_THIS, record=(receipt, text)
                 )
-                return _when_done(future, lambda: self.under_way.end(call_id))
+                return when_done(future, lambda: self.under_way.end(call_id))
         written = None if self._closed else self._recorder.write(receipt, text)
         if written is None:
             is_kept = journal.keep(call_id, text)
             otherwise = journal.promise if is_kept else _ONLY_THIS
             future = self.submit(lambda book, conn: book.record_call(conn, receipt), otherwise=otherwise)
             if not is_kept:
-                return _when_done(future, lambda: self.under_way.end(call_id))
+                return when_done(future, lambda: self.under_way.end(call_id))
             self.under_way.end(call_id)
-            return _when_done(future, lambda: journal.drop(call_id))
+            return when_done(future, lambda: journal.drop(call_id))
         self.under_way.end(call_id)
-        if self._recorder.written % CHECKPOINT_EVERY == 0:
+        if self._recorder.wants_checkpoint():
             self.note("receipts written", str(self._recorder.written))
-        if written.status in ENDED:
-
-            def shared(book: Book, conn: Connection) -> str | None:
-                book.share_out(conn, receipt.authorization_id)
-                return written.proof_of
-
-            return self.submit(shared, otherwise="The receipt is recorded; its share of the settlement is not known.")
         future = Future()
         future.set_result(written.proof_of)
         return future
 
+    def begin_call(self, authorization: Authorization, call: CallUnderWay) -> Future[None]:
+        """Notes, for all who share the ledger, that this authorization is about to pay for the call.
+
+        Raises CallKnown when the call is there already.
+        """
+        return self.submit(lambda book, conn: book.begin_call(conn, authorization, call))
+
+    def give_up_call(self, call_id: str, authorization_id: str) -> Future[bool]:
+        """Has a call that was begun, and cost nothing, never be made again under its id, by whichever process began it.
+
+        False when it is paid in another way now.
+        """
+        return self._amend(lambda book, conn: book.give_up_call(conn, call_id, authorization_id))
+
     def not_sent(self, call_id: str, authorization_id: str) -> None:
         """This authorization does not pay the call after all. What was settled is shared without it."""
         self.under_way.end(call_id)
-        self.submit(lambda book, conn: book.share_out(conn, authorization_id), otherwise=_AS_BEFORE)
+
+        def forgotten(book: Book, conn: Connection) -> None:
+            book.forget_call(conn, call_id, authorization_id)
+            book.share_out(conn, authorization_id)
+
+        self.submit(forgotten, otherwise=_AS_BEFORE)
 
     def first_call_of(self, proof_id: str, call_id: str) -> str:
         """The call that this proof came for first, as far as this process knows; `record_call` knows of all others."""
@@ -205,12 +228,12 @@ class Ledger(Resident):
         )
 
     def newest_receipts(
-        self, most: int, *, since: int = 0, payer: str | None = None, status: ReceiptStatus | None = None
+        self, most: int, *, since: int = 0, payer: str | None = None, status: str | None = None, run: str | None = None
     ) -> Future[list[SettlementReceipt]]:
-        """At most so many receipts, the newest of those that are asked for, oldest first."""
-        payer, wanted = _wallet(payer), None if status is None else status.value
+        """At most so many receipts, the newest that are asked for (`status`: a ReceiptStatus); oldest first."""
+        payer = _wallet(payer)
         return self.read(
-            lambda book, conn: book.newest_receipts(conn, since=since, payer=payer, status=wanted, most=most)
+            lambda book, conn: book.newest_receipts(conn, since=since, payer=payer, status=status, run=run, most=most)
         )
 
     def receipts_beginning(self, call_id: str, *, most: int = 2) -> Future[list[SettlementReceipt]]:
@@ -433,12 +456,6 @@ class Ledger(Resident):
         # Forgotten without close(): its thread ends with it. At exit the process ends it, in its turn.
         self._finalizer = weakref.finalize(self, self._queue.put, CLOSED)
         self._finalizer.atexit = False
-
-
-def _when_done(future: Future[T], then: Callable[[], object]) -> Future[T]:
-    """The same future; `then` is called when it is done without an error."""
-    future.add_done_callback(lambda done: None if done.cancelled() or done.exception() else then())
-    return future
 
 
 def _wallet(payer: str | None) -> str | None:

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
+from opengradient_x402.errors import CallKnown
 from opengradient_x402.ledger import disputes, tables
 from opengradient_x402.ledger.authorizations import Authorization, Budget, budget_exceeded, unanswered
 from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt
@@ -30,7 +31,9 @@ from opengradient_x402.ledger.tables import (
     calls,
     pins,
     read_authorizations,
+    receipt_in,
     reserved,
+    row_of_call,
     signatures,
 )
 
@@ -47,12 +50,23 @@ def _given(*names: str) -> dict[str, sa.BindParameter[Any]]:
     return {name: sa.bindparam(name) for name in names}
 
 
-_CALL = ("authorization_id", "created_at", "receipt", "payer", "status")
+_CALL = ("authorization_id", "created_at", "receipt", "payer", "status", "run")
 _THIS_CALL = calls.c.call_id == sa.bindparam("wanted")
 _UPDATE_CALL = calls.update().where(_THIS_CALL).values(_given(*_CALL))
 _INSERT_CALL = calls.insert().values(_given("call_id", *_CALL))
 _UPDATE_ANSWER = calls.update().where(_THIS_CALL).values(_given(*_CALL, "answered_as"))
 _INSERT_ANSWER = calls.insert().values(_given("call_id", *_CALL, "answered_as"))
+_PAYS_FOR = sa.select(calls.c.authorization_id).where(_THIS_CALL)
+_FORGET_CALL = calls.delete().where(
+    _THIS_CALL, calls.c.authorization_id == sa.bindparam("paid_by"), calls.c.answered_as == sa.bindparam("begun")
+)
+_GIVE_UP_CALL = (
+    calls.update()
+    .where(
+        _THIS_CALL, calls.c.authorization_id == sa.bindparam("paid_by"), calls.c.answered_as == sa.bindparam("begun")
+    )
+    .values(answered_as=ReceiptStatus.EXPIRED.value)
+)
 _CALLS_OF = (
     sa.select(calls.c.receipt, calls.c.answered_as, calls.c.dispute)
     .where(calls.c.authorization_id == sa.bindparam("wanted"))
@@ -99,7 +113,7 @@ class Book:
 
     def __init__(self, dialect: str, *, knows: Callable[[str], bool], under_way: Callable[[str], set[str]]) -> None:
         self._is_sqlite = dialect == "sqlite"
-        self._knows, self._under_way = knows, under_way
+        self.knows, self._under_way = knows, under_way
 
     def authorize(self, conn: Connection, authorization: Authorization, budget: Budget | None) -> Authorization:
         known = self.authorization(conn, authorization.id)
@@ -161,6 +175,32 @@ class Book:
                 if conn.execute(_ADD_RESERVED, {f"of_{name}": values[name] for name in values}).rowcount == 0:
                     conn.execute(_INSERT_RESERVED, values)
 
+    def check_unknown(self, conn: Connection, call_id: str) -> None:
+        """Raises CallKnown for a call that is there."""
+        if conn.execute(_PAYS_FOR, {"wanted": call_id}).scalar_one_or_none() is not None:
+            raise CallKnown(
+                f"The call {call_id} was made before, or another process is making it. It was not sent again, and "
+                f"nothing was paid now. `opengradient-x402 receipts show {call_id}` shows what became of it.",
+                call_id=call_id,
+            )
+
+    def begin_call(self, conn: Connection, authorization: Authorization, call: CallUnderWay) -> None:
+        """Notes, for every process, that this authorization is about to pay for the call. Raises CallKnown."""
+        self.check_unknown(conn, call.call_id)
+        self._record(conn, unanswered(authorization, call))
+
+    def forget_call(self, conn: Connection, call_id: str, authorization_id: str) -> None:
+        """The call that was begun was not sent."""
+        conn.execute(
+            _FORGET_CALL, {"wanted": call_id, "paid_by": authorization_id, "begun": ReceiptStatus.AUTHORIZED.value}
+        )
+
+    def give_up_call(self, conn: Connection, call_id: str, authorization_id: str) -> bool:
+        """Has a call that was begun never be made again under its id; whether that is so now."""
+        values = {"wanted": call_id, "paid_by": authorization_id, "begun": ReceiptStatus.AUTHORIZED.value}
+        conn.execute(_GIVE_UP_CALL, values)
+        return conn.execute(_PAYS_FOR, {"wanted": call_id}).scalar_one_or_none() == authorization_id
+
     def mark_unsent(self, conn: Connection, authorization_id: str) -> None:
         if (known := self.authorization(conn, authorization_id)) is not None:
             self.update(conn, known, replace(known, status="unsent"))
@@ -220,7 +260,7 @@ class Book:
         if authorization.status == "charged":  # a claim is no settlement
             authorization = replace(authorization, status="signed", settled_atomic=None)
         rows = conn.execute(_CALLS_OF, {"wanted": authorization.id}).all()
-        receipts = [SettlementReceipt.from_json(json.loads(row.receipt)) for row in rows]
+        receipts = [receipt_in(row.receipt) for row in rows]
         shares: Sequence[int | None] = [None] * len(receipts)
         if authorization.settled_atomic is not None:
             shares = disputes.split_settlement(authorization.settled_atomic, receipts)
@@ -259,7 +299,7 @@ class Book:
         if self._under_way(authorization.id) - {receipt.call_id for receipt in receipts}:
             return None  # it is decided when they have ended
         process = self.noted(conn, _CALLS_BY + authorization.id)
-        if process is None or self._knows(process) or self.noted(conn, _PROCESS + process) is not None:
+        if process is None or self.knows(process) or self.noted(conn, _PROCESS + process) is not None:
             return text
         self.note(conn, f"{_UNDECIDED}{process} {authorization.id}", "")
         _log.warning(
@@ -305,12 +345,12 @@ class Book:
         return len(keys)
 
     def _record(self, conn: Connection, receipt: SettlementReceipt) -> None:
-        row = _row_of(receipt) | {"answered_as": receipt.status.value}
+        row = row_of_call(receipt) | {"answered_as": receipt.status.value}
         if conn.execute(_UPDATE_ANSWER, row | {"wanted": receipt.call_id}).rowcount == 0:
             conn.execute(_INSERT_ANSWER, row | {"call_id": receipt.call_id})
 
     def _store(self, conn: Connection, receipt: SettlementReceipt) -> None:
-        row = _row_of(receipt)
+        row = row_of_call(receipt)
         if conn.execute(_UPDATE_CALL, row | {"wanted": receipt.call_id}).rowcount == 0:
             conn.execute(_INSERT_CALL, row | {"call_id": receipt.call_id})
 
@@ -342,14 +382,14 @@ class Book:
                 parts = [wanted[first : first + _MOST_VARIABLES] for first in range(0, len(wanted), _MOST_VARIABLES)]
                 queries = [query.where(column.in_(part)) for query in queries for part in parts]
         rows = sorted({(row.sequence, row.receipt) for query in queries for row in conn.execute(query)})
-        return [SettlementReceipt.from_json(json.loads(receipt)) for _, receipt in rows]
+        return [receipt_in(receipt) for _, receipt in rows]
 
     def newest_receipts(
-        self, conn: Connection, *, since: int, payer: str | None, status: str | None, most: int
+        self, conn: Connection, *, since: int, payer: str | None, status: str | None, run: str | None, most: int
     ) -> list[SettlementReceipt]:
-        query = sa.select(calls.c.receipt).where(*_chosen(since=since, payer=payer, status=status))
+        query = sa.select(calls.c.receipt).where(*_chosen(since=since, payer=payer, status=status, run=run))
         rows = conn.execute(query.order_by(calls.c.sequence.desc()).limit(most)).scalars().all()
-        return [SettlementReceipt.from_json(json.loads(receipt)) for receipt in reversed(rows)]
+        return [receipt_in(receipt) for receipt in reversed(rows)]
 
     def page_of_receipts(
         self, conn: Connection, *, since: int, payer: str | None, after: int | None, most: int
@@ -362,7 +402,7 @@ class Book:
             calls.c.sequence > after, *_chosen(since=since, payer=payer)
         )
         rows = conn.execute(query.order_by(calls.c.sequence).limit(most)).all()
-        receipts = [SettlementReceipt.from_json(json.loads(row.receipt)) for row in rows]
+        receipts = [receipt_in(row.receipt) for row in rows]
         return receipts, rows[-1].sequence if len(rows) == most else None
 
     def receipts_beginning(self, conn: Connection, call_id: str, most: int) -> list[SettlementReceipt]:
@@ -370,7 +410,7 @@ class Book:
         if self._is_sqlite:  # LIKE uses no index there
             query = query.where(calls.c.call_id >= call_id, calls.c.call_id < call_id + "\U0010ffff")
         rows = conn.execute(query.order_by(calls.c.call_id).limit(most)).scalars().all()
-        return [SettlementReceipt.from_json(json.loads(receipt)) for receipt in rows]
+        return [receipt_in(receipt) for receipt in rows]
 
     def authorizations(
         self,
@@ -432,21 +472,15 @@ def _beginning(prefix: str) -> sa.Select[Any]:
     return sa.select(pins).where(pins.c.key > prefix, pins.c.key < prefix + "~")
 
 
-def _row_of(receipt: SettlementReceipt) -> dict[str, Any]:
-    return {
-        "authorization_id": receipt.authorization_id,
-        "created_at": receipt.created_at,
-        "receipt": json.dumps(receipt.to_json()),
-        "payer": receipt.payer,
-        "status": receipt.status.value,
-    }
-
-
-def _chosen(*, since: int, payer: str | None = None, status: str | None = None) -> list[sa.ColumnElement[bool]]:
+def _chosen(
+    *, since: int, payer: str | None = None, status: str | None = None, run: str | None = None
+) -> list[sa.ColumnElement[bool]]:
     """What picks the calls that are asked for. Without a time all are, and no index by time misleads the planner."""
     conditions = [calls.c.created_at >= since] if since > 0 else []
     if payer is not None:
         conditions.append(calls.c.payer == payer)
     if status is not None:
-        conditions.append(calls.c.status == status)
+        conditions.append(calls.c.status == str(status))
+    if run is not None:
+        conditions.append(calls.c.run == run)
     return conditions

@@ -227,7 +227,7 @@ class Clock:
         self._agreed: tuple[float, float] | None = None
         """Wall and monotonic time at which the clock was last confirmed."""
 
-    def heard(self, date_header: str | None) -> None:
+    def compare(self, date_header: str | None) -> None:
         """Compares with a gateway's `Date`. Raises PolicyRefused when one of the two clocks is wrong."""
         if date_header is None:
             return

@@ -77,7 +77,7 @@ def read_challenge(response: httpx.Response, payments: Payments, key: SessionKey
             "Nothing was paid for this request. Check that the address is an x402 v2 gateway.",
             status_code=402,
         )
-    payments.clock.heard(response.headers.get("date"))
+    payments.clock.compare(response.headers.get("date"))
     challenge = parse_challenge(header)
     payments.remember_terms(key, challenge)
     return challenge

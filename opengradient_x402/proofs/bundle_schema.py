@@ -110,6 +110,7 @@ class ReceiptShape(_Settlement):
     status: Literal["authorized", "served", "settled", "expired", "cancelled", "disputed"]
     created_at: _Count
     outcome: str
+    run: str | _Unknown = None
     scheme: Literal["upto", "exact", "batch-settlement"]
     asset: _Address
     payee: _Address

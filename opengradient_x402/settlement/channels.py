@@ -1,8 +1,9 @@
 """Chain -> ledger for payment channels: which vouchers were claimed, what went back, and whether the sums agree.
 
 A gateway claims the sum of its charges when it likes. A call is settled as soon as a claim reaches the end of its
-charge, or nothing is left in the channel. Channels are read at a block that has enough confirmations, so what is found
-is final. More claimed than was charged is a dispute of the last call, with the numbers.
+charge (one that cost nothing: as soon as a claim goes beyond it), or nothing is left in the channel. Channels are read
+at a block that has enough confirmations, so what is found is final. More claimed than was charged is a dispute of the
+last call, with the numbers.
 """
 
 from __future__ import annotations
@@ -31,39 +32,45 @@ class Taken:
 
 
 def judge(
-    channel: Channel, vouchers: Sequence[Voucher], state: ChannelState, *, write: Callable[[int], str] = str
+    channel: Channel,
+    vouchers: Sequence[Voucher],
+    state: ChannelState,
+    *,
+    settled_atomic: int = 0,
+    write: Callable[[int], str] = str,
 ) -> dict[str, Taken]:
     """What the chain says of a channel's calls, by their authorizations' ids; calls that are still open are missing.
 
-    `channel` is as it was known before this look; `write` makes text of an amount. Pure.
+    `channel` is as the ledger has it after this look, `settled_atomic` what was taken for calls that are not among the
+    vouchers, `write` makes text of an amount. Pure. A call whose charge is known gets that, in order; what is left was
+    taken for those whose outcome is unknown.
     """
     claimed = state.claimed_atomic
-    is_empty = state.balance_atomic <= claimed and channel.deposit is None
+    is_news = state.block.number >= channel.seen_block
+    is_empty = channel.status == "closed" and is_news and state.balance_atomic <= claimed
+    left = max(0, claimed - channel.foreign_atomic - settled_atomic)
     taken: dict[str, Taken] = {}
-    counted = 0
-    for voucher in vouchers:
-        if claimed >= voucher.end_atomic or is_empty:
-            end = min(claimed, voucher.end_atomic)
-            # Two calls whose answers were lost may begin at the same sum: what was claimed is counted for one of them.
-            amount = end - max(voucher.base_atomic, counted)
-            counted = max(counted, end)
-            taken[voucher.authorization_id] = Taken(amount_atomic=max(0, amount))
+    for voucher in sorted(vouchers, key=lambda one: one.charged_atomic is None):
+        amount = min(left, voucher.end_atomic - voucher.base_atomic)
+        if is_empty or claimed >= max(voucher.end_atomic, voucher.base_atomic + 1):
+            taken[voucher.authorization_id] = Taken(amount_atomic=amount)
+            left -= amount
     explained = max([channel.charged_atomic, *(voucher.end_atomic for voucher in vouchers)])
-    if vouchers and claimed > explained:
-        last, excess = vouchers[-1], claimed - explained
-        text = (
-            f"{write(claimed)} was claimed from the payment channel {channel.id}, and its calls were charged "
-            f"{write(explained)}: {write(excess)} too much. If another process used this key with a ledger of its own, "
-            "its calls are missing here; otherwise this is an overcharge."
-        )
-        taken[last.authorization_id] = Taken(
-            amount_atomic=taken[last.authorization_id].amount_atomic + excess, dispute=text
-        )
+    if left and vouchers and len(taken) == len(vouchers):
+        last, text = vouchers[-1].authorization_id, None
+        if claimed > explained:
+            text = (
+                f"{write(claimed)} was claimed from the payment channel {channel.id}, and its calls were charged "
+                f"{write(explained)}: {write(claimed - explained)} too much. If another process used this key with a "
+                "ledger of its own, its calls are missing here; otherwise this is an overcharge."
+            )
+        taken[last] = Taken(amount_atomic=taken[last].amount_atomic + left, dispute=text)
     return taken
 
 
 def settle_channels(
     ask: Callable[[Network, Any], Steps[Any]],
+    record: Callable[[Sequence[Authorization]], Steps[None]],
     *,
     network: Network,
     ledger: Ledger,
@@ -74,7 +81,8 @@ def settle_channels(
 ) -> Steps[list[Authorization]]:
     """The authorizations of calls on channels as they are now, where the chain says something new of them.
 
-    `ask` asks the chain; `ids` are those of the channels to look at, `with_open` adds all that are not closed.
+    `ask` asks the chain, `record` writes what it says; `ids` are those of the channels to look at, `with_open` adds all
+    that are not closed.
     """
     book = ChannelBook(ledger)
     known: list[Channel] = yield Wait(book.channels(network=network.caip2, payer=payer))
@@ -85,29 +93,25 @@ def settle_channels(
         state: ChannelState = yield from ask(
             network, channel_state(channel, network=network, confirmations=max(1, needed))
         )
-        taken = judge(channel, vouchers[channel.id], state, write=network.asset.format)
+        now: Channel = yield Wait(book.see(channel, state))
+        settled_before: int = yield Wait(book.settled(channel.id))
+        taken = judge(now, vouchers[channel.id], state, settled_atomic=settled_before, write=network.asset.format)
         new = yield from _authorizations(taken, ledger, network)
-        found += [_settled(one, taken[one.id], state, needed) for one in new]
-        seen = book.see(
-            channel.id,
-            balance_atomic=state.balance_atomic,
-            claimed_atomic=state.claimed_atomic,
-            withdrawing_since=state.withdrawing_since,
-            is_deposit_over=state.is_deposit_over,
-        )
-        yield Wait(seen)
-        yield Wait(book.finish([one.id for one in new]))
+        settled = [_settled(one, taken[one.id], state, needed) for one in new]
+        yield from record(settled)
+        yield Wait(book.finish(list(taken)))  # afterwards: whoever dies in between looks at them again
+        found += settled
     return found
 
 
 def _authorizations(taken: dict[str, Taken], ledger: Ledger, network: Network) -> Steps[list[Authorization]]:
-    """Those of which it is news: open ones, and a settled one for which more was taken than was known."""
+    """Those of which it is news: open ones, and a settled one for which something else was taken than was known."""
     news: list[Authorization] = []
     asked = [(each, ledger.authorizations(authorization_id=each, network=network.caip2)) for each in taken]
     for each, future in asked:
         for one in (yield Wait(future)):
-            is_more = taken[each].dispute is not None and one.settled_atomic != taken[each].amount_atomic
-            if one.status in ("signed", "charged") or (one.status == "settled" and is_more):
+            is_other = one.settled_atomic != taken[each].amount_atomic
+            if one.status in ("signed", "charged") or (one.status == "settled" and is_other):
                 news.append(one)
     return news
 

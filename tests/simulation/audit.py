@@ -10,20 +10,15 @@ from pathlib import Path
 
 from opengradient_x402.networks import Network
 from opengradient_x402.payment.policy import SpendPolicy
+from simulation.broken import Broken
 from simulation.chain import Chain, Signature
+from simulation.channel_audit import ChannelAuditor
+from simulation.desks import ChannelPayment
 from simulation.gateways import price_of
 
 _GWEI = 10**9
 _CLOCKS_S = 200
 """So far a deadline may be off: two limits of the clock's skew, a gateway's `Date`, and the rounding of all."""
-
-
-class Broken(AssertionError):
-    """An invariant does not hold."""
-
-    def __init__(self, rule: str, text: str) -> None:
-        super().__init__(f"{rule}: {text}")
-        self.rule = rule
 
 
 @dataclass(slots=True)
@@ -56,6 +51,7 @@ class Auditor:
         self._rows: dict[int, tuple[str, int]] = {}
         """By nonce: status and reserved amount, as committed."""
         self._by_call: dict[int, set[int]] = {}
+        self.channels = ChannelAuditor(self._connected, chain=chain, network=network, policy=policy)
 
     def close(self) -> None:
         if self._conn is not None:
@@ -83,8 +79,13 @@ class Auditor:
             self._check_budget()
         self._check(signature.nonce)
 
+    def voucher_left(self, payment: ChannelPayment, *, origin: str, amount: int) -> None:
+        """As `left`, for a voucher, with a deposit or without."""
+        self.channels.left(payment, origin=origin, amount=amount)
+        self._check_budget()
+
     def _check_budget(self) -> None:
-        total = 0
+        total = self.channels.claimable
         for nonce, out in self.out.items():
             if out.left_s > self._chain.now_s - 86_000:
                 taken = sum(done.amount_atomic for done in self._chain.by_nonce.get(nonce, ()))
@@ -109,6 +110,8 @@ class Auditor:
                 nonce = int(row[0])
                 self._rows[nonce] = row[1], row[2] * _GWEI + row[3]
                 self._check(nonce)
+            elif authorization_id in self.channels.out:
+                self.channels.check(authorization_id)
 
     # -- the chain has changed
 
@@ -116,6 +119,7 @@ class Auditor:
         """Something was settled, or a block is gone."""
         for nonce in self._open:
             self._check(nonce)
+        self.channels.check_all()
 
     def _check(self, nonce: int) -> None:
         out = self.out.get(nonce)
@@ -136,8 +140,13 @@ class Auditor:
 
     # -- a call has ended
 
-    def said_not_paid(self, nonces: Iterable[int], error: str) -> None:
-        """A call ended with an error that says `not_paid`; these are the nonces that it signed for the first time."""
+    def said_not_paid(self, nonces: Iterable[int], error: str, *, vouchers: int = 0) -> None:
+        """A call ended with an error that says `not_paid`; these are the nonces that it signed for the first time.
+
+        A voucher can be claimed for ever, so nobody can say so once one has left.
+        """
+        if vouchers:
+            raise Broken("no error says 'not paid' about what can be claimed", error)
         for nonce in nonces:
             self.out[nonce].said_not_paid = error
             self._check(nonce)
@@ -149,7 +158,9 @@ class Auditor:
         self._check_sums()
         rows = {}
         for authorization_id, nonce, status, settled in self._connected().execute(
-            "SELECT id, nonce, status, settled_atomic FROM authorizations"
+            "SELECT a.id, a.nonce, a.status, a.settled_atomic FROM authorizations a WHERE NOT EXISTS "
+            "(SELECT 1 FROM vouchers v WHERE v.authorization_id = a.id) AND NOT EXISTS "
+            "(SELECT 1 FROM signatures s WHERE s.authorization_id = a.id AND s.scheme = 'batch-settlement')"
         ):
             rows[int(nonce)] = (authorization_id, status, None if settled is None else int(settled))
         for nonce, out in self.out.items():

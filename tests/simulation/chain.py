@@ -10,6 +10,8 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from simulation.contract import ChannelEvent, ChannelOnChain, DepositSignature, moved, state_of
+
 BLOCK_S = 2
 
 
@@ -44,6 +46,7 @@ class View:
     mined: list[Settlement]
     salts: list[tuple[int, int]]
     hashes: dict[tuple[int, int], str] = field(default_factory=dict)
+    channel_events: list[ChannelEvent] = field(default_factory=list)
 
     def time_of(self, number: int) -> int:
         return self.genesis_s + BLOCK_S * number
@@ -55,11 +58,20 @@ class View:
             known = self.hashes[key] = "0x" + hashlib.sha256(f"block {number} {salt}".encode()).hexdigest()
         return known
 
-    def settlement(self, method: str, nonce: int) -> Settlement | None:
-        for done in self.mined:
-            if done.signature.nonce == nonce and done.signature.method == method and done.number <= self.head:
-                return done
-        return None
+    def channel(self, channel_id: str) -> ChannelOnChain:
+        return state_of(self.channel_events, channel_id, self.head, self.time_of)
+
+    def used_nonces(self, method: str) -> list[int]:
+        """The nonces that this method's contract shows as used."""
+        used = [done.signature.nonce for done in self.mined if self._shows(done, method, done.signature.method)]
+        return used + [
+            done.deposit.nonce
+            for done in self.channel_events
+            if done.deposit is not None and self._shows(done, method, done.deposit.method)
+        ]
+
+    def _shows(self, done: Settlement | ChannelEvent, method: str, its_method: str) -> bool:
+        return done.number <= self.head and its_method == method
 
     def transaction(self, tx_hash: str) -> Settlement | None:
         return next((done for done in self.mined if done.hash == tx_hash and done.number <= self.head), None)
@@ -80,7 +92,10 @@ class Chain:
         self._hashes: dict[tuple[int, int], str] = {}
         self._mined: list[Settlement] = []
         self._count = 0
-        self.used: dict[tuple[str, int], Settlement] = {}
+        self._channel_events: list[ChannelEvent] = []
+        self.deposited: set[DepositSignature] = set()
+        """All that were ever mined."""
+        self.used: dict[tuple[str, int], Settlement | ChannelEvent] = {}
         """By method and nonce; the block may be the next one, which is not there yet."""
         self.by_nonce: dict[int, list[Settlement]] = {}
         """What was taken under a number, in whichever nonce space."""
@@ -93,7 +108,52 @@ class Chain:
 
     def view(self, lag: int = 0) -> View:
         """As a node shows it that is `lag` blocks behind."""
-        return View(self.genesis_s, self.head - lag, self._mined, self._salts, self._hashes)
+        return View(self.genesis_s, self.head - lag, self._mined, self._salts, self._hashes, self._channel_events)
+
+    # -- channels
+
+    def channel(self, channel_id: str) -> ChannelOnChain:
+        """The channel with all that is mined, in the next blocks too."""
+        return state_of(self._channel_events, channel_id, self.head + 9, self._time_of)
+
+    def is_used(self, deposit: DepositSignature) -> bool:
+        return (deposit.method, deposit.nonce) in self.used
+
+    def deposit(self, deposit: DepositSignature, *, after_blocks: int = 1) -> bool:
+        """Mines a deposit, unless its nonce is used, or its time is over."""
+        number = self.head + after_blocks
+        if self.is_used(deposit) or self._time_of(number) > deposit.deadline:
+            return False
+        event = self._happens("deposit", deposit.channel_id, deposit.amount_atomic, number, deposit)
+        self.used[deposit.method, deposit.nonce] = event
+        self.deposited.add(deposit)
+        return True
+
+    def claim(self, channel_id: str, total_atomic: int, *, after_blocks: int = 1) -> bool:
+        """Mines a claim of `total_atomic`, all in all, if the channel holds so much and it is more than before."""
+        state = self.channel(channel_id)
+        if not state.claimed_atomic < total_atomic <= state.balance_atomic:
+            return False
+        self._happens("claim", channel_id, total_atomic, self.head + after_blocks)
+        return True
+
+    def give_back(self, channel_id: str, kind: str, amount_atomic: int) -> None:
+        """Mines a refund, the beginning of a withdrawal, or its end."""
+        self._happens(kind, channel_id, amount_atomic, self.head + 1)
+
+    def _happens(
+        self, kind: str, channel_id: str, amount_atomic: int, number: int, deposit: DepositSignature | None = None
+    ) -> ChannelEvent:
+        self._count += 1
+        digest = hashlib.sha256(f"{kind} {self._count} {channel_id}".encode()).hexdigest()
+        event = ChannelEvent("0x" + digest, number, kind, channel_id, amount_atomic, deposit)
+        self._channel_events.append(event)
+        return event
+
+    def _time_of(self, number: int) -> int:
+        return self.genesis_s + BLOCK_S * number
+
+    # -- settlements
 
     def settle(self, signature: Signature, amount_atomic: int, *, after_blocks: int = 1) -> bool:
         """Mines a settlement, unless the contracts refuse it."""
@@ -117,7 +177,8 @@ class Chain:
     def reorganise(self, depth: int, *, drops: list[bool]) -> None:
         """Replaces the last `depth` blocks. Their settlements come back in the next block, or are dropped."""
         head = self.head
-        self.abandoned = View(self.genesis_s, head, list(self._mined), list(self._salts), self._hashes)
+        before = list(self._mined), list(self._salts), self._hashes, list(self._channel_events)
+        self.abandoned = View(self.genesis_s, head, *before)
         self._salts = [*self._salts, (head - depth + 1, len(self._salts))]
         gone = [done for done in self._mined if done.number > head - depth]
         self._mined = [done for done in self._mined if done.number <= head - depth]
@@ -127,6 +188,22 @@ class Chain:
             is_late = self.genesis_s + BLOCK_S * (head + 1) > done.signature.deadline
             if not is_late and not drops[index % len(drops)]:
                 self._keep(Settlement(done.hash, head + 1, done.signature, done.amount_atomic))
+
+        self._reorganise_channels(head, depth, drops)
+
+    def _reorganise_channels(self, head: int, depth: int, drops: list[bool]) -> None:
+        gone = [event for event in self._channel_events if event.number > head - depth]
+        self._channel_events = [event for event in self._channel_events if event.number <= head - depth]
+        for index, event in enumerate(gone):
+            deposit = event.deposit
+            if deposit is not None:
+                del self.used[deposit.method, deposit.nonce]
+            is_late = deposit is not None and self._time_of(head + 1) > deposit.deadline
+            if not is_late and not drops[index % len(drops)]:
+                again = moved(event, head + 1)
+                self._channel_events.append(again)
+                if deposit is not None:
+                    self.used[deposit.method, deposit.nonce] = again
 
     def _keep(self, done: Settlement) -> None:
         self._mined.append(done)

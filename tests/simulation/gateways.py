@@ -21,7 +21,9 @@ from opengradient_x402.networks import Network
 from opengradient_x402.payment.sessions import SESSION_HEADER
 from opengradient_x402.payment.steps import CHALLENGE_HEADER, RESPONSE_HEADER, SIGNATURE_HEADER
 from simulation.chain import Chain, Signature
+from simulation.desks import ChannelPayment, Desk, Refused, channel_payment
 
+CHANNEL_SCHEME = "batch-settlement"
 MODEL = "openai/gpt-4.1-mini"
 OPG_USD = "0.1"
 _USAGES = tuple((20 * (i + 1), 40 * (i % 7 + 1)) for i in range(20))
@@ -46,6 +48,16 @@ class Character:
     """Quotes, and takes, ten times the price."""
     forgets: float = 0.0
     """Does not know a session any more."""
+    vanishes: float = 0.0
+    """Is gone for good after a call."""
+    lies_about_charges: float = 0.0
+    """Says another charge, or another sum of charges, of a channel."""
+    forges_corrections: float = 0.0
+    """Says that a good voucher has a wrong sum, and shows a state that is not the channel's."""
+    is_slow_to_free: float = 0.0
+    """Keeps a channel busy after its answer."""
+    is_mute: float = 0.0
+    """Does not say what a call on a channel was charged."""
     date_off_s: float = 0.0
     """How far its `Date` may be off."""
 
@@ -100,15 +112,32 @@ class Gateway:
         self._sessions: dict[str, Session] = {}
         self._held: dict[int, list[Signature]] = {}
         self._served: set[int] = set()
+        self._is_gone = False
+        self.desk = Desk(
+            chain,
+            character,
+            rng=rng,
+            happens=self._happens,
+            later=later,
+            settled=settled,
+            network=network.caip2,
+        )
+        if terms.scheme == CHANNEL_SCHEME:
+            self._claim_later()
 
     # -- answers
 
     def answer(self, request: httpx.Request) -> httpx.Response:
         """The response to a call."""
+        if self._is_gone:
+            return self._response(502, b"")
         if (session_id := request.headers.get(SESSION_HEADER)) is not None:
             return self._ridden(session_id)
         if (header := request.headers.get(SIGNATURE_HEADER)) is not None:
-            return self._paid(*_signature(header))
+            payment, accepted = _signature(header)
+            if isinstance(payment, ChannelPayment):
+                return self._paid_by_voucher(payment, accepted)
+            return self._paid(payment, accepted)
         return self._asked("payment required")
 
     def restart(self, *, settles: bool) -> None:
@@ -117,6 +146,9 @@ class Gateway:
         for session in sessions.values():
             if settles:
                 self._close(session)
+        if settles:
+            self.desk.claim()
+        self.desk.forget()
 
     def change_price(self) -> None:
         """From now on it asks for something else."""
@@ -155,6 +187,37 @@ class Gateway:
         response = self._serve(session)
         self._later(self._rng.random() * 20, lambda: self._close(session))
         return response
+
+    def _paid_by_voucher(self, payment: ChannelPayment, accepted: dict[str, Any]) -> httpx.Response:
+        self.desk.keep(payment)
+        if self._happens(self.character.denies):
+            return self._denied("insufficient_funds")
+        if self._happens(self.character.fails):
+            return self._response(self._rng.choice(_ERRORS), b'{"error": {"message": "the provider failed"}}')
+        amount = 0 if payment.kind == "refund" else self.terms.amount_atomic
+        try:
+            if accepted != self._entry(self.terms):
+                raise Refused("terms changed")
+            record = self.desk.admit(payment, amount)
+        except Refused as refused:
+            return self._asked(str(refused), extra=refused.extra)
+        if payment.kind == "refund":
+            return self._response(200, b"{}", {RESPONSE_HEADER: _encoded(self.desk.refund(payment, record))})
+        prompt, completion = self._rng.choice(_USAGES)
+        cost = price_of(prompt, completion) * (10 if self._happens(self.character.inflates) else 1)
+        response = self.desk.charge(payment, record, cost, amount)
+        self._is_gone = self._happens(self.character.vanishes)
+        is_mute = self._happens(self.character.is_mute)
+        body = _body(prompt, completion, min(cost, amount))
+        return self._response(200, body, None if is_mute else {RESPONSE_HEADER: _encoded(response)})
+
+    def _claim_later(self) -> None:
+        def claim() -> None:
+            if not self._is_gone:
+                self.desk.claim()
+                self._claim_later()
+
+        self._later(self._rng.expovariate(1 / 120), claim)
 
     def _problem(self, signature: Signature, accepted: dict[str, Any]) -> str | None:
         if accepted != self._entry(self.terms):
@@ -200,7 +263,8 @@ class Gateway:
             case 0:  # another nonce space
                 other = "eip3009" if terms.method == "permit2" else "permit2"
                 amount = terms.amount_atomic // 2
-                self.terms = replace(terms, scheme="exact", method=other, amount_atomic=amount)
+                scheme = terms.scheme if terms.scheme == CHANNEL_SCHEME else "exact"
+                self.terms = replace(terms, scheme=scheme, method=other, amount_atomic=amount)
             case 1:  # smaller, and shorter
                 self.terms = replace(terms, amount_atomic=terms.amount_atomic // 10, timeout_s=5)
             case 2:  # larger, and longer
@@ -213,8 +277,20 @@ class Gateway:
     def _come_to_its_senses(self) -> None:
         self.terms = self._first_terms
 
-    def _asked(self, why: str, headers: dict[str, str] | None = None, *, terms: Terms | None = None) -> httpx.Response:
+    def _asked(
+        self,
+        why: str,
+        headers: dict[str, str] | None = None,
+        *,
+        terms: Terms | None = None,
+        extra: dict[str, Any] | None = None,
+    ) -> httpx.Response:
+        """A 402; `extra` is what the offer says besides."""
         challenge = self._challenge(terms or self.terms, why)
+        if extra:
+            document = json.loads(base64.b64decode(challenge))
+            document["accepts"][0]["extra"].update(extra)
+            challenge = _encoded(document)
         return self._response(402, b"{}", {CHALLENGE_HEADER: challenge, **(headers or {})})
 
     def _response(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> httpx.Response:
@@ -297,9 +373,11 @@ def _body(prompt_tokens: int, completion_tokens: int, cost_atomic: int) -> bytes
 
 
 @lru_cache(maxsize=4096)
-def _signature(header: str) -> tuple[Signature, dict[str, Any]]:
+def _signature(header: str) -> tuple[Signature | ChannelPayment, dict[str, Any]]:
     document = json.loads(base64.b64decode(header))
     payload, accepted = document["payload"], document["accepted"]
+    if "voucher" in payload:
+        return channel_payment(payload), accepted
     if (permit := payload.get("permit2Authorization")) is not None:
         found = Signature(
             method="permit2",
@@ -324,10 +402,15 @@ def _signature(header: str) -> tuple[Signature, dict[str, Any]]:
     return found, accepted
 
 
-def signature_in(request: httpx.Request) -> Signature | None:
-    """The signature that a request carries."""
+def signature_in(request: httpx.Request) -> Signature | ChannelPayment | None:
+    """The signature that a request carries, or the voucher."""
     header = request.headers.get(SIGNATURE_HEADER)
     return None if header is None else _signature(header)[0]
+
+
+def allowed_in(request: httpx.Request) -> int:
+    """What a request says that it may cost."""
+    return int(_signature(request.headers[SIGNATURE_HEADER])[1]["amount"])
 
 
 @lru_cache(maxsize=4096)
@@ -345,6 +428,8 @@ def _entry(network: Network, terms: Terms, payee: str, facilitator: str) -> dict
     extra = {"name": network.asset.name, "version": network.asset.version, "assetTransferMethod": terms.method}
     if terms.scheme == "upto":
         extra["facilitatorAddress"] = facilitator
+    if terms.scheme == CHANNEL_SCHEME:
+        extra |= {"receiverAuthorizer": facilitator, "withdrawDelay": 900}
     return {
         "scheme": terms.scheme,
         "network": network.caip2,

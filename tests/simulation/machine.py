@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import ssl
 import sys
+import threading
 import time as real_time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -16,12 +17,16 @@ from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any
 
 import httpx
 
 from opengradient_x402 import effects
 from opengradient_x402.chain import node as chain_node
+from opengradient_x402.channels import rides
+from opengradient_x402.channels.book import ChannelBook
+from opengradient_x402.channels.channel import Channel, Deposit, Voucher
 from opengradient_x402.gateway import connections
 from opengradient_x402.gateway.client import AsyncGatewayClient, GatewayClient
 from opengradient_x402.ledger.authorizations import Authorization
@@ -90,14 +95,18 @@ class Stage:
 
     def __init__(self) -> None:
         self.time = Time()
+        self.ident = 0
+        """Stands for the thread that runs now: each call has one of its own."""
         self.in_thread: Callable[..., Future[Any]] = lambda work, *, name: Outcome()
         self.ask_node: Callable[[httpx.Request], httpx.Response] = lambda request: httpx.Response(500, request=request)
 
     @contextmanager
     def set_up(self) -> Iterator[None]:
         """Puts clocks, threads and lines of the product's modules under the simulation's control."""
-        for lazily in ("chain.questions", "ledger.statements", "ledger.tables", "settlement.reconciler"):
-            import_module(f"opengradient_x402.{lazily}")  # they must be there to be changed
+        for room in ("channels", "ledger", "payment", "settlement"):  # what comes later would have its own clock
+            for module in iter_modules(import_module(f"opengradient_x402.{room}").__path__):
+                import_module(f"opengradient_x402.{room}.{module.name}")
+        import_module("opengradient_x402.chain.questions")
         changed: list[tuple[Any, str, Any]] = []
 
         def replace(where: Any, name: str, by: Any) -> None:
@@ -115,6 +124,14 @@ class Stage:
 
             def __exit__(self, *_: object) -> None: ...
 
+        class Threads:
+            RLock = staticmethod(threading.RLock)
+
+            @staticmethod
+            def get_ident() -> int:
+                return stage.ident
+
+        replace(rides, "threading", Threads)
         real_line = chain_node.Line
         for name, module in list(sys.modules.items()):
             if name.startswith("opengradient_x402."):
@@ -176,6 +193,10 @@ class SteppedLedger(Ledger):
     def record_settlement(self, authorization: Authorization) -> Future[None]:
         return self._changing(authorization.id, lambda: super(SteppedLedger, self).record_settlement(authorization))
 
+    def about(self, what: str, submit: Callable[[], Future[Any]]) -> Future[Any]:
+        """Submits what changes this authorization or channel."""
+        return self._changing(what, submit)
+
     def _changing(self, authorization_id: str, submit: Callable[[], Future[Any]]) -> Future[Any]:
         self._about = authorization_id
         try:
@@ -222,6 +243,33 @@ class SteppedLedger(Ledger):
         self.under_way.renew()
 
 
+class WatchedBook(ChannelBook):
+    """A book of channels that says which one a job changes."""
+
+    def __init__(self, ledger: SteppedLedger) -> None:
+        super().__init__(ledger)
+        self._stepped = ledger
+
+    def reserve(self, channel: Channel, authorization: Authorization, **options: Any) -> Future[Any]:
+        return self._stepped.about(
+            channel.id, lambda: super(WatchedBook, self).reserve(channel, authorization, **options)
+        )
+
+    def charge(self, voucher: Voucher, charged_atomic: int) -> Future[None]:
+        return self._stepped.about(voucher.channel_id, lambda: super(WatchedBook, self).charge(voucher, charged_atomic))
+
+    def correct(self, voucher: Voucher, charged_atomic: int, **options: Any) -> Future[Any]:
+        return self._stepped.about(
+            voucher.channel_id, lambda: super(WatchedBook, self).correct(voucher, charged_atomic, **options)
+        )
+
+    def deposit(self, channel_id: str, deposit: Deposit) -> Future[None]:
+        return self._stepped.about(channel_id, lambda: super(WatchedBook, self).deposit(channel_id, deposit))
+
+    def drop(self, voucher: Voucher) -> Future[None]:
+        return self._stepped.about(voucher.channel_id, lambda: super(WatchedBook, self).drop(voucher))
+
+
 class Process:
     """A process that pays: one wallet, one ledger, two clients for each gateway (one blocks, one awaits)."""
 
@@ -241,6 +289,7 @@ class Process:
         self.ledger = ledger
         self.payments = Payments(network=network, signer=signer, policy=policy, ledger=ledger)
         self.payments.sessions = SessionPool(idle_s=network.session_idle_s, clock=time.monotonic, wall_clock=time.time)
+        self.payments.rides.book = WatchedBook(ledger)
         options: dict[str, Any] = {"http_transport": httpx.MockTransport(_never), "timeout_s": timeout_s}
         self.clients: dict[tuple[str, bool], Any] = {}
         for origin in origins:

@@ -16,6 +16,7 @@ from opengradient_x402.settlement.recognition import AUTHORIZATION_USED, SETTLED
 from simulation.chain import Chain, Settlement, View
 
 MULTICALL3 = "0xca11bde05977b3631167028862be2a173976ca11"
+CHANNELS = "0x4020074e9df2ce1dee5a9c1b5c3f541d02a10003"
 _BALANCE = 10**27
 _CREATION = "0x4260005260206000f3"  # returns the time of its block
 
@@ -108,24 +109,21 @@ class Nodes:
         if "to" not in call:
             assert call["data"] == _CREATION
             return _word(view.time_of(view.head))
+        data = bytes.fromhex(call["data"][2:])
         if call["to"].lower() == MULTICALL3:
-            return self._together(view, bytes.fromhex(call["data"][2:]))
-        return _word(self._read(view, bytes.fromhex(call["data"][2:])))
+            return self._together(view, data)
+        if call["to"].lower() == CHANNELS:
+            return "0x" + b"".join(word.to_bytes(32, "big") for word in _channel(view, data)).hex()
+        return _word(self._read(view, data))
 
     def _read(self, view: View, data: bytes) -> int:
         selector, arguments = data[:4].hex(), data[4:]
         match selector:
             case "4fe02b44":  # nonceBitmap(address,uint256)
                 word = int.from_bytes(arguments[32:64], "big")
-                return sum(
-                    1 << (done.signature.nonce & 255)
-                    for done in view.mined
-                    if done.number <= view.head
-                    and done.signature.method == "permit2"
-                    and done.signature.nonce >> 8 == word
-                )
+                return sum(1 << (nonce & 255) for nonce in view.used_nonces("permit2") if nonce >> 8 == word)
             case "e94a0102":  # authorizationState(address,bytes32)
-                return int(view.settlement("eip3009", int.from_bytes(arguments[32:64], "big")) is not None)
+                return int(int.from_bytes(arguments[32:64], "big") in view.used_nonces("eip3009"))
             case "70a08231":  # balanceOf(address)
                 return _BALANCE
             case "dd62ed3e":  # allowance(address,address)
@@ -194,7 +192,17 @@ def _at(view: View, tag: Any) -> View:
     number = view.numbered(tag["blockHash"]) if isinstance(tag, dict) else int(tag, 16)
     if number is None or number > view.head:
         raise KeyError("the block")
-    return View(view.genesis_s, number, view.mined, view.salts, view.hashes)
+    return View(view.genesis_s, number, view.mined, view.salts, view.hashes, view.channel_events)
+
+
+def _channel(view: View, data: bytes) -> tuple[int, int]:
+    state = view.channel("0x" + data[4:].hex())
+    match data[:4].hex():
+        case "7a7ebd7b":  # channels(bytes32)
+            return state.balance_atomic, state.claimed_atomic
+        case "b7f06ebe":  # pendingWithdrawals(bytes32)
+            return state.withdrawing_atomic, state.withdrawing_since
+    raise KeyError(data[:4].hex())
 
 
 def _block(view: View, number: int) -> dict[str, Any] | None:

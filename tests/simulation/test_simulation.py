@@ -18,13 +18,13 @@ from pathlib import Path
 
 import pytest
 
-from simulation.audit import Broken
 from simulation.breaks import BREAKS
+from simulation.broken import Broken
 from simulation.machine import Stage
 from simulation.world import Rules, World
 
 SHORT = range(24)
-LONG = range(1_000, 2_050)
+LONG = range(1_000, 2_000)
 _FOUND_BY = {
     "second_nonce_space": 30,
     "later_signature_overwrites": 7,

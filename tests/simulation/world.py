@@ -27,9 +27,11 @@ from opengradient_x402.payment import call as calls
 from opengradient_x402.payment.policy import SpendPolicy
 from opengradient_x402.payment.steps import SIGNATURE_HEADER
 from opengradient_x402.signer import LocalSigner
-from simulation.audit import Auditor, Broken
+from simulation.audit import Auditor
+from simulation.broken import Broken
 from simulation.chain import Chain
-from simulation.gateways import MODEL, Character, Gateway, Terms, signature_in
+from simulation.desks import ChannelPayment
+from simulation.gateways import CHANNEL_SCHEME, MODEL, Character, Gateway, Terms, allowed_in, signature_in
 from simulation.machine import Machine, Outcome, Process, Stage, SteppedLedger
 from simulation.node import Nodes, Weather
 
@@ -53,7 +55,12 @@ PAYEE = next(iter(NETWORK.payees))
 FACILITATOR = "0x240b09731D96979f50B2C649C9CE10FcF9C7987F"
 SIGNER = LocalSigner("0x" + "11" * 32)
 BODY = {"model": MODEL, "max_tokens": 400, "messages": [{"role": "user", "content": "What is x402?"}]}
-_SCHEMES = (*[("upto", "permit2")] * 4, ("exact", "permit2"), ("exact", "eip3009"))
+_SCHEMES = (
+    *[("upto", "permit2")] * 4,
+    ("exact", "permit2"),
+    ("exact", "eip3009"),
+    *[(CHANNEL_SCHEME, "permit2"), (CHANNEL_SCHEME, "eip3009")] * 2,
+)
 _FINAL_S = 2_000.0
 _A_DAY_S = 90_000.0
 
@@ -79,6 +86,8 @@ class Task:
     is_done: bool = False
     nonces: set[int] = field(default_factory=set)
     """Those that left for the first time with this call."""
+    vouchers: int = 0
+    """How many left with it."""
 
 
 class World:
@@ -177,7 +186,12 @@ class World:
 
     def _drawn_policy(self) -> SpendPolicy:
         per_day = self.rng.choice((OPG // 2, 2 * OPG, 20 * OPG, 50 * OPG, 200 * OPG))
-        return SpendPolicy(max_per_day=per_day, max_price_increase_percent=self.rng.choice((50, 100, 100)))
+        return SpendPolicy(
+            max_per_day=per_day,
+            max_price_increase_percent=self.rng.choice((50, 100, 100)),
+            max_deposit=self.rng.choice((OPG // 20, OPG // 2, 2 * OPG)),
+            max_channels=self.rng.choice((1, 2, 4)),
+        )
 
     def _drawn_gateway(self, number: int) -> Gateway:
         rng = self.rng
@@ -195,6 +209,11 @@ class World:
             overcharges=often(0.3, 0.3, 1.0),
             inflates=often(0.3, 0.2, 1.0),
             forgets=often(0.4, 0.02, 0.1),
+            vanishes=often(0.2, 0.02),
+            lies_about_charges=often(0.3, 0.05, 0.3),
+            forges_corrections=often(0.3, 0.05, 0.3),
+            is_slow_to_free=often(0.4, 0.1, 0.5),
+            is_mute=often(0.3, 0.1, 0.5),
             date_off_s=often(0.3, 40.0),
         )
         return Gateway(
@@ -407,6 +426,7 @@ class World:
             return
         task.token += 1
         self._running = task.process
+        self._stage.ident = task.number
         try:
             effect = task.steps.send(value) if problem is None else task.steps.throw(problem)
         except StopIteration:
@@ -496,6 +516,12 @@ class World:
         signature = signature_in(request)
         assert signature is not None
         self.counted["signatures sent"] += 1
+        if isinstance(signature, ChannelPayment):
+            self.counted[f"{signature.kind}s sent"] += 1
+            task.vouchers += 1
+            self._note(f"a {signature.kind} up to {signature.voucher.max_atomic} goes to {origin}")
+            self._auditor.voucher_left(signature, origin=origin, amount=allowed_in(request))
+            return
         self._note(
             f"a signature for {signature.amount_atomic} until {signature.deadline - START_S:.0f}s goes to {origin}"
         )
@@ -517,7 +543,7 @@ class World:
         if not isinstance(problem, OpenGradientError | asyncio.CancelledError | None):
             raise Broken("errors are ours", f"{kind}: {problem}") from problem
         if isinstance(problem, OpenGradientError) and problem.money is MoneyOutcome.NOT_PAID:
-            self._auditor.said_not_paid(task.nonces, f"{kind}: {problem}")
+            self._auditor.said_not_paid(task.nonces, f"{kind}: {problem}", vouchers=task.vouchers)
         if self.calls < self.rules.calls:
             is_refused = isinstance(problem, OpenGradientError) and problem.money is MoneyOutcome.NOT_PAID
             pause_s = self.rng.random() * 150 if is_refused else self._pause_s()
@@ -531,6 +557,13 @@ class World:
 
     # -- the end
 
+    def _withdraw(self, kind: str) -> None:
+        """The owner takes back what is in channels, as `channels withdraw` does."""
+        for channel_id in self._auditor.channels.out:
+            left = self._chain.channel(channel_id).left_atomic
+            if left > 0:
+                self._chain.give_back(channel_id, kind, left)
+
     def _come_to_an_end(self) -> None:
         """Nothing new begins; all that is open ends; then ledger and chain must be equal."""
         self._is_over = True
@@ -538,6 +571,8 @@ class World:
             process.ledger.step(process.ledger.waiting)
             self._kill(process, performing=0)
         self._machine.wall_off_s = 0.0
+        for kind in ("withdrawal begins", "withdrawal ends"):
+            self._later(1500.0, self._withdraw, kind)
         for pause_s in (_FINAL_S, 60.0, _A_DAY_S):
             self._nodes.weather = Weather()
             self._chain.abandoned = None
@@ -551,4 +586,7 @@ class World:
             process.payments.reconciler.reconcile(payer=SIGNER.address)
             self._kill(process, performing=0)
         self.step += 1
+        charged = sum((Counter(gateway.desk.charged) for gateway in self._gateways.values()), Counter[str]())
+        honest = [gateway.origin for gateway in self._gateways.values() if gateway.character == Character()]
         self._auditor.equal()
+        self._auditor.channels.equal(charged, honest=honest)

@@ -48,7 +48,7 @@ def report(
     ledger: LedgerOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Report what was spent, by model, day and payment, and what of it is proven, read, stated or refuted.
+    """Report what was spent, by model, day, run and payment, and what of it is proven, read, stated or refuted.
 
     Reads a bundle, or the ledger. `--json` says what was written (with --output).
     """

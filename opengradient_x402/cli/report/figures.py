@@ -9,6 +9,7 @@ from typing import Final
 
 from opengradient_x402.cli.output import amount_of, status_word
 from opengradient_x402.cli.receipts import day_of, grouped, model_of
+from opengradient_x402.cli.report.tallies import run_of
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.proofs.findings import Finding, Read, Statement, Undecided
 from opengradient_x402.proofs.verification import NOT_ASKED
@@ -77,8 +78,10 @@ class Figures:
         for finding in findings:
             self._found.setdefault(finding.about, []).append(finding)
         self.total = self._sum("together", self.records)
-        self.by_model = sorted(self._sums(model_of), key=lambda one: -one.amount_atomic)
+        self.by_model = _largest_first(self._sums(model_of))
         self.by_day = self._sums(day_of)
+        self.by_run = [] if all(record.run is None for record in self.records) else _largest_first(self._sums(run_of))
+        """Empty where no call belongs to a run."""
         self.by_payment = self._sums(payment_of)
         self.disputed = [record for record in self.records if status_word(record) == "disputed"]
 
@@ -108,6 +111,10 @@ class Figures:
             by_basis[basis] = by_basis.get(basis, 0) + amount_of(record)[0]
         ordered = {basis: by_basis[basis] for basis in BASES if basis in by_basis}
         return Sum(name=name, records=tuple(records), by_basis=ordered)
+
+
+def _largest_first(sums: list[Sum]) -> list[Sum]:
+    return sorted(sums, key=lambda one: -one.amount_atomic)
 
 
 def payment_of(record: SettlementReceipt) -> str:

@@ -36,6 +36,10 @@ _SHARES: Final = (
     "A payment serves all calls of a session, and is settled in one transaction. The chain shows the sum; how it is "
     "shared among the calls is the payer's word. So a sum over a part of a payment's calls is stated at best."
 )
+_RUNS: Final = (
+    "A run is what the payer's program calls so: one chain, graph, agent, workflow or query, with all calls in it, or "
+    "what the payer gave a name. It is the payer's word."
+)
 DECISIONS: Final = "Nobody signed them, and no chain has them: what persons decided is the payer's word."
 _FEWEST_PLACES: Final = 7
 """One day alone is a column, not a wall."""
@@ -167,6 +171,7 @@ def _part(report: Report, figures: Figures, number: int) -> _Html:
         _sums(report, figures, figures.by_day, "Day", is_plotted=False),
         _tag("h3", f"By model, in {symbol}"),
         _sums(report, figures, figures.by_model, "Model", is_plotted=True),
+        _runs(report, figures),
         _tag("h3", f"By payment, in {symbol}"),
         _tag("p", _SHARES, class_="hint"),
         _sums(report, figures, figures.by_payment, "Payment", is_plotted=False),
@@ -174,6 +179,13 @@ def _part(report: Report, figures: Figures, number: int) -> _Html:
         _records(report, figures),
         id=f"token-{number}",
     )
+
+
+def _runs(report: Report, figures: Figures) -> Iterable[str]:
+    if figures.by_run:
+        yield _tag("h3", f"By run, in {report.symbol(figures)}")
+        yield _tag("p", _RUNS, class_="hint")
+        yield _sums(report, figures, figures.by_run, "Run", is_plotted=True)
 
 
 def _disputed(figures: Figures) -> Iterable[str]:
@@ -235,7 +247,7 @@ def _sums(report: Report, figures: Figures, sums: Sequence[Sum], name: str, *, i
                 _tag("td", "{:,} / {:,}".format(*one.tokens), class_="number"),
             )
         )
-    heads = (name, report.symbol(figures), "It is", "Records", "Tokens in / out")
+    heads = (name, report.symbol(figures), "Rests on", "Records", "Tokens in / out")
     return _table(heads, rows, numbers=(1, 4))
 
 

@@ -38,7 +38,12 @@ def table(report: Report) -> str:
 
 def _sums(figures: Figures) -> Iterator[tuple[str, Sum]]:
     yield "total", figures.total
-    for part, sums in (("model", figures.by_model), ("day", figures.by_day), ("payment", figures.by_payment)):
+    for part, sums in (
+        ("model", figures.by_model),
+        ("day", figures.by_day),
+        ("run", figures.by_run),
+        ("payment", figures.by_payment),
+    ):
         for one in sums:
             yield part, one
 
@@ -52,6 +57,7 @@ def markdown(report: Report) -> str:
         for part, sums in (
             ("Model", figures.by_model),
             ("Day", figures.by_day),
+            *((("Run", figures.by_run),) if figures.by_run else ()),
             ("Payment", figures.by_payment),
         ):
             lines += [f"| {part} | Calls | {symbol} | On what it rests |", "|---|---:|---:|---|"]

@@ -192,14 +192,14 @@ def test_a_lost_answer_costs_what_the_gateway_charged_and_the_next_call_goes_on(
 
 SCRIPT = textwrap.dedent("""
     import os, signal, sys
-    from opengradient_x402.payment import channels
+    from opengradient_x402.payment.channels import calls
     from opengradient_x402.gateway.client import GatewayClient
     from opengradient_x402.payment.payments import Payments
 
     payments = Payments.open(network=sys.argv[1], private_key=sys.argv[2], ledger=sys.argv[3])
     prompt = {"model": "openai/gpt-5", "messages": [{"role": "user", "content": "hi"}]}
     GatewayClient(payments).chat(prompt)
-    channels.payment_response = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+    calls.payment_response = lambda _: os.kill(os.getpid(), signal.SIGKILL)
     GatewayClient(payments).chat(prompt)
 """)
 

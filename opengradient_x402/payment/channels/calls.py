@@ -8,29 +8,27 @@ The next call goes on from there. What a call was charged is read when it ends (
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
 import httpx
 
-from opengradient_x402.chain.questions import ChainReader
-from opengradient_x402.channels.channel import Channel, Deposit, Voucher
-from opengradient_x402.channels.on_chain import ChannelState, channel_state
+from opengradient_x402.channels.channel import Deposit, Voucher
 from opengradient_x402.channels.rides import Ride
 from opengradient_x402.channels.vouchers import BUSY, STALE, corrected_base, deposit_payload, voucher_payload
-from opengradient_x402.effects import Sleep, Steps, Wait, in_thread
+from opengradient_x402.effects import Sleep, Steps, Wait
 from opengradient_x402.errors import (
     BudgetExceeded,
-    GatewayUnreachable,
     NotPaid,
+    OpenGradientError,
     PaymentOutcomeUnknown,
     PolicyRefused,
 )
 from opengradient_x402.ledger.authorizations import Authorization
 from opengradient_x402.payment.call import NEVER_LEFT, Call, answered, carry, outcome_unknown, with_header
-from opengradient_x402.payment.challenge import Challenge, ChannelTerms, PaymentTerms
+from opengradient_x402.payment.challenge import Challenge, PaymentTerms
+from opengradient_x402.payment.channels.seats import looked, seated, seen, wanted_channel
 from opengradient_x402.payment.payments import Payments
 from opengradient_x402.payment.permits import payment_header
 from opengradient_x402.payment.sessions import SessionKey
@@ -48,6 +46,8 @@ _CALLS_OF_A_DEPOSIT: Final = 10
 _FIRST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 1.0
 _LONGEST_BUSY_S: Final = 60.0
+_HOLD_S: Final = 660.0
+"""A process that nobody can look at has a channel for its call no longer than this, or the call's time limit."""
 _MAX_REASON_CHARS: Final = 300
 
 
@@ -64,13 +64,17 @@ def pay_by_channel(
     if terms.channel is None:
         raise ValueError("terms without a channel")
     began_s = time.monotonic()
-    ride = yield from _seated(call, payments, _channel(terms, terms.channel, payments, str(request.url)), began_s)
-    call.ride = ride
-    try:
-        authorization = yield from _reserved(request, call, payments, key, ride, terms, challenge)
-    except BaseException:  # nothing has left
-        payments.detach(call)
-        raise
+    wanted = wanted_channel(terms, terms.channel, payments, str(request.url))
+    authorization = None
+    while authorization is None:
+        call.ride = ride = yield from seated(call, payments, wanted, began_s)
+        try:
+            authorization = yield from _reserved(request, call, payments, key, ride, terms, challenge)
+        except BaseException:  # nothing has left
+            payments.detach(call)
+            raise
+        if authorization is None:
+            payments.detach(call)
     attempt = _Attempt(
         request=request,
         call=call,
@@ -91,123 +95,6 @@ def pay_by_channel(
     return (yield from answered(response, call))
 
 
-# -- a seat
-
-
-def _channel(terms: PaymentTerms, wanted: ChannelTerms, payments: Payments, endpoint: str) -> Channel:
-    return Channel(
-        id="",
-        network=payments.network.caip2,
-        endpoint=endpoint,
-        payer=payments.payer,
-        payer_authorizer=payments.payer,
-        receiver=terms.pay_to,
-        receiver_authorizer=wanted.receiver_authorizer,
-        asset=terms.asset,
-        withdraw_delay_s=wanted.withdraw_delay_s,
-        salt=0,
-        transfer_method=terms.transfer_method,
-        used_at=int(time.time()),
-    )
-
-
-def _seated(call: Call, payments: Payments, wanted: Channel, began_s: float) -> Steps[Ride]:
-    """A seat on a channel that serves these terms: one that is free, a new one if there may be one, or the next."""
-    rides, most = payments.rides, payments.policy.max_channels
-    while True:
-        change = rides.change()  # before looking: what becomes free meanwhile is not missed
-        all_of_payer = yield from from_ledger(rides.book.channels(network=wanted.network, payer=wanted.payer), call)
-        known = [channel for channel in all_of_payer if _serves(channel, wanted)]
-        usable = [channel for channel in known if channel.status == "open"]
-        for channel in sorted(usable, key=lambda one: -one.free_atomic):
-            if (ride := rides.take(channel)) is not None:
-                return ride
-        fresh = [rides.numbered(wanted, len(known) + more) for more in range(max(0, most - len(usable)))]
-        ride = next((taken for channel in fresh if (taken := rides.take(channel)) is not None), None)
-        if ride is None:
-            _check_other_threads(call, payments, [*usable, *fresh])
-            yield from _wait(change, call, began_s)
-        elif (yield from _opened(ride, call, payments)):
-            return ride
-
-
-def _opened(ride: Ride, call: Call, payments: Payments) -> Steps[bool]:
-    """Whether the new channel of this seat can be used; one that the chain shows as used up is only remembered."""
-    try:
-        ride.channel = yield from _found(ride.channel, payments, call)
-    except BaseException:
-        payments.rides.leave(ride)
-        raise
-    if ride.channel.status == "open":
-        return True
-    payments.rides.leave(ride)
-    return False
-
-
-def _check_other_threads(call: Call, payments: Payments, channels: Sequence[Channel]) -> None:
-    if call.is_blocking and payments.rides.are_held_here(channels):
-        raise PolicyRefused(
-            f"All {len(channels)} payment channels with this gateway serve calls of this very thread, which have not "
-            f"ended, so call {call.id} would wait for itself. Nothing was signed for it. Read those streams to their "
-            "end or close them, or raise `max_channels`."
-        )
-
-
-def _serves(channel: Channel, wanted: Channel) -> bool:
-    same = ("endpoint", "receiver", "receiver_authorizer", "asset", "withdraw_delay_s", "transfer_method")
-    return all(getattr(channel, name) == getattr(wanted, name) for name in same)
-
-
-def _wait(change: Any, call: Call, began_s: float) -> Steps[None]:
-    left_s = None if call.timeout_s is None else max(0.0, call.timeout_s - (time.monotonic() - began_s))
-    try:
-        yield Wait(change, left_s)
-    except TimeoutError as exc:
-        raise GatewayUnreachable(
-            f"Call {call.id} waited {call.timeout_s or 0:g} s for a payment channel: all serve other calls. Nothing "
-            "was signed for this call. Try again, raise `timeout`, or raise `max_channels` of the policy.",
-            call_id=call.id,
-            kind="timeout",
-        ) from exc
-
-
-def _found(channel: Channel, payments: Payments, call: Call) -> Steps[Channel]:
-    """A channel that this ledger does not know, as the chain has it: a ledger may have been lost."""
-    state = yield from _looked(channel, payments)
-    is_used_up = 0 < state.balance_atomic <= state.claimed_atomic
-    found = replace(
-        channel,
-        status="closed" if is_used_up else "closing" if state.withdrawing_since else "open",
-        balance_atomic=state.balance_atomic,
-        claimed_atomic=state.claimed_atomic,
-        charged_atomic=state.claimed_atomic,
-        signed_atomic=state.claimed_atomic,
-        withdrawing_since=state.withdrawing_since,
-    )
-    return (yield from from_ledger(payments.rides.book.add(found), call))
-
-
-def _looked(channel: Channel, payments: Payments) -> Steps[ChannelState]:
-    network = payments.network
-
-    def look() -> ChannelState:
-        return ChainReader.at(network).ask(channel_state(channel, network=network))
-
-    state: ChannelState = yield Wait(in_thread(look, name="opengradient-channel"))
-    return state
-
-
-def _seen(channel: Channel, state: ChannelState, payments: Payments, call: Call) -> Steps[Channel]:
-    seen = payments.rides.book.see(
-        channel.id,
-        balance_atomic=state.balance_atomic,
-        claimed_atomic=state.claimed_atomic,
-        withdrawing_since=state.withdrawing_since,
-        is_deposit_over=state.is_deposit_over,
-    )
-    return (yield from from_ledger(seen, call))
-
-
 # -- a voucher
 
 
@@ -219,15 +106,23 @@ def _reserved(
     ride: Ride,
     terms: PaymentTerms,
     challenge: Challenge,
-) -> Steps[Authorization]:
-    """Decides about a deposit, and writes voucher and reservation durably."""
+) -> Steps[Authorization | None]:
+    """Decides about a deposit, and writes voucher and reservation durably. None: another process has the channel."""
     yield from _prepare_deposit(call, payments, ride, terms, challenge, most=None)
     drafted = replace(payments.draft(terms, call, str(request.url)), nonce=int(ride.channel.id, 16))
     yield from check_limits(call, payments, key, drafted)
+    is_first = call.is_keyed and not call.has_signed_out
     for attempt in (1, 2):
-        reserving = payments.rides.book.reserve(ride.channel, drafted, budget=payments.budget, deposit=ride.deposit)
+        reserving = payments.rides.book.reserve(
+            ride.channel,
+            drafted,
+            budget=payments.budget,
+            deposit=ride.deposit,
+            hold_s=max(_HOLD_S, call.timeout_s or 0.0),
+            is_first=is_first,
+        )
         try:
-            ride.channel, ride.voucher = yield from from_ledger(reserving, call)
+            reserved = yield from from_ledger(reserving, call)
         except BudgetExceeded:
             if attempt == 2:
                 raise
@@ -235,6 +130,9 @@ def _reserved(
                 yield Wait(payments.reclaim(), call.left_s)
         else:
             break
+    if reserved is None:
+        return None
+    ride.channel, ride.voucher = reserved
     payments.reports.signed(drafted)
     return drafted
 
@@ -248,7 +146,7 @@ def _prepare_deposit(
     """
     channel = ride.channel
     if channel.is_pending:
-        channel = yield from _seen(channel, (yield from _looked(channel, payments)), payments, call)
+        channel = yield from seen(channel, (yield from looked(channel, payments)), payments, call)
     ride.channel = channel
     needed = (channel.charged_atomic + terms.amount_atomic) if most is None else most
     if channel.deposit is not None:
@@ -312,7 +210,10 @@ def _ridden(attempt: _Attempt) -> Steps[httpx.Response]:
         response = yield from _sent(attempt)
         if response.status_code != httpx.codes.PAYMENT_REQUIRED:
             return response
-        why = yield from _amended(attempt, response)
+        try:
+            why = yield from _amended(attempt, response)
+        except OpenGradientError as exc:  # whatever it says of this step, a voucher has left
+            why = exc.message
         if why is not None:
             raise _unresolved(attempt.call, attempt.payments, attempt.key, attempt.authorization, why)
 
@@ -355,9 +256,10 @@ def _renew(current: Challenge, attempt: _Attempt) -> Steps[None]:
         raise PolicyRefused("They are not for this channel.")
     payments.check_call(call, attempt.key, terms=terms)
     attempt.terms, attempt.challenge = terms, current
-    attempt.authorization = yield from _reserved(
-        attempt.request, call, payments, attempt.key, attempt.ride, terms, current
-    )
+    anew = yield from _reserved(attempt.request, call, payments, attempt.key, attempt.ride, terms, current)
+    if anew is None:
+        raise PolicyRefused("Another process took the channel meanwhile.")
+    attempt.authorization = anew
 
 
 def _sent(attempt: _Attempt) -> Steps[httpx.Response]:
@@ -390,15 +292,15 @@ def _corrected(current: Challenge, attempt: _Attempt) -> Steps[str | None]:
     if ride.voucher is None:
         raise ValueError("a ride without a voucher")
     offers = [offer.raw["extra"] for offer in current.terms if offer.channel == terms.channel]
-    state = yield from _looked(ride.channel, payments)
-    ride.channel = yield from _seen(ride.channel, state, payments, call)
+    state = yield from looked(ride.channel, payments)
+    ride.channel = yield from seen(ride.channel, state, payments, call)
     said = corrected_base(
         offers[0] if offers else {}, ride.channel, claimed_atomic=state.claimed_atomic, network=payments.network
     )
     if isinstance(said, str):
         return said
     base, signed = said
-    correcting = payments.rides.book.correct(ride.voucher, base, signed_atomic=signed)
+    correcting = payments.rides.book.correct(ride.voucher, base, signed_atomic=signed, is_found=ride.is_found)
     corrected = yield from from_ledger(correcting, call)
     if corrected is None:
         return f"{base} atomic units are more than the calls of this ledger can have cost"

@@ -1,0 +1,1 @@
+"""Calls that payment channels pay for, and how what is in channels comes back."""
