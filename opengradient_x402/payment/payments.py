@@ -59,6 +59,7 @@ from opengradient_x402.telemetry.reports import Reports
 
 if TYPE_CHECKING:
     from opengradient_x402.payment.challenge import Challenge, PaymentTerms
+    from opengradient_x402.payment.channels.taking_back import PayerChannels
     from opengradient_x402.settings import Settings
     from opengradient_x402.settlement.reconciler import Reconciler
 
@@ -164,6 +165,13 @@ class Payments(Resident):
         from opengradient_x402.settlement.reconciler import Reconciler
 
         return Reconciler(self.network, self.ledger)
+
+    @cached_property
+    def channels(self) -> PayerChannels:
+        """The payment channels of this wallet: what is in them, and how it comes back."""
+        from opengradient_x402.payment.channels.taking_back import PayerChannels
+
+        return PayerChannels(self)
 
     def close(self) -> None:
         """Writes what the ledger still holds; closes it if it was opened for this, and nobody else uses it.
