@@ -190,6 +190,9 @@ class _Line(asyncio.Protocol):
             self._transport.write(message[start : start + _IN_ONE_PIECE])
             while self._is_full and not reader.has_head:
                 await self._news()
+            if reader.has_head and start + _IN_ONE_PIECE < len(message):
+                self.has_ended = True  # answered before it has all of the request: no other one can follow
+                break
         while not reader.has_head:
             await self._news()
 

@@ -131,6 +131,8 @@ class _Line:
     @property
     def has_ended(self) -> bool:
         """Whether there is something to read where nothing was asked: the end, as a rule."""
+        if not hasattr(select, "poll"):  # Windows
+            return bool(select.select([self._socket], [], [], 0)[0])
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
         return bool(poll.poll(0))
@@ -195,28 +197,30 @@ class _Body(httpx.SyncByteStream):
         self._line = line
         self._reader = reader
         self._limits = limits
-        self._is_closed = False
+        self._held = [line]
+        """Empty once the connection was given back or closed: taken out by one thread alone, whoever closes too."""
 
     def __iter__(self) -> Iterator[bytes]:
         return self
 
     def __next__(self) -> bytes:
         while not (piece := self._reader.taken()):
-            if self._reader.is_complete or self._is_closed:
+            if self._reader.is_complete or not self._held:
                 raise StopIteration
             self._line.read(self._reader, self._limits.get("read"))
         return piece
 
     def close(self) -> None:
         """Ends the connection, unless the body was read to its end: then it serves another request."""
-        if self._is_closed:
+        try:
+            line = self._held.pop()
+        except IndexError:
             return
-        self._is_closed = True
         if self._reader.is_complete and self._reader.keeps_line:
-            self._transport.give_back(self._line)
+            self._transport.give_back(line)
         else:
-            self._line.close()
+            line.close()
 
     def __del__(self) -> None:
-        if not getattr(self, "_is_closed", True):
+        if getattr(self, "_held", ()):
             self.close()
