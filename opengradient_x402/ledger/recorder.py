@@ -38,11 +38,12 @@ MOST_PROOFS: Final = 65_536
 """So many proofs are remembered in memory, besides those in the database."""
 
 _COLUMNS = ("authorization_id", "created_at", "receipt", "payer", "status", "run", "answered_as")
-_ROW: Final = "(?, ?, ?, ?, ?, ?, ?, ?)"
+_VALUES: Final = ", ".join("?" * (1 + len(_COLUMNS)))
+_ROW: Final = f"({_VALUES})"
 _INTO: Final = f"INSERT INTO calls (call_id, {', '.join(_COLUMNS)}) VALUES "  # noqa: S608  (names of columns)
 _AGAIN: Final = f" ON CONFLICT (call_id) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in _COLUMNS)} "
 WRITE: Final = (
-    f"INSERT INTO calls (call_id, {', '.join(_COLUMNS)}) SELECT ?, ?, ?, ?, ?, ?, ? "  # noqa: S608  (as above)
+    f"INSERT INTO calls (call_id, {', '.join(_COLUMNS)}) SELECT {_VALUES} "  # noqa: S608  (as above)
     f"WHERE NOT EXISTS (SELECT 1 FROM authorizations WHERE id = ? AND {_ENDED}){_AGAIN}RETURNING 1"
 )
 _ENDED_OF: Final = f"SELECT id FROM authorizations WHERE {_ENDED} AND id IN "  # noqa: S608  (as above)

@@ -167,9 +167,11 @@ def _repeat(
             return response
         challenge = yield from read_challenge(response, payments, key)
     terms = yield from _acceptable(challenge, call, payments, key, earlier)
-    if payments.is_same(terms, earlier) and (challenge.gives_again or not earlier.is_over):
+    is_open = earlier.status in ("signed", "expired")
+    if payments.is_same(terms, earlier) and (challenge.gives_again or (is_open and not earlier.is_over)):
+        yield from check_limits(call, payments, key, earlier)
         signed = payments.sign(terms, earlier, challenge, is_for_one=True)
-    elif earlier.status in ("signed", "expired"):
+    elif is_open:
         signed = yield from _authorize(terms, challenge, request, call, payments, key, earlier=earlier)
     else:
         raise CallKnown(

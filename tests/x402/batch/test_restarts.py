@@ -284,6 +284,8 @@ async def test_a_call_under_a_given_id_is_made_once_in_every_way_to_pay(devnets,
             await client.chat(PROMPT, call_id=call_id)
         assert refused.value.money == "not_paid"
         assert len(payments.ledger.receipts().result()) == 1
+        [kept] = payments.ledger.authorizations().result()
+        assert kept.status == "signed"  # what was refused now does not free what may still be taken
         with pytest.raises(ConfigurationError, match="call id"):
             await client.chat(PROMPT, call_id="call_of my own")
         await client.aclose()
