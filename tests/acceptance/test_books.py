@@ -128,7 +128,7 @@ def test_three_hundred_mixed_calls_of_three_wallets_are_explained_to_the_last_un
 
 @pytest.mark.timeout(300)
 def test_three_hundred_calls_in_three_schemes_of_one_gateway_are_explained_to_the_last_unit(tmp_path):
-    with Devnet(batch_size=32, schemes=[Scheme.UPTO, Scheme.EXACT, Scheme.BATCH_SETTLEMENT]) as net:
+    with Devnet(batch_size=32, schemes=[Scheme.UPTO, Scheme.EXACT_PERMIT2, Scheme.BATCH_SETTLEMENT]) as net:
         accounts = [net.account(opg="40", approved=True) for _ in SCHEMES]
         before = [opg_balance(net, account.address) for account in accounts]
         with ExitStack() as stack:

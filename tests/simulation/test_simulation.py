@@ -44,7 +44,7 @@ _FOUND_BY = {
     "voucher_before_writing": 0,
     "lost_voucher_never_left": 0,
     "channels_of_each_process": 3,
-    "charge_is_believed": 0,
+    "charge_is_believed": 21,
     "old_block_is_news": 0,
     "claims_count_for_each_call": 0,
 }
