@@ -1,7 +1,7 @@
 """Gateway answers -> LangChain messages: whole completions, and stream deltas one by one.
 
 The per-chunk path builds `AIMessageChunk` with the fields that core needs and nothing else; usage, finish
-reason, model name and receipt ride on the terminal chunk only, because core adds up what several chunks say.
+reason, model name and receipt are in the last chunk only, because core adds up what several chunks say.
 It does not know the wire (`opengradient_x402.completions` does), nor handlers.
 """
 
