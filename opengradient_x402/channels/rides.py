@@ -7,6 +7,7 @@ them now.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -47,6 +48,7 @@ class Rides:
         self._taken: dict[str, int] = {}
         self._waiting: list[Future[None]] = []
         self._arrived: set[str] = set()
+        self._tidied_s: float | None = None
 
     def numbered(self, channel: Channel, number: int) -> Channel:
         """The channel with this number at its gateway: its salt follows from the key, so no channel is ever lost."""
@@ -78,6 +80,15 @@ class Rides:
     def has_arrived(self, channel: Channel) -> bool:
         """Whether the gateway said that the deposit which is out has been collected; the chain may show it later."""
         return channel.id in self._arrived
+
+    def may_tidy(self, every_s: float) -> bool:
+        """Whether it is time to take back what is idle; then it counts as begun."""
+        now_s = time.monotonic()
+        with self._lock:
+            if self._tidied_s is not None and now_s - self._tidied_s < every_s:
+                return False
+            self._tidied_s = now_s
+            return True
 
     def leave(self, ride: Ride, *, is_free: bool = False) -> None:
         """The seat is free, for other processes too; `is_free` says that they know. Leaving twice changes nothing."""

@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 
 
 def reconcile(
-    wait_s: Annotated[float, typer.Option("--wait", min=0, help="Go on for so many seconds, until all is final.")] = 0,
+    wait_s: Annotated[
+        float, typer.Option("--wait", min=0, help="Seconds to go on for at most, until all is final.")
+    ] = 0,
     data: Annotated[
         bool, typer.Option("--data", help="Prove the data settlements of the changed receipts too.")
     ] = False,

@@ -67,10 +67,8 @@ def list_receipts(
     ] = None,
     payer: PayerOption = None,
     run: Annotated[str | None, typer.Option(help="Only the calls of this run.", show_default=False)] = None,
-    by: Annotated[
-        str | None, typer.Option(help="Sums by run, model or day, of all receipts, in place of receipts.")
-    ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many, the newest.")] = 50,
+    by: Annotated[str | None, typer.Option(help="Add up all receipts: by run, model or day.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="How many at most, the newest ones.")] = 50,
     is_full: FullOption = False,
     network: NetworkOption = None,
     ledger: LedgerOption = None,

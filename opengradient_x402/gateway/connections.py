@@ -314,8 +314,11 @@ def _maker(endpoint: Endpoint) -> Callable[[Callable[[Any], None]], httpx.BaseTr
     """
     context, proxy = context_for(endpoint), proxy_for(endpoint)
     if proxy is not None or HTTP_TRACER in sys.modules:
-        return lambda note: LimitedTransport(verify=context, limits=_LIMITS, proxy=proxy, on_socket=note)
-    return lambda note: ThreadTransport(verify=context, keepalive_s=_KEEPALIVE_S, most_idle=_MOST_IDLE, on_socket=note)
+        is_far = endpoint.is_far and proxy is None  # what a name means behind a proxy, the proxy decides
+        return lambda note: LimitedTransport(verify=context, limits=_LIMITS, proxy=proxy, on_socket=note, is_far=is_far)
+    return lambda note: ThreadTransport(
+        verify=context, keepalive_s=_KEEPALIVE_S, most_idle=_MOST_IDLE, on_socket=note, is_far=endpoint.is_far
+    )
 
 
 def _async_maker(endpoint: Endpoint) -> Callable[[Callable[[Any], None]], httpx.AsyncBaseTransport]:
@@ -323,7 +326,7 @@ def _async_maker(endpoint: Endpoint) -> Callable[[Callable[[Any], None]], httpx.
     context, proxy = context_for(endpoint), proxy_for(endpoint)
     if proxy is not None:
         return lambda note: LimitedAsyncTransport(verify=context, limits=_LIMITS, proxy=proxy, on_socket=note)
-    return lambda note: LoopTransport(verify=context, keepalive_s=_KEEPALIVE_S, on_socket=note)
+    return lambda note: LoopTransport(verify=context, keepalive_s=_KEEPALIVE_S, on_socket=note, is_far=endpoint.is_far)
 
 
 def _pools_of(loop: asyncio.AbstractEventLoop) -> _Pools[httpx.AsyncBaseTransport]:

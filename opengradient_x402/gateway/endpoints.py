@@ -43,6 +43,8 @@ class Endpoint:
     public_key_der: bytes | None = field(default=None, repr=False)
     key_source: str = "registry"
     """Who vouches for `public_key_der`: the `registry`, or an `attestation`."""
+    is_far: bool = False
+    """Whether its name must lead into the public internet: nobody here has vouched for where it leads."""
 
     @classmethod
     def of(cls, request: httpx.Request) -> Endpoint | None:
@@ -101,7 +103,7 @@ class StaticGateway:
     """The one gateway at a given URL, trusted through the public certificate authorities."""
 
     def __init__(self, base_url: str) -> None:
-        self._endpoint = Endpoint(base_url=base_url.rstrip("/").removesuffix("/v1"))
+        self._endpoint = Endpoint(base_url=base_url.rstrip("/").removesuffix("/chat/completions").removesuffix("/v1"))
 
     @property
     def base_url(self) -> str:

@@ -17,6 +17,7 @@ import httpx
 from aiohappyeyeballs import start_connection
 
 from opengradient_x402.http.messages import ResponseReader, message_of
+from opengradient_x402.http.places import check_far
 from opengradient_x402.http.time_limits import for_connecting
 
 _IN_ONE_PIECE: Final = 1024 * 1024
@@ -41,7 +42,10 @@ class LoopTransport(httpx.AsyncBaseTransport):
         verify: ssl.SSLContext,
         keepalive_s: float,
         on_socket: Callable[[socket.socket], object] = lambda _: None,
+        is_far: bool = False,
     ) -> None:
+        """`is_far`: the host must lead into the public internet."""
+        self._is_far = is_far
         self._verify = verify
         self._keepalive_s = keepalive_s
         self._on_socket = on_socket
@@ -116,8 +120,11 @@ class LoopTransport(httpx.AsyncBaseTransport):
         try:
             async with asyncio.timeout(for_connecting(limits)):
                 port = url.port or (443 if is_secure else 80)
+                addresses = await self._addresses(host, port)
+                if self._is_far:
+                    check_far([address for *_, address in addresses])
                 made = await start_connection(
-                    await self._addresses(host, port),
+                    addresses,
                     loop=self.loop,
                     happy_eyeballs_delay=_HAPPY_EYEBALLS_S,
                     interleave=1,
@@ -183,6 +190,9 @@ class _Line(asyncio.Protocol):
             self._transport.write(message[start : start + _IN_ONE_PIECE])
             while self._is_full and not reader.has_head:
                 await self._news()
+            if reader.has_head and start + _IN_ONE_PIECE < len(message):
+                self.has_ended = True  # answered before it has all of the request: no other one can follow
+                break
         while not reader.has_head:
             await self._news()
 

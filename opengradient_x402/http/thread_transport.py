@@ -18,6 +18,7 @@ from typing import Any, Final
 import httpx
 
 from opengradient_x402.http.messages import ResponseReader, message_of
+from opengradient_x402.http.places import check_far
 from opengradient_x402.http.time_limits import for_connecting
 
 _PIECE: Final = 64 * 1024
@@ -36,7 +37,10 @@ class ThreadTransport(httpx.BaseTransport):
         keepalive_s: float,
         most_idle: int,
         on_socket: Callable[[socket.socket], object] = lambda _: None,
+        is_far: bool = False,
     ) -> None:
+        """`is_far`: the host must lead into the public internet."""
+        self._is_far = is_far
         self._verify = verify
         self._keepalive_s = keepalive_s
         self._most_idle = most_idle
@@ -93,6 +97,8 @@ class ThreadTransport(httpx.BaseTransport):
         try:
             line = socket.create_connection((host, url.port or (443 if is_secure else 80)), limit_s)
             self._on_socket(line)
+            if self._is_far:
+                check_far([line.getpeername()])
             line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if is_secure:
                 line = self._verify.wrap_socket(line, server_hostname=host)
@@ -125,6 +131,8 @@ class _Line:
     @property
     def has_ended(self) -> bool:
         """Whether there is something to read where nothing was asked: the end, as a rule."""
+        if not hasattr(select, "poll"):  # Windows
+            return bool(select.select([self._socket], [], [], 0)[0])
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
         return bool(poll.poll(0))
@@ -189,28 +197,30 @@ class _Body(httpx.SyncByteStream):
         self._line = line
         self._reader = reader
         self._limits = limits
-        self._is_closed = False
+        self._held = [line]
+        """Empty once the connection was given back or closed: taken out by one thread alone, whoever closes too."""
 
     def __iter__(self) -> Iterator[bytes]:
         return self
 
     def __next__(self) -> bytes:
         while not (piece := self._reader.taken()):
-            if self._reader.is_complete or self._is_closed:
+            if self._reader.is_complete or not self._held:
                 raise StopIteration
             self._line.read(self._reader, self._limits.get("read"))
         return piece
 
     def close(self) -> None:
         """Ends the connection, unless the body was read to its end: then it serves another request."""
-        if self._is_closed:
+        try:
+            line = self._held.pop()
+        except IndexError:
             return
-        self._is_closed = True
         if self._reader.is_complete and self._reader.keeps_line:
-            self._transport.give_back(self._line)
+            self._transport.give_back(line)
         else:
-            self._line.close()
+            line.close()
 
     def __del__(self) -> None:
-        if not getattr(self, "_is_closed", True):
+        if getattr(self, "_held", ()):
             self.close()

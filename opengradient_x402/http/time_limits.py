@@ -20,6 +20,7 @@ import httpcore
 import httpx
 
 from opengradient_x402.errors import ConfigurationError
+from opengradient_x402.http.places import check_far
 
 Timeout = float | tuple[float | None, float | None] | httpx.Timeout
 """Seconds for a call; or for connecting and for the rest; or as httpx has it. None in its place: the default."""
@@ -110,7 +111,9 @@ class LimitedTransport(httpx.HTTPTransport):
         limits: httpx.Limits,
         proxy: httpx.Proxy | None = None,
         on_socket: Callable[[Any], object] = lambda _: None,
+        is_far: bool = False,
     ) -> None:
+        """`is_far`: the host must lead into the public internet."""
         super().__init__(verify=verify, limits=limits)
         # httpx passes no network backend on; the pool is the one that it would make.
         self._pool = httpcore.ConnectionPool(
@@ -119,7 +122,7 @@ class LimitedTransport(httpx.HTTPTransport):
             max_connections=limits.max_connections,
             max_keepalive_connections=limits.max_keepalive_connections,
             keepalive_expiry=limits.keepalive_expiry,
-            network_backend=_Backend(),
+            network_backend=_Backend(is_far=is_far),
         )
         self._on_socket = on_socket
 
@@ -170,8 +173,9 @@ def _as_httpcore(proxy: httpx.Proxy) -> httpcore.Proxy:
 
 
 class _Backend(httpcore.NetworkBackend):
-    def __init__(self) -> None:
+    def __init__(self, *, is_far: bool) -> None:
         self._inner = httpcore.SyncBackend()
+        self._is_far = is_far
 
     def connect_tcp(
         self,
@@ -181,7 +185,14 @@ class _Backend(httpcore.NetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.NetworkStream:
-        return _Stream(self._inner.connect_tcp(host, port, timeout, local_address, socket_options))
+        line = self._inner.connect_tcp(host, port, timeout, local_address, socket_options)
+        if self._is_far:
+            try:
+                check_far([line.get_extra_info("socket").getpeername()])
+            except OSError:
+                line.close()
+                raise
+        return _Stream(line)
 
 
 class _Stream(httpcore.NetworkStream):

@@ -12,12 +12,13 @@ import threading
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from decimal import Decimal
-from typing import Any, Final
+from typing import Any, Final, Literal, get_args
 from urllib.parse import urlsplit
 
 from opengradient_x402.addresses import allow_list, checksum_address
 from opengradient_x402.errors import ConfigurationError, InsecureEndpoint, PolicyRefused
-from opengradient_x402.models import is_same_model
+from opengradient_x402.http.places import is_private
+from opengradient_x402.models import check_name, is_same_model
 from opengradient_x402.money import Asset, Limit, check_limit, limit_atomic
 from opengradient_x402.networks import GATEWAY_URL, Network, is_loopback
 from opengradient_x402.payment.challenge import Challenge, PaymentTerms, Scheme
@@ -26,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 SCHEMES: Final[tuple[Scheme, ...]] = ("upto", "batch-settlement", "exact")
 """All ways to pay; an `upto` session takes any number of calls at once, a channel one after the other."""
+IdleChannels = Literal["keep", "refund", "withdraw"]
+"""What becomes of a payment channel that no call has used for a while."""
 _OPTIONAL_LIMITS: Final = ("sponsored_approval", "approve_above")
 _HASH: Final = re.compile(r"0x[0-9a-fA-F]{64}", re.ASCII)
 _CLOCK_ADVICE: Final = "Set this machine's clock (NTP), or raise `max_clock_skew_s`."
@@ -79,8 +82,10 @@ class SpendPolicy:
     `schemes` are the ways to pay that are used, in the order of preference. `max_deposit` is the most that one deposit
     into a payment channel may move, and `max_channels` how many channels there may be with one gateway: another one is
     opened only when a call would have to wait. `max_withdraw_delay_s` is how long it may take to get a deposit back
-    without the gateway's help. What is in a channel can be claimed up to the last voucher only, so a deposit counts
-    neither as spent nor as reserved.
+    without the gateway's help. `idle_channels` says what becomes of channels that no call has used for
+    `channel_idle_s` seconds, looked at when calls are paid by channels: they are kept, a refund is asked for, or they
+    are withdrawn, which costs gas twice. What is in a channel can be claimed up to the last voucher only, so a deposit
+    counts neither as spent nor as reserved.
     `sponsored_approval` is how much Permit2 may be allowed to move by a permit (for one payment) or an approval that
     the facilitator sends for a wallet without gas; None (the default) never signs one. `approval` is asked before a
     signature that allows more than `approve_above`: a function, sync or async, that takes an `ApprovalRequest` and
@@ -107,6 +112,8 @@ class SpendPolicy:
     max_deposit: Limit = "2"
     max_channels: int = 4
     max_withdraw_delay_s: int = 86_400
+    idle_channels: IdleChannels = "keep"
+    channel_idle_s: int = 86_400
 
     def __post_init__(self) -> None:
         for name in ("max_per_authorization", "max_per_day", "max_deposit", "max_per_call", *_OPTIONAL_LIMITS):
@@ -116,12 +123,18 @@ class SpendPolicy:
         self._check_asking()
         per_model = dict(self.max_per_model)
         for model, limit in per_model.items():
+            check_name("max_per_model", model)
             check_limit(f"max_per_model[{model!r}]", limit)
         object.__setattr__(self, "max_per_model", tuple(sorted(per_model.items())))
         object.__setattr__(self, "schemes", _schemes(self.schemes))
         counts = ("max_deadline_s", "max_price_increase_percent", "max_clock_skew_s", "max_withdraw_delay_s")
-        for name in (*counts, "max_channels"):
+        for name in (*counts, "max_channels", "channel_idle_s"):
             _check_count(name, getattr(self, name))
+        if self.idle_channels not in get_args(IdleChannels):
+            raise ConfigurationError(
+                f"`idle_channels` is {self.idle_channels!r}; it is one of {list(get_args(IdleChannels))}. Nothing was "
+                "paid."
+            )
         for name in ("payees", "facilitators"):
             object.__setattr__(self, name, allow_list(name, getattr(self, name)))
         if self.pcr_hashes is not None:
@@ -246,7 +259,7 @@ class SpendPolicy:
         """Refuse to pay over a line, or at an address, that somebody else may own.
 
         https, or plain http on loopback; no private or link-local address unless it is loopback or
-        `allow_private_endpoints`. Names are not resolved. Raises InsecureEndpoint.
+        `allow_private_endpoints`. Names are not resolved here. Raises InsecureEndpoint.
         """
         try:
             parts = urlsplit(url)
@@ -266,7 +279,7 @@ class SpendPolicy:
                 f"{shown} is plain http: anybody on the way could redirect payments. Nothing was paid. "
                 "Use https (plain http is accepted on loopback only)."
             )
-        if not self.allow_private_endpoints and _is_private(host):
+        if not self.allow_private_endpoints and is_private(host):
             raise InsecureEndpoint(
                 f"{shown} is a private, link-local or reserved address. Nothing was paid. "
                 "If this gateway is yours, set `allow_private_endpoints=True`."
@@ -382,16 +395,6 @@ class SpendPolicy:
         )
 
 
-def _is_private(host: str) -> bool:
-    from ipaddress import ip_address
-
-    try:
-        address = ip_address(host)
-        return not address.is_global or address.is_multicast
-    except ValueError:
-        return False
-
-
 def _wrong_place(terms: PaymentTerms, network: Network) -> str | None:
     if terms.chain_id != network.chain_id:
         return f"the client pays on {network.caip2} ({network.name}) only"
@@ -441,8 +444,7 @@ def _check_count(name: str, value: object) -> None:
 
 
 def _hashes(name: str, hashes: Collection[str]) -> frozenset[str]:
-    hashes = frozenset((hashes,)) if isinstance(hashes, str) else hashes
-    for value in hashes:
+    for value in (hashes := frozenset((hashes,)) if isinstance(hashes, str) else hashes):
         if _HASH.fullmatch(value) is None:
             raise ConfigurationError(f"`{name}`: {value!r} is not 0x and 64 hex digits. Nothing was paid.")
     return frozenset(value.lower() for value in hashes)

@@ -124,7 +124,7 @@ class _Chat:
                 self._on_receipt(key, receipt)
 
         make = self._client.stream if asked.is_stream else self._client.chat
-        return await make(asked.body, limits=key.limits, on_receipt=report)
+        return await make(asked.body, limits=key.limits, on_receipt=report, run=key.name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

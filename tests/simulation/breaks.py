@@ -9,14 +9,20 @@ from typing import Any
 import httpx
 import pytest
 
+from opengradient_x402.channels import rides
+from opengradient_x402.channels.book import ChannelBook
+from opengradient_x402.channels.channel import Voucher
+from opengradient_x402.channels.vouchers import Charge
 from opengradient_x402.errors import NotPaid
 from opengradient_x402.ledger import disputes
 from opengradient_x402.ledger.authorizations import authorization_id
 from opengradient_x402.ledger.statements import Book
 from opengradient_x402.ledger.tables import authorizations, signatures
 from opengradient_x402.payment import handshake, payments, policy
+from opengradient_x402.payment.channels import calls as channel_calls
 from opengradient_x402.payment.gateways import Clock
 from opengradient_x402.payment.payments import Payments
+from opengradient_x402.settlement import channels as channel_settlement
 from opengradient_x402.settlement import reconciler, search
 from simulation.machine import Outcome
 
@@ -167,6 +173,79 @@ def budget_of_one_process(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Book, "spent", lambda self, conn, *args, **options: 0)
 
 
+def voucher_before_writing(patch: pytest.MonkeyPatch) -> None:
+    """A voucher leaves while the ledger is still writing."""
+    reserve = ChannelBook.reserve
+
+    def at_once(self: ChannelBook, channel: Any, authorization: Any, **options: Any) -> Any:
+        reserve(self, channel, authorization, **options)
+        most = channel.charged_atomic + authorization.amount_atomic
+        done = Outcome()
+        done.set_result(
+            (
+                replace(channel, deposit=options["deposit"] or channel.deposit),
+                Voucher(
+                    authorization_id=authorization.id,
+                    channel_id=channel.id,
+                    base_atomic=channel.charged_atomic,
+                    max_atomic=most,
+                ),
+            )
+        )
+        return done
+
+    patch.setattr(ChannelBook, "reserve", at_once)
+
+
+def lost_voucher_never_left(patch: pytest.MonkeyPatch) -> None:
+    """A connection that broke means that the voucher has not left."""
+    patch.setattr(channel_calls, "NEVER_LEFT", (httpx.TransportError,))
+
+
+def channels_of_each_process(patch: pytest.MonkeyPatch) -> None:
+    """A process does not look whether another one has a call on the channel."""
+    patch.setattr(ChannelBook, "_is_held", lambda self, channel, book: False)
+
+
+def charge_is_believed(patch: pytest.MonkeyPatch) -> None:
+    """What a gateway says that a call cost is not compared with what was allowed."""
+
+    def believed(claims: Any, *, base_atomic: int, max_atomic: int) -> Any:
+        extra = claims.get("extra") or {}
+        if "chargedAmount" not in extra:
+            return "it says nothing"
+        sum_atomic = int(extra["channelState"]["chargedCumulativeAmount"])
+        return Charge(charged_atomic=sum_atomic - base_atomic, cumulative_atomic=sum_atomic)
+
+    patch.setattr(rides, "charge_of", believed)
+
+
+def old_block_is_news(patch: pytest.MonkeyPatch) -> None:
+    """A node that is behind shows a channel as empty, and that is believed."""
+    see = ChannelBook.see
+
+    def seen(self: ChannelBook, channel: Any, state: Any) -> Any:
+        return see(self, channel, replace(state, block=replace(state.block, number=2**40)))
+
+    patch.setattr(ChannelBook, "see", seen)
+
+
+def claims_count_for_each_call(patch: pytest.MonkeyPatch) -> None:
+    """What was claimed once is booked for every call whose outcome is unknown."""
+
+    def judge(channel: Any, vouchers: Any, state: Any, **_: Any) -> Any:
+        is_empty = state.balance_atomic <= state.claimed_atomic and channel.deposit is None
+        return {
+            one.authorization_id: channel_settlement.Taken(
+                amount_atomic=max(0, min(state.claimed_atomic, one.end_atomic) - one.base_atomic)
+            )
+            for one in vouchers
+            if is_empty or state.claimed_atomic >= one.end_atomic
+        }
+
+    patch.setattr(channel_settlement, "judge", judge)
+
+
 BREAKS: dict[str, Break] = {
     made.__name__: made
     for made in (
@@ -185,5 +264,11 @@ BREAKS: dict[str, Break] = {
         final_at_first_sight,
         no_margin_for_expiry,
         budget_of_one_process,
+        voucher_before_writing,
+        lost_voucher_never_left,
+        channels_of_each_process,
+        charge_is_believed,
+        old_block_is_news,
+        claims_count_for_each_call,
     )
 }

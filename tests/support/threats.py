@@ -48,7 +48,10 @@ ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
     "25": ("body cut or garbled after paying", ("test_a_garbled_body_is_an_error",)),
     "26": ("huge 402, dripped headers", ("test_a_hostile_402_body_is_not_read", "test_dripped_headers_end")),
     "27-28": ("malformed header, amounts, deep JSON", ("test_challenge.py",)),
-    "29": ("registry endpoint at a private address", ("test_registry_admission.py",)),
+    "29": (
+        "registry endpoint at a private address, in any spelling",
+        ("test_registry_admission.py", "test_nothing_is_said_where_a_far_name", "test_an_address_is_the_same"),
+    ),
     "30-31": ("downgrade, approval upsell", ("test_challenge.py", "test_sponsored_approval.py")),
     "33": (
         "many workers, one wallet, one budget",

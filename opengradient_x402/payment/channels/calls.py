@@ -17,7 +17,7 @@ import httpx
 from opengradient_x402.channels.channel import Deposit, Voucher
 from opengradient_x402.channels.rides import Ride
 from opengradient_x402.channels.vouchers import BUSY, STALE, corrected_base, deposit_payload, voucher_payload
-from opengradient_x402.effects import Sleep, Steps, Wait
+from opengradient_x402.effects import Sleep, Steps, Wait, in_thread
 from opengradient_x402.errors import (
     BudgetExceeded,
     NotPaid,
@@ -48,6 +48,7 @@ _LONGEST_PAUSE_S: Final = 1.0
 _LONGEST_BUSY_S: Final = 60.0
 _HOLD_S: Final = 660.0
 """A process that nobody can look at has a channel for its call no longer than this, or the call's time limit."""
+_TIDY_EVERY_S: Final = 3600.0
 _MAX_REASON_CHARS: Final = 300
 
 
@@ -64,6 +65,7 @@ def pay_by_channel(
     if terms.channel is None:
         raise ValueError("terms without a channel")
     began_s = time.monotonic()
+    _tidy_soon(payments)
     wanted = wanted_channel(terms, terms.channel, payments, str(request.url))
     authorization = None
     while authorization is None:
@@ -96,6 +98,18 @@ def pay_by_channel(
 
 
 # -- a voucher
+
+
+def _tidy_soon(payments: Payments) -> None:
+    """Begins to take back what is idle, if the policy says so, and the last time is an hour ago. Reports nothing."""
+    if payments.policy.idle_channels == "keep" or not payments.rides.may_tidy(_TIDY_EVERY_S):
+        return
+
+    def tidy() -> None:
+        with suppress(OpenGradientError):  # it is tried again, and the command says what is wrong
+            payments.channels.tidy()
+
+    in_thread(tidy, name="opengradient-tidy")
 
 
 def _reserved(

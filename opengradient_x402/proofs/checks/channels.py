@@ -214,17 +214,29 @@ def _paid(
     taken, said = _sum(moves, "claim"), sum(case.entry.settled_atomic or 0 for case in settled)
     why = _too_early(settled, moves, network)
     start = min((move.total_atomic - move.amount_atomic for move in claims), default=0)
-    # A ledger that was lost: what was claimed before the first call in the file is another statement's matter.
-    before = max(0, min(case.voucher.base_atomic for case in cases if case.voucher is not None) - start)
-    known = sum(map(_charged, cases))
+    known, others = sum(map(_charged, cases)), _between(cases, start)
     if said > taken:
         why = f"{show(taken)} was claimed, and the calls say {show(said)}"
-    elif taken > known + before:
+    elif taken > known + others:
         why = f"{show(taken)} was claimed, and the calls in the file were charged {show(known)}"
     if why is not None:
         return Refuted(statement=statement, about=about, why=why)
     why = f"{show(taken)} was claimed for {channel.receiver}; {len(settled)} calls come to {show(said)} of it"
     return Read(statement=statement, about=about, why=why, source=source)
+
+
+def _between(cases: Sequence[Case], start: int) -> int:
+    """What was charged between the calls in the file: calls of a ledger that was lost, or of another user of the key.
+
+    That they are missing is another statement's matter.
+    """
+    found, reached = 0, start
+    for voucher in sorted(
+        (case.voucher for case in cases if case.voucher is not None), key=lambda one: one.base_atomic
+    ):
+        found += max(0, voucher.base_atomic - reached)
+        reached = max(reached, voucher.end_atomic)
+    return found
 
 
 def _too_early(settled: Sequence[Case], moves: Sequence[ChannelMove], network: Network) -> str | None:

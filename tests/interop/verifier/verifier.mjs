@@ -719,8 +719,13 @@ class Verifier {
     const taken = sumOf(moves, "claim");
     const settledSum = (list) => list.reduce((sum, entry) => sum + BigInt(entry.settled_atomic ?? 0), 0n);
     const start = claims.reduce((least, move) => (least === null || move.total - move.amount < least ? move.total - move.amount : least), null) ?? 0n;
-    const base = calls.map((entry) => BigInt(entry.voucher.base_atomic)).reduce((least, one) => (one < least ? one : least));
-    const known = calls.reduce((sum, entry) => sum + chargeOf(entry), 0n) + (base > start ? base - start : 0n);
+    let known = calls.reduce((sum, entry) => sum + chargeOf(entry), 0n);
+    let reached = start;
+    const baseOf = (entry) => BigInt(entry.voucher.base_atomic);
+    for (const entry of [...calls].sort((one, other) => (baseOf(one) < baseOf(other) ? -1 : 1))) {
+      if (baseOf(entry) > reached) known += baseOf(entry) - reached;
+      if (endOf(entry) > reached) reached = endOf(entry);
+    }
     const wrong = this.isTooEarly(settled, moves, settledSum) || settledSum(settled) > taken || taken > known;
     if (wrong) this.say("refuted", statement, channel.id);
     else this.sayRead(statement, channel.id);

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 from opengradient_devnet.faults import SettleAtCap
 from opengradient_x402.cli.main import build_app
-from opengradient_x402.cli.output import rounded
+from opengradient_x402.cli.output import note, rounded
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.telemetry.runs import named_run
 from support.ledger_rows import entry, served
@@ -142,6 +142,21 @@ def test_no_line_is_wider_than_a_terminal_of_80_columns_and_no_cell_is_cut(shop,
     for line in lines_of(shown):
         assert cell_len(line) <= 80, line
         assert not re.search(r"\w…(\s|$)", line), line  # the end of a cell that had no room
+
+
+def test_what_is_said_beside_the_output_breaks_no_word_in_a_terminal(monkeypatch):
+    class Screen(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    screen, words = Screen(), [f"word{number}" for number in range(60)]
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    note(" ".join(words))
+    lines = ESCAPES.sub("", screen.getvalue()).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert " ".join(lines).split() == words
 
 
 def test_a_receipt_is_one_line_with_totals_by_day_and_by_model(shop):

@@ -11,6 +11,7 @@ import socket
 import ssl
 import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
@@ -443,6 +444,48 @@ async def test_a_header_that_would_begin_another_one_is_not_sent(transport):
         asked.headers["x-user"] = "one\r\nx-payment: two"
         assert isinstance(await failure(transport, asked), httpx.LocalProtocolError)
         assert server.connections == 0
+
+
+async def too_large(reader, writer):
+    await read_request(reader)
+    writer.write(b"HTTP/1.1 413 Content Too Large\r\ncontent-length: 9\r\n\r\ntoo large")
+    await writer.drain()
+    while await reader.read(1_000_000):
+        pass
+
+
+async def test_an_answer_before_the_end_of_a_large_request_is_read(transport):
+    async with Listener(too_large) as server:
+        assert await exchange(transport, request(server.url, content=b"x" * 30_000_000)) == b"too large"
+
+
+async def test_a_request_that_was_answered_before_its_end_is_followed_by_none_on_its_connection(loop_transport):
+    async with Listener(too_large) as server:
+        for _ in range(2):
+            assert await exchange(loop_transport, request(server.url, content=b"x" * 30_000_000)) == b"too large"
+        assert server.connections == 2
+
+
+def test_a_body_that_two_threads_close_gives_its_connection_back_once():
+    transport = transport_of(ThreadTransport)
+
+    def serve(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection:
+            for _ in range(50):
+                connection.recv(65536)
+                connection.sendall(HEAD + b"content-length: 5\r\n\r\nwhole")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(4) as threads:
+        threads.submit(serve, listener)
+        for _ in range(50):
+            response = transport.handle_request(request(f"http://127.0.0.1:{listener.getsockname()[1]}/"))
+            response.read()
+            body = response.stream
+            for closing in [threads.submit(body.close) for _ in range(3)]:  # type: ignore[union-attr]
+                closing.result()
+            assert len(transport._idle) == 1
+    transport.close()
 
 
 async def test_a_large_body_that_nobody_reads_is_not_kept_in_memory(loop_transport):

@@ -380,5 +380,7 @@ def test_budgets_hold_under_parallel_calls_and_one_key_does_not_touch_the_other(
     for name, limit in limits.items():
         paid = sum(settled[receipt.call_id].settled_atomic for receipt in server.receipts_of(name))
         assert paid == limit.spent_atomic
+        of_run = {call_id for call_id, receipt in settled.items() if receipt.run == name}
+        assert of_run == {receipt.call_id for receipt in server.receipts_of(name)}
         assert paid <= payments.network.asset.parse(limit.limit)
     assert opg_balance(net, payments.payer) == 10 * 10**18 - sum(receipt.settled_atomic for receipt in settled.values())
