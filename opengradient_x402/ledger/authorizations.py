@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from opengradient_x402.addresses import checksum_address
-from opengradient_x402.errors import BudgetExceeded
+from opengradient_x402.errors import BudgetExceeded, ConfigurationError
 from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt
 from opengradient_x402.money import PaidIn, amount_in
 
@@ -210,3 +210,16 @@ def unanswered(authorization: Authorization, call: CallUnderWay | None = None) -
 def authorization_id(network: str, payer: str, nonce: int) -> str:
     """One id for one nonce: whatever is signed under it, the chain settles it at most once."""
     return "auth_" + hashlib.sha256(f"{network} {payer} {nonce}".encode()).hexdigest()[:32]
+
+
+def payer_named(payer: str | None) -> str | None:
+    """As `spelled`, if there is one."""
+    return None if payer is None else spelled(payer)
+
+
+def spelled(address: str) -> str:
+    """The address as records have it. Raises ConfigurationError for what is none."""
+    try:
+        return checksum_address(address)
+    except ValueError as exc:
+        raise ConfigurationError(f"{exc} Nothing was read. Give the whole address.") from exc

@@ -23,11 +23,10 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from opengradient_x402.addresses import checksum_address
 from opengradient_x402.effects import when_done
-from opengradient_x402.errors import ConfigurationError, LedgerUnavailable
+from opengradient_x402.errors import LedgerUnavailable
 from opengradient_x402.ledger import place
-from opengradient_x402.ledger.authorizations import Authorization, Budget
+from opengradient_x402.ledger.authorizations import Authorization, Budget, payer_named, spelled
 from opengradient_x402.ledger.journal import Journal
 from opengradient_x402.ledger.place import as_url, beside, is_in_memory, location, sqlite_file, without_password
 from opengradient_x402.ledger.receipts import SettlementReceipt
@@ -46,6 +45,7 @@ T = TypeVar("T")
 CLOSING_WAIT_S = 60.0
 """The longest that closing waits for the database: twice what SQLite waits for another process."""
 _ONLY_THIS = "Only this receipt is missing: the call was made, and its authorization was recorded before."
+_NOT_PAID = "Nothing was signed and nothing was paid."
 _AS_BEFORE = (
     "The ledger is as it was before; what was paid is on the chain. `opengradient-x402 receipts reconcile` reads it."
 )
@@ -167,12 +167,7 @@ class Ledger(Resident):
     def not_sent(self, call_id: str, authorization_id: str) -> None:
         """This authorization does not pay the call after all. What was settled is shared without it."""
         self.under_way.end(call_id)
-
-        def forgotten(book: Book, conn: Connection) -> None:
-            book.forget_call(conn, call_id, authorization_id)
-            book.share_out(conn, authorization_id)
-
-        self.submit(forgotten, otherwise=_AS_BEFORE)
+        self.submit(lambda book, conn: book.forget_call(conn, call_id, authorization_id), otherwise=_AS_BEFORE)
 
     def first_call_of(self, proof_id: str, call_id: str) -> str:
         """The call that this proof came for first, as far as this process knows; `record_call` knows of all others."""
@@ -220,7 +215,7 @@ class Ledger(Resident):
         payer: str | None = None,
     ) -> Future[list[SettlementReceipt]]:
         """Receipts, oldest first; calls that were authorized and never came back included."""
-        payer = _wallet(payer)
+        payer = payer_named(payer)
         return self.read(
             lambda book, conn: book.receipts(
                 conn, since=since, call_ids=call_ids, authorization_ids=authorization_ids, payer=payer
@@ -231,7 +226,7 @@ class Ledger(Resident):
         self, most: int, *, since: int = 0, payer: str | None = None, status: str | None = None, run: str | None = None
     ) -> Future[list[SettlementReceipt]]:
         """At most so many receipts, the newest that are asked for (`status`: a ReceiptStatus); oldest first."""
-        payer = _wallet(payer)
+        payer = payer_named(payer)
         return self.read(
             lambda book, conn: book.newest_receipts(conn, since=since, payer=payer, status=status, run=run, most=most)
         )
@@ -247,7 +242,7 @@ class Ledger(Resident):
 
         Waits for the database between pages; what is recorded meanwhile may be included.
         """
-        payer, after = _wallet(payer), None
+        payer, after = payer_named(payer), None
 
         def page(book: Book, conn: Connection) -> tuple[list[SettlementReceipt], int | None]:
             return book.page_of_receipts(conn, since=since, payer=payer, after=after, most=most)
@@ -272,7 +267,7 @@ class Ledger(Resident):
 
         Oldest first; all of them, or at most so many behind the one whose id is `after`.
         """
-        payer = _wallet(payer)
+        payer = payer_named(payer)
         return self.read(
             lambda book, conn: book.unfinished(
                 conn, network=network, payer=payer, authorization_id=authorization_id, after=after, most=most
@@ -288,7 +283,7 @@ class Ledger(Resident):
         authorization_id: str | None = None,
     ) -> Future[list[Authorization]]:
         """Authorizations, oldest first."""
-        payer = _wallet(payer)
+        payer = payer_named(payer)
         return self.read(
             lambda book, conn: book.authorizations(
                 conn, status=status, payer=payer, network=network, authorization_id=authorization_id
@@ -306,7 +301,7 @@ class Ledger(Resident):
     def spent(self, *, payer: str, asset: str, network: str, window_s: int = 86_400) -> Future[int]:
         """Reserved plus settled in the window, in atomic units: what a budget counts."""
         since = int(time.time()) - window_s
-        owner, token = _spelled(payer), _spelled(asset)
+        owner, token = spelled(payer), spelled(asset)
         return self.read(lambda book, conn: book.spent(conn, owner, token, network, since))
 
     def flush(self) -> None:
@@ -412,13 +407,7 @@ class Ledger(Resident):
 
     # -- the writer
 
-    def submit(
-        self,
-        work: Callable[[Book, Connection], T],
-        *,
-        otherwise: str = "Nothing was signed and nothing was paid.",
-        **kind: Any,
-    ) -> Future[T]:
+    def submit(self, work: Callable[[Book, Connection], T], *, otherwise: str = _NOT_PAID, **kind: Any) -> Future[T]:
         """`otherwise` says what it means for the money when this is not done; `kind` are fields of a Job."""
         future: Future[T] = Future()
         job = Job(work=work, future=cast("Future[Any]", future), otherwise=otherwise, **kind)
@@ -456,14 +445,3 @@ class Ledger(Resident):
         # Forgotten without close(): its thread ends with it. At exit the process ends it, in its turn.
         self._finalizer = weakref.finalize(self, self._queue.put, CLOSED)
         self._finalizer.atexit = False
-
-
-def _wallet(payer: str | None) -> str | None:
-    return None if payer is None else _spelled(payer)
-
-
-def _spelled(address: str) -> str:
-    try:
-        return checksum_address(address)
-    except ValueError as exc:
-        raise ConfigurationError(f"{exc} Nothing was read. Give the whole address.") from exc

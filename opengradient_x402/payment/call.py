@@ -30,6 +30,7 @@ from opengradient_x402.effects import Read, Send, Steps
 from opengradient_x402.errors import ConfigurationError, PaidButFailed, PaymentOutcomeUnknown
 from opengradient_x402.ledger.authorizations import Authorization, SignedTerms, receipt_fields
 from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt, transaction_claim
+from opengradient_x402.ledger.recorder import CallUnderWay
 from opengradient_x402.money import QUOTED_IN, Asset, parse_amount
 from opengradient_x402.payment.run_limit import RunLimit
 from opengradient_x402.payment.sessions import SESSION_HEADER, PaidSession
@@ -133,6 +134,10 @@ class Call:
     def left_s(self) -> float | None:
         """What is left of its time limit; None without one."""
         return None if self.timeout_s is None else max(0.0, self.began_s + self.timeout_s - time.monotonic())
+
+    def noted_under(self, authorization: Authorization) -> CallUnderWay:
+        """What is noted of this call while it is under way, paid by this authorization."""
+        return CallUnderWay(self.id, authorization.id, self.created_at, self.settlement_mode, self.model)
 
     @classmethod
     def of(cls, request: httpx.Request, *, is_blocking: bool) -> Call:

@@ -31,12 +31,10 @@ from opengradient_x402.errors import (
 from opengradient_x402.ledger.authorizations import Authorization, Budget, SignedTerms, authorization_id
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.ledger.receipts import SettlementReceipt
-from opengradient_x402.ledger.recorder import CallUnderWay
 from opengradient_x402.ledger.shared import OF_THE_PROCESS
-from opengradient_x402.models import find_model, usd_to_atomic
 from opengradient_x402.networks import Network, load_network, with_node
 from opengradient_x402.payment.call import Answer, Call, build_receipt
-from opengradient_x402.payment.gateways import Clock, KnownGateways, origin_of, origin_of_text
+from opengradient_x402.payment.gateways import Clock, KnownGateways, origin_of
 from opengradient_x402.payment.permits import (
     Doubtful,
     Doubts,
@@ -64,8 +62,6 @@ if TYPE_CHECKING:
     from opengradient_x402.settlement.reconciler import Reconciler
 
 _log = logging.getLogger(__name__)
-BYTES_PER_TOKEN = 2
-"""A request is taken for at most this many bytes a token: real texts have about four."""
 RECLAIM_EVERY_S = 60.0
 """Calls that do not fit into the budget ask the chain no more often than this."""
 
@@ -240,7 +236,7 @@ class Payments(Resident):
         """Refuses a call that could cost more than the policy allows. Raises PolicyRefused."""
         self.gateways.check_token_price(key.origin)
         if self.bounds_calls:
-            worst = self._worst_case(call, key, terms)
+            worst = self.gateways.worst_case(call, key.origin, terms)
             self.policy.check_call(worst, asset=self.network.asset, model=call.model)
 
     def check_limits(self, call: Call, key: SessionKey, authorization: Authorization) -> None:
@@ -249,7 +245,7 @@ class Payments(Resident):
             limit.admit(
                 call.id,
                 authorization,
-                worst_case_atomic=self._worst_case(call, key, authorization.terms),
+                worst_case_atomic=self.gateways.worst_case(call, key.origin, authorization.terms),
                 asset=self.network.asset,
                 model=call.model,
             )
@@ -262,25 +258,6 @@ class Payments(Resident):
         self._reclaim()
         for limit in call.limits:
             limit.update(self.ledger.receipts(call_ids=list(limit.unknown)).result())
-
-    def _worst_case(self, call: Call, key: SessionKey, terms: PaymentTerms | SignedTerms) -> int:
-        """The most that a call may cost, in atomic units.
-
-        An `exact` payment costs what is signed. Otherwise it is the published price of the model for the whole prompt
-        and all the tokens allowed, at the token price that the gateway quoted last; without a quote it is all that may
-        be taken.
-        """
-        worst = terms.amount_atomic
-        if terms.scheme == "exact":
-            return worst
-        info, asset_usd = find_model(call.model), self.gateways.asset_usd(key.origin)
-        if info is not None and asset_usd is not None and call.prompt_bytes:
-            usd = info.worst_case_cost_usd(
-                prompt_tokens=call.prompt_bytes // BYTES_PER_TOKEN, max_tokens=call.max_tokens
-            )
-            if usd is not None:
-                worst = min(worst, usd_to_atomic(usd, asset_usd=asset_usd, decimals=self.network.asset.decimals))
-        return worst
 
     def draft(
         self, terms: PaymentTerms, call: Call, endpoint: str, *, earlier: Authorization | None = None
@@ -376,11 +353,11 @@ class Payments(Resident):
         """This authorization pays for the call, which the ledger knows from here on, however this process ends."""
         call.authorization = authorization
         if authorization.call_id != call.id:  # that of the call that signed is recorded with its authorization
-            self.ledger.under_way.begin(_under_way(call, authorization))
+            self.ledger.under_way.begin(call.noted_under(authorization))
 
     def begun(self, call: Call, authorization: Authorization) -> Future[None]:
         """Notes in the ledger itself that this authorization pays for a keyed call. Raises CallKnown."""
-        return self.ledger.begin_call(authorization, _under_way(call, authorization))
+        return self.ledger.begin_call(authorization, call.noted_under(authorization))
 
     def detach(self, call: Call) -> None:
         """Nothing pays for the call: what was attached was not sent, or was not taken."""
@@ -448,7 +425,7 @@ class Payments(Resident):
             return None
         if call.ride is not None:
             call.claims = self.rides.end(call.ride, call.claims)
-        receipt = self._estimated(
+        receipt = self.gateways.estimated(
             build_receipt(call, outcome=outcome, error=error, answer=answer, asset=self.network.asset)
         )
         call.receipt = receipt.followed_by(self.reconciler)
@@ -464,27 +441,6 @@ class Payments(Resident):
         if listeners:
             self.reports.ended(receipt)
         return receipt
-
-    def _estimated(self, receipt: SettlementReceipt) -> SettlementReceipt:
-        """The receipt with what the call costs by published prices, if its gateway did not quote it."""
-        if receipt.cost_atomic is not None or receipt.prompt_tokens is None or receipt.completion_tokens is None:
-            return receipt
-        info, asset_usd = (
-            find_model(receipt.model),
-            self.gateways.likely_asset_usd(origin_of_text(receipt.endpoint)),
-        )
-        if info is None or asset_usd is None:
-            return receipt
-        usd = info.cost_usd(prompt_tokens=receipt.prompt_tokens, completion_tokens=receipt.completion_tokens)
-        if usd is None:
-            return receipt
-        return replace(
-            receipt, estimated_cost_atomic=usd_to_atomic(usd, asset_usd=asset_usd, decimals=self.network.asset.decimals)
-        )
-
-
-def _under_way(call: Call, authorization: Authorization) -> CallUnderWay:
-    return CallUnderWay(call.id, authorization.id, call.created_at, call.settlement_mode, call.model)
 
 
 def _report_lost_record(future: Future[str | None]) -> None:

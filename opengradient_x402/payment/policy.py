@@ -444,8 +444,7 @@ def _check_count(name: str, value: object) -> None:
 
 
 def _hashes(name: str, hashes: Collection[str]) -> frozenset[str]:
-    hashes = frozenset((hashes,)) if isinstance(hashes, str) else hashes
-    for value in hashes:
+    for value in (hashes := frozenset((hashes,)) if isinstance(hashes, str) else hashes):
         if _HASH.fullmatch(value) is None:
             raise ConfigurationError(f"`{name}`: {value!r} is not 0x and 64 hex digits. Nothing was paid.")
     return frozenset(value.lower() for value in hashes)

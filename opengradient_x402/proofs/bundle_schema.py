@@ -412,8 +412,7 @@ def _check_together(bundle: Bundle) -> None:
         raise ValueError("there are receipts without their authorization, or authorizations without a receipt")
     if not {body["call_id"] for body in bundle.of_kind("data_settlement")} <= set(calls):
         raise ValueError("there is a data settlement of a call without a receipt")
-    kept = len(authorizations) + len(calls) + len(decided)
-    if bundle.history is not None and len(bundle.history["places"]) != kept:
+    if bundle.history is not None and len(bundle.history["places"]) != len([*authorizations, *calls, *decided]):
         raise ValueError("the history has not one place for every authorization, receipt and decision")
 
 
@@ -446,6 +445,6 @@ def _check_once(what: str, names: Iterable[Hashable]) -> None:
 
 def _unreadable(why: str) -> BundleUnreadable:
     return BundleUnreadable(
-        f"The bundle's records cannot be read ({why}). It was made by another version or program, or made up. Nothing "
-        "was proven."
+        f"The bundle's records cannot be read ({why}). Another version or program made it, or it is made up. "
+        "Nothing was proven."
     )

@@ -1,4 +1,4 @@
-"""`payments.channels`: what is in channels comes back, from threads and from coroutines, and by itself when it is idle."""
+"""`payments.channels`: what is in channels comes back, from threads and coroutines, and by itself when it is idle."""
 
 from __future__ import annotations
 
