@@ -144,8 +144,8 @@ class Ledger(Resident):
             self.under_way.end(call_id)
             return when_done(future, lambda: journal.drop(call_id))
         self.under_way.end(call_id)
-        if self._recorder.wants_checkpoint():
-            self.note("receipts written", str(self._recorder.written))
+        if self._recorder.wants_checkpoint:
+            self._recorder.checkpoint()
         future = Future()
         future.set_result(written.proof_of)
         return future

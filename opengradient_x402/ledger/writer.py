@@ -130,6 +130,8 @@ class Writer:
             batch = [job for job in batch if job.future.set_running_or_notify_cancel()]
             if batch:
                 self._perform(batch)
+            if self._recorder.wants_checkpoint:
+                self._recorder.checkpoint()
             batch = []  # its answers hold receipts, and those may be all that keeps the ledger alive
             if isinstance(mark, Rest):
                 if not is_in_memory(self._url):  # such a database would be gone, and no child can reach it
@@ -180,8 +182,6 @@ class Writer:
                 others.append(job)
             else:
                 job.future.set_result(found.proof_of)
-        if not others and self._recorder.wants_checkpoint():
-            others.append(_checkpoint(self._recorder.written))
         return others
 
     def _tried(self, batch: list[Job]) -> list[_Reply]:
@@ -349,15 +349,6 @@ class Writer:
                 conn.close()
         if engine is not None:
             engine.dispose()
-
-
-def _checkpoint(written: int) -> Job:
-    """A commit of this thread's connection: it has SQLite move what the recorder wrote into the main file."""
-    return Job(
-        work=lambda book, conn: book.note(conn, "receipts written", str(written)),
-        future=Future(),
-        otherwise="Everything is recorded.",
-    )
 
 
 def _take_up_receipts(journal: LeftBehind, book: Book, conn: Connection) -> None:
