@@ -63,17 +63,17 @@ def translate_chunk(chunk: AIMessageChunk) -> list[blocks.ContentBlock]:
         for number, url in enumerate(chunk.additional_kwargs.get("images") or ())
     )
     found.extend({**block, "index": _AUDIO_INDEX} for block in _audio(chunk))
-    if chunk.chunk_position != "last":
-        found.extend(
-            {
-                "type": "tool_call_chunk",
-                "id": call.get("id"),
-                "name": call.get("name"),
-                "args": call.get("args"),
-                "index": f"lc_tc_{call.get('index')}",
-            }
-            for call in chunk.tool_call_chunks
-        )
+    fragments = chunk.tool_call_chunks if chunk.chunk_position != "last" else getattr(chunk, "spoiled", ())
+    found.extend(
+        {
+            "type": "tool_call_chunk",
+            "id": call.get("id"),
+            "name": call.get("name"),
+            "args": call.get("args"),
+            "index": f"lc_tc_{call.get('index')}",
+        }
+        for call in fragments
+    )
     return cast("list[blocks.ContentBlock]", found)
 
 
@@ -106,7 +106,8 @@ def _citations(message: AIMessage) -> dict[str, Any]:
 def _is_sum(chunk: AIMessageChunk) -> bool:
     """Whether this is the sum of a stream: the last chunk alone has neither text nor named calls."""
     texts = (chunk.additional_kwargs.get(name) for name in ("reasoning_content", "refusal"))
-    return bool(chunk.content or any(texts) or chunk.tool_calls)
+    calls = (*chunk.tool_calls, *chunk.invalid_tool_calls)
+    return bool(chunk.content or any(texts) or any(call["name"] for call in calls))
 
 
 def image_block(url: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Gateway answers -> LangChain messages: whole completions, and stream deltas one by one.
 
 The per-chunk path builds `AIMessageChunk` with the fields that core needs and nothing else; usage, finish
-reason, model name and receipt ride on the terminal chunk only, because core adds up what several chunks say.
+reason, model name and receipt are in the last chunk only, because core adds up what several chunks say.
 It does not know the wire (`opengradient_x402.completions` does), nor handlers.
 """
 
@@ -178,10 +178,17 @@ class ClosingChunk(AIMessageChunk):
     """
 
     _said: dict[str, str] = PrivateAttr(default_factory=dict)
+    _json: frozenset[int] = PrivateAttr(default=frozenset())
 
     def keep(self, calls: Sequence[ToolCall]) -> None:
         """Remembers the arguments of the calls as the model wrote them."""
         self._said = {call.id: call.arguments for call in calls}
+        self._json = frozenset(index for index, call in enumerate(calls) if _is_json(call.arguments))
+
+    @property
+    def spoiled(self) -> list[ToolCallChunk]:
+        """The fragments that v3 event streams need too."""
+        return [one for one in self.tool_call_chunks if one["index"] in self._json]
 
     @classmethod
     def lc_id(cls) -> list[str]:
@@ -203,7 +210,7 @@ def _last_fragments(calls: Sequence[ToolCall]) -> list[ToolCallChunk]:
 
     Core completes broken JSON when it merges chunks: `{"path": "/` would become `{"path": "/"}`, and an agent
     would run the tool with it. A bracket that closes nothing makes core file the call under
-    `invalid_tool_calls`, where a whole (not streamed) answer has it. Blank arguments are no arguments.
+    `invalid_tool_calls`, where a whole (not streamed) answer has it.
     """
     ends = {index: end for index, call in enumerate(calls) if (end := _end_of(call.arguments))}
     return [
@@ -212,15 +219,23 @@ def _last_fragments(calls: Sequence[ToolCall]) -> list[ToolCallChunk]:
 
 
 def _end_of(arguments: str) -> str:
-    if not arguments.strip():
-        return "{}" if arguments else ""
-    if _parse_arguments(arguments) is not None:
+    if not arguments.strip() or _parse_arguments(arguments) is not None:
         return ""
+    if _is_json(arguments):
+        return unrepairable_end(arguments)  # v3 event streams take any JSON for arguments, and then fail
     try:
         would_run = isinstance(parse_partial_json(arguments), dict)
     except ValueError:
         would_run = False
     return unrepairable_end(arguments) if would_run else ""
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
 
 
 def unrepairable_end(text: str) -> str:

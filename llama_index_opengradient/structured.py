@@ -9,6 +9,7 @@ Does not know how the model is called, nor payments.
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncGenerator, Generator
 from contextlib import aclosing, closing
 from typing import Any, TypeVar
@@ -76,12 +77,20 @@ def parse_output(response: ChatResponse, output_cls: type[OutputT]) -> OutputT:
     """
     text = _output_text(response)
     try:
-        return output_cls.model_validate_json(text)
+        return output_cls.model_validate_json(_with_line_feeds(text))
     except ValidationError as exc:
         raise ValueError(
             f"The model did not give a valid {output_cls.__name__}: {_shortened(text)!r} ({exc.error_count()} errors, "
             f"the first: {exc.errors()[0]['msg']}). The call was made and is paid for. {_remedy(response)}"
         ) from exc
+
+
+def _with_line_feeds(text: str) -> str:
+    """Models write bare line feeds into strings, where JSON wants them escaped."""
+    try:
+        return text if "\n" not in text else json.dumps(json.loads(text, strict=False))
+    except ValueError:
+        return text
 
 
 def _remedy(response: ChatResponse) -> str:

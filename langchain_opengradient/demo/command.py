@@ -1,6 +1,6 @@
-"""`opengradient-x402 demo`: a stranger's first minute.
+"""`opengradient-x402 demo`: a tour for new users.
 
-Starts the devnet, and loads LangChain while that comes up; the tour itself is in `tour`.
+Starts the devnet, and loads LangChain meanwhile; the tour itself is in `tour`.
 """
 
 from __future__ import annotations

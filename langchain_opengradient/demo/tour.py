@@ -1,8 +1,8 @@
-"""The tour that the demo gives: what users do, on a network of their own.
+"""The demo's tour: what users do, on a network of their own.
 
 Makes and funds a wallet, approves the token, streams an answer, asks four providers the same, runs an agent
 with two tools, and tries the three settlement modes. At the end the chain is asked what was really paid.
-Everything here is the package's public surface; how the devnet is started is `demo`'s business.
+Only public names of the package are used here. `command` starts the devnet.
 """
 
 from __future__ import annotations

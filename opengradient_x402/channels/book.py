@@ -90,9 +90,9 @@ class ChannelBook:
         """Writes the next voucher, for this authorization's amount on top of what was charged so far.
 
         Vouchers before it, whose charge is known, count with that from here on, unless more than the new one allows
-        was signed before. None when a call of another process has the channel, or put something into it; otherwise it
-        is held for `hold_s`, or until `charge`, `drop` or `free`. Raises BudgetExceeded; CallKnown when it `is_first`
-        and the ledger has its call already.
+        was signed before. None when a call of another process has the channel, put something into it or closed it;
+        otherwise it is held for `hold_s`, or until `charge`, `drop` or `free`. Raises BudgetExceeded; CallKnown when
+        it `is_first` and the ledger has its call already.
         """
 
         def reserved(book: Book, conn: Connection) -> tuple[Channel, Voucher] | None:
@@ -100,7 +100,7 @@ class ChannelBook:
                 book.check_unknown(conn, authorization.call_id)
             now, holder = _known(conn, channel.id), self._holder()
             is_changed = (now.balance_atomic, now.deposit) != (channel.balance_atomic, channel.deposit)
-            if self._is_held(now, book) or (deposit is not None and is_changed):
+            if self._is_held(now, book) or now.status != "open" or (deposit is not None and is_changed):
                 return None
             most = now.charged_atomic + authorization.terms.amount_atomic
             for earlier in _vouchers(conn, channel.id, "newest"):
@@ -259,11 +259,18 @@ class ChannelBook:
 
         return self._ledger.submit(seen, otherwise=_AS_BEFORE)
 
-    def close(self, channel_id: str, *, status: str) -> Future[None]:
-        """No further call uses the channel: it is `closing`, or `closed`."""
+    def close(self, channel_id: str, *, status: str, is_forced: bool = False) -> Future[bool]:
+        """No further call uses the channel: it is `closing`; or it is `open` again.
 
-        def closed(_book: Book, conn: Connection) -> None:
-            _put(conn, replace(_known(conn, channel_id), status=status))
+        False, and nothing is changed, while a call of another process has it, unless `is_forced`.
+        """
+
+        def closed(book: Book, conn: Connection) -> bool:
+            now = _known(conn, channel_id)
+            if not is_forced and self._is_held(now, book):
+                return False
+            _put(conn, replace(now, status=status))
+            return True
 
         return self._ledger.submit(closed, durable=True, otherwise=_AS_BEFORE)
 

@@ -1,4 +1,4 @@
-"""`opengradient-x402 receipts list`, `show`, `reconcile` and `clear-dispute`: what was paid, for people and as JSON."""
+"""`opengradient-x402 receipts list`, `show` and `clear-dispute`: what was paid, for people and as JSON."""
 
 from __future__ import annotations
 

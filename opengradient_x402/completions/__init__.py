@@ -251,7 +251,7 @@ class StreamAccumulator:
             grow(self._logprobs, cleaned(logprobs))
         reason = choice.get("finish_reason")
         if reason and self._finish_reason is None:
-            delta.finish_reason = self._finish_reason = plain_reason(reason)
+            delta.finish_reason = self._finish_reason = reason if reason == "stop" else plain_reason(reason)
             self._release_held(delta)
         return delta
 

@@ -5,6 +5,7 @@ A fragment belongs to a call by its index, then by its id, then to the call that
 
 from __future__ import annotations
 
+import re
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -14,6 +15,7 @@ from opengradient_x402 import strict_json
 from opengradient_x402.completions.extras import cleaned, copied, grow
 from opengradient_x402.strict_json import WholeCharacters
 
+_PLAIN: Final = re.compile(r'[^"\\\x00-\x1f]+')
 _READ: Final = frozenset({"index", "id", "type", "function"})
 
 
@@ -46,10 +48,40 @@ class ToolCallDelta:
     arguments: str
 
 
+class _JsonText:
+    """JSON text that arrives in pieces, with the control characters in its strings escaped.
+
+    Models write bare line feeds there, which not every reader of JSON takes.
+    """
+
+    __slots__ = ("_after_backslash", "_in_string")
+
+    def __init__(self) -> None:
+        self._in_string = self._after_backslash = False
+
+    def take(self, text: str) -> str:
+        if not text or _PLAIN.fullmatch(text):
+            self._after_backslash = self._after_backslash and not text
+            return text
+        return "".join(map(self._char, text))
+
+    def _char(self, char: str) -> str:
+        if not self._in_string:
+            self._in_string = char == '"'
+        elif self._after_backslash:
+            self._after_backslash = False
+        elif char < " ":
+            return f"\\u{ord(char):04x}"
+        else:
+            self._after_backslash = char == "\\"
+            self._in_string = char != '"'
+        return char
+
+
 class _OpenCall:
     """A tool call under construction."""
 
-    __slots__ = ("extras", "id", "index", "name", "pieces", "served_id", "whole")
+    __slots__ = ("_is_blank", "_text", "extras", "id", "index", "name", "pieces", "served_id", "whole")
 
     def __init__(self, index: int) -> None:
         self.index = index
@@ -58,6 +90,8 @@ class _OpenCall:
         self.name = ""
         self.pieces: list[str] = []
         self.whole = WholeCharacters()
+        self._is_blank = True
+        self._text = _JsonText()
         self.extras: dict[str, Any] = {}
 
     def take(self, part: Mapping[str, Any], *, used: Container[str]) -> ToolCallDelta:
@@ -73,14 +107,25 @@ class _OpenCall:
         arguments = self.whole.take(_arguments_text(function.get("arguments")))
         if not part.keys() <= _READ:
             grow(self.extras, copied({key: part[key] for key in part.keys() - _READ if part[key] is not None}))
-        # A tool without parameters may be called with `null`: no object begins so, and a reader is shown nothing.
-        is_null = arguments.strip() == "null" and not "".join(self.pieces).strip()
+        shown = self._shown(arguments)
         self.pieces.append(arguments)
-        return ToolCallDelta(self.index, new_id, new_name or None, "" if is_null else arguments)
+        return ToolCallDelta(self.index, new_id, new_name or None, shown)
+
+    def _shown(self, arguments: str) -> str:
+        """What a reader of the stream gets: JSON of which nothing has to be taken back."""
+        arguments = self._text.take(arguments)
+        if not self._is_blank:
+            return arguments
+        # A tool without parameters may be called with `null`, or with blanks: no object begins so.
+        arguments = arguments.lstrip()
+        if arguments.rstrip() == "null":
+            return ""
+        self._is_blank = not arguments
+        return arguments
 
     def _new_name(self, name: Any) -> str:
         """What a fragment adds to the name: some servers send it in pieces, and some send all of it each time."""
-        if not isinstance(name, str) or (self.name and (name == self.name or "".join(self.pieces).strip())):
+        if not isinstance(name, str) or (self.name and (name == self.name or not self._is_blank)):
             return ""
         return name
 

@@ -143,16 +143,23 @@ class _Client:
         timeout_s, chunk_s = call.get("timeout_s"), call.get("chunk_timeout_s")
         if timeout_s is not None or chunk_s is not None:
             limits = limits.changed(timeout_s, chunk_s=chunk_s)
+        options = self._defaults
+        if limits is not options.time_limits or mode is not options.settlement_mode:
+            options = self._usual_with(limits, mode)
+        if headers := call.get("headers"):
+            options = replace(options, headers=checked_headers(headers))
+        if query := call.get("query"):
+            options = replace(options, query={name: str(value) for name, value in query.items()})
+        return options
+
+    def _usual_with(self, limits: TimeLimits, mode: SettlementMode) -> Options:
+        """The options of calls that differ in these alone."""
         options = self._usual.get((limits, mode))
         if options is None:
             if len(self._usual) >= _MOST_USUAL:
                 self._usual.clear()
             options = replace(self._defaults, time_limits=limits, settlement_mode=mode)
             self._usual[limits, mode] = options
-        if headers := call.get("headers"):
-            options = replace(options, headers=checked_headers(headers))
-        if query := call.get("query"):
-            options = replace(options, query={name: str(value) for name, value in query.items()})
         return options
 
     def _ask_price(self) -> Steps[None]:

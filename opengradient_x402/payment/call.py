@@ -321,6 +321,11 @@ def with_header(request: httpx.Request, name: str, value: str) -> httpx.Request:
     return paid
 
 
+def in_session(request: httpx.Request, call: Call, session: PaidSession) -> httpx.Request:
+    """A copy that the session pays for, if the gateway still knows the session."""
+    return asking(with_header(request, SESSION_HEADER, session.id), call)
+
+
 NEVER_LEFT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
 """Failures before a single byte of the request was written, unless `carry` has seen otherwise."""
 

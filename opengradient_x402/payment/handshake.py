@@ -26,7 +26,16 @@ from opengradient_x402.errors import (
     PaidButFailed,
 )
 from opengradient_x402.ledger.authorizations import Authorization
-from opengradient_x402.payment.call import NEVER_LEFT, Call, answered, asking, carry, outcome_unknown, with_header
+from opengradient_x402.payment.call import (
+    NEVER_LEFT,
+    Call,
+    answered,
+    asking,
+    carry,
+    in_session,
+    outcome_unknown,
+    with_header,
+)
 from opengradient_x402.payment.challenge import Challenge, PaymentTerms
 from opengradient_x402.payment.channels.calls import pay_by_channel
 from opengradient_x402.payment.payments import Payments
@@ -108,7 +117,7 @@ def _ride(request: httpx.Request, call: Call, payments: Payments, session: PaidS
         payments.detach(call)
         raise
     try:
-        response = yield from carry(asking(with_header(request, SESSION_HEADER, session.id), call), call)
+        response = yield from carry(in_session(request, call, session), call)
     except NEVER_LEFT:
         payments.detach(call)
         raise

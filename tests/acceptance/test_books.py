@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import pytest
 from langchain_core.tools import tool
@@ -11,15 +12,17 @@ from llama_index.core.tools import FunctionTool
 
 from langchain_opengradient import ChatOpenGradient, get_settlement_callback
 from llama_index_opengradient import OpenGradient
-from opengradient_devnet import Devnet
+from opengradient_devnet import Devnet, Scheme
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.ledger.receipts import ReceiptStatus
+from opengradient_x402.payment.policy import SpendPolicy
 from opengradient_x402.proofs.data_settlement import DataSettlements
 from opengradient_x402.settlement.reconciler import Reconciler
 from opengradient_x402.settlement_mode import SettlementMode
 from support.payers import network_of, opg_balance, payments_for
 
 CALLS = 300
+SCHEMES = ("upto", "exact", "batch-settlement")
 TRANSFER = "0xddf252ad1be2c89b69c2b068fc378daa952ba7f163c4a11628f55a4df523b3ef"
 MODEL = "openai/gpt-5-mini"
 
@@ -121,6 +124,56 @@ def test_three_hundred_mixed_calls_of_three_wallets_are_explained_to_the_last_un
             assert receipt.block_hash
             assert receipt.outcome == "abandoned" or (receipt.tee_signature and receipt.tee_id)
         assert all(proof.is_shown for proof in proofs)
+
+
+@pytest.mark.timeout(300)
+def test_three_hundred_calls_in_three_schemes_of_one_gateway_are_explained_to_the_last_unit(tmp_path):
+    with Devnet(batch_size=32, schemes=[Scheme.UPTO, Scheme.EXACT_PERMIT2, Scheme.BATCH_SETTLEMENT]) as net:
+        accounts = [net.account(opg="40", approved=True) for _ in SCHEMES]
+        before = [opg_balance(net, account.address) for account in accounts]
+        with ExitStack() as stack:
+            payers = [
+                stack.enter_context(
+                    payments_for(net, account, tmp_path / scheme, policy=SpendPolicy(schemes=[scheme, *SCHEMES[:i]]))
+                )
+                for i, (account, scheme) in enumerate(zip(accounts, SCHEMES, strict=True))
+            ]
+            chats = [stack.enter_context(ChatOpenGradient(model=MODEL, payments=payer)) for payer in payers]
+            llms = [OpenGradient(model=MODEL, payments=payer) for payer in payers]
+            modes = list(SettlementMode)
+
+            def call(number: int) -> None:
+                wallet, kind, mode = number % 3, number // 6 % 5, modes[number // 30 % 3]
+                if number // 3 % 2:
+                    langchain_call(chats[wallet], kind, mode)
+                else:
+                    llama_index_call(llms[wallet], kind, mode)
+
+            with ThreadPoolExecutor(6) as pool:
+                list(pool.map(call, range(CALLS)))
+            for model in llms:
+                model.close()
+            net.close_sessions()
+            net.claim_channels()
+            taken = payers[2].channels.refund()
+            receipts = []
+            for payer in payers:
+                payer.reconciler.reconcile()
+                receipts.append(payer.ledger.receipts().result())
+
+        assert {one.is_done for one in taken} == {True}
+        for account, start, scheme, own in zip(accounts, before, SCHEMES, receipts, strict=True):
+            assert len({receipt.call_id for receipt in own}) == CALLS // 3
+            assert {(receipt.scheme, receipt.status, receipt.is_final) for receipt in own} == {
+                (scheme, ReceiptStatus.SETTLED, True)
+            }
+            spent = sum(receipt.settled_atomic for receipt in own)
+            assert spent == start - opg_balance(net, account.address) > 0
+        claimed = sum(one.channel.claimed_atomic for one in taken)
+        assert claimed == sum(receipt.settled_atomic for receipt in receipts[2])
+        assert claimed + sum(one.amount_atomic for one in taken) == sum(
+            amount for _, amount in transfers_from(net, [accounts[2].address])
+        )
 
 
 def transfers_from(net: Devnet, addresses: list[str]) -> list[tuple[str, int]]:

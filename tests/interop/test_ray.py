@@ -66,8 +66,9 @@ class Cluster:
         task = {
             "ray": on_ray,
             "rows": self.rows,
-            "blocks": 4,
-            "batch_size": max(len(self.rows) // 4, 1),
+            # Ray hands a worker two batches at a time: of a few large ones, one worker might get all.
+            "blocks": 16,
+            "batch_size": max(len(self.rows) // 16, 2 * AT_ONCE),
             "workers": 2,
             "temp_dir": str(self._folder / f"r{self._runs}"),
             "env": self._env,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -339,3 +340,14 @@ def test_structured_prediction_says_why_there_is_no_object(scripted, script, rep
     with pytest.raises(ValueError, match=why) as caught:
         list(predict(Arguments, PromptTemplate("x")))
     assert "is paid for" in str(caught.value)
+
+
+@pytest.mark.parametrize("by", ["tool", "response_format"])
+@pytest.mark.parametrize("text", ['{"path": "a\nb"}', '<think>{"path": "no"} or yes?</think>\n{"path": "a\nb"}'])
+def test_an_object_with_bare_line_feeds_or_behind_a_thought_is_read(scripted, script, by, text):
+    in_call = by == "tool" and "think" not in text
+    script.say(Reply(text=None, tool_calls=[call_to("Arguments", text)]) if in_call else Reply(text=text))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", GatewayLimitation)
+        found = scripted(structured_by=by).structured_predict(Arguments, PromptTemplate("x"))
+    assert found == Arguments(path="a\nb")

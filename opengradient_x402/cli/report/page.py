@@ -296,7 +296,8 @@ def _records(report: Report, figures: Figures) -> _Html:
         url = report.known.transaction_url(record.network, record.payment_tx_hash)
         findings = figures.findings_of(record)
         reasons = [_tag("li", _chip(basis_of(finding)), f" {finding.statement}: {finding.why}") for finding in findings]
-        opened = _tag("details", _tag("summary", record.call_id[:13]), _tag("p", record.call_id), _tag("ul", reasons))
+        named = f"{record.call_id}, of the run {record.run}" if record.run else record.call_id
+        opened = _tag("details", _tag("summary", record.call_id[:13]), _tag("p", named), _tag("ul", reasons))
         amount, word = amount_of(record)
         status = status_word(record)
         rows.append(

@@ -31,6 +31,7 @@ from opengradient_x402.payment.steps import CHALLENGE_HEADER, SIGNATURE_HEADER
 
 _MOST_ATTEMPTS: Final = 2
 _TIMEOUT_S: Final = 60.0
+_IN_USE: Final = "a call uses it now; ask again when it has ended"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,7 +154,7 @@ def _withdrawn(payments: Payments, channel: Channel) -> Steps[TakenBack]:
     if left <= 0:
         return TakenBack(channel=channel, what="nothing is left in it")
     if not state.withdrawing_since:
-        yield Wait(payments.rides.book.close(channel.id, status="closing"))
+        yield Wait(payments.rides.book.close(channel.id, status="closing", is_forced=True))
         tx_hash = yield from _transacted(payments, withdrawal_call(channel, left))
         channel, _ = yield from _looked(payments, channel)
         again = f"run this command again in {channel.withdraw_delay_s} s"
@@ -186,10 +187,18 @@ def _refunded(payments: Payments, channel: Channel) -> Steps[TakenBack]:
     channel, before = yield from _looked(payments, channel)
     if before.balance_atomic <= before.claimed_atomic:
         return TakenBack(channel=channel, what="nothing is left in it")
-    if channel.held_by:
-        return TakenBack(channel=channel, what="a call uses it now", is_done=False)
-    book, asked, why = payments.rides.book, channel, ""
-    yield Wait(book.close(channel.id, status="closing"))
+    if (ride := payments.rides.take(channel)) is None:
+        return TakenBack(channel=channel, what=_IN_USE, is_done=False)
+    try:
+        if not (yield Wait(payments.rides.book.close(channel.id, status="closing"))):
+            return TakenBack(channel=channel, what=_IN_USE, is_done=False)
+        return (yield from _asked_for(payments, channel, before))
+    finally:
+        payments.rides.leave(ride)
+
+
+def _asked_for(payments: Payments, channel: Channel, before: ChannelState) -> Steps[TakenBack]:
+    asked, why = channel, ""
     for _ in range(_MOST_ATTEMPTS):
         why, base = yield from _asked_back(payments, asked, before)
         if not why:
@@ -201,7 +210,7 @@ def _refunded(payments: Payments, channel: Channel) -> Steps[TakenBack]:
         if base is None:
             break
         asked = replace(asked, charged_atomic=base)
-    yield Wait(book.close(channel.id, status="open"))
+    yield Wait(payments.rides.book.close(channel.id, status="open"))
     kept = f"nothing came back ({why}); `channels withdraw` needs nobody's help"
     return TakenBack(channel=channel, what=kept, is_done=False)
 

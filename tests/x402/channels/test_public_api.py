@@ -1,4 +1,4 @@
-"""`payments.channels`: what is in channels comes back, from threads and coroutines, and by itself when it is idle."""
+"""`payments.channels`: what is in channels comes back, for threads and coroutines, and by itself when it is idle."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from opengradient_devnet import Scheme
+from opengradient_devnet import Devnet, Scheme
 from opengradient_devnet.faults import RefusePayment
 from opengradient_x402.errors import ConfigurationError
 from opengradient_x402.payment.policy import SpendPolicy
@@ -30,20 +30,23 @@ def test_a_refund_from_a_thread(net, account, payments, client):
     assert payments.channels.refund() != []
 
 
-async def test_a_refund_and_a_withdrawal_from_coroutines(net, account, payments, client):
-    cost = client.chat(PROMPT).receipt.cost_atomic
-    (listed,) = await payments.channels.alist()
-    net.faults.inject(RefusePayment(error="not today"))
-    (denied,) = await payments.channels.arefund(listed.id)
-    assert not denied.is_done
-    assert "not today" in denied.what
-    net.claim_channels()
-    (begun,) = await payments.channels.awithdraw()
-    assert begun.tx_hash
-    net.chain.advance(901)
-    (done,) = await payments.channels.awithdraw()
-    assert done.amount_atomic == DEPOSIT - cost
-    assert balance(net, account) == WALLET - cost
+async def test_a_refund_and_a_withdrawal_from_coroutines(tmp_path):
+    with Devnet(schemes=[Scheme.BATCH_SETTLEMENT]) as net:  # of its own: its clock is moved
+        account = net.account(opg="10", approved=True)
+        with payments_for(net, account, tmp_path / "own.sqlite") as payments, client_for(payments) as client:
+            cost = client.chat(PROMPT).receipt.cost_atomic
+            (listed,) = await payments.channels.alist()
+            net.faults.inject(RefusePayment(error="not today"))
+            (denied,) = await payments.channels.arefund(listed.id)
+            assert not denied.is_done
+            assert "not today" in denied.what
+            net.claim_channels()
+            (begun,) = await payments.channels.awithdraw()
+            assert begun.tx_hash
+            net.chain.advance(901)
+            (done,) = await payments.channels.awithdraw()
+            assert done.amount_atomic == DEPOSIT - cost
+            assert balance(net, account) == WALLET - cost
 
 
 def test_a_channel_that_nobody_knows_is_named(payments, client):

@@ -268,6 +268,7 @@ def test_every_figure_of_the_page_leads_to_its_records_and_nothing_is_loaded(sho
     assert (
         page.count("<svg") == 1 + 3 + 2
     )  # the days, and a bar for each model, for the run, and for the calls outside of it
+    assert page.count(f", of the run {RUN}</p>") == 2
     for word in ("proven", "read", "stated", "undecided", "refuted", "disputed", "settled", "quoted"):
         assert f"<dt>{word}</dt>" in page
 
