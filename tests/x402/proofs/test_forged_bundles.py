@@ -542,7 +542,7 @@ def test_a_signer_that_is_no_address_is_a_configuration_error(forged_world):
 def test_payments_that_name_no_facilitator_can_be_read_back(forged_world):
     exact = entry(1, scheme="exact", facilitator=None)
     cases = tuple(cases_of([exact], [served(exact, "call_1")]))
-    written = Contents(cases=cases, data_places=())
+    written = Contents(cases=cases, data_places=(), made_at=1)
     network = describe(network_of(forged_world.net))
     again = Bundle(created_at=1, network=network, records=tuple(written.records()))
     assert Contents.of(Bundle.from_bytes(again.to_bytes())) == written
