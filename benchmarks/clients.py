@@ -29,6 +29,8 @@ class Client:
     make: Callable[[dict[str, Any]], Any]
     lacks: tuple[str, ...] = ()
     """Works that it cannot do."""
+    is_slow: bool = False
+    """Whether it is asked for half of each work: with many connections it needs longer than all others together."""
 
 
 class LangChain:
@@ -225,6 +227,7 @@ CLIENTS = (
         is_paid=True,
         make=_sdk_adapter,
         lacks=_NOT_WITH_THE_SDK,
+        is_slow=True,
     ),
     Client(
         name="ours, LlamaIndex",
@@ -247,7 +250,7 @@ CLIENTS = (
         is_paid=False,
         make=_openai_like,
     ),
-    Client(name="httpx alone", face="bare", requirements=("httpx==0.28.1",), is_paid=False, make=_httpx),
+    Client(name="httpx alone", face="bare", requirements=("httpx==0.28.1",), is_paid=False, make=_httpx, is_slow=True),
 )
 """The peers come first among those of their face that are free: ratios are to them."""
 

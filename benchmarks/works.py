@@ -177,21 +177,21 @@ def _memory(_client: Any, _runner: asyncio.Runner, _number: int) -> Figure:
 
 COLD = "cold process"
 WORKS = (
-    Work(name="call", unit="CPU ms", number=300, measure=_call),
-    Work(name="call, async", unit="CPU ms", number=300, measure=_acall),
-    Work(name="chunk in a burst", unit="CPU µs", number=12, measure=_chunks("stream", "burst", BURST)),
-    Work(name="chunk in a burst, async", unit="CPU µs", number=12, measure=_achunks("astream", "burst", BURST)),
+    Work(name="call", unit="CPU ms", number=200, measure=_call),
+    Work(name="call, async", unit="CPU ms", number=200, measure=_acall),
+    Work(name="chunk in a burst", unit="CPU µs", number=8, measure=_chunks("stream", "burst", BURST)),
+    Work(name="chunk in a burst, async", unit="CPU µs", number=8, measure=_achunks("astream", "burst", BURST)),
     Work(name="chunk each ms", unit="CPU µs", number=5, measure=_chunks("stream", "paced", PACED)),
     Work(name="chunk each ms, async", unit="CPU µs", number=5, measure=_achunks("astream", "paced", PACED)),
     Work(name="tool delta", unit="CPU µs", number=6, measure=_chunks("tools", "tools", BURST)),
     Work(name="tool delta, async", unit="CPU µs", number=6, measure=_achunks("atools", "tools", BURST)),
-    Work(name="first token", unit="ms", number=80, measure=_first),
-    Work(name="first token, async", unit="ms", number=80, measure=_afirst),
-    Work(name="concurrent 100", unit="calls/s", number=1000, measure=_concurrent(100), is_rate=True),
-    Work(name="concurrent 500", unit="calls/s", number=2000, measure=_concurrent(500), is_rate=True),
-    Work(name="threads 64", unit="calls/s", number=600, measure=_threads, is_rate=True),
-    Work(name="agent", unit="CPU ms", number=40, measure=_agent),
-    Work(name="agent, async", unit="CPU ms", number=40, measure=_aagent),
+    Work(name="first token", unit="ms", number=50, measure=_first),
+    Work(name="first token, async", unit="ms", number=50, measure=_afirst),
+    Work(name="concurrent 100", unit="calls/s", number=600, measure=_concurrent(100), is_rate=True),
+    Work(name="concurrent 500", unit="calls/s", number=1000, measure=_concurrent(500), is_rate=True),
+    Work(name="threads 64", unit="calls/s", number=400, measure=_threads, is_rate=True),
+    Work(name="agent", unit="CPU ms", number=30, measure=_agent),
+    Work(name="agent, async", unit="CPU ms", number=30, measure=_aagent),
     Work(name="memory", unit="MB", number=1, measure=_memory),
 )
 """Every work is done once before the first round, so that pools are open and paths are warm."""

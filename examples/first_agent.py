@@ -18,7 +18,7 @@ from langchain.agents import create_agent
 from langchain_opengradient import ChatOpenGradient, SpendGuard
 from opengradient_x402 import Payments, SpendPolicy, Wallet, load_network
 from opengradient_x402.devnet_process import DevnetProcess
-from opengradient_x402.proofs.verification import export_bundle
+from opengradient_x402.proofs.export import export_bundle
 from opengradient_x402.settings import Settings
 
 POLICY = SpendPolicy(max_per_authorization="0.5", max_per_day="1")  # OPG that the wallet may spend

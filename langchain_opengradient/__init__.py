@@ -1,6 +1,6 @@
 """LangChain on OpenGradient: `ChatOpenGradient` pays for every call over x402 and keeps the receipt.
 
-Names are loaded on first use (PEP 562), so importing the package costs next to nothing. It does not know
+Names are loaded on first use (PEP 562), so importing the package is cheap. It does not know
 how a payment is made: that is `opengradient_x402`.
 """
 

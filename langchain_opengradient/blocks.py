@@ -20,6 +20,7 @@ PROVIDER: Final = "opengradient"
 _REASONING_INDEX: Final = "lc_rs_0"
 _TEXT_INDEX: Final = "lc_txt_0"
 _REFUSAL_INDEX: Final = "lc_rf_0"
+_AUDIO_INDEX: Final = "lc_au_0"
 _HAS_REFUSALS: Final = hasattr(blocks, "RefusalContentBlock")  # langchain-core 1.7.5
 
 
@@ -34,10 +35,12 @@ def translate(message: AIMessage) -> list[blocks.ContentBlock]:
         found.append({"type": "text", "text": message.content, **_citations(message)})
     found.extend(_refusal(message))
     found.extend(image_block(url) for url in message.additional_kwargs.get("images") or ())
+    found.extend(_audio(message))
     found.extend(
         {"type": "tool_call", "name": call["name"], "args": call["args"], "id": call.get("id")}
         for call in message.tool_calls
     )
+    found.extend({**call, "type": "invalid_tool_call"} for call in message.invalid_tool_calls)
     return cast("list[blocks.ContentBlock]", found)
 
 
@@ -59,18 +62,28 @@ def translate_chunk(chunk: AIMessageChunk) -> list[blocks.ContentBlock]:
         {**image_block(url), "index": f"lc_img_{number}"}
         for number, url in enumerate(chunk.additional_kwargs.get("images") or ())
     )
-    if chunk.chunk_position != "last":
-        found.extend(
-            {
-                "type": "tool_call_chunk",
-                "id": call.get("id"),
-                "name": call.get("name"),
-                "args": call.get("args"),
-                "index": f"lc_tc_{call.get('index')}",
-            }
-            for call in chunk.tool_call_chunks
-        )
+    found.extend({**block, "index": _AUDIO_INDEX} for block in _audio(chunk))
+    fragments = chunk.tool_call_chunks if chunk.chunk_position != "last" else getattr(chunk, "spoiled", ())
+    found.extend(
+        {
+            "type": "tool_call_chunk",
+            "id": call.get("id"),
+            "name": call.get("name"),
+            "args": call.get("args"),
+            "index": f"lc_tc_{call.get('index')}",
+        }
+        for call in fragments
+    )
     return cast("list[blocks.ContentBlock]", found)
+
+
+def _audio(message: AIMessage) -> list[dict[str, Any]]:
+    audio = message.additional_kwargs.get("audio")
+    if not isinstance(audio, Mapping) or not audio.get("data"):
+        return []
+    extras = {name: audio[name] for name in ("transcript", "expires_at") if audio.get(name) is not None}
+    named = {name: audio[name] for name in ("id",) if audio.get(name)}
+    return [{"type": "audio", **named, "base64": audio["data"], **({"extras": extras} if extras else {})}]
 
 
 def _refusal(message: AIMessage) -> list[dict[str, Any]]:
@@ -93,7 +106,8 @@ def _citations(message: AIMessage) -> dict[str, Any]:
 def _is_sum(chunk: AIMessageChunk) -> bool:
     """Whether this is the sum of a stream: the last chunk alone has neither text nor named calls."""
     texts = (chunk.additional_kwargs.get(name) for name in ("reasoning_content", "refusal"))
-    return bool(chunk.content or any(texts) or chunk.tool_calls)
+    calls = (*chunk.tool_calls, *chunk.invalid_tool_calls)
+    return bool(chunk.content or any(texts) or any(call["name"] for call in calls))
 
 
 def image_block(url: str) -> dict[str, Any]:

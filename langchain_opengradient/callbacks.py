@@ -1,4 +1,4 @@
-"""Receipts where LangChain users look for them: callback handlers that hear every settlement of a run.
+"""Receipts where LangChain users look for them: callback handlers that get every receipt of a run.
 
 A receipt can reach a handler in four ways, and is counted once, by its call id:
 
@@ -26,14 +26,15 @@ from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.callbacks.manager import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, LLMResult
+from langchain_core.runnables.config import var_child_runnable_config
 from langchain_core.tracers.context import register_configure_hook
 
 from langchain_opengradient.blocks import PROVIDER
 from langchain_opengradient.conversions import RECEIPT_KEY, is_from_cache
-from opengradient_x402.ledger.heard import HeardReceipts
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.money import only, shown
 from opengradient_x402.payment.run_limit import RunLimit
+from opengradient_x402.telemetry.kept_receipts import KeptReceipts
 from opengradient_x402.telemetry.spans import annotate, openinference
 
 if TYPE_CHECKING:
@@ -62,24 +63,24 @@ class SettlementCallbackHandler(BaseCallbackHandler):
         most: int | None = None,
     ) -> None:
         """`most` is how many receipts are kept (10,000); of older ones, number and cost are."""
-        self._heard = HeardReceipts(most=most, on_news=self._take_news)
+        self._kept = KeptReceipts(most=most, on_news=self._take_news)
         self._on_receipt = on_receipt
         self._parent = parent
 
     @property
     def receipts(self) -> tuple[SettlementReceipt, ...]:
-        """One receipt per paid call, in the order in which they were heard, as the ledger knows them now."""
-        return self._heard.now()
+        """One receipt per paid call, in the order in which they came, as the ledger knows them now."""
+        return self._kept.now()
 
     @property
     def calls(self) -> int:
-        """How many paid calls were heard."""
-        return self._heard.calls
+        """How many paid calls there were."""
+        return self._kept.calls
 
     @property
     def authorizations(self) -> int:
         """How many payment signatures they needed: one serves all calls of a session."""
-        return self._heard.authorizations
+        return self._kept.authorizations
 
     @property
     def spent_atomic(self) -> int:
@@ -88,12 +89,12 @@ class SettlementCallbackHandler(BaseCallbackHandler):
         A settled share where the ledger knows it, else the gateway's claim. Where neither is known (a dropped
         stream), what is left of the authorization: it may still be taken.
         """
-        return only(self._heard.spent_at_most(self._heard.now()))
+        return only(self._kept.spent_at_most(self._kept.now()))
 
     @property
     def spent(self) -> str:
         """What the calls cost, at most: "0.0125 OPG", or "0.0125 OPG + 0.02 USDC"."""
-        return shown(self._heard.spent_at_most(self._heard.now()))
+        return shown(self._kept.spent_at_most(self._kept.now()))
 
     @property
     def spent_opg(self) -> str:
@@ -106,20 +107,20 @@ class SettlementCallbackHandler(BaseCallbackHandler):
     def __repr__(self) -> str:
         return f"{type(self).__name__}(calls={self.calls}, authorizations={self.authorizations})"
 
-    def hear(self, receipt: SettlementReceipt) -> None:
+    def receive(self, receipt: SettlementReceipt) -> None:
         """Count `receipt`, unless its call was counted already."""
-        is_new = self._heard.add(receipt)
+        is_new = self._kept.add(receipt)
         if is_new and self._on_receipt is not None:
             try:
                 self._on_receipt(receipt)
             except Exception:  # noqa: BLE001 - the listener's boundary: its fault must not hide a paid answer
                 _log.exception("A receipt listener failed for call %s", receipt.call_id)
         if self._parent is not None:
-            self._parent.hear(receipt)
+            self._parent.receive(receipt)
 
     def update(self, receipt: SettlementReceipt) -> None:
-        """Replace what was heard of a call by what is known now (settled, expired, disputed)."""
-        self._heard.replace(receipt)
+        """Replace what is kept of a call by what is known now (settled, expired, disputed)."""
+        self._kept.replace(receipt)
         if self._parent is not None:
             self._parent.update(receipt)
 
@@ -128,18 +129,18 @@ class SettlementCallbackHandler(BaseCallbackHandler):
 
         Raises ChainUnavailable.
         """
-        self._heard.refresh()
+        self._kept.refresh()
 
     async def arefresh(self) -> None:
         """As `refresh`, for coroutines."""
-        await self._heard.arefresh()
+        await self._kept.arefresh()
 
     def clear(self) -> None:
-        """Forget the calls that were heard. The ledger keeps them."""
-        self._heard.clear()
+        """Forget the calls. The ledger keeps them."""
+        self._kept.clear()
 
     def _take_news(self, receipt: SettlementReceipt) -> None:
-        """More is known of a call that was heard; its receipt is replaced already."""
+        """More is known of a call than before; its receipt is replaced already."""
 
     # LangChain's events
 
@@ -157,19 +158,19 @@ class SettlementCallbackHandler(BaseCallbackHandler):
             _announced.set((*_announced.get(), self))
 
     def on_llm_end(self, response: LLMResult, *, run_id: UUID, **kwargs: Any) -> None:  # noqa: ARG002 - the framework's signature
-        """Hear the receipts inside the finished messages."""
+        """Take the receipts inside the finished messages."""
         self._hear_generations(response)
 
     def on_llm_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:  # noqa: ARG002 - the framework's signature
-        """Hear the receipt on the error, or in what was streamed before it."""
+        """Take the receipt on the error, or in what was streamed before it."""
         receipt = getattr(error, "receipt", None)
         if isinstance(receipt, SettlementReceipt):
-            self.hear(receipt)
+            self.receive(receipt)
         if isinstance(response := kwargs.get("response"), LLMResult):
             self._hear_generations(response)
 
     def on_stream_event(self, event: Any, **kwargs: Any) -> None:  # noqa: ARG002 - the framework's signature
-        """Hear the receipt in the last event of a v3 stream."""
+        """Take the receipt in the last event of a v3 stream."""
         if event.get("event") == "message-finish" and not is_from_cache(event.get("usage")):
             self._hear_metadata(event.get("metadata") or {})
 
@@ -181,15 +182,15 @@ class SettlementCallbackHandler(BaseCallbackHandler):
 
     def _hear_metadata(self, metadata: Mapping[str, Any]) -> None:
         receipt = metadata.get(RECEIPT_KEY)
-        if isinstance(receipt, dict) and str(receipt.get("call_id")) not in self._heard:
-            self.hear(SettlementReceipt.from_json(receipt))
+        if isinstance(receipt, dict) and str(receipt.get("call_id")) not in self._kept:
+            self.receive(SettlementReceipt.from_json(receipt))
 
 
 @contextmanager
 def get_settlement_callback() -> Iterator[SettlementCallbackHandler]:
-    """Hear every receipt of the `with` block: chains, agents, parallel branches, tools, dropped streams.
+    """Get every receipt of the `with` block: chains, agents, parallel branches, tools, dropped streams.
 
-    Blocks nest; the outer one hears everything that the inner one hears. A plain `threading.Thread` starts
+    Blocks nest; the outer one gets everything that the inner one gets. A plain `threading.Thread` starts
     with an empty context: run it through `contextvars.copy_context().run`, as LangChain's own threads are.
     """
     handler = SettlementCallbackHandler(parent=_active.get())
@@ -203,20 +204,25 @@ def get_settlement_callback() -> Iterator[SettlementCallbackHandler]:
 class SettlementReport:
     """One call's way to the handlers of its run, whatever core tells them. Made when the call begins."""
 
-    __slots__ = ("_handlers", "_run_id", "receipt")
+    __slots__ = ("_handlers", "_outermost", "_run_id", "receipt")
 
     def __init__(self, run_manager: CallbackManagerForLLMRun | AsyncCallbackManagerForLLMRun | None) -> None:
         # Read now: a dropped async stream is closed later, by the event loop, in somebody else's context.
         listening = _announced.get() if run_manager is None else run_manager.handlers
         found = [handler for handler in (*listening, _active.get()) if isinstance(handler, SettlementCallbackHandler)]
         self._handlers = tuple(dict.fromkeys(found))
-        self._run_id = _traced_run.get() if run_manager is None else run_manager.run_id
+        self._run_id, parent = _run.get() if run_manager is None else (run_manager.run_id, run_manager.parent_run_id)
+        self._outermost = _RUNS.outermost_above(parent)
         self.receipt: SettlementReceipt | None = None
 
     def begin(self) -> dict[str, Any]:
-        """What the gateway client is told about the listeners: where the receipt goes, and the limits of the runs."""
+        """What the gateway client is told: where the receipt goes, the limits of the runs, and the outermost one."""
         limits = [handler.run_limit for handler in self._handlers if handler.run_limit is not None]
-        return {"on_receipt": self._receive, "limits": limits}
+        return {
+            "on_receipt": self._receive,
+            "limits": limits,
+            "run": None if self._outermost is None else str(self._outermost),
+        }
 
     def attach(self, error: BaseException) -> None:
         """Put the receipt on a cancellation, which core shows to the handlers and knows nothing about."""
@@ -228,7 +234,7 @@ class SettlementReport:
         self.receipt = receipt
         annotate(receipt, span=self._span())
         for handler in self._handlers:
-            handler.hear(receipt)
+            handler.receive(receipt)
 
     def opened(self, stream: CompletionStream | AsyncCompletionStream) -> None:
         """Put on the run's span what pays for a stream: of a dropped one, core ends the span before the receipt."""
@@ -244,30 +250,59 @@ class SettlementReport:
 
 
 def expect_call() -> None:
-    """A call of a model is about to be announced: whoever listened to the one before does not listen to this one.
+    """A call of a model is about to begin: the listeners of the call before do not listen to this one.
 
     Core asks a model for its parameters, tells the handlers that the call starts, and makes it, in one context.
     """
     _announced.set(())
-    if openinference("langchain") is not None:
-        _traced_run.set(None)
-        _watch.set(_WATCH)
+    _run.set((None, None))
 
 
-class _RunWatch(BaseCallbackHandler):
-    """Keeps the id of the run that core is about to make, where spans are found by it: it streams without a manager."""
+class _Runs(BaseCallbackHandler):
+    """Knows the outermost run of every run that is under way, of which core tells a model only the nearest.
+
+    It hears all chains, tools and retrievers of the process. What never ends (a dropped stream) is forgotten in time.
+    """
 
     run_inline = True
+    ignore_llm = ignore_retry = ignore_custom_event = True
 
-    def on_chat_model_start(self, *_: Any, run_id: UUID, **__: Any) -> None:
-        """Core makes the call next."""
-        _traced_run.set(run_id)
+    def __init__(self) -> None:
+        self._outermost: dict[UUID, UUID] = {}
+
+    def outermost_above(self, parent_run_id: UUID | None) -> UUID | None:
+        """The outermost run of what has this parent; None for what no run made.
+
+        Core knows no parent where a run gives its calls callbacks of their own: then the context knows it.
+        """
+        if parent_run_id is None and (config := var_child_runnable_config.get()) is not None:
+            parent_run_id = getattr(config.get("callbacks"), "parent_run_id", None)
+        return None if parent_run_id is None else self._outermost.get(parent_run_id, parent_run_id)
+
+    def on_chat_model_start(self, *_: Any, run_id: UUID, parent_run_id: UUID | None = None, **__: Any) -> None:
+        """Core makes the call next, perhaps without a run manager."""
+        _run.set((run_id, parent_run_id))
+
+    def on_chain_start(self, *_: Any, run_id: UUID, parent_run_id: UUID | None = None, **__: Any) -> None:
+        """A run begins; what it starts has the same outermost run."""
+        self._outermost[run_id] = self.outermost_above(parent_run_id) or run_id
+        while len(self._outermost) > _MOST_RUNS:
+            self._outermost.pop(next(iter(self._outermost), run_id), None)
+
+    def on_chain_end(self, *_: Any, run_id: UUID, **__: Any) -> None:
+        """It has ended."""
+        self._outermost.pop(run_id, None)
+
+    on_tool_start = on_retriever_start = on_chain_start
+    on_chain_error = on_tool_end = on_tool_error = on_retriever_end = on_retriever_error = on_chain_end
 
 
-_WATCH: Final = _RunWatch()
-_watch: ContextVar[_RunWatch | None] = ContextVar("opengradient_run_watch", default=None)
-_traced_run: ContextVar[UUID | None] = ContextVar("opengradient_traced_run", default=None)
-register_configure_hook(_watch, inheritable=False)
+_MOST_RUNS: Final = 10_000
+_RUNS: Final = _Runs()
+_run: ContextVar[tuple[UUID | None, UUID | None]] = ContextVar("opengradient_run_of_call", default=(None, None))
+"""The run of the call that core is about to make, and the one that it belongs to."""
+# Every run of the process has it: a call is the innermost of its runs, and has to know the outermost.
+register_configure_hook(ContextVar("opengradient_runs", default=_RUNS), inheritable=True)
 
 _announced: ContextVar[tuple[SettlementCallbackHandler, ...]] = ContextVar("opengradient_announced", default=())
 """The handlers that were told of the call that core is about to make: it streams without a run manager."""

@@ -6,19 +6,59 @@ does), nor what comes back.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from langchain_core.messages import BaseMessage
+from pydantic import BaseModel
 
 from langchain_opengradient.messages import to_wire
 from langchain_opengradient.structured_output import to_response_format
 from opengradient_x402.completions import Completion
 from opengradient_x402.errors import ConfigurationError
 from opengradient_x402.http.time_limits import Timeout
+from opengradient_x402.parameters import check_call
 from opengradient_x402.settlement_mode import SettlementMode
 
+IN_THE_BODY: Final = (
+    "temperature",
+    "max_tokens",
+    "stop",
+    "top_p",
+    "seed",
+    "frequency_penalty",
+    "presence_penalty",
+    "logit_bias",
+    "logprobs",
+    "top_logprobs",
+    "reasoning_effort",
+    "reasoning",
+    "verbosity",
+    "service_tier",
+)
+"""The fields that are members of every request's body."""
+REQUEST_PARAMETERS: Final = frozenset(
+    {
+        "audio",
+        "modalities",
+        "parallel_tool_calls",
+        "prediction",
+        "prompt_cache_key",
+        "response_format",
+        "safety_identifier",
+        "tool_choice",
+        "top_k",
+        "user",
+    }
+)
+"""Further members of a chat completion that users give to the constructor: there they join `model_kwargs`."""
+OLDER_NAMES: Final = {
+    "api_key": "private_key",
+    "max_completion_tokens": "max_tokens",
+    "request_timeout": "timeout",
+    "stop_sequences": "stop",
+}
 _FOR_LANGCHAIN_ONLY: Final = (
     "ls_structured_output_format",
     "run_manager",
@@ -32,6 +72,10 @@ _HOW: Final = frozenset(
 )
 _MERGED: Final = ("extra_headers", "extra_query", "extra_body")
 """What a call adds to what the model has of it."""
+_OF_A_CALL: Final = frozenset(
+    {*IN_THE_BODY, *REQUEST_PARAMETERS, *_FOR_LANGCHAIN_ONLY, *_HOW, *_MERGED, "max_completion_tokens", "n", "tools"}
+)
+_DECIDED_BY_THE_METHOD: Final = ("messages", "stream")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +94,37 @@ class ChatCall:
         asked, answered = str(self.body["model"]), completion.model
         same = not answered or asked.rpartition("/")[2] == answered.rpartition("/")[2]
         return asked if same else answered
+
+
+def check_members(owner: str, names: Iterable[str], *, fields: Collection[str]) -> None:
+    """Raises ConfigurationError for members of every request (`model_kwargs`) that a request cannot have."""
+    for name in _DECIDED_BY_THE_METHOD:
+        if name in names:
+            raise ConfigurationError(
+                f"model_kwargs has {name!r}, which each call decides. Nothing was paid. Leave it out (`streaming=True` "
+                "streams inside `invoke`)."
+            )
+    check_call(owner, names, known=_OF_A_CALL, fields=fields)
+
+
+def checked_keywords(owner: type[BaseModel], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """What was given to one call of an `owner`, under today's names.
+
+    Raises ConfigurationError for what only a model has, for slips of the pen, and for two values of one thing.
+    """
+    renamed = dict(kwargs)
+    for older, name in OLDER_NAMES.items():
+        if older not in renamed or older == "api_key":
+            continue
+        value = renamed.pop(older)
+        if renamed.get(name) not in (None, value):
+            raise ConfigurationError(
+                f"{older}={value!r} and {name}={renamed[name]!r} were both given. Nothing was paid. Keep one of them.",
+                kind="invalid_request",
+            )
+        renamed[name] = value
+    check_call(owner.__name__, renamed, known=_OF_A_CALL, fields={*owner.model_fields, *OLDER_NAMES})
+    return renamed
 
 
 def build_call(messages: Sequence[BaseMessage], *, defaults: Mapping[str, Any], kwargs: Mapping[str, Any]) -> ChatCall:

@@ -7,6 +7,7 @@ reads the answer, and `callbacks` reports the receipt. The four ways to call a m
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
 from types import TracebackType
@@ -20,7 +21,7 @@ from langchain_core.runnables import Runnable
 
 from langchain_opengradient import structured_output as structured
 from langchain_opengradient.callbacks import SettlementReport
-from langchain_opengradient.calls import ChatCall, build_call
+from langchain_opengradient.calls import ChatCall, build_call, checked_keywords
 from langchain_opengradient.configuration import ConfiguredChatModel
 from langchain_opengradient.conversions import combined_outputs, to_chunk, to_result, to_terminal_chunk
 from langchain_opengradient.errors import raised_as_model_errors
@@ -246,6 +247,8 @@ class ChatOpenGradient(ConfiguredChatModel):
         )
 
     def _call(self, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]) -> ChatCall:
+        if kwargs:
+            kwargs = checked_keywords(type(self), kwargs)
         fields = {
             "model": self.model_name,
             **self._body_fields(),
@@ -316,6 +319,11 @@ class ChatOpenGradient(ConfiguredChatModel):
     ) -> Literal[False]:
         await self.aclose()
         return False
+
+
+for _method in (ChatOpenGradient._generate, ChatOpenGradient._agenerate):
+    # Core asks for their parameters in each call: they need not be worked out again.
+    setattr(_method, "__signature__", inspect.signature(_method))  # noqa: B010  (mypy knows no such attribute)
 
 
 def _options(call: ChatCall) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from pydantic import ConfigDict, Field, SecretStr, field_validator, model_valida
 
 from langchain_opengradient.blocks import PROVIDER
 from langchain_opengradient.callbacks import expect_call
-from langchain_opengradient.calls import model_name
+from langchain_opengradient.calls import IN_THE_BODY, OLDER_NAMES, REQUEST_PARAMETERS, check_members, model_name
 from opengradient_x402.errors import ConfigurationError
 from opengradient_x402.gateway.clients import Connections
 from opengradient_x402.http.time_limits import TimeLimits, Timeout
@@ -46,47 +46,9 @@ _SHARED_BY_COPIES: Final = (
     "rate_limiter",
     "cache",
 )
-_IN_THE_BODY: Final = (
-    "temperature",
-    "max_tokens",
-    "stop",
-    "top_p",
-    "seed",
-    "frequency_penalty",
-    "presence_penalty",
-    "logit_bias",
-    "logprobs",
-    "top_logprobs",
-    "reasoning_effort",
-    "reasoning",
-    "verbosity",
-    "service_tier",
-)
-"""The fields that are members of every request's body."""
 _FROM_SETTINGS: Final = {"base_url": "gateway_url", "settlement_mode": "settlement_mode"}
 _OF_PAYMENTS: Final = {"private_key": "key", "network": "network", "rpc_url": "rpc_url", "ledger": "ledger_url"}
 """Fields that are completed from the settings, and the setting of each; the second ones only without `payments`."""
-_REQUEST_PARAMETERS: Final = frozenset(
-    {
-        "audio",
-        "modalities",
-        "parallel_tool_calls",
-        "prediction",
-        "prompt_cache_key",
-        "response_format",
-        "safety_identifier",
-        "tool_choice",
-        "top_k",
-        "user",
-    }
-)
-"""Further members of a chat completion that users give to the constructor: here they join `model_kwargs`."""
-_OLDER_NAMES: Final = {
-    "api_key": "private_key",
-    "max_completion_tokens": "max_tokens",
-    "request_timeout": "timeout",
-    "stop_sequences": "stop",
-}
 _LIVE_OR_SECRET: Final = ("http_client", "http_async_client", "default_headers", "default_query")
 _NO_FIELDS: Final = frozenset({"x402_settlement_mode", "lc_kwargs"})
 SettlementModeName = Literal["private", "batch", "individual"]
@@ -207,9 +169,10 @@ class ConfiguredChatModel(BaseChatModel):
         check_names(
             cls.__name__,
             [name for name in fields if name != "n" or fields["n"] not in (None, 1)],
-            known={*cls.model_fields, "model", *_REQUEST_PARAMETERS, *_OLDER_NAMES, *_NO_FIELDS},
+            known={*cls.model_fields, "model", *REQUEST_PARAMETERS, *OLDER_NAMES, *_NO_FIELDS},
         )
         fields = _with_request_parameters(fields)
+        check_members(cls.__name__, fields.get("model_kwargs") or (), fields=cls.model_fields)
         mode = fields.pop("x402_settlement_mode", None)  # what the OpenGradient SDK calls it
         if isinstance(fields.get("network"), DescribedNetwork):
             fields["network"] = load_network(fields["network"])
@@ -283,7 +246,7 @@ class ConfiguredChatModel(BaseChatModel):
 
     def _body_fields(self) -> dict[str, Any]:
         """The members of every request's body that somebody set."""
-        values = {name: getattr(self, name) for name in _IN_THE_BODY}
+        values = {name: getattr(self, name) for name in IN_THE_BODY}
         return {name: value for name, value in values.items() if value is not None} | (
             {"web_search": True} if self.web_search else {}
         )
@@ -301,7 +264,7 @@ class ConfiguredChatModel(BaseChatModel):
         if (max_tokens := kwargs.get("max_tokens", self.max_tokens)) is not None:
             params["ls_max_tokens"] = max_tokens
         if sequences := stop or self.stop:
-            params["ls_stop"] = [sequences] if isinstance(sequences, str) else list(sequences)
+            params["ls_stop"] = list(sequences) if isinstance(sequences, list | tuple) else [sequences]
         return params
 
     @property
@@ -348,7 +311,7 @@ def _with_request_parameters(given: dict[str, Any]) -> dict[str, Any]:
     """
     # In settings that come from a file, None means "not set"; most fields do not take it as a value.
     fields = {name: value for name, value in given.items() if value is not None or name in ("model", "model_name")}
-    for older, name in _OLDER_NAMES.items():
+    for older, name in OLDER_NAMES.items():
         value = fields.pop(older, None)
         if value is not None and fields.get(name) is None:
             fields[name] = value
@@ -357,7 +320,7 @@ def _with_request_parameters(given: dict[str, Any]) -> dict[str, Any]:
                 f"{older}={value!r} and {name}={fields[name]!r} were both given. Nothing was paid. Keep one of them."
             )
     fields.pop("n", None)
-    moved = {name: fields.pop(name) for name in _REQUEST_PARAMETERS & fields.keys()}
+    moved = {name: fields.pop(name) for name in REQUEST_PARAMETERS & fields.keys()}
     if moved:
         fields["model_kwargs"] = {**moved, **(fields.get("model_kwargs") or {})}
     return fields

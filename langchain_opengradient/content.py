@@ -45,7 +45,14 @@ def to_part(block: Block) -> Part:
     convert = _CONVERTERS.get(_kind(block))
     if convert is None:
         raise _refused(block, "is of a kind that the gateways do not take")
-    return convert(block)
+    part, mark = convert(block), cache_mark(block)
+    return {**part, "cache_control": mark} if mark else part
+
+
+def cache_mark(block: Block) -> Any:
+    """Anthropic's mark that what is before it may be cached, at a tenth of the price; in v1 blocks among the extras."""
+    extras = block.get("extras")
+    return block.get("cache_control") or (extras.get("cache_control") if isinstance(extras, Mapping) else None)
 
 
 def _kind(block: Block) -> str:
@@ -59,8 +66,7 @@ def _kind(block: Block) -> str:
 def _text(block: Block) -> Part:
     if not isinstance(block.get("text"), str):
         raise _refused(block, "has no text")
-    mark = block.get("cache_control")  # Anthropic: what is before the mark may be cached, at a tenth of the price
-    return {**text_part(block["text"]), **({"cache_control": mark} if mark else {})}
+    return text_part(block["text"])
 
 
 def _json(block: Block) -> Part:

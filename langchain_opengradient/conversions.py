@@ -1,7 +1,7 @@
 """Gateway answers -> LangChain messages: whole completions, and stream deltas one by one.
 
 The per-chunk path builds `AIMessageChunk` with the fields that core needs and nothing else; usage, finish
-reason, model name and receipt ride on the terminal chunk only, because core adds up what several chunks say.
+reason, model name and receipt are in the last chunk only, because core adds up what several chunks say.
 It does not know the wire (`opengradient_x402.completions` does), nor handlers.
 """
 
@@ -12,11 +12,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, InvalidToolCall
-from langchain_core.messages.ai import InputTokenDetails, OutputTokenDetails, UsageMetadata
+from langchain_core.messages.ai import InputTokenDetails, OutputTokenDetails, UsageMetadata, add_ai_message_chunks
 from langchain_core.messages.tool import ToolCall as MessageToolCall
 from langchain_core.messages.tool import ToolCallChunk, invalid_tool_call, tool_call
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.utils.json import parse_partial_json
+from pydantic import PrivateAttr
 
 from langchain_opengradient.blocks import PROVIDER
 from opengradient_x402.completions import Completion, Delta, ToolCall, ToolCallDelta, Usage
@@ -78,14 +79,17 @@ def to_terminal_chunk(
     metadata = _metadata(completion, receipt, model_name, is_whole=is_whole)
     if not with_usage:
         metadata.pop("token_usage", None)
-    message = AIMessageChunk(
+    fragments = _last_fragments(completion.tool_calls)
+    message = (ClosingChunk if fragments else AIMessageChunk)(
         content="",
         additional_kwargs=_extras(completion),
         response_metadata=metadata,
         usage_metadata=to_usage(completion.usage) if with_usage else None,
-        tool_call_chunks=_last_fragments(completion.tool_calls),
+        tool_call_chunks=fragments,
         chunk_position="last",
     )
+    if isinstance(message, ClosingChunk):
+        message.keep(completion.tool_calls)
     return ChatGenerationChunk(message=message)
 
 
@@ -108,6 +112,8 @@ def to_result(completion: Completion, *, model_name: str, is_whole: bool = False
 
 def combined_outputs(outputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """One `llm_output` for several: the sums of their counts, and the other members of the last one."""
+    if len(outputs) == 1:
+        return dict(outputs[0])
     combined: dict[str, Any] = {}
     for output in outputs:
         counts = _added(combined.get("token_usage") or {}, output.get("token_usage") or {})
@@ -164,12 +170,47 @@ def _parse_arguments(text: str) -> dict[str, Any] | None:
     return parsed if isinstance(parsed, dict) else None
 
 
+class ClosingChunk(AIMessageChunk):
+    """The last chunk of a stream with broken tool calls: in the sum, `invalid_tool_calls` have what the model wrote.
+
+    The bracket that keeps core from repairing them stays in the sum's `tool_call_chunks`, which core reads again
+    whenever it loads or copies the message.
+    """
+
+    _said: dict[str, str] = PrivateAttr(default_factory=dict)
+    _json: frozenset[int] = PrivateAttr(default=frozenset())
+
+    def keep(self, calls: Sequence[ToolCall]) -> None:
+        """Remembers the arguments of the calls as the model wrote them."""
+        self._said = {call.id: call.arguments for call in calls}
+        self._json = frozenset(index for index, call in enumerate(calls) if _is_json(call.arguments))
+
+    @property
+    def spoiled(self) -> list[ToolCallChunk]:
+        """The fragments that v3 event streams need too."""
+        return [one for one in self.tool_call_chunks if one["index"] in self._json]
+
+    @classmethod
+    def lc_id(cls) -> list[str]:
+        """It is stored as the chunk that it is to everybody else."""
+        return AIMessageChunk.lc_id()
+
+    def __radd__(self, other: Any) -> Any:
+        # Python asks the right side first when its class is the narrower one.
+        if not isinstance(other, AIMessageChunk):
+            return NotImplemented
+        total = add_ai_message_chunks(other, self)
+        for call in total.invalid_tool_calls:
+            call["args"] = self._said.get(call["id"] or "", call["args"])
+        return total
+
+
 def _last_fragments(calls: Sequence[ToolCall]) -> list[ToolCallChunk]:
     """A last fragment for each call that core would otherwise read differently in a stream.
 
     Core completes broken JSON when it merges chunks: `{"path": "/` would become `{"path": "/"}`, and an agent
     would run the tool with it. A bracket that closes nothing makes core file the call under
-    `invalid_tool_calls`, where a whole (not streamed) answer has it. Blank arguments are no arguments.
+    `invalid_tool_calls`, where a whole (not streamed) answer has it.
     """
     ends = {index: end for index, call in enumerate(calls) if (end := _end_of(call.arguments))}
     return [
@@ -178,15 +219,23 @@ def _last_fragments(calls: Sequence[ToolCall]) -> list[ToolCallChunk]:
 
 
 def _end_of(arguments: str) -> str:
-    if not arguments.strip():
-        return "{}" if arguments else ""
-    if _parse_arguments(arguments) is not None:
+    if not arguments.strip() or _parse_arguments(arguments) is not None:
         return ""
+    if _is_json(arguments):
+        return unrepairable_end(arguments)  # v3 event streams take any JSON for arguments, and then fail
     try:
         would_run = isinstance(parse_partial_json(arguments), dict)
     except ValueError:
         would_run = False
     return unrepairable_end(arguments) if would_run else ""
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
 
 
 def unrepairable_end(text: str) -> str:
@@ -218,8 +267,8 @@ def _metadata(
         "model_name": model_name,
         "finish_reason": completion.finish_reason,
     }
-    if completion.token_usage is not None:
-        metadata["token_usage"] = completion.token_usage
+    if (counts := completion.token_usage) is not None:
+        metadata["token_usage"] = counts
     if completion.logprobs is not None:
         metadata["logprobs"] = completion.logprobs
     if completion.id:

@@ -23,11 +23,12 @@ from langchain_core.messages import (
     ToolMessage,
 )
 
-from langchain_opengradient.content import to_part, to_parts
+from langchain_opengradient.content import cache_mark, to_part, to_parts
 from langchain_opengradient.conversions import CALL_EXTRAS_KEY
 from langchain_opengradient.errors import UnsupportedContent
 from langchain_opengradient.tools import to_wire_tool
 from opengradient_x402.completions.content_parts import Part, joined, text_part
+from opengradient_x402.gateway.request import wire_role
 
 WireMessage = dict[str, Any]
 
@@ -82,9 +83,9 @@ def _convert(message: BaseMessage) -> list[WireMessage]:
 
 def _role(message: BaseMessage) -> str:
     if isinstance(message, SystemMessage):
-        return str(message.additional_kwargs.get("__openai_role__", "system"))
+        return wire_role(str(message.additional_kwargs.get("__openai_role__", "system")))
     if isinstance(message, ChatMessage):
-        return message.role
+        return wire_role(message.role)
     if isinstance(message, FunctionMessage):
         return "function"
     raise UnsupportedContent(
@@ -106,13 +107,22 @@ def _user(message: HumanMessage) -> list[WireMessage]:
     rest: list[str | Mapping[str, Any]] = []
     for block in message.content:
         if isinstance(block, Mapping) and block.get("type") == "tool_result":  # Anthropic's form
-            results.append(_tool_result(str(block.get("tool_use_id", "")), block.get("content") or ""))
+            results.append(_tool_result(str(block.get("tool_use_id", "")), _marked(block)))
         else:
             rest.append(block)
     if results and not rest:
         return results
     # Results answer the calls just before them; the user's own words come after.
     return [*results, _named(message, {"role": "user", "content": joined(to_parts(rest))})]
+
+
+def _marked(result: Mapping[str, Any]) -> Any:
+    """The content of Anthropic's `tool_result`, with its mark that what is before it may be cached."""
+    content = result.get("content") or ""
+    if not (mark := cache_mark(result)):
+        return content
+    blocks = [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
+    return [*blocks[:-1], {**blocks[-1], "cache_control": mark}] if blocks else content
 
 
 def _tool_result(
@@ -132,13 +142,20 @@ def _assistant(message: AIMessage) -> WireMessage:
     for name in _SENT_BACK:
         if value := message.additional_kwargs.get(name):
             wire[name] = value
+    if calls and (reasoning := message.additional_kwargs.get("reasoning_content")):
+        wire["reasoning_content"] = reasoning  # DeepSeek's models refuse results of calls whose reasons they do not see
+    audio = message.additional_kwargs.get("audio")
+    if isinstance(audio, Mapping) and audio.get("id"):
+        wire["audio"] = {"id": audio["id"]}  # OpenAI keeps the sound itself
     return wire
 
 
-def _assistant_content(message: AIMessage) -> str:
+def _assistant_content(message: AIMessage) -> str | list[Part]:
     if isinstance(message.content, str):
         return message.content
     parts = [part for block in message.content for part in _assistant_parts(block)]
+    if any("cache_control" in part for part in parts):
+        return parts
     return "".join(part["text"] for part in parts)
 
 

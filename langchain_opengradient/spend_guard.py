@@ -42,13 +42,13 @@ class SpendGuard(SettlementCallbackHandler):
     @property
     def spent_atomic(self) -> int:
         """What the calls that have ended cost, at most: the worst case of a call whose cost is not known yet."""
-        self._heard.now()
+        self._kept.now()
         return self.run_limit.spent_atomic
 
     @property
     def spent(self) -> str:
         """`spent_atomic` for people, also of several tokens: "0.0125 OPG"."""
-        self._heard.now()
+        self._kept.now()
         return self.run_limit.spent
 
     @property
@@ -56,10 +56,10 @@ class SpendGuard(SettlementCallbackHandler):
         """The ids of the calls for which something is set aside."""
         return self.run_limit.under_way
 
-    def hear(self, receipt: SettlementReceipt) -> None:
+    def receive(self, receipt: SettlementReceipt) -> None:
         """Count `receipt`, unless its call was counted already."""
         self.run_limit.count(receipt)
-        super().hear(receipt)
+        super().receive(receipt)
 
     def clear(self) -> None:
         """Forget the calls that have ended: the limit begins anew."""

@@ -29,7 +29,7 @@ from langchain_opengradient.errors import ModelRefusal
 from langchain_opengradient.tools import to_function
 from opengradient_x402.gateway.request import wire_tool_name
 from opengradient_x402.ledger.receipts import SettlementReceipt
-from opengradient_x402.strict_json import object_in
+from opengradient_x402.strict_json import after_thought, object_in
 
 Schema = dict[str, Any] | type
 Method = Literal["json_schema", "function_calling", "json_mode"]
@@ -172,7 +172,7 @@ def _fitted(value: Any, target: Any, *, partial: bool, text: str) -> Any:
 
 def _whole_json(result: list[Generation]) -> Any:
     """The JSON in a finished answer. Raises OutputParserException for JSON that was cut off: it is never completed."""
-    text = result[0].text
+    text = after_thought(result[0].text)
     fenced = _FENCED.search(text)
     for candidate in (text, *(fenced.groups() if fenced else ()), object_in(text)):
         try:

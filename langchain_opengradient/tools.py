@@ -50,8 +50,9 @@ def to_wire_tool(tool: ToolLike, *, strict: bool | None = None) -> dict[str, Any
             f"A tool is named {name!r}, and providers take letters, digits, '_', '-', '.' and ':' only, at most 128. "
             "Nothing was paid. Give the tool another name."
         )
-    if isinstance(tool, Mapping) and "cache_control" in tool:
-        wire["cache_control"] = tool["cache_control"]  # Anthropic: the tools up to here may be cached
+    extras = tool if isinstance(tool, Mapping) else getattr(tool, "extras", None) or {}
+    if "cache_control" in extras:
+        wire["cache_control"] = extras["cache_control"]  # Anthropic: the tools up to here may be cached
     return wire
 
 

@@ -1,7 +1,7 @@
 """Receipts as LlamaIndex events.
 
 `SettlementEvent` is dispatched once per paid call, as soon as its payment is known: for a stream that is when
-it opens, so a stream that nobody reads to its end is heard of all the same. What is learned later about the
+it opens, so a stream that nobody reads to its end is reported all the same. What is learned later about the
 same call (its end, tokens, cost) follows as `SettlementUpdateEvent` with the same call id.
 
 Both are dispatched inside the model's own call and in its context, so the active span and the tags of the
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 from llama_index_instrumentation import get_dispatcher
 from llama_index_instrumentation.base import BaseEvent
 
+from llama_index_opengradient.runs import RUN_ID_TAG, current_run
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.payment.run_limit import RunLimit
 from opengradient_x402.telemetry.spans import annotate, openinference
@@ -31,14 +32,11 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 
-RUN_ID_TAG: Final = "llamaindex.run_id"
-"""The tag under which llama-index-workflows names the run of an agent or workflow."""
-
 DISPATCHER_NAME: Final = "llama_index_opengradient"
 
 
 class ReceiptEvent(BaseEvent):
-    """What both events share; listen to this type to hear of every state of every receipt."""
+    """What both events share; listen to this type to get every state of every receipt."""
 
     receipt: SettlementReceipt
 
@@ -68,7 +66,7 @@ class SettlementEvent(ReceiptEvent):
 
 
 class SettlementUpdateEvent(ReceiptEvent):
-    """More is known of a call that a `SettlementEvent` told of: its receipt replaces the one told before."""
+    """More is known of a call than its `SettlementEvent` said: this receipt replaces the earlier one."""
 
     @classmethod
     def class_name(cls) -> str:
@@ -100,7 +98,7 @@ _blocks: Final[list[tuple[Listener, ...]]] = []
 
 @contextmanager
 def listened_by(listener: Listener) -> Generator[None, None, None]:
-    """`listener` hears the calls of this block too, and those of the tasks and threads that it starts."""
+    """`listener` gets the calls of this block too, and those of the tasks and threads that it starts."""
     listeners = (*listening.get(), listener)
     token = listening.set(listeners)
     _blocks.append(listeners)
@@ -115,7 +113,7 @@ def expect_calls(ledger: Callable[[], Ledger]) -> str:
     """For a model that is about to leave for another process: the group of the calls that it makes there.
 
     They are found by the handlers of this context; where there are none, by those of the only block that listens, and
-    by those that hear the whole process. Empty when nobody listens.
+    by those that listen to the whole process. Empty when nobody listens.
     """
     listeners = listening.get()
     if not listeners and _blocks:
@@ -141,7 +139,7 @@ def _attached() -> Iterable[Any]:
 class ReceiptReporter:
     """Tells everybody who listens of the receipts of one call. Made when the call starts, in its context.
 
-    The context is kept because a call may end elsewhere: an abandoned stream is closed by whoever drops it, in
+    The context is kept because a call may end elsewhere: an abandoned stream is closed where it is dropped, in
     another task or thread, where other tags and spans are active.
     """
 
@@ -151,13 +149,18 @@ class ReceiptReporter:
         self._span = None if tracing is None else tracing.get_current_span()
         self._listeners = tuple(listeners)
         self._handlers = listening.get()
+        self._run = current_run()
         self._told: SettlementReceipt | None = None
 
     @property
     def options(self) -> dict[str, Any]:
-        """What the gateway client is told: where the receipt goes, and the limits of the runs that make the call."""
+        """What the gateway client is told: where the receipt goes, the limits of the runs, and the run of the call."""
         limits = [getattr(handler, "run_limit", None) for handler in (*self._handlers, *_attached())]
-        return {"on_receipt": self, "limits": [one for one in dict.fromkeys(limits) if isinstance(one, RunLimit)]}
+        return {
+            "on_receipt": self,
+            "limits": [one for one in dict.fromkeys(limits) if isinstance(one, RunLimit)],
+            "run": self._run,
+        }
 
     def __call__(self, receipt: SettlementReceipt | None) -> None:
         """Tell of a receipt, unless there is none or this very state of it was told. Never raises.

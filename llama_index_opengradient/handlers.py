@@ -4,7 +4,7 @@
 `SettlementCallbackHandler` does the same for code that still works with the legacy `CallbackManager`.
 
 Both are views for programs: the ledger (`opengradient_x402.ledger.ledger`) is the durable record, and the chain is
-the truth. Neither raises into the call that it hears of.
+the truth. Neither raises into the call that it reports.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from llama_index_instrumentation.event_handlers import BaseEventHandler
 
 from llama_index_opengradient import events
 from llama_index_opengradient.events import ReceiptEvent
-from opengradient_x402.ledger.heard import HeardReceipts
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.payment.run_limit import RunLimit
+from opengradient_x402.telemetry.kept_receipts import KeptReceipts
 
 if TYPE_CHECKING:
     from opengradient_x402.ledger.ledger import Ledger
 
 
-class _Receipts(HeardReceipts):
+class _Receipts(KeptReceipts):
     """Receipts with the runs that made their calls."""
 
     def __init__(self, *, most: int | None = None, on_news: Callable[[SettlementReceipt], None] | None = None) -> None:
@@ -57,9 +57,9 @@ class _Receipts(HeardReceipts):
 
 
 class SettlementLedgerHandler(BaseEventHandler):
-    """Keeps the receipts that the dispatcher tells of, once per call, sorted by the run that made the call.
+    """Keeps the receipts that the dispatcher reports, once per call, sorted by the run that made the call.
 
-    `with handler.listening():` hears the calls of the block; `get_dispatcher().add_event_handler(handler)` hears those
+    `with handler.listening():` gets the calls of the block; `get_dispatcher().add_event_handler(handler)` gets those
     of the whole process.
     Safe to share between threads, tasks and models.
     """
@@ -110,7 +110,7 @@ class SettlementLedgerHandler(BaseEventHandler):
         await self._receipts.arefresh()
 
     def clear(self) -> None:
-        """Forget what was heard. The ledger keeps it."""
+        """Forget the receipts. The ledger keeps them."""
         self._receipts.clear()
 
     @property
@@ -124,12 +124,12 @@ class SettlementLedgerHandler(BaseEventHandler):
 
     @contextmanager
     def listening(self) -> Generator[Self, None, None]:
-        """Hear the calls of the `with` block: its own, and those of the tasks and of LlamaIndex's threads in it.
+        """Get the calls of the `with` block: its own, and those of the tasks and of LlamaIndex's threads in it.
 
         Calls of worker processes (`num_workers`) are found in the ledger, if no other block listens at that time.
 
-        Requests that a server answers at the same time do not hear each other. A plain `threading.Thread` starts with
-        an empty context: run it through `contextvars.copy_context().run`.
+        Requests that a server answers at the same time do not get each other's calls. A plain `threading.Thread`
+        starts with an empty context: run it through `contextvars.copy_context().run`.
         """
         with events.listened_by(self):
             yield self
@@ -198,7 +198,7 @@ class SpendGuard(SettlementLedgerHandler):
 class SettlementCallbackHandler(BaseCallbackHandler):
     """Keeps receipts for code that uses the legacy `CallbackManager`, once per call.
 
-    The model reports to it directly, so errors, cancelled calls and abandoned streams are heard of as well,
+    The model reports to it directly, so errors, cancelled calls and abandoned streams are reported as well,
     for which a callback's payload has no receipt.
     """
 
@@ -228,7 +228,7 @@ class SettlementCallbackHandler(BaseCallbackHandler):
         await self._receipts.arefresh()
 
     def clear(self) -> None:
-        """Forget what was heard. The ledger keeps it."""
+        """Forget the receipts. The ledger keeps them."""
         self._receipts.clear()
 
     def on_event_start(

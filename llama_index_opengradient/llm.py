@@ -57,7 +57,7 @@ from llama_index_opengradient.observed import (
     started,
 )
 from llama_index_opengradient.responses import ChatStream, chat_response, completion_response
-from llama_index_opengradient.structured import OutputT, agrowing, growing, output_kwargs, parse_output
+from llama_index_opengradient.structured import OutputT, agrowing, growing, output_kwargs, parse_output, wire_keywords
 from llama_index_opengradient.tools import (
     answer_of,
     keep_first_call,
@@ -103,6 +103,7 @@ class OpenGradient(PaidModel):
         self, messages: Sequence[ChatMessage], kwargs: dict[str, Any]
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """The body of a request, and the gateway client's options for it. Raises ValueError before anything is paid."""
+        self._check_call(kwargs)
         if (mode := kwargs.pop("x402_settlement_mode", None)) is not None:  # what the OpenGradient SDK calls it
             kwargs["settlement_mode"] = mode
         options = {name: kwargs.pop(name) for name in _CALL_OPTIONS if kwargs.get(name) is not None}
@@ -115,13 +116,14 @@ class OpenGradient(PaidModel):
         options["headers"] = {**headers, **options.get("headers", {})}
         options["query"] = kwargs.pop("extra_query", None)
         extra_body = kwargs.pop("extra_body", None) or {}
+        kwargs.pop("strict", None)  # of tools, which have it by now
         body = {
             "model": self.model,
             "messages": wire_messages(messages),
             "web_search": self.web_search or None,
             **self.additional_kwargs,
             **self._body_fields(),
-            **kwargs,
+            **wire_keywords(kwargs),
             **extra_body,
         }
         return body, options

@@ -2,7 +2,7 @@
 
 Pure: the caller's messages are read, never changed. Every block of every role is converted or refused with a
 clear error. `additional_kwargs` never goes out wholesale, since memories and other integrations keep private
-things there: `tool_calls` and `tool_call_id` are read from it, nothing else.
+things there: `tool_calls`, `tool_call_id` and what this package keeps for a provider are read from it, nothing else.
 
 Does not know models, responses or payments.
 """
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from llama_index.core.base.llms.types import (
+    AudioBlock,
     CachePoint,
     ChatMessage,
     MessageRole,
@@ -22,7 +23,7 @@ from llama_index.core.base.llms.types import (
 )
 
 from llama_index_opengradient.content import content_parts, is_media, refuse
-from llama_index_opengradient.tools import CALL_EXTRAS_KEY, tool_calls_of
+from llama_index_opengradient.tools import AUDIO_KEY, CALL_EXTRAS_KEY, DETAILS_KEY, tool_calls_of
 from opengradient_x402.completions.content_parts import Part, joined, text_part
 from opengradient_x402.gateway.request import wire_tool_name
 
@@ -77,8 +78,7 @@ class _Conversation:
             parts = self._move_media(message, role, parts)
         out: dict[str, Any] = {"role": role, "content": joined(parts)}
         if role == "assistant":
-            if reasoning:
-                out["reasoning_content"] = reasoning
+            out |= _wanted_back(message, reasoning)
             if calls := tool_calls_of(message):
                 extras = message.additional_kwargs.get(CALL_EXTRAS_KEY) or {}
                 out["tool_calls"] = [{**extras.get(call["id"], {}), **self._named(call)} for call in calls]
@@ -126,6 +126,18 @@ class _Conversation:
         )
 
 
+def _wanted_back(message: ChatMessage, reasoning: str) -> dict[str, Any]:
+    """What a provider wants to see again of an answer of its own."""
+    kept = message.additional_kwargs
+    audio_id = kept.get(AUDIO_KEY)
+    wanted = {
+        "reasoning_content": reasoning,
+        "reasoning_details": kept.get(DETAILS_KEY),
+        "audio": {"id": audio_id} if audio_id else None,
+    }
+    return {name: value for name, value in wanted.items() if value}
+
+
 def _of(block: Any) -> list[Part]:
     return content_parts(block) if not isinstance(block, CachePoint | ThinkingBlock | ToolCallBlock) else []
 
@@ -140,6 +152,8 @@ def _parts(message: ChatMessage, role: str) -> tuple[list[Part], str]:
                 reasoning.append(block.content or "")
             case ToolCallBlock() if role == "assistant":
                 pass  # goes into the message's `tool_calls`
+            case AudioBlock() if role == "assistant" and message.additional_kwargs.get(AUDIO_KEY):
+                pass  # the provider has it under this id
             case ThinkingBlock() | ToolCallBlock():
                 refuse(block, f"it belongs to an assistant message, and this message's role is {message.role.value!r}")
             case CachePoint():

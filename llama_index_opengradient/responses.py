@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from llama_index.core.base.llms.types import (
+    AudioBlock,
     ChatMessage,
     ChatResponse,
     CompletionResponse,
@@ -27,7 +28,7 @@ from llama_index.core.base.llms.types import (
     ToolCallBlock,
 )
 
-from llama_index_opengradient.tools import CALL_EXTRAS_KEY, mirror, parse_arguments
+from llama_index_opengradient.tools import AUDIO_KEY, CALL_EXTRAS_KEY, DETAILS_KEY, mirror, parse_arguments
 from opengradient_x402.completions import Completion, Delta, ToolCall, ToolCallDelta
 from opengradient_x402.errors import ConfigurationError
 
@@ -40,8 +41,8 @@ def chat_response(completion: Completion, *, delta: str | None = None, is_whole:
     """The response for a whole answer; `delta` is given when it ends a stream, `is_whole` wants the whole receipt."""
     text = completion.content or completion.refusal
     calls = [_call_block(call) for call in completion.tool_calls]
-    images: list[ContentBlock] = [ImageBlock(url=url) for url in completion.images]
-    message = _message(text, completion.reasoning, calls, images)
+    message = _message(text, completion.reasoning, calls, _media(completion))
+    message.additional_kwargs |= _wanted_back(completion)
     choice: dict[str, Any] = {
         "index": 0,
         "message": _wire_message(completion),
@@ -49,8 +50,6 @@ def chat_response(completion: Completion, *, delta: str | None = None, is_whole:
     }
     if completion.logprobs is not None:
         choice["logprobs"] = completion.logprobs
-    if of_calls := {call.id: call.extras for call in completion.tool_calls if call.extras}:
-        message.additional_kwargs[CALL_EXTRAS_KEY] = of_calls
     raw = {
         **completion.response_extras,
         "id": completion.id,
@@ -70,6 +69,28 @@ def chat_response(completion: Completion, *, delta: str | None = None, is_whole:
     return ChatResponse(
         message=message, raw=raw, delta=delta, additional_kwargs=extra, logprobs=_logprobs(completion.logprobs)
     )
+
+
+def _sound(completion: Completion) -> dict[str, Any]:
+    sound = completion.message_extras.get("audio")
+    return sound if isinstance(sound, dict) else {}
+
+
+def _media(completion: Completion) -> list[ContentBlock]:
+    media: list[ContentBlock] = [ImageBlock(url=url) for url in completion.images]
+    if data := _sound(completion).get("data"):
+        media.append(AudioBlock(audio=str(data).encode()))
+    return media
+
+
+def _wanted_back(completion: Completion) -> dict[str, Any]:
+    """What a message keeps because its provider wants to see it again."""
+    kept = {
+        AUDIO_KEY: _sound(completion).get("id"),
+        DETAILS_KEY: completion.message_extras.get("reasoning_details"),
+        CALL_EXTRAS_KEY: {call.id: call.extras for call in completion.tool_calls if call.extras},
+    }
+    return {name: value for name, value in kept.items() if value}
 
 
 def completion_response(response: ChatResponse) -> CompletionResponse:
@@ -154,13 +175,13 @@ class ChatStream:
         )
 
 
-def _message(text: str, reasoning: str, calls: list[ToolCallBlock], images: list[ContentBlock]) -> ChatMessage:
+def _message(text: str, reasoning: str, calls: list[ToolCallBlock], media: list[ContentBlock]) -> ChatMessage:
     blocks: list[ContentBlock] = []
     if reasoning:
         blocks.append(ThinkingBlock(content=reasoning))
-    if text or not (calls or images):
+    if text or not (calls or media):
         blocks.append(TextBlock(text=text))
-    blocks += images
+    blocks += media
     blocks += calls
     if not calls:
         return ChatMessage(role=MessageRole.ASSISTANT, blocks=blocks)

@@ -9,6 +9,7 @@ Does not know how the model is called, nor payments.
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncGenerator, Generator
 from contextlib import aclosing, closing
 from typing import Any, TypeVar
@@ -57,6 +58,17 @@ def output_kwargs(
     return {"tool_choice": "required", **kwargs, "tools": [tool], "parallel_tool_calls": False}
 
 
+def wire_keywords(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The keyword arguments of one call as members of the request: OpenAI's users give classes as formats."""
+    wire = dict(kwargs)
+    if "audio_config" in wire:
+        wire["audio"] = wire.pop("audio_config")
+    wanted = wire.get("response_format")
+    if isinstance(wanted, type) and issubclass(wanted, BaseModel):
+        wire["response_format"] = output_kwargs(wanted, None, by_format=True)["response_format"]
+    return wire
+
+
 def parse_output(response: ChatResponse, output_cls: type[OutputT]) -> OutputT:
     """The `output_cls` that a complete response holds.
 
@@ -65,13 +77,33 @@ def parse_output(response: ChatResponse, output_cls: type[OutputT]) -> OutputT:
     """
     text = _output_text(response)
     try:
-        return output_cls.model_validate_json(text)
+        return output_cls.model_validate_json(_with_line_feeds(text))
     except ValidationError as exc:
         raise ValueError(
             f"The model did not give a valid {output_cls.__name__}: {_shortened(text)!r} ({exc.error_count()} errors, "
-            f"the first: {exc.errors()[0]['msg']}). The call was made and is paid for. Ask again, with a clearer "
-            "prompt or another model."
+            f"the first: {exc.errors()[0]['msg']}). The call was made and is paid for. {_remedy(response)}"
         ) from exc
+
+
+def _with_line_feeds(text: str) -> str:
+    """Models write bare line feeds into strings, where JSON wants them escaped."""
+    try:
+        return text if "\n" not in text else json.dumps(json.loads(text, strict=False))
+    except ValueError:
+        return text
+
+
+def _remedy(response: ChatResponse) -> str:
+    """What to do about an answer that is no object: it depends on why it is none."""
+    if response.additional_kwargs.get("refusal"):
+        return "The model refused: ask for something else."
+    choices = (response.raw.get("choices") if isinstance(response.raw, dict) else None) or [{}]
+    reason = choices[0].get("finish_reason")
+    if reason == "length":
+        return "It was cut off at its longest length (finish_reason 'length'): raise `max_tokens`."
+    if reason == "content_filter":
+        return "The provider's filter cut it off (finish_reason 'content_filter'): ask for something else."
+    return "Ask again, with a clearer prompt or another model."
 
 
 def growing(responses: ChatResponseGen, output_cls: type[OutputT]) -> Generator[Any, None, None]:

@@ -27,6 +27,11 @@ _SHOWN_CHARS: Final = 200
 CALL_EXTRAS_KEY: Final = "tool_call_extras"
 """Where a message keeps what a provider wants back with its tool calls (thought signatures), by the call's id."""
 
+AUDIO_KEY: Final = "reference_audio_id"
+"""Where a message keeps the id under which a provider knows its sound (as in llama-index-llms-openai)."""
+DETAILS_KEY: Final = "reasoning_details"
+"""Where a message keeps the signed reasoning that a provider wants back."""
+
 
 def tool_definition(tool: BaseTool, *, strict: bool | None = None) -> dict[str, Any]:
     """The wire's definition of a tool."""

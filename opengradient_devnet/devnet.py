@@ -45,6 +45,7 @@ from opengradient_devnet.gateway.payment.challenge import (
 from opengradient_devnet.gateway.payment.channels import ChannelBook, ChannelRecord
 from opengradient_devnet.gateway.payment.collector import Collector, HouseFacilitator
 from opengradient_devnet.gateway.payment.door import Door
+from opengradient_devnet.gateway.payment.repeats import DECLARATION, Repeats
 from opengradient_devnet.gateway.payment.served import ServedCalls
 from opengradient_devnet.gateway.payment.sessions import SessionBook, SettlementRecord
 from opengradient_devnet.gateway.pricing import load_prices
@@ -89,10 +90,12 @@ class Devnet:
     what it says.
     `asset` is the token that it is paid in: "OPG", or "USDC" (6 decimals, at 1 USD), which has no quotes and no
     explorer. All amounts are in whole tokens of it.
-    `sessions=False` settles every call on its own. `schemes` are what the gateway offers; `session_cap_opg` and
-    `exact_price_opg` are the offers' amounts (a call on a channel costs at most `session_cap_opg`, too).
+    `sessions=False` settles every call on its own. `gives_answers_again` has the gateway offer x402's
+    `payment-identifier`: the same payment, sent again, gets the same answer.
+    `schemes` are what the gateway offers; `session_cap_opg` and `exact_price_opg` are the offers' amounts (a call on a
+    channel costs at most `session_cap_opg`, too).
     `claim_interval_s` is how often it claims what it charged to channels.
-    `fault_route=True` serves `POST /faults` and `POST /reorganise` to whoever sends `devnet.fault_token` as
+    `fault_route=True` serves `POST /faults` and `POST /reorganise` to clients that send `devnet.fault_token` as
     `X-Fault-Token` (random, or the `fault_token` that is given); `faults` can be injected in Python in any case.
     """
 
@@ -108,6 +111,7 @@ class Devnet:
         network_file: str | Path | None = None,
         port: int = 0,
         sessions: bool = True,
+        gives_answers_again: bool = False,
         unsafe_live_chain_id: bool = False,
         prices: str | Path | Mapping[str, Any] | None = None,
         opg_usd: str | None = None,
@@ -145,6 +149,7 @@ class Devnet:
         self._profile = replace(profile, **{name: value for name, value in own.items() if value is not None})
         self._port = port
         self._has_sessions = sessions
+        self._gives_again = gives_answers_again
         self._prices = load_prices(Path(prices) if isinstance(prices, str) else prices or self._profile.prices)
         self._has_own_prices = prices is not None
         if not self._has_own_prices and isinstance(upstream, str) and not upstream.startswith("rules"):
@@ -272,7 +277,9 @@ class Devnet:
             records=self._sessions,
             faults=self.faults,
             jobs=jobs,
-            extensions=APPROVAL_SPONSORING if self._token is OPG_TOKEN else APPROVAL_SPONSORING | PERMIT_SPONSORING,
+            extensions=APPROVAL_SPONSORING
+            | ({} if self._token is OPG_TOKEN else PERMIT_SPONSORING)
+            | (DECLARATION if self._gives_again else {}),
         )
         self._door = door
         served = ServedCalls()
@@ -291,6 +298,7 @@ class Devnet:
             enclave=enclave,
             hypervisor=hypervisor,
             operator_address=operator.address,
+            repeats=Repeats() if self._gives_again else None,
             profile=profile,
             faults=self.faults,
             pace_s=self._pace_s,

@@ -139,7 +139,7 @@ async def _read(receive: Receive, *, limit_bytes: int) -> bytes | None:
     while True:
         message = await receive()
         if message["type"] != "http.request":
-            return bytes(body)  # the client left; whoever reads on will see that
+            return bytes(body)  # the client left; the next read will show that
         body += message.get("body", b"")
         if len(body) > limit_bytes:
             return None

@@ -86,7 +86,7 @@ class _Protocol(H11Protocol):
 
 
 class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers: the process belongs to whoever embeds the devnet."""
+    """uvicorn without its signal handlers: the process belongs to the program that embeds the devnet."""
 
     def __init__(self, site: Site) -> None:
         tls = site.tls

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from opengradient_x402.batch.chat_batch import ChatBatch
     from opengradient_x402.completions import Completion, Delta, ToolCall, Usage
     from opengradient_x402.errors import (
         NotPaid,
@@ -30,19 +31,22 @@ if TYPE_CHECKING:
     from opengradient_x402.payment.transport import AsyncX402Transport, X402Transport
     from opengradient_x402.payment.wallet import Wallet
     from opengradient_x402.proofs.data_settlement import DataSettlements
-    from opengradient_x402.proofs.verification import aexport_bundle, export_bundle, verify_bundle
+    from opengradient_x402.proofs.export import aexport_bundle, export_bundle
+    from opengradient_x402.proofs.verification import verify_bundle
     from opengradient_x402.settlement.background import BackgroundReconciler
     from opengradient_x402.settlement.reconciler import Reconciler
     from opengradient_x402.settlement.restored import areceipt_of, receipt_of
     from opengradient_x402.settlement_mode import SettlementMode
     from opengradient_x402.signer import Keystore, LocalSigner, Signer
     from opengradient_x402.telemetry.events import Event, listen
+    from opengradient_x402.telemetry.runs import named_run
 
 _HOMES = {
     "ApprovalRequest": "payment.policy",
     "AsyncGatewayClient": "gateway.client",
     "AsyncX402Transport": "payment.transport",
     "BackgroundReconciler": "settlement.background",
+    "ChatBatch": "batch.chat_batch",
     "Completion": "completions",
     "DataSettlements": "proofs.data_settlement",
     "Delta": "completions",
@@ -71,12 +75,13 @@ _HOMES = {
     "Usage": "completions",
     "Wallet": "payment.wallet",
     "X402Transport": "payment.transport",
-    "aexport_bundle": "proofs.verification",
+    "aexport_bundle": "proofs.export",
     "areceipt_of": "settlement.restored",
     "ask_in_terminal": "payment.steps",
-    "export_bundle": "proofs.verification",
+    "export_bundle": "proofs.export",
     "listen": "telemetry.events",
     "load_network": "networks",
+    "named_run": "telemetry.runs",
     "receipt_of": "settlement.restored",
     "verify_bundle": "proofs.verification",
 }
@@ -87,6 +92,7 @@ __all__ = [
     "AsyncGatewayClient",
     "AsyncX402Transport",
     "BackgroundReconciler",
+    "ChatBatch",
     "Completion",
     "DataSettlements",
     "Delta",
@@ -120,6 +126,7 @@ __all__ = [
     "export_bundle",
     "listen",
     "load_network",
+    "named_run",
     "receipt_of",
     "verify_bundle",
 ]

@@ -54,6 +54,11 @@ def address_word(address: str) -> bytes:
     return bytes.fromhex(address[2:]).rjust(32, b"\0")
 
 
+def uint_word(value: int) -> bytes:
+    """A number as a 32-byte ABI word."""
+    return value.to_bytes(32, "big")
+
+
 @cache
 def _implementation() -> ModuleType:
     # pycryptodome takes 3 µs for a hash and 70 ms for its import, so it is imported at the first hash.

@@ -199,3 +199,9 @@ class _Bell:
 
 
 _BELLS: Final[weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Bell]] = weakref.WeakKeyDictionary()
+
+
+def when_done(future: Future[T], then: Callable[[], object]) -> Future[T]:
+    """The same future; `then` is called when it is done without an error."""
+    future.add_done_callback(lambda done: None if done.cancelled() or done.exception() else then())
+    return future

@@ -17,13 +17,15 @@
     │   ├── GatewayUnreachable
     │   ├── ChainUnavailable           an RPC node did not answer a question
     │   │   └── RpcError               it answered with an error
-    │   └── LedgerUnavailable
+    │   ├── LedgerUnavailable
+    │   └── CallKnown                  a call with this id was made before, or is being made
     ├── PaymentOutcomeUnknown          a signature left; only the chain can say whether it was used
     └── PaidButFailed                  the call will be charged (up to the authorized amount)
         ├── GatewayError
         ├── StreamInterrupted
         ├── ResponseInvalid
-        └── ProofRejected
+        ├── ProofRejected
+        └── AnswerLost             the process that got the answer ended before it was kept
 
 Does not know where errors come from. A message never holds a key, a signature or a session id: exceptions
 end up in logs, traces and pickles.
@@ -202,6 +204,12 @@ class LedgerUnavailable(NotPaid):
     kind: ErrorKind = "ledger"
 
 
+class CallKnown(NotPaid):
+    """A call was to be made under a given id, and the ledger has that call already: it was, or is being, made."""
+
+    kind: ErrorKind = "payment"
+
+
 class PaymentOutcomeUnknown(OpenGradientError):
     """A signature left and no answer told what became of it. Reconcile before you call again."""
 
@@ -232,3 +240,7 @@ class ProofRejected(PaidButFailed):
     """The enclave's signature, or a settlement proof, does not hold."""
 
     kind: ErrorKind = "proof"
+
+
+class AnswerLost(PaidButFailed):
+    """The row of a table was paid, and its answer was lost with the process that got it."""

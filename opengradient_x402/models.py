@@ -9,6 +9,7 @@ payment authorizes.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
@@ -22,11 +23,13 @@ from pkgutil import get_data
 from typing import Any, Final
 
 from opengradient_x402 import strict_json
-from opengradient_x402.errors import UnknownModel
+from opengradient_x402.errors import ConfigurationError, UnknownModel
 
 DEFAULT_OUTPUT_TOKENS: Final = 4096
 """What gateways assume when a request has no `max_tokens` (docs/wire.md, "Limits")."""
 
+_SLIP: Final = 0.8
+"""So alike is a name to the one that was meant."""
 _PROVIDER_ALIASES: Final = {"xai": "x-ai", "gemini": "google", "claude": "anthropic"}
 _TOKENS_PER_PRICE: Final = 1_000_000
 _PRICE: Final = re.compile(r"[0-9]{1,12}(?:\.[0-9]{1,24})?", re.ASCII)
@@ -315,3 +318,23 @@ def _info(row: Mapping[str, Any], dates: Mapping[str, date]) -> ModelInfo:
 
 def _usd(text: str | None) -> Decimal | None:
     return None if text is None else Decimal(text)
+
+
+def check_name(where: str, name: str) -> None:
+    """A model's name in a setting: a misspelt one would be a setting of no model.
+
+    Raises ConfigurationError for a pattern. Warns when the catalogue has no such model, but one that is called alike.
+    """
+    if not name.strip() or "*" in name:
+        raise ConfigurationError(
+            f"{where} has {name!r}, which is no name of a model. Nothing was paid. Name each model; `max_per_call` "
+            "holds for all."
+        )
+    known = [spelling for model in catalog() for spelling in (model.name, model.wire_name)]
+    if find_model(name) is None and (close := get_close_matches(name, known, n=1, cutoff=_SLIP)):
+        warnings.warn(
+            f"{where} has {name!r}, which is not in the catalogue. Did you mean {close[0]!r}? For a model of your own "
+            "gateway the name must be as in the call.",
+            UserWarning,
+            stacklevel=4,
+        )

@@ -301,7 +301,7 @@ def _fetch(url: str) -> bytes:
     parts = urlsplit(url)
     if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(parts.hostname)):
         raise InsecureEndpoint(
-            f"The network description at {parts.scheme}://{parts.hostname} was not read: whoever sits on the "
+            f"The network description at {parts.scheme}://{parts.hostname} was not read: somebody on the "
             "line could name other payees. Nothing was paid. Use https (plain http is fine on loopback)."
         )
     try:

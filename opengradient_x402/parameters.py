@@ -1,13 +1,15 @@
 """What users of other chat models write, and what they are told when it means nothing, or has another name, here.
 
-Names and sentences only; both faces ask it when a model is made. It does not know the fields of either.
+Names, ranges and sentences only; both faces ask it when a model is made and when it is called. It does not know the
+fields of either.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Final
+from typing import Any, Final
 
 from opengradient_x402.errors import ConfigurationError
 
@@ -18,6 +20,19 @@ _HTTP: Final = "Use `http_client` (and the async one) with an httpx client of yo
 _RESPONSES: Final = "It belongs to OpenAI's Responses API, which gateways do not speak. Send the whole conversation."
 _ROUTING: Final = "It is OpenRouter's own. Name the provider in `model`, as in 'anthropic/claude-sonnet-4-6'."
 _RANKING: Final = "It is for OpenRouter's rankings. Use `default_headers` if your gateway reads such headers."
+
+_RANGES: Final = {
+    "temperature": (0, 2),
+    "top_p": (0, 1),
+    "frequency_penalty": (-2, 2),
+    "presence_penalty": (-2, 2),
+    "top_logprobs": (0, 20),
+}
+_WHOLE_NUMBERS: Final = ("seed", "max_tokens", "max_completion_tokens", "top_logprobs")
+_MOST_BIAS: Final = 100
+_MOST_STOPS: Final = 4
+_SLIP: Final = 0.85
+"""So alike are two names when one is taken for the other, mistyped."""
 
 REFUSED: Final = {
     "n": _ONE_ANSWER,
@@ -67,6 +82,92 @@ def check_names(owner: str, given: Iterable[str], *, known: Collection[str]) -> 
             hint = f"Did you mean {near[0]!r}? " if near else ""
             remedy = f"{hint}Members of the request that are no fields go into `extra_body`."
         raise ConfigurationError(f"{owner} takes no {name!r}. Nothing was paid. {remedy}")
+
+
+def check_call(owner: str, given: Iterable[str], *, known: Collection[str], fields: Collection[str]) -> None:
+    """As `check_names`, for what is given to one call: what belongs to the model (`fields`), or is a slip of the pen.
+
+    Members of the request that nobody knows here are sent. Raises ConfigurationError.
+    """
+    for name in given:
+        if name in known:
+            continue
+        if name in REFUSED:
+            check_names(owner, [name], known=())
+        if name in fields:
+            raise _refused(
+                f"{name!r} was given to a call, and only a model has it. Nothing was paid. Make a model with it: "
+                f"`{owner}(…, {name}=…)`."
+            )
+        if near := get_close_matches(name, known, n=1, cutoff=_SLIP):
+            raise _refused(
+                f"{name!r} was given to a call. Nothing was paid. Did you mean {near[0]!r}? Members of the request "
+                "that only your gateway knows go into `extra_body`."
+            )
+
+
+def check_values(wire: Mapping[str, Any]) -> None:
+    """Raises ConfigurationError for values that gateways answer with 400, or cannot read, after the payment
+    (docs/wire.md, "What gateways do not do")."""
+    _check_numbers(wire)
+    if wire.get("top_logprobs") and not wire.get("logprobs"):
+        raise _refused(
+            "top_logprobs was given without logprobs, which providers refuse. Nothing was paid. Set `logprobs=True`."
+        )
+    for token, bias in _members(wire, "logit_bias").items():
+        if not (_is_number(bias) and -_MOST_BIAS <= bias <= _MOST_BIAS):
+            raise _refused(
+                f"logit_bias has {bias!r} for {token!r}, and providers take numbers from -100 to 100. Nothing was paid."
+            )
+    _members(wire, "response_format")
+    _check_stop(wire.get("stop"))
+
+
+def _check_numbers(wire: Mapping[str, Any]) -> None:
+    for name, (least, most) in _RANGES.items():
+        value = wire.get(name)
+        if value is not None and not (_is_number(value) and least <= value <= most):
+            raise _refused(
+                f"{name}={value!r} was given, and gateways take numbers from {least} to {most}. Nothing was paid. "
+                f"Give {name} in that range."
+            )
+    for name in _WHOLE_NUMBERS:
+        value = wire.get(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            raise _refused(
+                f"{name}={value!r} was given, and gateways take whole numbers. Nothing was paid. Give an integer."
+            )
+        if value is not None and value < 0 and name != "seed":
+            raise _refused(f"{name}={value} was given, and no answer is so short. Nothing was paid. Give at least 1.")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _members(wire: Mapping[str, Any], name: str) -> Mapping[Any, Any]:
+    value = wire.get(name)
+    if value is None or isinstance(value, Mapping):
+        return value or {}
+    raise _refused(f"{name}={value!r} was given, and gateways take an object. Nothing was paid. Give a dict.")
+
+
+def _check_stop(stop: Any) -> None:
+    if stop is None or isinstance(stop, str):
+        return
+    if not isinstance(stop, Sequence) or not all(isinstance(one, str) for one in stop):
+        raise _refused(
+            f"stop={stop!r} was given, and gateways take texts. Nothing was paid. Give a text or a list of them."
+        )
+    if len(stop) > _MOST_STOPS:
+        raise _refused(
+            f"{len(stop)} stop sequences were given, and gateways take {_MOST_STOPS}. Nothing was paid. Leave "
+            "some out, or cut the answer yourself."
+        )
+
+
+def _refused(message: str) -> ConfigurationError:
+    return ConfigurationError(message, kind="invalid_request")
 
 
 def checked_sender(given: object) -> object:

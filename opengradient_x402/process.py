@@ -1,8 +1,8 @@
 """What belongs to this process: made anew in a child after a fork, and ended in one order when the process ends.
 
 Sockets, threads, database connections, locks, sessions and remembered terms must not be used by two processes.
-Whoever holds some of them is a `Resident`, and says what to do at each of these moments; when, and in which order,
-is decided here alone: the only `os.register_at_fork` and the only `atexit` of the package. A child that
+An object that holds some of them is a `Resident`, and says what to do at each of these moments; when, and in which
+order, is decided here alone: the only `os.register_at_fork` and the only `atexit` of the package. A child that
 `multiprocessing` forked runs no `atexit`; there its own finalizers call the same chain.
 
 Every wait has a limit: a fork or an exit is late rather than stuck. Does not know what the residents are.

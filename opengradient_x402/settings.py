@@ -69,7 +69,7 @@ class Settings:
         `dotenv_path` that cannot be read.
         """
         environ = os.environ if environ is None else environ  # noqa: TID251 - the module that the rule names
-        given = {name: value for name, value in environ.items() if value}
+        given = {name: _plain(name, value) for name, value in environ.items() if value.strip()}
         unread = None
         try:
             from_file = _dotenv_values(dotenv_path) if dotenv else {}
@@ -78,6 +78,7 @@ class Settings:
                 raise ConfigurationError(f"{exc}. Nothing was paid. Fix or remove the file.") from exc.__cause__
             from_file, unread = {}, str(exc)
             _log.warning("%s. What it may set is not used.", unread)
+        from_file = {name: _plain(name, value) for name, value in from_file.items()}
         settings = cls(values={**from_file, **given}, unread=unread)
         # What is set and cannot be used is an error now, and not at the first call.
         _ = settings.settlement_mode, settings.private_key, settings.keystore_password
@@ -179,6 +180,11 @@ class Settings:
                 f"{name}_FILE names {path}, which cannot be read ({type(exc).__name__}). Nothing was paid. "
                 "Correct the path, or the file's permissions."
             ) from exc
+
+
+def _plain(name: str, value: str) -> str:
+    """Blanks around a value come from files and shells, and mean nothing; in a password they do."""
+    return value if name == "OG_KEYSTORE_PASSWORD" else value.strip()
 
 
 def state_directory(environ: Mapping[str, str] | None = None) -> Path:

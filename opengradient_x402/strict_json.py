@@ -103,8 +103,18 @@ class WholeCharacters:
 _DECODER = json.JSONDecoder(strict=False)  # models write bare line feeds into strings
 
 
+_THOUGHT = re.compile(r"\s*<think(?:ing)?>.*?</think(?:ing)?>", re.DOTALL)
+
+
+def after_thought(text: str) -> str:
+    """The text without what a reasoning model thought aloud before it."""
+    thought = _THOUGHT.match(text)
+    return text if thought is None else text[thought.end() :]
+
+
 def object_in(text: str) -> str:
     """The JSON object that models put between friendly words, or into a Markdown fence; else the text as it is."""
+    text = after_thought(text)
     at = text.find("{")
     while at >= 0:
         try:

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import termios
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import pyte
@@ -26,7 +26,7 @@ from rich.terminal_theme import TerminalTheme
 from rich.text import Text
 
 from opengradient_devnet import Devnet
-from opengradient_x402 import Payments, load_network
+from opengradient_x402 import Payments, load_network, named_run
 from opengradient_x402.gateway.client import GatewayClient
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
@@ -34,12 +34,14 @@ BIN = Path(sys.executable).parent
 COLUMNS = 80
 LINES = 200
 LONGEST_S = 180
-PAGE = "1180,1240"
+PAGE = "1180,1500"
 SETTLED = {
-    "batch": ("openai/gpt-5", "openai/gpt-5", "anthropic/claude-sonnet-4-6", "google/gemini-2.5-flash"),
-    "individual": ("anthropic/claude-sonnet-4-6",),
-    "private": ("openai/gpt-5-mini",),
+    ("batch", "nightly report"): ("openai/gpt-5", "openai/gpt-5", "anthropic/claude-sonnet-4-6"),
+    ("batch", "answer to a customer"): ("google/gemini-2.5-flash",),
+    ("individual", "answer to a customer"): ("anthropic/claude-sonnet-4-6",),
+    ("private", None): ("openai/gpt-5-mini",),
 }
+"""Models by settlement mode and run."""
 THEME = TerminalTheme(
     (22, 27, 34),
     (230, 237, 243),
@@ -136,8 +138,9 @@ def pay(net: Devnet, env: dict[str, str]) -> None:
         network=load_network(env["OG_NETWORK"]), private_key=env["OG_PRIVATE_KEY"], ledger=env["OG_LEDGER_URL"]
     )
     with closing(payments):
-        for mode, models in SETTLED.items():
-            with GatewayClient(payments, settlement_mode=mode) as client:
+        for (mode, run), models in SETTLED.items():
+            named = nullcontext() if run is None else named_run(run)
+            with named, GatewayClient(payments, settlement_mode=mode) as client:
                 for model in models:
                     client.chat(asked(model))
         net.flush_batches()
@@ -173,6 +176,7 @@ def main() -> None:
             }
             pay(net, env)
             draw("receipts", "opengradient-x402 receipts list", env=env)
+            draw("runs", "opengradient-x402 receipts list --by run", env=env)
             page = Path(home) / "report.html"
             report = [BIN / "opengradient-x402", "receipts", "report", "--output", page]
             subprocess.run(report, env=env, check=True, capture_output=True)

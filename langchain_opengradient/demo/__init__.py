@@ -1,4 +1,4 @@
-"""`opengradient-x402 demo`: a stranger's first minute, on an embedded network."""
+"""`opengradient-x402 demo`: a tour for new users, on an embedded network."""
 
 from langchain_opengradient.demo.command import demo
 

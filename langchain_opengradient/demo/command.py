@@ -1,6 +1,6 @@
-"""`opengradient-x402 demo`: a stranger's first minute.
+"""`opengradient-x402 demo`: a tour for new users.
 
-Starts the devnet, and loads LangChain while that comes up; the tour itself is in `tour`.
+Starts the devnet, and loads LangChain meanwhile; the tour itself is in `tour`.
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ PACE_S = 0.03
 OPEN_FOR_S = 300
 _NEXT = """
 [bold]Next[/]
-  opengradient-devnet                     a network that stays, and a wallet
-  opengradient-x402 chat "Hello"          pay for a call on it
-  uv run python examples/first_agent.py   an agent with a budget
-  docs/concepts.md                        what a payment and a receipt are
+  opengradient-devnet               a network that stays, and a wallet
+  opengradient-x402 chat "Hello"    pay for a call on it
+  opengradient-x402 receipts list   what was paid
+
+Agents, budgets and reports
+  https://github.com/OpenGradient/opengradient-integrations
 """
 _NEEDED = ("langchain", "langchain_core", "eth", "starlette", "uvicorn")
 

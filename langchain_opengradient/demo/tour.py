@@ -1,8 +1,8 @@
-"""The tour that the demo gives: what users do, on a network of their own.
+"""The demo's tour: what users do, on a network of their own.
 
 Makes and funds a wallet, approves the token, streams an answer, asks four providers the same, runs an agent
 with two tools, and tries the three settlement modes. At the end the chain is asked what was really paid.
-Everything here is the package's public surface; how the devnet is started is `demo`'s business.
+Only public names of the package are used here. `command` starts the devnet.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from rich.table import Table
 
 from langchain_opengradient.callbacks import SettlementCallbackHandler, get_settlement_callback
 from langchain_opengradient.chat_models import ChatOpenGradient
+from opengradient_x402.cli.output import rounded
 from opengradient_x402.devnet_process import DevnetProcess
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.ledger.receipts import SettlementReceipt
@@ -142,13 +143,13 @@ def _settlement_modes(console: Console, payments: Payments) -> None:
 
 
 def _settled(console: Console, payments: Payments, settlements: SettlementCallbackHandler) -> list[SettlementReceipt]:
-    heard = [receipt.call_id for receipt in settlements.receipts]
+    call_ids = [receipt.call_id for receipt in settlements.receipts]
     reconciler = Reconciler(payments.network, payments.ledger)
     deadline = time.monotonic() + SETTLE_TIMEOUT_S
     with console.status("Waiting for the gateway to settle its sessions on chain …"):
         while True:
             reconciler.reconcile(payer=payments.payer)
-            receipts = payments.ledger.receipts(call_ids=heard).result()
+            receipts = payments.ledger.receipts(call_ids=call_ids).result()
             if all(receipt.is_final for receipt in receipts) or time.monotonic() > deadline:
                 return receipts
             time.sleep(0.2)
@@ -168,7 +169,7 @@ def _summary(
             receipt.model.partition("/")[2],
             receipt.settlement_mode,
             receipt.status,
-            format_amount(receipt.settled_atomic or 0, decimals=18)[:12],
+            rounded(receipt.settled_atomic or 0, decimals=18, places=8),
             _short(receipt.payment_tx_hash),
         )
     console.print(table)

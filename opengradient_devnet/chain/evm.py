@@ -1,4 +1,4 @@
-"""An Ethereum virtual machine on py-evm: one block for each transaction, with the time of the clock on the wall.
+"""An Ethereum virtual machine on py-evm: one block for each transaction, with the time of the machine's clock.
 
 It executes, mines and stores. It is not thread-safe (`pyevm` puts a lock around it); JSON-RPC is in `methods`.
 

@@ -1,7 +1,7 @@
 """A node that is some blocks behind: the chain as it was before them, however often it is asked.
 
 Two nodes behind one URL differ like that. It is made from a node that is up to date, by asking it about older blocks
-and by hiding what came later. Sending works as ever.
+and by hiding what came later. Transactions are sent as on any node.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _BLOCK_UNKNOWN = -32000
 
 
 class Node(Protocol):
-    """Whoever answers JSON-RPC methods; raises `RpcError`."""
+    """Answers JSON-RPC methods; raises `RpcError`."""
 
     def rpc(self, method: str, params: list[Any]) -> Any: ...
 

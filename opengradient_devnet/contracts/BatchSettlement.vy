@@ -27,6 +27,41 @@ struct VoucherClaim:
     signature: Bytes[512]
     totalClaimed: uint128
 
+event ChannelCreated:
+    channelId: indexed(bytes32)
+    config: channel_types.ChannelConfig
+
+event ChannelClosed:
+    channelId: indexed(bytes32)
+    config: channel_types.ChannelConfig
+
+event Deposited:
+    channelId: indexed(bytes32)
+    sender: indexed(address)
+    amount: uint128
+    newBalance: uint128
+
+event Claimed:
+    channelId: indexed(bytes32)
+    sender: indexed(address)
+    claimAmount: uint128
+    newTotalClaimed: uint128
+
+event Refunded:
+    channelId: indexed(bytes32)
+    sender: indexed(address)
+    amount: uint128
+
+event WithdrawInitiated:
+    channelId: indexed(bytes32)
+    amount: uint128
+    finalizeAfter: uint40
+
+event WithdrawFinalized:
+    channelId: indexed(bytes32)
+    sender: indexed(address)
+    amount: uint128
+
 event Settled:
     receiver: indexed(address)
     token: indexed(address)
@@ -162,6 +197,10 @@ def deposit(config: channel_types.ChannelConfig, amount: uint128, collector: add
     if staticcall token.balanceOf(self) != before + convert(amount, uint256):
         raw_revert(method_id("DepositCollectionFailed()"))
     self._channels[id].balance += amount
+    channel: Channel = self._channels[id]
+    if channel.balance == amount and channel.totalClaimed == 0:
+        log ChannelCreated(channelId=id, config=config)
+    log Deposited(channelId=id, sender=msg.sender, amount=amount, newBalance=channel.balance)
 
 @internal
 def _claim(claim: VoucherClaim):
@@ -179,8 +218,10 @@ def _claim(claim: VoucherClaim):
         raw_revert(method_id("ClaimExceedsBalance()"))
     if claim.totalClaimed <= channel.totalClaimed:
         return
-    self._receivers[config.receiver][config.token].totalClaimed += claim.totalClaimed - channel.totalClaimed
+    amount: uint128 = claim.totalClaimed - channel.totalClaimed
+    self._receivers[config.receiver][config.token].totalClaimed += amount
     self._channels[id].totalClaimed = claim.totalClaimed
+    log Claimed(channelId=id, sender=msg.sender, claimAmount=amount, newTotalClaimed=claim.totalClaimed)
 
 @external
 @nonreentrant
@@ -242,6 +283,11 @@ def _left(id: bytes32, wanted: uint128) -> uint128:
     return min(wanted, channel.balance - channel.totalClaimed)
 
 @internal
+def _log_if_closed(config: channel_types.ChannelConfig, id: bytes32):
+    if self._channels[id].balance == 0 and self._channels[id].totalClaimed == 0:
+        log ChannelClosed(channelId=id, config=config)
+
+@internal
 def _refund(config: channel_types.ChannelConfig, id: bytes32, wanted: uint128):
     amount: uint128 = self._left(id, wanted)
     if amount == 0:
@@ -249,6 +295,8 @@ def _refund(config: channel_types.ChannelConfig, id: bytes32, wanted: uint128):
     self._channels[id].balance -= amount
     self._pending[id] = empty(Withdrawal)
     self.refundNonce[id] += 1
+    log Refunded(channelId=id, sender=msg.sender, amount=amount)
+    self._log_if_closed(config, id)
     self._pay(config.token, config.payer, amount)
 
 @external
@@ -279,7 +327,9 @@ def initiateWithdraw(config: channel_types.ChannelConfig, amount: uint128):
     id: bytes32 = self._id(config)
     if amount == 0 or amount != self._left(id, amount):
         raw_revert(method_id("WithdrawExceedsBalance()"))
-    self._pending[id] = Withdrawal(amount=amount, initiatedAt=convert(block.timestamp, uint40))
+    now: uint40 = convert(block.timestamp, uint40)
+    self._pending[id] = Withdrawal(amount=amount, initiatedAt=now)
+    log WithdrawInitiated(channelId=id, amount=amount, finalizeAfter=now + config.withdrawDelay)
 
 @external
 @nonreentrant
@@ -293,6 +343,8 @@ def finalizeWithdraw(config: channel_types.ChannelConfig):
     self._pending[id] = empty(Withdrawal)
     amount: uint128 = self._left(id, pending.amount)
     self._channels[id].balance -= amount
+    log WithdrawFinalized(channelId=id, sender=msg.sender, amount=amount)
+    self._log_if_closed(config, id)
     self._pay(config.token, config.payer, amount)
 
 @external

@@ -78,7 +78,7 @@ def models_page(models: Iterable[ModelPrice], *, opg_usd: Decimal | None) -> dic
 
 def completion(transcript: Transcript, *, model: str, created_s: int, extra: Mapping[str, Any]) -> dict[str, Any]:
     """A `chat.completion`; `extra` are the proof and the gateway's other members. All that the model said is in it."""
-    message: dict[str, Any] = {**transcript.message_members, "role": "assistant", "content": transcript.text}
+    message: dict[str, Any] = {**transcript.message_members, "role": "assistant", "content": transcript.content}
     if transcript.reasoning:
         message["reasoning_content"] = transcript.reasoning
     if transcript.tool_calls:

@@ -47,6 +47,7 @@ from opengradient_devnet.gateway.intake import (
 from opengradient_devnet.gateway.menu import Menu
 from opengradient_devnet.gateway.payment.denials import Refusal
 from opengradient_devnet.gateway.payment.door import Admission, CollectionFailed, Door
+from opengradient_devnet.gateway.payment.repeats import Repeats
 from opengradient_devnet.gateway.profile import GatewayProfile
 from opengradient_devnet.gateway.proofs.batches import SettlementType
 from opengradient_devnet.gateway.proofs.nitro import NONCE_DIGITS, Hypervisor
@@ -60,6 +61,7 @@ _NONCE = re.compile(rf"[0-9a-fA-F]{{{NONCE_DIGITS}}}", re.ASCII)
 _PIECE = b" " * 2**16
 _METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 _PROBLEM_JSON = "application/problem+json"
+_Answering = Callable[[Request, bytes | None, Admission], Awaitable[Response]]
 _PAYWALL = b"<!doctype html><title>Payment required</title><p>This page costs OPG. Connect a wallet to go on.</p>\n"
 
 
@@ -90,6 +92,7 @@ class Gateway:
         profile: GatewayProfile,
         faults: Faults,
         pace_s: float = 0.0,
+        repeats: Repeats | None = None,
     ) -> None:
         self._door = door
         self._service = service
@@ -101,6 +104,7 @@ class Gateway:
         self._profile = profile
         self._faults = faults
         self._pace_s = pace_s
+        self._repeats = repeats
 
     def routes(self) -> list[Route]:
         """What to mount at the root of the gateway's origin."""
@@ -168,9 +172,7 @@ class Gateway:
     async def _complete_text(self, request: Request) -> Response:
         return await self._paid(request, self._answer_text)
 
-    async def _paid(
-        self, request: Request, answer: Callable[[Request, bytes | None, Admission], Awaitable[Response]]
-    ) -> Response:
+    async def _paid(self, request: Request, answer: _Answering) -> Response:
         # The body is read first: a connection whose request was left unread cannot be used again.
         body = await read_body(request)
         redirect = self._faults.take(Redirect, when="unpaid")
@@ -179,6 +181,16 @@ class Gateway:
         drip = self._faults.take(DripHeaders, when="unpaid")
         if drip is not None:
             return DrippedHeaders(drip)
+        if self._repeats is None:
+            return await self._admitted(request, body, answer)
+        return await self._repeats.answer(request, body, lambda: self._admitted(request, body, answer))
+
+    async def _admitted(
+        self,
+        request: Request,
+        body: bytes | None,
+        answer: Callable[[Request, bytes | None, Admission], Awaitable[Response]],
+    ) -> Response:
         admission = await self._door.admit(request)
         if isinstance(admission, Refusal):
             return self._refused(admission, request)

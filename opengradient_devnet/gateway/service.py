@@ -237,7 +237,7 @@ class ModelService:
         final = await self._finale(call, transcript, proof, has_told_settlement=begun.has_told_proof)
         settled = None
         if self._profile.billing_delay_s is None:
-            # Charged before the client can see the end: whoever has the whole answer finds it in the accounts.
+            # Charged before the client can see the end: a client that has the whole answer finds it in the accounts.
             settled = self._bill(call, transcript, proof)
         yield StreamEvent(kind=EventKind.FINAL, data=final)
         if settled is not None:

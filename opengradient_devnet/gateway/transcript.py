@@ -30,6 +30,8 @@ class Transcript:
         self._latest = -1
         self._usage: dict[str, Any] | None = None
         self.text = ""
+        self.content: Any = None
+        """The text, or the parts of a whole answer that has other parts than text."""
         self.reasoning = ""
         self.finish_reason: str | None = None
         self.message_members: Mapping[str, Any] = {}
@@ -40,7 +42,9 @@ class Transcript:
     def of(cls, answer: Answer, *, request: Mapping[str, Any]) -> Transcript:
         """The transcript of an answer that came in one piece."""
         transcript = cls(request)
-        transcript.text = _text_of(answer.message.get("content"))
+        content = answer.message.get("content")
+        transcript.text = _text_of(content)
+        transcript.content = content if _has_other_parts(content) else transcript.text
         transcript.reasoning = answer.message.get("reasoning_content") or ""
         transcript._calls = dict(enumerate(answer.message.get("tool_calls") or []))
         transcript.finish_reason = answer.finish_reason
@@ -86,8 +90,9 @@ class Transcript:
         )
         function = part.get("function") or {}
         call["id"] = part.get("id") or call["id"]
-        # Some dialects repeat the name with every piece: it replaces, only arguments grow.
-        call["function"]["name"] = function.get("name") or call["function"]["name"]
+        # Some dialects send the name in pieces, and some repeat all of it with every piece.
+        known, name = call["function"]["name"], function.get("name") or ""
+        call["function"]["name"] = known if name == known or call["function"]["arguments"] else known + name
         arguments = function.get("arguments") or ""
         call["function"]["arguments"] += arguments if isinstance(arguments, str) else json.dumps(arguments)
         call |= {name: said for name, said in part.items() if name not in _PART}  # such as thought signatures
@@ -106,6 +111,10 @@ def _text_of(content: Any) -> str:
     if isinstance(content, list):
         return "".join(part.get("text") or "" for part in content if isinstance(part, Mapping))
     return content or ""
+
+
+def _has_other_parts(content: Any) -> bool:
+    return isinstance(content, list) and any(not isinstance(part, Mapping) or "text" not in part for part in content)
 
 
 async def whole_tool_calls(

@@ -130,7 +130,7 @@ class LangChainModel:
         )
 
     async def aclose(self) -> None:
-        """The model belongs to whoever made it."""
+        """Nothing to close: the model belongs to its maker."""
 
     def _prepare(self, request: Mapping[str, Any]) -> tuple[Runnable[Any, AIMessage], list[BaseMessage]]:
         from langchain_core.messages import convert_to_messages

@@ -7,6 +7,7 @@ again, and when, is decided in `node`.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -14,6 +15,7 @@ from opengradient_x402 import strict_json
 from opengradient_x402.errors import ChainUnavailable, RpcError
 
 MAX_ATTEMPTS: Final = 5
+_QUANTITY: Final = re.compile("0x[0-9a-fA-F]{1,64}")
 _TOO_OFTEN_STATUS: Final = 429
 _PASSING_STATUSES: Final = frozenset({408, 425, 429, 502, 503, 504, *range(520, 530)})
 """HTTP: the server in front of the node is busy, or does not reach it (RFC 9110; 520 to 529 are Cloudflare's)."""
@@ -179,3 +181,10 @@ def _retry_after_s(reply: Reply) -> float | None:
     text = reply.retry_after
     # At most six digits: a number of seconds that is longer means "not today".
     return float(text[:6]) if text is not None and text.isascii() and text.isdigit() else None
+
+
+def number_in(value: Any) -> int:
+    """A number of JSON-RPC: 0x-hex text of at most 256 bits. Raises TypeError or ValueError for anything else."""
+    if not _QUANTITY.fullmatch(value):
+        raise ValueError(value[:80])
+    return int(value, 16)

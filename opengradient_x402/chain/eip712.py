@@ -51,7 +51,7 @@ _ASSET_DOMAIN: Final = "EIP712Domain(string name,string version,uint256 chainId,
 
 
 class Terms(Protocol):
-    """What is signed, whoever keeps it. Addresses are EIP-55, the deadline is in Unix seconds."""
+    """What is signed. Addresses are EIP-55, the deadline is in Unix seconds."""
 
     @property
     def scheme(self) -> str: ...

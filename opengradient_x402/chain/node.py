@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from opengradient_x402.chain.answers import Failure, Reply, Result, read_answer
+from opengradient_x402.chain.answers import Failure, Reply, Result, number_in, read_answer
 from opengradient_x402.effects import Read, Send, Sleep, Steps, drive, drive_async
 from opengradient_x402.errors import ChainUnavailable, ConfigurationError, RpcError
 
@@ -137,7 +137,7 @@ class HttpNode:
 
     def _checked(self, server: _Server, answer: Any) -> Failure | None:
         try:
-            chain_id = int(answer, 16)
+            chain_id = number_in(answer)
         except (TypeError, ValueError):
             text = f"{server.shown} gave no chain id. Nothing was paid. Check the network's `rpc_url`."
             return Failure(error=RpcError(text))

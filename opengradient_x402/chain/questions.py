@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from opengradient_x402.addresses import address_word, checksum_address
+from opengradient_x402.addresses import address_word, checksum_address, uint_word
+from opengradient_x402.chain.answers import number_in
 from opengradient_x402.chain.node import Question, RpcRequest
 from opengradient_x402.chain.readers import AsyncChainReader, ChainReader
 from opengradient_x402.errors import RpcError
@@ -48,7 +49,6 @@ _AUTHORIZATION_STATE: Final = "0xe94a0102"  # authorizationState(address,bytes32
 _RETURN_TIMESTAMP: Final = "0x4260005260206000f3"
 """TIMESTAMP PUSH 0 MSTORE PUSH 32 PUSH 0 RETURN: creation code that returns the time of its block."""
 
-_QUANTITY: Final = re.compile("0x[0-9a-fA-F]{1,64}")
 _HASH: Final = re.compile("0x[0-9a-fA-F]{64}", re.ASCII)
 _DATA: Final = re.compile("0x(?:[0-9a-fA-F]{2})*", re.ASCII)
 _MOST_TOPICS: Final = 4
@@ -128,14 +128,14 @@ def code_of(owner: str) -> Question[bytes]:
 
 def nonce_used(permit2: str, owner: str, nonce: int) -> Question[bool]:
     """Whether a Permit2 nonce is spent: settled or cancelled (bit `nonce & 255` of word `nonce >> 8`)."""
-    word = (nonce >> 8).to_bytes(32, "big")
+    word = uint_word(nonce >> 8)
     bitmap = yield from _call_word(permit2, _NONCE_BITMAP, address_word(owner) + word)
     return bool(bitmap >> (nonce & 255) & 1)
 
 
 def authorization_state(token: str, authorizer: str, nonce: int) -> Question[bool]:
     """Whether an EIP-3009 nonce is spent: settled or cancelled."""
-    arguments = address_word(authorizer) + nonce.to_bytes(32, "big")
+    arguments = address_word(authorizer) + uint_word(nonce)
     return bool((yield from _call_word(token, _AUTHORIZATION_STATE, arguments)))
 
 
@@ -249,9 +249,7 @@ def _call_word(contract: str, selector: str, arguments: bytes) -> Question[int]:
 def quantity(value: Any) -> int:
     """A number of JSON-RPC, which is 0x-hex text. Raises RpcError for anything else."""
     with _Reading("number"):
-        if not _QUANTITY.fullmatch(value):
-            raise ValueError(value)
-        return int(value, 16)
+        return number_in(value)
 
 
 def _bytes(value: Any) -> bytes:

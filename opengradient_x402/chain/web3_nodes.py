@@ -2,7 +2,7 @@
 
 Both are asked beside the driver, in a thread or on the event loop that the connection belongs to, so that sync and
 async calls can use either. Results are made plain JSON again, whatever middleware did to them, and errors are ours.
-web3 is imported by whoever made the object, never here before there is one.
+The user's own code has imported web3; this module never does so before.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Final
 
+from opengradient_x402.chain.answers import number_in
 from opengradient_x402.chain.node import Node, RpcRequest
 from opengradient_x402.effects import Steps, Wait, in_thread
 from opengradient_x402.errors import ChainUnavailable, ConfigurationError, RpcError
@@ -120,7 +121,7 @@ def _loop_of_connection(web3: AsyncWeb3[Any]) -> asyncio.AbstractEventLoop | Non
 
 def _check_chain(answer: Any, chain_id: int) -> None:
     try:
-        found = int(answer, 16)
+        found = number_in(answer)
     except (TypeError, ValueError) as exc:
         raise RpcError("The `web3` object gave no chain id. Nothing was paid. Check its provider.") from exc
     if found != chain_id:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _NUMBERS = ("salt", "charged_atomic", "signed_atomic", "balance_atomic", "claimed_atomic", "foreign_atomic")
 """Kept as text: they fit no database integer."""
+_STATES = ("newest", "included", "final")
 _FREE: Final[dict[str, Any]] = {"held_by": "", "held_until": 0}
 _UNSEEN: Final[dict[str, Any]] = dict.fromkeys(
     ("tx_hash", "block_number", "block_hash", "confirmations", "confirmations_needed", "dispute")
@@ -84,15 +85,19 @@ class ChannelBook:
         budget: Budget,
         deposit: Deposit | None = None,
         hold_s: float = 0.0,
+        is_first: bool = False,
     ) -> Future[tuple[Channel, Voucher] | None]:
         """Writes the next voucher, for this authorization's amount on top of what was charged so far.
 
         Vouchers before it, whose charge is known, count with that from here on, unless more than the new one allows
         was signed before. None when a call of another process has the channel, put something into it or closed it;
-        otherwise it is held for `hold_s`, or until `charge`, `drop` or `free`. Raises BudgetExceeded.
+        otherwise it is held for `hold_s`, or until `charge`, `drop` or `free`. Raises BudgetExceeded; CallKnown when
+        it `is_first` and the ledger has its call already.
         """
 
         def reserved(book: Book, conn: Connection) -> tuple[Channel, Voucher] | None:
+            if is_first:
+                book.check_unknown(conn, authorization.call_id)
             now, holder = _known(conn, channel.id), self._holder()
             is_changed = (now.balance_atomic, now.deposit) != (channel.balance_atomic, channel.deposit)
             if self._is_held(now, book) or now.status != "open" or (deposit is not None and is_changed):
@@ -273,6 +278,14 @@ class ChannelBook:
         """The vouchers of which the chain has not said the last word, by channel, oldest first; and the newest."""
         return self._ledger.read(
             lambda _book, conn: {each: _vouchers(conn, each, "newest", "included") for each in channel_ids}
+        )
+
+    def vouchers(self, channel_ids: Sequence[str]) -> Future[dict[str, Voucher]]:
+        """All vouchers of these channels, by the authorization that each belongs to."""
+        return self._ledger.read(
+            lambda _book, conn: {
+                voucher.authorization_id: voucher for each in channel_ids for voucher in _vouchers(conn, each, *_STATES)
+            }
         )
 
     def settled(self, channel_id: str) -> Future[int]:

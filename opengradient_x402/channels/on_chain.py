@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from opengradient_x402.addresses import address_word
 from opengradient_x402.chain.eip712 import BATCH_SETTLEMENT, deposit_nonce
 from opengradient_x402.chain.questions import Block, Question
 from opengradient_x402.chain.views import Nonce, at_one_block, pinned_call, used_at
 from opengradient_x402.channels.channel import Channel
+from opengradient_x402.channels.events import config_words
 from opengradient_x402.errors import RpcError
 from opengradient_x402.networks import Network
 
@@ -89,15 +89,9 @@ def _two_words(data: bytes, at: Block) -> Question[tuple[int, int]]:
 
 def withdrawal_call(channel: Channel, amount_atomic: int) -> bytes:
     """Calldata of `initiateWithdraw(config, amount)`: the delay of the channel begins."""
-    return _INITIATE_WITHDRAW + _config(channel) + amount_atomic.to_bytes(_WORD, "big")
+    return _INITIATE_WITHDRAW + config_words(channel) + amount_atomic.to_bytes(_WORD, "big")
 
 
 def finalization_call(channel: Channel) -> bytes:
     """Calldata of `finalizeWithdraw(config)`, which pays out after the delay."""
-    return _FINALIZE_WITHDRAW + _config(channel)
-
-
-def _config(channel: Channel) -> bytes:
-    parties = (channel.payer, channel.payer_authorizer, channel.receiver, channel.receiver_authorizer, channel.asset)
-    numbers = (channel.withdraw_delay_s, channel.salt)
-    return b"".join(map(address_word, parties)) + b"".join(number.to_bytes(_WORD, "big") for number in numbers)
+    return _FINALIZE_WITHDRAW + config_words(channel)

@@ -103,7 +103,7 @@ def write(output: Path | None, content: Iterator[bytes], *, as_json: bool, forma
 
 def _bundle(book: Ledger, *, since: int, payer: str | None, network: str | None, is_signed: bool) -> bytes:
     from opengradient_x402.cli.options import signer_of_environment
-    from opengradient_x402.proofs.verification import export_bundle
+    from opengradient_x402.proofs.export import export_bundle
 
     signer = signer_of_environment() if is_signed else None
     return export_bundle(book, network=network_of(network), since=since, payer=payer, signer=signer).to_bytes()
@@ -122,7 +122,7 @@ def raw_csv(pages: Pages) -> Iterator[bytes]:
 
 
 _COLUMNS = (
-    "date", "model", "mode", "status", "amount", "token", "amount_is", "cost_usd", "prompt_tokens",
+    "date", "model", "mode", "run", "status", "amount", "token", "amount_is", "cost_usd", "prompt_tokens",
     "completion_tokens", "network", "call_id", "transaction", "explorer", "enclave_proof", "dispute",
 )  # fmt: skip
 
@@ -140,6 +140,7 @@ def _for_people(receipt: SettlementReceipt, known: KnownNetworks) -> dict[str, s
         "date": local_time(receipt.created_at),
         "model": model_of(receipt),
         "mode": receipt.settlement_mode,
+        "run": receipt.run,
         "status": status_word(receipt),
         "amount": None if word == "unknown" else format_amount(amount, decimals=decimals),
         "token": symbol,

@@ -18,6 +18,7 @@ from opengradient_x402.cli.options import (
     RpcOption,
     network_of,
     opened_ledger,
+    signer_of_environment,
 )
 from opengradient_x402.cli.output import can_link, is_terminal, shown, status_text, status_word, terminal, working
 
@@ -29,7 +30,9 @@ if TYPE_CHECKING:
 
 
 def reconcile(
-    wait_s: Annotated[float, typer.Option("--wait", min=0, help="Go on for so many seconds, until all is final.")] = 0,
+    wait_s: Annotated[
+        float, typer.Option("--wait", min=0, help="Seconds to go on for at most, until all is final.")
+    ] = 0,
     data: Annotated[
         bool, typer.Option("--data", help="Prove the data settlements of the changed receipts too.")
     ] = False,
@@ -175,6 +178,33 @@ def compact(ledger: LedgerOption = None, as_json: JsonOption = False) -> None:
         print_json({"bytes_before": before, "bytes_after": after})
     else:
         typer.echo(f"The ledger has {after} bytes now; it had {before}.")
+
+
+def anchor(
+    network: NetworkOption = None,
+    rpc_url: RpcOption = None,
+    ledger: LedgerOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the head of the history into a transaction, which dates all records that were exported. Costs gas."""
+    from opengradient_x402.cli.output import linked, print_json, print_pairs
+    from opengradient_x402.proofs.anchors import anchor_history
+
+    chosen = network_of(network, rpc_url)
+    with opened_ledger(ledger) as book, working("Sending the head, and waiting for the block"):
+        anchored = anchor_history(book, network=chosen, signer=signer_of_environment())
+    if as_json:
+        print_json({"head": anchored.name, "transaction": anchored.tx_hash, "network": chosen.caip2})
+        return
+    typer.echo(f"The head of {anchored.size} records is anchored; bundles name the transaction from now on.")
+    url = KnownNetworks.page_of(chosen, anchored.tx_hash)
+    print_pairs(
+        [
+            ("head", anchored.name),
+            ("transaction", linked(anchored.tx_hash, url)),
+            *([] if url is None or can_link() else [("", url)]),
+        ]
+    )
 
 
 def _url(choice: str | None) -> str:

@@ -38,10 +38,15 @@ _RECEIPTS = {
     "clear-dispute": "receipts:clear_dispute",
 }
 _CHANNELS = {"list": "channels:list_channels", "refund": "channels:refund", "withdraw": "channels:withdraw"}
-_LEDGER = {"check": "ledger:check", "repair": "ledger:repair", "compact": "ledger:compact"}
+_LEDGER = {
+    "check": "ledger:check",
+    "repair": "ledger:repair",
+    "compact": "ledger:compact",
+    "anchor": "ledger:anchor",
+}
 _GROUPS = {
     "channels": (_CHANNELS, "List payment channels, and take back what is in them."),
-    "ledger": (_LEDGER, "Check, repair and compact the ledger."),
+    "ledger": (_LEDGER, "Check, repair and compact the ledger, and anchor its history."),
     "receipts": (_RECEIPTS, "List, show, reconcile, export, report and verify receipts."),
 }
 COMMAND_GROUP = "opengradient_x402.commands"

@@ -157,7 +157,7 @@ def amount_of(receipt: SettlementReceipt) -> tuple[int, str]:
 
 
 def rounded(amount_atomic: int, *, decimals: int, places: int = 6) -> str:
-    """An amount with so many digits behind the point, so that points stand below each other."""
+    """An amount with `places` digits behind the point, so that points stand below each other."""
     if decimals <= places:
         return _scaled(amount_atomic, decimals)
     step = 10 ** (decimals - places)
@@ -253,5 +253,12 @@ def working(what: str) -> Iterator[None]:
 
 
 def note(text: str) -> None:
-    """Something to read beside the output, on standard error."""
-    typer.echo(shown(text, keep="\n"), err=True)
+    """Something to read beside the output, on standard error; in a terminal, no word of it is broken."""
+    text = shown(text, keep="\n")
+    if sys.stderr is None or not sys.stderr.isatty():
+        typer.echo(text, err=True)
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    Console(stderr=True, highlight=False).print(Text(text))

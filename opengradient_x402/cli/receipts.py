@@ -1,4 +1,4 @@
-"""`opengradient-x402 receipts list`, `show`, `reconcile` and `clear-dispute`: what was paid, for people and as JSON."""
+"""`opengradient-x402 receipts list`, `show` and `clear-dispute`: what was paid, for people and as JSON."""
 
 from __future__ import annotations
 
@@ -46,6 +46,8 @@ from opengradient_x402.errors import ConfigurationError
 from opengradient_x402.money import format_amount
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.text import Text
 
     from opengradient_x402.ledger.ledger import Ledger
@@ -64,7 +66,9 @@ def list_receipts(
         str | None, typer.Option(help="Only those authorized, served, settled, expired, cancelled or disputed.")
     ] = None,
     payer: PayerOption = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many, the newest.")] = 50,
+    run: Annotated[str | None, typer.Option(help="Only the calls of this run.", show_default=False)] = None,
+    by: Annotated[str | None, typer.Option(help="Add up all receipts: by run, model or day.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="How many at most, the newest ones.")] = 50,
     is_full: FullOption = False,
     network: NetworkOption = None,
     ledger: LedgerOption = None,
@@ -72,19 +76,28 @@ def list_receipts(
 ) -> None:
     """List receipts by day, oldest first, and what they cost (`reconcile` updates them from the chain)."""
     wanted, start = None if status is None else _status(status), parse_since(since)
-    if bundle is None:
-        with opened_ledger(ledger) as book:
-            chosen = book.newest_receipts(limit, since=start, payer=payer, status=wanted).result()
+
+    def is_wanted(receipt: SettlementReceipt) -> bool:
+        return wanted in (None, receipt.status) and run in (None, receipt.run)
+
+    if by is not None:
+        _print_sums(by, bundle, ledger, network, is_wanted, since=start, payer=payer, limit=limit, as_json=as_json)
+        return
+    if bundle is not None:
+        chosen = list(filter(is_wanted, receipts_in(bundle, since=start, payer=payer)))[-limit:]
     else:
-        held = receipts_in(bundle, since=start, payer=payer)
-        chosen = [receipt for receipt in held if wanted in (None, receipt.status)][-limit:]
+        with opened_ledger(ledger) as book:
+            chosen = book.newest_receipts(limit, since=start, payer=payer, status=wanted, run=run).result()
     if as_json:
         print_json([receipt.to_json() for receipt in chosen])
         return
+    _print_chosen(chosen, KnownNetworks(network, is_own=bundle is None), limit=limit, is_full=is_full)
+
+
+def _print_chosen(chosen: list[SettlementReceipt], known: KnownNetworks, *, limit: int, is_full: bool) -> None:
     if not chosen:
         typer.echo("There are no such receipts.")
         return
-    known = KnownNetworks(network, is_own=bundle is None)
     of_tokens = grouped(chosen, lambda receipt: (receipt.network, receipt.asset))
     for (caip2, _), receipts in of_tokens.items():
         of_network = known.of(caip2)
@@ -96,6 +109,32 @@ def list_receipts(
     for word in marks:
         mark, meaning = AMOUNT_WORDS[word]
         typer.echo(f"{mark}  {meaning}")
+
+
+def _print_sums(
+    by: str,
+    bundle: Path | None,
+    ledger: str | None,
+    network: str | None,
+    is_wanted: Callable[[SettlementReceipt], bool],
+    *,
+    since: int,
+    payer: str | None,
+    limit: int,
+    as_json: bool,
+) -> None:
+    from opengradient_x402.cli.report.tallies import KEYS, print_tallies
+
+    if by not in KEYS:
+        raise typer.BadParameter(f"{by!r} is not one of {', '.join(KEYS)}", param_hint="--by")
+    known = KnownNetworks(network, is_own=bundle is None)
+    if bundle is not None:
+        held = filter(is_wanted, receipts_in(bundle, since=since, payer=payer))
+        print_tallies(by, held, known, limit=limit, as_json=as_json)
+        return
+    with opened_ledger(ledger) as book:
+        recorded = (receipt for page in book.pages_of_receipts(since=since, payer=payer) for receipt in page)
+        print_tallies(by, filter(is_wanted, recorded), known, limit=limit, as_json=as_json)
 
 
 def grouped(
@@ -274,6 +313,7 @@ def _facts(receipt: SettlementReceipt, known: KnownNetworks) -> Iterator[tuple[s
     yield "outcome", receipt.outcome + (f": {receipt.error}" if receipt.error else "")
     yield "served by", receipt.endpoint
     yield "mode", receipt.settlement_mode
+    yield "run", receipt.run or ""
     yield (
         "cost",
         AMOUNT_WORDS[word][1] if word in ("unknown", "nothing") else f"{money(amount)}, {AMOUNT_WORDS[word][1]}",

@@ -43,7 +43,7 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 for a free one.")] = 4020,
     budget: Annotated[
         list[str] | None,
-        typer.Option(help="NAME=AMOUNT: a key of its own for a tool, which may spend so many whole tokens. Several."),
+        typer.Option(help="NAME=AMOUNT: a key for a tool, which may spend this amount in whole tokens. Several."),
     ] = None,
     keys_file: Annotated[
         Path | None,

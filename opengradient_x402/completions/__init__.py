@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from opengradient_x402.completions.extras import cleaned, grow, message_extras, response_extras
+from opengradient_x402.completions.answer_parts import beside_text, image_urls, join_text, plain_reason
+from opengradient_x402.completions.extras import cleaned, copied, grow, message_extras, response_extras
 from opengradient_x402.completions.tool_calls import ToolCall, ToolCallAssembly, ToolCallDelta
 from opengradient_x402.strict_json import WholeCharacters
 
@@ -38,6 +39,7 @@ __all__ = [
 
 _PLAIN_MEMBERS = frozenset({"role", "content"})
 """A message with these alone is text, and nothing else is looked for in it."""
+_COUNTS = frozenset({"prompt_tokens", "completion_tokens", "total_tokens"})
 _MAX_TOKENS = 10**12
 """No call has so many tokens: a larger count is no count (and JSON may say Infinity)."""
 
@@ -57,7 +59,7 @@ class Usage:
 
     def to_wire(self, *, said: Any = None) -> dict[str, Any]:
         """The counts in OpenAI's names; `said`: the object that they were read from, whose other members are kept."""
-        said = cleaned(said) if isinstance(said, Mapping) else {}
+        said = cleaned(said) if isinstance(said, Mapping) and not said.keys() <= _COUNTS else {}
         details = {
             "prompt_tokens_details": {
                 "cached_tokens": self.cached_tokens,
@@ -119,6 +121,11 @@ class Completion:
     """The text as the gateway sent and signed it, before `stop` was applied on our side."""
     receipt: SettlementReceipt | None = None
 
+    def paid_by(self, receipt: SettlementReceipt | None) -> Completion:
+        """This very answer, with its receipt."""
+        object.__setattr__(self, "receipt", receipt)
+        return self
+
     @property
     def token_usage(self) -> dict[str, Any] | None:
         """The usage as the wire has it: the counts in OpenAI's names, beside whatever else the provider counts."""
@@ -142,8 +149,11 @@ def parse_usage(data: Any) -> Usage | None:
     if not isinstance(data, Mapping):
         return None
     prompt, completion = _count(data, "prompt_tokens"), _count(data, "completion_tokens")
-    prompt_details = data.get("prompt_tokens_details") or {}
-    completion_details = data.get("completion_tokens_details") or {}
+    prompt_details = data.get("prompt_tokens_details")
+    completion_details = data.get("completion_tokens_details")
+    if not (prompt_details or completion_details):
+        total = _count(data, "total_tokens") or prompt + completion
+        return Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=total)
     return Usage(
         prompt_tokens=prompt,
         completion_tokens=completion,
@@ -164,7 +174,11 @@ def _count(data: Any, key: str) -> int:
 class StreamAccumulator:
     """Turns wire events into `Delta`s, and at the end into one `Completion`. One per stream."""
 
-    def __init__(self, *, stop: Sequence[str] = (), max_tokens: int | None = None, model: str = "") -> None:
+    def __init__(
+        self, *, stop: Sequence[str] = (), max_tokens: int | None = None, model: str = "", is_whole: bool = False
+    ) -> None:
+        """`is_whole`: the one event that comes is a whole answer."""
+        self._is_whole = is_whole
         self._text: list[str] = []
         self._shown: list[str] = []
         self._reasoning: list[str] = []
@@ -212,7 +226,7 @@ class StreamAccumulator:
         choices = event.get("choices")
         delta = self._feed_choice(choices[0]) if choices else Delta()
         if extras := response_extras(event):
-            grow(self._response_extras, cleaned(extras))
+            grow(self._response_extras, copied(extras))
         if not self._id:
             self._id = event.get("id") or ""
             self._created = event.get("created") or 0
@@ -228,15 +242,16 @@ class StreamAccumulator:
         delta = Delta()
         content = piece.get("content")
         if content:
-            text = content if isinstance(content, str) else join_text(content)
-            delta.content = self._take_text(self._whole["content"].take(text))
+            if not isinstance(content, str):
+                piece, content = {**beside_text(content), **piece}, join_text(content)
+            delta.content = self._take_text(self._whole["content"].take(content))
         if not piece.keys() <= _PLAIN_MEMBERS:
             self._feed_rest(piece, delta)
         if isinstance(logprobs := choice.get("logprobs"), Mapping):
             grow(self._logprobs, cleaned(logprobs))
         reason = choice.get("finish_reason")
         if reason and self._finish_reason is None:
-            delta.finish_reason = self._finish_reason = reason
+            delta.finish_reason = self._finish_reason = reason if reason == "stop" else plain_reason(reason)
             self._release_held(delta)
         return delta
 
@@ -251,13 +266,13 @@ class StreamAccumulator:
             refusal = self._whole["refusal"].take(refusal)
             self._refusal.append(refusal)
             delta.refusal = refusal
-        if parts := piece.get("tool_calls"):
-            self._tools = tools = self._tools or ToolCallAssembly()
+        if parts := piece.get("tool_calls") or _older_call(piece):
+            self._tools = tools = self._tools or ToolCallAssembly(are_whole=self._is_whole)
             delta.tool_calls = [tools.take(part) for part in parts]
         if images := piece.get("images"):
             self._images.extend(image_urls(images))
         if extras := message_extras(piece):
-            grow(self._message_extras, cleaned(extras))
+            grow(self._message_extras, copied(extras))
 
     def _take_text(self, text: str) -> str:
         self._text.append(text)
@@ -270,6 +285,14 @@ class StreamAccumulator:
     def _release_held(self, delta: Delta) -> None:
         if rest := self._whole["content"].rest():
             delta.content += self._take_text(rest)
+        if rest := self._whole["reasoning"].rest():
+            self._reasoning.append(rest)
+            delta.reasoning += rest
+        if rest := self._whole["refusal"].rest():
+            self._refusal.append(rest)
+            delta.refusal += rest
+        if self._tools is not None and (rests := self._tools.rest()):
+            delta.tool_calls = [*delta.tool_calls, *rests]
         if self._cutter is not None and (held := self._cutter.release()):
             self._shown.append(held)
             delta.content += held
@@ -306,45 +329,33 @@ class StreamAccumulator:
             usage=self._usage,
             images=tuple(dict.fromkeys(self._images)),
             logprobs=self._logprobs or None,
-            message_extras=self._message_extras,
-            response_extras=self._response_extras,
+            message_extras=cleaned(self._message_extras),
+            response_extras=cleaned(self._response_extras),
             raw=self._raw,
             served_text="".join(self._text),
         )
 
 
-def parse_completion(body: Mapping[str, Any], *, stop: Sequence[str] = (), max_tokens: int | None = None) -> Completion:
+def parse_completion(
+    body: Mapping[str, Any], *, stop: Sequence[str] = (), max_tokens: int | None = None, model: str = ""
+) -> Completion:
     """A non-streamed response as a `Completion`; the same rules as for a stream, since it is the same code.
+
+    `model` is the name for a response that names none.
 
     Raises ErrorEvent when the body is an error, Truncated when it holds no answer.
     """
-    accumulator = StreamAccumulator(stop=stop, max_tokens=max_tokens)
+    accumulator = StreamAccumulator(stop=stop, max_tokens=max_tokens, model=model, is_whole=True)
     if not body.get("choices") and not body.get("error"):
         raise Truncated("The response has no choices.")
     accumulator.feed(body)
     return accumulator.finish()
 
 
-def join_text(content: Any) -> str:
-    """The text of a list of content parts, as some gateways send it instead of a string."""
-    if not isinstance(content, Sequence):
-        return ""
-    return "".join(
-        part if isinstance(part, str) else part.get("text", "")
-        for part in content
-        if isinstance(part, str) or (isinstance(part, Mapping) and isinstance(part.get("text"), str))
-    )
-
-
-def image_urls(images: Any) -> list[str]:
-    """URLs (or data URLs) of generated images, from any of the shapes gateways use."""
-    urls: list[str] = []
-    for image in images if isinstance(images, Sequence) and not isinstance(images, str) else [images]:
-        inner = image.get("image_url", image) if isinstance(image, Mapping) else image
-        url = inner.get("url") if isinstance(inner, Mapping) else inner
-        if isinstance(url, str) and url:
-            urls.append(url)
-    return urls
+def _older_call(piece: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A call in the form that OpenAI had before tools: one, without an id."""
+    call = piece.get("function_call")
+    return [{"function": call}] if isinstance(call, Mapping) else []
 
 
 def stop_sequences(stop: Any) -> tuple[str, ...]:

@@ -71,6 +71,13 @@ def _extend(known: list[Any], more: list[Any]) -> None:
             known.append(element)
 
 
+def copied(value: Any) -> Any:
+    """A copy that can grow. Half a character at the end of a text waits in it for the other half."""
+    if isinstance(value, Mapping):
+        return {str(name): copied(inner) for name, inner in value.items()}
+    return [copied(inner) for inner in value] if isinstance(value, list) else value
+
+
 def cleaned(value: Any) -> Any:
     """The value with whole characters only, so that it can be written as JSON again."""
     if isinstance(value, str):

@@ -5,15 +5,17 @@ A fragment belongs to a call by its index, then by its id, then to the call that
 
 from __future__ import annotations
 
+import re
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 from uuid import uuid4
 
 from opengradient_x402 import strict_json
-from opengradient_x402.completions.extras import cleaned, grow
+from opengradient_x402.completions.extras import cleaned, copied, grow
 from opengradient_x402.strict_json import WholeCharacters
 
+_PLAIN: Final = re.compile(r'[^"\\\x00-\x1f]+')
 _READ: Final = frozenset({"index", "id", "type", "function"})
 
 
@@ -46,10 +48,40 @@ class ToolCallDelta:
     arguments: str
 
 
+class _JsonText:
+    """JSON text that arrives in pieces, with the control characters in its strings escaped.
+
+    Models write bare line feeds there, which not every reader of JSON takes.
+    """
+
+    __slots__ = ("_after_backslash", "_in_string")
+
+    def __init__(self) -> None:
+        self._in_string = self._after_backslash = False
+
+    def take(self, text: str) -> str:
+        if not text or _PLAIN.fullmatch(text):
+            self._after_backslash = self._after_backslash and not text
+            return text
+        return "".join(map(self._char, text))
+
+    def _char(self, char: str) -> str:
+        if not self._in_string:
+            self._in_string = char == '"'
+        elif self._after_backslash:
+            self._after_backslash = False
+        elif char < " ":
+            return f"\\u{ord(char):04x}"
+        else:
+            self._after_backslash = char == "\\"
+            self._in_string = char != '"'
+        return char
+
+
 class _OpenCall:
     """A tool call under construction."""
 
-    __slots__ = ("extras", "id", "index", "name", "pieces", "served_id", "whole")
+    __slots__ = ("_is_blank", "_text", "extras", "id", "index", "name", "pieces", "served_id", "whole")
 
     def __init__(self, index: int) -> None:
         self.index = index
@@ -58,6 +90,8 @@ class _OpenCall:
         self.name = ""
         self.pieces: list[str] = []
         self.whole = WholeCharacters()
+        self._is_blank = True
+        self._text = _JsonText()
         self.extras: dict[str, Any] = {}
 
     def take(self, part: Mapping[str, Any], *, used: Container[str]) -> ToolCallDelta:
@@ -68,15 +102,38 @@ class _OpenCall:
         if not self.id:
             is_free = self.served_id and self.served_id not in used
             new_id = self.id = self.served_id if is_free else f"call_{uuid4().hex}"
-        new_name = function.get("name") if not self.name else None
-        self.name = self.name or new_name or ""
+        new_name = self._new_name(function.get("name"))
+        self.name += new_name
         arguments = self.whole.take(_arguments_text(function.get("arguments")))
         if not part.keys() <= _READ:
-            grow(self.extras, cleaned({key: part[key] for key in part.keys() - _READ if part[key] is not None}))
-        # A tool without parameters may be called with `null`: no object begins so, and a reader is shown nothing.
-        is_null = arguments.strip() == "null" and not "".join(self.pieces).strip()
+            grow(self.extras, copied({key: part[key] for key in part.keys() - _READ if part[key] is not None}))
+        shown = self._shown(arguments)
         self.pieces.append(arguments)
-        return ToolCallDelta(self.index, new_id, new_name or None, "" if is_null else arguments)
+        return ToolCallDelta(self.index, new_id, new_name or None, shown)
+
+    def _shown(self, arguments: str) -> str:
+        """What a reader of the stream gets: JSON of which nothing has to be taken back."""
+        arguments = self._text.take(arguments)
+        if not self._is_blank:
+            return arguments
+        # A tool without parameters may be called with `null`, or with blanks: no object begins so.
+        arguments = arguments.lstrip()
+        if arguments.rstrip() == "null":
+            return ""
+        self._is_blank = not arguments
+        return arguments
+
+    def _new_name(self, name: Any) -> str:
+        """What a fragment adds to the name: some servers send it in pieces, and some send all of it each time."""
+        if not isinstance(name, str) or (self.name and (name == self.name or not self._is_blank)):
+            return ""
+        return name
+
+    def rest(self) -> ToolCallDelta | None:
+        """What is left of the arguments when nothing more comes."""
+        rest = self.whole.rest()
+        self.pieces.append(rest)
+        return ToolCallDelta(self.index, None, None, rest) if rest else None
 
     def is_complete(self) -> bool:
         """Whether the arguments so far are a whole JSON document."""
@@ -89,7 +146,9 @@ class _OpenCall:
     def build(self) -> ToolCall:
         served_id = None if self.served_id == self.id else self.served_id
         arguments = "".join(self.pieces) + self.whole.rest()
-        return ToolCall(id=self.id, name=self.name, arguments=arguments, served_id=served_id, extras=self.extras)
+        return ToolCall(
+            id=self.id, name=self.name, arguments=arguments, served_id=served_id, extras=cleaned(self.extras)
+        )
 
 
 def _arguments_text(arguments: Any) -> str:
@@ -99,16 +158,28 @@ def _arguments_text(arguments: Any) -> str:
 
 
 class ToolCallAssembly:
-    """Which call a fragment belongs to: by index, then by id, then the one that is open."""
+    """Which call a fragment belongs to: by index, then by id, then the one that is open.
 
-    __slots__ = ("_by_id", "_by_index", "_calls")
+    In a whole answer (`are_whole`) each one is a call by itself, whatever it is called.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_are_whole", "_by_id", "_by_index", "_calls")
+
+    def __init__(self, *, are_whole: bool = False) -> None:
+        self._are_whole = are_whole
         self._calls: list[_OpenCall] = []
         self._by_index: dict[int, _OpenCall] = {}
         self._by_id: dict[str, _OpenCall] = {}
 
     def take(self, part: Mapping[str, Any]) -> ToolCallDelta:
+        call = self._open() if self._are_whole else self._call_of(part)
+        delta = call.take(part, used=self._by_id)
+        for known in (call.id, call.served_id):
+            if known:
+                self._by_id[known] = call
+        return delta
+
+    def _call_of(self, part: Mapping[str, Any]) -> _OpenCall:
         index, call_id = part.get("index"), part.get("id")
         if isinstance(index, int):
             call = self._by_index.get(index)
@@ -116,26 +187,26 @@ class ToolCallAssembly:
             if call is None or is_other or _starts_again(call, part):
                 # some gateways send index 0 for every call: another id, or a name after a whole call, is another call
                 call = self._by_index[index] = self._open()
-        elif call_id:
+            return call
+        if call_id:
             call = self._by_id.get(call_id)
-            if call is None or _starts_again(call, part):
-                call = self._open()
-        else:
-            call = self._unlabelled(part)
-        delta = call.take(part, used=self._by_id)
-        for known in (call.id, call.served_id):
-            if known:
-                self._by_id[known] = call
-        return delta
+            return self._open() if call is None or _starts_again(call, part) else call
+        return self._unlabelled(part)
 
     def _unlabelled(self, part: Mapping[str, Any]) -> _OpenCall:
         last = self._calls[-1] if self._calls else None
-        return self._open() if last is None or _starts_again(last, part) else last
+        name = (part.get("function") or {}).get("name")
+        is_other = last is None or _starts_again(last, part) or bool(name and last.name and name != last.name)
+        return self._open() if last is None or is_other else last
 
     def _open(self) -> _OpenCall:
         call = _OpenCall(len(self._calls))
         self._calls.append(call)
         return call
+
+    def rest(self) -> list[ToolCallDelta]:
+        """What is left of each call's arguments when nothing more comes."""
+        return [rest for call in self._calls if (rest := call.rest()) is not None]
 
     def build(self) -> tuple[ToolCall, ...]:
         return tuple(call.build() for call in self._calls)

@@ -89,7 +89,7 @@ class AnswerReader:
         if response.is_error:
             raise refused(self._call, response.status_code, body)
         try:
-            return parse_completion(body, stop=self._stop, max_tokens=self._max_tokens)
+            return parse_completion(body, stop=self._stop, max_tokens=self._max_tokens, model=self._call.model)
         except ErrorEvent as exc:
             raise refused(self._call, None, exc.error) from exc
         except (Truncated, *_MISSHAPEN) as exc:

@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Self, TypedDict, Unpack
+from typing import Any, Final, Self, TypedDict, Unpack
 
 import httpx
 
@@ -33,11 +33,15 @@ from opengradient_x402.gateway.exchange import Exchange, Options, ReceiptListene
 from opengradient_x402.gateway.request import Listing, ModelDirectory, checked_headers, prepared
 from opengradient_x402.gateway.streams import AsyncCompletionStream, CompletionStream
 from opengradient_x402.http.time_limits import TimeLimits, Timeout
+from opengradient_x402.ledger.authorizations import Authorization
 from opengradient_x402.payment.payments import Payments
 from opengradient_x402.payment.run_limit import RunLimit
 from opengradient_x402.process import Ending, Resident, belongs
 from opengradient_x402.proofs.attestation import VerifyTee
 from opengradient_x402.settlement_mode import SettlementMode
+
+_MOST_USUAL: Final = 64
+"""So many options of calls are kept for the next ones, with what was made of them."""
 
 
 class CallOptions(TypedDict, total=False):
@@ -47,7 +51,12 @@ class CallOptions(TypedDict, total=False):
     and `query` go along with the request. `limits` are those of the runs that make the call.
 
     The ids of calls with the same `id_group` (hex digits) begin with `call_` and the group, so that the ledger finds
-    them together (`Ledger.receipts_beginning`).
+    them together (`Ledger.receipts_beginning`). `run` is what a framework calls the run that makes the call; the name
+    of `named_run` goes before.
+
+    `call_id` is the call's id, in place of a new one (`call_` and 24 to 64 hex digits). The nonce of a payment follows
+    from it. A call that the ledger has already is refused with CallKnown, and nothing is paid, unless `earlier` is the
+    authorization that was signed for it before: then it is paid under the same nonce, which settles once at most.
     """
 
     settlement_mode: SettlementMode | str | None
@@ -58,6 +67,9 @@ class CallOptions(TypedDict, total=False):
     query: Mapping[str, object] | None
     limits: Sequence[RunLimit]
     id_group: str
+    run: str | None
+    call_id: str
+    earlier: Authorization | None
 
 
 class _Client:
@@ -86,6 +98,7 @@ class _Client:
             settlement_mode=SettlementMode.parse(settlement_mode),
             is_blocking=isinstance(self, GatewayClient),
         )
+        self._usual: dict[tuple[TimeLimits, SettlementMode], Options] = {}
         self._models = ModelDirectory(self.endpoints)
         self._verify_tee = VerifyTee(verify_tee)
         self._enclave_keys = EnclaveKeys(self.endpoints)
@@ -104,7 +117,7 @@ class _Client:
         body, options = prepared(body), self._options(call)
         wire_model = yield from self._models.resolve(str(body.get("model") or ""))
         limits = tuple(call.get("limits", ()))
-        if limits or self.payments.policy.bounds_calls:
+        if limits or self.payments.bounds_calls:
             yield from self._ask_price()
         return Exchange(
             body,
@@ -116,21 +129,37 @@ class _Client:
             on_receipt=call.get("on_receipt"),
             limits=limits,
             id_group=call.get("id_group", ""),
+            run=call.get("run"),
+            call_id=call.get("call_id", ""),
+            earlier=call.get("earlier"),
             proof_check=(yield from self._proof_check()),
         )
 
     def _options(self, call: CallOptions) -> Options:
         """Those of this client, with those that the call gives. Raises ConfigurationError."""
-        options, mode = self._defaults, call.get("settlement_mode")
-        if mode is not None:
-            options = replace(options, settlement_mode=SettlementMode.parse(mode))
+        limits, mode = self._defaults.time_limits, self._defaults.settlement_mode
+        if (asked := call.get("settlement_mode")) is not None:
+            mode = SettlementMode.parse(asked)
         timeout_s, chunk_s = call.get("timeout_s"), call.get("chunk_timeout_s")
         if timeout_s is not None or chunk_s is not None:
-            options = replace(options, time_limits=options.time_limits.changed(timeout_s, chunk_s=chunk_s))
+            limits = limits.changed(timeout_s, chunk_s=chunk_s)
+        options = self._defaults
+        if limits is not options.time_limits or mode is not options.settlement_mode:
+            options = self._usual_with(limits, mode)
         if headers := call.get("headers"):
             options = replace(options, headers=checked_headers(headers))
         if query := call.get("query"):
             options = replace(options, query={name: str(value) for name, value in query.items()})
+        return options
+
+    def _usual_with(self, limits: TimeLimits, mode: SettlementMode) -> Options:
+        """The options of calls that differ in these alone."""
+        options = self._usual.get((limits, mode))
+        if options is None:
+            if len(self._usual) >= _MOST_USUAL:
+                self._usual.clear()
+            options = replace(self._defaults, time_limits=limits, settlement_mode=mode)
+            self._usual[limits, mode] = options
         return options
 
     def _ask_price(self) -> Steps[None]:

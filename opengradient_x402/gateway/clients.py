@@ -57,8 +57,8 @@ _PUBLISHED_S: Final = 60.0
 class Route:
     """Whose money is spent, on which network, under which rules, and which gateway serves the calls.
 
-    The first four are what `Payments.open` takes. Nothing is left to the environment: whoever makes a route has
-    read it. `base_url` None takes the network's own gateway.
+    The first four are what `Payments.open` takes. The environment is not read here: the maker of a
+    route has read it. `base_url` None takes the network's own gateway.
     """
 
     private_key: SecretStr | Keystore | Signer | None = None
@@ -426,7 +426,7 @@ def _spelling(route: Route) -> Hashable:
     state = None
     if isinstance(network, str | Path) and network not in PRESETS and "://" not in str(network):
         path = default_devnet_file() if network == "devnet" else Path(network).absolute()
-        with suppress(OSError):  # whoever reads it says what is wrong
+        with suppress(OSError):  # the reader of the file says what is wrong
             state = path.stat().st_mtime_ns  # a devnet that was started again wrote another network
         network = path
     return route.private_key, network, state, route.rpc_url, route.web3, route.policy, ledger

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import os
 import ssl
+import sys
 import threading
 import time
 import weakref
@@ -26,12 +27,16 @@ import httpx
 
 from opengradient_x402.errors import ConfigurationError, InsecureEndpoint
 from opengradient_x402.gateway.endpoints import Endpoint
-from opengradient_x402.http.time_limits import LimitedAsyncTransport, LimitedTransport, limited
+from opengradient_x402.http.loop_transport import LoopTransport
+from opengradient_x402.http.thread_transport import ThreadTransport
+from opengradient_x402.http.time_limits import LimitedAsyncTransport, LimitedTransport
 from opengradient_x402.process import Ending, Resident, belongs
+from opengradient_x402.telemetry.spans import HTTP_TRACER
 
 _KEEPALIVE_S: Final = 4.0
 """Idle connections are dropped before common servers (uvicorn: 5 s) close them under a request."""
-_LIMITS: Final = httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=_KEEPALIVE_S)
+_MOST_IDLE: Final = 64
+_LIMITS: Final = httpx.Limits(max_connections=None, max_keepalive_connections=_MOST_IDLE, keepalive_expiry=_KEEPALIVE_S)
 _UNUSED_S = 3600.0
 """Enclaves come and go. A transport lets go of a pool that it has not used for so long when it opens another one."""
 
@@ -46,13 +51,6 @@ class _Pool(Generic[T]):
         self.holders: weakref.WeakSet[object] = weakref.WeakSet()
         self._sockets: dict[int, Any] = {}
         self.transport = make(self.note_socket)
-
-    def note(self, response: httpx.Response) -> None:
-        """Remembers the socket below a response."""
-        line = response.extensions.get("network_stream")
-        socket = line.get_extra_info("socket") if line is not None else None
-        if socket is not None:
-            self.note_socket(socket)
 
     def note_socket(self, socket: Any) -> None:
         """Remembers a socket of these connections."""
@@ -119,7 +117,7 @@ class _Pools(Resident, Generic[T]):
             pool.cut()
 
 
-class _SyncPools(_Pools[httpx.HTTPTransport]):
+class _SyncPools(_Pools[httpx.BaseTransport]):
     def _end(self, _timeout_s: float, /) -> None:
         """At the end of the process: closes all connections."""
         for transport in self.taken():
@@ -136,7 +134,7 @@ class EndpointTransport(httpx.BaseTransport, Resident):
     """For threads. Thread-safe."""
 
     def __init__(self) -> None:
-        self._pools: dict[Endpoint, _Pool[httpx.HTTPTransport]] = {}
+        self._pools: dict[Endpoint, _Pool[httpx.BaseTransport]] = {}
         self._flights: weakref.WeakSet[_Flight] = weakref.WeakSet()
         belongs(self, Ending.CONNECTIONS)
 
@@ -150,23 +148,17 @@ class EndpointTransport(httpx.BaseTransport, Resident):
         flight = _Flight(self)
         self._flights.add(flight)
         try:
-            with limited(request):
-                response = pool.transport.handle_request(request)
+            response = pool.transport.handle_request(request)
         except BaseException:
             self._flights.discard(flight)
             raise
-        pool.note(response)
         response.stream = flight.carrying(cast("httpx.SyncByteStream", response.stream))
         return response
 
-    def _opened(self, endpoint: Endpoint) -> _Pool[httpx.HTTPTransport]:
+    def _opened(self, endpoint: Endpoint) -> _Pool[httpx.BaseTransport]:
         for unused in _unused(self._pools):
             self._let_go(unused)
-        pool = self._pools[endpoint] = _POOLS.hold(
-            endpoint,
-            self,
-            lambda _: LimitedTransport(verify=context_for(endpoint), limits=_LIMITS, proxy=proxy_for(endpoint)),
-        )
+        pool = self._pools[endpoint] = _POOLS.hold(endpoint, self, _maker(endpoint))
         return pool
 
     def _let_go(self, endpoint: Endpoint) -> None:
@@ -211,7 +203,6 @@ class AsyncEndpointTransport(httpx.AsyncBaseTransport, Resident):
         except BaseException:
             self._flights.discard(flight)
             raise
-        pool.note(response)
         response.stream = flight.carrying(cast("httpx.AsyncByteStream", response.stream))
         return response
 
@@ -315,17 +306,27 @@ class _AsyncFlight(httpx.AsyncByteStream):
         await self._body.aclose()
 
 
-def _async_maker(endpoint: Endpoint) -> Callable[[Callable[[Any], None]], httpx.AsyncBaseTransport]:
-    """How to make the connections to an endpoint: what takes time is done here, the rest belongs into the loop.
+def _maker(endpoint: Endpoint) -> Callable[[Callable[[Any], None]], httpx.BaseTransport]:
+    """How to make the connections to an endpoint.
 
     Through a proxy, httpx's own transport makes them: it keeps what a proxy must show apart from the endpoint's TLS.
+    So it does where somebody makes spans of what httpx sends.
     """
     context, proxy = context_for(endpoint), proxy_for(endpoint)
-    if proxy is not None:
-        return lambda _: LimitedAsyncTransport(verify=context, limits=_LIMITS, proxy=proxy)
-    from opengradient_x402.http.aiohttp_transport import AiohttpTransport
+    if proxy is not None or HTTP_TRACER in sys.modules:
+        is_far = endpoint.is_far and proxy is None  # what a name means behind a proxy, the proxy decides
+        return lambda note: LimitedTransport(verify=context, limits=_LIMITS, proxy=proxy, on_socket=note, is_far=is_far)
+    return lambda note: ThreadTransport(
+        verify=context, keepalive_s=_KEEPALIVE_S, most_idle=_MOST_IDLE, on_socket=note, is_far=endpoint.is_far
+    )
 
-    return lambda note: AiohttpTransport(verify=context, keepalive_s=_KEEPALIVE_S, on_socket=note)
+
+def _async_maker(endpoint: Endpoint) -> Callable[[Callable[[Any], None]], httpx.AsyncBaseTransport]:
+    """As `_maker`: what takes time is done here, the rest belongs into the loop."""
+    context, proxy = context_for(endpoint), proxy_for(endpoint)
+    if proxy is not None:
+        return lambda note: LimitedAsyncTransport(verify=context, limits=_LIMITS, proxy=proxy, on_socket=note)
+    return lambda note: LoopTransport(verify=context, keepalive_s=_KEEPALIVE_S, on_socket=note, is_far=endpoint.is_far)
 
 
 def _pools_of(loop: asyncio.AbstractEventLoop) -> _Pools[httpx.AsyncBaseTransport]:

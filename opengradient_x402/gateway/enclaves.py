@@ -1,8 +1,7 @@
 """Endpoints from the on-chain registry of enclaves: admitted, pinned, renewed, and left when they do not answer.
 
 Anybody may be able to register, so an entry is a claim: its address must not lead into the caller's own network, and
-its certificate must be one that TLS can be pinned to. Names are not resolved: wherever they lead, whoever answers
-there must hold the registered key.
+its certificate must be one that TLS can be pinned to. What its name resolves to is looked at when a connection is made.
 
 One enclave serves until no connection to it can be made, because paid sessions are bound to an endpoint. The
 registry is read in a thread: in the background while what is known is fresh enough, and before a call only
@@ -95,7 +94,7 @@ class RegistryGateway(Resident):
         belongs(self, Ending.CONNECTIONS)
 
     def _renew(self) -> None:
-        """In a child: whoever was reading the registry is in the parent."""
+        """In a child: the thread that was reading the registry is in the parent."""
         self._lock = threading.Lock()
         self._reading = None
 
@@ -251,7 +250,7 @@ def _contract_of(network: Network) -> ChainContract:
     parts = urlsplit(network.registry.rpc_url)
     if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(parts.hostname)):
         raise InsecureEndpoint(
-            f"The registry's node {parts.scheme}://{parts.hostname} is not https: whoever sits on the line could "
+            f"The registry's node {parts.scheme}://{parts.hostname} is not https: somebody on the line could "
             "name other enclaves and payees. Nothing was paid. Use https (plain http is fine on loopback)."
         )
     return network.registry
@@ -284,7 +283,12 @@ def admit(tee: RegisteredTee, *, network: Network, policy: SpendPolicy) -> Endpo
         payees=frozenset({tee.payment_address}),
         tee_id=tee.id,
         public_key_der=tee.public_key_der,
+        is_far=not _may_be_near(network, policy),
     )
+
+
+def _may_be_near(network: Network, policy: SpendPolicy) -> bool:
+    return policy.allow_private_endpoints or is_loopback(urlsplit(network.gateway_url).hostname)
 
 
 def _unfit(tee: RegisteredTee, policy: SpendPolicy) -> str | None:
@@ -311,9 +315,7 @@ def _unsafe(url: str, network: Network, policy: SpendPolicy) -> str | None:
         return "its address is not of the form https://host[:port][/path]"
     if _is_disguised(host):
         return "its host is a number that is not written as an IP address"
-    if is_loopback(host) and not (
-        policy.allow_private_endpoints or is_loopback(urlsplit(network.gateway_url).hostname)
-    ):
+    if is_loopback(host) and not _may_be_near(network, policy):
         return f"it is on this machine, and {network.name} is not a local network"
     return None
 

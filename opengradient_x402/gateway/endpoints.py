@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Final, Protocol, TypeVar
@@ -43,6 +43,8 @@ class Endpoint:
     public_key_der: bytes | None = field(default=None, repr=False)
     key_source: str = "registry"
     """Who vouches for `public_key_der`: the `registry`, or an `attestation`."""
+    is_far: bool = False
+    """Whether its name must lead into the public internet: nobody here has vouched for where it leads."""
 
     @classmethod
     def of(cls, request: httpx.Request) -> Endpoint | None:
@@ -55,11 +57,12 @@ class Endpoint:
         url = _url(self.base_url + path)
         return httpx.Request(method, url, extensions={EXTENSION: self, **extensions}, **options)
 
-    def post(self, path: str, *, headers: Iterable[tuple[str, str]], content: bytes, **options: Any) -> httpx.Request:
+    def post(self, path: str, *, headers: httpx.Headers, content: bytes, **options: Any) -> httpx.Request:
         """A POST request with exactly these headers, and those that say where it goes and how long it is."""
-        netloc = _url(self.base_url + path).netloc.decode("ascii")
-        all_headers = [("host", netloc), ("content-length", str(len(content))), *headers]
-        return self.request("POST", path, headers=all_headers, stream=httpx.ByteStream(content), **options)
+        sent = httpx.Headers(headers)
+        sent["host"] = _url(self.base_url + path).netloc.decode("ascii")
+        sent["content-length"] = str(len(content))
+        return self.request("POST", path, headers=sent, stream=httpx.ByteStream(content), **options)
 
     def query(self, path: str, *, timeout_s: float) -> httpx.Request:
         """A request for public data of this endpoint."""
@@ -100,7 +103,7 @@ class StaticGateway:
     """The one gateway at a given URL, trusted through the public certificate authorities."""
 
     def __init__(self, base_url: str) -> None:
-        self._endpoint = Endpoint(base_url=base_url.rstrip("/").removesuffix("/v1"))
+        self._endpoint = Endpoint(base_url=base_url.rstrip("/").removesuffix("/chat/completions").removesuffix("/v1"))
 
     @property
     def base_url(self) -> str:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import httpx
@@ -28,13 +29,15 @@ from opengradient_x402.gateway.failures import broken_line, unreachable, unreada
 from opengradient_x402.gateway.request import check_answer
 from opengradient_x402.gateway.unread import LEAST_LIMIT_S
 from opengradient_x402.http.time_limits import TimeLimits
+from opengradient_x402.ledger.authorizations import Authorization
 from opengradient_x402.ledger.receipts import SettlementReceipt, proof_id_of
-from opengradient_x402.payment.call import Answer, Call, build_receipt, new_call_id
+from opengradient_x402.payment.call import Answer, Call, build_receipt, checked_call_id, new_call_id
 from opengradient_x402.payment.handshake import pay
 from opengradient_x402.payment.payments import Payments
 from opengradient_x402.payment.run_limit import RunLimit
 from opengradient_x402.proofs.attestation import Verdict, VerifyTee, covered_only
 from opengradient_x402.settlement_mode import SettlementMode
+from opengradient_x402.telemetry.runs import name_of_run
 
 CHAT_PATH = "/v1/chat/completions"
 ReceiptListener = Callable[[SettlementReceipt], None]
@@ -43,7 +46,7 @@ _LONGEST_RECORD_S = 1.0
 """So long an answer waits for its receipt to be recorded."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Options:
     """What applies to every call of a client unless the call says otherwise."""
 
@@ -53,6 +56,27 @@ class Options:
     is_blocking: bool
     query: Mapping[str, str] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def of_answers(self) -> httpx.Headers:
+        """The headers of a request for an answer in one piece."""
+        return self._headers("application/json")
+
+    @cached_property
+    def of_streams(self) -> httpx.Headers:
+        """The headers of a request for a stream."""
+        return self._headers("text/event-stream")
+
+    def _headers(self, accept: str) -> httpx.Headers:
+        named = {
+            "content-type": "application/json",
+            "accept": accept,
+            "accept-encoding": "gzip, deflate",
+            "authorization": "Bearer x402",  # required, and its value ignored (docs/wire.md, "Endpoints and headers")
+            "x-settlement-type": self.settlement_mode.value,
+            "user-agent": "opengradient-integrations",
+        }
+        return httpx.Headers({**named, **self.headers})
 
 
 class Exchange:
@@ -70,6 +94,9 @@ class Exchange:
         on_receipt: ReceiptListener | None = None,
         limits: tuple[RunLimit, ...] = (),
         id_group: str = "",
+        run: str | None = None,
+        call_id: str = "",
+        earlier: Authorization | None = None,
         proof_check: ProofCheck | None = None,
     ) -> None:
         self._payments = payments
@@ -81,12 +108,15 @@ class Exchange:
         self._is_held_back = proof_check is not None and proof_check.mode is VerifyTee.REQUIRE_BEFORE
         self._held: list[Delta] = []
         self.call = Call(
-            id=new_call_id(id_group),
+            id=checked_call_id(call_id) if call_id else new_call_id(id_group),
+            is_keyed=bool(call_id),
+            earlier=earlier,
             model=str(body.get("model") or wire_model),
             settlement_mode=options.settlement_mode.value,
             timeout_s=options.time_limits.call_s,
             is_blocking=options.is_blocking,
             limits=limits,
+            run=name_of_run() or run,
         )
         self._body = body
         max_tokens = body.get("max_tokens")
@@ -102,17 +132,8 @@ class Exchange:
         if proof_check is not None:
             proof_check.take(request)
         self.call.prompt_bytes, self.call.max_tokens = len(self._content), max_tokens
-        self._headers = {
-            "content-type": "application/json",
-            "accept": "text/event-stream" if is_stream else "application/json",
-            "accept-encoding": "gzip, deflate",
-            "authorization": "Bearer x402",  # required, and its value ignored (docs/wire.md, "Endpoints and headers")
-            "x-settlement-type": options.settlement_mode.value,
-            "user-agent": "opengradient-integrations",
-            **options.headers,
-        }
         time_limits = options.time_limits
-        self._timeouts = time_limits.for_httpx
+        self._timeouts = dict(time_limits.for_httpx)
         self._reader = AnswerReader(
             self.call,
             stop=stop_sequences(body.get("stop")),
@@ -196,7 +217,7 @@ class Exchange:
         return endpoint.post(
             CHAT_PATH,
             params=self._options.query or None,
-            headers=self._headers.items(),
+            headers=self._options.of_streams if self._is_stream else self._options.of_answers,
             content=self._content,
             extensions={"timeout": self._timeouts},
         )
@@ -265,7 +286,7 @@ class Exchange:
             completion = covered_only(completion)
         self.end("ok", answer=self._answer(completion.raw, completion.usage, checked))
         check_answer(self._body, completion)
-        return replace(completion, receipt=self.call.receipt, model=completion.model or self.call.model)
+        return completion.paid_by(self.call.receipt)
 
     def _checked(self, proof_check: ProofCheck, completion: Completion) -> Checked:
         checked = proof_check.check(completion)

@@ -144,19 +144,40 @@ _BY_STATUS: Final[Mapping[int, ErrorKind]] = {
     504: "timeout",
 }
 _BY_WORDS: Final[tuple[tuple[re.Pattern[str], ErrorKind], ...]] = (
-    (re.compile(r"tokens per (min|day)|\btpm\b|rate[ _]limit|too many requests"), "rate_limit"),
+    (
+        re.compile(
+            r"tokens per (min|day)|\btpm\b|rate[ _]limit|too many requests"
+            r"|resource (has been )?exhausted|exceeded your (current )?quota|insufficient_quota|\boverloaded(_error)?\b"
+        ),
+        "rate_limit",
+    ),
     (
         re.compile(
             r"context[ _](length|window|limit|size)|maximum context|too many (input |prompt )?tokens"  # OpenAI, vLLM
             r"|(prompt|input|request|message|conversation)s? (is|are) too (long|large)"  # Anthropic, Bedrock
             r"|(input )?token count .*exceeds|exceeds the maximum (number of tokens|prompt length)"  # Google
             r"|maximum (prompt|model|input|sequence) length|prompt contains \d+ tokens"  # xAI, vLLM, Mistral
+            r"|prompt exceeds max|max_new_tokens. must be|input token count is \d+ but|string too long"
+            r"|tokens .{0,40}exceeds? (the |max )(model limit|message tokens)|range of input length"  # ByteDance, Qwen
+            r"|contextwindowexceeded"  # LiteLLM
             r"|reduce the length of the (messages|prompt|input)|exceeds? .{0,40}(max|limit)[a-z ]* \d+ (input )?tokens"
         ),
         "context_length",
     ),
-    (re.compile(r"is not supported|model not found|model_not_found|no such model"), "model_not_found"),
-    (re.compile(r"content[ _](filter|policy)|safety (system|filter)"), "content_filter"),
+    (
+        re.compile(
+            r"is not supported|model not found|model_not_found|no such model|unknown model"
+            r"|model .{0,80} does not exist|models/.{0,80} is not found"  # OpenAI, Google
+        ),
+        "model_not_found",
+    ),
+    (
+        re.compile(
+            r"content[ _](filter|policy|management policy)|safety (system|filter|_check)|safety_check"
+            r"|(blocked|filtered) due to|violat(es|ing) (our )?usage|flagged as|may contain sensitive information"
+        ),
+        "content_filter",
+    ),
 )
 """Providers' words for what went wrong, as their messages and codes have them."""
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Final
@@ -24,15 +24,21 @@ from opengradient_x402.effects import Steps
 from opengradient_x402.errors import ConfigurationError, UnknownModel
 from opengradient_x402.gateway.endpoints import Endpoint, EndpointSource, fetch, reach
 from opengradient_x402.models import find_model, nearest_models, wire_name
+from opengradient_x402.parameters import check_values
 
 GATEWAY_MAX_TOKENS: Final = 4096
 """The longest answer of a call that sets no `max_tokens`: gateways read its absence so (docs/wire.md, "Limits")."""
-_RANGES: Final = {"temperature": 2, "top_p": 1}
-_MOST_STOPS: Final = 4
 _TIMEOUT_S: Final = 10.0
 _NOT_ALWAYS_FORWARDED: Final = ("seed", "top_p", "logprobs", "top_logprobs", "frequency_penalty", "presence_penalty")
 _NOT_IN_A_NAME: Final = re.compile(r"[^a-zA-Z0-9_-]")
 _LONGEST_NAME: Final = 64  # OpenAI API reference, `tools[].function.name`
+_NAMES_BY_PROVIDER: Final = (
+    ("claude", re.compile(r"[a-zA-Z0-9_-]{1,128}")),
+    ("gemini", re.compile(r"[a-zA-Z_][a-zA-Z0-9_.:-]{0,63}")),
+    ("", re.compile(rf"[a-zA-Z0-9_-]{{1,{_LONGEST_NAME}}}")),
+)
+"""Names of tools that the providers take, by what the names of their models begin with (their API references)."""
+_ROLES: Final = ("system", "user", "assistant", "tool")
 _ANY: Final = ("any", "required")
 _OF_OTHER_APIS: Final = {
     ("previous_response_id", "conversation", "input", "instructions", "background", "use_responses_api"): (
@@ -64,13 +70,14 @@ def prepared(body: Mapping[str, Any]) -> dict[str, Any]:
     """
     wire = {name: value for name, value in body.items() if value is not None}
     _refuse(wire)
-    _check_ranges(wire)
+    check_values(wire)
     _check_conversation(wire)
     if (limit := wire.pop("max_completion_tokens", None)) is not None:
         wire["max_tokens"] = limit
     if isinstance(stop := wire.get("stop"), Sequence) and not isinstance(stop, str):
         wire["stop"] = [sequence for sequence in stop if sequence]  # an empty one ends every answer before it starts
-    for empty in [name for name in ("stop", "tools", "web_search") if not wire.get(name)]:
+    without = ("stop", "tools", "web_search", *(() if wire.get("logprobs") else ("top_logprobs",)))
+    for empty in [name for name in without if not wire.get(name)]:
         wire.pop(empty, None)
     _tidy_tools(wire)
     response_format = wire.get("response_format")
@@ -98,8 +105,10 @@ def checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
 def check_answer(body: Mapping[str, Any], completion: Completion) -> None:
     """Warns when the answer to the prepared `body` shows that `tool_choice` was not obeyed."""
     choice = body.get("tool_choice")
-    if choice in (None, "auto", "none") or completion.tool_calls or completion.finish_reason == "length":
+    if choice in (None, "auto", "none") or completion.tool_calls:
         return
+    if completion.refusal or completion.finish_reason in ("length", "content_filter"):
+        return  # which says enough
     _warn(
         f"tool_choice={choice!r} was asked for and {body.get('model')} answered without a tool call: this gateway does "
         "not forward tool_choice. Ask for the tool in the prompt, or use another model."
@@ -110,6 +119,16 @@ def is_anthropic(model: object) -> bool:
     """Whether `model` (a name, or an enum member like the OpenGradient SDK's `TEE_LLM`) is served by Anthropic."""
     name = str(getattr(model, "value", model))
     return name.startswith("anthropic/") or name.rpartition("/")[2].startswith("claude")
+
+
+def wire_role(role: str) -> str:
+    """A role as gateways know it: `developer`, OpenAI's newer name for `system`, makes them fail after the payment."""
+    return "system" if role == "developer" else role
+
+
+def with_wire_roles(messages: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages of an OpenAI client, with roles as gateways know them."""
+    return [one | {"role": wire_role(one["role"])} if "role" in one else one for one in messages]
 
 
 def wire_tool_name(name: str) -> str:
@@ -218,37 +237,17 @@ def _refuse(wire: dict[str, Any]) -> None:
         )
 
 
-def _check_ranges(wire: Mapping[str, Any]) -> None:
-    """Gateways answer other values with 400, after the payment (docs/wire.md, "What gateways do not do")."""
-    for name, most in _RANGES.items():
-        value = wire.get(name)
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if value is not None and not (is_number and 0 <= value <= most):
-            raise _refused(
-                f"{name}={value!r} was given, and gateways take numbers from 0 to {most}. Nothing was paid. "
-                f"Give {name} in that range."
-            )
-    for name in ("seed", "max_tokens", "max_completion_tokens"):
-        value = wire.get(name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-            raise _refused(
-                f"{name}={value!r} was given, and gateways take whole numbers. Nothing was paid. Give an integer."
-            )
-        if value is not None and value < 0 and name != "seed":
-            raise _refused(f"{name}={value} was given, and no answer is so short. Nothing was paid. Give at least 1.")
-    stop = wire.get("stop")
-    if isinstance(stop, Sequence) and not isinstance(stop, str) and len(stop) > _MOST_STOPS:
-        raise _refused(
-            f"{len(stop)} stop sequences were given, and gateways take {_MOST_STOPS}. Nothing was paid. Leave "
-            "some out, or cut the answer yourself."
-        )
-
-
 def _check_conversation(wire: dict[str, Any]) -> None:
     """Messages as providers take them: known roles, names without blanks, and a result for each tool call."""
     messages = wire.get("messages")
     if not isinstance(messages, Sequence) or not all(isinstance(message, Mapping) for message in messages):
         return
+    for message in messages:
+        if (role := message.get("role")) not in _ROLES:
+            raise _refused(
+                f"A message has the role {role!r}, which gateways cannot read: they fail after the payment. Nothing "
+                "was paid. Use system, user, assistant and tool messages (OpenAI's `developer` is `system` here)."
+            )
     wire["messages"] = [_tidy_message(message) for message in messages]
     waiting: dict[str, str] = {}
     known: set[str] = set()
@@ -279,13 +278,10 @@ def _check_answered(waiting: Mapping[str, str]) -> None:
 
 
 def _tidy_message(message: Mapping[str, Any]) -> Mapping[str, Any]:
-    """`developer` is OpenAI's newer name for `system`; gateways fail on it, and on some names, after the payment."""
-    changed: dict[str, Any] = {}
-    if message.get("role") == "developer":
-        changed["role"] = "system"
+    """Gateways fail on some names after the payment."""
     if (name := message.get("name")) and (plain := _NOT_IN_A_SPEAKER.sub("_", str(name))[:_LONGEST_NAME]) != name:
-        changed["name"] = plain
-    return {**message, **changed} if changed else message
+        return {**message, "name": plain}
+    return message
 
 
 def _tidy_tools(wire: dict[str, Any]) -> None:
@@ -296,7 +292,24 @@ def _tidy_tools(wire: dict[str, Any]) -> None:
         return
     tools = [_wire_tool(tool) for tool in wire["tools"]]
     names = [tool["function"].get("name", "") for tool in tools]
+    _check_tool_names(names, model=str(wire.get("model", "")))
     wire.update(chosen(tools, wire.pop("tool_choice", None), {name: name for name in names}))
+
+
+def _check_tool_names(names: Sequence[str], *, model: str) -> None:
+    """Providers refuse other names, and two tools of one name, after the payment."""
+    plain = model.rpartition("/")[2]
+    allowed = next(pattern for begins, pattern in _NAMES_BY_PROVIDER if plain.startswith(begins))
+    for name in names:
+        if not allowed.fullmatch(name):
+            raise _refused(
+                f"A tool is named {name!r}, and {model or 'the model'} takes names of at most {_LONGEST_NAME} letters, "
+                "digits, '_' and '-' only. Nothing was paid. Give the tool another name."
+            )
+        if names.count(name) > 1:
+            raise _refused(
+                f"Two tools are named {name!r}, so a call could mean either. Nothing was paid. Rename one of them."
+            )
 
 
 def _wire_tool(tool: Any) -> Mapping[str, Any]:

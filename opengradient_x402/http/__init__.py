@@ -1,1 +1,1 @@
-"""HTTP below the payment: time limits of a call, and aiohttp as a transport of httpx."""
+"""HTTP below the payment: connections for threads and for event loops, and the time limits of a call."""

@@ -10,24 +10,28 @@ import asyncio
 import ssl
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final
 
 import httpcore
 import httpx
 
 from opengradient_x402.errors import ConfigurationError
+from opengradient_x402.http.places import check_far
 
 Timeout = float | tuple[float | None, float | None] | httpx.Timeout
 """Seconds for a call; or for connecting and for the rest; or as httpx has it. None in its place: the default."""
 _CONNECT_S: Final = 10.0
+_LONGEST_S: Final = 1_000_000
+"""Eleven days; sockets and locks fail at some number above."""
 
 _now_waiting = threading.local()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class TimeLimits:
     """Seconds until a call is given up: until it is connected, until it is answered, between chunks of a stream."""
 
@@ -39,7 +43,7 @@ class TimeLimits:
         """These limits, with those that are given. Raises ConfigurationError for what is no time."""
         connect_s, call_s = _parted(timeout)
         for value in (connect_s, call_s, chunk_s):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value > 0):
+            if value is not None and not _is_time(value):
                 raise _no_time(value)
         return TimeLimits(
             call_s=self.call_s if call_s is None else float(call_s),
@@ -47,16 +51,21 @@ class TimeLimits:
             chunk_s=self.chunk_s if chunk_s is None else float(chunk_s),
         )
 
-    @property
-    def for_httpx(self) -> dict[str, float]:
+    @cached_property
+    def for_httpx(self) -> Mapping[str, float]:
         """As a request carries them."""
         connect_s = min(self.call_s, _CONNECT_S) if self.connect_s is None else min(self.call_s, self.connect_s)
         return {"connect": connect_s, "read": self.call_s, "write": self.call_s, "pool": self.call_s}
 
-    @property
+    @cached_property
     def between_chunks_s(self) -> float:
         """How long a stream may be silent."""
         return self.call_s if self.chunk_s is None else min(self.call_s, self.chunk_s)
+
+
+def for_connecting(limits: Mapping[str, float | None]) -> float | None:
+    """How long a request that carries these limits may wait for its connection."""
+    return min((limit for name in ("connect", "read") if (limit := limits.get(name)) is not None), default=None)
 
 
 def _parted(timeout: object) -> tuple[Any, Any]:
@@ -69,16 +78,20 @@ def _parted(timeout: object) -> tuple[Any, Any]:
     return None, timeout
 
 
+def _is_time(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= _LONGEST_S
+
+
 def _no_time(value: object) -> ConfigurationError:
     return ConfigurationError(
-        f"{value!r} is no time limit. Nothing was paid. Give `timeout` in seconds above 0, as (seconds to connect, "
-        "seconds for the answer), or as an httpx.Timeout.",
+        f"{value!r} is no time limit. Nothing was paid. Give `timeout` in seconds above 0 and up to 1,000,000, as "
+        "(seconds to connect, seconds for the answer), or as an httpx.Timeout.",
         kind="invalid_request",
     )
 
 
 @contextmanager
-def limited(request: httpx.Request) -> Iterator[None]:
+def _limited(request: httpx.Request) -> Iterator[None]:
     """What this thread reads inside must have come by the request's read limit. Raises httpx.ReadTimeout."""
     limit_s = _limit_of(request)
     _now_waiting.until = None if limit_s is None else time.monotonic() + limit_s
@@ -89,9 +102,18 @@ def limited(request: httpx.Request) -> Iterator[None]:
 
 
 class LimitedTransport(httpx.HTTPTransport):
-    """httpx's transport, whose reads obey `limited`."""
+    """httpx's transport, whose responses have their head within the request's read limit. `on_socket` gets sockets."""
 
-    def __init__(self, *, verify: ssl.SSLContext, limits: httpx.Limits, proxy: httpx.Proxy | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        verify: ssl.SSLContext,
+        limits: httpx.Limits,
+        proxy: httpx.Proxy | None = None,
+        on_socket: Callable[[Any], object] = lambda _: None,
+        is_far: bool = False,
+    ) -> None:
+        """`is_far`: the host must lead into the public internet."""
         super().__init__(verify=verify, limits=limits)
         # httpx passes no network backend on; the pool is the one that it would make.
         self._pool = httpcore.ConnectionPool(
@@ -100,23 +122,43 @@ class LimitedTransport(httpx.HTTPTransport):
             max_connections=limits.max_connections,
             max_keepalive_connections=limits.max_keepalive_connections,
             keepalive_expiry=limits.keepalive_expiry,
-            network_backend=_Backend(),
+            network_backend=_Backend(is_far=is_far),
         )
+        self._on_socket = on_socket
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        """As httpx's. Raises httpx.ReadTimeout."""
+        with _limited(request):
+            response = super().handle_request(request)
+        _note(response, self._on_socket)
+        return response
 
 
 class LimitedAsyncTransport(httpx.AsyncHTTPTransport):
     """httpx's transport, with the same time limit for a task."""
+
+    def __init__(self, *, on_socket: Callable[[Any], object] = lambda _: None, **options: Any) -> None:
+        super().__init__(**options)
+        self._on_socket = on_socket
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """As httpx's. Raises httpx.ReadTimeout."""
         limit_s = _limit_of(request)
         try:
             async with asyncio.timeout(limit_s) as scope:
-                return await super().handle_async_request(request)
+                response = await super().handle_async_request(request)
         except TimeoutError as exc:
             if not scope.expired():
                 raise
             raise httpx.ReadTimeout(f"no whole response headers after {limit_s:g} s", request=request) from exc
+        _note(response, self._on_socket)
+        return response
+
+
+def _note(response: httpx.Response, on_socket: Callable[[Any], object]) -> None:
+    line = response.extensions.get("network_stream")
+    if line is not None and (socket := line.get_extra_info("socket")) is not None:
+        on_socket(socket)
 
 
 def _as_httpcore(proxy: httpx.Proxy) -> httpcore.Proxy:
@@ -131,8 +173,9 @@ def _as_httpcore(proxy: httpx.Proxy) -> httpcore.Proxy:
 
 
 class _Backend(httpcore.NetworkBackend):
-    def __init__(self) -> None:
+    def __init__(self, *, is_far: bool) -> None:
         self._inner = httpcore.SyncBackend()
+        self._is_far = is_far
 
     def connect_tcp(
         self,
@@ -142,7 +185,14 @@ class _Backend(httpcore.NetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.NetworkStream:
-        return _Stream(self._inner.connect_tcp(host, port, timeout, local_address, socket_options))
+        line = self._inner.connect_tcp(host, port, timeout, local_address, socket_options)
+        if self._is_far:
+            try:
+                check_far([line.get_extra_info("socket").getpeername()])
+            except OSError:
+                line.close()
+                raise
+        return _Stream(line)
 
 
 class _Stream(httpcore.NetworkStream):

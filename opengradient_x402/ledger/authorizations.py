@@ -5,11 +5,13 @@ Plain data. Amounts are atomic units, times Unix seconds. The signatures' bytes 
 
 from __future__ import annotations
 
+import hashlib
+import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from opengradient_x402.addresses import checksum_address
-from opengradient_x402.errors import BudgetExceeded
+from opengradient_x402.errors import BudgetExceeded, ConfigurationError
 from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt
 from opengradient_x402.money import PaidIn, amount_in
 
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
     from opengradient_x402.ledger.recorder import CallUnderWay
 
 TransferMethod = Literal["permit2", "eip3009"]
+DECISION_NOTED_AS: Final = "approval"
+"""A ledger notes what a person decided about a call's payment under `approval <call id>`."""
+_MOMENT_S: Final = 15.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +117,11 @@ class Authorization:
         return max(terms.deadline for terms in self.signed)
 
     @property
+    def is_over(self) -> bool:
+        """Whether the signature that was made last can be taken no more, or in a moment."""
+        return time.time() > self.terms.deadline - _MOMENT_S
+
+    @property
     def is_final(self) -> bool:
         """Whether the chain has said its last word: found, and confirmed often enough."""
         if self.status in ("signed", "charged"):
@@ -195,3 +205,21 @@ def unanswered(authorization: Authorization, call: CallUnderWay | None = None) -
         model=call.model or receipt.model,
         settlement_mode=call.settlement_mode or receipt.settlement_mode,
     )
+
+
+def authorization_id(network: str, payer: str, nonce: int) -> str:
+    """One id for one nonce: whatever is signed under it, the chain settles it at most once."""
+    return "auth_" + hashlib.sha256(f"{network} {payer} {nonce}".encode()).hexdigest()[:32]
+
+
+def payer_named(payer: str | None) -> str | None:
+    """As `spelled`, if there is one."""
+    return None if payer is None else spelled(payer)
+
+
+def spelled(address: str) -> str:
+    """The address as records have it. Raises ConfigurationError for what is none."""
+    try:
+        return checksum_address(address)
+    except ValueError as exc:
+        raise ConfigurationError(f"{exc} Nothing was read. Give the whole address.") from exc

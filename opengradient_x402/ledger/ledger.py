@@ -23,14 +23,14 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from opengradient_x402.addresses import checksum_address
-from opengradient_x402.errors import ConfigurationError, LedgerUnavailable
+from opengradient_x402.effects import when_done
+from opengradient_x402.errors import LedgerUnavailable
 from opengradient_x402.ledger import place
-from opengradient_x402.ledger.authorizations import Authorization, Budget
+from opengradient_x402.ledger.authorizations import Authorization, Budget, payer_named, spelled
 from opengradient_x402.ledger.journal import Journal
 from opengradient_x402.ledger.place import as_url, beside, is_in_memory, location, sqlite_file, without_password
-from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt
-from opengradient_x402.ledger.recorder import CHECKPOINT_EVERY, ENDED, Recorder, UnderWay
+from opengradient_x402.ledger.receipts import SettlementReceipt
+from opengradient_x402.ledger.recorder import CallUnderWay, Recorder, UnderWay
 from opengradient_x402.ledger.writer import CLOSED, Job, Rest, Writer
 from opengradient_x402.process import Ending, Resident, belongs
 
@@ -45,6 +45,7 @@ T = TypeVar("T")
 CLOSING_WAIT_S = 60.0
 """The longest that closing waits for the database: twice what SQLite waits for another process."""
 _ONLY_THIS = "Only this receipt is missing: the call was made, and its authorization was recorded before."
+_NOT_PAID = "Nothing was signed and nothing was paid."
 _AS_BEFORE = (
     "The ledger is as it was before; what was paid is on the chain. `opengradient-x402 receipts reconcile` reads it."
 )
@@ -81,16 +82,23 @@ class Ledger(Resident):
 
     # -- writing
 
-    def authorize(self, authorization: Authorization, *, budget: Budget | None = None) -> Future[Authorization]:
+    def authorize(
+        self, authorization: Authorization, *, budget: Budget | None = None, is_first: bool = False
+    ) -> Future[Authorization]:
         """Reserves the amount and records the authorization, flushed to disk, in one atomic step.
 
         One that is there already (the same nonce, new terms) gets the further signature: its largest amount stays
         reserved until its latest deadline, since the chain accepts either signature, never both. The result has
         all of them. Raises BudgetExceeded (and records nothing) when reservations and settlements of the window,
-        with this one, would exceed the budget.
+        with this one, would exceed the budget; CallKnown when it `is_first` and its call is there already.
         """
 
-        return self.submit(lambda book, conn: self.authorize_in(book, conn, authorization, budget), durable=True)
+        def work(book: Book, conn: Connection) -> Authorization:
+            if is_first:
+                book.check_unknown(conn, authorization.call_id)
+            return self.authorize_in(book, conn, authorization, budget)
+
+        return self.submit(work, durable=True)
 
     def authorize_in(
         self, book: Book, conn: Connection, authorization: Authorization, budget: Budget | None
@@ -125,34 +133,41 @@ class Ledger(Resident):
                 future = self.submit(
                     lambda book, conn: book.record_call(conn, receipt), otherwise=_ONLY_THIS, record=(receipt, text)
                 )
-                return _when_done(future, lambda: self.under_way.end(call_id))
+                return when_done(future, lambda: self.under_way.end(call_id))
         written = None if self._closed else self._recorder.write(receipt, text)
         if written is None:
             is_kept = journal.keep(call_id, text)
             otherwise = journal.promise if is_kept else _ONLY_THIS
             future = self.submit(lambda book, conn: book.record_call(conn, receipt), otherwise=otherwise)
             if not is_kept:
-                return _when_done(future, lambda: self.under_way.end(call_id))
+                return when_done(future, lambda: self.under_way.end(call_id))
             self.under_way.end(call_id)
-            return _when_done(future, lambda: journal.drop(call_id))
+            return when_done(future, lambda: journal.drop(call_id))
         self.under_way.end(call_id)
-        if self._recorder.written % CHECKPOINT_EVERY == 0:
+        if self._recorder.wants_checkpoint():
             self.note("receipts written", str(self._recorder.written))
-        if written.status in ENDED:
-
-            def shared(book: Book, conn: Connection) -> str | None:
-                book.share_out(conn, receipt.authorization_id)
-                return written.proof_of
-
-            return self.submit(shared, otherwise="The receipt is recorded; its share of the settlement is not known.")
         future = Future()
         future.set_result(written.proof_of)
         return future
 
+    def begin_call(self, authorization: Authorization, call: CallUnderWay) -> Future[None]:
+        """Notes, for all who share the ledger, that this authorization is about to pay for the call.
+
+        Raises CallKnown when the call is there already.
+        """
+        return self.submit(lambda book, conn: book.begin_call(conn, authorization, call))
+
+    def give_up_call(self, call_id: str, authorization_id: str) -> Future[bool]:
+        """Has a call that was begun, and cost nothing, never be made again under its id, by whichever process began it.
+
+        False when it is paid in another way now.
+        """
+        return self._amend(lambda book, conn: book.give_up_call(conn, call_id, authorization_id))
+
     def not_sent(self, call_id: str, authorization_id: str) -> None:
         """This authorization does not pay the call after all. What was settled is shared without it."""
         self.under_way.end(call_id)
-        self.submit(lambda book, conn: book.share_out(conn, authorization_id), otherwise=_AS_BEFORE)
+        self.submit(lambda book, conn: book.forget_call(conn, call_id, authorization_id), otherwise=_AS_BEFORE)
 
     def first_call_of(self, proof_id: str, call_id: str) -> str:
         """The call that this proof came for first, as far as this process knows; `record_call` knows of all others."""
@@ -200,7 +215,7 @@ class Ledger(Resident):
         payer: str | None = None,
     ) -> Future[list[SettlementReceipt]]:
         """Receipts, oldest first; calls that were authorized and never came back included."""
-        payer = _wallet(payer)
+        payer = payer_named(payer)
         return self.read(
             lambda book, conn: book.receipts(
                 conn, since=since, call_ids=call_ids, authorization_ids=authorization_ids, payer=payer
@@ -208,12 +223,12 @@ class Ledger(Resident):
         )
 
     def newest_receipts(
-        self, most: int, *, since: int = 0, payer: str | None = None, status: ReceiptStatus | None = None
+        self, most: int, *, since: int = 0, payer: str | None = None, status: str | None = None, run: str | None = None
     ) -> Future[list[SettlementReceipt]]:
-        """At most so many receipts, the newest of those that are asked for, oldest first."""
-        payer, wanted = _wallet(payer), None if status is None else status.value
+        """At most so many receipts, the newest that are asked for (`status`: a ReceiptStatus); oldest first."""
+        payer = payer_named(payer)
         return self.read(
-            lambda book, conn: book.newest_receipts(conn, since=since, payer=payer, status=wanted, most=most)
+            lambda book, conn: book.newest_receipts(conn, since=since, payer=payer, status=status, run=run, most=most)
         )
 
     def receipts_beginning(self, call_id: str, *, most: int = 2) -> Future[list[SettlementReceipt]]:
@@ -227,7 +242,7 @@ class Ledger(Resident):
 
         Waits for the database between pages; what is recorded meanwhile may be included.
         """
-        payer, after = _wallet(payer), None
+        payer, after = payer_named(payer), None
 
         def page(book: Book, conn: Connection) -> tuple[list[SettlementReceipt], int | None]:
             return book.page_of_receipts(conn, since=since, payer=payer, after=after, most=most)
@@ -252,7 +267,7 @@ class Ledger(Resident):
 
         Oldest first; all of them, or at most so many behind the one whose id is `after`.
         """
-        payer = _wallet(payer)
+        payer = payer_named(payer)
         return self.read(
             lambda book, conn: book.unfinished(
                 conn, network=network, payer=payer, authorization_id=authorization_id, after=after, most=most
@@ -268,7 +283,7 @@ class Ledger(Resident):
         authorization_id: str | None = None,
     ) -> Future[list[Authorization]]:
         """Authorizations, oldest first."""
-        payer = _wallet(payer)
+        payer = payer_named(payer)
         return self.read(
             lambda book, conn: book.authorizations(
                 conn, status=status, payer=payer, network=network, authorization_id=authorization_id
@@ -286,7 +301,7 @@ class Ledger(Resident):
     def spent(self, *, payer: str, asset: str, network: str, window_s: int = 86_400) -> Future[int]:
         """Reserved plus settled in the window, in atomic units: what a budget counts."""
         since = int(time.time()) - window_s
-        owner, token = _spelled(payer), _spelled(asset)
+        owner, token = spelled(payer), spelled(asset)
         return self.read(lambda book, conn: book.spent(conn, owner, token, network, since))
 
     def flush(self) -> None:
@@ -392,13 +407,7 @@ class Ledger(Resident):
 
     # -- the writer
 
-    def submit(
-        self,
-        work: Callable[[Book, Connection], T],
-        *,
-        otherwise: str = "Nothing was signed and nothing was paid.",
-        **kind: Any,
-    ) -> Future[T]:
+    def submit(self, work: Callable[[Book, Connection], T], *, otherwise: str = _NOT_PAID, **kind: Any) -> Future[T]:
         """`otherwise` says what it means for the money when this is not done; `kind` are fields of a Job."""
         future: Future[T] = Future()
         job = Job(work=work, future=cast("Future[Any]", future), otherwise=otherwise, **kind)
@@ -436,20 +445,3 @@ class Ledger(Resident):
         # Forgotten without close(): its thread ends with it. At exit the process ends it, in its turn.
         self._finalizer = weakref.finalize(self, self._queue.put, CLOSED)
         self._finalizer.atexit = False
-
-
-def _when_done(future: Future[T], then: Callable[[], object]) -> Future[T]:
-    """The same future; `then` is called when it is done without an error."""
-    future.add_done_callback(lambda done: None if done.cancelled() or done.exception() else then())
-    return future
-
-
-def _wallet(payer: str | None) -> str | None:
-    return None if payer is None else _spelled(payer)
-
-
-def _spelled(address: str) -> str:
-    try:
-        return checksum_address(address)
-    except ValueError as exc:
-        raise ConfigurationError(f"{exc} Nothing was read. Give the whole address.") from exc

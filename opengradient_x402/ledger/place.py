@@ -206,7 +206,7 @@ class Scope:
             self._say(
                 "place",
                 f"The ledger {file} is in {kind}, and is gone when that ends. The day's budget counts what is in this "
-                "file: whoever starts with a new one starts with the whole budget, and without the receipts.",
+                "file: a program that starts with a new one has the whole budget again, and no receipts.",
             )
         elif (platform := platform_of_many()) is not None:
             self._say(

@@ -2,8 +2,8 @@
 
 A receipt is plain data. The gateway's words (cost, data-settlement hashes, TEE fields) are claims; the
 payment transaction, its block and the settled amount are facts read from the chain, and stay empty until
-somebody read them. A receipt that a client gave out can update itself (`refresh`, `wait_settled`): it
-asks whoever follows it. This module does not know how a receipt is stored (`ledger`) nor how facts are found
+they were read. A receipt that a client returned can update itself (`refresh`, `wait_settled`) through its
+`Follower`. This module does not know how a receipt is stored (`ledger`) nor how facts are found
 (`reconcile`).
 """
 
@@ -42,7 +42,7 @@ class ReceiptStatus(StrEnum):
 
 
 class Follower(Protocol):
-    """Whoever can look a receipt up and read the chain for it (`Reconciler`)."""
+    """Looks a receipt up and reads the chain for it (`Reconciler`)."""
 
     def recorded(self, receipts: Sequence[SettlementReceipt]) -> Future[list[SettlementReceipt]]: ...
     def refresh(self, receipt: SettlementReceipt, *, timeout_s: float | None) -> SettlementReceipt: ...
@@ -93,6 +93,11 @@ class SettlementReceipt(_Followed):
     endpoint: str
     model: str
     settlement_mode: str
+    run: str | None = None
+    """The run that made the call: the name that `named_run` gave, else the framework's id of the outermost run.
+
+    None for a call that no run made, and for one whose process was killed before the call had ended.
+    """
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     error: str | None = None
@@ -205,19 +210,21 @@ class SettlementReceipt(_Followed):
         out: dict[str, str | int] = {}
         for name, value in zip(_FIELD_NAMES, _values_of(self), strict=True):
             if value is not None:
-                out[name] = value if isinstance(value, int) and name not in _AMOUNTS else str(value)
+                out[name] = value if value.__class__ is int and name not in _AMOUNTS else str(value)
         return out
 
     def to_message(self, *, is_whole: bool = False) -> dict[str, str | int]:
-        """What a message carries: the call's id and status, its cost, model, mode, payment hash and proof.
+        """What a message carries: the call's id and status, its cost, model, mode, payment and proof.
 
-        Under 300 bytes as JSON, with the keys of `to_json`, `payment_hash`, and `cost` for people ("0.0125 OPG").
+        `payment_hash` names the payment, or `authorization_id` while no transaction is known. Under 300 bytes
+        as JSON, with the keys of `to_json`, `payment_hash`, and `cost` for people ("0.0125 OPG").
         Messages are kept and sent many times; the ledger has the rest (`receipt_of`). `is_whole` takes `to_json`.
         """
         if is_whole:
             return self.to_json()
         cost = "cost_atomic" if self.cost_atomic is not None else "estimated_cost_atomic"
-        names = ("call_id", "status", cost, "model", "settlement_mode", "payment_hash", "tee_verified")
+        payment = "authorization_id" if self.payment_hash is None else "payment_hash"
+        names = ("call_id", "status", cost, "model", "settlement_mode", payment, "tee_verified")
         short: dict[str, str | int] = {name: str(value) for name in names if (value := getattr(self, name)) is not None}
         if cost in short:
             short["cost"] = amount_in(self, getattr(self, cost))
@@ -230,7 +237,7 @@ class SettlementReceipt(_Followed):
         The short form that messages carry (`to_message`) is looked up in the ledger, which knows the rest. Raises
         ValueError for an address that is none, ConfigurationError (a ValueError) for a call that no ledger knows.
         """
-        if "call_id" in data and "authorization_id" not in data:
+        if "call_id" in data and "network" not in data:
             found: SettlementReceipt = _restored().receipt_of(data["call_id"])
             return found
         known: dict[str, Any] = {name: data[name] for name in _FIELD_NAMES if name in data}

@@ -17,6 +17,7 @@ import os
 import secrets
 import sqlite3
 import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -29,20 +30,23 @@ _log = logging.getLogger(__name__)
 CHECKPOINT_EVERY: Final = 256
 """So many records, and a commit of the writer's thread moves what is written into the main file."""
 
-ENDED: Final = frozenset({"settled", "expired", "cancelled"})
-"""Of an authorization: a receipt that comes later changes how its settlement is shared."""
+_ENDED: Final = "status IN ('settled', 'expired', 'cancelled')"
+"""Of an authorization: a receipt that comes later changes how its settlement is shared, in one transaction with it."""
+_MOST_TOGETHER: Final = 256
+"""So many receipts are committed together."""
 MOST_PROOFS: Final = 65_536
 """So many proofs are remembered in memory, besides those in the database."""
 
-_COLUMNS = ("authorization_id", "created_at", "receipt", "payer", "status", "answered_as")
-_ROW: Final = "(?, ?, ?, ?, ?, ?, ?)"
+_COLUMNS = ("authorization_id", "created_at", "receipt", "payer", "status", "run", "answered_as")
+_VALUES: Final = ", ".join("?" * (1 + len(_COLUMNS)))
+_ROW: Final = f"({_VALUES})"
 _INTO: Final = f"INSERT INTO calls (call_id, {', '.join(_COLUMNS)}) VALUES "  # noqa: S608  (names of columns)
 _AGAIN: Final = f" ON CONFLICT (call_id) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in _COLUMNS)} "
 WRITE: Final = (
-    f"{_INTO}{_ROW}{_AGAIN}"  # noqa: S608  (as above)
-    "RETURNING (SELECT status FROM authorizations WHERE id = ?)"  # a column in place of `?` would use no index
+    f"INSERT INTO calls (call_id, {', '.join(_COLUMNS)}) SELECT {_VALUES} "  # noqa: S608  (as above)
+    f"WHERE NOT EXISTS (SELECT 1 FROM authorizations WHERE id = ? AND {_ENDED}){_AGAIN}RETURNING 1"
 )
-_STATUSES: Final = "SELECT id, status FROM authorizations WHERE id IN "
+_ENDED_OF: Final = f"SELECT id FROM authorizations WHERE {_ENDED} AND id IN "  # noqa: S608  (as above)
 Record = tuple[SettlementReceipt, str]
 """A receipt and its JSON."""
 USE_PROOF: Final = (
@@ -52,9 +56,8 @@ USE_PROOF: Final = (
 
 
 class Written(NamedTuple):
-    """What the database says when a receipt is written: its authorization's status, and whose proof it has."""
+    """What the database says when a receipt is written: whose proof it has."""
 
-    status: str
     proof_of: str | None
 
 
@@ -67,6 +70,17 @@ def identity_of(file: Path) -> tuple[int, int]:
     return (found.st_dev, found.st_ino) if found.st_size else (0, 0)
 
 
+class _Slip:
+    """A receipt that a thread brings, and what became of it."""
+
+    __slots__ = ("is_done", "receipt", "text", "written")
+
+    def __init__(self, receipt: SettlementReceipt, text: str) -> None:
+        self.receipt, self.text = receipt, text
+        self.written: Written | None = None
+        self.is_done = False
+
+
 class Recorder:
     """Writes receipts in the caller's thread, while there is a connection. Thread-safe."""
 
@@ -76,9 +90,11 @@ class Recorder:
         self._file = Path()
         self._identity = (0, 0)
         self._is_writing = False
+        self._slips: deque[_Slip] = deque()
         self._proofs: dict[str, str] = {}
         self.written = 0
         self._seen = 0
+        self._checkpoint_at = CHECKPOINT_EVERY
 
     def open(self, file: Path) -> None:
         """From now on receipts are written to this file, whose tables are there, as long as it is this file."""
@@ -101,9 +117,17 @@ class Recorder:
         seen, self._seen = self._seen, self.written
         return seen != self.written
 
+    def wants_checkpoint(self) -> bool:
+        """Whether so much was written since this was last true that the writer's thread should commit something."""
+        if self.written < self._checkpoint_at:
+            return False
+        self._checkpoint_at = self.written + CHECKPOINT_EVERY
+        return True
+
     def renew(self) -> None:
         """In a forked child, where nobody holds the lock; the parent closed the connection before."""
         self._lock, self._is_writing, self._conn = threading.RLock(), False, None
+        self._slips = deque()
 
     def first_call_of(self, proof_id: str, call_id: str) -> str:
         """The call that a proof came for first, of those that were asked about here."""
@@ -113,50 +137,59 @@ class Recorder:
             return self._proofs.setdefault(proof_id, call_id)
 
     def write(self, receipt: SettlementReceipt, text: str) -> Written | None:
-        """Commits the receipt; None when it could not be written now.
+        """Commits the receipt; None when it could not be written now, or when its authorization has ended.
 
-        `text` is its JSON.
+        `text` is its JSON. What several threads bring while one of them writes is committed together.
         """
+        slip = _Slip(receipt, text)
+        self._slips.append(slip)
         with self._lock:
-            if self._conn is None or self._is_writing or identity_of(self._file) != self._identity:
+            if self._is_writing:  # by this thread: the garbage collector ended a stream meanwhile
+                self._slips.remove(slip)
                 return None
-            self._is_writing = True
-            try:
-                row = (*_row(receipt, text), receipt.authorization_id)
-                return self._commit(self._conn, row, receipt)
-            except sqlite3.Error:  # e.g. locked: the writer's thread waits for it, and reports what is wrong
-                return None
-            finally:
-                self._is_writing = False
+            if not slip.is_done:
+                slips = [slip]
+                with suppress(IndexError):
+                    while len(slips) < _MOST_TOGETHER:
+                        other = self._slips.popleft()
+                        if other is not slip and not other.is_done:
+                            slips.append(other)
+                written = self.write_all([(each.receipt, each.text) for each in slips])
+                for each in slips:
+                    each.written, each.is_done = written.get(each.receipt.call_id), True
+            return slip.written
 
     def write_all(self, records: Sequence[Record]) -> dict[str, Written]:
-        """Commits the receipts together; by call what the database says, empty when it could not be written now.
+        """Commits the receipts together; what the database says, by call. Without those that `write` leaves out.
 
         Each statement gives up the interpreter lock, and gets it back from a busy event loop after milliseconds only.
         """
-        if len(records) == 1:
-            written = self.write(*records[0])
-            return {} if written is None else {records[0][0].call_id: written}
         with self._lock:
             if self._conn is None or self._is_writing or identity_of(self._file) != self._identity:
                 return {}
             self._is_writing = True
             try:
+                if len(records) == 1:
+                    written = self._commit(self._conn, *records[0])
+                    return {} if written is None else {records[0][0].call_id: written}
                 return self._commit_all(self._conn, records)
-            except sqlite3.Error:
+            except sqlite3.Error:  # e.g. locked: the writer's thread waits for it, and reports what is wrong
                 return {}
             finally:
                 self._is_writing = False
 
     def _commit_all(self, conn: sqlite3.Connection, records: Sequence[Record]) -> dict[str, Written]:
-        rows = {receipt.call_id: _row(receipt, text) for receipt, text in records}
         paid_by = list({receipt.authorization_id for receipt, _ in records})
         proofs: dict[str, str] = {}
         conn.execute("BEGIN IMMEDIATE")
         try:
+            ended = {name for (name,) in conn.execute(f"{_ENDED_OF}({', '.join('?' * len(paid_by))})", paid_by)}
+            records = [record for record in records if record[0].authorization_id not in ended]
+            # A receipt that is recorded twice counts as it was recorded last.
+            rows = {receipt.call_id: _row(receipt, text) for receipt, text in records}
             values = [value for row in rows.values() for value in row]
-            conn.execute(_INTO + ", ".join([_ROW] * len(rows)) + _AGAIN, values)
-            found = dict(conn.execute(f"{_STATUSES}({', '.join('?' * len(paid_by))})", paid_by).fetchall())
+            if rows:
+                conn.execute(_INTO + ", ".join([_ROW] * len(rows)) + _AGAIN, values)
             for receipt, _ in records:
                 if (proof_id := receipt.proof_id) is not None:
                     used = (proof_id, receipt.call_id, receipt.created_at)
@@ -166,31 +199,30 @@ class Recorder:
             conn.rollback()
             raise
         self.written += len(records)
-        return {
-            receipt.call_id: Written(found.get(receipt.authorization_id, "unknown"), proofs.get(receipt.call_id))
-            for receipt, _ in records
-        }
+        return {receipt.call_id: Written(proofs.get(receipt.call_id)) for receipt, _ in records}
 
-    def _commit(self, conn: sqlite3.Connection, row: tuple[object, ...], receipt: SettlementReceipt) -> Written:
+    def _commit(self, conn: sqlite3.Connection, receipt: SettlementReceipt, text: str) -> Written | None:
         """One commit, also where a proof is noted with the receipt."""
+        row = (*_row(receipt, text), receipt.authorization_id)
         proof_id, proof_of = receipt.proof_id, None
         if proof_id is None:
-            [(status,)] = conn.execute(WRITE, row).fetchall()
+            is_written = bool(conn.execute(WRITE, row).fetchall())
         else:
             conn.execute("BEGIN IMMEDIATE")
             try:
-                [(status,)] = conn.execute(WRITE, row).fetchall()
-                used = (proof_id, receipt.call_id, receipt.created_at)
-                [(proof_of,)] = conn.execute(USE_PROOF, used).fetchall()
+                is_written = bool(conn.execute(WRITE, row).fetchall())
+                if is_written:
+                    used = (proof_id, receipt.call_id, receipt.created_at)
+                    [(proof_of,)] = conn.execute(USE_PROOF, used).fetchall()
                 conn.execute("COMMIT")
             except BaseException:
                 conn.rollback()
                 raise
-        self.written += 1
-        return Written(status or "unknown", proof_of)
+        self.written += is_written
+        return Written(proof_of) if is_written else None
 
 
-def _row(receipt: SettlementReceipt, text: str) -> tuple[str | int, ...]:
+def _row(receipt: SettlementReceipt, text: str) -> tuple[str | int | None, ...]:
     return (
         receipt.call_id,
         receipt.authorization_id,
@@ -198,6 +230,7 @@ def _row(receipt: SettlementReceipt, text: str) -> tuple[str | int, ...]:
         text,
         receipt.payer,
         receipt.status.value,
+        receipt.run,
         receipt.status.value,
     )
 

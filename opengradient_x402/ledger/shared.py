@@ -1,6 +1,7 @@
 """The ledgers of a process: one for each database, whatever number of wallets pay into it.
 
-A ledger has a thread and connections. Whoever opens one here shares it, and the last one who releases it closes it.
+A ledger has a thread and connections. All users of a database share its ledger; the last one
+that releases it closes it.
 """
 
 from __future__ import annotations

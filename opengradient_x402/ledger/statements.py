@@ -17,20 +17,21 @@ from urllib.parse import urlsplit
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
+from opengradient_x402.errors import CallKnown
 from opengradient_x402.ledger import disputes, tables
 from opengradient_x402.ledger.authorizations import Authorization, Budget, budget_exceeded, unanswered
+from opengradient_x402.ledger.queries import Queries
 from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt
 from opengradient_x402.ledger.recorder import CallUnderWay
 from opengradient_x402.ledger.tables import (
-    IS_OPEN,
     TERMS,
-    WITH_SIGNATURES,
     as_row,
     authorizations,
     calls,
     pins,
-    read_authorizations,
+    receipt_in,
     reserved,
+    row_of_call,
     signatures,
 )
 
@@ -47,12 +48,23 @@ def _given(*names: str) -> dict[str, sa.BindParameter[Any]]:
     return {name: sa.bindparam(name) for name in names}
 
 
-_CALL = ("authorization_id", "created_at", "receipt", "payer", "status")
+_CALL = ("authorization_id", "created_at", "receipt", "payer", "status", "run")
 _THIS_CALL = calls.c.call_id == sa.bindparam("wanted")
 _UPDATE_CALL = calls.update().where(_THIS_CALL).values(_given(*_CALL))
 _INSERT_CALL = calls.insert().values(_given("call_id", *_CALL))
 _UPDATE_ANSWER = calls.update().where(_THIS_CALL).values(_given(*_CALL, "answered_as"))
 _INSERT_ANSWER = calls.insert().values(_given("call_id", *_CALL, "answered_as"))
+_PAYS_FOR = sa.select(calls.c.authorization_id).where(_THIS_CALL)
+_FORGET_CALL = calls.delete().where(
+    _THIS_CALL, calls.c.authorization_id == sa.bindparam("paid_by"), calls.c.answered_as == sa.bindparam("begun")
+)
+_GIVE_UP_CALL = (
+    calls.update()
+    .where(
+        _THIS_CALL, calls.c.authorization_id == sa.bindparam("paid_by"), calls.c.answered_as == sa.bindparam("begun")
+    )
+    .values(answered_as=ReceiptStatus.EXPIRED.value)
+)
 _CALLS_OF = (
     sa.select(calls.c.receipt, calls.c.answered_as, calls.c.dispute)
     .where(calls.c.authorization_id == sa.bindparam("wanted"))
@@ -60,7 +72,6 @@ _CALLS_OF = (
 )
 _THIS = authorizations.c.id == sa.bindparam("wanted")
 _STATUS_OF = sa.select(authorizations.c.status).where(_THIS)
-_AUTHORIZATION = WITH_SIGNATURES.where(_THIS)
 _STORED = [column.name for column in authorizations.c if column.name != "sequence"]
 _INSERT_AUTHORIZATION = authorizations.insert().values(_given(*_STORED))
 _UPDATE_AUTHORIZATION = authorizations.update().where(_THIS).values(_given(*_STORED))
@@ -91,14 +102,13 @@ _UPDATE_NOTE = pins.update().where(_THIS_KEY).values(_given("value"))
 _INSERT_NOTE = pins.insert().values(_given("key", "value"))
 _DELETE_NOTE = pins.delete().where(_THIS_KEY)
 _MINUTE_S = 60
-_MOST_VARIABLES = 500  # of one statement; SQLite has a limit
 
 
-class Book:
+class Book(Queries):
     """The statements. `knows` says whether a process's calls under way can be seen; `under_way`, an authorization's."""
 
     def __init__(self, dialect: str, *, knows: Callable[[str], bool], under_way: Callable[[str], set[str]]) -> None:
-        self._is_sqlite = dialect == "sqlite"
+        super().__init__(dialect)
         self.knows, self._under_way = knows, under_way
 
     def authorize(self, conn: Connection, authorization: Authorization, budget: Budget | None) -> Authorization:
@@ -161,6 +171,33 @@ class Book:
                 if conn.execute(_ADD_RESERVED, {f"of_{name}": values[name] for name in values}).rowcount == 0:
                     conn.execute(_INSERT_RESERVED, values)
 
+    def check_unknown(self, conn: Connection, call_id: str) -> None:
+        """Raises CallKnown for a call that is there."""
+        if conn.execute(_PAYS_FOR, {"wanted": call_id}).scalar_one_or_none() is not None:
+            raise CallKnown(
+                f"The call {call_id} was made before, or another process is making it. It was not sent again, and "
+                f"nothing was paid now. `opengradient-x402 receipts show {call_id}` shows what became of it.",
+                call_id=call_id,
+            )
+
+    def begin_call(self, conn: Connection, authorization: Authorization, call: CallUnderWay) -> None:
+        """Notes, for every process, that this authorization is about to pay for the call. Raises CallKnown."""
+        self.check_unknown(conn, call.call_id)
+        self._record(conn, unanswered(authorization, call))
+
+    def forget_call(self, conn: Connection, call_id: str, authorization_id: str) -> None:
+        """The call that was begun was not sent: what was settled is shared without it."""
+        conn.execute(
+            _FORGET_CALL, {"wanted": call_id, "paid_by": authorization_id, "begun": ReceiptStatus.AUTHORIZED.value}
+        )
+        self.share_out(conn, authorization_id)
+
+    def give_up_call(self, conn: Connection, call_id: str, authorization_id: str) -> bool:
+        """Has a call that was begun never be made again under its id; whether that is so now."""
+        values = {"wanted": call_id, "paid_by": authorization_id, "begun": ReceiptStatus.AUTHORIZED.value}
+        conn.execute(_GIVE_UP_CALL, values)
+        return conn.execute(_PAYS_FOR, {"wanted": call_id}).scalar_one_or_none() == authorization_id
+
     def mark_unsent(self, conn: Connection, authorization_id: str) -> None:
         if (known := self.authorization(conn, authorization_id)) is not None:
             self.update(conn, known, replace(known, status="unsent"))
@@ -220,7 +257,7 @@ class Book:
         if authorization.status == "charged":  # a claim is no settlement
             authorization = replace(authorization, status="signed", settled_atomic=None)
         rows = conn.execute(_CALLS_OF, {"wanted": authorization.id}).all()
-        receipts = [SettlementReceipt.from_json(json.loads(row.receipt)) for row in rows]
+        receipts = [receipt_in(row.receipt) for row in rows]
         shares: Sequence[int | None] = [None] * len(receipts)
         if authorization.settled_atomic is not None:
             shares = disputes.split_settlement(authorization.settled_atomic, receipts)
@@ -305,12 +342,12 @@ class Book:
         return len(keys)
 
     def _record(self, conn: Connection, receipt: SettlementReceipt) -> None:
-        row = _row_of(receipt) | {"answered_as": receipt.status.value}
+        row = row_of_call(receipt) | {"answered_as": receipt.status.value}
         if conn.execute(_UPDATE_ANSWER, row | {"wanted": receipt.call_id}).rowcount == 0:
             conn.execute(_INSERT_ANSWER, row | {"call_id": receipt.call_id})
 
     def _store(self, conn: Connection, receipt: SettlementReceipt) -> None:
-        row = _row_of(receipt)
+        row = row_of_call(receipt)
         if conn.execute(_UPDATE_CALL, row | {"wanted": receipt.call_id}).rowcount == 0:
             conn.execute(_INSERT_CALL, row | {"call_id": receipt.call_id})
 
@@ -327,98 +364,6 @@ class Book:
     def noted(self, conn: Connection, key: str) -> str | None:
         return conn.execute(_NOTED, {"wanted": key}).scalar_one_or_none()
 
-    def receipts(
-        self,
-        conn: Connection,
-        *,
-        since: int,
-        call_ids: list[str] | None,
-        authorization_ids: list[str] | None,
-        payer: str | None,
-    ) -> list[SettlementReceipt]:
-        queries = [sa.select(calls.c.sequence, calls.c.receipt).where(*_chosen(since=since, payer=payer))]
-        for column, wanted in ((calls.c.call_id, call_ids), (calls.c.authorization_id, authorization_ids)):
-            if wanted is not None:
-                parts = [wanted[first : first + _MOST_VARIABLES] for first in range(0, len(wanted), _MOST_VARIABLES)]
-                queries = [query.where(column.in_(part)) for query in queries for part in parts]
-        rows = sorted({(row.sequence, row.receipt) for query in queries for row in conn.execute(query)})
-        return [SettlementReceipt.from_json(json.loads(receipt)) for _, receipt in rows]
-
-    def newest_receipts(
-        self, conn: Connection, *, since: int, payer: str | None, status: str | None, most: int
-    ) -> list[SettlementReceipt]:
-        query = sa.select(calls.c.receipt).where(*_chosen(since=since, payer=payer, status=status))
-        rows = conn.execute(query.order_by(calls.c.sequence.desc()).limit(most)).scalars().all()
-        return [SettlementReceipt.from_json(json.loads(receipt)) for receipt in reversed(rows)]
-
-    def page_of_receipts(
-        self, conn: Connection, *, since: int, payer: str | None, after: int | None, most: int
-    ) -> tuple[list[SettlementReceipt], int | None]:
-        """Receipts behind the number `after`, oldest first, and the number of the last one; None behind the end."""
-        if after is None:  # an index finds the first one; from there on they are read in order
-            first = sa.select(sa.func.min(calls.c.sequence)).where(*_chosen(since=since))
-            after = (conn.execute(first).scalar_one() or 1) - 1
-        query = sa.select(calls.c.sequence, calls.c.receipt).where(
-            calls.c.sequence > after, *_chosen(since=since, payer=payer)
-        )
-        rows = conn.execute(query.order_by(calls.c.sequence).limit(most)).all()
-        receipts = [SettlementReceipt.from_json(json.loads(row.receipt)) for row in rows]
-        return receipts, rows[-1].sequence if len(rows) == most else None
-
-    def receipts_beginning(self, conn: Connection, call_id: str, most: int) -> list[SettlementReceipt]:
-        query = sa.select(calls.c.receipt).where(calls.c.call_id.startswith(call_id, autoescape=True))
-        if self._is_sqlite:  # LIKE uses no index there
-            query = query.where(calls.c.call_id >= call_id, calls.c.call_id < call_id + "\U0010ffff")
-        rows = conn.execute(query.order_by(calls.c.call_id).limit(most)).scalars().all()
-        return [SettlementReceipt.from_json(json.loads(receipt)) for receipt in rows]
-
-    def authorizations(
-        self,
-        conn: Connection,
-        *,
-        status: str | None,
-        payer: str | None,
-        network: str | None,
-        authorization_id: str | None,
-    ) -> list[Authorization]:
-        query = WITH_SIGNATURES
-        for column, value in (
-            (authorizations.c.status, status),
-            (authorizations.c.payer, payer),
-            (authorizations.c.network, network),
-            (authorizations.c.id, authorization_id),
-        ):
-            if value is not None:
-                query = query.where(column == value)
-        return read_authorizations(conn, query)
-
-    def unfinished(
-        self,
-        conn: Connection,
-        *,
-        network: str,
-        payer: str | None,
-        authorization_id: str | None,
-        after: str | None,
-        most: int | None,
-    ) -> list[Authorization]:
-        is_due = sa.or_(authorizations.c.recheck_at.is_(None), authorizations.c.recheck_at <= int(time.time()))
-        query = sa.select(authorizations.c.id).where(authorizations.c.network == network, IS_OPEN, is_due)
-        if payer is not None:
-            query = query.where(authorizations.c.payer == payer)
-        if authorization_id is not None:
-            query = query.where(authorizations.c.id == authorization_id)
-        if after is not None:
-            last = sa.select(authorizations.c.sequence).where(authorizations.c.id == after).scalar_subquery()
-            query = query.where(authorizations.c.sequence > last)
-        if most is not None:
-            query = query.order_by(authorizations.c.sequence).limit(most)
-        return read_authorizations(conn, WITH_SIGNATURES.where(authorizations.c.id.in_(query)))
-
-    def authorization(self, conn: Connection, authorization_id: str) -> Authorization | None:
-        found = read_authorizations(conn, _AUTHORIZATION, {"wanted": authorization_id})
-        return found[0] if found else None
-
 
 def _dispute_prefix(network: str, origin: str) -> str:
     return f"dispute {network} {origin} "
@@ -430,23 +375,3 @@ def _disputes(network: str, origin: str) -> sa.Select[Any]:
 
 def _beginning(prefix: str) -> sa.Select[Any]:
     return sa.select(pins).where(pins.c.key > prefix, pins.c.key < prefix + "~")
-
-
-def _row_of(receipt: SettlementReceipt) -> dict[str, Any]:
-    return {
-        "authorization_id": receipt.authorization_id,
-        "created_at": receipt.created_at,
-        "receipt": json.dumps(receipt.to_json()),
-        "payer": receipt.payer,
-        "status": receipt.status.value,
-    }
-
-
-def _chosen(*, since: int, payer: str | None = None, status: str | None = None) -> list[sa.ColumnElement[bool]]:
-    """What picks the calls that are asked for. Without a time all are, and no index by time misleads the planner."""
-    conditions = [calls.c.created_at >= since] if since > 0 else []
-    if payer is not None:
-        conditions.append(calls.c.payer == payer)
-    if status is not None:
-        conditions.append(calls.c.status == status)
-    return conditions

@@ -10,7 +10,6 @@ call finds its rows by an index, however many there are. Every wait for a databa
 from __future__ import annotations
 
 import json
-import secrets
 import sqlite3
 import time
 from itertools import groupby
@@ -21,9 +20,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine, event
 
-from opengradient_x402.addresses import checksum_address
 from opengradient_x402.ledger.authorizations import Authorization, SignedTerms
-from opengradient_x402.networks import PRESETS
+from opengradient_x402.ledger.receipts import SettlementReceipt
 
 _BUSY_TIMEOUT_S = 30.0
 _BUSY_PAUSE_S = 0.01
@@ -38,8 +36,6 @@ _LINE_LIMITS = {
 }
 """libpq's words for: a server that does not answer, or is gone, is an error in 30 s."""
 _LIBPQ = ("psycopg", "psycopg2", "psycopg_async")
-VERSION = 3
-"""Of the tables. A change of the tables raises it and adds a step to `create`."""
 _metadata = sa.MetaData()
 
 authorizations = sa.Table(
@@ -120,8 +116,10 @@ calls = sa.Table(
     # Derived from the receipt, to find it by
     sa.Column("payer", sa.Text),
     sa.Column("status", sa.Text),
+    sa.Column("run", sa.Text),
     sa.Index("calls_of_payer", "payer", "sequence"),
     sa.Index("calls_of_status", "status", "sequence"),
+    sa.Index("calls_of_run", "run", "sequence"),
 )
 
 pins = sa.Table(
@@ -196,7 +194,7 @@ vouchers = sa.Table(
     sa.Index("vouchers_of_channel", "channel_id", "state", "sequence"),
 )
 
-schema = sa.Table(
+versions = sa.Table(
     "schema",
     _metadata,
     sa.Column("version", sa.Integer, nullable=False),
@@ -281,40 +279,6 @@ def set_durable(conn: Connection, *, durable: bool) -> None:
 _LOCK = sa.text("SELECT pg_advisory_xact_lock(402402), set_config('synchronous_commit', :waits, true)")
 
 
-class NewerSchema(Exception):
-    """The database was written by a newer version of this package."""
-
-
-def create(conn: Connection) -> str:
-    """Makes what is missing of the tables, and brings an older database to this version; returns the ledger's id.
-
-    Raises NewerSchema.
-    """
-    with conn.begin():
-        lock(conn)  # two processes may open a new database at once
-        found = version_of(conn)
-        if found > VERSION:
-            raise NewerSchema(f"its tables have version {found}, and this package knows version {VERSION}")
-        if found == 1:
-            _separate_signatures(conn)
-        elif found == 2:
-            complete(conn)
-            _index_anew(conn)
-        if conn.dialect.name == "postgresql":  # said here, since it loads all of that dialect
-            _OPEN.dialect_options["postgresql"]["where"] = IS_OPEN
-        _metadata.create_all(conn)
-        if found == 2:
-            conn.execute(schema.update().values(version=VERSION))
-        elif found != VERSION:
-            conn.execute(schema.delete())
-            conn.execute(schema.insert().values(version=VERSION, ledger_id=secrets.token_hex(16)))
-        if found in (1, 2):
-            _name_assets(conn)
-            derive(conn)
-        conn.execute(proofs.delete().where(proofs.c.used_at < int(time.time()) - PROOF_KEPT_S))
-        return str(conn.execute(sa.select(schema.c.ledger_id)).scalar_one())
-
-
 _USE_PROOF = sa.text(
     "INSERT INTO proofs (id, call_id, used_at) VALUES (:id, :call_id, :used_at) "
     "ON CONFLICT (id) DO UPDATE SET id = excluded.id RETURNING call_id"
@@ -328,6 +292,13 @@ def use_proof(conn: Connection, proof_id: str | None, call_id: str, used_at: int
     return str(conn.execute(_USE_PROOF, {"id": proof_id, "call_id": call_id, "used_at": used_at}).scalar_one())
 
 
+def make_missing(conn: Connection) -> None:
+    """Makes the tables and indexes that are not there."""
+    if conn.dialect.name == "postgresql":  # said here, since it loads all of that dialect
+        _OPEN.dialect_options["postgresql"]["where"] = IS_OPEN
+    _metadata.create_all(conn)
+
+
 def named(name: str) -> sa.Table:
     """The table of this name."""
     return _metadata.tables[name]
@@ -338,113 +309,12 @@ def member_of_receipt(conn: Connection, name: str) -> str:
     return f"json_extract(receipt, '$.{name}')" if conn.dialect.name == "sqlite" else f"receipt::json ->> '{name}'"
 
 
-def derive(conn: Connection) -> None:
-    """Computes anew what is derived from an authorization's amount and state, and from a receipt."""
-    conn.execute(reserved.delete())
-    conn.exec_driver_sql(_RESERVE)
-    conn.exec_driver_sql(
-        f"UPDATE calls SET payer = {member_of_receipt(conn, 'payer')}, "  # noqa: S608  (names)
-        f"status = {member_of_receipt(conn, 'status')}"
-    )
-    conn.exec_driver_sql(
-        "UPDATE authorizations SET is_open = CASE WHEN status = 'signed' OR confirmations < confirmations_needed "
-        "OR recheck_at IS NOT NULL THEN 1 ELSE 0 END"
-    )
-    for column in (authorizations.c.payer, authorizations.c.asset, calls.c.payer):
-        for found in conn.execute(sa.select(column).distinct()).scalars().all():
-            if found is not None and (spelled := checksum_address(found)) != found:
-                conn.execute(column.table.update().where(column == found).values({column.name: spelled}))
-    conn.exec_driver_sql(
-        "INSERT INTO reserved (payer, network, asset, minute, gwei, rest) "
-        "SELECT payer, network, asset, signed_at / 60, SUM(reserved_gwei), coalesce(SUM(reserved_rest), 0) FROM "
-        "authorizations "
-        "GROUP BY payer, network, asset, signed_at / 60"
-    )
-
-
-_RESERVED = (
-    "(CASE WHEN status = 'unsent' THEN '0' WHEN status <> 'signed' AND (confirmations_needed IS NULL OR "
-    "coalesce(confirmations, 0) >= confirmations_needed) THEN coalesce(settled_atomic, '0') ELSE "
-    "(SELECT amount_atomic FROM signatures WHERE authorization_id = authorizations.id "
-    "ORDER BY length(amount_atomic) DESC, amount_atomic DESC LIMIT 1) END)"
-)
-"""SQL for `Authorization.reserved_atomic`, as decimal text."""
-_RESERVE = (
-    f"UPDATE authorizations SET reserved_gwei = CASE WHEN length({_RESERVED}) > 9 "  # noqa: S608  (constants)
-    f"THEN CAST(substr({_RESERVED}, 1, length({_RESERVED}) - 9) AS BIGINT) ELSE 0 END, "
-    f"reserved_rest = CAST(substr('000000000' || {_RESERVED}, length({_RESERVED}) + 1, 9) AS BIGINT) "
-    "WHERE EXISTS (SELECT 1 FROM signatures WHERE authorization_id = authorizations.id)"
-)
-
-
-def _name_assets(conn: Connection) -> None:
-    """What was recorded before the records named their token is in one of a preset."""
-    is_sqlite = conn.dialect.name == "sqlite"
-    for address, asset in {network.asset.address: network.asset for network in PRESETS.values()}.items():
-        named_so = {"asset_symbol": asset.symbol, "asset_decimals": asset.decimals}
-        conn.execute(
-            authorizations.update().where(sa.func.lower(authorizations.c.asset) == address.lower()).values(named_so)
-        )
-        patch = json.dumps(named_so)
-        whole = f"json_patch(receipt, '{patch}')" if is_sqlite else f"(receipt::jsonb || '{patch}'::jsonb)::text"
-        conn.exec_driver_sql(
-            f"UPDATE calls SET receipt = {whole} "  # noqa: S608  (constants)
-            f"WHERE lower({member_of_receipt(conn, 'asset')}) = '{address.lower()}'"
-        )
-
-
 def number_of_authorizations(conn: Connection) -> int:
     """How many were ever recorded; none is ever deleted."""
     return int(conn.execute(_LAST_AUTHORIZATION).scalar_one())
 
 
 _LAST_AUTHORIZATION = sa.select(sa.func.coalesce(sa.func.max(authorizations.c.sequence), 0))
-
-
-def version_of(conn: Connection) -> int:
-    """The version of the tables that are there; 0 for none, 1 for those of the time before versions were noted."""
-    names = set(sa.inspect(conn).get_table_names())
-    if schema.name in names:
-        return int(conn.execute(sa.select(schema.c.version)).scalar_one())
-    return 1 if authorizations.name in names else 0
-
-
-def _separate_signatures(conn: Connection) -> None:
-    """Version 1 to 2: what was signed moves from the authorizations to a table of signatures.
-
-    The first databases of version 1 lack columns that were added to it later.
-    """
-    complete(conn)
-    signatures.create(conn)
-    moved = [column.name for column in signatures.c if column.name not in ("sequence", "authorization_id")]
-    columns = ", ".join(moved)
-    conn.exec_driver_sql(
-        f"INSERT INTO signatures (authorization_id, {columns}) "  # noqa: S608  (names of columns, no values)
-        f"SELECT id, {columns} FROM authorizations ORDER BY sequence"
-    )
-    for name in moved:
-        if name not in authorizations.c:
-            conn.exec_driver_sql(f"ALTER TABLE authorizations DROP COLUMN {name}")
-    _index_anew(conn)
-
-
-def _index_anew(conn: Connection) -> None:
-    conn.exec_driver_sql("DROP INDEX IF EXISTS authorizations_budget")  # it has other columns now
-    for index in (*authorizations.indexes, *calls.indexes):
-        index.create(conn, checkfirst=True)
-
-
-def complete(conn: Connection) -> None:
-    """Adds the columns that tables of before lack."""
-    inspector = sa.inspect(conn)
-    for table in (authorizations, calls, reserved):
-        if not inspector.has_table(table.name):
-            continue
-        present = {column["name"] for column in inspector.get_columns(table.name)}
-        for column in table.columns:
-            if column.name not in present:
-                kind = column.type.compile(conn.dialect)
-                conn.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {column.name} {kind}")
 
 
 ATOMIC_PER_GWEI = 10**9
@@ -487,3 +357,20 @@ def as_row(authorization: Authorization) -> dict[str, Any]:
     row["reserved_gwei"], row["reserved_rest"] = divmod(authorization.reserved_atomic, ATOMIC_PER_GWEI)
     row["is_open"] = int(not authorization.is_final or authorization.recheck_at is not None)
     return row
+
+
+def row_of_call(receipt: SettlementReceipt) -> dict[str, Any]:
+    """A call's receipt as it is stored, with what it is found by."""
+    return {
+        "authorization_id": receipt.authorization_id,
+        "created_at": receipt.created_at,
+        "receipt": json.dumps(receipt.to_json()),
+        "payer": receipt.payer,
+        "status": receipt.status.value,
+        "run": receipt.run,
+    }
+
+
+def receipt_in(stored: str) -> SettlementReceipt:
+    """The receipt of a stored call."""
+    return SettlementReceipt.from_json(json.loads(stored))

@@ -20,7 +20,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from opengradient_x402.errors import LedgerUnavailable
-from opengradient_x402.ledger import tables
+from opengradient_x402.ledger import schema, tables
 from opengradient_x402.ledger.authorizations import Authorization
 from opengradient_x402.ledger.place import LedgerReplaced, Mark, Seen, beside, sqlite_file, without_password
 from opengradient_x402.ledger.tables import (
@@ -64,10 +64,10 @@ def check(url: str) -> list[str]:
     if file is not None and (damage := _damage(file)):
         return [f"The file is damaged: {line}." for line in damage]
     with _connected(url) as conn, conn.begin():
-        version = tables.version_of(conn)
-        if version > tables.VERSION:
-            return [f"Its tables have version {version}; this package knows version {tables.VERSION}. Upgrade it."]
-        if version < tables.VERSION:
+        version = schema.version_of(conn)
+        if version > schema.VERSION:
+            return [f"Its tables have version {version}; this package knows version {schema.VERSION}. Upgrade it."]
+        if version < schema.VERSION:
             return []  # the next use brings it to this version
         return [*_replaced(conn, mark), *_contradictions(conn)]
 
@@ -84,10 +84,10 @@ def repair(url: str) -> Repair:
         if damage := _damage(file):
             done += [f"The file was damaged: {damage[0]}.", *_recovered(file)]
     with _connected(url) as conn:
-        ledger_id = tables.create(conn)
+        ledger_id = schema.create(conn)
         with conn.begin():
             tables.lock(conn)
-            tables.complete(conn)
+            schema.complete(conn)
             wrong = _contradictions(conn)
             _recompute(conn)
             number = tables.number_of_authorizations(conn)
@@ -108,7 +108,7 @@ def compact(url: str) -> tuple[int, int]:
     """Gives back the space that nothing uses; the size before and after, in bytes. Raises LedgerUnavailable."""
     file = sqlite_file(url)
     with _connected(url) as conn:
-        tables.create(conn)
+        schema.create(conn)
         if file is None:
             return _compact_server(conn)
         raw: Any = conn.connection.dbapi_connection  # SQLAlchemy would begin a transaction, and VACUUM refuses one
@@ -152,7 +152,7 @@ def _damage(file: Path) -> list[str]:
 
 
 def _replaced(conn: Connection, mark: Mark) -> list[str]:
-    ledger_id = str(conn.execute(sa.select(tables.schema.c.ledger_id)).scalar_one())
+    ledger_id = str(conn.execute(sa.select(tables.versions.c.ledger_id)).scalar_one())
     try:
         mark.check(mark.read(), Seen(ledger_id=ledger_id, authorizations=tables.number_of_authorizations(conn)))
     except LedgerReplaced as exc:
@@ -178,11 +178,11 @@ def _contradictions(conn: Connection) -> list[str]:
         wrong.append("The sums that the budget is checked against are not those of the authorizations.")
     has_signature = sa.exists().where(signatures.c.authorization_id == authorizations.c.id)
     has_authorization = sa.exists().where(authorizations.c.id == calls.c.authorization_id)
-    is_misplaced = sa.or_(*(calls.c[name].is_distinct_from(_member(conn, name)) for name in ("payer", "status")))
+    is_misplaced = sa.or_(*(calls.c[name].is_distinct_from(_member(conn, name)) for name in ("payer", "status", "run")))
     for what, query in (
         ("authorizations have no signature", sa.select(authorizations.c.id).where(~has_signature)),
         ("calls have no authorization", sa.select(calls.c.call_id).where(~has_authorization)),
-        ("calls are not found by their payer or status", sa.select(calls.c.call_id).where(is_misplaced)),
+        ("calls are not found by their payer, status or run", sa.select(calls.c.call_id).where(is_misplaced)),
     ):
         number = conn.execute(sa.select(sa.func.count()).select_from(query.subquery())).scalar_one()
         if number:
@@ -217,7 +217,7 @@ def _recompute(conn: Connection) -> None:
         if any(row[name] != stored[name] for name in _DERIVED):
             values = {name: row[name] for name in _DERIVED}
             conn.execute(authorizations.update().where(authorizations.c.id == row["id"]).values(values))
-    tables.derive(conn)
+    schema.derive(conn)
 
 
 def _copied(file: Path) -> Path:
@@ -238,12 +238,12 @@ def _recovered(file: Path) -> list[str]:
         path.unlink(missing_ok=True)
     counts: dict[str, int] = {}
     with _connected(f"sqlite:///{new}") as conn:
-        tables.create(conn)
+        schema.create(conn)
         with closing(sqlite3.connect(file)) as old, conn.begin():
             old.row_factory = sqlite3.Row
             with suppress(sqlite3.DatabaseError):
                 [known] = old.execute("SELECT ledger_id FROM schema").fetchall()
-                conn.execute(tables.schema.update().values(ledger_id=known[0]))
+                conn.execute(tables.versions.update().values(ledger_id=known[0]))
             for name in _TABLES:
                 table = tables.named(name)
                 counts[name] = 0
@@ -283,7 +283,7 @@ def _connected(url: str) -> Iterator[Connection]:
     try:
         with engine.connect() as conn:
             yield conn
-    except tables.NewerSchema as exc:
+    except schema.NewerSchema as exc:
         raise _unavailable(url, exc) from exc
     except DBAPIError as exc:
         raise _unavailable(url, exc.orig or exc) from exc

@@ -31,7 +31,7 @@ from opengradient_x402.ledger.place import (
     without_password,
 )
 from opengradient_x402.ledger.receipts import SettlementReceipt
-from opengradient_x402.ledger.recorder import ENDED, Record, Recorder, UnderWay, calls_in, identity_of
+from opengradient_x402.ledger.recorder import Record, Recorder, UnderWay, calls_in, identity_of
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
@@ -69,7 +69,7 @@ class Job:
     needs_all_calls: bool = False
     """Whether the calls that killed processes left must be in the database before."""
     record: Record | None = None
-    """What the recorder can write in its place, unless the authorization has ended."""
+    """What the recorder can write in its place, unless its authorization has ended."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -176,10 +176,12 @@ class Writer:
         written, others = self._recorder.write_all(records), []
         for job in batch:
             found = None if job.record is None else written.get(job.record[0].call_id)
-            if found is None or found.status in ENDED:
+            if found is None:
                 others.append(job)
             else:
                 job.future.set_result(found.proof_of)
+        if not others and self._recorder.wants_checkpoint():
+            others.append(_checkpoint(self._recorder.written))
         return others
 
     def _tried(self, batch: list[Job]) -> list[_Reply]:
@@ -269,7 +271,7 @@ class Writer:
         return book, conn
 
     def _connect(self, *, durable: bool) -> tuple[Book, Connection]:
-        from opengradient_x402.ledger import tables
+        from opengradient_x402.ledger import schema, tables
 
         if self._conn is None:
             self._mark.check_file(self._file)
@@ -278,7 +280,7 @@ class Writer:
                 self._engine = tables.open_engine(self._url)
             conn = self._engine.connect()
             try:
-                self._ledger_id = tables.create(conn)
+                self._ledger_id = schema.create(conn)
                 with conn.begin():
                     number = tables.number_of_authorizations(conn)
                 now = Seen(ledger_id=self._ledger_id, authorizations=number)
@@ -347,6 +349,15 @@ class Writer:
                 conn.close()
         if engine is not None:
             engine.dispose()
+
+
+def _checkpoint(written: int) -> Job:
+    """A commit of this thread's connection: it has SQLite move what the recorder wrote into the main file."""
+    return Job(
+        work=lambda book, conn: book.note(conn, "receipts written", str(written)),
+        future=Future(),
+        otherwise="Everything is recorded.",
+    )
 
 
 def _take_up_receipts(journal: LeftBehind, book: Book, conn: Connection) -> None:

@@ -27,14 +27,16 @@ from opengradient_x402 import strict_json
 from opengradient_x402.channels.rides import Ride
 from opengradient_x402.completions import Usage
 from opengradient_x402.effects import Read, Send, Steps
-from opengradient_x402.errors import PaidButFailed, PaymentOutcomeUnknown
-from opengradient_x402.ledger.authorizations import Authorization, receipt_fields
+from opengradient_x402.errors import ConfigurationError, PaidButFailed, PaymentOutcomeUnknown
+from opengradient_x402.ledger.authorizations import Authorization, SignedTerms, receipt_fields
 from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt, transaction_claim
+from opengradient_x402.ledger.recorder import CallUnderWay
 from opengradient_x402.money import QUOTED_IN, Asset, parse_amount
 from opengradient_x402.payment.run_limit import RunLimit
 from opengradient_x402.payment.sessions import SESSION_HEADER, PaidSession
 from opengradient_x402.process import Ending, Resident, belongs
 from opengradient_x402.strict_json import whole_characters
+from opengradient_x402.telemetry.runs import name_of_run
 from opengradient_x402.telemetry.spans import HTTP_TRACER, unpaid
 
 
@@ -59,6 +61,19 @@ def new_call_id(group: str = "") -> str:
     return f"call_{group}{_ids.draw(96):024x}"
 
 
+_CALL_ID: Final = re.compile(r"call_[0-9a-f]{24,64}", re.ASCII)
+
+
+def checked_call_id(call_id: str) -> str:
+    """The id that a call was given. Raises ConfigurationError for what is none."""
+    if _CALL_ID.fullmatch(call_id) is None:
+        raise ConfigurationError(
+            f"The call id {call_id!r} cannot be used. Nothing was paid. Give `call_` and 24 to 64 hex digits in lower "
+            "case, or leave it out."
+        )
+    return call_id
+
+
 _EXTENSION = "opengradient.call"
 """Where a request of any httpx client carries its call: redirected requests have it too, so a call stays one call."""
 
@@ -72,11 +87,17 @@ class Call:
     base_url: str = ""
     """The gateway that was asked last."""
     settlement_mode: str = ""
+    run: str | None = None
+    """The run that makes it, if any."""
     timeout_s: float | None = None
     prompt_bytes: int = 0
     max_tokens: int | None = None
     limits: tuple[RunLimit, ...] = ()
     """What the runs that make this call may spend, besides what the wallet may."""
+    is_keyed: bool = False
+    """Whether its id was given: another process may have made this call before, or be making it."""
+    earlier: Authorization | None = None
+    """What an earlier process signed for this call: its nonce is used once more, and nothing else pays."""
     payees: frozenset[str] | None = None
     """All that may be paid at the endpoint that was asked last; None leaves it to network and policy."""
     is_blocking: bool = False
@@ -100,25 +121,30 @@ class Call:
     """Whether its error was reported."""
     claims: Mapping[str, Any] = field(default_factory=dict)
     """PAYMENT-RESPONSE, as the gateway sent it."""
-    headers: httpx.Headers = field(default_factory=httpx.Headers)
+    headers: httpx.Headers | None = None
+    """Of the response."""
     receipt: SettlementReceipt | None = None
     """Set once, when the call is finished."""
     recorded: Future[str | None] | None = None
     """Done when the receipt is in the ledger; set with it. The result is the call that the proof came for first."""
     ending: threading.Lock = field(default_factory=threading.Lock, repr=False)
-    """Taken for good by whoever ends the call: a reader, or another thread that closes the stream."""
+    """Taken once, by the one that ends the call: a reader, or another thread that closes the stream."""
 
     @property
     def left_s(self) -> float | None:
         """What is left of its time limit; None without one."""
         return None if self.timeout_s is None else max(0.0, self.began_s + self.timeout_s - time.monotonic())
 
+    def noted_under(self, authorization: Authorization) -> CallUnderWay:
+        """What is noted of this call while it is under way, paid by this authorization."""
+        return CallUnderWay(self.id, authorization.id, self.created_at, self.settlement_mode, self.model)
+
     @classmethod
     def of(cls, request: httpx.Request, *, is_blocking: bool) -> Call:
         """The call of a request that no gateway client made; the first request of a call begins it."""
         call = request.extensions.get(_EXTENSION)
         if not isinstance(call, Call):
-            call = request.extensions[_EXTENSION] = cls(is_blocking=is_blocking)
+            call = request.extensions[_EXTENSION] = cls(is_blocking=is_blocking, run=name_of_run())
         return call
 
 
@@ -145,18 +171,21 @@ def build_receipt(
         raise ValueError("A call without a payment has no receipt.")
     answer = answer if answer is not None else Answer()
     usage, headers = answer.usage, _own(call.headers)
+    paid_by = receipt_fields(authorization) if call.session is None else call.session.receipt_fields
+    terms = authorization.terms if call.session is None else call.session.terms
     return SettlementReceipt(
         call_id=call.id,
         status=ReceiptStatus.SERVED if call.is_answered else ReceiptStatus.AUTHORIZED,
         created_at=call.created_at,
         outcome=outcome,
         error=error or _failed_settlement(call),
-        **receipt_fields(authorization),
+        **paid_by,
         model=answer.model or call.model or authorization.model,
         settlement_mode=call.settlement_mode or authorization.settlement_mode,
+        run=call.run,
         prompt_tokens=usage.prompt_tokens if usage else None,
         completion_tokens=usage.completion_tokens if usage else None,
-        cost_atomic=_cost(call, authorization, answer, asset),
+        cost_atomic=_cost(call, terms, answer, asset),
         cost_usd=_quoted(answer, "cost_usd"),
         opg_usd=_quoted(answer, "opg_price_usd") if asset.symbol == QUOTED_IN else None,
         **_payment_claims(call),
@@ -172,14 +201,14 @@ def _quoted(answer: Answer, name: str) -> str | None:
     return _text(costs.get(name)) if isinstance(costs, Mapping) else None
 
 
-def _cost(call: Call, authorization: Authorization, answer: Answer, asset: Asset) -> int | None:
+def _cost(call: Call, terms: SignedTerms, answer: Answer, asset: Asset) -> int | None:
     """What the gateway claims. An `exact` payment moves what was signed, whatever is claimed.
 
     The `opengradient` object of an answer quotes OPG: it says nothing about a payment in another token.
     """
-    if authorization.terms.scheme == "exact":
-        return authorization.terms.amount_atomic
-    if authorization.terms.scheme == "batch-settlement" and isinstance(charged := call.claims.get("amount"), str):
+    if terms.scheme == "exact":
+        return terms.amount_atomic
+    if terms.scheme == "batch-settlement" and isinstance(charged := call.claims.get("amount"), str):
         return _amount(charged, decimals=0)
     claimed = _quoted(answer, "cost_opg") if asset.symbol == QUOTED_IN else None
     if claimed is not None:
@@ -222,8 +251,10 @@ def _payment_claims(call: Call) -> dict[str, Any]:
     return {"claimed_payment_tx_hash": claimed, "payment_job": None if claimed is not None else named}
 
 
-def _own(headers: httpx.Headers) -> Mapping[str, str]:
+def _own(headers: httpx.Headers | None) -> Mapping[str, str]:
     """The headers that are a gateway's own; a call pays for each look into httpx's."""
+    if headers is None:
+        return {}
     own = [(name, value) for name, value in headers.raw if name[:2] in (b"X-", b"x-")]
     return httpx.Headers(own) if own else {}
 
@@ -288,6 +319,11 @@ def with_header(request: httpx.Request, name: str, value: str) -> httpx.Request:
     )
     paid.headers[name] = value
     return paid
+
+
+def in_session(request: httpx.Request, call: Call, session: PaidSession) -> httpx.Request:
+    """A copy that the session pays for, if the gateway still knows the session."""
+    return asking(with_header(request, SESSION_HEADER, session.id), call)
 
 
 NEVER_LEFT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)

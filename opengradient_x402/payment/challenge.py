@@ -29,6 +29,8 @@ MAX_TERMS: Final = 64
 MAX_TEXT_CHARS: Final = 4096
 MAX_TIMEOUT_S: Final = 2**32
 """Longer than any policy allows; a bound so that `now + timeout` stays a sane uint256."""
+IDENTIFIER: Final = "payment-identifier"
+"""What gateways offer that give an answer twice for one payment (docs/wire.md, "Answers that are given again")."""
 
 Scheme = Literal["upto", "exact", "batch-settlement"]
 TransferMethod = Literal["permit2", "eip3009"]
@@ -90,6 +92,19 @@ class Challenge:
     resource: dict[str, Any] = field(repr=False)
     error: str | None
     extensions: dict[str, Any] = field(repr=False)
+
+    @property
+    def gives_again(self) -> bool:
+        """Whether the gateway gives the answer of an identified payment once more, without another payment."""
+        return isinstance(self.extensions.get(IDENTIFIER), dict)
+
+    def identified(self, payment_id: str) -> dict[str, Any]:
+        """What a payment says to be known again; nothing where the gateway does not offer it."""
+        if not self.gives_again:
+            return {}
+        offered = self.extensions[IDENTIFIER]
+        info = offered.get("info")
+        return {IDENTIFIER: {**offered, "info": {**(info if isinstance(info, dict) else {}), "id": payment_id}}}
 
 
 class _Unusable(Exception):

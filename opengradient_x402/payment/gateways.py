@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import Future
+from dataclasses import replace
 from decimal import Decimal
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
@@ -20,17 +21,22 @@ from opengradient_x402.addresses import checksum_address
 from opengradient_x402.effects import in_thread
 from opengradient_x402.errors import ChainUnavailable, NotPaid, PolicyRefused
 from opengradient_x402.ledger.ledger import Ledger
-from opengradient_x402.models import quoted_price
+from opengradient_x402.models import find_model, quoted_price, usd_to_atomic
 from opengradient_x402.money import QUOTED_IN
 from opengradient_x402.networks import Network
 from opengradient_x402.payment.policy import SpendPolicy
 
 if TYPE_CHECKING:
+    from opengradient_x402.ledger.authorizations import SignedTerms
+    from opengradient_x402.ledger.receipts import SettlementReceipt
+    from opengradient_x402.payment.call import Call
     from opengradient_x402.payment.challenge import PaymentTerms
 
 BREAKER_LIMIT = 3
 """So many refused payments in a row, and an origin is left alone for `BREAKER_PAUSE_S`."""
 BREAKER_PAUSE_S = 60.0
+BYTES_PER_TOKEN = 2
+"""A request is taken for at most this many bytes a token: real texts have about four."""
 QUOTE_PAUSE_S = 60.0
 """A gateway that does not quote a price is asked for it so seldom."""
 
@@ -192,6 +198,43 @@ class KnownGateways:
 
     # -- who settles
 
+    def worst_case(self, call: Call, origin: str, terms: PaymentTerms | SignedTerms) -> int:
+        """The most that a call may cost, in atomic units.
+
+        An `exact` payment costs what is signed. Otherwise it is the published price of the model for the whole prompt
+        and all the tokens allowed, at the token price that the gateway quoted last; without a quote it is all that may
+        be taken.
+        """
+        worst = terms.amount_atomic
+        if terms.scheme == "exact":
+            return worst
+        info, asset_usd = find_model(call.model), self.asset_usd(origin)
+        if info is not None and asset_usd is not None and call.prompt_bytes:
+            usd = info.worst_case_cost_usd(
+                prompt_tokens=call.prompt_bytes // BYTES_PER_TOKEN, max_tokens=call.max_tokens
+            )
+            if usd is not None:
+                worst = min(worst, usd_to_atomic(usd, asset_usd=asset_usd, decimals=self._network.asset.decimals))
+        return worst
+
+    def estimated(self, receipt: SettlementReceipt) -> SettlementReceipt:
+        """The receipt with what the call costs by published prices, if its gateway did not quote it."""
+        if receipt.cost_atomic is not None or receipt.prompt_tokens is None or receipt.completion_tokens is None:
+            return receipt
+        info, asset_usd = (
+            find_model(receipt.model),
+            self.likely_asset_usd(origin_of_text(receipt.endpoint)),
+        )
+        if info is None or asset_usd is None:
+            return receipt
+        usd = info.cost_usd(prompt_tokens=receipt.prompt_tokens, completion_tokens=receipt.completion_tokens)
+        if usd is None:
+            return receipt
+        return replace(
+            receipt,
+            estimated_cost_atomic=usd_to_atomic(usd, asset_usd=asset_usd, decimals=self._network.asset.decimals),
+        )
+
     def facilitator(self, origin: str) -> str | None:
         """The facilitator that is pinned for this origin in this process."""
         return self._facilitators.get(origin)
@@ -227,7 +270,7 @@ class Clock:
         self._agreed: tuple[float, float] | None = None
         """Wall and monotonic time at which the clock was last confirmed."""
 
-    def heard(self, date_header: str | None) -> None:
+    def compare(self, date_header: str | None) -> None:
         """Compares with a gateway's `Date`. Raises PolicyRefused when one of the two clocks is wrong."""
         if date_header is None:
             return

@@ -11,6 +11,7 @@ Who may be paid is `policy`, what is remembered is `payments`.
 from __future__ import annotations
 
 import re
+import threading
 import time
 from contextlib import suppress
 
@@ -19,16 +20,26 @@ import httpx
 from opengradient_x402.effects import Read, Send, Steps, Wait
 from opengradient_x402.errors import (
     BudgetExceeded,
+    CallKnown,
     GatewayUnreachable,
     NotPaid,
     PaidButFailed,
 )
 from opengradient_x402.ledger.authorizations import Authorization
-from opengradient_x402.payment.call import NEVER_LEFT, Call, answered, asking, carry, outcome_unknown, with_header
+from opengradient_x402.payment.call import (
+    NEVER_LEFT,
+    Call,
+    answered,
+    asking,
+    carry,
+    in_session,
+    outcome_unknown,
+    with_header,
+)
 from opengradient_x402.payment.challenge import Challenge, PaymentTerms
 from opengradient_x402.payment.channels.calls import pay_by_channel
 from opengradient_x402.payment.payments import Payments
-from opengradient_x402.payment.permits import Doubtful, Fate, SignedPayment
+from opengradient_x402.payment.permits import Doubtful, Fate, SignedPayment, not_served
 from opengradient_x402.payment.sessions import SESSION_HEADER, PaidSession, SessionKey, Ticket, Waiting
 from opengradient_x402.payment.steps import (
     CHALLENGE_HEADER,
@@ -56,6 +67,8 @@ def pay(request: httpx.Request, *, call: Call, payments: Payments) -> Steps[http
             call_id=call.id,
         )
     key = payments.session_key(request)
+    if call.earlier is not None:
+        return (yield from _repeat(request, call, payments, key, call.earlier))
     started, dead_sessions = time.monotonic(), 0
     while dead_sessions < _MAX_DEAD_SESSIONS:
         seat = payments.sessions.enter(key, blocking=call.is_blocking)
@@ -95,14 +108,16 @@ def _ride(request: httpx.Request, call: Call, payments: Payments, session: PaidS
     """Send within a live session. None: the gateway no longer knows the session, and did not serve."""
     payments.attach_session(call, session)
     try:
-        payments.check_call(call, session.key, terms=session.authorization.terms)
+        payments.check_call(call, session.key, terms=session.terms)
         if call.limits:
             yield from check_limits(call, payments, session.key, session.authorization)
+        if call.is_keyed:
+            yield from from_ledger(payments.begun(call, session.authorization), call)
     except BaseException:  # refused, or cancelled: nothing of this call was sent
         payments.detach(call)
         raise
     try:
-        response = yield from carry(asking(with_header(request, SESSION_HEADER, session.id), call), call)
+        response = yield from carry(in_session(request, call, session), call)
     except NEVER_LEFT:
         payments.detach(call)
         raise
@@ -146,6 +161,43 @@ def _open(request: httpx.Request, call: Call, payments: Payments, ticket: Ticket
     return (yield from _asked_again(response, request, call, payments, ticket, signed, may_sign=not was_asked))
 
 
+def _repeat(
+    request: httpx.Request, call: Call, payments: Payments, key: SessionKey, earlier: Authorization
+) -> Steps[httpx.Response]:
+    """Pay with what an earlier process signed for this call, or else under its nonce: one of the two settles at most.
+
+    A gateway that has taken it refuses it, unless it gives its answer again.
+    """
+    call.has_signed_out = True
+    challenge = payments.known_terms(key)
+    if challenge is None:
+        response: httpx.Response = yield Send(asking(request, call))
+        if response.status_code != httpx.codes.PAYMENT_REQUIRED:
+            return response
+        challenge = yield from read_challenge(response, payments, key)
+    terms = yield from _acceptable(challenge, call, payments, key, earlier)
+    is_open = earlier.status in ("signed", "expired")
+    if payments.is_same(terms, earlier) and (challenge.gives_again or (is_open and not earlier.is_over)):
+        yield from check_limits(call, payments, key, earlier)
+        signed = payments.sign(terms, earlier, challenge, is_for_one=True)
+    elif is_open:
+        signed = yield from _authorize(terms, challenge, request, call, payments, key, earlier=earlier)
+    else:
+        raise CallKnown(
+            f"The payment of call {call.id} was taken, and {key.origin} gives no answer twice. Nothing was sent.",
+            call_id=call.id,
+        )
+    ticket = Ticket(key, threading.get_ident(), is_shared=False)
+    response = yield from _send_signed(request, call, payments, ticket, signed)
+    if response.status_code != httpx.codes.PAYMENT_REQUIRED:
+        return response
+    call.claims = payment_response(response)
+    _, why = yield from terms_after(response, payments, key)
+    # That it was taken is to be expected: it is no reason to leave the gateway alone for a while.
+    reason = str(call.claims.get("errorReason") or why)[:_MAX_REASON_CHARS]
+    raise not_served(signed, origin=key.origin, call_id=call.id, reason=reason, asset=payments.network.asset)
+
+
 def _offer_again(
     request: httpx.Request, call: Call, payments: Payments, ticket: Ticket, doubtful: Doubtful
 ) -> Steps[httpx.Response | None]:
@@ -158,6 +210,8 @@ def _offer_again(
         raise payments.taken(call, doubtful, ticket.key)
     try:
         yield from check_limits(call, payments, ticket.key, signed.authorization)
+        if call.is_keyed:
+            yield from from_ledger(payments.begun(call, signed.authorization), call)
     except BaseException:  # it was not offered, and the next call may offer it
         payments.doubts.add(ticket.key, Doubtful(signed, was_refused=doubtful.was_refused))
         raise
@@ -256,20 +310,23 @@ def _authorize(
     """
     drafted = payments.draft(terms, call, str(request.url), earlier=earlier)
     yield from check_limits(call, payments, key, drafted)
+    is_first = call.is_keyed and earlier is None
+    reserving = payments.reserve(drafted, is_first=is_first)
     try:
         try:
-            authorization = yield from from_ledger(payments.reserve(drafted), call)
+            authorization = yield from from_ledger(reserving, call)
         except BudgetExceeded:
             # Authorizations past their deadline may hold budget that was never spent: ask the chain first.
             with suppress(TimeoutError):
                 yield Wait(payments.reclaim(), call.left_s)
             if call.left_s is not None and call.left_s <= 0:
                 raise
-            authorization = yield from from_ledger(payments.reserve(drafted), call)
-        return payments.sign(terms, authorization, challenge)
+            reserving = payments.reserve(drafted, is_first=is_first)
+            authorization = yield from from_ledger(reserving, call)
+        return payments.sign(terms, authorization, challenge, is_for_one=call.is_keyed)
     except BaseException:  # cancelled, or the signer failed: what never left must not hold budget
         if not call.has_signed_out:
-            payments.ledger.mark_unsent(drafted.id)
+            payments.release(drafted, reserving, is_first=is_first)
         raise
 
 

@@ -6,7 +6,6 @@ sessions, which each know one thing. Anything slow is a `Future`, for sync and a
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import threading
@@ -29,15 +28,13 @@ from opengradient_x402.errors import (
     PaidButFailed,
     PaymentOutcomeUnknown,
 )
-from opengradient_x402.ledger.authorizations import Authorization, Budget, SignedTerms
+from opengradient_x402.ledger.authorizations import Authorization, Budget, SignedTerms, authorization_id
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.ledger.receipts import SettlementReceipt
-from opengradient_x402.ledger.recorder import CallUnderWay
 from opengradient_x402.ledger.shared import OF_THE_PROCESS
-from opengradient_x402.models import find_model, usd_to_atomic
 from opengradient_x402.networks import Network, load_network, with_node
 from opengradient_x402.payment.call import Answer, Call, build_receipt
-from opengradient_x402.payment.gateways import Clock, KnownGateways, origin_of, origin_of_text
+from opengradient_x402.payment.gateways import Clock, KnownGateways, origin_of
 from opengradient_x402.payment.permits import (
     Doubtful,
     Doubts,
@@ -65,8 +62,6 @@ if TYPE_CHECKING:
     from opengradient_x402.settlement.reconciler import Reconciler
 
 _log = logging.getLogger(__name__)
-BYTES_PER_TOKEN = 2
-"""A request is taken for at most this many bytes a token: real texts have about four."""
 RECLAIM_EVERY_S = 60.0
 """Calls that do not fit into the budget ask the chain no more often than this."""
 
@@ -91,6 +86,7 @@ class Payments(Resident):
         if isinstance(signer, ForeignSigner):
             signer.remember_in(ledger)
         self.policy = policy if policy is not None else SpendPolicy()
+        self.bounds_calls: Final = self.policy.bounds_calls
         self.ledger = ledger
         self.reports = Reports(payer=self.payer, network=network.caip2)
         self.sessions = SessionPool(idle_s=network.session_idle_s, on_retired=self.reports.retired)
@@ -150,6 +146,8 @@ class Payments(Resident):
             on_event=on_event,
         )
         payments._owns_ledger = own
+        if own:
+            payments.ledger.open_soon()  # its library takes longer to load than a gateway to answer
         return payments
 
     @property
@@ -237,8 +235,8 @@ class Payments(Resident):
     def check_call(self, call: Call, key: SessionKey, *, terms: PaymentTerms | SignedTerms) -> None:
         """Refuses a call that could cost more than the policy allows. Raises PolicyRefused."""
         self.gateways.check_token_price(key.origin)
-        if self.policy.bounds_calls:
-            worst = self._worst_case(call, key, terms)
+        if self.bounds_calls:
+            worst = self.gateways.worst_case(call, key.origin, terms)
             self.policy.check_call(worst, asset=self.network.asset, model=call.model)
 
     def check_limits(self, call: Call, key: SessionKey, authorization: Authorization) -> None:
@@ -247,7 +245,7 @@ class Payments(Resident):
             limit.admit(
                 call.id,
                 authorization,
-                worst_case_atomic=self._worst_case(call, key, authorization.terms),
+                worst_case_atomic=self.gateways.worst_case(call, key.origin, authorization.terms),
                 asset=self.network.asset,
                 model=call.model,
             )
@@ -260,25 +258,6 @@ class Payments(Resident):
         self._reclaim()
         for limit in call.limits:
             limit.update(self.ledger.receipts(call_ids=list(limit.unknown)).result())
-
-    def _worst_case(self, call: Call, key: SessionKey, terms: PaymentTerms | SignedTerms) -> int:
-        """The most that a call may cost, in atomic units.
-
-        An `exact` payment costs what is signed. Otherwise it is the published price of the model for the whole prompt
-        and all the tokens allowed, at the token price that the gateway quoted last; without a quote it is all that may
-        be taken.
-        """
-        worst = terms.amount_atomic
-        if terms.scheme == "exact":
-            return worst
-        info, asset_usd = find_model(call.model), self.gateways.asset_usd(key.origin)
-        if info is not None and asset_usd is not None and call.prompt_bytes:
-            usd = info.worst_case_cost_usd(
-                prompt_tokens=call.prompt_bytes // BYTES_PER_TOKEN, max_tokens=call.max_tokens
-            )
-            if usd is not None:
-                worst = min(worst, usd_to_atomic(usd, asset_usd=asset_usd, decimals=self.network.asset.decimals))
-        return worst
 
     def draft(
         self, terms: PaymentTerms, call: Call, endpoint: str, *, earlier: Authorization | None = None
@@ -294,7 +273,7 @@ class Payments(Resident):
             return replace(earlier, endpoint=endpoint, signed=to_sign)
         nonce = self.signer.nonce_for(call.id)
         return Authorization(
-            id=_authorization_id(self.network, self.payer, nonce),
+            id=authorization_id(self.network.caip2, self.payer, nonce),
             call_id=call.id,
             network=self.network.caip2,
             payer=self.payer,
@@ -307,12 +286,27 @@ class Payments(Resident):
             asset_decimals=self.network.asset.decimals,
         )
 
-    def reserve(self, authorization: Authorization) -> Future[Authorization]:
+    def reserve(self, authorization: Authorization, *, is_first: bool = False) -> Future[Authorization]:
         """Writes it, and its amount into the day's budget, durably; the result has all signatures of its nonce.
 
-        Raises BudgetExceeded.
+        Raises BudgetExceeded; CallKnown when it `is_first` and the ledger has its call already.
         """
-        return self.ledger.authorize(authorization, budget=self.budget)
+        return self.ledger.authorize(authorization, budget=self.budget, is_first=is_first)
+
+    def release(self, drafted: Authorization, reserving: Future[Authorization], *, is_first: bool) -> None:
+        """Frees what was reserved for a signature that never left.
+
+        One that `is_first` and was refused is another process's: the same call has the same nonce, and that of the
+        other one may be out.
+        """
+        if is_first:
+            reserving.add_done_callback(lambda done: self._release_own(drafted, done))
+        else:
+            self.ledger.mark_unsent(drafted.id)
+
+    def _release_own(self, drafted: Authorization, reserved: Future[Authorization]) -> None:
+        if not reserved.cancelled() and reserved.exception() is None:
+            self.ledger.mark_unsent(drafted.id)
 
     def reclaim(self) -> Future[None]:
         """Asks the chain about authorizations past their deadline, and frees what was never taken.
@@ -333,12 +327,20 @@ class Payments(Resident):
         except ChainUnavailable:
             return  # the budget error that follows says what is reserved
 
-    def sign(self, terms: PaymentTerms, authorization: Authorization, challenge: Challenge) -> SignedPayment:
-        """The signature over what the ledger already holds."""
+    def is_same(self, terms: PaymentTerms, earlier: Authorization) -> bool:
+        """Whether these terms, signed at the same time, would be what was signed last."""
+        return terms_to_sign(terms, network=self.network, now_s=earlier.terms.signed_at) == earlier.terms
+
+    def sign(
+        self, terms: PaymentTerms, authorization: Authorization, challenge: Challenge, *, is_for_one: bool = False
+    ) -> SignedPayment:
+        """The signature over what the ledger already holds; of a payment that `is_for_one`, it names the call."""
         payload = signed_payload(authorization, accepted=terms, signer=self.signer, network=self.network)
-        header = payment_header(payload, accepted=terms, resource=challenge.resource, extensions=self.funds.approval)
+        named = challenge.identified(authorization.call_id) if is_for_one else {}
+        extensions = {**(self.funds.approval or {}), **named}
+        header = payment_header(payload, accepted=terms, resource=challenge.resource, extensions=extensions)
         self.reports.signed(authorization)
-        return SignedPayment(authorization=authorization, accepted=terms, header=header)
+        return SignedPayment(authorization=authorization, accepted=terms, header=header, is_for_one=is_for_one)
 
     # -- while a payment is out
 
@@ -351,9 +353,11 @@ class Payments(Resident):
         """This authorization pays for the call, which the ledger knows from here on, however this process ends."""
         call.authorization = authorization
         if authorization.call_id != call.id:  # that of the call that signed is recorded with its authorization
-            self.ledger.under_way.begin(
-                CallUnderWay(call.id, authorization.id, call.created_at, call.settlement_mode, call.model)
-            )
+            self.ledger.under_way.begin(call.noted_under(authorization))
+
+    def begun(self, call: Call, authorization: Authorization) -> Future[None]:
+        """Notes in the ledger itself that this authorization pays for a keyed call. Raises CallKnown."""
+        return self.ledger.begin_call(authorization, call.noted_under(authorization))
 
     def detach(self, call: Call) -> None:
         """Nothing pays for the call: what was attached was not sent, or was not taken."""
@@ -410,16 +414,18 @@ class Payments(Resident):
         error: str | None = None,
         answer: Answer | None = None,
     ) -> SettlementReceipt | None:
-        """Ends the call: frees its seat, records its receipt, and gives it to whoever ends the call first.
+        """Ends the call: frees its seat, records its receipt, and returns it to the first one that ends the call.
 
         None when nothing was paid, for everybody who comes later (`call.receipt` has it), and in a forked child that
-        inherited the call.
+        inherited the call. A call of an earlier process that is not answered now stays as it was recorded then.
         """
         if call.authorization is None or call.process_id != os.getpid() or not call.ending.acquire(blocking=False):
             return None
+        if call.earlier is not None and not call.is_answered:
+            return None
         if call.ride is not None:
             call.claims = self.rides.end(call.ride, call.claims)
-        receipt = self._estimated(
+        receipt = self.gateways.estimated(
             build_receipt(call, outcome=outcome, error=error, answer=answer, asset=self.network.asset)
         )
         call.receipt = receipt.followed_by(self.reconciler)
@@ -435,29 +441,6 @@ class Payments(Resident):
         if listeners:
             self.reports.ended(receipt)
         return receipt
-
-    def _estimated(self, receipt: SettlementReceipt) -> SettlementReceipt:
-        """The receipt with what the call costs by published prices, if its gateway did not quote it."""
-        if receipt.cost_atomic is not None or receipt.prompt_tokens is None or receipt.completion_tokens is None:
-            return receipt
-        info, asset_usd = (
-            find_model(receipt.model),
-            self.gateways.likely_asset_usd(origin_of_text(receipt.endpoint)),
-        )
-        if info is None or asset_usd is None:
-            return receipt
-        usd = info.cost_usd(prompt_tokens=receipt.prompt_tokens, completion_tokens=receipt.completion_tokens)
-        if usd is None:
-            return receipt
-        return replace(
-            receipt, estimated_cost_atomic=usd_to_atomic(usd, asset_usd=asset_usd, decimals=self.network.asset.decimals)
-        )
-
-
-def _authorization_id(network: Network, payer: str, nonce: int) -> str:
-    """One id for one nonce: whatever is signed under it, the chain settles it at most once."""
-    content = f"{network.caip2} {payer} {nonce}"
-    return "auth_" + hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
 def _report_lost_record(future: Future[str | None]) -> None:

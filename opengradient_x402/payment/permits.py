@@ -31,6 +31,8 @@ class SignedPayment:
     authorization: Authorization
     accepted: PaymentTerms
     header: str = field(repr=False)
+    is_for_one: bool = False
+    """Whether it pays for its own call alone, whoever makes it: no other call may offer it."""
 
 
 def terms_to_sign(terms: PaymentTerms, *, network: Network, now_s: int) -> SignedTerms:
@@ -165,7 +167,9 @@ class Doubts:
         self._waiting: dict[SessionKey, list[Doubtful]] = {}
 
     def add(self, key: SessionKey, doubtful: Doubtful) -> None:
-        """Keeps a payment for the next call."""
+        """Keeps a payment for the next call, unless it is for one call alone."""
+        if doubtful.signed.is_for_one:
+            return
         with self._lock:
             self._waiting.setdefault(key, []).append(doubtful)
 

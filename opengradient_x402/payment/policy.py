@@ -17,7 +17,8 @@ from urllib.parse import urlsplit
 
 from opengradient_x402.addresses import allow_list, checksum_address
 from opengradient_x402.errors import ConfigurationError, InsecureEndpoint, PolicyRefused
-from opengradient_x402.models import is_same_model
+from opengradient_x402.http.places import is_private
+from opengradient_x402.models import check_name, is_same_model
 from opengradient_x402.money import Asset, Limit, check_limit, limit_atomic
 from opengradient_x402.networks import GATEWAY_URL, Network, is_loopback
 from opengradient_x402.payment.challenge import Challenge, PaymentTerms, Scheme
@@ -122,6 +123,7 @@ class SpendPolicy:
         self._check_asking()
         per_model = dict(self.max_per_model)
         for model, limit in per_model.items():
+            check_name("max_per_model", model)
             check_limit(f"max_per_model[{model!r}]", limit)
         object.__setattr__(self, "max_per_model", tuple(sorted(per_model.items())))
         object.__setattr__(self, "schemes", _schemes(self.schemes))
@@ -257,7 +259,7 @@ class SpendPolicy:
         """Refuse to pay over a line, or at an address, that somebody else may own.
 
         https, or plain http on loopback; no private or link-local address unless it is loopback or
-        `allow_private_endpoints`. Names are not resolved. Raises InsecureEndpoint.
+        `allow_private_endpoints`. Names are not resolved here. Raises InsecureEndpoint.
         """
         try:
             parts = urlsplit(url)
@@ -277,7 +279,7 @@ class SpendPolicy:
                 f"{shown} is plain http: anybody on the way could redirect payments. Nothing was paid. "
                 "Use https (plain http is accepted on loopback only)."
             )
-        if not self.allow_private_endpoints and _is_private(host):
+        if not self.allow_private_endpoints and is_private(host):
             raise InsecureEndpoint(
                 f"{shown} is a private, link-local or reserved address. Nothing was paid. "
                 "If this gateway is yours, set `allow_private_endpoints=True`."
@@ -393,16 +395,6 @@ class SpendPolicy:
         )
 
 
-def _is_private(host: str) -> bool:
-    from ipaddress import ip_address
-
-    try:
-        address = ip_address(host)
-        return not address.is_global or address.is_multicast
-    except ValueError:
-        return False
-
-
 def _wrong_place(terms: PaymentTerms, network: Network) -> str | None:
     if terms.chain_id != network.chain_id:
         return f"the client pays on {network.caip2} ({network.name}) only"
@@ -452,8 +444,7 @@ def _check_count(name: str, value: object) -> None:
 
 
 def _hashes(name: str, hashes: Collection[str]) -> frozenset[str]:
-    hashes = frozenset((hashes,)) if isinstance(hashes, str) else hashes
-    for value in hashes:
+    for value in (hashes := frozenset((hashes,)) if isinstance(hashes, str) else hashes):
         if _HASH.fullmatch(value) is None:
             raise ConfigurationError(f"`{name}`: {value!r} is not 0x and 64 hex digits. Nothing was paid.")
     return frozenset(value.lower() for value in hashes)

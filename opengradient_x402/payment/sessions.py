@@ -4,7 +4,7 @@ A gateway answers a payment with a session id; later calls send only that id and
 "Sessions"). The pool hands out seats: a lease on a live session, a wait for one that is being opened, or a
 ticket to open it. It does not know HTTP, signatures or amounts other than the cap and what calls cost so far.
 
-Whoever holds a session id spends from the payer's authorization, and httpcore prints the headers of every response
+Anybody who has a session id can spend from the payer's authorization, and httpcore prints the headers of every response
 at DEBUG level: `redact_sessions` blanks that value there.
 """
 
@@ -17,9 +17,9 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from opengradient_x402.ledger.authorizations import Authorization
+from opengradient_x402.ledger.authorizations import Authorization, SignedTerms, receipt_fields
 
 SESSION_HEADER: Final = "X-Upto-Session"
 """Who sends it spends from the session (docs/wire.md, "Sessions")."""
@@ -54,6 +54,18 @@ class PaidSession:
     spent_atomic: int = 0
     in_flight: int = 0
     is_retired: bool = False
+    terms: SignedTerms = field(init=False)
+    """Those that the gateway accepted."""
+    not_after: float = field(init=False)
+    """No call begins after this (Unix seconds)."""
+    receipt_fields: dict[str, Any] = field(init=False, repr=False)
+    """What the receipts of all its calls say of what pays for them."""
+
+    def __post_init__(self) -> None:
+        self.terms = terms = self.authorization.terms
+        margin = min(DEADLINE_MARGIN_S, (terms.deadline - terms.signed_at) * _MARGIN_SHARE)
+        self.not_after = terms.deadline - margin
+        self.receipt_fields = receipt_fields(self.authorization)
 
 
 @dataclass(slots=True, eq=False)
@@ -188,22 +200,20 @@ class SessionPool:
         return self._why_unusable(session) is None
 
     def _why_unusable(self, session: PaidSession) -> str | None:
-        now, wall = self._clock(), self._wall_clock()
-        terms = session.authorization.terms  # those that the gateway accepted
-        margin = min(DEADLINE_MARGIN_S, (terms.deadline - terms.signed_at) * _MARGIN_SHARE)
-        is_idle = session.in_flight == 0 and now - session.last_used > self._idle_s
+        now = self._clock()
+        if session.is_retired:
+            return "gateway"
+        if session.in_flight == 0 and now - session.last_used > self._idle_s:
+            return "idle"
+        if now - session.opened_at > MAX_AGE_S:
+            return "age"
+        if self._wall_clock() > session.not_after:
+            return "deadline"
         # Beyond the cap a gateway serves unpaid and then closes the session: the loss would not be ours, so
         # the largest call seen so far is estimate enough for those in flight.
         typical = self._largest_call.get(session.key, 0)
-        is_full = session.spent_atomic + (session.in_flight + 1) * typical > terms.amount_atomic
-        reasons = {
-            "gateway": session.is_retired,
-            "idle": is_idle,
-            "age": now - session.opened_at > MAX_AGE_S,
-            "deadline": wall > terms.deadline - margin,
-            "full": is_full and session.spent_atomic > 0,
-        }
-        return next((reason for reason, holds in reasons.items() if holds), None)
+        expected = session.spent_atomic + (session.in_flight + 1) * typical
+        return "full" if session.spent_atomic > 0 and expected > session.terms.amount_atomic else None
 
 
 _LOGGERS: Final = ("httpcore.http11", "httpcore.http2")

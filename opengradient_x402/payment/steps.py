@@ -27,7 +27,7 @@ from opengradient_x402.errors import (
     NotPaid,
     PaymentNotApproved,
 )
-from opengradient_x402.ledger.authorizations import Authorization
+from opengradient_x402.ledger.authorizations import DECISION_NOTED_AS, Authorization
 from opengradient_x402.money import format_amount
 from opengradient_x402.payment.call import Call, payment_claims
 from opengradient_x402.payment.challenge import Challenge, PaymentTerms, parse_challenge
@@ -39,8 +39,6 @@ CHALLENGE_HEADER: Final = "PAYMENT-REQUIRED"
 SIGNATURE_HEADER: Final = "PAYMENT-SIGNATURE"
 RESPONSE_HEADER: Final = "PAYMENT-RESPONSE"
 T = TypeVar("T")
-NOTED_AS: Final = "approval"
-"""The ledger notes a decision under `approval <call id>`."""
 
 
 def check_limits(call: Call, payments: Payments, key: SessionKey, authorization: Authorization) -> Steps[None]:
@@ -79,7 +77,7 @@ def read_challenge(response: httpx.Response, payments: Payments, key: SessionKey
             "Nothing was paid for this request. Check that the address is an x402 v2 gateway.",
             status_code=402,
         )
-    payments.clock.heard(response.headers.get("date"))
+    payments.clock.compare(response.headers.get("date"))
     challenge = parse_challenge(header)
     payments.remember_terms(key, challenge)
     return challenge
@@ -130,7 +128,7 @@ def approved(terms: PaymentTerms, call: Call, payments: Payments) -> Steps[None]
         give_up()
         call.began_s += time.monotonic() - asked_s
     decision = {**request.to_json(), "asked_at": asked_at, "decided_at": int(time.time()), "decision": verdict}
-    yield Wait(payments.ledger.note(f"{NOTED_AS} {call.id}", json.dumps(decision)), call.left_s)
+    yield Wait(payments.ledger.note(f"{DECISION_NOTED_AS} {call.id}", json.dumps(decision)), call.left_s)
     if verdict != "approved":
         raise _not_approved(request, verdict, policy.approval_timeout_s)
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
-from opengradient_x402.addresses import address_word
+from opengradient_x402.addresses import address_word, uint_word
 from opengradient_x402.chain.eip712 import cancel_authorization_digest, token_permit
 from opengradient_x402.chain.questions import (
     AsyncChainReader,
@@ -47,6 +47,7 @@ Amount = str | int | Decimal
 
 SPONSORED_APPROVAL: Final = "erc20ApprovalGasSponsoring"
 SPONSORED_PERMIT: Final = "eip2612GasSponsoring"
+_SPONSORED: Final = (SPONSORED_PERMIT, SPONSORED_APPROVAL)
 _SPONSORING_VERSION: Final = "1"
 _ADVICE_S: Final = 2.0
 """The look before a first signature may take so long: the gateway looks too, and users wait."""
@@ -56,7 +57,7 @@ _LAG_S: Final = 20.0
 """Nodes behind one URL may be this far behind each other."""
 UNLIMITED: Final = "unlimited"
 _MOST_BY_NUMBER: Final = 2**128
-"""More than any token has units. Whoever wants an approval without a limit has to say so by name."""
+"""More than any token has units. An approval without a limit must be asked for by name."""
 _APPROVE: Final = bytes.fromhex("095ea7b3")  # approve(address,uint256), ERC-20
 _INVALIDATE_NONCES: Final = bytes.fromhex("3ff9dcb1")  # invalidateUnorderedNonces(uint256,uint256), Permit2
 _CANCEL_AUTHORIZATION: Final = bytes.fromhex("5a049a70")  # cancelAuthorization(...), EIP-3009
@@ -116,11 +117,8 @@ class Wallet:
         unless it is `"unlimited"`. `opg_amount` is the older form: both amounts in one. Amounts are whole
         tokens. Raises InsufficientFunds when there is no gas for it, ChainUnavailable.
         """
-        return self._chain.ask(
-            _ensure_approval(
-                self.network, self.signer, _wanted(self.network, min_allowance, approve_amount, opg_amount)
-            )
-        )
+        wanted = _wanted(self.network, min_allowance, approve_amount, opg_amount)
+        return self._chain.ask(_ensure_approval(self.network, self.signer, wanted))
 
     def cancel(self, authorization: Authorization) -> Cancellation:
         """Burn the nonce of an authorization, so that nobody can settle it. Costs gas.
@@ -163,11 +161,8 @@ class AsyncWallet:
         opg_amount: Amount | None = None,
     ) -> Approval:
         """As `Wallet.ensure_opg_approval`."""
-        return await self._chain.ask(
-            _ensure_approval(
-                self.network, self.signer, _wanted(self.network, min_allowance, approve_amount, opg_amount)
-            )
-        )
+        wanted = _wanted(self.network, min_allowance, approve_amount, opg_amount)
+        return await self._chain.ask(_ensure_approval(self.network, self.signer, wanted))
 
     async def cancel(self, authorization: Authorization) -> Cancellation:
         """As `Wallet.cancel`."""
@@ -227,9 +222,8 @@ class Funds:
 
     def _may_sponsor(self, terms: PaymentTerms, challenge: Challenge) -> bool:
         """Only if the user asked for one by name, and the gateway offers it."""
-        allowed = self._policy.sponsored_approval_atomic(self._network.asset)
-        offered = challenge.extensions.keys() & {SPONSORED_PERMIT, SPONSORED_APPROVAL}
-        return allowed is not None and allowed >= terms.amount_atomic and bool(offered)
+        allowed = self._policy.sponsored_approval_atomic(self._network.asset) or 0
+        return allowed >= terms.amount_atomic and not challenge.extensions.keys().isdisjoint(_SPONSORED)
 
     def _sponsor(self, terms: PaymentTerms, challenge: Challenge) -> None:
         self.approval = self._sponsored(terms, challenge)
@@ -359,7 +353,7 @@ def _allowance_after(network: Network, owner: str, wanted: _Wanted, tx_hash: str
 
 
 def _approve_call(network: Network, amount_atomic: int) -> bytes:
-    return _APPROVE + address_word(network.permit2) + _word(amount_atomic)
+    return _APPROVE + address_word(network.permit2) + uint_word(amount_atomic)
 
 
 def _sponsored_approval(network: Network, signer: Signer, *, amount_atomic: int) -> Question[dict[str, Any]]:
@@ -433,7 +427,7 @@ def _cancel(network: Network, signer: Signer, authorization: Authorization) -> Q
 
 
 def _invalidate_nonce_call(authorization: Authorization) -> bytes:
-    return _INVALIDATE_NONCES + _word(authorization.nonce >> 8) + _word(1 << (authorization.nonce & 255))
+    return _INVALIDATE_NONCES + uint_word(authorization.nonce >> 8) + uint_word(1 << (authorization.nonce & 255))
 
 
 def _cancel_authorization_call(network: Network, signer: Signer, authorization: Authorization) -> bytes:
@@ -447,9 +441,5 @@ def _cancel_authorization_call(network: Network, signer: Signer, authorization: 
             nonce=authorization.nonce,
         )
     )
-    r, s, v = signature[:32], signature[32:64], signature[64]
-    return _CANCEL_AUTHORIZATION + address_word(authorization.payer) + _word(authorization.nonce) + _word(v) + r + s
-
-
-def _word(value: int) -> bytes:
-    return value.to_bytes(32, "big")
+    numbers = uint_word(authorization.nonce) + uint_word(signature[64])  # the nonce, and v before r and s
+    return _CANCEL_AUTHORIZATION + address_word(authorization.payer) + numbers + signature[:64]

@@ -22,6 +22,7 @@ from opengradient_x402.chain.questions import (
 )
 from opengradient_x402.chain.sources import Document, Source, Sources
 from opengradient_x402.chain.views import View, nonces_at_one_block
+from opengradient_x402.channels.shown import ShownChannel
 from opengradient_x402.effects import Steps
 from opengradient_x402.errors import ChainUnavailable
 from opengradient_x402.ledger.authorizations import Authorization
@@ -29,6 +30,22 @@ from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.networks import ChainContract, Network
 from opengradient_x402.proofs.attestation import TeeProof, is_signed_by, tee_id
 from opengradient_x402.proofs.bundle import Case, Contents, DataPlace
+from opengradient_x402.proofs.checks.channels import channel_audit
+from opengradient_x402.proofs.checks.channels import contradiction as channel_contradiction
+from opengradient_x402.proofs.checks.completeness import Claim
+from opengradient_x402.proofs.checks.decisions import decision_finding
+from opengradient_x402.proofs.checks.receipts import (
+    differences,
+    dispute_findings,
+    foreign,
+    is_disowned,
+    mismatch,
+    once_finding,
+    readable_proof,
+    share_findings,
+    signature_finding,
+    told_finding,
+)
 from opengradient_x402.proofs.data_settlement import (
     batch_findings,
     individual_findings,
@@ -37,17 +54,6 @@ from opengradient_x402.proofs.data_settlement import (
 )
 from opengradient_x402.proofs.findings import Finding, Proven, Read, Refuted, Stated, Statement, Undecided
 from opengradient_x402.proofs.nitro import DocumentVerdict, check_document
-from opengradient_x402.proofs.receipt_checks import (
-    differences,
-    dispute_findings,
-    foreign,
-    mismatch,
-    once_finding,
-    readable_proof,
-    share_findings,
-    signature_finding,
-    told_finding,
-)
 from opengradient_x402.settlement.recognition import (
     SettlementFound,
     diverted_settlement,
@@ -58,16 +64,17 @@ from opengradient_x402.settlement.recognition import (
 from opengradient_x402.settlement.search import nonce_of
 from opengradient_x402.settlement_mode import SettlementMode
 
-Claim = tuple[str, int]
-"""A transfer on chain: its transaction, and the index of its log."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Audit:
-    """What an audit found out, and which transfers are explained by an authorization."""
+    """What an audit found out, and which transfers and events of channels the file explains.
+
+    `unexplained` is what was claimed from channels beyond the calls in the file, in atomic units.
+    """
 
     findings: list[Finding]
     claims: dict[Claim, str] = field(default_factory=dict)
+    unexplained: dict[str, int] = field(default_factory=dict)
 
 
 def audit(contents: Contents, *, network: Network, sources: Sources, pcr_hashes: Collection[str] = ()) -> Steps[Audit]:
@@ -77,7 +84,7 @@ def audit(contents: Contents, *, network: Network, sources: Sources, pcr_hashes:
     """
     auditor = _Auditor(contents, network, sources, pcr_hashes)
     findings = yield from auditor.findings()
-    return Audit(findings=findings, claims=auditor.claims)
+    return Audit(findings=findings, claims=auditor.claims, unexplained=auditor.unexplained)
 
 
 class _Auditor:
@@ -94,7 +101,9 @@ class _Auditor:
         self._enclaves: dict[str, RegisteredTee | None] = {}
         self._mined: dict[tuple[int, str], TransactionReceipt | None] = {}
         self._blobs: dict[str, Document] = {}
+        self._channels = {channel.id: channel for channel in contents.channels}
         self.claims: dict[Claim, str] = {}
+        self.unexplained: dict[str, int] = {}
 
     def findings(self) -> Steps[list[Finding]]:
         findings = [once_finding(self._contents.cases)]
@@ -104,19 +113,35 @@ class _Auditor:
             findings += share_findings(case, self._network)
             findings += dispute_findings(case, self._network)
             for call in case.receipts:
-                findings.append(told_finding(call))
+                findings.append(told_finding(call, self._contents.made_at))
                 findings += yield from self._of_enclave(call)
                 findings += yield from self._of_data(call)
+        findings += [decision_finding(decision, self._network) for decision in self._contents.decisions]
+        for channel in self._contents.channels:
+            findings += yield from self._of_channel(channel)
         return findings
 
     # -- payments
+
+    def _of_channel(self, channel: ShownChannel) -> Steps[list[Finding]]:
+        cases = [case for case in self._contents.cases if case.channel_id == channel.id]
+        seen = yield from channel_audit(channel, cases, network=self._network, sources=self._sources)
+        self.claims |= dict.fromkeys(seen.moves, channel.id)
+        if seen.unexplained_atomic:
+            self.unexplained[channel.id] = seen.unexplained_atomic
+        return seen.findings
 
     def _of_payment(self, case: Case) -> Steps[list[Finding]]:
         entry = case.entry
         statement = Statement.NOTHING_TAKEN if entry.status in ("expired", "cancelled") else Statement.PAID
         contradiction = foreign(entry, self._network) or mismatch(case, self._network)
+        channel = self._channels.get(case.channel_id or "")
+        if contradiction is None and channel is not None:
+            contradiction = channel_contradiction(case, channel, self._network)
         if contradiction is not None:
             return [Refuted(statement=Statement.PAID, about=entry.id, why=contradiction)]
+        if channel is not None and entry.status == "settled":
+            return []  # a claim settles calls together: what is read is about the channel
         try:
             source = yield from self._sources.source(self._network)
             match entry.status:
@@ -263,8 +288,9 @@ class _Auditor:
             proof = TeeProof.from_fields(call.to_json())
         except ValueError as exc:
             return [Refuted(statement=statement, about=about, why=str(exc))]
-        if proof is None:
-            return [Undecided(statement=statement, about=about, why="the answer carried no enclave signature")]
+        if proof is None or is_disowned(call):
+            why = "no enclave signature" if proof is None else "a proof that had come with another call before"
+            return [Undecided(statement=statement, about=about, why=f"the answer carried {why}")]
         attested, key = self._of_attestation(call, proof)
         return attested + (yield from self._of_key(call, proof, key))
 

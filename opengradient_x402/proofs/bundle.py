@@ -19,11 +19,14 @@ from typing import Any, Final
 import rfc8785
 
 from opengradient_x402.addresses import checksum_address
+from opengradient_x402.channels.channel import Voucher
+from opengradient_x402.channels.shown import ShownChannel
 from opengradient_x402.errors import BundleUnreadable
 from opengradient_x402.ledger.authorizations import Authorization, SignedTerms
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.money import Asset
 from opengradient_x402.networks import ChainContract, Network
+from opengradient_x402.proofs.checks.decisions import Decision
 from opengradient_x402.proofs.data_settlement import DataSettlement
 from opengradient_x402.proofs.findings import Finding, Proven, Refuted, Statement, Undecided
 from opengradient_x402.signer import Signer, recover_address, text_digest
@@ -160,6 +163,21 @@ def canonical_json(value: Any) -> bytes:
         raise ValueError("nested too deeply") from exc
 
 
+def read_json(content: bytes) -> Any:
+    """The value of a JSON text. Raises ValueError for numbers that no two languages read alike, and great depth."""
+    check_depth(content)
+    # The standard library, since orjson turns integers over 64 bits into floats.
+    return json.loads(content, parse_float=_fraction)
+
+
+def _fraction(text: str) -> float:
+    """A number with a point or an exponent; RFC 8785 writes whole numbers of 22 digits and more with one."""
+    number = float(text)
+    if not abs(number) < _LARGEST_COUNT:
+        raise ValueError(f"{text[:40]} is more than 53 bits can count")
+    return number
+
+
 def hex_bytes(text: str) -> bytes:
     """The bytes of 0x and lower-case hex digits; none for any other text."""
     try:
@@ -176,9 +194,7 @@ def _statement(digest: str) -> str:
 def _parsed(content: bytes) -> dict[str, Any]:
     if len(content) > MAX_BYTES:
         raise ValueError(f"more than {MAX_BYTES} bytes")
-    check_depth(content)
-    # The standard library, since orjson turns integers over 64 bits into floats.
-    document = json.loads(content)
+    document = read_json(content)
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise ValueError(f"its format is not {FORMAT}")
     return document
@@ -211,12 +227,18 @@ class Case:
     """One authorization and all the calls that it paid for.
 
     `signature` (0x-hex) is the payer's over the terms that live longest, for one that expired: where something was
-    settled, the signature is on chain.
+    settled, the signature is on chain. `voucher` is what a call on a payment channel may add to it.
     """
 
     entry: Authorization
     receipts: tuple[SettlementReceipt, ...]
     signature: str | None = None
+    voucher: Voucher | None = None
+
+    @property
+    def channel_id(self) -> str | None:
+        """The payment channel that pays for it, if one does."""
+        return None if self.voucher is None else self.voucher.channel_id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,11 +261,14 @@ class Attested:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contents:
-    """What a bundle is about."""
+    """What a bundle is about. `made_at` is when its writer says that it was made; None for none."""
 
     cases: tuple[Case, ...]
     data_places: tuple[DataPlace, ...]
     attestations: tuple[Attested, ...] = ()
+    channels: tuple[ShownChannel, ...] = ()
+    decisions: tuple[Decision, ...] = ()
+    made_at: int | None = None
 
     @property
     def receipts(self) -> list[SettlementReceipt]:
@@ -261,6 +286,8 @@ class Contents:
         for case in self.cases:
             records.append(Record("authorization", _case_json(case)))
             records += [Record("receipt", _expressible(receipt.to_json())) for receipt in case.receipts]
+        records += [Record("decision", _expressible(decision.to_json())) for decision in self.decisions]
+        records += [Record("channel", channel.to_json()) for channel in self.channels]
         records += [Record("data_settlement", asdict(place)) for place in self.data_places]
         return records + [Record("attestation", asdict(attested)) for attested in self.attestations]
 
@@ -270,11 +297,24 @@ class Contents:
         token = {_OF_TOKEN[name]: value for name, value in bundle.network["asset"].items() if name in _OF_TOKEN}
         bodies = [{**body, **token} for body in bundle.of_kind("authorization")]
         signatures = {body["id"]: body.get("signature") for body in bodies}
+        vouchers = {body["id"]: _voucher(body) for body in bodies}
         receipts = [SettlementReceipt.from_json({**body, **token}) for body in bundle.of_kind("receipt")]
         places = tuple(DataPlace(**body) for body in bundle.of_kind("data_settlement"))
-        cases = [replace(case, signature=signatures[case.entry.id]) for case in cases_of(map(_entry, bodies), receipts)]
+        cases = [
+            replace(case, signature=signatures[case.entry.id], voucher=vouchers[case.entry.id])
+            for case in cases_of(map(_entry, bodies), receipts)
+        ]
         attestations = tuple(Attested(**body) for body in bundle.of_kind("attestation"))
-        return cls(cases=tuple(cases), data_places=places, attestations=attestations)
+        channels = tuple(map(ShownChannel.from_json, bundle.of_kind("channel")))
+        decisions = tuple(Decision.from_json(dict(body)) for body in bundle.of_kind("decision"))
+        return cls(
+            cases=tuple(cases),
+            data_places=places,
+            attestations=attestations,
+            channels=channels,
+            decisions=decisions,
+            made_at=bundle.created_at,
+        )
 
 
 def cases_of(entries: Iterable[Authorization], receipts: Sequence[SettlementReceipt]) -> list[Case]:
@@ -345,7 +385,26 @@ def _case_json(case: Case) -> dict[str, Any]:
     }
     for name in ("recheck_at", *_OF_TOKEN.values()):  # when the ledger looks again is nobody else's business
         body.pop(name, None)
+    if case.voucher is not None:
+        own = _texts(asdict(case.voucher))
+        body["voucher"] = {name: value for name, value in own.items() if name not in _OF_CHANNEL}
     return body if case.signature is None else body | {"signature": case.signature}
+
+
+_OF_CHANNEL: Final = ("authorization_id", "channel_id")
+"""What a voucher's record leaves out: the nonce of its authorization is the channel's id."""
+
+
+def channel_id_of(body: Mapping[str, Any]) -> str:
+    """The channel of an authorization that has a voucher."""
+    return f"0x{int(body['nonce']):064x}"
+
+
+def _voucher(body: Mapping[str, Any]) -> Voucher | None:
+    shown = body.get("voucher")
+    if shown is None:
+        return None
+    return Voucher(authorization_id=body["id"], channel_id=channel_id_of(body), **_amounts(shown))
 
 
 _OF_TOKEN: Final = {"symbol": "asset_symbol", "decimals": "asset_decimals"}
@@ -370,7 +429,7 @@ def _texts(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _entry(body: Mapping[str, Any]) -> Authorization:
     signed = tuple(SignedTerms(**{"facilitator": None} | _amounts(terms)) for terms in body["signed"])
-    own = {name: value for name, value in _amounts(body).items() if name != "signature"}
+    own = {name: value for name, value in _amounts(body).items() if name not in ("signature", "voucher")}
     return Authorization(**own | {"nonce": int(body["nonce"]), "signed": signed})
 
 

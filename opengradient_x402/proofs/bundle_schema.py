@@ -19,7 +19,8 @@ from pydantic.json_schema import SkipJsonSchema
 from opengradient_x402.addresses import checksum_address
 from opengradient_x402.errors import BundleUnreadable
 from opengradient_x402.money import MAX_UINT256
-from opengradient_x402.proofs.bundle import Bundle, canonical_json
+from opengradient_x402.proofs.bundle import Bundle, canonical_json, channel_id_of
+from opengradient_x402.settlement.channels import SCHEME
 
 
 def _address(text: str) -> str:
@@ -77,7 +78,7 @@ class _Settlement(_Shape):
 
 
 class SignedTermsShape(_Shape):
-    scheme: Literal["upto", "exact"]
+    scheme: Literal["upto", "exact", "batch-settlement"]
     transfer_method: Literal["permit2", "eip3009"]
     asset: _Address
     payee: _Address
@@ -88,13 +89,20 @@ class SignedTermsShape(_Shape):
     deadline: _Count
 
 
+class VoucherShape(_Shape):
+    base_atomic: _Amount
+    max_atomic: _Amount
+    charged_atomic: _Amount | _Unknown = None
+
+
 class AuthorizationShape(_Settlement):
     id: _Name
     call_id: _Name
-    signed: Annotated[list[SignedTermsShape], Field(min_length=1)]
+    signed: Annotated[list[SignedTermsShape], Field(min_length=1, max_length=1000)]
     status: Literal["signed", "settled", "expired", "cancelled"]
     tx_hash: _Hash | _Unknown = None
     signature: _Signature | _Unknown = None
+    voucher: VoucherShape | _Unknown = None
 
 
 class ReceiptShape(_Settlement):
@@ -102,7 +110,8 @@ class ReceiptShape(_Settlement):
     status: Literal["authorized", "served", "settled", "expired", "cancelled", "disputed"]
     created_at: _Count
     outcome: str
-    scheme: Literal["upto", "exact"]
+    run: str | _Unknown = None
+    scheme: Literal["upto", "exact", "batch-settlement"]
     asset: _Address
     payee: _Address
     facilitator: _Address | _Unknown = None
@@ -130,6 +139,40 @@ class ReceiptShape(_Settlement):
     tee_signature: str | _Unknown = None
     tee_verified: str | _Unknown = None
     tee_uncovered: str | _Unknown = None
+
+
+class EventShape(_Shape):
+    tx_hash: _Hash
+    log_index: _Count
+
+
+class ChannelShape(_Shape):
+    id: _Hash
+    payer: _Address
+    payer_authorizer: _Address
+    receiver: _Address
+    receiver_authorizer: _Address
+    asset: _Address
+    withdraw_delay_s: Annotated[int, Field(ge=0, lt=2**40)]
+    salt: _Amount
+    deposited_atomic: _Amount
+    claimed_atomic: _Amount
+    returned_atomic: _Amount
+    events: list[EventShape]
+
+
+class DecisionShape(_Shape):
+    call_id: _Name
+    decision: Literal["approved", "refused", "unanswered"]
+    asked_at: _Count
+    decided_at: _Count
+    endpoint: str
+    payee: _Address
+    payer: _Address
+    network: _Chain
+    scheme: Literal["upto", "exact", "batch-settlement"]
+    amount_atomic: _Amount
+    model: str
 
 
 class DataSettlementShape(_Shape):
@@ -210,9 +253,18 @@ class EarlierShape(_Shape):
     proof: list[_Hash]
 
 
+class AnchorShape(_Shape):
+    """A head of this history, and the transaction of the payments' chain whose calldata it is."""
+
+    size: Annotated[int, Field(gt=0, lt=2**53)]
+    root: _Hash
+    tx_hash: _Hash
+
+
 class HistoryShape(_Shape):
     size: _Count
     root: _Hash
+    anchors: Annotated[list[AnchorShape], Field(min_length=1)] | _Unknown = None
     places: list[PlaceShape]
     consistency: list[EarlierShape]
 
@@ -230,6 +282,16 @@ class AuthorizationRecord(_Shape):
 class ReceiptRecord(_Shape):
     kind: Literal["receipt"]
     body: ReceiptShape
+
+
+class ChannelRecord(_Shape):
+    kind: Literal["channel"]
+    body: ChannelShape
+
+
+class DecisionRecord(_Shape):
+    kind: Literal["decision"]
+    body: DecisionShape
 
 
 class DataSettlementRecord(_Shape):
@@ -260,6 +322,8 @@ class SourceRecord(_Shape):
 _Record = Annotated[
     AuthorizationRecord
     | ReceiptRecord
+    | DecisionRecord
+    | ChannelRecord
     | DataSettlementRecord
     | AttestationRecord
     | RpcRecord
@@ -332,6 +396,13 @@ def _check_together(bundle: Bundle) -> None:
     calls = [body["call_id"] for body in receipts]
     _check_once("authorization", authorizations)
     _check_once("receipt", calls)
+    _check_once("decision", decided := [body["call_id"] for body in bundle.of_kind("decision")])
+    history = bundle.history or {}
+    _check_once("anchor", [(body["size"], body["root"]) for body in history.get("anchors", ())])
+    _check_once("earlier head", [body["size"] for body in history.get("consistency", ())])
+    if bundle.period is not None and bundle.period["from_block"] > bundle.period["to_block"]:
+        raise ValueError("its period ends before it begins")
+    _check_channels(bundle)
     _check_once("data settlement", [body["call_id"] for body in bundle.of_kind("data_settlement")])
     _check_once("answer", [_question(body) for body in bundle.of_kind("rpc")])
     _check_once("blob", [body["blob_id"] for body in bundle.of_kind("blob")])
@@ -341,8 +412,23 @@ def _check_together(bundle: Bundle) -> None:
         raise ValueError("there are receipts without their authorization, or authorizations without a receipt")
     if not {body["call_id"] for body in bundle.of_kind("data_settlement")} <= set(calls):
         raise ValueError("there is a data settlement of a call without a receipt")
-    if bundle.history is not None and len(bundle.history["places"]) != len(authorizations) + len(calls):
-        raise ValueError("the history has not one place for every authorization and receipt")
+    if bundle.history is not None and len(bundle.history["places"]) != len([*authorizations, *calls, *decided]):
+        raise ValueError("the history has not one place for every authorization, receipt and decision")
+
+
+def _check_channels(bundle: Bundle) -> None:
+    channels = bundle.of_kind("channel")
+    _check_once("channel", [body["id"] for body in channels])
+    _check_once("event", [(place["tx_hash"], place["log_index"]) for body in channels for place in body["events"]])
+    used = set()
+    for body in bundle.of_kind("authorization"):
+        schemes = {terms["scheme"] == SCHEME for terms in body["signed"]}
+        if schemes != {"voucher" in body}:
+            raise ValueError(f"the authorization {body['id']} has only one of voucher and payment channel")
+        if "voucher" in body:
+            used.add(channel_id_of(body))
+    if used != {body["id"] for body in channels}:
+        raise ValueError("there are calls without their payment channel, or payment channels without a call")
 
 
 def _question(body: Any) -> Hashable:
@@ -359,6 +445,6 @@ def _check_once(what: str, names: Iterable[Hashable]) -> None:
 
 def _unreadable(why: str) -> BundleUnreadable:
     return BundleUnreadable(
-        f"The bundle's records cannot be read ({why}). It was made by another version or program, or made up. Nothing "
-        "was proven."
+        f"The bundle's records cannot be read ({why}). Another version or program made it, or it is made up. "
+        "Nothing was proven."
     )

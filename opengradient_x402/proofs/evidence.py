@@ -14,7 +14,7 @@ from opengradient_x402.chain.node import Place, RpcRequest
 from opengradient_x402.chain.sources import Document, Source, Sources
 from opengradient_x402.effects import Steps
 from opengradient_x402.errors import RpcError
-from opengradient_x402.proofs.bundle import Record, canonical_json
+from opengradient_x402.proofs.bundle import Record, canonical_json, read_json
 
 _RPC: Final = "rpc"
 _BLOB: Final = "blob"
@@ -38,7 +38,7 @@ class Evidence:
         """Keeps what a node answered, unless no two languages would read it alike."""
         body = {"chain_id": chain_id, "method": request.method, "params": list(request.params), "result": result}
         try:
-            canonical_json(body)
+            read_json(canonical_json(body))
         except ValueError:
             return
         self._add(Record(_RPC, body))

@@ -25,16 +25,19 @@ class Statement(StrEnum):
     ONCE = "no payment and no proof is claimed twice"
     HISTORY = "the records are in the ledger's history"
     CONTINUED = "the history continues the earlier one"
+    ANCHORED = "the history's records were there at the time of the anchor"
     COMPLETE = "all settlements of the period are in this file"
     SIGNED = "the payer signed for this payment"
     PAID = "the settlement is as the receipt says"
     CONFIRMED = "the settlement is in a block of the chain"
     NOTHING_TAKEN = "nothing was taken"
+    CHANNEL = "deposits, claims and refunds of the payment channel are as the file says"
     PAYEE = "the payee is a gateway's"
     FACILITATOR = "the facilitator is known"
     SHARES = "the calls' shares add up to the settlement"
     TOLD = "model, tokens, times, endpoint and outcome of the call"
     DISPUTE = "claims and facts agree, or the receipt says that they do not"
+    DECIDED = "a person decided about this payment"
     ENCLAVE = "the enclave's key signed the call's hashes"
     REGISTERED = "the key is registered as an enclave's"
     ATTESTED = "the key was made in an attested enclave"
@@ -60,9 +63,11 @@ _READABLE: Final = frozenset(
     {
         Statement.NETWORK,
         Statement.COMPLETE,
+        Statement.ANCHORED,
         Statement.PAID,
         Statement.CONFIRMED,
         Statement.NOTHING_TAKEN,
+        Statement.CHANNEL,
         Statement.PAYEE,
         Statement.FACILITATOR,
         Statement.REGISTERED,

@@ -16,7 +16,7 @@ from typing import Any, Final
 from opengradient_x402.proofs.bundle import ABOUT, Bundle, Record
 from opengradient_x402.proofs.findings import Finding, Proven, Refuted, Stated, Statement, Undecided
 
-IN_HISTORY: Final = ("authorization", "receipt")
+IN_HISTORY: Final = ("authorization", "receipt", "decision")
 """The kinds of records that a ledger keeps; all others are evidence."""
 _MOST_HEADS: Final = 64
 """So many earlier heads get a consistency proof: the first one, and the newest."""
@@ -24,6 +24,7 @@ _SHOWN: Final = 3
 _FIXED: Final = {
     "authorization": ("network", "payer", "nonce", "call_id"),
     "receipt": ("network", "payer", "nonce", "authorization_id", "created_at", "asset"),
+    "decision": ("decision", "asked_at", "decided_at", "payee", "payer", "network", "amount_atomic", "model"),
 }
 _FIXED_WHEN_OVER: Final = (
     "model",
@@ -151,12 +152,19 @@ def _sides(place: int, last: int) -> Iterator[bool]:
         place, last = place >> 1, last >> 1
 
 
-def described(leaves: Sequence[bytes], places: Sequence[int], sizes: Sequence[int]) -> dict[str, Any]:
+def described(
+    leaves: Sequence[bytes],
+    places: Sequence[int],
+    sizes: Sequence[int],
+    *,
+    anchors: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
     """The member `history` of a bundle whose records stand at these places; `sizes` are those of earlier heads."""
     tree = HistoryTree(leaves)
     known = sorted({size for size in sizes if 0 < size < tree.size})
     shown = known if len(known) <= _MOST_HEADS else [known[0], *known[1 - _MOST_HEADS :]]
-    return {
+    shown = sorted({*shown, *(anchor["size"] for anchor in anchors if anchor["size"] < tree.size)})
+    return ({"anchors": [dict(anchor) for anchor in anchors]} if anchors else {}) | {
         "size": tree.size,
         "root": tree.head.root,
         "places": [{"index": index, "proof": tree.inclusion(index)} for index in places],

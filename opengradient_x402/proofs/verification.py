@@ -1,46 +1,28 @@
-"""Making an audit bundle from a ledger, and checking one from the file alone or with the auditor's own nodes.
+"""Checks an audit bundle: from the file alone, or with the auditor's own nodes.
 
 Nothing in a bundle is believed, and nothing in it decides what is trusted: contracts, token, payees and blob store
-are those of the reader's network, and who answers is the reader's node (or two, which must agree). The export runs
-the same audit live, so a bundle holds exactly what a reader's audit needs.
+are those of the reader's network, and who answers is the reader's node (or two, which must agree). `export` makes the
+file.
 """
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 from opengradient_x402.addresses import checksum_address
-from opengradient_x402.chain.eip712 import payment_digest, payment_document
-from opengradient_x402.chain.node import alook_up, look_up
-from opengradient_x402.chain.questions import Question, block, block_before
+from opengradient_x402.chain.node import look_up
 from opengradient_x402.chain.sources import Source, Sources
-from opengradient_x402.effects import Steps, Wait
+from opengradient_x402.effects import Steps
 from opengradient_x402.errors import ConfigurationError
-from opengradient_x402.ledger.authorizations import Authorization
-from opengradient_x402.ledger.ledger import Ledger
-from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.networks import PRESETS, Network, with_node
+from opengradient_x402.proofs.anchors import anchor_findings
 from opengradient_x402.proofs.audit import Audit, audit, description_of
-from opengradient_x402.proofs.bundle import (
-    ABOUT,
-    Attested,
-    Bundle,
-    Case,
-    Contents,
-    cases_of,
-    describe,
-    maker_finding,
-    network_of,
-    places_of,
-)
+from opengradient_x402.proofs.bundle import ABOUT, Bundle, Contents, describe, maker_finding, network_of
 from opengradient_x402.proofs.bundle_schema import check_shape
-from opengradient_x402.proofs.completeness import Period, completeness, stated_completeness
-from opengradient_x402.proofs.data_settlement import find_data_settlements
-from opengradient_x402.proofs.evidence import Evidence, Recorded, Replayed
+from opengradient_x402.proofs.checks.completeness import Explained, Period, completeness, stated_completeness
+from opengradient_x402.proofs.evidence import Evidence, Replayed
 from opengradient_x402.proofs.findings import (
     Finding,
     Proven,
@@ -52,12 +34,7 @@ from opengradient_x402.proofs.findings import (
     totals,
     without_chain,
 )
-from opengradient_x402.proofs.history import IN_HISTORY, Head, described, history_findings, leaf_hash, name_of
-from opengradient_x402.proofs.nitro import ledger_key
-from opengradient_x402.proofs.receipt_checks import readable_proof
-from opengradient_x402.settlement.channels import SCHEME
-from opengradient_x402.settlement.search import CLOCK_MARGIN_S
-from opengradient_x402.signer import Signer, sign_typed
+from opengradient_x402.proofs.history import Head, history_findings
 
 NOT_ASKED: Final = "the file's own evidence agrees, and the chain was not asked"
 """Why a statement that is recorded in a bundle is not decided offline."""
@@ -117,9 +94,9 @@ def verify_bundle(
     findings += history_findings(bundle, signer=signer, earlier=_kept(earlier))
     period = _period(bundle, from_block, to_block)
     replayed = Replayed(Evidence(bundle.records))
-    recorded = look_up(
-        audit(contents, network=_nowhere(trusted) or network_of(bundle), sources=replayed, pcr_hashes=pcr_hashes)
-    ).findings
+    described_as = _nowhere(trusted) or network_of(bundle)
+    recorded = look_up(audit(contents, network=described_as, sources=replayed, pcr_hashes=pcr_hashes)).findings
+    recorded += look_up(anchor_findings(bundle, network=described_as, sources=replayed))
     if is_offline:
         findings += [without_chain(finding, why=NOT_ASKED) for finding in recorded]
         findings += stated_completeness(contents.payers, period)
@@ -235,7 +212,7 @@ def _live(
     views = []
     for index in range(max(1, len(urls), len(relay_urls))):
         place = _through(known, _of(urls, index), _of(relay_urls, index))
-        views.append(look_up(_viewed(contents, place, period, pcr_hashes)))
+        views.append(look_up(_viewed(bundle, contents, place, period, pcr_hashes)))
     found = views[0] if len(views) == 1 else _agreed(views)
     return found if trusted is not None else [without_chain(finding, why=_WRITERS) for finding in found]
 
@@ -256,29 +233,37 @@ def _through(network: Network, url: str | None, relay_url: str | None) -> Networ
 
 
 def _viewed(
-    contents: Contents, network: Network, period: Period | None, pcr_hashes: Collection[str]
+    bundle: Bundle, contents: Contents, network: Network, period: Period | None, pcr_hashes: Collection[str]
 ) -> Steps[list[Finding]]:
     sources = Sources()
     seen: Audit = yield from audit(contents, network=network, sources=sources, pcr_hashes=pcr_hashes)
+    anchored = yield from anchor_findings(bundle, network=network, sources=sources)
+    found = [*seen.findings, *anchored]
     if period is None:
-        return seen.findings + stated_completeness(contents.payers, None)
-    complete = yield from completeness(contents.payers, period, seen.claims, network=network, sources=sources)
-    return seen.findings + complete
+        return found + stated_completeness(contents.payers, None)
+    for payer in contents.payers:
+        own = [channel.id for channel in contents.channels if channel.payer == payer]
+        explained = Explained(
+            claims=seen.claims,
+            channels=own,
+            unexplained={name: amount for name, amount in seen.unexplained.items() if name in own},
+        )
+        found.append((yield from completeness(payer, period, explained, network=network, sources=sources)))
+    return found
 
 
 def _agreed(views: Sequence[list[Finding]]) -> list[Finding]:
     """What all nodes say alike; where they differ, nobody knows."""
-    others = [{(finding.statement, finding.about): finding for finding in view} for view in views[1:]]
-    return [
-        _together(finding, [view.get((finding.statement, finding.about)) for view in others]) for finding in views[0]
-    ]
+    said = [{(finding.statement, finding.about): finding for finding in view} for view in views]
+    keys = dict.fromkeys(key for view in said for key in view)
+    return [_together(*key, [view.get(key) for view in said]) for key in keys]
 
 
-def _together(first: Finding, others: Sequence[Finding | None]) -> Finding:
-    said = [first, *others]
-    if any(type(other) is not type(first) for other in others):
+def _together(statement: Statement, about: str, said: Sequence[Finding | None]) -> Finding:
+    first = said[0]
+    if first is None or any(type(other) is not type(first) for other in said[1:]):
         why = "the nodes disagree: " + "; ".join("nothing" if one is None else f"{one.kind}, {one.why}" for one in said)
-        return Undecided(statement=first.statement, about=first.about, why=why)
+        return Undecided(statement=statement, about=about, why=why)
     if isinstance(first, Read):
         return replace(first, source=_joined([one.source for one in said if isinstance(one, Read)]))
     if isinstance(first, Proven) and first.owner is not None:
@@ -298,103 +283,11 @@ def _period(bundle: Bundle, from_block: int | None, to_block: int | None) -> Per
     told = bundle.period or {}
     first = told.get("from_block") if from_block is None else from_block
     last = told.get("to_block") if to_block is None else to_block
-    return None if first is None or last is None else Period(from_block=first, to_block=last)
-
-
-# -- making one
-
-
-def export_bundle(
-    ledger: Ledger, *, network: Network, since: int = 0, payer: str | None = None, signer: Signer | None = None
-) -> Bundle:
-    """The bundle of all receipts of a network since a time, signed when a signer is given.
-
-    A session's calls belong together: those of a session that began earlier are included. Calls on payment channels are
-    not: no transaction of the chain is theirs alone. Raises ChainUnavailable, LedgerUnavailable.
-    """
-    return look_up(_bundled(ledger, network=network, since=since, payer=payer, signer=signer))
-
-
-async def aexport_bundle(
-    ledger: Ledger, *, network: Network, since: int = 0, payer: str | None = None, signer: Signer | None = None
-) -> Bundle:
-    """As `export_bundle`, for coroutines."""
-    return await alook_up(_bundled(ledger, network=network, since=since, payer=payer, signer=signer))
-
-
-def _bundled(
-    ledger: Ledger, *, network: Network, since: int, payer: str | None, signer: Signer | None
-) -> Steps[Bundle]:
-    known: list[Authorization] = yield Wait(ledger.authorizations(payer=payer, network=network.caip2))
-    entries = [entry for entry in known if entry.asset == network.asset.address and entry.terms.scheme != SCHEME]
-    recent: list[SettlementReceipt] = yield Wait(ledger.receipts(since=since, payer=payer))
-    everything: list[SettlementReceipt] = yield Wait(ledger.receipts(payer=payer))
-    evidence = Evidence()
-    period = yield from Sources().ask(network, _blocks_since(since, entries))
-    wanted = {receipt.authorization_id for receipt in recent}
-    if period is not None:  # the file says that it has all settlements of these blocks
-        wanted |= {entry.id for entry in entries if (entry.block_number or -1) >= period.from_block}
-    receipts = [receipt for receipt in everything if receipt.authorization_id in wanted]
-    cases = tuple(_with_signature(case, network, signer) for case in cases_of(entries, receipts))
-    included = [receipt for case in cases for receipt in case.receipts]
-    places = places_of((yield from find_data_settlements(included, network=network, sources=Sources())))
-    contents = Contents(cases=cases, data_places=places, attestations=(yield from _attestations(ledger, included)))
-    yield from audit(contents, network=network, sources=Recorded(evidence))
-    records = contents.records()
-    kept = [record for record in records if record.kind in IN_HISTORY]
-    history = yield Wait(ledger.extend_history([(name_of(record), leaf_hash(record)) for record in kept]))
-    bundle = Bundle(
-        created_at=int(time.time()),
-        network=describe(network),
-        records=(*records, *evidence.records),
-        period=None if period is None else {"from_block": period.from_block, "to_block": period.to_block},
-        history=described(history.leaves, history.places, history.sizes),
-    )
-    return bundle if signer is None else bundle.signed(signer)
-
-
-def _attestations(ledger: Ledger, receipts: Sequence[SettlementReceipt]) -> Steps[tuple[Attested, ...]]:
-    """The last valid attestation document of each enclave that signed a call, where one was asked for."""
-    found: list[Attested] = []
-    for name in sorted({proof.tee_id for proof in map(readable_proof, receipts) if proof is not None}):
-        noted: str | None = yield Wait(ledger.noted(ledger_key(name)))
-        if noted is not None:
-            kept = json.loads(noted)
-            found.append(Attested(tee_id=name, document_base64=kept["document"], public_key_base64=kept["public_key"]))
-    return tuple(found)
-
-
-def _blocks_since(since: int, entries: Sequence[Authorization]) -> Question[Period | None]:
-    """The blocks of a bundle's period: from the first in which one of its payments could settle, to the last block."""
-    first_s = max(since, min((entry.signed_at for entry in entries), default=since) - CLOCK_MARGIN_S)
-    head = yield from block()
-    if not entries or head.timestamp_s < first_s:
+    if first is None or last is None:
         return None
-    start, end = (yield from block_before(first_s, head=head)), head.number
-    while start < end:
-        middle = (start + end) // 2
-        if (yield from block(middle)).timestamp_s < first_s:
-            start = middle + 1
-        else:
-            end = middle
-    return Period(from_block=start, to_block=head.number)
-
-
-def _with_signature(case: Case, network: Network, signer: Signer | None) -> Case:
-    """The case with the payer's signature over what expired, made anew: nobody can use it any more."""
-    entry = case.entry
-    longest = max(entry.signed, key=lambda terms: terms.deadline)
-    if (
-        signer is None
-        or signer.address != entry.payer
-        or entry.status != "expired"
-        or (longest.scheme == "upto" and longest.facilitator is None)
-    ):
-        return case
-    digest = payment_digest(longest, payer=entry.payer, nonce=entry.nonce, network=network)
-    signature = sign_typed(
-        signer,
-        digest,
-        lambda: payment_document(longest, payer=entry.payer, nonce=entry.nonce, network=network),
-    )
-    return replace(case, signature="0x" + signature.hex())
+    if first > last:
+        raise ConfigurationError(
+            f"The period from block {first} to block {last} has no blocks. Nothing was checked. Give the earlier block "
+            "as `from_block` (`--from-block`)."
+        )
+    return Period(from_block=first, to_block=last)

@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from opengradient_x402 import strict_json
 from opengradient_x402.errors import ConfigurationError, OpenGradientError
 from opengradient_x402.gateway.client import AsyncGatewayClient
+from opengradient_x402.gateway.request import with_wire_roles
 from opengradient_x402.gateway.streams import AsyncCompletionStream
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.models import catalog, find_model
@@ -123,7 +124,7 @@ class _Chat:
                 self._on_receipt(key, receipt)
 
         make = self._client.stream if asked.is_stream else self._client.chat
-        return await make(asked.body, limits=key.limits, on_receipt=report)
+        return await make(asked.body, limits=key.limits, on_receipt=report, run=key.name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,6 +150,7 @@ class _Asked:
         messages = body.get("messages")
         if not isinstance(messages, list) or not messages or not all(isinstance(one, dict) for one in messages):
             raise _unusable("`messages` is missing, or is no list of messages")
+        body["messages"] = with_wire_roles(messages)
         is_stream, options = body.pop("stream", None), body.pop("stream_options", None) or {}
         if is_stream not in (None, True, False) or not isinstance(options, dict):
             raise _unusable("`stream` is true or false, and `stream_options` is an object")

@@ -1,6 +1,6 @@
 """The reconciler in a thread of its own: every few seconds it updates the ledger, and reports what changed.
 
-It outlives outages of nodes, and faults of whoever listens. What is asked and written is in `reconciler`.
+It goes on after outages of nodes and after faults of listeners. What is asked and written is in `reconciler`.
 """
 
 from __future__ import annotations

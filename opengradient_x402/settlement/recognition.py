@@ -2,7 +2,8 @@
 
 How a settlement shows (docs/wire.md, "Permit2 on chain"): Permit2 emits nothing, so the trace is the token's
 `Transfer(payer, payee)` and then the proxy's `Settled()` in one transaction, and the signed permit `(token,
-amount, nonce, deadline)`: four words that stand together in the calldata, whoever wraps it or appends to it.
+amount, nonce, deadline)`: four words that stand together in the calldata, also when another contract
+wraps it or appends to it.
 For EIP-3009 the token's `AuthorizationUsed(authorizer, nonce)` names the nonce. Only chain data count; what a
 gateway says is not looked at. Does not know how the data were read.
 """

@@ -30,7 +30,6 @@ from opengradient_x402.errors import (
 )
 from opengradient_x402.ledger.authorizations import Authorization
 from opengradient_x402.ledger.disputes import forged_transaction, settled_elsewhere
-from opengradient_x402.ledger.heard import tell_those_who_heard
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt, transaction_claim
 from opengradient_x402.networks import Network
@@ -46,6 +45,7 @@ from opengradient_x402.settlement.search import (
     settled_nothing_of,
 )
 from opengradient_x402.telemetry import events
+from opengradient_x402.telemetry.kept_receipts import update_kept
 
 T = TypeVar("T")
 _FIRST_LOOK_S = 0.1
@@ -184,7 +184,7 @@ class Reconciler:
     def _latest(self, receipt: SettlementReceipt) -> Steps[SettlementReceipt]:
         found = yield Wait(self._ledger.receipts(call_ids=[receipt.call_id]))
         current: SettlementReceipt = found[0] if found else replace(receipt)
-        tell_those_who_heard([current.followed_by(self)])
+        update_kept([current.followed_by(self)])
         return current
 
     def _reconciling(self, payer: str | None) -> Steps[ReconcileReport]:
@@ -360,7 +360,7 @@ class Reconciler:
         for call in changed:
             if call.status is ReceiptStatus.DISPUTED and before.get(call.call_id, (None,))[0] is not call.status:
                 events.report(events.Disputed.of(call))
-        tell_those_who_heard(changed)
+        update_kept(changed)
         return tuple(changed)
 
     def _receipts_of(self, some: Sequence[Authorization]) -> Steps[list[SettlementReceipt]]:

@@ -79,7 +79,7 @@ def find_settlements(
     """What became of many authorizations of one network; `needed` confirmations make a settlement final.
 
     An authorization expires only by one block that is later than its last deadline and shows its nonce unused.
-    Whoever asks sees ChainUnavailable (RpcError) when the node does not answer.
+    Raises ChainUnavailable (RpcError) when the node does not answer.
     """
     outcomes: dict[Authorization, Outcome] = {}
     nonces = {authorization: nonce_of(authorization, network) for authorization in authorizations}

@@ -1,8 +1,8 @@
 """What happens to a process's money, as typed events: one INFO line each, and objects for listeners.
 
-`Payments(on_event=...)` hears of one payer, `listen(...)` of all. Listeners are called in a thread of their own, one
-event after the other: a slow or failing listener never holds up a call. Without listeners there is neither a thread nor
-a queue, and a call that is served makes no event.
+`Payments(on_event=...)` gets the events of one payer, `listen(...)` those of all. Listeners are called in a
+thread of their own, one event after the other: a slow or failing listener never holds up a call. Without listeners
+there is neither a thread nor a queue, and a call that is served makes no event.
 
 The lines go to the logger `opengradient_x402.events`. Each has the event's fields as attributes (`extra=`), with
 `event` for what happened; amounts are decimal strings of atomic units there, since 10 OPG exceed 64 bits.

@@ -32,7 +32,8 @@ async def main() -> None:
         async for token, _node in graph.astream(question, stream_mode="messages"):
             print(token.text, end="\n" if token.chunk_position == "last" else "", flush=True)
     for receipt in settlements.receipts:
-        print(receipt.model, receipt.status, receipt.cost_atomic)
+        print(receipt.model, receipt.status)
+    print(settlements.spent)
 
 
 asyncio.run(main())

@@ -199,7 +199,12 @@ def test_an_answer_that_was_cut_off_is_an_error_and_never_a_repaired_object(text
 
 
 @pytest.mark.parametrize(
-    "text", ['{"to": "bob", "amount": 1}', 'Here [1]:\n```json\n{"to": "bob",\n"amount": 1}\n```\nBye {x}.']
+    "text",
+    [
+        '{"to": "bob", "amount": 1}',
+        '<think>{"to": "al"}</think>{"to": "bob", "amount": 1}',
+        'Here [1]:\n```json\n{"to": "bob",\n"amount": 1}\n```\nBye {x}.',
+    ],
 )
 def test_a_whole_answer_is_read_among_friendly_words(text: str):
     runnable = scripted({"content": text}).with_structured_output(Pay)

@@ -34,7 +34,7 @@ def test_plain_conversation_keeps_roles_names_and_order():
         {"role": "system", "content": "be brief"},
         {"role": "user", "content": "hi", "name": "ann"},
         {"role": "assistant", "content": "hello"},
-        {"role": "developer", "content": "no jokes"},
+        {"role": "system", "content": "no jokes"},
         {"role": "user", "content": "bye"},
     ]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
-from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+from langchain_core.messages import AIMessage, ChatMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.tools import tool
 from pydantic import BaseModel
 
@@ -125,6 +125,9 @@ def test_the_model_has_both_names(make: Make):
         ({"http_client": 5}, "httpx client"),
         ({"timeout": 0}, "above 0"),
         ({"stream_chunk_timeout": -1}, "above 0"),
+        ({"model_kwargs": {"temperatur": 0}}, "Did you mean 'temperature'"),
+        ({"model_kwargs": {"stream": True}}, "streaming=True"),
+        ({"model_kwargs": {"spend_policy": {}}}, "only a model has it"),
     ],
     ids=str,
 )
@@ -132,6 +135,10 @@ def test_what_has_no_place_here_is_refused_in_the_constructor(make: Make, fields
     with pytest.raises(ValueError, match="Nothing was paid") as caught:
         make(**fields)
     assert hint in str(caught.value)
+
+
+def tool_named(name: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, "parameters": {"type": "object", "properties": {}}}}
 
 
 @pytest.mark.parametrize(
@@ -145,8 +152,29 @@ def test_what_has_no_place_here_is_refused_in_the_constructor(make: Make, fields
         ({"extra_headers": {"X-SETTLEMENT-TYPE": "private"}}, "settlement_mode"),
         ({"tools": [{"type": "mcp", "server_url": "x"}]}, "no function"),
         ({"timeout": "soon"}, "seconds to connect"),
+        ({"timeout": float("inf")}, "seconds above 0"),
+        ({"frequency_penalty": -3}, "from -2 to 2"),
+        ({"presence_penalty": float("nan")}, "from -2 to 2"),
+        ({"logprobs": True, "top_logprobs": 21}, "from 0 to 20"),
+        ({"top_logprobs": 2}, "logprobs=True"),
+        ({"logit_bias": {"7": 500}}, "from -100 to 100"),
+        ({"response_format": "json"}, "Give a dict"),
+        ({"stop": [1]}, "Give a text"),
+        ({"stop": 1}, "Give a text"),
+        ({"max_tokens": 5, "max_completion_tokens": 6}, "Keep one of them"),
+        ({"temperatur": 1}, "Did you mean 'temperature'"),
+        ({"private_key": "0x11"}, "only a model has it"),
+        ({"api_key": "sk-1"}, "only a model has it"),
+        ({"spend_policy": {"max_per_call": "0.001"}}, "only a model has it"),
+        ({"verify_tee": "require"}, "only a model has it"),
+        ({"base_url": "http://a.example"}, "only a model has it"),
+        ({"model_kwargs": {"seed": 1}}, "only a model has it"),
+        ({"openai_api_key": "sk-1"}, "private_key"),
+        ({"tools": [tool_named("add"), tool_named("add")]}, "Rename one of them"),
+        ({"tools": [tool_named("math.add")]}, "another name"),
+        ({"tools": [tool_named("a" * 65)]}, "another name"),
     ],
-    ids=str,
+    ids=lambda given: str(given)[:60],
 )
 @pytest.mark.parametrize("how", ["call", "bind"])
 def test_and_so_it_is_in_a_call(make: Make, script: ScriptedServer, given: dict[str, Any], hint: str, how: str):
@@ -154,6 +182,74 @@ def test_and_so_it_is_in_a_call(make: Make, script: ScriptedServer, given: dict[
         make().invoke("x", **given) if how == "call" else make().bind(**given).invoke("x")
     assert hint in str(caught.value)
     assert script.requests == []
+
+
+@pytest.mark.parametrize("given", [{"max_completion_tokens": 7}, {"max_tokens": 7}])
+def test_what_a_call_says_replaces_what_the_model_has_under_each_name(make: Make, script: ScriptedServer, given):
+    script.say(Reply(text="ok"))
+    make(max_tokens=5).invoke("x", **given, stop_sequences=["END"], request_timeout=20)
+    assert script.last_request.items() >= {"max_tokens": 7, "stop": ["END"]}.items()
+    assert not script.last_request.keys() & {"max_completion_tokens", "stop_sequences", "request_timeout"}
+
+
+def test_google_takes_dots_in_the_names_of_tools(make: Make, script: ScriptedServer):
+    script.say(Reply(text="ok"))
+    make(model="google/gemini-2.5-flash").invoke("x", tools=[tool_named("math.add")])
+    assert script.last_request["tools"][0]["function"]["name"] == "math.add"
+
+
+@pytest.mark.parametrize("role", ["function", "critic"])
+def test_a_role_that_gateways_cannot_read_is_not_paid(make: Make, script: ScriptedServer, role: str):
+    with pytest.raises(ConfigurationError, match="Nothing was paid"):
+        make().invoke([ChatMessage(role=role, content="x"), HumanMessage("x")])
+    assert script.requests == []
+
+
+MARK = {"cache_control": {"type": "ephemeral"}}
+TEXT, PNG = {"type": "text", "text": "x"}, {"type": "image", "base64": "iVBORw0KGgo=", "mime_type": "image/png"}
+PAGES = {"type": "file", "base64": "JVBERi0=", "mime_type": "application/pdf", "filename": "a.pdf"}
+ASKED = AIMessage("", tool_calls=[{"name": "add", "args": {}, "id": "c1"}])
+RESULT = {"type": "tool_result", "tool_use_id": "c1", "content": "3"}
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [SystemMessage([{**TEXT, **MARK}]), HumanMessage("x")],
+        [HumanMessage([{**TEXT, **MARK}])],
+        [HumanMessage([{**TEXT, "extras": MARK}])],
+        [HumanMessage([{**PNG, **MARK}])],
+        [HumanMessage([{"type": "image_url", "image_url": "https://a.example/x.png", **MARK}])],
+        [HumanMessage([{**PAGES, **MARK}])],
+        [HumanMessage("x"), AIMessage([{**TEXT, **MARK}]), HumanMessage("y")],
+        [HumanMessage("x"), ASKED, ToolMessage([{**TEXT, **MARK}], tool_call_id="c1")],
+        [HumanMessage("x"), ASKED, HumanMessage([{**RESULT, **MARK}])],
+    ],
+    ids=["system", "text", "v1 text", "image", "link", "file", "assistant", "tool message", "tool result"],
+)
+def test_what_may_be_cached_is_marked_wherever_the_mark_stands(make: Make, script: ScriptedServer, messages):
+    script.say(Reply(text="ok"))
+    make().invoke(messages)
+    parts = [
+        part for one in script.last_request["messages"] if isinstance(one["content"], list) for part in one["content"]
+    ]
+    assert [part["cache_control"] for part in parts if "cache_control" in part] == [MARK["cache_control"]]
+
+
+def test_and_so_are_tools_that_carry_the_mark_in_their_extras(make: Make, script: ScriptedServer):
+    script.say(Reply(text="ok"))
+    make().bind_tools([add.model_copy(update={"extras": MARK})]).invoke("x")
+    assert script.last_request["tools"][0]["cache_control"] == MARK["cache_control"]
+
+
+def test_what_a_provider_keeps_of_an_answer_is_named_when_it_goes_back(make: Make, script: ScriptedServer):
+    script.say(Reply(text="ok"))
+    spoke = AIMessage("", additional_kwargs={"audio": {"id": "audio_1", "data": "QUJD", "transcript": "hi"}})
+    thought = ASKED.model_copy(update={"additional_kwargs": {"reasoning_content": "I must add."}})
+    make().invoke([HumanMessage("x"), spoke, HumanMessage("y"), thought, ToolMessage("3", tool_call_id="c1")])
+    sent = script.last_request["messages"]
+    assert sent[1]["audio"] == {"id": "audio_1"}
+    assert sent[3]["reasoning_content"] == "I must add."
 
 
 class Seen(httpx.BaseTransport):

@@ -14,7 +14,9 @@ from contextvars import copy_context
 
 import pytest
 from langchain_core.caches import InMemoryCache
+from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import AIMessage, messages_from_dict, messages_to_dict
+from langchain_core.runnables import RunnableLambda
 from langgraph.types import StreamMode
 
 from langchain_opengradient import SettlementCallbackHandler, SpendGuard, get_settlement_callback, receipt_of
@@ -22,9 +24,10 @@ from opengradient_devnet import Devnet
 from opengradient_devnet.faults import SlowDrip
 from opengradient_x402.errors import ConfigurationError
 from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt
+from opengradient_x402.telemetry.runs import named_run
 
 from .conftest import BETA, HAS_V3, Payer
-from .surfaces import SURFACES, agent
+from .surfaces import SURFACES, agent, bare, configurable, retried, with_tools
 
 pytestmark = pytest.mark.filterwarnings(BETA)
 
@@ -300,3 +303,66 @@ def test_totals_speak_of_calls_authorizations_and_opg(payer: Payer):
         settlements.update(receipt)
     assert all(receipt.payment_tx_hash for receipt in settlements.receipts)
     assert "calls=2" in repr(settlements)
+
+
+# -- which run a call belongs to
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("surface", SURFACES, ids=lambda surface: surface.__name__)
+async def test_every_call_of_a_run_is_recorded_under_its_outermost_run(payer: Payer, surface, mode: str):
+    runnable, given = surface(payer.model())
+    started = Roots()
+    await run(runnable, given, mode, {"callbacks": [started]})
+    if surface in (bare, with_tools, configurable) or (surface is retried and mode.endswith("stream")):
+        assert started.ids == []  # the model itself is called, and no chain
+    else:
+        assert len(started.ids) == 1
+    assert {receipt.run for receipt in payer.receipts().values()} == set(started.ids or [None])
+
+
+async def test_a_name_that_the_user_gives_counts_more_and_a_call_alone_is_no_run(payer: Payer):
+    model = payer.model()
+    chain = RunnableLambda(lambda text: model.invoke(text)) | RunnableLambda(lambda answer: model.invoke(answer.text))
+    model.invoke("Alone.")
+    with named_run("outer"):
+        model.invoke("Named.")
+        with named_run("inner"):
+            chain.invoke("Both.")
+        await model.ainvoke("Named too.")
+        await model.aclose()
+    runs = [receipt.run for receipt in payer.ledger.receipts().result()]
+    assert Counter(runs) == {None: 1, "outer": 2, "inner": 2}
+
+
+def test_a_run_in_a_thread_without_a_context_is_known_by_its_config(payer: Payer):
+    model, started = payer.model(), Roots()
+
+    def ask(text: str, config: dict) -> AIMessage:
+        answers: list[AIMessage] = []
+        thread = threading.Thread(target=lambda: answers.append(RunnableLambda(model.invoke).invoke(text, config)))
+        thread.start()
+        thread.join()
+        return answers[0]
+
+    RunnableLambda(ask).invoke("Hello", {"callbacks": [started]})
+    assert [receipt.run for receipt in payer.receipts().values()] == started.ids
+
+
+@pytest.mark.parametrize("name", ["", "  ", "two\nlines", "x" * 129])
+def test_a_name_that_cannot_be_shown_is_refused(name: str):
+    with pytest.raises(ConfigurationError, match="cannot name a run"), named_run(name):
+        pytest.fail("the block began")
+
+
+class Roots(BaseCallbackHandler):
+    """The ids of the runs that began without a parent."""
+
+    run_inline = True
+
+    def __init__(self) -> None:
+        self.ids: list[str] = []
+
+    def on_chain_start(self, *_, run_id, parent_run_id=None, **__) -> None:
+        if parent_run_id is None:
+            self.ids.append(str(run_id))

@@ -8,6 +8,7 @@ import pickle
 import traceback
 from typing import Any
 
+import httpx
 import pytest
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.load import dumps
@@ -123,12 +124,16 @@ def test_a_key_of_the_wrong_type_is_not_quoted(name):
 async def test_sessions_and_signatures_are_not_logged(net: Devnet, caplog: pytest.LogCaptureFixture):
     caplog.set_level(logging.DEBUG)
     account = net.account(opg="10", approved=True)
-    with ChatOpenGradient(
-        model="openai/gpt-5", private_key=account.private_key, network=f"{net.gateway_url}/network"
-    ) as model:
-        model.invoke("Hello")
-        await model.ainvoke("Hello")
+    clients = {"http_client": httpx.Client(), "http_async_client": httpx.AsyncClient()}
+    for given in ({}, clients):
+        with ChatOpenGradient(
+            model="openai/gpt-5", private_key=account.private_key, network=f"{net.gateway_url}/network", **given
+        ) as model:
+            model.invoke("Hello")
+            await model.ainvoke("Hello")
     lines = caplog.text
     assert "x-upto-session" in lines.lower()  # httpcore prints whole responses at DEBUG, this header among them
     assert not any(session in lines for session in net.open_sessions)
     assert "payment-signature" not in lines.lower()
+    clients["http_client"].close()
+    await clients["http_async_client"].aclose()

@@ -16,9 +16,9 @@ from opengradient_devnet import Devnet
 from opengradient_devnet.faults import AnswerStatus
 from opengradient_devnet.gateway.payment.challenge import Scheme
 from opengradient_x402.errors import BudgetExceeded, NotPaid
-from opengradient_x402.ledger.heard import spent_at_most_atomic
 from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt
 from opengradient_x402.money import parse_amount
+from opengradient_x402.telemetry.kept_receipts import spent_at_most_atomic
 
 from .conftest import Payer
 from .surfaces import agent

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import reduce
 from operator import add
 
@@ -9,8 +10,13 @@ import pytest
 from langchain_core.messages import AIMessage
 from langchain_core.tools import tool
 
+from langchain_opengradient import ChatOpenGradient
+from opengradient_devnet import Devnet
 from opengradient_devnet.faults import StreamStyle
 from opengradient_devnet.tool_call_styles import ToolCallStyle
+from opengradient_x402.payment.payments import Payments
+from support.answer_shapes import SHAPES, Shape, Shaped
+from support.payers import payments_for
 
 from .conftest import BETA, HAS_V3, Payer
 
@@ -27,6 +33,19 @@ def multiply(a: int, b: int) -> int:
 def weather(city: str) -> str:
     """Get the weather in a city."""
     return f"sunny in {city}"
+
+
+@pytest.fixture(scope="module")
+def shaped() -> Shaped:
+    return Shaped()
+
+
+@pytest.fixture(scope="module")
+def paying(shaped: Shaped, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Payments]:
+    with Devnet(upstream=shaped) as net:
+        account = net.account(opg="10", approved=True)
+        with payments_for(net, account, tmp_path_factory.mktemp("calls") / "ledger.sqlite") as opened:
+            yield opened
 
 
 QUESTION = "Multiply 3 and 4, and get the weather in Paris."
@@ -95,3 +114,31 @@ async def test_version_1_streams_merge_each_call_with_itself(payer: Payer):
     found = [block for block in total.content if block["type"] == "tool_call"]
     assert [(block["name"], block["args"]) for block in found] == calls(total)
     assert len(found) == 2
+
+
+def kinds(message: AIMessage) -> list[str]:
+    """In no order: an event stream has blocks as they came."""
+    return sorted(block["type"] for block in message.content_blocks)
+
+
+SHAPES_OF_CALLS = [shape for shape in SHAPES if shape.calls or shape.broken]
+
+
+@pytest.mark.parametrize("shape", SHAPES_OF_CALLS, ids=lambda shape: shape.name)
+async def test_event_streams_have_the_calls_of_a_whole_answer(shape: Shape, shaped: Shaped, paying: Payments):
+    shaped.shape = shape
+    async with ChatOpenGradient(model="openai/gpt-5", payments=paying) as model:
+        whole = await model.ainvoke("x")
+        ends = [
+            event async for event in model.astream_events("x", version="v2") if event["event"].endswith("model_end")
+        ]
+        found = [ends[-1]["data"]["output"]]
+        if HAS_V3 and shape.name != "a name in two pieces":  # core keeps the last piece of it
+            found.append(await (await model.astream_events("x", version="v3")).output)
+    for message in found:
+        assert [(one["name"], one["args"]) for one in message.tool_calls] == [
+            (one["name"], one["args"]) for one in whole.tool_calls
+        ]
+        # Of what is broken, event streams may keep the bracket that stops core from repairing it.
+        assert [one["name"] for one in message.invalid_tool_calls] == [one["name"] for one in whole.invalid_tool_calls]
+        assert kinds(message) == kinds(whole)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -268,3 +269,85 @@ async def test_and_in_a_coroutine(scripted, script):
     grown = [found async for found in await llm.astream_structured_predict(City, prompt)]
     assert grown[-1] == City(name="Paris")
     await llm.aclose()
+
+
+@pytest.mark.parametrize(
+    ("given", "hint"),
+    [
+        ({"private_key": "0x11"}, "only a model has it"),
+        ({"spend_policy": {}}, "only a model has it"),
+        ({"verify_tee": "require"}, "only a model has it"),
+        ({"api_base": "http://a.example"}, "only a model has it"),
+        ({"additional_kwargs": {"seed": 1}}, "only a model has it"),
+        ({"temperatur": 1}, "Did you mean 'temperature'"),
+        ({"openai_client": object()}, "httpx client"),
+        ({"presence_penalty": 3}, "from -2 to 2"),
+        ({"stop": [1]}, "Give a text"),
+    ],
+    ids=lambda given: str(given)[:40],
+)
+@pytest.mark.parametrize("method", ["chat", "stream_chat"])
+def test_what_no_call_can_have_is_refused_before_paying(scripted, script, method, given, hint):
+    with pytest.raises(ConfigurationError, match="Nothing was paid") as caught:
+        getattr(scripted(), method)([ChatMessage(content="x")], **given)
+    assert hint in str(caught.value)
+    assert script.requests == []
+
+
+def test_and_so_it_is_among_the_additional_members_of_a_model(scripted):
+    with pytest.raises(ValueError, match="Did you mean 'temperature'"):
+        scripted(additional_kwargs={"temperatur": 1})
+
+
+def test_a_class_as_response_format_and_a_voice_are_sent_as_openai_s_users_give_them(scripted, script):
+    script.say(Reply(text='{"path": "/", "recursive": true}'))
+    scripted().chat([ChatMessage(content="x")], response_format=Arguments, audio_config={"voice": "alloy"})
+    assert script.last_request["response_format"]["json_schema"]["name"] == "Arguments"
+    assert script.last_request["audio"] == {"voice": "alloy"}
+
+
+SOUND = {"id": "audio_1", "data": "QUJD", "transcript": "hi", "expires_at": 9}
+SIGNED = [{"type": "reasoning.text", "text": "hm", "signature": "s", "index": 0}]
+
+
+@pytest.mark.parametrize("method", ["chat", "stream_chat"])
+def test_sound_and_signed_reasoning_are_in_the_message_and_go_back(scripted, script, method):
+    script.say(Reply(text=None, extra={"audio": SOUND, "reasoning_details": SIGNED}), Reply(text="ok"))
+    llm = scripted()
+    said = getattr(llm, method)([ChatMessage(content="x")])
+    message = (said if method == "chat" else list(said)[-1]).message
+    (block,) = message.blocks
+    assert block.resolve_audio().read() == b"ABC"
+    llm.chat([ChatMessage(content="x"), message, ChatMessage(content="y")])
+    sent = script.last_request["messages"][1]
+    assert (sent["audio"], sent["reasoning_details"]) == ({"id": "audio_1"}, SIGNED)
+
+
+@pytest.mark.parametrize(
+    ("reply", "why"),
+    [
+        (Reply(text=None, tool_calls=[call_to("Arguments", '{"path": "')], finish_reason="length"), "max_tokens"),
+        (Reply(text='{"path": "', finish_reason="length"), "max_tokens"),
+        (Reply(text="", finish_reason="content_filter"), "filter"),
+        (Reply(text=None, extra={"refusal": "I will not."}), "refused"),
+    ],
+    ids=["call cut", "text cut", "filtered", "refused"],
+)
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_structured_prediction_says_why_there_is_no_object(scripted, script, reply, why, is_stream):
+    script.say(reply)
+    predict = scripted().stream_structured_predict if is_stream else scripted().structured_predict
+    with pytest.raises(ValueError, match=why) as caught:
+        list(predict(Arguments, PromptTemplate("x")))
+    assert "is paid for" in str(caught.value)
+
+
+@pytest.mark.parametrize("by", ["tool", "response_format"])
+@pytest.mark.parametrize("text", ['{"path": "a\nb"}', '<think>{"path": "no"} or yes?</think>\n{"path": "a\nb"}'])
+def test_an_object_with_bare_line_feeds_or_behind_a_thought_is_read(scripted, script, by, text):
+    in_call = by == "tool" and "think" not in text
+    script.say(Reply(text=None, tool_calls=[call_to("Arguments", text)]) if in_call else Reply(text=text))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", GatewayLimitation)
+        found = scripted(structured_by=by).structured_predict(Arguments, PromptTemplate("x"))
+    assert found == Arguments(path="a\nb")

@@ -42,6 +42,7 @@ from opengradient_x402.errors import (
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.ledger.receipts import ReceiptStatus
 from opengradient_x402.payment.policy import SpendPolicy
+from opengradient_x402.telemetry.runs import named_run
 from support.payers import opg_balance, settled_receipts
 
 pytestmark = [
@@ -172,6 +173,29 @@ def test_two_agents_at_once_are_told_apart(llm: OpenGradient, heard: SettlementL
     assert not ids(heard.receipts_of(first)) & ids(heard.receipts_of(second))
     assert heard.runs.keys() == {first, second, None}
     assert len(heard.receipts) == 5
+
+
+def test_the_ledger_names_the_run_of_workflows_and_engines_and_the_user_s_own_name(
+    llm: OpenGradient, payments: Any
+) -> None:
+    async def agent() -> str:
+        run = agents.function_agent(llm).run(user_msg=ARITHMETIC)
+        assert "408" in str(await run)
+        return run.run_id
+
+    workflow = asyncio.run(agent())
+    engines.query_engine(llm, engines.BRIDGES, ResponseMode.REFINE).query(engines.QUESTION)
+    llm.complete("outside of any run")
+    list(llm.stream_complete("outside of any run"))
+    with named_run("by hand"):
+        engines.query_engine(llm, engines.BRIDGES, ResponseMode.COMPACT).query(engines.QUESTION)
+        list(llm.stream_complete("in a run that has a name"))
+
+    runs = Counter(receipt.run for receipt in payments.ledger.receipts().result())
+    engine = next(run for run in runs if run and run.startswith("RetrieverQueryEngine.query-"))
+    assert runs.keys() == {workflow, engine, None, "by hand"}
+    assert (runs[workflow], runs[None], runs["by hand"]) == (2, 2, 2)
+    assert runs[engine] >= 1
 
 
 def test_an_agent_s_output_holds_the_receipt_of_its_last_call(

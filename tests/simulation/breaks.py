@@ -15,6 +15,7 @@ from opengradient_x402.channels.channel import Voucher
 from opengradient_x402.channels.vouchers import Charge
 from opengradient_x402.errors import NotPaid
 from opengradient_x402.ledger import disputes
+from opengradient_x402.ledger.authorizations import authorization_id
 from opengradient_x402.ledger.statements import Book
 from opengradient_x402.ledger.tables import authorizations, signatures
 from opengradient_x402.payment import handshake, payments, policy
@@ -101,7 +102,7 @@ def new_nonce_for_new_terms(patch: pytest.MonkeyPatch) -> None:
         if earlier is None:
             return drafted
         nonce = self.signer.nonce_for(f"{call.id} again")
-        return replace(drafted, nonce=nonce, id=payments._authorization_id(self.network, self.payer, nonce))
+        return replace(drafted, nonce=nonce, id=authorization_id(self.network.caip2, self.payer, nonce))
 
     patch.setattr(Payments, "draft", anew)
 
@@ -142,8 +143,8 @@ def signs_before_writing(patch: pytest.MonkeyPatch) -> None:
     """The signature leaves while the ledger is still writing (threat 18)."""
     reserve = Payments.reserve
 
-    def at_once(self: Payments, authorization: Any) -> Any:
-        reserve(self, authorization)
+    def at_once(self: Payments, authorization: Any, **how: Any) -> Any:
+        reserve(self, authorization, **how)
         done = Outcome()
         done.set_result(authorization)
         return done

@@ -17,6 +17,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any
 
 import httpx
@@ -102,8 +103,10 @@ class Stage:
     @contextmanager
     def set_up(self) -> Iterator[None]:
         """Puts clocks, threads and lines of the product's modules under the simulation's control."""
-        for lazily in ("chain.questions", "ledger.statements", "ledger.tables", "settlement.reconciler"):
-            import_module(f"opengradient_x402.{lazily}")  # they must be there to be changed
+        for room in ("channels", "ledger", "payment", "settlement"):  # what comes later would have its own clock
+            for module in iter_modules(import_module(f"opengradient_x402.{room}").__path__):
+                import_module(f"opengradient_x402.{room}.{module.name}")
+        import_module("opengradient_x402.chain.questions")
         changed: list[tuple[Any, str, Any]] = []
 
         def replace(where: Any, name: str, by: Any) -> None:

@@ -24,7 +24,7 @@ from simulation.machine import Stage
 from simulation.world import Rules, World
 
 SHORT = range(24)
-LONG = range(1_000, 2_050)
+LONG = range(1_000, 2_000)
 _FOUND_BY = {
     "second_nonce_space": 6,
     "later_signature_overwrites": 3,

@@ -27,6 +27,8 @@ class Shape:
     broken: list[tuple[str, str, str | None]] = field(default_factory=list)
     found: Json = field(default_factory=dict)
     reason: str = "stop"
+    plain_reason: str = ""
+    """What a reader is told, where it is not the reason that the provider gives."""
     usage: Json = field(default_factory=lambda: dict(USAGE))
     beside_message: Json = field(default_factory=dict)
     beside_choices: Json = field(default_factory=dict)
@@ -116,6 +118,7 @@ NOTE = {
 DETAIL = {"type": "reasoning.text", "text": "because", "signature": "s", "index": 0}
 SIGNED = {"extra_content": {"google": {"thought_signature": "abc"}}}
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
+PARTS = [{"type": "text", "text": "4"}]
 GRIN = "\U0001f600"
 
 TEXTS = [
@@ -147,6 +150,11 @@ TEXTS = [
         text="Hello",
     ),
     spoken("Hel", name="cut", reason="length"),
+    spoken("Hel", name="cut in Anthropic's words", reason="max_tokens", plain_reason="length"),
+    spoken("Hel", name="cut in Google's words", reason="MAX_TOKENS", plain_reason="length"),
+    spoken("Hel", name="filtered in Google's words", reason="SAFETY", plain_reason="content_filter"),
+    spoken("Hello.", name="ended in Anthropic's words", reason="end_turn", plain_reason="stop"),
+    spoken("Hello.", name="ended for a reason of its own", reason="pause_turn"),
     spoken("Hel", name="filtered", reason="content_filter"),
     Shape(name="filtered before a word", message={"content": ""}, deltas=[], reason="content_filter"),
     Shape(
@@ -154,6 +162,18 @@ TEXTS = [
         message={"refusal": "I will not."},
         deltas=[{"refusal": "I will "}, {"refusal": "not."}],
         found={"refusal": "I will not."},
+    ),
+    Shape(
+        name="refused in a part",
+        message={"content": [{"type": "refusal", "refusal": "no"}]},
+        deltas=[{"content": [{"type": "refusal", "refusal": "no"}]}],
+        found={"refusal": "no"},
+    ),
+    Shape(
+        name="half a character alone in a refusal",
+        message={"refusal": "a\ud83d"},
+        deltas=[{"refusal": "a\ud83d"}],
+        found={"refusal": "a\ufffd"},
     ),
     Shape(
         name="refused after words",
@@ -199,6 +219,31 @@ REASONING = [
         deltas=[{"reasoning_content": "\ud83d"}, {"reasoning_content": "\ude00"}, {"content": "x"}],
         text="x",
         found={"reasoning": GRIN},
+    ),
+    Shape(
+        name="half a character alone in reasoning",
+        message={"content": "x", "reasoning_content": "a\ud83d"},
+        deltas=[{"reasoning_content": "a\ud83d"}, {"content": "x"}],
+        text="x",
+        found={"reasoning": "a\ufffd"},
+    ),
+    Shape(
+        name="reasoning in a part",
+        message={"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, *PARTS]},
+        deltas=[{"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}]}, {"content": PARTS}],
+        text="4",
+        found={"reasoning": "hm"},
+    ),
+    Shape(
+        name="half an emoji in each piece of reasoning details",
+        message={"content": "x", "reasoning_details": [{**DETAIL, "text": GRIN}]},
+        deltas=[
+            {"reasoning_details": [{**DETAIL, "text": "\ud83d"}]},
+            {"reasoning_details": [{"type": "reasoning.text", "text": "\ude00", "index": 0}]},
+            {"content": "x"},
+        ],
+        text="x",
+        found={"reasoning_details": [{**DETAIL, "text": GRIN}]},
     ),
     Shape(
         name="reasoning details",
@@ -352,6 +397,27 @@ CALLS = [
         calls=[BOTH[0], NAMELESS[1]],
     ),
     called(
+        "a name in two pieces",
+        [part(0, name="temp", call_id="c1"), part(0, name="erature", arguments=OSLO)],
+        TWO[0],
+        calls=ONE,
+    ),
+    called(
+        "two without ids, indexes and arguments",
+        [part(None, name="now"), part(None, name="today")],
+        *(call(name, "", None) for name in ("now", "today")),
+        calls=[("now", {}, None), ("today", {}, None)],
+    ),
+    called(
+        "a call in the form before tools",
+        [
+            {"function_call": {"name": "temperature", "arguments": '{"city": '}},
+            {"function_call": {"arguments": '"Oslo"}'}},
+        ],
+        message={"function_call": {"name": "temperature", "arguments": OSLO}},
+        calls=NAMELESS[:1],
+    ),
+    called(
         "null arguments",
         [part(0, name="now", call_id="c1", arguments=None)],
         call("now", None),
@@ -394,6 +460,19 @@ CALLS = [
         call("say", '{"text": "a'),
         broken=[("say", '{"text": "a', "c1")],
         reason="length",
+    ),
+    called(
+        "half a character at the end of arguments that are cut",
+        [part(0, name="say", call_id="c1", arguments='{"text": "\ud83d')],
+        call("say", '{"text": "\ud83d'),
+        broken=[("say", '{"text": "\ufffd', "c1")],
+        reason="length",
+    ),
+    called(
+        "two objects as arguments",
+        [part(0, name="say", call_id="c1", arguments='{"text": "a"}{"text": "b"}')],
+        call("say", '{"text": "a"}{"text": "b"}'),
+        broken=[("say", '{"text": "a"}{"text": "b"}', "c1")],
     ),
     called(
         "arguments that are a list",
@@ -480,6 +559,19 @@ CARRIED = [
             {"audio": {"data": "JD", "transcript": "k", "expires_at": 9}},
         ],
         found={"audio": {"id": "a1", "data": "QUJD", "transcript": "ok", "expires_at": 9}},
+    ),
+    Shape(
+        name="half an emoji in each piece of a transcript",
+        message={"content": None, "audio": {"id": "a1", "transcript": GRIN}},
+        deltas=[{"audio": {"id": "a1", "transcript": "\ud83d"}}, {"audio": {"transcript": "\ude00"}}],
+        found={"audio": {"id": "a1", "transcript": GRIN}},
+    ),
+    Shape(
+        name="an image in a part",
+        message={"content": [*PARTS, IMAGE]},
+        deltas=[{"content": PARTS}, {"content": [IMAGE]}],
+        text="4",
+        found={"images": [IMAGE["image_url"]["url"]]},
     ),
     Shape(
         name="an image",

@@ -1,19 +1,16 @@
 """A world in which bundles are forged: one wallet with calls of every kind, and what a liar with its key can do.
 
 A liar has the payer's key and ledger: records are changed, the history is made anew over them, and the payer signs.
-`FORGERIES` names a hundred kinds of lies, each with the statement that falls, and to what. Both verifiers are held
-against it: ours, and the one in JavaScript.
+The lies themselves are in `forgeries`.
 """
 
 from __future__ import annotations
 
-import base64
 import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +21,25 @@ from opengradient_x402.chain.questions import receipt as transaction_receipt
 from opengradient_x402.chain.transactions import send_transaction
 from opengradient_x402.ledger.authorizations import SignedTerms
 from opengradient_x402.payment.payments import Payments
+from opengradient_x402.payment.policy import SpendPolicy
 from opengradient_x402.payment.wallet import Wallet
+from opengradient_x402.proofs.anchors import anchor_history
 from opengradient_x402.proofs.bundle import Bundle, Record
+from opengradient_x402.proofs.export import export_bundle
 from opengradient_x402.proofs.findings import Statement
 from opengradient_x402.proofs.history import IN_HISTORY, described, leaf_hash
-from opengradient_x402.proofs.verification import export_bundle
 from opengradient_x402.settlement.reconciler import Reconciler
 from opengradient_x402.signer import LocalSigner, Signer
 from support.ledger_rows import entry
 from support.payers import PROMPT, client_for, network_of, payments_for, settled_receipts
 
+ASKING = SpendPolicy(approve_above="0.05", approval=lambda _request: True)
+BY_CHANNEL = SpendPolicy(schemes=["batch-settlement"], max_channels=2)
 Change = Callable[[Record], "list[Record]"]
 TERMS = frozenset(SignedTerms.__slots__)
 UNREADABLE = "unreadable"
+OTHER = "0x" + "1c" * 20
+HASH = "0x" + "77" * 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,27 +58,46 @@ class World:
 
 @contextmanager
 def world(net: Devnet, folder: Path) -> Iterator[World]:
-    """Two sessions that settled, one that is open, one authorization that expired, and one that was cancelled."""
+    """Two sessions that settled, one that is open, one authorization that expired, and one that was cancelled.
+
+    Two payment channels too: one with two claims and a call that is not claimed yet, and one with one claim.
+    """
     with ExitStack() as stack:
-        payments = stack.enter_context(payments_for(net, net.account(approved=True), folder / "l.sqlite"))
-        theirs = stack.enter_context(payments_for(net, net.account(approved=True), folder / "s.sqlite"))
-        with client_for(theirs) as client:
+        account, stranger = net.account(opg="20", approved=True), net.account(approved=True)
+        payments = stack.enter_context(payments_for(net, account, folder / "l.sqlite", policy=ASKING))
+        by_channel = stack.enter_context(payments_for(net, account, folder / "l.sqlite", policy=BY_CHANNEL))
+        theirs = stack.enter_context(payments_for(net, stranger, folder / "s.sqlite"))
+        theirs_by_channel = stack.enter_context(payments_for(net, stranger, folder / "s.sqlite", policy=BY_CHANNEL))
+        with client_for(theirs) as client, client_for(theirs_by_channel) as channel:
             client.chat(_asked("a stranger's question"), settlement_mode="batch")
+            channel.chat(_asked("a stranger's question on a channel"), settlement_mode="private")
+            net.claim_channels()
             net.flush_batches()
             settled_receipts(net, theirs)
+        channel = stack.enter_context(client_for(by_channel))
         with client_for(payments) as client:
             for mode in ("batch", "individual", "private"):
                 client.chat(_asked(f"a question in {mode} mode"), settlement_mode=mode)
+            for _ in range(2):
+                channel.chat(_asked("a question on a channel"), settlement_mode="private")
+            net.claim_channels()
             net.flush_batches()
             settled_receipts(net, payments)
             assert client.attest().is_valid
             earlier = export_bundle(payments.ledger, network=payments.network, signer=payments.signer)
+            anchor_history(payments.ledger, network=payments.network, signer=payments.signer)
             client.chat(_asked("a later question"), settlement_mode="batch")
             client.chat(_asked("an individual question"), settlement_mode="individual")
+            with channel.stream(_asked("a long question, on one channel"), settlement_mode="private") as stream:
+                next(iter(stream))
+                channel.chat(_asked("a question meanwhile, on another channel"), settlement_mode="private")
+                list(stream)
+            net.claim_channels()
             net.flush_batches()
             net.close_sessions()
             _end_without_payment(net, payments)
             client.chat(PROMPT)
+            channel.chat(_asked("a question that is not claimed yet"), settlement_mode="private")
         yield World(
             net=net,
             payments=payments,
@@ -202,11 +224,16 @@ def dropping(kinds: str, where: Callable[[Any], bool] = lambda body: True) -> Ch
 
 
 def settled(body: Any) -> bool:
-    return body.get("status") == "settled"
+    """Of a payment that is not on a channel."""
+    return body.get("status") == "settled" and not on_channel(body)
+
+
+def on_channel(body: Any) -> bool:
+    return "voucher" in body or body.get("scheme") == "batch-settlement"
 
 
 def is_open(body: Any) -> bool:
-    return body.get("status") in ("signed", "served")
+    return body.get("status") in ("signed", "served") and not on_channel(body)
 
 
 def of_mode(mode: str) -> Callable[[Any], bool]:
@@ -228,498 +255,6 @@ class Forgery:
     why: str = ""
 
 
-def _by(change: Change, **parts: Any) -> Callable[[World], bytes]:
+def by(change: Change, **parts: Any) -> Callable[[World], bytes]:
+    """The payer's bundle, changed and signed."""
     return lambda w: forge(w.bundle, w.payments.signer, change, **parts)
-
-
-def _rows() -> Iterator[Forgery]:
-    yield from _of_receipts()
-    yield from _of_both()
-    yield from _of_outcomes()
-    yield from _of_enclaves()
-    yield from _of_data()
-    yield from _of_twice()
-    yield from _of_files()
-    yield from _of_networks()
-    yield from _of_histories()
-    yield from _of_shapes()
-
-
-OTHER = "0x" + "1c" * 20
-HASH = "0x" + "77" * 32
-NOBODYS = {"call_id": "nobody", "tx_hash": HASH, "log_index": 0}
-
-
-def _of_receipts() -> Iterator[Forgery]:
-    """A receipt that tells another story than its authorization."""
-    changes = {
-        "scheme": "exact",
-        "facilitator": OTHER,
-        "deadline": 5,
-        "payer": OTHER,
-        "payee": OTHER,
-        "asset": OTHER,
-        "nonce": "5",
-        "authorized_atomic": "5",
-        "authorization_settled_atomic": "5",
-        "payment_tx_hash": HASH,
-        "block_hash": HASH,
-        "block_number": 5,
-        "network": "eip155:1",
-        "status": "expired",
-    }
-    for name, value in changes.items():
-        make = _by(setting("receipt", settled, **{name: value}))
-        yield Forgery(name=f"a receipt with another {name}", falls=Statement.PAID, to="refuted", make=make)
-
-
-def _of_both() -> Iterator[Forgery]:
-    """A receipt and its authorization that agree on a lie."""
-    changes: list[tuple[str, dict[str, Any], dict[str, Any], Statement, str]] = [
-        ("less settled", {"settled_atomic": "5"}, {"authorization_settled_atomic": "5"}, Statement.PAID, "refuted"),
-        ("another payee", {"payee": OTHER}, {"payee": OTHER}, Statement.PAID, "refuted"),
-        ("a payee that nobody knows", {"payee": OTHER}, {"payee": OTHER}, Statement.PAYEE, "stated"),
-        ("another facilitator", {"facilitator": OTHER}, {"facilitator": OTHER}, Statement.SIGNED, "undecided"),
-        (
-            "a facilitator that nobody knows",
-            {"facilitator": OTHER},
-            {"facilitator": OTHER},
-            Statement.FACILITATOR,
-            "stated",
-        ),
-        ("another deadline", {"deadline": 2**40}, {"deadline": 2**40}, Statement.SIGNED, "undecided"),
-        (
-            "a larger amount signed",
-            {"amount_atomic": str(10**20)},
-            {"authorized_atomic": str(10**20)},
-            Statement.SIGNED,
-            "undecided",
-        ),
-        ("another nonce", {"nonce": str(2**255 + 5)}, {"nonce": str(2**255 + 5)}, Statement.PAID, "refuted"),
-        ("a counter as nonce", {"nonce": "32"}, {"nonce": "32"}, Statement.PAID, "refuted"),
-        ("another token", {"asset": OTHER}, {"asset": OTHER}, Statement.PAID, "refuted"),
-        ("another spender", {"spender": OTHER}, {}, Statement.PAID, "refuted"),
-        ("another chain", {"network": "eip155:1"}, {"network": "eip155:1"}, Statement.PAID, "refuted"),
-        ("a transaction of nobody", {"tx_hash": HASH}, {"payment_tx_hash": HASH}, Statement.PAID, "refuted"),
-        ("another block", {"block_hash": HASH}, {"block_hash": HASH}, Statement.PAID, "refuted"),
-        ("another height", {"block_number": 1}, {"block_number": 1}, Statement.PAID, "refuted"),
-        ("another payer", {"payer": OTHER}, {"payer": OTHER}, Statement.PAID, "refuted"),
-        ("another scheme", {"scheme": "exact"}, {"scheme": "exact"}, Statement.PAID, "refuted"),
-        ("another method", {"transfer_method": "eip3009"}, {}, Statement.PAID, "refuted"),
-    ]
-    for name, of_authorization, of_receipt, falls, to in changes:
-        change = both(setting("authorization", settled, **of_authorization), setting("receipt", settled, **of_receipt))
-        yield Forgery(name=f"both with {name}", falls=falls, to=to, make=_by(change))
-
-    def oneself(w: World) -> bytes:
-        p = w.own_payment
-        place = {"block_number": p["block_number"], "block_hash": p["block_hash"], "nonce": p["nonce"]}
-        terms = {"payee": p["payee"], "facilitator": p["payee"], "deadline": p["deadline"]}
-        first = next(body["id"] for body in w.bundle.of_kind("authorization") if settled(body))
-        change = both(
-            setting("authorization", lambda body: body["id"] == first, **place, **terms, tx_hash=p["tx_hash"],
-                    amount_atomic=p["amount"], settled_atomic=p["amount"]),
-            setting("receipt", lambda body: body["authorization_id"] == first, **place, **terms,
-                    payment_tx_hash=p["tx_hash"], authorized_atomic=p["amount"],
-                    authorization_settled_atomic=p["amount"], cost_atomic=p["amount"]),
-        )  # fmt: skip
-        return forge(w.bundle, w.payments.signer, change)
-
-    yield Forgery(name="a payment to oneself", falls=Statement.PAYEE, to="stated", make=oneself)
-    yield Forgery(
-        name="a payment to oneself in place of a real one", falls=Statement.COMPLETE, to="refuted", make=oneself
-    )
-
-
-GONE = dict.fromkeys(
-    (
-        "settled_atomic", "authorization_settled_atomic", "payment_tx_hash", "tx_hash", "block_number", "block_hash",
-        "confirmations", "confirmations_needed", "cost_atomic", "cost_usd", "opg_usd",
-    )
-)  # fmt: skip
-
-
-def _of_outcomes() -> Iterator[Forgery]:
-    kinds = "authorization receipt"
-    hidden = setting(kinds, settled, **GONE, nonce=str(2**255 + 12345), deadline=1, status="expired")
-    yield Forgery(
-        name="payments behind a nonce that never was", falls=Statement.NOTHING_TAKEN, to="undecided", make=_by(hidden)
-    )
-    yield Forgery(
-        name="payments behind a nonce that never was: missing", falls=Statement.COMPLETE, to="refuted", make=_by(hidden)
-    )
-    expired = setting(kinds, settled, **GONE, status="expired")
-    yield Forgery(name="a settlement called expired", falls=Statement.NOTHING_TAKEN, to="undecided", make=_by(expired))
-    yield Forgery(
-        name="a settlement called expired: missing", falls=Statement.COMPLETE, to="refuted", make=_by(expired)
-    )
-    cancelled = setting("authorization", settled, settled_atomic=None, status="cancelled")
-    cancelled = both(cancelled, setting("receipt", settled, settled_atomic=None, authorization_settled_atomic=None,
-                                        status="cancelled"))  # fmt: skip
-    yield Forgery(
-        name="a settlement called cancelled", falls=Statement.NOTHING_TAKEN, to="refuted", make=_by(cancelled)
-    )
-    unsigned = setting("authorization", with_status("expired"), signature=None)
-    yield Forgery(
-        name="an expiry without a signature", falls=Statement.NOTHING_TAKEN, to="undecided", make=_by(unsigned)
-    )
-    garbled = setting("authorization", with_status("expired"), signature="0x" + "11" * 65)
-    yield Forgery(name="an expiry with a garbled signature", falls=Statement.SIGNED, to="undecided", make=_by(garbled))
-    moved = setting(kinds, with_status("expired"), nonce=str(2**255 + 999))
-    yield Forgery(name="an expiry of another nonce", falls=Statement.NOTHING_TAKEN, to="undecided", make=_by(moved))
-    later = setting(kinds, with_status("expired"), deadline=2**40)
-    yield Forgery(name="an expiry before its time", falls=Statement.NOTHING_TAKEN, to="undecided", make=_by(later))
-    elsewhere = setting("authorization", with_status("cancelled"), tx_hash=HASH)
-    elsewhere = both(elsewhere, setting("receipt", with_status("cancelled"), payment_tx_hash=HASH))
-    yield Forgery(
-        name="a cancellation in no transaction", falls=Statement.NOTHING_TAKEN, to="refuted", make=_by(elsewhere)
-    )
-    other = setting(kinds, with_status("cancelled"), nonce=str(2**255 + 998))
-    yield Forgery(name="a cancellation of another nonce", falls=Statement.NOTHING_TAKEN, to="refuted", make=_by(other))
-    early = setting("receipt", is_open, status="settled", settled_atomic="5")
-    yield Forgery(name="an open call called settled", falls=Statement.PAID, to="refuted", make=_by(early))
-    taken = setting("authorization", with_status("expired"), settled_atomic="7")
-    yield Forgery(name="an expiry with an amount", falls=Statement.PAID, to="refuted", make=_by(taken))
-    shares = setting("receipt", of_mode("batch"), settled_atomic="1")
-    yield Forgery(name="a share made smaller", falls=Statement.SHARES, to="refuted", make=_by(shares))
-    slander = both(setting("authorization", settled, dispute="It took 500 OPG too much."),
-                   setting("receipt", settled, dispute="It took 500 OPG too much.", status="disputed"))  # fmt: skip
-    yield Forgery(
-        name="a slander", falls=Statement.DISPUTE, to="stated", make=_by(slander), why="It took 500 OPG too much."
-    )
-    quoted = setting("receipt", settled, cost_atomic="1")
-    yield Forgery(name="an overcharge that is hidden", falls=Statement.DISPUTE, to="refuted", make=_by(quoted))
-    dated = setting("receipt", settled, created_at=1_700_000_000)
-    yield Forgery(name="calls dated before their proof", falls=Statement.TOLD, to="refuted", make=_by(dated))
-    yield Forgery(name="calls dated after their proof", falls=Statement.TOLD, to="refuted", make=_by(
-        setting("receipt", settled, created_at=2**40)))  # fmt: skip
-    for name, values in {
-        "another model": {"model": "anthropic/claude-opus-4-6"},
-        "a thousand times the tokens": {"prompt_tokens": 10**9},
-        "another endpoint": {"endpoint": "https://api.openai.com"},
-        "another outcome": {"outcome": "failed"},
-    }.items():
-        make = _by(setting("receipt", settled, **values))
-        (shown,) = map(str, values.values())
-        yield Forgery(name=f"calls with {name}", falls=Statement.TOLD, to="stated", why=shown, make=make)
-
-
-def _of_enclaves() -> Iterator[Forgery]:
-    sign = base64.b64encode(b"s" * 256).decode()
-    for name, value, to in (
-        ("tee_id", HASH, "undecided"),
-        ("tee_id", "zzz", "refuted"),
-        ("tee_request_hash", "77" * 32, "refuted"),
-        ("tee_request_hash", "77", "refuted"),
-        ("tee_output_hash", "77" * 32, "refuted"),
-        ("tee_output_hash", None, "refuted"),
-        ("tee_timestamp", lambda body: body["tee_timestamp"] + 1, "refuted"),
-        ("tee_signature", sign, "refuted"),
-        ("tee_signature", "not base64!", "refuted"),
-        ("tee_signature", None, "undecided"),
-    ):
-        shown = "made later" if callable(value) else str(value)[:12]
-        make = _by(setting("receipt", of_mode("private"), **{name: value}))
-        yield Forgery(name=f"a proof whose {name} is {shown}", falls=Statement.ENCLAVE, to=to, make=make)
-
-    for name, change in {
-        "a bit of an attestation flipped": lambda content: content[:-1] + bytes([content[-1] ^ 1]),
-        "an attestation cut short": lambda content: content[: len(content) // 2],
-        "an attestation that is none": lambda content: b"attested",
-    }.items():
-        spoil = partial(_respelled, change)
-        make = _by(setting("attestation", document_base64=lambda body, spoil=spoil: spoil(body["document_base64"])))
-        yield Forgery(name=name, falls=Statement.ATTESTED, to="refuted", make=make)
-    other_key = setting("attestation", public_key_base64=base64.b64encode(b"another key").decode())
-    yield Forgery(name="an attestation of another key", falls=Statement.ATTESTED, to="refuted", make=_by(other_key))
-
-    def swapped(w: World) -> bytes:
-        first, second = [body for body in w.bundle.of_kind("receipt") if settled(body)][:2]
-        names = [name for name in first if name.startswith("tee_")]
-        change = both(
-            setting("receipt", lambda body: body["call_id"] == first["call_id"], **{n: second[n] for n in names}),
-            setting("receipt", lambda body: body["call_id"] == second["call_id"], **{n: first[n] for n in names}),
-        )
-        return forge(w.bundle, w.payments.signer, change)
-
-    yield Forgery(name="two proofs swapped", falls=Statement.DATA, to="refuted", make=swapped)
-
-    def invented(w: World) -> bytes:
-        theirs = w.strangers.of_kind("receipt")[0]
-        place = w.strangers.of_kind("data_settlement")[0]
-        mine = next(body for body in w.bundle.of_kind("receipt") if of_mode("batch")(body))
-        half = int(mine["settled_atomic"]) // 2
-        rest = int(mine["settled_atomic"]) - half
-        tee = {name: value for name, value in theirs.items() if name.startswith("tee_")}
-        new = mine | tee | {"call_id": "call_invented", "settled_atomic": str(rest), "cost_atomic": str(rest)}
-        change = setting("receipt", lambda body: body["call_id"] == mine["call_id"], settled_atomic=str(half),
-                         cost_atomic=str(half))  # fmt: skip
-        added = (Record("receipt", new), Record("data_settlement", place | {"call_id": "call_invented"}))
-        return forge(w.bundle, w.payments.signer, change, added=added)
-
-    yield Forgery(name="a stranger's proof as an invented call", falls=Statement.OWN_CALL, to="stated", make=invented)
-
-
-def _respelled(change: Callable[[bytes], bytes], text: str) -> str:
-    return base64.b64encode(change(base64.b64decode(text))).decode()
-
-
-def _of_data() -> Iterator[Forgery]:
-    tx = {"tx_hash": HASH}
-    calls = "data_settlement"
-    yield Forgery(
-        name="a data settlement in no transaction", falls=Statement.DATA, to="refuted", make=_by(setting(calls, **tx))
-    )
-    yield Forgery(
-        name="a data settlement at another log",
-        falls=Statement.DATA,
-        to="refuted",
-        make=_by(setting(calls, log_index=9)),
-    )
-    for old, new in (("batch", "individual"), ("individual", "batch")):
-        make = _by(setting("receipt", of_mode(old), settlement_mode=new))
-        yield Forgery(name=f"{old} called {new}", falls=Statement.DATA, to="refuted", make=make)
-    private = both(dropping(calls), setting("receipt", settled, settlement_mode="private"))
-    yield Forgery(name="everything called private", falls=Statement.NO_DATA, to="stated", make=_by(private))
-    yield Forgery(name="no data settlements", falls=Statement.DATA, to="undecided", make=_by(dropping(calls)))
-
-    def moved(w: World) -> bytes:
-        places = w.bundle.of_kind(calls)
-        first = next(place for place in places)
-        other = next(place for place in places if place["tx_hash"] != first["tx_hash"])
-        change = setting(calls, lambda body: body["call_id"] == first["call_id"], tx_hash=other["tx_hash"],
-                         log_index=other["log_index"])  # fmt: skip
-        return forge(w.bundle, w.payments.signer, change)
-
-    yield Forgery(name="another call's data settlement", falls=Statement.DATA, to="refuted", make=moved)
-    for name in ("tee_request_hash", "tee_output_hash", "tee_signature", "tee_timestamp"):
-        make = _by(partial(_other_record, name))
-        yield Forgery(name=f"a record of another {name}", falls=Statement.BLOB, to="refuted", make=make)
-    named = setting("receipt", of_mode("individual"), data_tx_hash=HASH)
-    yield Forgery(
-        name="a data transaction that was not named", falls=Statement.NAMED_TRANSACTION, to="refuted", make=_by(named)
-    )
-    blob = setting("receipt", of_mode("individual"), data_blob_id="another")
-    yield Forgery(name="a blob that was not named", falls=Statement.NAMED_BLOB, to="refuted", make=_by(blob))
-
-
-def _other_record(name: str, record: Record) -> list[Record]:
-    """The blob of an individual settlement, with another member."""
-    if record.kind != "blob":
-        return [record]
-    content = json.loads(base64.b64decode(record.body["content_base64"]))
-    place = next((part for part in (content, content.get("output")) if isinstance(part, dict) and name in part), None)
-    if place is None:
-        return [record]
-    place[name] = 5 if name == "tee_timestamp" else "0x" + "77" * (20 if name == "eth_address" else 32)
-    text = base64.b64encode(json.dumps(content).encode()).decode()
-    return [Record("blob", {**record.body, "content_base64": text})]
-
-
-def _again(w: World, **values: Any) -> tuple[Record, ...]:
-    """A settled authorization and its calls once more, under other names."""
-    authorization = next(body for body in w.bundle.of_kind("authorization") if settled(body))
-    calls = [body for body in w.bundle.of_kind("receipt") if body["authorization_id"] == authorization["id"]]
-    copies = [
-        {name: value for name, value in body.items() if not name.startswith("tee_")}
-        | {"call_id": body["call_id"] + "x", "authorization_id": authorization["id"] + "x"}
-        | values
-        for body in calls
-    ]
-    again = authorization | {"id": authorization["id"] + "x"} | values
-    return (Record("authorization", again), *(Record("receipt", body) for body in copies))
-
-
-def _of_twice() -> Iterator[Forgery]:
-    def with_copy(**values: Callable[[World], Any] | Any) -> Callable[[World], bytes]:
-        def make(w: World) -> bytes:
-            now = {name: value(w) if callable(value) else value for name, value in values.items()}
-            return forge(w.bundle, w.payments.signer, added=_again(w, **now))
-
-        return make
-
-    yield Forgery(name="one nonce twice", falls=Statement.ONCE, to="refuted", make=with_copy())
-    yield Forgery(name="one transfer twice", falls=Statement.PAID, to="refuted", make=with_copy())
-    own_address = with_copy(nonce=lambda w: str(int(w.payments.payer, 16)))
-    yield Forgery(name="the payer's address as a nonce", falls=Statement.PAID, to="undecided", make=own_address)
-
-    def stolen(text: Callable[[str], str]) -> Callable[[World], bytes]:
-        def make(w: World) -> bytes:
-            proof = next(body for body in w.bundle.of_kind("receipt") if settled(body))
-            tee = {name: value for name, value in proof.items() if name.startswith("tee_")}
-            tee["tee_signature"] = text(tee["tee_signature"])
-            return forge(w.bundle, w.payments.signer, setting("receipt", is_open, **tee))
-
-        return make
-
-    yield Forgery(name="one proof for two calls", falls=Statement.ONCE, to="refuted", make=stolen(str))
-    yield Forgery(
-        name="one proof in another base64 text", falls=Statement.ONCE, to="refuted", make=stolen(_other_base64)
-    )
-    for kind in ("receipt", "authorization", "data_settlement", "rpc", "blob", "source"):
-        twice: Change = lambda record, kind=kind: [record, record] if record.kind == kind else [record]  # noqa: E731
-        yield Forgery(name=f"every {kind} twice", falls=None, to=UNREADABLE, make=_by(twice))
-
-
-def _other_base64(text: str) -> str:
-    """Other bits where base64 has none to spare: the same bytes."""
-    alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
-    last = text.rstrip("=")[-1]
-    padding = text[len(text.rstrip("=")) :]
-    return text.rstrip("=")[:-1] + alphabet[alphabet.index(last) ^ 1] + padding
-
-
-def _of_files() -> Iterator[Forgery]:
-    lie = setting("receipt", settled, model="another/model")
-    yield Forgery(name="an unsigned file", falls=Statement.MADE, to="undecided", make=lambda w: forge(w.bundle, None))
-    yield Forgery(name="a file signed by a stranger", falls=Statement.MADE, to="refuted",
-                  make=lambda w: forge(w.bundle, w.stranger, lie))  # fmt: skip
-
-    def with_signature(change: Callable[[str, World], str]) -> Callable[[World], bytes]:
-        return lambda w: replace(w.bundle, signature=change(w.bundle.signature or "", w)).to_bytes()
-
-    yield Forgery(name="a signature over another file", falls=Statement.MADE, to="refuted",
-                  make=with_signature(lambda _, w: w.earlier.signature or ""))  # fmt: skip
-    yield Forgery(name="the other solution of a signature", falls=Statement.MADE, to="refuted",
-                  make=with_signature(lambda text, _: _twin(text)))  # fmt: skip
-    yield Forgery(name="a signature of zeros", falls=Statement.MADE, to="refuted",
-                  make=with_signature(lambda text, _: "0x" + "00" * 65))  # fmt: skip
-    yield Forgery(name="a signature under another name", falls=Statement.MADE, to="refuted",
-                  make=lambda w: replace(w.bundle, signed_by=w.stranger.address).to_bytes())  # fmt: skip
-    yield Forgery(name="a wallet's session left out", falls=Statement.COMPLETE, to="refuted", make=_without_a_session)
-
-    def spliced(w: World) -> bytes:
-        known = {(r.kind, json.dumps(dict(r.body), sort_keys=True)) for r in w.bundle.records}
-        own = [r for r in w.strangers.records if r.kind in ("authorization", "receipt", "data_settlement")]
-        added = tuple(r for r in own if (r.kind, json.dumps(dict(r.body), sort_keys=True)) not in known)
-        return forge(w.bundle, w.payments.signer, added=added)
-
-    yield Forgery(name="a stranger's calls spliced in", falls=Statement.MADE, to="undecided", make=spliced)
-
-    def narrow(w: World) -> bytes:
-        period = dict(w.bundle.period or {})
-        return forge(w.bundle, w.payments.signer, period={**period, "to_block": period["to_block"] + 10**6})
-
-    yield Forgery(name="a later settlement that the period has", falls=Statement.COMPLETE, to="refuted", make=narrow)
-    yield Forgery(name="a file without a period", falls=Statement.COMPLETE, to="undecided",
-                  make=_by(lambda record: [record], period=None))  # fmt: skip
-
-
-def _twin(text: str) -> str:
-    order = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
-    signature = bytes.fromhex(text[2:])
-    s = order - int.from_bytes(signature[32:64], "big")
-    return "0x" + (signature[:32] + s.to_bytes(32, "big") + bytes([55 - signature[64]])).hex()
-
-
-def _without_a_session(w: World) -> bytes:
-    gone = next(body["id"] for body in w.bundle.of_kind("authorization") if settled(body))
-    calls = {body["call_id"] for body in w.bundle.of_kind("receipt") if body["authorization_id"] == gone}
-    change = both(
-        dropping("authorization", lambda body: body["id"] == gone),
-        dropping("receipt data_settlement", lambda body: body["call_id"] in calls),
-    )
-    return forge(w.bundle, w.payments.signer, change)
-
-
-def _of_networks() -> Iterator[Forgery]:
-    def with_network(**values: Any) -> Callable[[World], bytes]:
-        def make(w: World) -> bytes:
-            network = json.loads(json.dumps(dict(w.bundle.network)))
-            for name, value in values.items():
-                network[name] = {**network[name], **value} if isinstance(value, dict) else value
-            return forge(w.bundle, w.payments.signer, network=network)
-
-        return make
-
-    for name, value in {
-        "asset": {"address": OTHER},
-        "permit2": OTHER,
-        "upto_proxy": OTHER,
-        "exact_proxy": OTHER,
-        "registry": {"address": OTHER},
-        "relay": {"address": OTHER},
-    }.items():
-        yield Forgery(name=f"another {name}", falls=Statement.NETWORK, to="refuted", make=with_network(**{name: value}))
-    decimals = with_network(asset={"decimals": 6, "symbol": "USDC"})
-    yield Forgery(name="a token with other decimals", falls=Statement.NETWORK, to="refuted", make=decimals)
-
-
-def _of_histories() -> Iterator[Forgery]:
-    told = setting("receipt", settled, model="another/model")
-    yield Forgery(
-        name="a record that is not in the history",
-        falls=Statement.HISTORY,
-        to="refuted",
-        make=_by(told, keep_history=True),
-    )
-
-    def with_history(change: Callable[[dict[str, Any]], Any]) -> Callable[[World], bytes]:
-        def make(w: World) -> bytes:
-            history = json.loads(json.dumps(dict(w.bundle.history or {})))
-            change(history)
-            return forge(w.bundle, w.payments.signer, history=history)
-
-        return make
-
-    def swap(history: dict[str, Any]) -> None:
-        history["places"][0], history["places"][1] = history["places"][1], history["places"][0]
-
-    def same(history: dict[str, Any]) -> None:
-        history["places"][1] = history["places"][0]
-
-    def bend(history: dict[str, Any]) -> None:
-        history["places"][0]["proof"][0] = HASH
-
-    for name, change in {
-        "another root": lambda history: history.update(root=HASH),
-        "another size": lambda history: history.update(size=history["size"] + 1),
-        "two places swapped": swap,
-        "one place for two records": same,
-        "a proof cut short": lambda history: history["places"][0]["proof"].pop(),
-        "a proof made longer": lambda history: history["places"][0]["proof"].append(HASH),
-        "a bent proof": bend,
-        "a place outside": lambda history: history["places"][0].update(index=10**6),
-    }.items():
-        yield Forgery(name=f"a history with {name}", falls=Statement.HISTORY, to="refuted", make=with_history(change))
-    yield Forgery(name="a file without a history", falls=Statement.HISTORY, to="undecided",
-                  make=_by(lambda record: [record], history=None))  # fmt: skip
-
-
-def _of_shapes() -> Iterator[Forgery]:
-    """Fields that are not what they are called: no bundle at all."""
-    wrong: list[tuple[str, str, dict[str, Any]]] = [
-        ("a nonce with an underscore", "authorization", {"nonce": "1_000"}),
-        ("a nonce in other digits", "authorization", {"nonce": "٣"}),
-        ("a negative nonce", "authorization", {"nonce": "-1"}),
-        ("a nonce over 256 bits", "authorization", {"nonce": str(2**256)}),
-        ("an amount as a number", "authorization", {"amount_atomic": 10**15}),
-        ("a payer that is a number", "authorization", {"payer": 5}),
-        ("an address with a Cyrillic letter", "authorization", {"payee": "0x" + "аb" * 20}),  # noqa: RUF001
-        ("a negative deadline", "authorization", {"deadline": -1}),
-        ("a deadline that is true", "authorization", {"deadline": True}),
-        ("half a second", "authorization", {"deadline": 1.5}),
-        ("an unknown status", "authorization", {"status": "paid"}),
-        ("an id with a line feed", "authorization", {"id": "a\n0 refuted"}),
-        ("a field that nobody knows", "authorization", {"proven": "yes"}),
-        ("negative tokens", "receipt", {"prompt_tokens": -5}),
-        ("an amount with a sign", "receipt", {"settled_atomic": "+5"}),
-        ("no call id", "receipt", {"call_id": ""}),
-        ("a log index as text", "data_settlement", {"log_index": "0"}),
-        ("a chain id as text", "rpc", {"chain_id": "31402"}),
-        ("a blob that is not base64", "blob", {"content_base64": "***"}),
-        ("a block hash in capitals", "source", {"block_hash": "0x" + "AB" * 32}),
-    ]
-    for name, kind, values in wrong:
-        yield Forgery(name=name, falls=None, to=UNREADABLE, make=_by(setting(kind, **values)))
-    refund: Change = lambda record: [record, Record("refund", {})] if record.kind == "source" else [record]  # noqa: E731
-    yield Forgery(name="a record of no kind", falls=None, to=UNREADABLE, make=_by(refund))
-    yield Forgery(name="a receipt without its authorization", falls=None, to=UNREADABLE,
-                  make=_by(dropping("authorization", settled)))  # fmt: skip
-    yield Forgery(name="an authorization without receipts", falls=None, to=UNREADABLE,
-                  make=_by(dropping("receipt", settled)))  # fmt: skip
-    yield Forgery(name="the data settlement of nobody", falls=None, to=UNREADABLE, make=_by(
-        lambda record: [record], added=(Record("data_settlement", NOBODYS),)))  # fmt: skip
-
-
-FORGERIES = tuple(_rows())

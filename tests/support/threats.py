@@ -38,7 +38,7 @@ ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "16": ("a small second signature hides the first", ("test_a_small_and_short_second_signature",)),
     "17": ("100 parallel calls", ("test_hundred_cold_parallel",)),
-    "18": ("crash between sign and send", ("test_crashes.py",)),
+    "18": ("crash between sign and send", ("test_crashes.py", "batch/test_restarts.py")),
     "19": ("prompt-injected spending", ("test_what_a_tool_returns_pays_nobody",)),
     "20": ("key leak", ("test_secrets.py", "test_the_key_leaves_through_no_channel")),
     "21": ("forged receipt", ("test_a_wrong_transaction_hash_is_disputed", "test_another_payers_transaction")),
@@ -48,13 +48,17 @@ ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
     "25": ("body cut or garbled after paying", ("test_a_garbled_body_is_an_error",)),
     "26": ("huge 402, dripped headers", ("test_a_hostile_402_body_is_not_read", "test_dripped_headers_end")),
     "27-28": ("malformed header, amounts, deep JSON", ("test_challenge.py",)),
-    "29": ("registry endpoint at a private address", ("test_registry_admission.py",)),
+    "29": (
+        "registry endpoint at a private address, in any spelling",
+        ("test_registry_admission.py", "test_nothing_is_said_where_a_far_name", "test_an_address_is_the_same"),
+    ),
     "30-31": ("downgrade, approval upsell", ("test_challenge.py", "test_sponsored_approval.py")),
     "33": (
         "many workers, one wallet, one budget",
         (
             "test_workers_of_one_wallet_keep_one_budget",
             "test_two_processes_cannot_overdraw",
+            "test_two_workers_with_the_same_rows",
             "test_a_wallet_is_found_under_every_spelling",
         ),
     ),

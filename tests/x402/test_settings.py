@@ -24,6 +24,14 @@ def test_an_empty_environment_gives_safe_defaults():
     assert settings.ledger_url == f"sqlite:///{Path.home() / '.local/state/opengradient/ledger.sqlite'}"
 
 
+def test_blanks_around_a_value_mean_nothing_except_in_a_password():
+    given = {"OG_NETWORK": " devnet\r\n", "OG_GATEWAY_URL": "\thttps://gateway.example ", "OG_RPC_URL": "  "}
+    settings = Settings.load(given | {"OG_KEYSTORE_PASSWORD": " open "}, dotenv=False)
+    assert (settings.network, settings.gateway_url, settings.rpc_url) == ("devnet", "https://gateway.example", None)
+    assert settings.keystore_password is not None
+    assert settings.keystore_password.get_secret_value() == " open "
+
+
 def test_every_variable_is_read():
     settings = Settings.load(
         {

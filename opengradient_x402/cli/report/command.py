@@ -48,7 +48,7 @@ def report(
     ledger: LedgerOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Report what was spent, by model, day and payment, and what of it is proven, read, stated or refuted.
+    """Report what was spent, by model, day, run and payment, and what of it is proven, read, stated or refuted.
 
     Reads a bundle, or the ledger. `--json` says what was written (with --output).
     """
@@ -112,12 +112,18 @@ def _audited(book: Ledger, network: Network, records: Sequence[SettlementReceipt
     from opengradient_x402.chain.sources import Sources
     from opengradient_x402.proofs.audit import audit
     from opengradient_x402.proofs.bundle import Contents, cases_of, places_of
+    from opengradient_x402.proofs.checks.decisions import decisions_in
     from opengradient_x402.proofs.data_settlement import find_data_settlements
+    from opengradient_x402.proofs.export import uncharged, with_channels
 
     sources = Sources()
-    cases = tuple(cases_of(book.authorizations(network=network.caip2).result(), records))
+    entries = map(uncharged, book.authorizations(network=network.caip2).result())
+    cases, channels = look_up(with_channels(tuple(cases_of(entries, records)), book, network))
     places = places_of(look_up(find_data_settlements(records, network=network, sources=sources)))
-    return look_up(audit(Contents(cases=cases, data_places=places), network=network, sources=sources)).findings
+    called = {record.call_id for record in records}
+    decided = (one for one in decisions_in(book, network=network).result() if one.call_id in called)
+    contents = Contents(cases=cases, data_places=places, channels=channels, decisions=tuple(decided))
+    return look_up(audit(contents, network=network, sources=sources)).findings
 
 
 def _made(

@@ -9,9 +9,11 @@ from typing import Final
 
 from opengradient_x402.cli.output import amount_of, status_word
 from opengradient_x402.cli.receipts import day_of, grouped, model_of
+from opengradient_x402.cli.report.tallies import run_of
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.proofs.findings import Finding, Read, Statement, Undecided
 from opengradient_x402.proofs.verification import NOT_ASKED
+from opengradient_x402.settlement.channels import SCHEME
 
 UNCHECKED: Final = "unchecked"
 RECORDED: Final = "recorded"
@@ -71,19 +73,22 @@ class Figures:
     def __init__(self, records: Sequence[SettlementReceipt], findings: Sequence[Finding], *, is_checked: bool) -> None:
         self.records = tuple(sorted(records, key=lambda record: (record.created_at, record.call_id)))
         self._is_checked = is_checked
-        self._calls = Counter(record.authorization_id for record in self.records)
+        self._calls = Counter(map(payment_of, self.records))
         self._found: dict[str, list[Finding]] = {}
         for finding in findings:
             self._found.setdefault(finding.about, []).append(finding)
         self.total = self._sum("together", self.records)
-        self.by_model = sorted(self._sums(model_of), key=lambda one: -one.amount_atomic)
+        self.by_model = _largest_first(self._sums(model_of))
         self.by_day = self._sums(day_of)
-        self.by_payment = self._sums(lambda record: record.authorization_id)
+        self.by_run = [] if all(record.run is None for record in self.records) else _largest_first(self._sums(run_of))
+        """Empty where no call belongs to a run."""
+        self.by_payment = self._sums(payment_of)
         self.disputed = [record for record in self.records if status_word(record) == "disputed"]
 
     def findings_of(self, record: SettlementReceipt) -> list[Finding]:
         """Everything that was found out about a call and its payment."""
-        return self._found.get(record.authorization_id, []) + self._found.get(record.call_id, [])
+        about = dict.fromkeys((record.authorization_id, payment_of(record), record.call_id))
+        return [finding for name in about for finding in self._found.get(name, [])]
 
     def basis(self, record: SettlementReceipt, aspect: str) -> str:
         """On what an aspect of a record rests: a key of `BASES`; the worst, if there are several statements."""
@@ -96,16 +101,26 @@ class Figures:
         return [self._sum(name, records) for name, records in grouped(self.records, key).items()]
 
     def _sum(self, name: str, records: Sequence[SettlementReceipt]) -> Sum:
-        held = Counter(record.authorization_id for record in records)
+        held = Counter(map(payment_of, records))
         by_basis: dict[str, int] = {}
         for record in records:
             basis = self.basis(record, "settlement")
-            is_whole = held[record.authorization_id] == self._calls[record.authorization_id]
+            is_whole = held[payment_of(record)] == self._calls[payment_of(record)]
             if not is_whole and basis in _OF_SUMS:  # the chain shows the sum; its parts are the payer's word
                 basis = "stated"
             by_basis[basis] = by_basis.get(basis, 0) + amount_of(record)[0]
         ordered = {basis: by_basis[basis] for basis in BASES if basis in by_basis}
         return Sum(name=name, records=tuple(records), by_basis=ordered)
+
+
+def _largest_first(sums: list[Sum]) -> list[Sum]:
+    return sorted(sums, key=lambda one: -one.amount_atomic)
+
+
+def payment_of(record: SettlementReceipt) -> str:
+    """What is settled as a whole: an authorization, or a payment channel (its id is the nonce)."""
+    is_on_channel = record.scheme == SCHEME
+    return f"0x{int(record.nonce):064x}" if is_on_channel else record.authorization_id
 
 
 def basis_of(finding: Finding) -> str:

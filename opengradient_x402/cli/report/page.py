@@ -26,7 +26,7 @@ from opengradient_x402.cli.receipts import day_of, model_of
 from opengradient_x402.cli.report.figures import ASPECTS, BASES, Figures, Sum, basis_of, sources_of
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.money import format_amount
-from opengradient_x402.proofs.findings import Finding, Refuted
+from opengradient_x402.proofs.findings import Finding, Refuted, Statement
 
 _MOST_DAYS: Final = 400
 """With more days between the first call and the last, the plot shows only those that have calls."""
@@ -36,6 +36,11 @@ _SHARES: Final = (
     "A payment serves all calls of a session, and is settled in one transaction. The chain shows the sum; how it is "
     "shared among the calls is the payer's word. So a sum over a part of a payment's calls is stated at best."
 )
+_RUNS: Final = (
+    "A run is what the payer's program calls so: one chain, graph, agent, workflow or query, with all calls in it, or "
+    "what the payer gave a name. It is the payer's word."
+)
+DECISIONS: Final = "Nobody signed them, and no chain has them: what persons decided is the payer's word."
 _FEWEST_PLACES: Final = 7
 """One day alone is a column, not a wall."""
 
@@ -57,6 +62,11 @@ class Report:
     def refuted(self) -> int:
         """How many statements the evidence contradicts."""
         return sum(isinstance(finding, Refuted) for finding in self.findings)
+
+    @property
+    def decisions(self) -> list[Finding]:
+        """What persons decided about payments."""
+        return [finding for finding in self.findings if finding.statement is Statement.DECIDED]
 
     @property
     def verdict(self) -> str:
@@ -126,6 +136,7 @@ def html(report: Report) -> str:
         _explained(facts),
         [_part(report, figures, number) for number, figures in enumerate(report.parts)],
         [] if report.parts else _tag("p", "There are no receipts of that time."),
+        _decisions(report),
         _found(report),
         _words(),
     ]
@@ -160,6 +171,7 @@ def _part(report: Report, figures: Figures, number: int) -> _Html:
         _sums(report, figures, figures.by_day, "Day", is_plotted=False),
         _tag("h3", f"By model, in {symbol}"),
         _sums(report, figures, figures.by_model, "Model", is_plotted=True),
+        _runs(report, figures),
         _tag("h3", f"By payment, in {symbol}"),
         _tag("p", _SHARES, class_="hint"),
         _sums(report, figures, figures.by_payment, "Payment", is_plotted=False),
@@ -167,6 +179,13 @@ def _part(report: Report, figures: Figures, number: int) -> _Html:
         _records(report, figures),
         id=f"token-{number}",
     )
+
+
+def _runs(report: Report, figures: Figures) -> Iterable[str]:
+    if figures.by_run:
+        yield _tag("h3", f"By run, in {report.symbol(figures)}")
+        yield _tag("p", _RUNS, class_="hint")
+        yield _sums(report, figures, figures.by_run, "Run", is_plotted=True)
 
 
 def _disputed(figures: Figures) -> Iterable[str]:
@@ -228,7 +247,7 @@ def _sums(report: Report, figures: Figures, sums: Sequence[Sum], name: str, *, i
                 _tag("td", "{:,} / {:,}".format(*one.tokens), class_="number"),
             )
         )
-    heads = (name, report.symbol(figures), "It is", "Records", "Tokens in / out")
+    heads = (name, report.symbol(figures), "Rests on", "Records", "Tokens in / out")
     return _table(heads, rows, numbers=(1, 4))
 
 
@@ -277,7 +296,8 @@ def _records(report: Report, figures: Figures) -> _Html:
         url = report.known.transaction_url(record.network, record.payment_tx_hash)
         findings = figures.findings_of(record)
         reasons = [_tag("li", _chip(basis_of(finding)), f" {finding.statement}: {finding.why}") for finding in findings]
-        opened = _tag("details", _tag("summary", record.call_id[:13]), _tag("p", record.call_id), _tag("ul", reasons))
+        named = f"{record.call_id}, of the run {record.run}" if record.run else record.call_id
+        opened = _tag("details", _tag("summary", record.call_id[:13]), _tag("p", named), _tag("ul", reasons))
         amount, word = amount_of(record)
         status = status_word(record)
         rows.append(
@@ -295,6 +315,13 @@ def _records(report: Report, figures: Figures) -> _Html:
         )
     heads = ("Call", "When", "Model", "Status", report.symbol(figures), "Cost is", *(name.title() for name in ASPECTS))
     return _table(heads, rows, numbers=(4,))
+
+
+def _decisions(report: Report) -> Iterable[str]:
+    if report.decisions:
+        yield _tag("h2", "Decisions of persons")
+        yield _tag("p", DECISIONS, class_="hint")
+        yield _tag("ul", [_tag("li", _tag("code", one.about), f": {one.why}") for one in report.decisions])
 
 
 def _found(report: Report) -> Iterable[str]:

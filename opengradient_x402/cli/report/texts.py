@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from opengradient_x402.cli.exports import cell
 from opengradient_x402.cli.output import STATUS_WORDS, counted, local_time, shown, status_word
 from opengradient_x402.cli.report.figures import BASES, Figures, Sum
-from opengradient_x402.cli.report.page import Report
+from opengradient_x402.cli.report.page import DECISIONS, Report
 
 _COLUMNS = ("part", "name", "calls", "prompt_tokens", "completion_tokens", "amount", "token", *BASES, "records")
 
@@ -38,7 +38,12 @@ def table(report: Report) -> str:
 
 def _sums(figures: Figures) -> Iterator[tuple[str, Sum]]:
     yield "total", figures.total
-    for part, sums in (("model", figures.by_model), ("day", figures.by_day), ("payment", figures.by_payment)):
+    for part, sums in (
+        ("model", figures.by_model),
+        ("day", figures.by_day),
+        ("run", figures.by_run),
+        ("payment", figures.by_payment),
+    ):
         for one in sums:
             yield part, one
 
@@ -52,6 +57,7 @@ def markdown(report: Report) -> str:
         for part, sums in (
             ("Model", figures.by_model),
             ("Day", figures.by_day),
+            *((("Run", figures.by_run),) if figures.by_run else ()),
             ("Payment", figures.by_payment),
         ):
             lines += [f"| {part} | Calls | {symbol} | On what it rests |", "|---|---:|---:|---|"]
@@ -71,6 +77,10 @@ def markdown(report: Report) -> str:
         lines.append("")
         for record in figures.disputed:
             lines += [f"- {_plain(record.call_id)} is disputed: {_plain(record.dispute or '')}"]
+    if report.decisions:
+        lines += ["## Decisions of persons", "", DECISIONS, ""]
+        lines += [f"- {_plain(one.about)}: {_plain(one.why)}" for one in report.decisions]
+        lines += [""]
     lines += ["## Words", ""]
     lines += [f"- **{word}**: {meaning}" for word, meaning in BASES.items()]
     lines += [f"- **{word}**: {meaning}." for word, meaning in STATUS_WORDS.items()]

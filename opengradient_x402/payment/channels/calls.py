@@ -125,6 +125,7 @@ def _reserved(
     yield from _prepare_deposit(call, payments, ride, terms, challenge, most=None)
     drafted = replace(payments.draft(terms, call, str(request.url)), nonce=int(ride.channel.id, 16))
     yield from check_limits(call, payments, key, drafted)
+    is_first = call.is_keyed and not call.has_signed_out
     for attempt in (1, 2):
         reserving = payments.rides.book.reserve(
             ride.channel,
@@ -132,6 +133,7 @@ def _reserved(
             budget=payments.budget,
             deposit=ride.deposit,
             hold_s=max(_HOLD_S, call.timeout_s or 0.0),
+            is_first=is_first,
         )
         try:
             reserved = yield from from_ledger(reserving, call)

@@ -57,8 +57,19 @@ function isAddress(address) {
 
 // -- the file
 
+function isTooDeep(content) {
+  let depth = 0;
+  for (const [token] of content.toString("latin1").matchAll(/"(?:[^"\\]|\\.)*"|[[{]|[\]}]/gs)) {
+    if (token === "[" || token === "{") depth += 1;
+    else if (token === "]" || token === "}") depth -= 1;
+    if (depth > 500) return true;
+  }
+  return false;
+}
+
 function read(content) {
   let file;
+  if (isTooDeep(content)) throw new Unreadable("more than 500 deep");
   try {
     file = JSON.parse(content.toString("utf8"));
   } catch (error) {
@@ -74,14 +85,15 @@ function read(content) {
   return file;
 }
 
-const ADDRESSES = ["payer", "payee", "asset", "facilitator", "spender", "address", "permit2", "upto_proxy", "exact_proxy"];
+const IN_HISTORY = ["authorization", "receipt", "decision"];
+const ADDRESSES = ["payer_authorizer", "receiver", "receiver_authorizer", "payer", "payee", "asset", "facilitator", "spender", "address", "permit2", "upto_proxy", "exact_proxy"];
 
 function checkValues(file) {
   const visit = (name, value) => {
     if (value === null) throw new Unreadable("null");
     if (typeof value === "object") return Object.entries(value).forEach(([inner, one]) => visit(inner, one));
     if (ADDRESSES.includes(name) && !isAddress(value)) throw new Unreadable(`the checksum of ${value}`);
-    if ((name.endsWith("_atomic") || name === "nonce") && BigInt(value) >= 2n ** 256n) throw new Unreadable(value);
+    if ((name.endsWith("_atomic") || name === "nonce" || name === "salt") && BigInt(value) >= 2n ** 256n) throw new Unreadable(value);
     if (name.endsWith("_base64") && value.length % 4) throw new Unreadable("base64");
   };
   const { records, ...header } = file;
@@ -107,7 +119,22 @@ function checkTogether(file) {
   const paid = new Set(receipts.map((body) => body.authorization_id));
   if (paid.size !== ids.length || ids.some((id) => !paid.has(id))) throw new Unreadable("receipts and authorizations");
   if (data.some((id) => !calls.includes(id))) throw new Unreadable("a data settlement of nobody");
-  if (file.history && file.history.places.length !== ids.length + calls.length) throw new Unreadable("places");
+  once("earlier head", (file.history?.consistency ?? []).map((one) => one.size));
+  once("anchor", (file.history?.anchors ?? []).map((one) => `${one.size}:${one.root}`));
+  const decided = file.of("decision").map((body) => body.call_id);
+  once("decision", decided);
+  const channels = file.of("channel");
+  once("channel", channels.map((body) => body.id));
+  once("event", channels.flatMap((body) => body.events.map((place) => `${place.tx_hash} ${place.log_index}`)));
+  const used = new Set();
+  for (const entry of file.of("authorization")) {
+    const isVoucher = Boolean(entry.voucher);
+    if (entry.signed.some((terms) => (terms.scheme === BY_CHANNEL) !== isVoucher)) throw new Unreadable("a voucher or a channel alone");
+    if (isVoucher) used.add(hex(word(entry.nonce)));
+  }
+  if (used.size !== channels.length || channels.some((body) => !used.has(body.id))) throw new Unreadable("channels and calls");
+  if (file.period && file.period.from_block > file.period.to_block) throw new Unreadable("an empty period");
+  if (file.history && file.history.places.length !== ids.length + calls.length + decided.length) throw new Unreadable("places");
 }
 
 // -- signatures
@@ -130,6 +157,33 @@ function personal(text) {
 
 const typed = (text) => keccak(utf8(text));
 const PERMITTED = "TokenPermissions(address token,uint256 amount)";
+
+// -- payment channels
+
+const BY_CHANNEL = "batch-settlement";
+const CHANNELS = "0x4020074e9dF2ce1deE5A9C1b5c3f541D02a10003";
+const COLLECTORS = [CHANNELS, "0x4020806089470a89826cB9fB1f4059150b550004", "0x4020425FAf3B746C082C2f942b4E5159887B0005"];
+
+function channelDigest(network, type, ...words) {
+  const domain = "EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)";
+  const names = ["x402 Batch Settlement", "1"].map((name) => keccak(utf8(name)));
+  const separator = keccak(typed(domain), ...names, word(network.chain_id), addressWord(CHANNELS));
+  return keccak([0x19, 0x01], separator, keccak(typed(type), ...words));
+}
+
+function parameters(channel) {
+  const parties = [channel.payer, channel.payer_authorizer, channel.receiver, channel.receiver_authorizer, channel.asset];
+  return join(...parties.map(addressWord), word(channel.withdraw_delay_s), word(channel.salt));
+}
+
+function isNamed(channel, network) {
+  const type =
+    "ChannelConfig(address payer,address payerAuthorizer,address receiver,address receiverAuthorizer,address token,uint40 withdrawDelay,bytes32 salt)";
+  return hex(channelDigest(network, type, parameters(channel))) === channel.id;
+}
+
+const voucherDigest = (network, id, most) =>
+  channelDigest(network, "Voucher(bytes32 channelId,uint128 maxClaimableAmount)", raw(id), word(most));
 
 function paymentDigest(terms, entry, network) {
   const chain = word(network.chain_id);
@@ -258,9 +312,8 @@ async function receiptOf(sources, chain, txHash) {
   if (found === null) return null;
   object(found);
   must(Array.isArray(found.logs));
-  quantity(found.blockNumber);
-  hash(found.blockHash);
-  return { tx_hash: hash(found.transactionHash), ok: quantity(found.status) === 1n, logs: found.logs.map(logOf) };
+  const place = { number: quantity(found.blockNumber), hash: hash(found.blockHash) };
+  return { ...place, tx_hash: hash(found.transactionHash), ok: quantity(found.status) === 1n, logs: found.logs.map(logOf) };
 }
 
 async function transactionOf(sources, chain, txHash) {
@@ -286,7 +339,24 @@ const USED = event("AuthorizationUsed(address,bytes32)");
 const CANCELLED = event("AuthorizationCanceled(address,bytes32)");
 const BATCH = event("BatchSettlement(bytes32,uint256,bytes)");
 const INDIVIDUAL = event("IndividualSettlement(bytes32,address,bytes32,bytes32,uint256,bytes,bytes)");
+const MOVES = {
+  [event("Deposited(bytes32,address,uint128,uint128)")]: ["deposit", 64],
+  [event("Claimed(bytes32,address,uint128,uint128)")]: ["claim", 64],
+  [event("Refunded(bytes32,address,uint128)")]: ["return", 32],
+  [event("WithdrawFinalized(bytes32,address,uint128)")]: ["return", 32],
+};
+const CLAIMED = event("Claimed(bytes32,address,uint128,uint128)");
 const MULTICALL = "0xcA11bde05977b3631167028862bE2a173976CA11";
+
+function moveOf(log) {
+  const [kind, size] = MOVES[log.topics[0]] ?? [null, -1];
+  if (log.address !== CHANNELS || log.topics.length !== 3 || log.data.length !== size) return null;
+  const total = size === 64 ? number(log.data.subarray(32)) : 0n;
+  return { kind, channel: log.topics[1], amount: number(log.data.subarray(0, 32)), total, log };
+}
+
+const place = (log) => `${log.tx_hash} ${log.log_index}`;
+const sumOf = (moves, kind) => moves.filter((move) => move.kind === kind).reduce((sum, move) => sum + move.amount, 0n);
 
 const inOrder = (logs) => [...logs].sort((one, other) => Number(one.log_index - other.log_index));
 const isTransfer = (log) => log.topics[0] === TRANSFER && log.topics.length === 3 && log.data.length === 32;
@@ -335,6 +405,8 @@ class Verifier {
     this.isRead = Boolean(reader && rpc);
     this.said = [];
     this.claims = new Map();
+    this.unexplained = new Set();
+    this.channels = new Map(file.of("channel").map((channel) => [channel.id, channel]));
     this.entries = file.of("authorization");
     this.receipts = file.of("receipt");
   }
@@ -362,6 +434,11 @@ class Verifier {
       for (const call of calls) this.dispute(entry, call, calls);
       for (const call of calls) await this.call(call);
     }
+    for (const one of this.file.of("decision")) {
+      this.say(one.decided_at < one.asked_at ? "refuted" : "stated", "a person decided about this payment", one.call_id);
+    }
+    for (const channel of this.channels.values()) await this.channel(channel);
+    for (const anchor of this.file.history?.anchors ?? []) await this.anchor(anchor);
     for (const payer of payers) await this.complete(payer);
     return this.said;
   }
@@ -391,7 +468,7 @@ class Verifier {
   history(maker, earlier) {
     const { history } = this.file;
     const [statement, continued] = ["the records are in the ledger's history", "the history continues the earlier one"];
-    const records = this.file.records.filter((record) => ["authorization", "receipt"].includes(record.kind));
+    const records = this.file.records.filter((record) => IN_HISTORY.includes(record.kind));
     const good = maker ? "proven" : "stated";
     if (!history) {
       this.say("undecided", statement);
@@ -409,16 +486,40 @@ class Verifier {
     this.say(holds ? good : "refuted", continued);
   }
 
+  async anchor({ size, root, tx_hash }) {
+    const { history } = this.file;
+    const [statement, about] = ["the history's records were there at the time of the anchor", `${size}:${root}`];
+    const found = size === history.size ? { proof: [] } : history.consistency.find((one) => one.size === size);
+    if (!found || !isContinued({ size, root }, found.proof, history)) return this.say("refuted", statement, about);
+    const chain = this.network.chain_id;
+    try {
+      this.sources.source(chain);
+      const mined = await transactionOf(this.sources, chain, tx_hash);
+      const done = await receiptOf(this.sources, chain, tx_hash);
+      const isIt = mined?.tx_hash === tx_hash && done?.tx_hash === tx_hash && done.ok;
+      if (!isIt || !mined.input.equals(utf8(`OpenGradient history ${about}`))) return this.say("refuted", statement, about);
+      const head = await blockOf(this.sources, chain, "latest");
+      const there = await blockOf(this.sources, chain, "0x" + done.number.toString(16));
+      if (there.hash !== done.hash) return this.say("refuted", statement, about);
+      if (head.number - there.number + 1n < BigInt(this.network.confirmations ?? 3)) return this.say("undecided", statement, about);
+      this.sayRead(statement, about);
+    } catch (error) {
+      if (!(error instanceof Missing)) throw error;
+      this.say("undecided", statement, about);
+    }
+  }
+
   changed(earlier, records) {
     const name = ({ kind, body }) => `${kind} ${body.id ?? body.call_id}`;
     const now = new Map(records.map((record) => [name(record), record.body]));
     const first = Math.min(...this.receipts.map((call) => call.created_at));
     return earlier.records.some((record) => {
       const { kind, body } = record;
-      if (!["authorization", "receipt"].includes(kind)) return false;
+      if (!IN_HISTORY.includes(kind)) return false;
       const after = now.get(name(record));
       if (!after) return kind === "receipt" && this.receipts.length > 0 && body.created_at >= first;
       let fixed = ["network", "payer", "nonce", "call_id"];
+      if (kind === "decision") fixed = ["decision", "asked_at", "decided_at", "payee", "payer", "network", "amount_atomic", "model"];
       if (kind === "receipt") {
         fixed = ["network", "payer", "nonce", "authorization_id", "created_at", "asset"];
         if (body.outcome !== "unknown") {
@@ -438,7 +539,10 @@ class Verifier {
       seen.add(key);
     };
     for (const entry of this.entries) {
-      claim(["nonce", entry.payer.toLowerCase(), entry.signed[0].asset.toLowerCase(), entry.signed[0].transfer_method, entry.nonce].join());
+      const cost = BigInt(entry.settled_atomic ?? 0) || BigInt(entry.voucher?.charged_atomic ?? 0);
+      const { base_atomic: base, max_atomic: most } = entry.voucher ?? {};
+      if (entry.voucher) claim(["voucher", entry.nonce, base, most, cost ? "" : entry.id].join());
+      else claim(["nonce", entry.payer.toLowerCase(), entry.signed[0].asset.toLowerCase(), entry.signed[0].transfer_method, entry.nonce].join());
     }
     for (const call of this.receipts) {
       const proof = this.proof(call);
@@ -449,7 +553,7 @@ class Verifier {
 
   // null: none; undefined: one that cannot be read
   proof(call) {
-    if (!call.tee_signature) return null;
+    if (!call.tee_signature || String(call.tee_verified ?? "").startsWith("replayed")) return null;
     const bytes = (text) => raw("0x" + String(text ?? "").replace(/^0x/, ""));
     const isHash = (text) => /^(0x)?[0-9a-fA-F]{64}$/.test(text ?? "");
     const isBase64 = /^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$/.test(call.tee_signature);
@@ -470,6 +574,7 @@ class Verifier {
     const { network } = this;
     const chain = `eip155:${network.chain_id}`;
     const spenders = { "permit2 upto": network.upto_proxy, "permit2 exact": network.exact_proxy, "eip3009 exact": network.asset.address };
+    for (const method of ["permit2", "eip3009"]) spenders[`${method} ${BY_CHANNEL}`] = CHANNELS;
     const same = (one, other) => (one ?? "").toLowerCase() === (other ?? "").toLowerCase();
     if (entry.network !== chain) return true;
     const foreign = (terms) =>
@@ -501,7 +606,8 @@ class Verifier {
   async payment(entry, calls) {
     const paid = "the settlement is as the receipt says";
     const statement = ["expired", "cancelled"].includes(entry.status) ? "nothing was taken" : paid;
-    if (this.contradicts(entry, calls)) return this.say("refuted", paid, entry.id);
+    if (this.contradicts(entry, calls) || this.contradictsChannel(entry)) return this.say("refuted", paid, entry.id);
+    if (entry.voucher && entry.status === "settled") return;
     const before = this.said.length;
     try {
       this.sources.source(this.network.chain_id);
@@ -516,12 +622,147 @@ class Verifier {
     }
   }
 
+  contradictsChannel(entry) {
+    if (!entry.voucher) return false;
+    const channel = this.channels.get(hex(word(entry.nonce)));
+    const terms = entry.signed.at(-1);
+    const same = (one, other) => (one ?? "").toLowerCase() === other.toLowerCase();
+    return !(
+      same(entry.payer, channel.payer) &&
+      same(terms.payee, channel.receiver) &&
+      same(terms.asset, channel.asset) &&
+      same(terms.facilitator, channel.receiver_authorizer) &&
+      ["signed", "settled"].includes(entry.status) &&
+      entry.tx_hash === undefined &&
+      isNamed(channel, this.network)
+    );
+  }
+
+  async channel(channel) {
+    const statement = "deposits, claims and refunds of the payment channel are as the file says";
+    if (!isNamed(channel, this.network)) return this.say("refuted", statement, channel.id);
+    const before = this.said.length;
+    try {
+      this.sources.source(this.network.chain_id);
+      const moves = await this.moves(channel);
+      if (!moves || !this.areInOrder(moves) || !this.areAsSaid(channel, moves)) return this.say("refuted", statement, channel.id);
+      this.sayRead(statement, channel.id);
+      const calls = this.entries.filter((entry) => entry.voucher && hex(word(entry.nonce)) === channel.id);
+      const claims = moves.filter((move) => move.kind === "claim");
+      if (claims.length) await this.voucherIn(channel, claims.at(-1), calls);
+      this.paidBy(channel, moves, calls);
+      await this.confirmed(channel, claims, calls);
+      moves.forEach((move) => this.claims.set(place(move.log), channel.id));
+      if (sumOf(moves, "claim") > calls.reduce((sum, entry) => sum + chargeOf(entry), 0n)) this.unexplained.add(channel.id);
+    } catch (error) {
+      if (!(error instanceof Missing)) throw error;
+      this.said.length = before;
+      this.say("undecided", statement, channel.id);
+    }
+  }
+
+  async moves(channel) {
+    const found = [];
+    for (const where of channel.events) {
+      const done = await receiptOf(this.sources, this.network.chain_id, where.tx_hash);
+      if (!done?.ok || done.tx_hash !== where.tx_hash) return null;
+      const log = done.logs.find((one) => one.log_index === BigInt(where.log_index));
+      const move = log && moveOf(log);
+      if (move?.channel !== channel.id) return null;
+      found.push(move);
+    }
+    return found.sort((one, other) => Number(one.log.block_number - other.log.block_number || one.log.log_index - other.log.log_index));
+  }
+
+  areInOrder(moves) {
+    const totals = {};
+    for (const { kind, amount, total } of moves) {
+      if (kind === "return") {
+        if (totals.deposit !== undefined) totals.deposit -= amount;
+        continue;
+      }
+      if ((totals[kind] ?? total - amount) !== total - amount) return false;
+      totals[kind] = total;
+      if (kind === "deposit" && total === amount) totals.claim ??= 0n;
+    }
+    return totals.deposit === undefined || (totals.claim ?? 0n) <= totals.deposit;
+  }
+
+  areAsSaid(channel, moves) {
+    const said = { deposit: channel.deposited_atomic, claim: channel.claimed_atomic, return: channel.returned_atomic };
+    return Object.entries(said).every(([kind, amount]) => sumOf(moves, kind) === BigInt(amount));
+  }
+
+  async voucherIn(channel, claim, calls) {
+    const mined = await transactionOf(this.sources, this.network.chain_id, claim.log.tx_hash);
+    const input = mined && mined.tx_hash === claim.log.tx_hash ? mined.input : Buffer.alloc(0);
+    const payer = checksummed(channel.payer);
+    const known = new Set(
+      calls.flatMap((entry) => [BigInt(entry.voucher.base_atomic), BigInt(entry.voucher.base_atomic) + chargedOr(entry), BigInt(entry.voucher.max_atomic)]),
+    );
+    const wanted = parameters(channel);
+    let holds = false;
+    for (let at = input.indexOf(wanted); at >= 0; at = input.indexOf(wanted, at + 1)) {
+      const most = number(input.subarray(at + wanted.length, at + wanted.length + 32));
+      const digest = voucherDigest(this.network, channel.id, most);
+      const isSigned = checksummed(channel.payer_authorizer) === payer && signaturesIn(input).some((one) => recovered(digest, one) === payer);
+      holds ||= isSigned && most >= claim.total && known.has(most);
+    }
+    this.say(holds ? "proven" : "undecided", "the payer signed for this payment", channel.id);
+  }
+
+  paidBy(channel, moves, calls) {
+    const statement = "the settlement is as the receipt says";
+    const claims = moves.filter((move) => move.kind === "claim");
+    const settled = calls.filter((entry) => entry.status === "settled");
+    if (!claims.length && !settled.length) return this.say("undecided", statement, channel.id);
+    const taken = sumOf(moves, "claim");
+    const settledSum = (list) => list.reduce((sum, entry) => sum + BigInt(entry.settled_atomic ?? 0), 0n);
+    const start = claims.reduce((least, move) => (least === null || move.total - move.amount < least ? move.total - move.amount : least), null) ?? 0n;
+    let known = calls.reduce((sum, entry) => sum + chargeOf(entry), 0n);
+    let reached = start;
+    const baseOf = (entry) => BigInt(entry.voucher.base_atomic);
+    for (const entry of [...calls].sort((one, other) => (baseOf(one) < baseOf(other) ? -1 : 1))) {
+      if (baseOf(entry) > reached) known += baseOf(entry) - reached;
+      if (endOf(entry) > reached) reached = endOf(entry);
+    }
+    const wrong = this.isTooEarly(settled, moves, settledSum) || settledSum(settled) > taken || taken > known;
+    if (wrong) this.say("refuted", statement, channel.id);
+    else this.sayRead(statement, channel.id);
+  }
+
+  isTooEarly(settled, moves, settledSum) {
+    return [...new Set(settled.map((entry) => entry.block_number ?? 0))].some((height) => {
+      const until = moves.filter((move) => move.log.block_number <= BigInt(height));
+      const claimed = until.filter((move) => move.kind === "claim").reduce((most, move) => (move.total > most ? move.total : most), 0n);
+      const [taken, left] = [sumOf(until, "claim"), sumOf(until, "deposit") - sumOf(until, "return")];
+      if (settledSum(settled.filter((entry) => (entry.block_number ?? 0) <= height)) > taken) return true;
+      const now = settled.filter((entry) => (entry.block_number ?? 0) === height);
+      return left > taken && now.some((entry) => endOf(entry) > claimed);
+    });
+  }
+
+  async confirmed(channel, claims, calls) {
+    const statement = "the settlement is in a block of the chain";
+    const settled = calls.filter((entry) => entry.status === "settled");
+    const places = settled.map((entry) => [BigInt(entry.block_number ?? 0), entry.block_hash ?? "no block"]);
+    if (claims.length) places.push([claims.at(-1).log.block_number, claims.at(-1).log.block_hash]);
+    if (!places.length) return;
+    const head = await blockOf(this.sources, this.network.chain_id, "latest");
+    places.sort(([one], [other]) => Number(one - other));
+    for (const [height, named] of places) {
+      const there = await blockOf(this.sources, this.network.chain_id, "0x" + height.toString(16));
+      if (there.hash !== named) return this.say("refuted", statement, channel.id);
+    }
+    if (head.number - places.at(-1)[0] + 1n < BigInt(this.network.confirmations ?? 3)) return this.say("undecided", statement, channel.id);
+    this.sayRead(statement, channel.id);
+  }
+
   signed(entry, input) {
     const longest = entry.signed.reduce((known, terms) => (terms.deadline > known.deadline ? terms : known));
     const signatures = [];
-    if (input) {
-      for (let at = input.indexOf(word(65)); at >= 0; at = input.indexOf(word(65), at + 1)) signatures.push(input.subarray(at + 32, at + 97));
-    } else signatures.push(raw(entry.signature ?? "0x"));
+    if (input) signatures.push(...signaturesIn(input));
+    else signatures.push(raw(entry.signature ?? "0x"));
     const holds = (input ? entry.signed : [longest]).some((terms) => {
       if (terms.scheme === "upto" && !terms.facilitator) return false;
       const digest = paymentDigest(terms, entry, this.network);
@@ -702,7 +943,7 @@ class Verifier {
       const costs = calls.map((one) => one.cost_atomic);
       const quoted = costs.reduce((total, cost) => total + BigInt(cost ?? 0), BigInt(costs.length));
       wrong = entry.signed.every((terms) => taken > BigInt(terms.amount_atomic));
-      wrong ||= entry.signed.at(-1).scheme === "upto" && costs.every((cost) => cost !== undefined) && taken > quoted;
+      wrong ||= ["upto", BY_CHANNEL].includes(entry.signed.at(-1).scheme) && costs.every((cost) => cost !== undefined) && taken > quoted;
     }
     const claimed = isHex(call.claimed_payment_tx_hash, 64) ? call.claimed_payment_tx_hash.toLowerCase() : null;
     if (call.status !== "disputed" && claimed && entry.status !== "signed") wrong ||= claimed !== entry.tx_hash;
@@ -713,7 +954,8 @@ class Verifier {
 
   async call(call) {
     const proof = this.proof(call);
-    const apart = proof ? Math.abs(call.created_at - Number(proof.time)) > 3600 : false;
+    const latest = Math.min(this.file.created_at, Math.floor(Date.now() / 1000)) + 3600;
+    const apart = call.created_at > latest ? true : proof ? Math.abs(call.created_at - Number(proof.time)) > 3600 : false;
     this.say(apart ? "refuted" : "stated", "model, tokens, times, endpoint and outcome of the call", call.call_id);
     const attested = proof ? this.attestation(call, proof) : null;
     if (attested) this.say(this.fits(attested, proof) ? "proven" : "refuted", "the enclave's key signed the call's hashes", call.call_id);
@@ -857,19 +1099,57 @@ class Verifier {
     const logs = async (topic) => (await this.sources.ask(chain, "eth_getLogs", [{ ...span, topics: [topic, topicOf(payer)] }])).map(logOf);
     const used = new Set((await logs(USED)).map((log) => log.tx_hash));
     const proxies = [this.network.upto_proxy, this.network.exact_proxy].map(checksummed);
-    let absent = false;
+    const isMine = (log) => log.address === checksummed(asset) && log.topics[0] === TRANSFER && log.topics[1] === topicOf(payer);
+    const own = [...this.channels.values()].filter((channel) => checksummed(channel.payer) === payer).map((channel) => channel.id);
+    const found = [];
     for (const txHash of new Set((await logs(TRANSFER)).map((log) => log.tx_hash))) {
       const done = await receiptOf(this.sources, chain, txHash);
+      const [paidIn, deposits] = depositsIn(done, isMine);
       const moved = used.has(txHash) ? done.logs.filter(isTransfer) : settledTransfers(done, proxies);
-      const mine = moved.filter((log) => log.address === checksummed(asset) && log.topics[1] === topicOf(payer));
-      absent ||= mine.some((log) => !this.claims.has(`${log.tx_hash} ${log.log_index}`));
+      found.push(...moved.filter((log) => isMine(log) && !paidIn.has(place(log))), ...deposits.map((move) => move.log));
+      own.push(...deposits.map((move) => move.channel));
     }
-    if (absent) this.say("refuted", statement, payer);
+    if (own.length) {
+      const query = { ...span, address: CHANNELS, topics: [CLAIMED, [...new Set(own)]] };
+      found.push(...(await this.sources.ask(chain, "eth_getLogs", [query])).map(logOf));
+    }
+    const head = await blockOf(this.sources, chain, "latest");
+    const isMissing = found.some((log) => !this.claims.has(place(log))) || own.some((id) => this.unexplained.has(id));
+    if (isMissing) this.say("refuted", statement, payer);
+    else if (head.number < BigInt(period.to_block)) this.say("undecided", statement, payer);
     else this.sayRead(statement, payer);
   }
 }
 
 class Refuted extends Error {}
+
+function signaturesIn(input) {
+  const found = [];
+  for (let at = input.indexOf(word(65)); at >= 0; at = input.indexOf(word(65), at + 1)) found.push(input.subarray(at + 32, at + 97));
+  return found;
+}
+
+// What a call on a channel was charged; its most, where that is not known
+const chargedOr = ({ voucher }) => BigInt(voucher.charged_atomic ?? BigInt(voucher.max_atomic) - BigInt(voucher.base_atomic));
+const endOf = (entry) => BigInt(entry.voucher.base_atomic) + chargedOr(entry);
+const chargeOf = (entry) => {
+  if (entry.status === "settled") return BigInt(entry.settled_atomic ?? 0);
+  return chargedOr(entry) > 0n ? chargedOr(entry) : 0n;
+};
+
+function depositsIn(done, isMine) {
+  const [paidIn, deposits] = [new Set(), []];
+  let pending = [];
+  for (const log of inOrder(done.logs)) {
+    if (isMine(log) && COLLECTORS.some((one) => topicOf(one) === log.topics[2])) pending.push(log);
+    else if (moveOf(log)?.kind === "deposit") {
+      if (pending.length) deposits.push(moveOf(log));
+      pending.forEach((one) => paidIn.add(place(one)));
+      pending = [];
+    }
+  }
+  return [paidIn, deposits];
+}
 
 function bytesAt(content, index) {
   const at = Number(number(content.subarray(32 * index, 32 * index + 32)));

@@ -21,7 +21,6 @@ from opengradient_x402.errors import (
     PolicyRefused,
 )
 from opengradient_x402.payment.policy import SpendPolicy
-from opengradient_x402.proofs.verification import export_bundle
 from support.payers import PROMPT, async_client_for, client_for, payments_for
 
 pytestmark = pytest.mark.devnet(schemes=[Scheme.BATCH_SETTLEMENT])
@@ -265,13 +264,6 @@ def test_a_deposit_without_an_approval_goes_by_the_tokens_own_authorization(devn
     with payments_for(net, account, tmp_path / "token.sqlite") as payments, client_for(payments) as client:
         assert client.chat(PROMPT).receipt.status == "served"
         assert net.chain.token_balance(account.address) == 3 * 10**18 - DEPOSIT
-
-
-def test_a_bundle_has_no_calls_on_channels_and_can_be_made_beside_them(net, payments, client):
-    client.chat(PROMPT)
-    claimed_receipts(net, payments)
-    bundle = export_bundle(payments.ledger, network=payments.network, signer=payments.signer)
-    assert b"batch-settlement" not in bundle.to_bytes()
 
 
 async def test_coroutines_pay_by_channels_too(net, payments):

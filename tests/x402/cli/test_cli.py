@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -375,6 +376,18 @@ def test_doctor_waits_for_no_gateway_that_drips_its_headers(net, run):
         began = time.monotonic()
         assert states(run("doctor", "--json", "--gateway", url))["gateway"] == "problem"
     assert time.monotonic() - began < 5
+
+
+def test_doctor_is_as_quick_where_node_gateway_and_registry_are_all_silent(net, run, tmp_path):
+    path = tmp_path / "network.json"
+    with contextlib.ExitStack() as silent:
+        node, gateway, registry = (silent.enter_context(failing_node("drips headers", 1)) for _ in range(3))
+        described = net.network | {"rpc_url": node, "gateway_url": gateway}
+        path.write_text(json.dumps(described | {"registry": net.network["registry"] | {"rpc_url": registry}}))
+        began = time.monotonic()
+        found = states(run("doctor", "--json", "--network", str(path)))
+    assert time.monotonic() - began < 4
+    assert {found[name] for name in ("network", "gateway", "registry")} == {"problem"}
 
 
 def test_the_advice_to_approve_names_the_network_as_it_was_given(net, run, tmp_path):

@@ -12,7 +12,7 @@ import struct
 import sys
 import termios
 import threading
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,13 +22,15 @@ from typer.testing import CliRunner
 
 from opengradient_devnet.faults import SettleAtCap
 from opengradient_x402.cli.main import build_app
-from opengradient_x402.cli.output import rounded
+from opengradient_x402.cli.output import note, rounded
 from opengradient_x402.ledger.ledger import Ledger
+from opengradient_x402.telemetry.runs import named_run
 from support.ledger_rows import entry, served
 from support.payers import client_for, payments_for, settled_receipts
 
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\]8;[^\x1b]*\x1b\\|\x1b\([A-Z]")
 LONG = "google/gemini-3.1-flash-lite-preview"
+RUN = "the nightly report about all of the rivers of the world, number 12345678"
 MODELS = ("openai/gpt-5", "openai/gpt-5", "anthropic/claude-sonnet-4-6", LONG)
 
 
@@ -58,7 +60,8 @@ def shop(net, tmp_path_factory):
         with payments_for(net, account, folder / "ledger.sqlite") as payments:
             with client_for(payments) as client:
                 for model in MODELS:
-                    client.chat({"model": model, "messages": [{"role": "user", "content": "Hi."}]})
+                    with named_run(RUN) if model == MODELS[0] else nullcontext():
+                        client.chat({"model": model, "messages": [{"role": "user", "content": "Hi."}]})
             net.close_sessions()
             payments.reconciler.reconcile()
         settled = before - net.chain.token_balance(account.address)
@@ -119,6 +122,9 @@ def lines_of(text: str) -> list[str]:
     [
         ("receipts", "list"),
         ("receipts", "list", "--full"),
+        ("receipts", "list", "--by", "run"),
+        ("receipts", "list", "--by", "model"),
+        ("receipts", "list", "--by", "day"),
         ("receipts", "show", "@"),
         ("receipts", "show", "@", "--full"),
         ("receipts", "verify", "@bundle", "--offline"),
@@ -138,6 +144,21 @@ def test_no_line_is_wider_than_a_terminal_of_80_columns_and_no_cell_is_cut(shop,
         assert not re.search(r"\w…(\s|$)", line), line  # the end of a cell that had no room
 
 
+def test_what_is_said_beside_the_output_breaks_no_word_in_a_terminal(monkeypatch):
+    class Screen(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    screen, words = Screen(), [f"word{number}" for number in range(60)]
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    note(" ".join(words))
+    lines = ESCAPES.sub("", screen.getvalue()).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert " ".join(lines).split() == words
+
+
 def test_a_receipt_is_one_line_with_totals_by_day_and_by_model(shop):
     for columns in (80, 120):
         shown = lines_of(in_terminal("receipts", "list", columns=columns))
@@ -152,6 +173,22 @@ def test_a_receipt_is_one_line_with_totals_by_day_and_by_model(shop):
         assert shown[-1].startswith("?  quoted by the gateway")
         points = {line.rindex(".") for line in (*rows, total)} if columns == 80 else set()
         assert len(points) <= 1  # amounts stand below each other
+
+
+def test_spending_is_added_up_by_run_of_the_ledger_and_of_a_bundle(shop):
+    of_run = [call for call in shop.calls if call.get("run") == RUN]
+    assert len(of_run) == 2
+    for source in ([], [shop.bundle]):
+        sums = json.loads(piped("receipts", "list", *source, "--by", "run", "--json").stdout)
+        assert [(one["run"], one["calls"]) for one in sums] == [(RUN, 2), (None, 3)]
+        assert int(sums[0]["amount_atomic"]) == sum(int(call["settled_atomic"]) for call in of_run)
+        chosen = json.loads(piped("receipts", "list", *source, "--run", RUN, "--json").stdout)
+        assert [call["call_id"] for call in chosen] == [call["call_id"] for call in of_run]
+    shown = lines_of(in_terminal("receipts", "list", "--by", "run"))
+    row = next(line for line in shown if line.startswith("the nightly"))
+    assert RUN[-8:] in row
+    assert rounded(int(sums[0]["amount_atomic"]), decimals=18) in row
+    assert piped("receipts", "list", "--by", "colour").exit_code == 2
 
 
 def test_models_are_rows_of_one_line(shop):
@@ -226,16 +263,19 @@ def test_every_figure_of_the_page_leads_to_its_records_and_nothing_is_loaded(sho
     links = re.findall(r' href="#([^"]+)"', page)
     assert {call["call_id"] for call in shop.calls} <= ids
     assert set(links) <= ids
-    assert len(links) == 3 * len(shop.calls)  # by day, by model, by payment
+    assert len(links) == 4 * len(shop.calls)  # by day, by model, by run, by payment
     assert not re.search(r"<script|<link|<img|<iframe|\ssrc=|@import|url\(", page)
-    assert page.count("<svg") == 1 + 3  # the days, and a bar for each model
+    assert (
+        page.count("<svg") == 1 + 3 + 2
+    )  # the days, and a bar for each model, for the run, and for the calls outside of it
+    assert page.count(f", of the run {RUN}</p>") == 2
     for word in ("proven", "read", "stated", "undecided", "refuted", "disputed", "settled", "quoted"):
         assert f"<dt>{word}</dt>" in page
 
 
 def test_sums_of_the_report_are_what_the_chain_took_and_shares_are_the_payers_word(shop):
     rows = list(csv.DictReader(io.StringIO(piped("receipts", "report", shop.bundle, "--format", "csv").stdout)))
-    part = {name: [row for row in rows if row["part"] == name] for name in ("total", "model", "day", "payment")}
+    part = {name: [row for row in rows if row["part"] == name] for name in ("total", "model", "day", "run", "payment")}
 
     def atomic(row, column="amount"):
         whole, _, fraction = row[column].partition(".")
@@ -243,7 +283,7 @@ def test_sums_of_the_report_are_what_the_chain_took_and_shares_are_the_payers_wo
 
     (total,) = part["total"]
     assert atomic(total, "read") == shop.settled_atomic
-    for name in ("model", "day", "payment"):
+    for name in ("model", "day", "run", "payment"):
         assert sum(map(atomic, part[name])) == atomic(total)
     assert sorted(atomic(row, "read") for row in part["payment"]) == [0, shop.settled_atomic]
     # A model's share of a session that served several models is no fact of the chain.

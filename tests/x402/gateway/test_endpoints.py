@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import ipaddress
+import socket
 import ssl
+import sys
 
 import httpx
 import pytest
@@ -24,7 +26,10 @@ from opengradient_x402.gateway.connections import (
     is_certificate_failure,
     pinned_context,
 )
-from opengradient_x402.gateway.endpoints import Endpoint, StaticGateway, reach
+from opengradient_x402.gateway.endpoints import Endpoint, StaticGateway, checked_gateway, reach
+from opengradient_x402.http.places import is_private
+from opengradient_x402.payment.policy import SpendPolicy
+from opengradient_x402.telemetry.spans import HTTP_TRACER
 from support.enclaves import impostor
 
 DAY = dt.timedelta(days=1)
@@ -139,6 +144,61 @@ def test_no_context_trusts_everybody():
     assert pinned_context(make_certificate().der).cert_store_stats()["x509"] == 1
 
 
+@pytest.mark.parametrize("traced", [False, True])
+def test_nothing_is_said_where_a_far_name_leads_into_the_own_network(call, tmp_path, monkeypatch, traced):
+    """A registered name says nothing of where it leads; whoever owns it may let it lead here at any time."""
+    leaf = Issued("leaf")
+    monkeypatch.setenv("NO_PROXY", "*")
+    if traced:
+        monkeypatch.setitem(sys.modules, HTTP_TRACER, sys)
+    with impostor(leaf.context(tmp_path)) as server:
+        port = httpx.URL(server.url).port
+        resolve = socket.getaddrinfo
+        monkeypatch.setattr(socket, "getaddrinfo", lambda host, *rest, **more: resolve("127.0.0.1", *rest, **more))
+        with pytest.raises(httpx.ConnectError, match=r"leads to 127\.0\.0\.1"):
+            call(Endpoint(base_url=f"https://enclave.example:{port}", certificate_der=leaf.der, is_far=True))
+        assert server.heard == []
+        with pytest.raises(httpx.RemoteProtocolError):  # it hangs up once it has heard the request
+            call(Endpoint(base_url=f"https://enclave.example:{port}", certificate_der=leaf.der))
+        assert server.heard
+
+
+@pytest.mark.parametrize(
+    ("host", "is_home"),
+    [
+        ("10.0.0.1", True),
+        ("167772161", True),
+        ("0x0a000001", True),
+        ("0xa.0.0.1", True),
+        ("012.0.0.1", True),
+        ("10.1", True),
+        ("10.0.0.1.", True),
+        ("10\u30020\u30020\u30021", True),
+        ("\u2460\u24ea.0.0.1", True),
+        ("::ffff:10.0.0.1", True),
+        ("::10.0.0.1", True),
+        ("64:ff9b::10.0.0.1", True),
+        ("64:ff9b:1::10.0.0.1", True),
+        ("2002:a00:1::", True),
+        ("fec0::1", True),
+        ("fe80::1%25eth0", True),
+        ("64:ff9b::8.8.8.8", False),
+        ("2606:4700::1111", False),
+        ("8.8.8.8", False),
+        ("134744072", False),
+        ("gateway.example", False),
+        ("10.example", False),
+        ("1.2.3.4.5", False),
+        ("99999999999", False),
+    ],
+)
+def test_an_address_is_the_same_in_every_spelling(host, is_home):
+    assert is_private(host) is is_home
+    if is_home:
+        with pytest.raises(InsecureEndpoint):
+            SpendPolicy().check_endpoint(f"https://{f'[{host}]' if ':' in host else host}")
+
+
 def test_a_refused_connection_is_no_certificate_failure(call):
     with pytest.raises(httpx.ConnectError) as caught:
         call(Endpoint(base_url="https://127.0.0.1:9"))
@@ -235,3 +295,8 @@ def test_a_static_gateway_has_one_endpoint_and_no_other():
     gateway.failed(endpoint)
     gateway.doubt()
     assert drive(gateway.after([endpoint]), lambda effect: None) is None
+
+
+@pytest.mark.parametrize("path", ["", "/", "/v1", "/v1/", "/v1/chat/completions"])
+def test_a_gateway_is_the_same_however_much_of_its_address_is_given(path):
+    assert checked_gateway(f"https://gateway.example{path}", policy=SpendPolicy()).base_url == "https://gateway.example"

@@ -17,6 +17,12 @@ OVERFLOWS = [
     "the request exceeds the available context size. try increasing the context size",
     "The prompt (total length 9000) is longer than the maximum model length of 8192.",
     "too many tokens: total tokens in the request cannot exceed 4081",
+    "Prompt exceeds max length",
+    "`inputs` tokens + `max_new_tokens` must be <= 4097. Given: 5000 `inputs` tokens and 20 `max_new_tokens`",
+    "Unable to submit request because the input token count is 32769 but model only supports up to 32768",
+    "Total tokens of image and text exceed max message tokens",
+    "Invalid 'messages[0].content': string too long. Expected a string with maximum length 1048576",
+    "Range of input length should be [1, 30720]",
 ]
 
 
@@ -37,7 +43,14 @@ def test_a_code_says_it_too():
         ("Request too large for gpt-5 on tokens per min (TPM): Limit 30000, Requested 40000.", "rate_limit"),
         ("Too many requests", "rate_limit"),
         ("The response was filtered due to the content_filter policy", "content_filter"),
+        ("Resource has been exhausted (e.g. check quota).", "rate_limit"),
+        ("You exceeded your current quota, please check your plan and billing details.", "rate_limit"),
+        ("The response was blocked due to SAFETY", "content_filter"),
+        ("Content violates usage guidelines. Failed check: SAFETY_CHECK_TYPE_CSAM", "content_filter"),
         ("Model gpt-9 is not supported", "model_not_found"),
+        ("The model `gpt-9` does not exist or you do not have access to it.", "model_not_found"),
+        ("models/gemini-9 is not found for API version v1beta", "model_not_found"),
+        ("image exceeds 5 MB maximum", "invalid_request"),
         ("max_tokens is too large: 100000. This model supports at most 16384 completion tokens", "invalid_request"),
         ("messages: at least one message is required", "invalid_request"),
     ],

@@ -45,12 +45,26 @@ def test_an_ordinary_enclave_becomes_an_endpoint_with_its_pin_payee_and_key():
         payees=frozenset({TEE.payment_address}),
         tee_id=TEE.id,
         public_key_der=b"key",
+        is_far=True,
     )
+
+
+def test_what_its_name_leads_to_is_looked_at_unless_the_network_is_local():
+    assert admit(TEE, network=BASE, policy=SpendPolicy()).is_far
+    assert not admit(TEE, network=LOCAL, policy=SpendPolicy()).is_far
+    assert not admit(TEE, network=BASE, policy=SpendPolicy(allow_private_endpoints=True)).is_far
 
 
 @pytest.mark.parametrize(
     "host",
     [
+        "[64:ff9b::a00:1]",
+        "[64:ff9b:1::a00:1]",
+        "[2002:a00:1::]",
+        "[::10.0.0.1]",
+        "[2001:0:5ef5:79fd::f5ff:fffe]",
+        "[fec0::1]",
+        "[3fff::1]",
         "10.1.2.3",
         "172.16.0.1",
         "192.168.0.10",
@@ -85,7 +99,6 @@ def test_this_machine_is_for_local_networks_only(host):
         "0x7f000001",
         "0x7f.1",
         "127.1",
-        "10.0.0.1.",
         "169.254.43518",
         "1.2.3.4.5",
     ],

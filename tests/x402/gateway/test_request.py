@@ -65,6 +65,8 @@ def test_a_choice_of_no_tool_is_refused(choice):
         ({"max_tokens": -1}, "max_tokens=-1 was given"),
         ({"max_completion_tokens": -1}, "max_completion_tokens=-1 was given"),
         ({"stop": list("abcde")}, "5 stop sequences were given, and gateways take 4"),
+        ({"messages": [{"role": "developer", "content": "Be brief."}]}, "the role 'developer', which gateways cannot"),
+        ({"messages": [{"role": "robot", "content": "Beep."}]}, "the role 'robot', which gateways cannot"),
     ],
 )
 def test_what_gateways_refuse_after_the_payment_is_refused_before_it(given, why):
@@ -80,13 +82,6 @@ def test_the_ends_of_the_ranges_are_sent():
 
 
 # -- translated
-
-
-def test_messages_of_the_developer_are_sent_as_those_of_the_system():
-    messages = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
-    given = {"messages": messages}
-    assert body_of(**given)["messages"] == [{"role": "system", "content": "Be brief."}, messages[1]]
-    assert messages[0]["role"] == "developer"
 
 
 def test_empty_and_absent_members_stay_out():

@@ -28,7 +28,7 @@ REQUESTS = {
     "parts and unicode": {
         **PROMPT,
         "messages": [
-            {"role": "developer", "content": "Be brief. é😀"},
+            {"role": "system", "content": "Be brief. é😀"},
             {
                 "role": "user",
                 "content": [{"type": "text", "text": "What is é?", "cache_control": {"type": "ephemeral"}}],

@@ -204,7 +204,7 @@ def test_no_statement_of_a_call_or_of_a_settlement_reads_a_whole_table(tmp_path)
     finally:
         sa.event.remove(Engine, "before_cursor_execute", listen)
         ledger.close()
-    seen[WRITE] = ["call_1", "auth_1", 1, "{}", "payer", "served", "served", "auth_1"]
+    seen[WRITE] = ["call_1", "auth_1", 1, "{}", "payer", "served", "run", "served", "auth_1"]
     plans = []
     with closing(sqlite3.connect(path)) as conn:
         for statement, parameters in seen.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -240,6 +242,26 @@ def test_a_forked_child_records_in_a_file_of_its_own(ledger, tmp_path):
     assert _receipts(tmp_path / "ledger.sqlite") == {"call_1": "ok", "call_2": "ok"}
 
 
+def test_receipts_that_many_threads_bring_at_once_are_committed_together_and_each_knows_whose_proof_came_first(ledger):
+    proofs = [base64.b64encode(f"proof {number // 2}".encode()).decode() for number in range(40)]
+    receipts = [served(entry(1), f"call_{number}", tee_signature=proof) for number, proof in enumerate(proofs)]
+    recorder, statements = ledger._recorder, []
+    recorder._conn.set_trace_callback(statements.append)
+    with ThreadPoolExecutor(40) as threads:
+        with recorder._lock:  # as long as another thread writes
+            brought = [threads.submit(ledger.record_call, receipt) for receipt in receipts]
+            until = time.monotonic() + 60
+            while len(recorder._slips) < 40 and time.monotonic() < until:
+                time.sleep(0.01)
+        first_of = [one.result().result() for one in brought]
+    recorder._conn.set_trace_callback(None)
+    assert statements.count("COMMIT") == 1
+    for pair in range(0, 40, 2):
+        assert first_of[pair] == first_of[pair + 1] in (f"call_{pair}", f"call_{pair + 1}")
+    assert {receipt.outcome for receipt in ledger.receipts().result()} == {"ok"}
+    assert len(ledger.receipts().result()) == 40
+
+
 def test_recording_a_call_takes_its_caller_less_than_sixty_microseconds_of_work(ledger):
     receipts = [served(entry(1), f"call_{number}", tee_signature="x" * 300) for number in range(2000)]
     rounds_us = []
@@ -250,3 +272,61 @@ def test_recording_a_call_takes_its_caller_less_than_sixty_microseconds_of_work(
         rounds_us.append((time.thread_time() - began) / 100 * 1e6)
     assert min(rounds_us) < 300  # five times the aim, in the quietest round: shared machines
     assert len(ledger.receipts().result()) == 2000
+
+
+@pytest.mark.parametrize("at_once", [True, False], ids=["sync", "async"])
+def test_a_receipt_that_comes_after_the_settlement_is_never_recorded_without_its_share(tmp_path, at_once):
+    program = """
+        from dataclasses import replace
+
+        path, at_once = sys.argv[1], sys.argv[2] == "True"
+        ledger = Ledger(path)
+        for number in range(20):
+            paying = entry(number)
+            ledger.authorize(paying).result()
+            ledger.record_call(served(paying, paying.call_id, cost_atomic=300)).result()
+            found = dict(status="settled", settled_atomic=1_000, confirmations=9, confirmations_needed=1)
+            ledger.record_settlement(replace(paying, **found, tx_hash="0x" + "ab" * 32)).result()
+        for number in range(20):
+            late = ledger.record_call(served(entry(number), f"late_{number}", cost_atomic=700), at_once=at_once)
+            if number == 10 and not at_once:
+                late.result()
+        os._exit(0)
+    """
+    path = tmp_path / "ledger.sqlite"
+    _python(program, str(path), str(at_once)).communicate(timeout=60)
+    ledger = Ledger(path)
+    try:
+        receipts = ledger.receipts().result()
+    finally:
+        ledger.close()
+    late = [receipt for receipt in receipts if receipt.call_id.startswith("late_")]
+    assert len(late) >= (20 if at_once else 11)
+    assert {(receipt.status, receipt.settled_atomic) for receipt in late} == {(ReceiptStatus.SETTLED, 700)}
+
+
+@pytest.mark.parametrize(("at_once", "number_of_calls"), [(True, 3_000), (False, 10_000)], ids=["sync", "async"])
+def test_what_is_written_is_moved_into_the_main_file_however_it_came(ledger, tmp_path, at_once, number_of_calls):
+    for number in range(number_of_calls):
+        future = ledger.record_call(served(entry(1), f"call_{number}", cost_atomic=5), at_once=at_once)
+        if number % 500 == 0:
+            future.result()
+    future.result()
+    log = tmp_path / "ledger.sqlite-wal"
+    assert log.stat().st_size < 12 * 1024 * 1024
+
+
+def test_the_short_receipt_of_a_message_names_the_payment_and_stays_under_300_bytes():
+    longest = served(
+        entry(),
+        "call_" + "a" * 24,
+        authorization_id="auth_" + "b" * 32,
+        cost_atomic=10**17 + 1,
+        model="google/gemini-3.1-flash-lite-preview",
+        settlement_mode="individual",
+    )
+    short = longest.to_message()
+    assert (short["authorization_id"], "payment_hash" in short) == ("auth_" + "b" * 32, False)
+    assert len(json.dumps(short)) < 300
+    taken = replace(longest, payment_tx_hash="0x" + "c" * 64).to_message()
+    assert (taken["payment_hash"], "authorization_id" in taken) == ("0x" + "c" * 64, False)

@@ -160,3 +160,25 @@ def test_a_signature_that_is_added_to_an_expired_authorization_opens_it_again(tm
     ledger.record_settlement(replace(first, status="expired", confirmations=0, confirmations_needed=0)).result()
     assert [one.status for one in ledger.authorizations().result()] == ["signed"], "it was judged before the second"
     ledger.close()
+
+
+_TO_THIRD_VERSION = """
+DROP INDEX calls_of_run;
+ALTER TABLE calls DROP COLUMN run;
+UPDATE schema SET version = 3;
+"""
+"""A ledger of today as version 3 had it: no call named its run."""
+
+
+def test_a_ledger_of_the_third_version_finds_calls_by_their_run_from_then_on(tmp_path):
+    path = tmp_path / "third.sqlite"
+    with closing(Ledger(path)) as ledger:
+        ledger.authorize(entry(1)).result()
+        ledger.record_call(served(entry(1), "call_1")).result()
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.executescript(_TO_THIRD_VERSION)
+    with closing(Ledger(path)) as again:
+        again.record_call(served(entry(1), "call_2", run="nightly")).result()
+        assert {one.call_id: one.run for one in again.receipts().result()} == {"call_1": None, "call_2": "nightly"}
+        assert [one.call_id for one in again.newest_receipts(9, run="nightly").result()] == ["call_2"]
+    assert check(f"sqlite:///{path}") == []

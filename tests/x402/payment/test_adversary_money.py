@@ -259,9 +259,9 @@ async def test_a_call_that_is_cancelled_before_it_signed_reserves_nothing(net, p
     held = threading.Event()
     reserve = payments.reserve
 
-    def slowly(entry):
+    def slowly(entry, **how):
         payments.ledger.submit(lambda *_: held.wait(60))
-        return reserve(entry)
+        return reserve(entry, **how)
 
     payments.reserve = slowly
     task = asyncio.create_task(client.chat(PROMPT))

@@ -17,8 +17,8 @@ SCRIPT = textwrap.dedent("""
 
     sign = Payments.sign
 
-    def sign_and_die(self, *args):
-        sign(self, *args)                     # the signature exists ...
+    def sign_and_die(self, *args, **how):
+        sign(self, *args, **how)              # the signature exists ...
         os.kill(os.getpid(), signal.SIGKILL)  # ... and was not sent
 
     Payments.sign = sign_and_die

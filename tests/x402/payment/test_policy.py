@@ -288,3 +288,15 @@ def test_a_token_price_that_jumps_is_refused_in_both_directions(quoted):
     policy.check_token_price(Decimal("0.4"), Decimal("0.2"), origin="https://gateway.example")
     with pytest.raises(PolicyRefused, match=r"token price.*Nothing was signed"):
         policy.check_token_price(Decimal(quoted), Decimal("0.2"), origin="https://gateway.example")
+
+
+def test_a_limit_for_a_misspelt_model_is_not_silently_none():
+    with pytest.warns(UserWarning, match="Did you mean 'openai/gpt-5'"):
+        SpendPolicy(max_per_model={"opneai/gpt5": "0.1"})
+    for pattern in ("*", "openai/*", " "):
+        with pytest.raises(ConfigurationError, match="Name each model"):
+            SpendPolicy(max_per_model={pattern: "0.1"})
+
+
+def test_a_model_of_an_own_gateway_may_have_a_limit():
+    assert SpendPolicy(max_per_model={"ollama/llama3": "0.1"}).max_per_model == (("ollama/llama3", "0.1"),)

@@ -10,8 +10,9 @@ from collections import Counter
 from contextlib import ExitStack
 
 from opengradient_x402.ledger.receipts import ReceiptStatus
+from opengradient_x402.proofs.export import export_bundle
 from opengradient_x402.proofs.findings import Refuted, Statement, Undecided
-from opengradient_x402.proofs.verification import export_bundle, verify_bundle
+from opengradient_x402.proofs.verification import verify_bundle
 from support.payers import async_client_for, client_for, network_of, payments_for
 
 CALLS = 90

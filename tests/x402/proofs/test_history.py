@@ -13,9 +13,10 @@ import pytest
 from opengradient_x402.errors import ConfigurationError
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.proofs.bundle_schema import json_schema
+from opengradient_x402.proofs.export import export_bundle
 from opengradient_x402.proofs.findings import Finding, Proven, Refuted, Statement, Undecided
 from opengradient_x402.proofs.history import Head, HistoryTree, is_continued, is_included
-from opengradient_x402.proofs.verification import Verification, export_bundle, verify_bundle
+from opengradient_x402.proofs.verification import Verification, verify_bundle
 from support.payers import PROMPT, client_for, payments_for, settled_receipts
 
 LEAVES = [sha256(bytes([number])).digest() for number in range(33)]

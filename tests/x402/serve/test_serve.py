@@ -124,6 +124,14 @@ def test_an_answer_has_openais_shape_and_names_its_receipt(server):
     )
 
 
+def test_messages_of_the_developer_go_to_the_gateway_as_those_of_the_system(server):
+    messages = [{"role": "developer", "content": "Answer in French."}, *PROMPT["messages"]]
+    as_system = [{**messages[0], "role": "system"}, *PROMPT["messages"]]
+    answers = [ask(server, messages=sent).json()["choices"][0]["message"] for sent in (messages, as_system)]
+    assert answers[0] == answers[1]
+    assert len(server.receipts) == 2
+
+
 def test_the_last_event_of_a_stream_has_the_reason_and_the_receipt(server):
     events, headers = events_of(server)
     ((_, receipt),) = server.receipts
@@ -372,5 +380,7 @@ def test_budgets_hold_under_parallel_calls_and_one_key_does_not_touch_the_other(
     for name, limit in limits.items():
         paid = sum(settled[receipt.call_id].settled_atomic for receipt in server.receipts_of(name))
         assert paid == limit.spent_atomic
+        of_run = {call_id for call_id, receipt in settled.items() if receipt.run == name}
+        assert of_run == {receipt.call_id for receipt in server.receipts_of(name)}
         assert paid <= payments.network.asset.parse(limit.limit)
     assert opg_balance(net, payments.payer) == 10 * 10**18 - sum(receipt.settled_atomic for receipt in settled.values())

@@ -148,7 +148,7 @@ async def test_a_challenge_is_no_error_of_its_http_span(net, payments, http_span
     with client_for(payments) as client:
         client.chat(PROMPT)
     net.close_sessions()  # the next call asks in a session that is gone
-    # What has no httpx transport below it, such as our own over aiohttp, has no span of httpx.
+    # What has no httpx transport below it, such as our own for event loops, has no span of httpx.
     async with httpx.AsyncHTTPTransport() as wire, async_client_for(payments, http_transport=wire) as client:
         await client.chat(PROMPT)
     spans = http_spans()

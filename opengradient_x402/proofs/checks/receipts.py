@@ -6,17 +6,19 @@ Whatever else the file says is its writer's word: it can be refuted here, and is
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
-from opengradient_x402.chain.eip712 import payment_digest
+from opengradient_x402.chain.eip712 import BATCH_SETTLEMENT, payment_digest
 from opengradient_x402.chain.questions import Transaction
 from opengradient_x402.ledger.authorizations import Authorization, token_fields
 from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt, transaction_claim
 from opengradient_x402.networks import Network
-from opengradient_x402.proofs.attestation import TeeProof
+from opengradient_x402.proofs.attestation import TeeProof, Verdict
 from opengradient_x402.proofs.bundle import ABOUT, Case, hex_bytes
 from opengradient_x402.proofs.findings import Finding, Proven, Refuted, Stated, Statement, Undecided
+from opengradient_x402.settlement.channels import SCHEME
 from opengradient_x402.settlement.recognition import SettlementFound
 from opengradient_x402.signer import SIGNATURE_BYTES, recover_address
 
@@ -43,9 +45,13 @@ def share_findings(case: Case, network: Network) -> list[Finding]:
     return [make(statement=Statement.SHARES, about=case.entry.id, why=why)]
 
 
-def told_finding(call: SettlementReceipt) -> Finding:
-    """What only the writer says of a call; refuted where the enclave's own clock says otherwise."""
+def told_finding(call: SettlementReceipt, made_at: int | None) -> Finding:
+    """What only the writer says of a call; refuted where a clock says otherwise: the enclave's, the file's or here."""
     about = call.call_id
+    latest = min(int(time.time()), int(time.time()) if made_at is None else made_at)
+    if call.created_at > latest + _CLOCK_MARGIN_S:
+        why = f"the file dates the call at {call.created_at}, and it was made, or read, at {latest}"
+        return Refuted(statement=Statement.TOLD, about=about, why=why)
     proof = readable_proof(call)
     if proof is not None and abs(proof.timestamp_s - call.created_at) > _CLOCK_MARGIN_S:
         why = f"the file dates the call at {call.created_at}, and the enclave's proof at {proof.timestamp_s}"
@@ -82,7 +88,7 @@ def _contradictions(case: Case, call: SettlementReceipt, network: Network) -> It
     quotes = [receipt.cost_atomic for receipt in case.receipts if receipt.cost_atomic is not None]
     # A gateway may round each call up, or their sum.
     excess = taken - sum(quotes)
-    if entry.terms.scheme == "upto" and len(quotes) == len(case.receipts) and excess > len(quotes):
+    if entry.terms.scheme in ("upto", SCHEME) and len(quotes) == len(case.receipts) and excess > len(quotes):
         yield f"{show(taken)} was settled, and the calls were quoted {show(sum(quotes))}: {show(excess)} too much"
     claimed = transaction_claim(call.claimed_payment_tx_hash)
     if claimed is not None and entry.status != "signed" and claimed.lower() != entry.tx_hash:
@@ -99,7 +105,7 @@ def once_finding(cases: Sequence[Case]) -> Finding:
     twice: list[str] = []
     for case in cases:
         entry = case.entry
-        claims = [(("nonce", entry.payer, entry.asset, entry.transfer_method, entry.nonce), entry.id)]
+        claims = [(_authorized(case), entry.id)]
         claims += [
             (("proof", proof.signature), call.call_id)
             for call in case.receipts
@@ -114,8 +120,24 @@ def once_finding(cases: Sequence[Case]) -> Finding:
     return Stated(statement=Statement.ONCE, about=ABOUT, why=why)
 
 
+def _authorized(case: Case) -> tuple[object, ...]:
+    """What only one authorization can have: a nonce; on a channel, the sums between which it was charged something."""
+    entry, voucher = case.entry, case.voucher
+    if voucher is None:
+        return "nonce", entry.payer, entry.asset, entry.transfer_method, entry.nonce
+    has_cost = entry.settled_atomic or voucher.charged_atomic
+    return "voucher", voucher.channel_id, voucher.base_atomic, voucher.max_atomic, None if has_cost else entry.id
+
+
+def is_disowned(call: SettlementReceipt) -> bool:
+    """Whether a receipt says itself that its proof came with another call before: the gateway's doing, no claim."""
+    return (call.tee_verified or "").startswith(Verdict.REPLAYED)
+
+
 def readable_proof(call: SettlementReceipt) -> TeeProof | None:
-    """The enclave's proof on a receipt; None for none, and for one that cannot be read."""
+    """The enclave's proof on a receipt; None for none, for one that cannot be read, and for one that is disowned."""
+    if is_disowned(call):
+        return None
     try:
         return TeeProof.from_fields(call.to_json())
     except ValueError:
@@ -128,6 +150,8 @@ def foreign(entry: Authorization, network: Network) -> str | None:
         ("permit2", "upto"): network.upto_proxy,
         ("permit2", "exact"): network.exact_proxy,
         ("eip3009", "exact"): network.asset.address,
+        ("permit2", SCHEME): BATCH_SETTLEMENT,
+        ("eip3009", SCHEME): BATCH_SETTLEMENT,
     }
     if entry.network != network.caip2:
         return f"it is on {entry.network}, and the bundle is about {network.caip2}"
@@ -182,7 +206,7 @@ def signature_finding(case: Case, mined: Transaction | None, network: Network) -
     """The payer's signature over exactly these terms: in the calldata that settled them, or in the file."""
     entry = case.entry
     if mined is not None:
-        where, candidates, wanted = f"in {mined.tx_hash}", list(_signatures_in(mined.input)), entry.signed
+        where, candidates, wanted = f"in {mined.tx_hash}", list(signatures_in(mined.input)), entry.signed
     else:
         # "Expired" speaks of all signatures: the file shows the one that lives longest.
         longest = max(entry.signed, key=lambda terms: terms.deadline)
@@ -198,7 +222,7 @@ def signature_finding(case: Case, mined: Transaction | None, network: Network) -
     return Undecided(statement=Statement.SIGNED, about=entry.id, why=why)
 
 
-def _signatures_in(calldata: bytes) -> Iterable[bytes]:
+def signatures_in(calldata: bytes) -> Iterable[bytes]:
     """Whatever is ABI-encoded as 65 bytes, wherever a contract has wrapped it."""
     start = calldata.find(_SIGNATURE_LENGTH)
     while start >= 0:

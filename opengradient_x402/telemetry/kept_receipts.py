@@ -1,7 +1,7 @@
-"""Receipts that a handler has heard of, as the ledger knows them now.
+"""The receipts that a callback handler keeps, as the ledger knows them now.
 
 The handlers of both faces keep their receipts here: one for a call, in the order of the calls, the newest ones only.
-What this process learns of a call arrives by itself; what another process recorded is read when somebody looks.
+What this process learns of a call is written here at once; what another process recorded is read when a caller asks.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ MOST_RECEIPTS: Final = 10_000
 """So many receipts are kept, unless a handler says otherwise."""
 _MOST_GROUPS: Final = 100
 _LONGEST_LOOK_S: Final = 1.0
-"""A ledger that does not answer in this time is left alone: what was heard last is shown."""
+"""A ledger that does not answer in this time is left alone: what was known last is shown."""
 
 
-class HeardReceipts:
+class KeptReceipts:
     """Receipts by call id. Thread-safe.
 
     Above `most` (and a tenth) the oldest are left out; their cost stays in `spent_at_most`, their number in `calls`.
@@ -47,10 +47,10 @@ class HeardReceipts:
         self._tokens: dict[_Token, SettlementReceipt] = {}
         """A receipt in each token."""
         self._groups: dict[str, Ledger] = {}
-        _heard.add(self)
+        _all_kept.add(self)
 
     def add(self, receipt: SettlementReceipt) -> bool:
-        """Keeps the receipt of a call that was not heard of before; whether it is one."""
+        """Keeps the receipt of a call; returns whether the call is new here."""
         with self._lock:
             if receipt.call_id in self._latest:
                 return False
@@ -61,7 +61,7 @@ class HeardReceipts:
             return True
 
     def replace(self, receipt: SettlementReceipt) -> None:
-        """Puts what is known now in the place of what was heard of this call, if it was."""
+        """Replaces the receipt that is kept of this call, if one is."""
         with self._lock:
             known = self._latest.get(receipt.call_id)
             if known is None or known == receipt:
@@ -76,7 +76,7 @@ class HeardReceipts:
         while len(self._groups) > _MOST_GROUPS:
             self._groups.pop(next(iter(self._groups)))
 
-    def heard(self) -> tuple[SettlementReceipt, ...]:
+    def latest(self) -> tuple[SettlementReceipt, ...]:
         """The receipts as they are known here, without asking the ledger."""
         with self._lock:
             return tuple(self._latest.values())
@@ -92,7 +92,7 @@ class HeardReceipts:
                 with suppress(TimeoutError, OpenGradientError):
                     asked.result(_LONGEST_LOOK_S)
                     self._take(asked)
-        return self.heard()
+        return self.latest()
 
     def refresh(self) -> None:
         """Asks the chain about what is not final yet. Raises ChainUnavailable."""
@@ -108,13 +108,13 @@ class HeardReceipts:
 
     @property
     def calls(self) -> int:
-        """How many calls were heard of."""
+        """How many calls there were."""
         return len(self._latest) + self._left_out[0]
 
     @property
     def authorizations(self) -> int:
         """How many payment signatures they needed."""
-        return len({receipt.authorization_id for receipt in self.heard()}) + self._left_out[1]
+        return len({receipt.authorization_id for receipt in self.latest()}) + self._left_out[1]
 
     def spent_at_most(self, receipts: Iterable[SettlementReceipt]) -> list[tuple[SettlementReceipt, int]]:
         """What these calls, and those that are kept no more, cost at most: a receipt in each token, and the amount."""
@@ -148,7 +148,7 @@ class HeardReceipts:
 
     def _asked(self) -> list[Future[list[SettlementReceipt]]]:
         followers: dict[int, tuple[Follower, list[SettlementReceipt]]] = {}
-        for receipt in self.heard():
+        for receipt in self.latest():
             if not receipt.is_final and (follower := receipt.follower) is not None:
                 followers.setdefault(id(follower), (follower, []))[1].append(receipt)
         asked = [follower.recorded(receipts) for follower, receipts in followers.values()]
@@ -173,11 +173,11 @@ class HeardReceipts:
             self._on_news(receipt)
 
 
-_heard: Final[weakref.WeakSet[HeardReceipts]] = weakref.WeakSet()
+_all_kept: Final[weakref.WeakSet[KeptReceipts]] = weakref.WeakSet()
 
 
-def tell_those_who_heard(receipts: Iterable[SettlementReceipt]) -> None:
-    """Brings what was learned of these calls to the handlers of this process that heard of them."""
+def update_kept(receipts: Iterable[SettlementReceipt]) -> None:
+    """Replaces these calls' receipts in every handler of this process that keeps them."""
     news = list(receipts)
     for kept in _everybody() if news else ():
         for receipt in news:
@@ -185,10 +185,10 @@ def tell_those_who_heard(receipts: Iterable[SettlementReceipt]) -> None:
                 kept.replace(receipt)
 
 
-def _everybody() -> list[HeardReceipts]:
+def _everybody() -> list[KeptReceipts]:
     while True:
         try:
-            return list(_heard)
+            return list(_all_kept)
         except RuntimeError:  # another thread makes a handler meanwhile
             continue
 
@@ -227,7 +227,7 @@ def spent_at_most_atomic(receipts: Iterable[SettlementReceipt]) -> int:
 
 
 def _is_behind(recorded: SettlementReceipt, known: SettlementReceipt) -> bool:
-    """Whether the ledger does not have yet what was heard: a call that has just ended, or a stream under way."""
+    """Whether the ledger does not have yet what is known here: a call that has just ended, or a stream under way."""
     if recorded.outcome != "unknown":
         return False
     return known.outcome != "unknown" or recorded.status is ReceiptStatus.AUTHORIZED

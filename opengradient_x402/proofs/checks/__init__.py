@@ -1,0 +1,1 @@
+"""What is checked of a bundle, one subject in each module: receipts, payment channels, completeness."""

@@ -1,0 +1,207 @@
+"""Bundles of calls on payment channels: totals, completeness, refunds, overcharges, and ledgers that were lost."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from opengradient_devnet import Scheme
+from opengradient_devnet.faults import HangUp, SettleAtCap
+from opengradient_x402.cli.main import build_app
+from opengradient_x402.errors import PaymentOutcomeUnknown
+from opengradient_x402.proofs.export import export_bundle
+from opengradient_x402.proofs.findings import Finding, Proven, Read, Refuted, Stated, Statement, Undecided
+from opengradient_x402.proofs.verification import Verification, verify_bundle
+from support.payers import PROMPT, client_for, payments_for
+
+pytestmark = pytest.mark.devnet(schemes=[Scheme.BATCH_SETTLEMENT])
+DEPOSIT = 10**18
+
+
+def exported(payments):
+    return export_bundle(payments.ledger, network=payments.network, signer=payments.signer)
+
+
+def verified(payments, **options) -> Verification:
+    return verify_bundle(exported(payments).to_bytes(), network=payments.network, **options)
+
+
+def claimed(net, payments):
+    net.claim_channels()
+    payments.reconciler.reconcile()
+
+
+def one(verification: Verification, statement: Statement) -> Finding:
+    (finding,) = [item for item in verification.findings if item.statement is statement]
+    return finding
+
+
+def test_calls_on_a_channel_are_proven_read_and_complete(net, payments, client):
+    costs = [client.chat(PROMPT).receipt.cost_atomic for _ in range(3)]
+    claimed(net, payments)
+    verification = verified(payments)
+    show = payments.network.asset.format
+    assert verification.of(Refuted) == []
+    assert isinstance(one(verification, Statement.SIGNED), Proven)
+    for statement in (Statement.CHANNEL, Statement.PAID, Statement.CONFIRMED):
+        assert isinstance(one(verification, statement), Read), statement
+    assert f"{show(sum(costs))} was claimed" in one(verification, Statement.PAID).why
+    complete = one(verification, Statement.COMPLETE)
+    assert isinstance(complete, Read)
+    assert "all 0 settlements, 1 deposits into payment channels and 1 claims from them" in complete.why
+
+
+def test_without_a_node_nothing_of_a_channel_is_read_and_the_voucher_is_proven(net, payments, client):
+    client.chat(PROMPT)
+    claimed(net, payments)
+    verification = verified(payments, is_offline=True)
+    assert isinstance(one(verification, Statement.SIGNED), Proven)
+    for statement in (Statement.CHANNEL, Statement.PAID, Statement.CONFIRMED):
+        assert isinstance(one(verification, statement), Undecided), statement
+    assert isinstance(one(verification, Statement.COMPLETE), Stated)
+
+
+def test_what_is_charged_and_not_claimed_yet_is_not_decided(payments, client):
+    client.chat(PROMPT)
+    bundle = exported(payments)
+    (entry,) = bundle.of_kind("authorization")
+    assert (entry["status"], "settled_atomic" in entry) == ("signed", False)
+    assert int(entry["voucher"]["charged_atomic"]) > 0
+    verification = verified(payments)
+    assert verification.of(Refuted) == []
+    paid = [item for item in verification.findings if item.statement is Statement.PAID]
+    assert {type(item) for item in paid} == {Undecided}
+    assert isinstance(one(verification, Statement.COMPLETE), Read)
+
+
+def test_a_claim_that_the_ledger_has_not_seen_yet_is_explained_by_the_charges(net, payments, client):
+    client.chat(PROMPT)
+    net.claim_channels()
+    verification = verified(payments)
+    assert verification.of(Refuted) == []
+    paid = [item for item in verification.findings if item.statement is Statement.PAID]
+    assert {type(item) for item in paid} == {Undecided, Read}
+
+
+def test_an_overcharge_is_in_the_file_as_the_payers_word_beside_what_was_claimed(net, payments, client):
+    for _ in range(2):
+        client.chat(PROMPT)
+    net.faults.inject(SettleAtCap())
+    claimed(net, payments)
+    verification = verified(payments)
+    assert verification.of(Refuted) == []
+    disputed = [
+        item for item in verification.findings if item.statement is Statement.DISPUTE and "too much" in item.why
+    ]
+    assert [type(item) for item in disputed] == [Stated]
+    assert isinstance(one(verification, Statement.PAID), Read)
+
+
+def test_an_overcharge_that_the_ledger_has_not_seen_is_refuted_by_the_claim(net, payments, client):
+    client.chat(PROMPT)
+    net.faults.inject(SettleAtCap())
+    net.claim_channels()
+    verification = verified(payments)
+    paid = [item for item in verification.findings if item.statement is Statement.PAID]
+    assert [item for item in paid if isinstance(item, Refuted) and "were charged" in item.why]
+    assert isinstance(one(verification, Statement.COMPLETE), Refuted)
+
+
+def test_a_deposit_by_the_tokens_own_authorization_is_a_deposit_and_no_settlement(devnets, tmp_path):
+    net = devnets(schemes=[Scheme.BATCH_SETTLEMENT_EIP3009])
+    with (
+        payments_for(net, net.account(opg="3"), tmp_path / "l.sqlite") as payments,
+        client_for(payments) as client,
+    ):
+        client.chat(PROMPT)
+        claimed(net, payments)
+        verification = verified(payments)
+    assert verification.of(Refuted) == []
+    assert isinstance(one(verification, Statement.SIGNED), Proven)
+    assert "all 0 settlements, 1 deposits" in one(verification, Statement.COMPLETE).why
+
+
+def test_what_came_back_is_read_too(net, account, tmp_path, monkeypatch):
+    ledger = tmp_path / "ledger.sqlite"
+    with payments_for(net, account, ledger) as payments, client_for(payments) as client:
+        cost = client.chat(PROMPT).receipt.cost_atomic
+    monkeypatch.setenv("OG_PRIVATE_KEY", account.private_key)
+    monkeypatch.setenv("OG_NETWORK", f"{net.gateway_url}/network")
+    monkeypatch.setenv("OG_LEDGER_URL", str(ledger))
+    command = ["channels", "refund"]
+    assert CliRunner().invoke(build_app(command), command).exit_code == 0
+    with payments_for(net, account, ledger) as payments:
+        payments.reconciler.reconcile()
+        (channel,) = exported(payments).of_kind("channel")
+        verification = verified(payments)
+    assert (channel["claimed_atomic"], channel["returned_atomic"]) == (str(cost), str(DEPOSIT - cost))
+    assert verification.of(Refuted) == []
+    assert isinstance(one(verification, Statement.CHANNEL), Read)
+    assert isinstance(one(verification, Statement.SIGNED), Proven)  # a refund's voucher is for what was charged
+
+
+def test_a_new_ledger_says_that_calls_of_the_lost_one_are_missing(net, account, tmp_path):
+    with payments_for(net, account, tmp_path / "lost.sqlite") as payments, client_for(payments) as client:
+        client.chat(PROMPT)
+        net.claim_channels()
+    with payments_for(net, account, tmp_path / "new.sqlite") as payments, client_for(payments) as client:
+        client.chat(PROMPT)
+        claimed(net, payments)
+        verification = verified(payments)
+    assert isinstance(one(verification, Statement.PAID), Read)
+    complete = one(verification, Statement.COMPLETE)
+    assert isinstance(complete, Refuted)
+    assert "of no call in this file" in complete.why
+
+
+def test_two_lost_answers_whose_vouchers_begin_alike_are_not_both_settled_by_one_claim(net, payments, client):
+    client.chat(PROMPT)
+    net.faults.inject(HangUp(charge=False), times=2)
+    for _ in range(2):
+        with pytest.raises(PaymentOutcomeUnknown):
+            client.chat(PROMPT)
+    net.faults.inject(SettleAtCap())
+    claimed(net, payments)
+    (channel,) = exported(payments).of_kind("channel")
+    receipts = payments.ledger.receipts().result()
+    assert sum(receipt.settled_atomic or 0 for receipt in receipts) == int(channel["claimed_atomic"])
+    assert verified(payments).of(Refuted) == []
+
+
+def test_a_report_of_the_ledger_has_a_channel_as_one_payment(net, account, tmp_path, monkeypatch):
+    ledger = tmp_path / "ledger.sqlite"
+    with payments_for(net, account, ledger) as payments, client_for(payments) as client:
+        for _ in range(2):
+            client.chat(PROMPT)
+        claimed(net, payments)
+        for _ in range(2):  # charged, and not claimed
+            client.chat(PROMPT)
+    monkeypatch.setenv("OG_NETWORK", f"{net.gateway_url}/network")
+    monkeypatch.setenv("OG_LEDGER_URL", str(ledger))
+    command = ["receipts", "report", "-f", "csv"]
+    done = CliRunner().invoke(build_app(command), command)
+    assert done.exit_code == 0, done.output
+    rows = [row.split(",") for row in done.stdout.splitlines()]
+    heads = {name: place for place, name in enumerate(rows[0])}
+    (payment,) = [row for row in rows if row[0] == "payment"]
+    assert payment[heads["calls"]] == "4"
+    assert float(payment[heads["read"]]) > 0
+    assert float(payment[heads["undecided"]]) > 0
+    assert float(payment[heads["refuted"]]) == 0
+
+
+def test_the_command_counts_a_ledger_with_channels(net, payments, client, tmp_path, monkeypatch):
+    client.chat(PROMPT)
+    claimed(net, payments)
+    file = tmp_path / "bundle.json"
+    file.write_bytes(exported(payments).to_bytes())
+    monkeypatch.setenv("OG_NETWORK", f"{net.gateway_url}/network")
+    command = ["receipts", "verify", str(file), "--json"]
+    done = CliRunner().invoke(build_app(command), command)
+    assert done.exit_code == 0, done.output
+    said = json.loads(done.stdout)
+    assert said["totals"]["refuted"] == 0
+    names = {finding["statement"] for finding in said["findings"] if finding["class"] == "read"}
+    assert Statement.CHANNEL in names

@@ -1,0 +1,56 @@
+"""Odd questions of readers, and what a gateway can do to an honest payer's file."""
+
+from __future__ import annotations
+
+import pytest
+
+from opengradient_devnet.faults import ForgeProof
+from opengradient_x402.errors import ConfigurationError, ProofRejected
+from opengradient_x402.proofs.export import export_bundle
+from opengradient_x402.proofs.findings import Read, Refuted, Statement, Undecided
+from opengradient_x402.proofs.verification import Verification, verify_bundle
+from support.payers import PROMPT, client_for, settled_receipts
+
+
+@pytest.fixture
+def paid(net, payments):
+    with client_for(payments) as client:
+        client.chat(PROMPT)
+    settled_receipts(net, payments)
+    return payments
+
+
+def exported(payments) -> bytes:
+    return export_bundle(payments.ledger, network=payments.network, signer=payments.signer).to_bytes()
+
+
+def completeness(verification: Verification):
+    (finding,) = [item for item in verification.findings if item.statement is Statement.COMPLETE]
+    return finding
+
+
+def test_a_period_without_blocks_is_no_question(paid):
+    with pytest.raises(ConfigurationError, match="has no blocks"):
+        verify_bundle(exported(paid), network=paid.network, from_block=7, to_block=6)
+
+
+def test_a_period_that_is_not_over_is_not_complete_yet(net, paid):
+    content = exported(paid)
+    head = int(net.chain.rpc("eth_blockNumber", []), 16)
+    whole = completeness(verify_bundle(content, network=paid.network, from_block=0, to_block=head))
+    later = completeness(verify_bundle(content, network=paid.network, from_block=0, to_block=head + 1))
+    assert (type(whole), type(later)) == (Read, Undecided)
+    assert "no later block yet" in later.why
+
+
+def test_a_replayed_proof_does_not_refute_the_honest_payers_file(net, payments):
+    with client_for(payments, verify_tee="require") as client:
+        client.chat(PROMPT)
+        net.faults.inject(ForgeProof(part="replayed"))
+        with pytest.raises(ProofRejected):
+            client.chat(PROMPT)
+    settled_receipts(net, payments)
+    verification = verify_bundle(exported(payments), network=payments.network)
+    assert verification.of(Refuted) == []
+    disowned = [item for item in verification.findings if "had come with another call before" in item.why]
+    assert [(item.statement, type(item)) for item in disowned] == [(Statement.ENCLAVE, Undecided)]
