@@ -288,10 +288,10 @@ class ChannelBook:
             }
         )
 
-    def settled(self, channel_id: str) -> Future[int]:
-        """What was taken for the calls of a channel of which the chain has said the last word."""
+    def to_judge(self, channel_id: str) -> Future[tuple[list[Voucher], int]]:
+        """The unsettled vouchers of a channel, and what was taken for its other calls, as they are together."""
 
-        def summed(_book: Book, conn: Connection) -> int:
+        def summed(_book: Book, conn: Connection) -> tuple[list[Voucher], int]:
             import sqlalchemy as sa
 
             vouchers, paid = _table("vouchers"), _table("authorizations")
@@ -301,7 +301,8 @@ class ChannelBook:
                 .where(vouchers.c.channel_id == channel_id, vouchers.c.state == "final")
             )
             gwei, rest = conn.execute(query).one()
-            return int(gwei or 0) * 10**9 + int(rest or 0)
+            settled = int(gwei or 0) * 10**9 + int(rest or 0)
+            return _vouchers(conn, channel_id, "newest", "included"), settled
 
         return self._ledger.read(summed)
 

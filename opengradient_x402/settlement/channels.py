@@ -48,8 +48,10 @@ def judge(
     claimed = state.claimed_atomic
     is_news = state.block.number >= channel.seen_block
     is_empty = channel.status == "closed" and is_news and state.balance_atomic <= claimed
-    left = max(0, claimed - channel.foreign_atomic - settled_atomic)
+    left = claimed - channel.foreign_atomic - settled_atomic
     taken: dict[str, Taken] = {}
+    if left < 0:  # a node that is behind: more was settled before
+        return taken
     for voucher in sorted(vouchers, key=lambda one: one.charged_atomic is None):
         amount = min(left, voucher.end_atomic - voucher.base_atomic)
         if is_empty or claimed >= max(voucher.end_atomic, voucher.base_atomic + 1):
@@ -87,15 +89,14 @@ def settle_channels(
     book = ChannelBook(ledger)
     known: list[Channel] = yield Wait(book.channels(network=network.caip2, payer=payer))
     wanted = [one for one in known if one.id in ids or (with_open and one.status != "closed")]
-    vouchers: dict[str, list[Voucher]] = yield Wait(book.unsettled([one.id for one in wanted]))
     found: list[Authorization] = []
     for channel in wanted:
         state: ChannelState = yield from ask(
             network, channel_state(channel, network=network, confirmations=max(1, needed))
         )
         now: Channel = yield Wait(book.see(channel, state))
-        settled_before: int = yield Wait(book.settled(channel.id))
-        taken = judge(now, vouchers[channel.id], state, settled_atomic=settled_before, write=network.asset.format)
+        vouchers, settled_before = yield Wait(book.to_judge(channel.id))
+        taken = judge(now, vouchers, state, settled_atomic=settled_before, write=network.asset.format)
         new = yield from _authorizations(taken, ledger, network)
         settled = [_settled(one, taken[one.id], state, needed) for one in new]
         yield from record(settled)
