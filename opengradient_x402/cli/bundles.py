@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from opengradient_x402.cli.groups import grouped, model_of
 from opengradient_x402.cli.options import FullOption, JsonOption, KnownNetworks, NetworkOption, network_of
 from opengradient_x402.cli.output import (
     amount_of,
@@ -200,7 +201,6 @@ def _print_verification(verification: Verification, known: KnownNetworks, *, is_
 
 def _print_costs(receipts: list[SettlementReceipt], known: KnownNetworks) -> None:
     """What was bought, and how sure its cost is: the payer's own numbers."""
-    from opengradient_x402.cli.receipts import grouped, model_of
 
     def summed(name: str, of_name: list[SettlementReceipt], decimals: int, symbol: str) -> tuple[str, ...]:
         cost = rounded(sum(amount_of(receipt)[0] for receipt in of_name), decimals=decimals)

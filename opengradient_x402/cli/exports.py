@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from opengradient_x402.cli.bundles import BundleArgument, receipts_in
+from opengradient_x402.cli.groups import model_of
 from opengradient_x402.cli.options import (
     KnownNetworks,
     LedgerOption,
@@ -24,7 +25,6 @@ from opengradient_x402.cli.options import (
     parse_since,
 )
 from opengradient_x402.cli.output import amount_of, local_time, status_word, working
-from opengradient_x402.cli.receipts import model_of
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.money import format_amount
 

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 import typer
 
 from opengradient_x402.cli.bundles import BundleArgument, receipts_in
+from opengradient_x402.cli.groups import day_of, grouped, model_of
 from opengradient_x402.cli.options import (
     FullOption,
     JsonOption,
@@ -135,29 +136,6 @@ def _print_sums(
     with opened_ledger(ledger) as book:
         recorded = (receipt for page in book.pages_of_receipts(since=since, payer=payer) for receipt in page)
         print_tallies(by, filter(is_wanted, recorded), known, limit=limit, as_json=as_json)
-
-
-def grouped(
-    receipts: Iterable[SettlementReceipt], key: Callable[[SettlementReceipt], _T]
-) -> dict[_T, list[SettlementReceipt]]:
-    """Receipts by what `key` says of them, in the order in which they come."""
-    groups: dict[_T, list[SettlementReceipt]] = {}
-    for receipt in receipts:
-        groups.setdefault(key(receipt), []).append(receipt)
-    return groups
-
-
-def day_of(receipt: SettlementReceipt) -> str:
-    """The day of a call on this machine's clock."""
-    return local_time(receipt.created_at, "%Y-%m-%d")
-
-
-def model_of(receipt: SettlementReceipt) -> str:
-    """The model under the catalogue's name, which has its provider."""
-    from opengradient_x402.models import find_model
-
-    info = find_model(receipt.model)
-    return receipt.model if info is None else info.name
 
 
 def total_of(receipts: Iterable[SettlementReceipt]) -> int:

@@ -22,6 +22,9 @@ from opengradient_x402.errors import ChallengeInvalid
 from opengradient_x402.money import MAX_UINT256
 from opengradient_x402.strict_json import check_depth
 
+CHALLENGE_HEADER: Final = "PAYMENT-REQUIRED"
+SIGNATURE_HEADER: Final = "PAYMENT-SIGNATURE"
+RESPONSE_HEADER: Final = "PAYMENT-RESPONSE"
 MAX_HEADER_CHARS: Final = 64 * 1024
 MAX_DEPTH: Final = 32
 MAX_ITEMS: Final = 4096

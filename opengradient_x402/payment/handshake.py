@@ -36,14 +36,12 @@ from opengradient_x402.payment.call import (
     outcome_unknown,
     with_header,
 )
-from opengradient_x402.payment.challenge import Challenge, PaymentTerms
+from opengradient_x402.payment.challenge import CHALLENGE_HEADER, SIGNATURE_HEADER, Challenge, PaymentTerms
 from opengradient_x402.payment.channels.calls import pay_by_channel
 from opengradient_x402.payment.payments import Payments
 from opengradient_x402.payment.permits import Doubtful, Fate, SignedPayment, not_served
 from opengradient_x402.payment.sessions import SESSION_HEADER, PaidSession, SessionKey, Ticket, Waiting
 from opengradient_x402.payment.steps import (
-    CHALLENGE_HEADER,
-    SIGNATURE_HEADER,
     approved,
     check_limits,
     from_ledger,

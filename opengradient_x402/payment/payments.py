@@ -167,7 +167,9 @@ class Payments(Resident):
         """The payment channels of this wallet: what is in them, and how it comes back."""
         from opengradient_x402.payment.channels.taking_back import PayerChannels
 
-        return PayerChannels(self)
+        return PayerChannels(
+            network=self.network, signer=self.signer, policy=self.policy, gateways=self.gateways, rides=self.rides
+        )
 
     def close(self) -> None:
         """Writes what the ledger still holds; closes it if it was opened for this, and nobody else uses it.

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, Final, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import httpx
 
@@ -30,14 +30,17 @@ from opengradient_x402.errors import (
 from opengradient_x402.ledger.authorizations import DECISION_NOTED_AS, Authorization
 from opengradient_x402.money import format_amount
 from opengradient_x402.payment.call import Call, payment_claims
-from opengradient_x402.payment.challenge import Challenge, PaymentTerms, parse_challenge
+from opengradient_x402.payment.challenge import (
+    CHALLENGE_HEADER,
+    RESPONSE_HEADER,
+    Challenge,
+    PaymentTerms,
+    parse_challenge,
+)
 from opengradient_x402.payment.payments import Payments
 from opengradient_x402.payment.policy import Approval, ApprovalRequest
 from opengradient_x402.payment.sessions import SessionKey
 
-CHALLENGE_HEADER: Final = "PAYMENT-REQUIRED"
-SIGNATURE_HEADER: Final = "PAYMENT-SIGNATURE"
-RESPONSE_HEADER: Final = "PAYMENT-RESPONSE"
 T = TypeVar("T")
 
 

@@ -18,8 +18,8 @@ import httpx
 
 from opengradient_x402.models import find_model, usd_to_atomic
 from opengradient_x402.networks import Network
+from opengradient_x402.payment.challenge import CHALLENGE_HEADER, RESPONSE_HEADER, SIGNATURE_HEADER
 from opengradient_x402.payment.sessions import SESSION_HEADER
-from opengradient_x402.payment.steps import CHALLENGE_HEADER, RESPONSE_HEADER, SIGNATURE_HEADER
 from simulation.chain import Chain, Signature
 from simulation.desks import ChannelPayment, Desk, Refused, channel_payment
 

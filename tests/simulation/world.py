@@ -24,8 +24,8 @@ from opengradient_x402.errors import MoneyOutcome, OpenGradientError
 from opengradient_x402.money import Asset
 from opengradient_x402.networks import Network
 from opengradient_x402.payment import call as calls
+from opengradient_x402.payment.challenge import SIGNATURE_HEADER
 from opengradient_x402.payment.policy import SpendPolicy
-from opengradient_x402.payment.steps import SIGNATURE_HEADER
 from opengradient_x402.signer import LocalSigner
 from simulation.audit import Auditor
 from simulation.broken import Broken

@@ -21,7 +21,7 @@ import pytest
 
 from opengradient_devnet import Devnet
 from opengradient_x402.ledger.upkeep import check
-from opengradient_x402.payment.steps import SIGNATURE_HEADER
+from opengradient_x402.payment.challenge import SIGNATURE_HEADER
 from simulation.gateways import Signature, signature_in
 from support.payers import opg_balance, payments_for, settled_receipts
 from support.postgresql import running_server

@@ -19,8 +19,8 @@ from typing import Any
 from opengradient_devnet import Account, Devnet
 from opengradient_devnet.model.protocol import Answer, Delivery
 from opengradient_devnet.model.rules import RulesModel
+from opengradient_x402.payment.challenge import SIGNATURE_HEADER
 from opengradient_x402.payment.sessions import SESSION_HEADER
-from opengradient_x402.payment.steps import SIGNATURE_HEADER
 from support.relay import Relay
 
 _PROGRAM = Path(__file__).with_name("batch_worker.py")

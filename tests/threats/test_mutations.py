@@ -28,9 +28,9 @@ from opengradient_x402.errors import OpenGradientError
 from opengradient_x402.gateway.client import GatewayClient
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.networks import Network
+from opengradient_x402.payment.challenge import SIGNATURE_HEADER
 from opengradient_x402.payment.payments import Payments
 from opengradient_x402.payment.policy import SpendPolicy
-from opengradient_x402.payment.steps import SIGNATURE_HEADER
 from opengradient_x402.settlement.reconciler import Reconciler
 from simulation.chain import Chain
 from simulation.gateways import Terms, _entry, signature_in

@@ -135,7 +135,7 @@ def _made(
     *,
     signed_by: str | None = None,
 ) -> Report:
-    from opengradient_x402.cli.receipts import grouped
+    from opengradient_x402.cli.groups import grouped
     from opengradient_x402.cli.report.figures import Figures
     from opengradient_x402.cli.report.page import Report
 

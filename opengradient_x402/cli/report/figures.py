@@ -7,9 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from opengradient_x402.cli.groups import day_of, grouped, model_of, run_of
 from opengradient_x402.cli.output import amount_of, status_word
-from opengradient_x402.cli.receipts import day_of, grouped, model_of
-from opengradient_x402.cli.report.tallies import run_of
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.proofs.findings import Finding, Read, Statement, Undecided
 from opengradient_x402.proofs.verification import NOT_ASKED

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from importlib.resources import files
 from typing import Final
 
+from opengradient_x402.cli.groups import day_of, model_of
 from opengradient_x402.cli.options import KnownNetworks
 from opengradient_x402.cli.output import (
     AMOUNT_WORDS,
@@ -22,7 +23,6 @@ from opengradient_x402.cli.output import (
     shown,
     status_word,
 )
-from opengradient_x402.cli.receipts import day_of, model_of
 from opengradient_x402.cli.report.figures import ASPECTS, BASES, Figures, Sum, basis_of, sources_of
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.money import format_amount

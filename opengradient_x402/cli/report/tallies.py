@@ -8,6 +8,7 @@ from typing import Final
 
 import typer
 
+from opengradient_x402.cli.groups import day_of, model_of, run_of
 from opengradient_x402.cli.options import KnownNetworks
 from opengradient_x402.cli.output import (
     AMOUNT_WORDS,
@@ -20,17 +21,7 @@ from opengradient_x402.cli.output import (
     print_table,
     rounded,
 )
-from opengradient_x402.cli.receipts import day_of, model_of
 from opengradient_x402.ledger.receipts import SettlementReceipt
-
-NO_RUN: Final = "(no run)"
-"""What stands for the calls that no run made."""
-
-
-def run_of(receipt: SettlementReceipt) -> str:
-    """The run of a call, for a table."""
-    return receipt.run or NO_RUN
-
 
 _OTHER_WIDTH: Final = len("11-29 01:44 - 11-29 01:44  1,000,000  1000.000000  ?  ") + 2
 """Columns that a row needs besides its name."""

@@ -27,13 +27,12 @@ from opengradient_x402.errors import (
 )
 from opengradient_x402.ledger.authorizations import Authorization
 from opengradient_x402.payment.call import NEVER_LEFT, Call, answered, carry, outcome_unknown, with_header
-from opengradient_x402.payment.challenge import Challenge, PaymentTerms
+from opengradient_x402.payment.challenge import SIGNATURE_HEADER, Challenge, PaymentTerms
 from opengradient_x402.payment.channels.seats import looked, seated, seen, wanted_channel
 from opengradient_x402.payment.payments import Payments
 from opengradient_x402.payment.permits import payment_header
 from opengradient_x402.payment.sessions import SessionKey
 from opengradient_x402.payment.steps import (
-    SIGNATURE_HEADER,
     approved,
     check_limits,
     from_ledger,

@@ -21,13 +21,22 @@ from opengradient_x402.chain.readers import node_at
 from opengradient_x402.chain.transactions import send_transaction
 from opengradient_x402.channels.channel import Channel
 from opengradient_x402.channels.on_chain import ChannelState, channel_state, finalization_call, withdrawal_call
+from opengradient_x402.channels.rides import Rides
 from opengradient_x402.channels.vouchers import STALE, corrected_base, refund_payload
 from opengradient_x402.effects import Read, Send, Steps, Wait
 from opengradient_x402.errors import ConfigurationError
-from opengradient_x402.payment.challenge import Challenge, PaymentTerms, parse_challenge
-from opengradient_x402.payment.payments import Payments
+from opengradient_x402.networks import Network
+from opengradient_x402.payment.challenge import (
+    CHALLENGE_HEADER,
+    SIGNATURE_HEADER,
+    Challenge,
+    PaymentTerms,
+    parse_challenge,
+)
+from opengradient_x402.payment.gateways import KnownGateways
 from opengradient_x402.payment.permits import payment_header
-from opengradient_x402.payment.steps import CHALLENGE_HEADER, SIGNATURE_HEADER
+from opengradient_x402.payment.policy import SpendPolicy
+from opengradient_x402.signer import Signer
 
 _MOST_ATTEMPTS: Final = 2
 _TIMEOUT_S: Final = 60.0
@@ -52,24 +61,30 @@ class PayerChannels:
     LedgerUnavailable; ConfigurationError where not exactly one channel begins so.
     """
 
-    def __init__(self, payments: Payments) -> None:
-        self._payments = payments
+    def __init__(
+        self, *, network: Network, signer: Signer, policy: SpendPolicy, gateways: KnownGateways, rides: Rides
+    ) -> None:
+        self.network = network
+        self.signer = signer
+        self.policy = policy
+        self.gateways = gateways
+        self.rides = rides
 
     def list(self) -> list[Channel]:
         """The channels, oldest first."""
-        return look_up(_listed(self._payments))
+        return look_up(_listed(self))
 
     async def alist(self) -> Sequence[Channel]:
         """As `list`, for coroutines."""
-        return await alook_up(_listed(self._payments))
+        return await alook_up(_listed(self))
 
     def refund(self, channel_id: str | None = None) -> Sequence[TakenBack]:
         """Asks the gateways to send back what is left. Costs no gas."""
-        return look_up(_each(self._payments, channel_id, _refunded))
+        return look_up(_each(self, channel_id, _refunded))
 
     async def arefund(self, channel_id: str | None = None) -> Sequence[TakenBack]:
         """As `refund`, for coroutines."""
-        return await alook_up(_each(self._payments, channel_id, _refunded))
+        return await alook_up(_each(self, channel_id, _refunded))
 
     def withdraw(self, channel_id: str | None = None) -> Sequence[TakenBack]:
         """Takes back what is left without the gateways: call it twice, the second time after the delay. Costs gas.
@@ -77,41 +92,41 @@ class PayerChannels:
         No call uses a channel from the first time on. Until the second time the gateway can still claim what was
         charged, up to the last voucher.
         """
-        return look_up(_each(self._payments, channel_id, _withdrawn))
+        return look_up(_each(self, channel_id, _withdrawn))
 
     async def awithdraw(self, channel_id: str | None = None) -> Sequence[TakenBack]:
         """As `withdraw`, for coroutines."""
-        return await alook_up(_each(self._payments, channel_id, _withdrawn))
+        return await alook_up(_each(self, channel_id, _withdrawn))
 
     def tidy(self) -> Sequence[TakenBack]:
         """Takes back what no call has used for `channel_idle_s`, as the policy's `idle_channels` says."""
-        return look_up(_tidied(self._payments))
+        return look_up(_tidied(self))
 
     async def atidy(self) -> Sequence[TakenBack]:
         """As `tidy`, for coroutines."""
-        return await alook_up(_tidied(self._payments))
+        return await alook_up(_tidied(self))
 
 
 # -- which, and how they are
 
 
-def _all(payments: Payments) -> Steps[list[Channel]]:
+def _all(wallet: PayerChannels) -> Steps[list[Channel]]:
     known: list[Channel] = yield Wait(
-        payments.rides.book.channels(network=payments.network.caip2, payer=payments.payer)
+        wallet.rides.book.channels(network=wallet.network.caip2, payer=wallet.signer.address)
     )
     return known
 
 
-def _listed(payments: Payments) -> Steps[list[Channel]]:
+def _listed(wallet: PayerChannels) -> Steps[list[Channel]]:
     seen: list[Channel] = []
-    for channel in (yield from _all(payments)):
-        now, _ = yield from _looked(payments, channel)
+    for channel in (yield from _all(wallet)):
+        now, _ = yield from _looked(wallet, channel)
         seen.append(now)
     return seen
 
 
-def _each(payments: Payments, beginning: str | None, take: Any) -> Steps[list[TakenBack]]:
-    chosen = yield from _all(payments)
+def _each(wallet: PayerChannels, beginning: str | None, take: Any) -> Steps[list[TakenBack]]:
+    chosen = yield from _all(wallet)
     if beginning is not None:
         chosen = [channel for channel in chosen if channel.id.startswith(beginning.lower())]
         if len(chosen) != 1:
@@ -121,109 +136,109 @@ def _each(payments: Payments, beginning: str | None, take: Any) -> Steps[list[Ta
             )
     done: list[TakenBack] = []
     for channel in chosen:
-        taken = yield from take(payments, channel)
+        taken = yield from take(wallet, channel)
         done.append(taken)
     return done
 
 
-def _tidied(payments: Payments) -> Steps[list[TakenBack]]:
-    policy, done = payments.policy, []
+def _tidied(wallet: PayerChannels) -> Steps[list[TakenBack]]:
+    policy, done = wallet.policy, []
     if policy.idle_channels == "keep":
         return []
     take = _refunded if policy.idle_channels == "refund" else _withdrawn
-    for channel in (yield from _all(payments)):
+    for channel in (yield from _all(wallet)):
         is_idle = channel.used_at + policy.channel_idle_s <= time.time() and not channel.held_by
         if is_idle and channel.status != "closed" and (channel.balance_atomic or channel.is_pending):
-            done.append((yield from take(payments, channel)))
+            done.append((yield from take(wallet, channel)))
     return done
 
 
-def _looked(payments: Payments, channel: Channel) -> Steps[tuple[Channel, ChannelState]]:
+def _looked(wallet: PayerChannels, channel: Channel) -> Steps[tuple[Channel, ChannelState]]:
     """The channel with what the chain shows now, in the ledger too."""
-    state = yield from ask(node_at(payments.network), channel_state(channel, network=payments.network))
-    seen: Channel = yield Wait(payments.rides.book.see(channel, state))
+    state = yield from ask(node_at(wallet.network), channel_state(channel, network=wallet.network))
+    seen: Channel = yield Wait(wallet.rides.book.see(channel, state))
     return seen, state
 
 
 # -- withdrawal
 
 
-def _withdrawn(payments: Payments, channel: Channel) -> Steps[TakenBack]:
-    channel, state = yield from _looked(payments, channel)
-    asset, left = payments.network.asset, state.balance_atomic - state.claimed_atomic
+def _withdrawn(wallet: PayerChannels, channel: Channel) -> Steps[TakenBack]:
+    channel, state = yield from _looked(wallet, channel)
+    asset, left = wallet.network.asset, state.balance_atomic - state.claimed_atomic
     if left <= 0:
         return TakenBack(channel=channel, what="nothing is left in it")
     if not state.withdrawing_since:
-        yield Wait(payments.rides.book.close(channel.id, status="closing", is_forced=True))
-        tx_hash = yield from _transacted(payments, withdrawal_call(channel, left))
-        channel, _ = yield from _looked(payments, channel)
+        yield Wait(wallet.rides.book.close(channel.id, status="closing", is_forced=True))
+        tx_hash = yield from _transacted(wallet, withdrawal_call(channel, left))
+        channel, _ = yield from _looked(wallet, channel)
         again = f"run this command again in {channel.withdraw_delay_s} s"
         begun = f"the withdrawal of {asset.format(left)} has begun; {again}"
         return TakenBack(channel=channel, what=begun, tx_hash=tx_hash)
-    now_s = yield from ask(node_at(payments.network), chain_time())
+    now_s = yield from ask(node_at(wallet.network), chain_time())
     wait_s = state.withdrawing_since + channel.withdraw_delay_s - now_s
     if wait_s > 0:
         return TakenBack(channel=channel, what=f"the withdrawal waits {wait_s} s more", is_done=False)
-    tx_hash = yield from _transacted(payments, finalization_call(channel))
-    channel, after = yield from _looked(payments, channel)
-    return _back(payments, channel, state.balance_atomic - after.balance_atomic, tx_hash=tx_hash)
+    tx_hash = yield from _transacted(wallet, finalization_call(channel))
+    channel, after = yield from _looked(wallet, channel)
+    return _back(wallet, channel, state.balance_atomic - after.balance_atomic, tx_hash=tx_hash)
 
 
-def _transacted(payments: Payments, data: bytes) -> Steps[str]:
-    sending = send_transaction(payments.network, payments.signer, to=BATCH_SETTLEMENT, data=data, what="The withdrawal")
-    return (yield from ask(node_at(payments.network), sending))
+def _transacted(wallet: PayerChannels, data: bytes) -> Steps[str]:
+    sending = send_transaction(wallet.network, wallet.signer, to=BATCH_SETTLEMENT, data=data, what="The withdrawal")
+    return (yield from ask(node_at(wallet.network), sending))
 
 
-def _back(payments: Payments, channel: Channel, amount_atomic: int, *, tx_hash: str | None = None) -> TakenBack:
-    what = f"{payments.network.asset.format(amount_atomic)} came back"
+def _back(wallet: PayerChannels, channel: Channel, amount_atomic: int, *, tx_hash: str | None = None) -> TakenBack:
+    what = f"{wallet.network.asset.format(amount_atomic)} came back"
     return TakenBack(channel=channel, what=what, amount_atomic=amount_atomic, tx_hash=tx_hash)
 
 
 # -- refund
 
 
-def _refunded(payments: Payments, channel: Channel) -> Steps[TakenBack]:
+def _refunded(wallet: PayerChannels, channel: Channel) -> Steps[TakenBack]:
     """Asks for the rest; once more when the gateway has another sum that can be believed."""
-    channel, before = yield from _looked(payments, channel)
+    channel, before = yield from _looked(wallet, channel)
     if before.balance_atomic <= before.claimed_atomic:
         return TakenBack(channel=channel, what="nothing is left in it")
-    if (ride := payments.rides.take(channel)) is None:
+    if (ride := wallet.rides.take(channel)) is None:
         return TakenBack(channel=channel, what=_IN_USE, is_done=False)
     try:
-        if not (yield Wait(payments.rides.book.close(channel.id, status="closing"))):
+        if not (yield Wait(wallet.rides.book.close(channel.id, status="closing"))):
             return TakenBack(channel=channel, what=_IN_USE, is_done=False)
-        return (yield from _asked_for(payments, channel, before))
+        return (yield from _asked_for(wallet, channel, before))
     finally:
-        payments.rides.leave(ride)
+        wallet.rides.leave(ride)
 
 
-def _asked_for(payments: Payments, channel: Channel, before: ChannelState) -> Steps[TakenBack]:
+def _asked_for(wallet: PayerChannels, channel: Channel, before: ChannelState) -> Steps[TakenBack]:
     asked, why = channel, ""
     for _ in range(_MOST_ATTEMPTS):
-        why, base = yield from _asked_back(payments, asked, before)
+        why, base = yield from _asked_back(wallet, asked, before)
         if not why:
-            now, after = yield from _looked(payments, channel)
+            now, after = yield from _looked(wallet, channel)
             if (back := before.balance_atomic - after.balance_atomic) > 0:
-                return _back(payments, now, back)
+                return _back(wallet, now, back)
             why = "the gateway says that it was sent back, and the chain does not show it"
             break
         if base is None:
             break
         asked = replace(asked, charged_atomic=base)
-    yield Wait(payments.rides.book.close(channel.id, status="open"))
+    yield Wait(wallet.rides.book.close(channel.id, status="open"))
     kept = f"nothing came back ({why}); `channels withdraw` needs nobody's help"
     return TakenBack(channel=channel, what=kept, is_done=False)
 
 
-def _asked_back(payments: Payments, channel: Channel, state: ChannelState) -> Steps[tuple[str, int | None]]:
+def _asked_back(wallet: PayerChannels, channel: Channel, state: ChannelState) -> Steps[tuple[str, int | None]]:
     """Why nothing came back, and what the gateway counts as charged if that can be believed; "" when it did."""
-    payments.gateways.check_endpoint(channel.endpoint)
+    wallet.gateways.check_endpoint(channel.endpoint)
     try:
         challenge = yield from _answered((yield Send(_request(channel, {}))))
         terms = None if challenge is None else _terms(challenge, channel)
         if challenge is None or terms is None:
             return "the gateway does not offer this channel any more", None
-        payload = refund_payload(channel, signer=payments.signer, network=payments.network)
+        payload = refund_payload(channel, signer=wallet.signer, network=wallet.network)
         header = payment_header(payload, accepted=terms, resource=challenge.resource)
         answer: httpx.Response = yield Send(_request(channel, {SIGNATURE_HEADER: header}))
         after = yield from _answered(answer)
@@ -236,11 +251,11 @@ def _asked_back(payments: Payments, channel: Channel, state: ChannelState) -> St
     why, offered = after.error or "no reason given", _terms(after, channel)
     if not why.endswith(STALE) or offered is None:
         return why, None
-    said = corrected_base(offered.raw["extra"], channel, claimed_atomic=state.claimed_atomic, network=payments.network)
+    said = corrected_base(offered.raw["extra"], channel, claimed_atomic=state.claimed_atomic, network=wallet.network)
     if isinstance(said, str):
         return said, None
     charged, signed = said
-    open_: dict[str, Any] = yield Wait(payments.rides.book.unsettled([channel.id]))
+    open_: dict[str, Any] = yield Wait(wallet.rides.book.unsettled([channel.id]))
     most = max([channel.charged_atomic, *(voucher.end_atomic for voucher in open_[channel.id])])
     if charged > max(most, signed if signed > channel.signed_atomic else 0):
         return f"it counts {charged} atomic units, more than the calls of this ledger can have cost", None
