@@ -244,7 +244,8 @@ async def test_a_switch_puts_the_whole_receipt_into_messages(payer: Payer):
         assert receipt == ledger[receipt["call_id"]].to_json()
 
 
-def test_a_handler_shows_what_the_ledger_knows_now(payer: Payer):
+def test_a_handler_shows_what_the_ledger_knows_now(payer: Payer, net: Devnet):
+    net.faults.inject(SlowDrip(pace_s=0.05))  # or the whole answer may be there with its first piece
     with get_settlement_callback() as settlements:
         stream = payer.model().stream("Hello")
         next(stream)

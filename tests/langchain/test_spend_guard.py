@@ -13,7 +13,7 @@ from langchain_core.runnables import RunnableParallel
 
 from langchain_opengradient import SpendGuard
 from opengradient_devnet import Devnet
-from opengradient_devnet.faults import AnswerStatus
+from opengradient_devnet.faults import AnswerStatus, SlowDrip
 from opengradient_devnet.gateway.payment.challenge import Scheme
 from opengradient_x402.errors import BudgetExceeded, NotPaid
 from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt
@@ -178,7 +178,8 @@ def test_parallel_branches_cannot_all_pass_while_none_has_a_receipt(payer: Payer
     assert 2 <= len(payer.receipts()) <= 4
 
 
-def test_the_bound_of_a_dropped_stream_comes_down_when_it_is_settled(payer: Payer):
+def test_the_bound_of_a_dropped_stream_comes_down_when_it_is_settled(payer: Payer, net: Devnet):
+    net.faults.inject(SlowDrip(pace_s=0.05))  # or the whole answer may be there with its first piece
     guard = SpendGuard("1")
     stream = payer.model().stream("Hello", {"callbacks": [guard]})
     next(stream)

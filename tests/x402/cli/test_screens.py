@@ -12,6 +12,7 @@ import struct
 import sys
 import termios
 import threading
+import time
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +66,7 @@ def shop(net, tmp_path_factory):
             net.close_sessions()
             payments.reconciler.reconcile()
         settled = before - net.chain.token_balance(account.address)
+        time.sleep(1)  # receipts have whole seconds: this call is a later one than those before
         with payments_for(net, account, folder / "ledger.sqlite") as payments, client_for(payments) as client:
             client.chat({"model": LONG, "messages": [{"role": "user", "content": "Hi."}]})
         bundle = str(folder / "bundle.json")
