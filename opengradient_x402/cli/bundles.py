@@ -94,13 +94,13 @@ def verify(
 
 
 def receipts_in(path: Path, *, since: int = 0, payer: str | None = None) -> list[SettlementReceipt]:
-    """The receipts in a bundle, oldest first. Nothing is verified but the file's form: it ends the command."""
+    """The receipts in a bundle, oldest first, those of one second as the file has them. Only its form is verified."""
     chosen = [
         receipt
         for receipt in read_contents(read_file(path)).receipts
         if receipt.created_at >= since and payer in (None, receipt.payer)
     ]
-    return sorted(chosen, key=lambda receipt: (receipt.created_at, receipt.call_id))
+    return sorted(chosen, key=lambda receipt: receipt.created_at)
 
 
 def read_contents(content: bytes) -> Contents:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 MOST_RECEIPTS: Final = 10_000
 """So many receipts are kept, unless a handler says otherwise."""
 _MOST_GROUPS: Final = 100
+_MOST_LEFT_OUT: Final = 1_000
+"""Of so many calls that are kept no more the ids are known: a call that ends now may be reported again."""
 _LONGEST_LOOK_S: Final = 1.0
 """A ledger that does not answer in this time is left alone: what was known last is shown."""
 
@@ -44,6 +46,7 @@ class KeptReceipts:
         self._left_out: list[int] = [0, 0]
         """Calls and authorizations of the receipts that are kept no more."""
         self._left_out_cost: dict[_Token, int] = {}
+        self._left_out_ids: dict[str, None] = {}
         self._tokens: dict[_Token, SettlementReceipt] = {}
         """A receipt in each token."""
         self._groups: dict[str, Ledger] = {}
@@ -52,7 +55,7 @@ class KeptReceipts:
     def add(self, receipt: SettlementReceipt) -> bool:
         """Keeps the receipt of a call; returns whether the call is new here."""
         with self._lock:
-            if receipt.call_id in self._latest:
+            if receipt.call_id in self:
                 return False
             self._latest[receipt.call_id] = receipt
             self._tokens[_token_of(receipt)] = receipt
@@ -130,16 +133,20 @@ class KeptReceipts:
             self._latest.clear()
             self._left_out = [0, 0]
             self._left_out_cost.clear()
+            self._left_out_ids.clear()
             self._tokens.clear()
             self._groups.clear()
 
     def __contains__(self, call_id: str) -> bool:
-        return call_id in self._latest
+        return call_id in self._latest or call_id in self._left_out_ids
 
     def _leave_out(self, number: int) -> None:
         known = list(self._latest.items())
         before, authorizations = _costs(self._latest.values()), self.authorizations
         self._latest = dict(known[number:])
+        self._left_out_ids |= dict.fromkeys(call_id for call_id, _ in known[:number])
+        while len(self._left_out_ids) > _MOST_LEFT_OUT:
+            del self._left_out_ids[next(iter(self._left_out_ids))]
         self._left_out[0] += number
         self._left_out[1] += authorizations - self.authorizations
         after = _costs(self._latest.values())

@@ -288,6 +288,16 @@ def test_a_lasting_handler_keeps_the_newest_receipts_and_all_of_the_cost(payer: 
     assert (handler.receipts, handler.calls, handler.spent_atomic) == ((), 0, 0)
 
 
+def test_a_call_that_is_reported_again_after_it_was_left_out_counts_once(payer: Payer):
+    with get_settlement_callback() as settlements:
+        payer.model().batch(["Hello"] * 8)
+    handler = SettlementCallbackHandler(most=3)
+    for receipt in (*settlements.receipts, *settlements.receipts):
+        handler.receive(receipt)
+    assert (len(handler.receipts), handler.calls) == (3, 8)
+    assert handler.spent_atomic == settlements.spent_atomic
+
+
 def test_only_one_chunk_of_a_stream_carries_the_receipt(payer: Payer):
     chunks = list(payer.model().stream("Hello"))
     assert ["opengradient" in chunk.response_metadata for chunk in chunks].count(True) == 1
