@@ -172,7 +172,8 @@ def test_parallel_branches_cannot_all_pass_while_none_has_a_receipt(payer: Payer
     guard = SpendGuard("0.05", reserve_per_call="0.02")
     branches = RunnableParallel({f"b{number}": model for number in range(5)})
     barrier = threading.Barrier(2, timeout=60)
-    guard._on_receipt = lambda _: barrier.wait()  # hold the first two calls until both have been admitted
+    first_two = iter((barrier.wait, barrier.wait))  # both are held until both have been admitted
+    guard._on_receipt = lambda _: next(first_two, int)()
     with pytest.raises(BudgetExceeded):
         branches.invoke("Hello", {"callbacks": [guard], "max_concurrency": 5})
     assert 2 <= len(payer.receipts()) <= 4
