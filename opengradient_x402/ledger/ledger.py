@@ -30,8 +30,8 @@ from opengradient_x402.ledger.authorizations import Authorization, Budget, payer
 from opengradient_x402.ledger.journal import Journal
 from opengradient_x402.ledger.place import as_url, beside, is_in_memory, location, sqlite_file, without_password
 from opengradient_x402.ledger.receipts import SettlementReceipt
-from opengradient_x402.ledger.recorder import CallUnderWay, Recorder, UnderWay
-from opengradient_x402.ledger.writer import CLOSED, Job, Rest, Writer
+from opengradient_x402.ledger.recorder import CHECKPOINT_EVERY, CallUnderWay, Recorder, UnderWay
+from opengradient_x402.ledger.writer import CLOSED, MOVE, Job, Rest, Writer
 from opengradient_x402.process import Ending, Resident, belongs
 
 if TYPE_CHECKING:
@@ -144,8 +144,13 @@ class Ledger(Resident):
             self.under_way.end(call_id)
             return when_done(future, lambda: journal.drop(call_id))
         self.under_way.end(call_id)
-        if self._recorder.wants_checkpoint:
+        waiting = self._recorder.written - self._recorder.moved
+        if waiting >= 2 * CHECKPOINT_EVERY:  # threads that do nothing but record leave the writer's no room
             self._recorder.checkpoint()
+        elif waiting >= CHECKPOINT_EVERY and self._queue.empty():
+            with self._lock:
+                if not self._closed and self._thread is not None:
+                    self._queue.put(MOVE)
         future = Future()
         future.set_result(written.proof_of)
         return future

@@ -27,8 +27,8 @@ from opengradient_x402.ledger.journal import CAN_TELL_WHO_LIVES, UNDER_WAY, begu
 from opengradient_x402.ledger.receipts import SettlementReceipt
 
 _log = logging.getLogger(__name__)
-CHECKPOINT_EVERY: Final = 256
-"""So many records, and what is written is moved into the main file."""
+CHECKPOINT_EVERY: Final = 128
+"""So many records, and the writer's thread moves what is written into the main file."""
 
 _ENDED: Final = "status IN ('settled', 'expired', 'cancelled')"
 """Of an authorization: a receipt that comes later changes how its settlement is shared, in one transaction with it."""
@@ -94,7 +94,8 @@ class Recorder:
         self._proofs: dict[str, str] = {}
         self.written = 0
         self._seen = 0
-        self._checkpoint_at = CHECKPOINT_EVERY
+        self.moved = 0
+        """How many of those that were written are in the main file."""
 
     def open(self, file: Path) -> None:
         """From now on receipts are written to this file, whose tables are there, as long as it is this file."""
@@ -117,18 +118,13 @@ class Recorder:
         seen, self._seen = self._seen, self.written
         return seen != self.written
 
-    @property
-    def wants_checkpoint(self) -> bool:
-        """Whether so much was written that it should be moved into the main file."""
-        return self.written >= self._checkpoint_at
-
     def checkpoint(self) -> None:
-        """Moves what was written into the main file, and flushes that to disk: milliseconds for hundreds of calls.
+        """Moves what was written into the main file, and flushes that to disk: it takes milliseconds.
 
         Nothing is written here meanwhile, or SQLite's log would never begin anew.
         """
         with self._lock:
-            self._checkpoint_at = self.written + CHECKPOINT_EVERY
+            self.moved = self.written
             if self._conn is not None and not self._is_writing:
                 with suppress(sqlite3.Error):  # another process does it, and the next one is not far
                     self._conn.execute("PRAGMA wal_checkpoint(PASSIVE)")

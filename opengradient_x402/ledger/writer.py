@@ -31,7 +31,7 @@ from opengradient_x402.ledger.place import (
     without_password,
 )
 from opengradient_x402.ledger.receipts import SettlementReceipt
-from opengradient_x402.ledger.recorder import Record, Recorder, UnderWay, calls_in, identity_of
+from opengradient_x402.ledger.recorder import CHECKPOINT_EVERY, Record, Recorder, UnderWay, calls_in, identity_of
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
@@ -43,6 +43,8 @@ CLOSED: Final = object()
 """The end marker of a queue: nothing may come behind it."""
 IDLE_S: Final = 20.0
 """A ledger that nobody asks for so long has neither thread nor connection, until it is asked again."""
+MOVE: Final = object()
+"""Wakes the writer, which then moves what was recorded into the main file."""
 _IDLE: Final = object()
 _MAX_BATCH: Final = 256
 _LONGEST_REST_S: Final = 30.0
@@ -130,7 +132,7 @@ class Writer:
             batch = [job for job in batch if job.future.set_running_or_notify_cancel()]
             if batch:
                 self._perform(batch)
-            if self._recorder.wants_checkpoint:
+            if self._recorder.written - self._recorder.moved >= CHECKPOINT_EVERY:
                 self._recorder.checkpoint()
             batch = []  # its answers hold receipts, and those may be all that keeps the ledger alive
             if isinstance(mark, Rest):
