@@ -3,7 +3,7 @@
 Starts one server and one process for each client, each with an environment of its own (uv makes and keeps them), and
 asks them in turn, round by round, so that whatever else the machine does falls on all of them. The table shows the
 median of each figure, and its ratio to the free peer of the same framework: the median of the rounds' ratios. Only
-ratios mean anything on another machine. Nothing here passes or fails. Five rounds take about ten minutes.
+ratios mean anything on another machine. Nothing here passes or fails. Five rounds take about eight minutes.
 """
 
 from __future__ import annotations

@@ -138,7 +138,7 @@ def _concurrent(width: int) -> Callable[[Any, asyncio.Runner, int], Figure]:
                 waits.append(time.perf_counter() - began)
 
         async def all_of_them() -> None:
-            left = iter(range(max(number, 2 * width)))
+            left = iter(range(max(number, width)))
             await asyncio.gather(*(worker(left) for _ in range(width)))
 
         return _rate(waits, lambda: runner.run(all_of_them()))
@@ -185,13 +185,13 @@ WORKS = (
     Work(name="chunk each ms, async", unit="CPU µs", number=5, measure=_achunks("astream", "paced", PACED)),
     Work(name="tool delta", unit="CPU µs", number=6, measure=_chunks("tools", "tools", BURST)),
     Work(name="tool delta, async", unit="CPU µs", number=6, measure=_achunks("atools", "tools", BURST)),
-    Work(name="first token", unit="ms", number=50, measure=_first),
-    Work(name="first token, async", unit="ms", number=50, measure=_afirst),
-    Work(name="concurrent 100", unit="calls/s", number=600, measure=_concurrent(100), is_rate=True),
+    Work(name="first token", unit="ms", number=40, measure=_first),
+    Work(name="first token, async", unit="ms", number=40, measure=_afirst),
+    Work(name="concurrent 100", unit="calls/s", number=500, measure=_concurrent(100), is_rate=True),
     Work(name="concurrent 500", unit="calls/s", number=1000, measure=_concurrent(500), is_rate=True),
     Work(name="threads 64", unit="calls/s", number=400, measure=_threads, is_rate=True),
-    Work(name="agent", unit="CPU ms", number=30, measure=_agent),
-    Work(name="agent, async", unit="CPU ms", number=30, measure=_aagent),
+    Work(name="agent", unit="CPU ms", number=20, measure=_agent),
+    Work(name="agent, async", unit="CPU ms", number=20, measure=_aagent),
     Work(name="memory", unit="MB", number=1, measure=_memory),
 )
 """Every work is done once before the first round, so that pools are open and paths are warm."""

@@ -7,6 +7,7 @@ said. It does not know HTTP, payments, or either framework's vocabulary.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -190,7 +191,8 @@ class StreamAccumulator:
         self._finish_reason: str | None = None
         self._usage: Usage | None = None
         self._images: list[str] = []
-        self._whole = {name: WholeCharacters() for name in ("content", "reasoning", "refusal")}
+        self._whole: defaultdict[str, WholeCharacters] = defaultdict(WholeCharacters)
+        """By the kind of text, of those that came."""
         self._logprobs: dict[str, Any] = {}
         self._message_extras: dict[str, Any] = {}
         self._response_extras: dict[str, Any] = {}
@@ -283,12 +285,12 @@ class StreamAccumulator:
         return text
 
     def _release_held(self, delta: Delta) -> None:
-        if rest := self._whole["content"].rest():
+        if rest := self._rest("content"):
             delta.content += self._take_text(rest)
-        if rest := self._whole["reasoning"].rest():
+        if rest := self._rest("reasoning"):
             self._reasoning.append(rest)
             delta.reasoning += rest
-        if rest := self._whole["refusal"].rest():
+        if rest := self._rest("refusal"):
             self._refusal.append(rest)
             delta.refusal += rest
         if self._tools is not None and (rests := self._tools.rest()):
@@ -296,6 +298,10 @@ class StreamAccumulator:
         if self._cutter is not None and (held := self._cutter.release()):
             self._shown.append(held)
             delta.content += held
+
+    def _rest(self, kind: str) -> str:
+        """What stands for half a character that stayed alone."""
+        return self._whole[kind].rest() if kind in self._whole else ""
 
     def _take_terminal(self, event: Mapping[str, Any]) -> None:
         self._raw.update({name: value for name, value in event.items() if value is not None or name not in self._raw})
@@ -322,8 +328,8 @@ class StreamAccumulator:
             model=self._model,
             created=self._created,
             content=self.text,
-            reasoning="".join(self._reasoning) + self._whole["reasoning"].rest(),
-            refusal="".join(self._refusal) + self._whole["refusal"].rest(),
+            reasoning="".join(self._reasoning) + self._rest("reasoning"),
+            refusal="".join(self._refusal) + self._rest("refusal"),
             tool_calls=calls,
             finish_reason=self._finish_reason or ("tool_calls" if calls else "stop"),
             usage=self._usage,
