@@ -1,13 +1,13 @@
 """The durable record of every authorization and every call: SQLite by default, PostgreSQL by URL.
 
-An authorization is on disk, and its amount reserved in the budget, before its signature leaves the process.
-One writer thread owns the connection: it batches what waits into one transaction (so a hundred parallel
-calls cost one flush), keeps event loops free of disk I/O, and flushes to disk only where money needs it.
-Everything is a `Future`: sync code takes `.result()`, async code awaits it. One thing does not wait for the thread:
-the receipt of a call is in the database, or in a file beside it, when `record_call` returns.
+An authorization is on disk, and its amount reserved in the budget, before its signature leaves the process. One writer
+thread owns the connection: it batches what waits into one transaction (so a hundred parallel calls cost one flush),
+keeps event loops free of disk I/O, and flushes to disk only where money needs it. Everything is a `Future`: sync code
+takes `.result()`, async code awaits it. One thing does not wait for the thread: the receipt of a call is in the
+database, or in a file beside it, when `record_call` returns.
 
-The thread is in `writer`, the statements are in `statements`, the short way of a receipt is in `recorder`. This
-module does not know HTTP, chains, or who decides what may be spent.
+The thread is in `writer`, the statements are in `statements` and `queries`, the short way of a receipt is in
+`recorder`. This module does not know HTTP, chains, or who decides what may be spent.
 """
 
 from __future__ import annotations
@@ -54,9 +54,8 @@ _AS_BEFORE = (
 class Ledger(Resident):
     """Authorizations, calls and receipts of one database. Thread-safe; safe to share between processes.
 
-    `url` is a path to a SQLite file, or any SQLAlchemy URL. Nothing is opened before first use; a forked child
-    opens anew. Raises LedgerUnavailable from its futures when the database cannot be read or written: nothing is
-    signed then.
+    `url` is a path to a SQLite file, or any SQLAlchemy URL. Nothing is opened before first use; a forked child opens
+    anew. Raises LedgerUnavailable from its futures when the database cannot be read or written: nothing is signed then.
     """
 
     def __init__(self, url: str | Path) -> None:
@@ -148,9 +147,7 @@ class Ledger(Resident):
         if waiting >= 2 * CHECKPOINT_EVERY:  # threads that do nothing but record leave the writer's no room
             self._recorder.checkpoint()
         elif waiting >= CHECKPOINT_EVERY and self._queue.empty():
-            with self._lock:
-                if not self._closed and self._thread is not None:
-                    self._queue.put(MOVE)
+            self._queue.put(MOVE)  # behind the queue's end, it may be lost
         future = Future()
         future.set_result(written.proof_of)
         return future
