@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from opengradient_x402.batch.answers import Answers
 from opengradient_x402.batch.keyed import KeyedCalls
-from opengradient_x402.batch.loop import LoopThread
+from opengradient_x402.loop_thread import LoopThread
 from opengradient_x402.batch.rows import COLUMNS, Outcome, Reader, Table
 from opengradient_x402.batch.work import CallKey, Shared, Work
 from opengradient_x402.errors import ConfigurationError, InvalidPrivateKey
