@@ -17,9 +17,13 @@ _CLOSING_S: Final = 10.0
 
 
 class LoopThread(Resident):
-    """The loop begins with the first work, and ends with `close`, or when nobody holds this any more."""
+    """The loop begins with the first work, and ends with `close`, or when nobody holds this any more.
 
-    def __init__(self) -> None:
+    `name` is that of the thread.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
         self._renew()
         belongs(self, Ending.WATCHERS)
 
@@ -59,7 +63,7 @@ class LoopThread(Resident):
 
     def _started(self) -> asyncio.AbstractEventLoop:
         begun: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
-        self._thread = threading.Thread(target=_run, args=(begun,), name="opengradient-batch", daemon=True)
+        self._thread = threading.Thread(target=_run, args=(begun,), name=self._name, daemon=True)
         self._thread.start()
         self._loop, stopped = begun.result()
         self._stop = weakref.finalize(self, _set, self._loop, stopped)

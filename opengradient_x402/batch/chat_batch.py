@@ -15,11 +15,11 @@ from typing import Any, Final
 
 from opengradient_x402.batch.answers import Answers
 from opengradient_x402.batch.keyed import KeyedCalls
-from opengradient_x402.loop_thread import LoopThread
 from opengradient_x402.batch.rows import COLUMNS, Outcome, Reader, Table
 from opengradient_x402.batch.work import CallKey, Shared, Work
 from opengradient_x402.errors import ConfigurationError, InvalidPrivateKey
 from opengradient_x402.gateway.clients import Connections, Route
+from opengradient_x402.loop_thread import LoopThread
 from opengradient_x402.networks import Network
 from opengradient_x402.payment.payments import Payments
 from opengradient_x402.payment.policy import SpendPolicy
@@ -106,7 +106,7 @@ class ChatBatch:
         self._wait_settled_s = wait_settled_s
         self._connections = Connections()
         self._shared: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Shared] = weakref.WeakKeyDictionary()
-        self._thread = LoopThread()
+        self._thread = LoopThread("opengradient-batch")
 
     def __call__(self, batch: Any) -> Any:
         """The table with the answers: a list of dicts (or of prompts), a DataFrame, a dict of columns, a pyarrow Table.

@@ -8,8 +8,6 @@ The user's own code has imported web3; this module never does so before.
 from __future__ import annotations
 
 import asyncio
-import threading
-import weakref
 from collections.abc import Mapping
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Final
@@ -18,6 +16,7 @@ from opengradient_x402.chain.answers import number_in
 from opengradient_x402.chain.node import Node, RpcRequest
 from opengradient_x402.effects import Steps, Wait, in_thread
 from opengradient_x402.errors import ChainUnavailable, ConfigurationError, RpcError
+from opengradient_x402.loop_thread import LoopThread
 
 if TYPE_CHECKING:
     from web3 import AsyncWeb3, Web3
@@ -80,28 +79,15 @@ class AsyncWeb3Node(Web3Node):
         self._async_web3 = web3
         self._timeout_s = timeout_s
         self._is_checked = False
-        self._lock = threading.Lock()
         self._loop = _loop_of_connection(web3)
+        self._own_loop = LoopThread("opengradient-web3")
 
     def _asked(self, request: RpcRequest) -> Future[Any]:
         method: Any = request.method
         asked = self._async_web3.manager.coro_request(method, _parameters(request))
-        return asyncio.run_coroutine_threadsafe(asked, self._running_loop())
-
-    def _running_loop(self) -> asyncio.AbstractEventLoop:
-        with self._lock:
-            if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                threading.Thread(target=_run, args=(self._loop,), name="opengradient-web3", daemon=True).start()
-                weakref.finalize(self, self._loop.call_soon_threadsafe, self._loop.stop)
-            return self._loop
-
-
-def _run(loop: asyncio.AbstractEventLoop) -> None:
-    try:
-        loop.run_forever()
-    finally:
-        loop.close()
+        return (
+            self._own_loop.begin(asked) if self._loop is None else asyncio.run_coroutine_threadsafe(asked, self._loop)
+        )
 
 
 def _loop_of_connection(web3: AsyncWeb3[Any]) -> asyncio.AbstractEventLoop | None:

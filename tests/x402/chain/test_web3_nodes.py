@@ -54,8 +54,7 @@ def node(request, net):
     web3 = objects_of(net.rpc_url)[request.param]
     node = web3_node(web3, net.chain.chain_id)
     yield node
-    if isinstance(web3, AsyncWeb3):  # what the loop of the node's own thread opened
-        asyncio.run_coroutine_threadsafe(web3.provider.disconnect(), node._running_loop()).result(10)
+    close(web3, node)
 
 
 def questions_of(net, sent: str):
@@ -119,8 +118,8 @@ def test_what_the_object_raises_becomes_an_error_of_ours(net, kind, answer, kind
 
 
 def close(web3, node):
-    if isinstance(web3, AsyncWeb3):
-        asyncio.run_coroutine_threadsafe(web3.provider.disconnect(), node._running_loop()).result(10)
+    if isinstance(web3, AsyncWeb3):  # what the loop of the node's own thread opened
+        node._own_loop.begin(web3.provider.disconnect()).result(10)
 
 
 @pytest.mark.parametrize("kind", KINDS)
