@@ -7,6 +7,7 @@ separators are computed once and kept: a digest is then four or five hashes.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache, lru_cache, partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -71,23 +72,17 @@ class Terms(Protocol):
     def deadline(self) -> int: ...
 
 
-class ChannelConfig(Protocol):
-    """What a payment channel is: its id is the digest of this. The salt is a number of 256 bits."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChannelConfig:
+    """What a payment channel is: its id is the digest of this. The salt has 256 bits, the delay is in seconds."""
 
-    @property
-    def payer(self) -> str: ...
-    @property
-    def payer_authorizer(self) -> str: ...
-    @property
-    def receiver(self) -> str: ...
-    @property
-    def receiver_authorizer(self) -> str: ...
-    @property
-    def asset(self) -> str: ...
-    @property
-    def withdraw_delay_s(self) -> int: ...
-    @property
-    def salt(self) -> int: ...
+    payer: str
+    payer_authorizer: str
+    receiver: str
+    receiver_authorizer: str
+    asset: str
+    withdraw_delay_s: int
+    salt: int
 
 
 def payment_digest(

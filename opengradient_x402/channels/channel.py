@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from opengradient_x402.chain.eip712 import ChannelConfig
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deposit:
@@ -15,20 +17,13 @@ class Deposit:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Channel:
+class Channel(ChannelConfig):
     """A channel: who pays whom, and what was signed, charged and seen on the chain so far."""
 
     id: str
     network: str
     endpoint: str
     """Where its calls go; another gateway of the same receiver has channels of its own."""
-    payer: str
-    payer_authorizer: str
-    receiver: str
-    receiver_authorizer: str
-    asset: str
-    withdraw_delay_s: int
-    salt: int
     transfer_method: str
     status: str = "open"
     """`open`; `closing` while a withdrawal waits, so that no call uses it; `closed` when nothing is left in it."""

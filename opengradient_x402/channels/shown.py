@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from opengradient_x402.addresses import checksum_address
+from opengradient_x402.chain.eip712 import ChannelConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,20 +19,13 @@ class EventPlace:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ShownChannel:
+class ShownChannel(ChannelConfig):
     """A payment channel: its parameters, whose hash is its id, its events, and what they come to by the writer's word.
 
     Amounts are atomic units. `returned_atomic` is what the payer got back.
     """
 
     id: str
-    payer: str
-    payer_authorizer: str
-    receiver: str
-    receiver_authorizer: str
-    asset: str
-    withdraw_delay_s: int
-    salt: int
     deposited_atomic: int
     claimed_atomic: int
     returned_atomic: int
