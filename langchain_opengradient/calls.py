@@ -18,7 +18,7 @@ from langchain_opengradient.structured_output import to_response_format
 from opengradient_x402.completions import Completion
 from opengradient_x402.errors import ConfigurationError
 from opengradient_x402.http.time_limits import Timeout
-from opengradient_x402.parameters import check_call
+from opengradient_x402.parameters import CHAT_MEMBERS, check_call
 from opengradient_x402.settlement_mode import SettlementMode
 
 IN_THE_BODY: Final = (
@@ -72,9 +72,7 @@ _HOW: Final = frozenset(
 )
 _MERGED: Final = ("extra_headers", "extra_query", "extra_body")
 """What a call adds to what the model has of it."""
-_OF_A_CALL: Final = frozenset(
-    {*IN_THE_BODY, *REQUEST_PARAMETERS, *_FOR_LANGCHAIN_ONLY, *_HOW, *_MERGED, "max_completion_tokens", "n", "tools"}
-)
+_OF_A_CALL: Final = CHAT_MEMBERS.union(_FOR_LANGCHAIN_ONLY, _HOW, _MERGED)
 _DECIDED_BY_THE_METHOD: Final = ("messages", "stream")
 
 

@@ -34,7 +34,7 @@ from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.ledger.shared import OF_THE_PROCESS
 from opengradient_x402.models import find_model
 from opengradient_x402.networks import DescribedNetwork, Network, load_network
-from opengradient_x402.parameters import check_call, check_names, checked_sender
+from opengradient_x402.parameters import CHAT_MEMBERS, check_call, check_names, checked_sender
 from opengradient_x402.payment.policy import SpendPolicy
 from opengradient_x402.proofs.attestation import VerifyTee, VerifyTeeName
 from opengradient_x402.settings import Settings
@@ -47,41 +47,10 @@ if TYPE_CHECKING:
 
 _LIVE_OR_SECRET: Final = ("rpc_url", "web3", "payments", "http_client", "async_http_client", "default_headers")
 _OLDER_NAMES: Final = {"x402_settlement_mode": "settlement_mode", "api_key": "private_key", "api_base": "base_url"}
-_OF_A_CALL: Final = frozenset(
-    {
-        *(
-            "model",
-            "temperature",
-            "max_tokens",
-            "max_completion_tokens",
-            "stop",
-            "web_search",
-            "logprobs",
-            "top_logprobs",
-        ),
-        *(
-            "reasoning_effort",
-            "modalities",
-            "audio",
-            "audio_config",
-            "strict",
-            "settlement_mode",
-            "x402_settlement_mode",
-        ),
-        *(
-            "timeout",
-            "headers",
-            "extra_headers",
-            "extra_query",
-            "extra_body",
-            "tools",
-            "tool_choice",
-            "response_format",
-        ),
-        *("parallel_tool_calls", "seed", "top_p", "top_k", "frequency_penalty", "presence_penalty", "logit_bias", "n"),
-        *("reasoning", "verbosity", "service_tier", "user", "prediction", "prompt_cache_key", "safety_identifier"),
-        *("stream", "previous_response_id", "functions", "function_call"),
-    }
+_OF_A_CALL: Final = CHAT_MEMBERS.union(
+    ("model", "web_search", "audio_config", "strict", "settlement_mode", "x402_settlement_mode", "timeout"),
+    ("headers", "extra_headers", "extra_query", "extra_body"),
+    ("stream", "previous_response_id", "functions", "function_call"),
 )
 """What is known of one call: to be sent, or to be refused with a word of its own."""
 # A schema of its own: pydantic cannot describe a policy's collections, and refused to describe the model.

@@ -21,6 +21,38 @@ _RESPONSES: Final = "It belongs to OpenAI's Responses API, which gateways do not
 _ROUTING: Final = "It is OpenRouter's own. Name the provider in `model`, as in 'anthropic/claude-sonnet-4-6'."
 _RANKING: Final = "It is for OpenRouter's rankings. Use `default_headers` if your gateway reads such headers."
 
+CHAT_MEMBERS: Final = frozenset(
+    {
+        "audio",
+        "frequency_penalty",
+        "logit_bias",
+        "logprobs",
+        "max_completion_tokens",
+        "max_tokens",
+        "modalities",
+        "n",
+        "parallel_tool_calls",
+        "prediction",
+        "presence_penalty",
+        "prompt_cache_key",
+        "reasoning",
+        "reasoning_effort",
+        "response_format",
+        "safety_identifier",
+        "seed",
+        "service_tier",
+        "stop",
+        "temperature",
+        "tool_choice",
+        "tools",
+        "top_k",
+        "top_logprobs",
+        "top_p",
+        "user",
+        "verbosity",
+    }
+)
+"""Members of a chat completion, by OpenAI's names, that users give beside the messages."""
 _RANGES: Final = {
     "temperature": (0, 2),
     "top_p": (0, 1),
@@ -95,12 +127,12 @@ def check_call(owner: str, given: Iterable[str], *, known: Collection[str], fiel
         if name in REFUSED:
             check_names(owner, [name], known=())
         if name in fields:
-            raise _refused(
+            raise refused_request(
                 f"{name!r} was given to a call, and only a model has it. Nothing was paid. Make a model with it: "
                 f"`{owner}(…, {name}=…)`."
             )
         if near := get_close_matches(name, known, n=1, cutoff=_SLIP):
-            raise _refused(
+            raise refused_request(
                 f"{name!r} was given to a call. Nothing was paid. Did you mean {near[0]!r}? Members of the request "
                 "that only your gateway knows go into `extra_body`."
             )
@@ -111,12 +143,12 @@ def check_values(wire: Mapping[str, Any]) -> None:
     (docs/wire.md, "What gateways do not do")."""
     _check_numbers(wire)
     if wire.get("top_logprobs") and not wire.get("logprobs"):
-        raise _refused(
+        raise refused_request(
             "top_logprobs was given without logprobs, which providers refuse. Nothing was paid. Set `logprobs=True`."
         )
     for token, bias in _members(wire, "logit_bias").items():
         if not (_is_number(bias) and -_MOST_BIAS <= bias <= _MOST_BIAS):
-            raise _refused(
+            raise refused_request(
                 f"logit_bias has {bias!r} for {token!r}, and providers take numbers from -100 to 100. Nothing was paid."
             )
     _members(wire, "response_format")
@@ -127,18 +159,20 @@ def _check_numbers(wire: Mapping[str, Any]) -> None:
     for name, (least, most) in _RANGES.items():
         value = wire.get(name)
         if value is not None and not (_is_number(value) and least <= value <= most):
-            raise _refused(
+            raise refused_request(
                 f"{name}={value!r} was given, and gateways take numbers from {least} to {most}. Nothing was paid. "
                 f"Give {name} in that range."
             )
     for name in _WHOLE_NUMBERS:
         value = wire.get(name)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-            raise _refused(
+            raise refused_request(
                 f"{name}={value!r} was given, and gateways take whole numbers. Nothing was paid. Give an integer."
             )
         if value is not None and value < 0 and name != "seed":
-            raise _refused(f"{name}={value} was given, and no answer is so short. Nothing was paid. Give at least 1.")
+            raise refused_request(
+                f"{name}={value} was given, and no answer is so short. Nothing was paid. Give at least 1."
+            )
 
 
 def _is_number(value: Any) -> bool:
@@ -149,24 +183,25 @@ def _members(wire: Mapping[str, Any], name: str) -> Mapping[Any, Any]:
     value = wire.get(name)
     if value is None or isinstance(value, Mapping):
         return value or {}
-    raise _refused(f"{name}={value!r} was given, and gateways take an object. Nothing was paid. Give a dict.")
+    raise refused_request(f"{name}={value!r} was given, and gateways take an object. Nothing was paid. Give a dict.")
 
 
 def _check_stop(stop: Any) -> None:
     if stop is None or isinstance(stop, str):
         return
     if not isinstance(stop, Sequence) or not all(isinstance(one, str) for one in stop):
-        raise _refused(
+        raise refused_request(
             f"stop={stop!r} was given, and gateways take texts. Nothing was paid. Give a text or a list of them."
         )
     if len(stop) > _MOST_STOPS:
-        raise _refused(
+        raise refused_request(
             f"{len(stop)} stop sequences were given, and gateways take {_MOST_STOPS}. Nothing was paid. Leave "
             "some out, or cut the answer yourself."
         )
 
 
-def _refused(message: str) -> ConfigurationError:
+def refused_request(message: str) -> ConfigurationError:
+    """The error for a request that gateways cannot serve."""
     return ConfigurationError(message, kind="invalid_request")
 
 

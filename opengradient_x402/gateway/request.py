@@ -21,10 +21,10 @@ import httpx
 from opengradient_x402 import strict_json
 from opengradient_x402.completions import Completion
 from opengradient_x402.effects import Steps
-from opengradient_x402.errors import ConfigurationError, UnknownModel
+from opengradient_x402.errors import UnknownModel
 from opengradient_x402.gateway.endpoints import Endpoint, EndpointSource, fetch, reach
 from opengradient_x402.models import find_model, nearest_models, wire_name
-from opengradient_x402.parameters import check_values
+from opengradient_x402.parameters import check_values, refused_request
 
 GATEWAY_MAX_TOKENS: Final = 4096
 """The longest answer of a call that sets no `max_tokens`: gateways read its absence so (docs/wire.md, "Limits")."""
@@ -98,7 +98,9 @@ def checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
     for name in lowered:
         if name in _OUR_HEADERS or name.startswith(("payment-", "x-payment", "x-upto-")):
             hint = "Use `settlement_mode`." if name == "x-settlement-type" else "Leave it out."
-            raise _refused(f"The header {name!r} was given, which is set by the call itself. Nothing was paid. {hint}")
+            raise refused_request(
+                f"The header {name!r} was given, which is set by the call itself. Nothing was paid. {hint}"
+            )
     return lowered
 
 
@@ -151,7 +153,7 @@ def wire_tool_names(names: Sequence[str]) -> dict[str, str]:
     for name in names:
         wire[name] = wire_tool_name(name)
         if owners.setdefault(wire[name], name) != name:
-            raise _refused(
+            raise refused_request(
                 f"The tools {owners[wire[name]]!r} and {name!r} have the same name in the letters that providers take "
                 f"({wire[name]!r}), so a call could mean either. Nothing was paid. Rename one of them."
             )
@@ -174,7 +176,7 @@ def chosen(tools: Sequence[Mapping[str, Any]], choice: Any, names: Mapping[str, 
             wire = [wire_tool_choice(name, names) for name in listed]
             kept = [one["function"]["name"] for one in wire if isinstance(one, Mapping)]
             if not kept:
-                raise _refused("tool_choice allows no tool. Nothing was paid. Name some, or use 'none'.")
+                raise refused_request("tool_choice allows no tool. Nothing was paid. Name some, or use 'none'.")
             said["tools"] = [tool for tool in tools if tool["function"]["name"] in kept]
             choice = allowed.get("mode", "auto")
     if (wire_choice := wire_tool_choice(choice, names)) is not None:
@@ -205,7 +207,7 @@ def wire_tool_choice(choice: Any, names: Mapping[str, str]) -> str | dict[str, A
         forced = function.get("name") if isinstance(function, Mapping) else choice.get("name")
         choice = forced if forced is not None else choice.get("type")  # Anthropic's spelling: {"type": "any"}
         if not isinstance(forced, str) and choice not in (*_ANY, "auto", "none"):
-            raise _refused(
+            raise refused_request(
                 f"tool_choice names no tool ({choice!r}). Nothing was paid. "
                 'Use {"type": "function", "function": {"name": …}}, a tool\'s name, "any", "auto" or "none".'
             )
@@ -214,7 +216,7 @@ def wire_tool_choice(choice: Any, names: Mapping[str, str]) -> str | dict[str, A
     if choice in ("auto", "none"):
         return str(choice)
     if (wire := names.get(choice, choice)) not in names.values():
-        raise _refused(
+        raise refused_request(
             f"tool_choice names {choice!r}, and the tools are {sorted(names)}. Nothing was paid. "
             "Force one of the given tools, or use 'any', 'auto' or 'none'."
         )
@@ -224,14 +226,14 @@ def wire_tool_choice(choice: Any, names: Mapping[str, str]) -> str | dict[str, A
 def _refuse(wire: dict[str, Any]) -> None:
     for names, remedy in _OF_OTHER_APIS.items():
         if given := sorted(name for name in names if wire.get(name)):
-            raise _refused(f"{given[0]!r} was given, which gateways do not read. Nothing was paid. {remedy}")
+            raise refused_request(f"{given[0]!r} was given, which gateways do not read. Nothing was paid. {remedy}")
     if wire.pop("n", 1) != 1:
-        raise _refused(
+        raise refused_request(
             "n > 1 was asked for, and the gateways give one answer a call. Nothing was paid. Ask n times (LangChain: "
             "`model.batch([prompt] * n)`): each answer is then paid and receipted by itself."
         )
     if wire.pop("stream", False):
-        raise _refused(
+        raise refused_request(
             "`stream` was given as a parameter, and whether a call streams is decided by the method. Nothing was paid. "
             "Call the method that streams (`stream`, `stream_chat`, `stream_complete`)."
         )
@@ -244,7 +246,7 @@ def _check_conversation(wire: dict[str, Any]) -> None:
         return
     for message in messages:
         if (role := message.get("role")) not in _ROLES:
-            raise _refused(
+            raise refused_request(
                 f"A message has the role {role!r}, which gateways cannot read: they fail after the payment. Nothing "
                 "was paid. Use system, user, assistant and tool messages (OpenAI's `developer` is `system` here)."
             )
@@ -260,7 +262,7 @@ def _check_conversation(wire: dict[str, Any]) -> None:
         elif (call_id := message.get("tool_call_id") or "") in known:
             waiting.pop(call_id, None)
         else:
-            raise _refused(
+            raise refused_request(
                 f"A tool message answers the call {call_id!r}, which the assistant's message before it does not hold. "
                 "Providers refuse such a conversation. Nothing was paid. Send the assistant's message with its calls, "
                 "or leave the tool message out."
@@ -270,7 +272,7 @@ def _check_conversation(wire: dict[str, Any]) -> None:
 
 def _check_answered(waiting: Mapping[str, str]) -> None:
     for call_id, name in waiting.items():
-        raise _refused(
+        raise refused_request(
             f"The assistant called {name!r} ({call_id!r}), and no tool message after it has the result. Providers "
             "refuse such a conversation. Nothing was paid. Add the result (also of a call that failed or was "
             "cancelled), or leave the call out."
@@ -302,12 +304,12 @@ def _check_tool_names(names: Sequence[str], *, model: str) -> None:
     allowed = next(pattern for begins, pattern in _NAMES_BY_PROVIDER if plain.startswith(begins))
     for name in names:
         if not allowed.fullmatch(name):
-            raise _refused(
+            raise refused_request(
                 f"A tool is named {name!r}, and {model or 'the model'} takes names of at most {_LONGEST_NAME} letters, "
                 "digits, '_' and '-' only. Nothing was paid. Give the tool another name."
             )
         if names.count(name) > 1:
-            raise _refused(
+            raise refused_request(
                 f"Two tools are named {name!r}, so a call could mean either. Nothing was paid. Rename one of them."
             )
 
@@ -315,24 +317,20 @@ def _check_tool_names(names: Sequence[str], *, model: str) -> None:
 def _wire_tool(tool: Any) -> Mapping[str, Any]:
     """A function tool as chat completions have it; the Responses API writes its members beside the type."""
     if not isinstance(tool, Mapping):
-        raise _refused(
+        raise refused_request(
             f"A tool is given as {type(tool).__name__}, and gateways read JSON. Nothing was paid. LangChain: "
             "`model.bind_tools([…])`; LlamaIndex: `llm.chat_with_tools([…], …)`."
         )
     if isinstance(tool.get("function"), Mapping):
         return tool
     if not isinstance(tool.get("name"), str) or tool.get("type", "function") != "function":
-        raise _refused(
+        raise refused_request(
             f"A tool of type {tool.get('type')!r} is no function, and the gateways offer no other tool but web search "
             "(`web_search=True`). Nothing was paid. Give a function in its place."
         )
     members = {name: value for name, value in tool.items() if name not in ("type", "cache_control")}
     kept = {"cache_control": tool["cache_control"]} if "cache_control" in tool else {}
     return {"type": "function", "function": members, **kept}
-
-
-def _refused(message: str) -> ConfigurationError:
-    return ConfigurationError(message, kind="invalid_request")
 
 
 def _warn(message: str) -> None:
