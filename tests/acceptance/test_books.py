@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 
 import pytest
 from langchain_core.tools import tool
@@ -67,6 +69,15 @@ def llama_index_call(model: OpenGradient, kind: int, mode: SettlementMode) -> No
             stream.close()
 
 
+def mixed_call(chats: Sequence[ChatOpenGradient], llms: Sequence[OpenGradient], number: int) -> None:
+    """One of many calls: the wallets, faces, kinds of call and settlement modes take turns."""
+    wallet, kind, mode = number % 3, number // 6 % 5, list(SettlementMode)[number // 30 % 3]
+    if number // 3 % 2:
+        langchain_call(chats[wallet], kind, mode)
+    else:
+        llama_index_call(llms[wallet], kind, mode)
+
+
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("gateway", ["helpful", "gateway-2026-04"])
 def test_three_hundred_mixed_calls_of_three_wallets_are_explained_to_the_last_unit(gateway, tmp_path):
@@ -81,17 +92,9 @@ def test_three_hundred_mixed_calls_of_three_wallets_are_explained_to_the_last_un
             payers = [first, second, third]
             chats = [ChatOpenGradient(model=MODEL, payments=payer) for payer in payers]
             llms = [OpenGradient(model=MODEL, payments=payer) for payer in payers]
-            modes = list(SettlementMode)
-
-            def call(number: int) -> None:
-                wallet, kind, mode = number % 3, number // 6 % 5, modes[number // 30 % 3]
-                if number // 3 % 2:
-                    langchain_call(chats[wallet], kind, mode)
-                else:
-                    llama_index_call(llms[wallet], kind, mode)
 
             with get_settlement_callback(), ThreadPoolExecutor(6) as pool:
-                list(pool.map(call, range(CALLS)))
+                list(pool.map(partial(mixed_call, chats, llms), range(CALLS)))
             net.close_sessions()
             net.flush_batches()
 
@@ -107,7 +110,7 @@ def test_three_hundred_mixed_calls_of_three_wallets_are_explained_to_the_last_un
 
         assert len(receipts) == len({receipt.call_id for receipt in receipts}) == CALLS
         assert {(receipt.status, receipt.is_final) for receipt in receipts} == {(ReceiptStatus.SETTLED, True)}
-        assert {receipt.settlement_mode for receipt in receipts} == {mode.value for mode in modes}
+        assert {receipt.settlement_mode for receipt in receipts} == {mode.value for mode in SettlementMode}
         assert {receipt.outcome for receipt in receipts} == {"ok", "abandoned"}
 
         spent = sum(receipt.settled_atomic for receipt in receipts)
@@ -140,17 +143,9 @@ def test_three_hundred_calls_in_three_schemes_of_one_gateway_are_explained_to_th
             ]
             chats = [stack.enter_context(ChatOpenGradient(model=MODEL, payments=payer)) for payer in payers]
             llms = [OpenGradient(model=MODEL, payments=payer) for payer in payers]
-            modes = list(SettlementMode)
-
-            def call(number: int) -> None:
-                wallet, kind, mode = number % 3, number // 6 % 5, modes[number // 30 % 3]
-                if number // 3 % 2:
-                    langchain_call(chats[wallet], kind, mode)
-                else:
-                    llama_index_call(llms[wallet], kind, mode)
 
             with ThreadPoolExecutor(6) as pool:
-                list(pool.map(call, range(CALLS)))
+                list(pool.map(partial(mixed_call, chats, llms), range(CALLS)))
             for model in llms:
                 model.close()
             net.close_sessions()

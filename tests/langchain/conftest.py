@@ -19,6 +19,8 @@ from opengradient_x402.payment.payments import Payments
 from opengradient_x402.payment.policy import SpendPolicy
 from opengradient_x402.settlement.reconciler import Reconciler
 from opengradient_x402.signer import LocalSigner
+from support.answer_shapes import Shaped
+from support.payers import payments_for
 
 MODEL = "openai/gpt-5"
 
@@ -126,3 +128,18 @@ def payer(net: Devnet, tmp_path: Path) -> Iterator[Payer]:
     one = Payer(net, tmp_path)
     yield one
     one.close()
+
+
+@pytest.fixture(scope="module")
+def shaped() -> Shaped:
+    """The model behind a gateway, which answers in the shape that a test gives it."""
+    return Shaped()
+
+
+@pytest.fixture(scope="module")
+def paying(shaped: Shaped, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Payments]:
+    """What pays the gateway in front of `shaped`."""
+    with Devnet(upstream=shaped) as net:
+        account = net.account(opg="10", approved=True)
+        with payments_for(net, account, tmp_path_factory.mktemp("shapes") / "ledger.sqlite") as opened:
+            yield opened

@@ -4,7 +4,7 @@ sync and async, through a gateway that is paid."""
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import pytest
@@ -13,28 +13,13 @@ from llama_index.core.base.llms.types import ChatMessage, ChatResponse, ImageBlo
 
 from langchain_opengradient import ChatOpenGradient
 from llama_index_opengradient import OpenGradient
-from opengradient_devnet import Devnet
 from opengradient_x402.payment.payments import Payments
 from support.answer_shapes import SHAPES, Shape, Shaped
-from support.payers import payments_for
 
 WAYS = 8
 _MADE = re.compile(r"call_[0-9a-f]{32}")
 _IN_RESPONSE = ("system_fingerprint", "service_tier", "citations")
 _IN_MESSAGE = ("annotations", "audio", "reasoning_details")
-
-
-@pytest.fixture(scope="module")
-def shaped() -> Shaped:
-    return Shaped()
-
-
-@pytest.fixture(scope="module")
-def paying(shaped: Shaped, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Payments]:
-    with Devnet(upstream=shaped) as net:
-        account = net.account(opg="10", approved=True)
-        with payments_for(net, account, tmp_path_factory.mktemp("shapes") / "ledger.sqlite") as opened:
-            yield opened
 
 
 async def answers(payments: Payments) -> AsyncIterator[tuple[str, dict[str, Any]]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import reduce
 from operator import add
 
@@ -11,12 +10,10 @@ from langchain_core.messages import AIMessage
 from langchain_core.tools import tool
 
 from langchain_opengradient import ChatOpenGradient
-from opengradient_devnet import Devnet
 from opengradient_devnet.faults import StreamStyle
 from opengradient_devnet.tool_call_styles import ToolCallStyle
 from opengradient_x402.payment.payments import Payments
 from support.answer_shapes import SHAPES, Shape, Shaped
-from support.payers import payments_for
 
 from .conftest import BETA, HAS_V3, Payer
 
@@ -33,19 +30,6 @@ def multiply(a: int, b: int) -> int:
 def weather(city: str) -> str:
     """Get the weather in a city."""
     return f"sunny in {city}"
-
-
-@pytest.fixture(scope="module")
-def shaped() -> Shaped:
-    return Shaped()
-
-
-@pytest.fixture(scope="module")
-def paying(shaped: Shaped, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Payments]:
-    with Devnet(upstream=shaped) as net:
-        account = net.account(opg="10", approved=True)
-        with payments_for(net, account, tmp_path_factory.mktemp("calls") / "ledger.sqlite") as opened:
-            yield opened
 
 
 QUESTION = "Multiply 3 and 4, and get the weather in Paris."

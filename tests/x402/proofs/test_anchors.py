@@ -16,16 +16,7 @@ from opengradient_x402.proofs.findings import Read, Refuted, Statement, Undecide
 from opengradient_x402.proofs.history import described, leaf_hash
 from opengradient_x402.proofs.verification import verify_bundle
 from opengradient_x402.signer import LocalSigner
-from support.payers import PROMPT, client_for, settled_receipts
-
-
-@pytest.fixture
-def paid(net, payments):
-    """Payments with one settled call."""
-    with client_for(payments) as client:
-        client.chat(PROMPT)
-    settled_receipts(net, payments)
-    return payments
+from support.payers import PROMPT, client_for
 
 
 def exported(payments):

@@ -12,14 +12,6 @@ from opengradient_x402.proofs.verification import Verification, verify_bundle
 from support.payers import PROMPT, client_for, settled_receipts
 
 
-@pytest.fixture
-def paid(net, payments):
-    with client_for(payments) as client:
-        client.chat(PROMPT)
-    settled_receipts(net, payments)
-    return payments
-
-
 def exported(payments) -> bytes:
     return export_bundle(payments.ledger, network=payments.network, signer=payments.signer).to_bytes()
 
