@@ -161,7 +161,7 @@ def _digest(key: str) -> bytes:
 
 
 def _job_in(folder: Path) -> str:
-    """What tells this job from others: made by whoever comes first."""
+    """What tells this job from others: the first process makes it."""
     file = folder / _JOB
     if not file.exists():
         aside = folder / f".{_JOB}.{secrets.token_hex(8)}"

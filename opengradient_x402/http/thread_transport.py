@@ -198,7 +198,7 @@ class _Body(httpx.SyncByteStream):
         self._reader = reader
         self._limits = limits
         self._held = [line]
-        """Empty once the connection was given back or closed: taken out by one thread alone, whoever closes too."""
+        """Empty once the connection was given back or closed: only one of the threads that close it takes it out."""
 
     def __iter__(self) -> Iterator[bytes]:
         return self

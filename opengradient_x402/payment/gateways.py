@@ -221,19 +221,14 @@ class KnownGateways:
         """The receipt with what the call costs by published prices, if its gateway did not quote it."""
         if receipt.cost_atomic is not None or receipt.prompt_tokens is None or receipt.completion_tokens is None:
             return receipt
-        info, asset_usd = (
-            find_model(receipt.model),
-            self.likely_asset_usd(origin_of_text(receipt.endpoint)),
-        )
+        info, asset_usd = find_model(receipt.model), self.likely_asset_usd(origin_of_text(receipt.endpoint))
         if info is None or asset_usd is None:
             return receipt
         usd = info.cost_usd(prompt_tokens=receipt.prompt_tokens, completion_tokens=receipt.completion_tokens)
         if usd is None:
             return receipt
-        return replace(
-            receipt,
-            estimated_cost_atomic=usd_to_atomic(usd, asset_usd=asset_usd, decimals=self._network.asset.decimals),
-        )
+        decimals = self._network.asset.decimals
+        return replace(receipt, estimated_cost_atomic=usd_to_atomic(usd, asset_usd=asset_usd, decimals=decimals))
 
     def facilitator(self, origin: str) -> str | None:
         """The facilitator that is pinned for this origin in this process."""

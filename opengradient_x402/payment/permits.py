@@ -32,7 +32,7 @@ class SignedPayment:
     accepted: PaymentTerms
     header: str = field(repr=False)
     is_for_one: bool = False
-    """Whether it pays for its own call alone, whoever makes it: no other call may offer it."""
+    """Whether it pays for its own call alone: no other call may offer it."""
 
 
 def terms_to_sign(terms: PaymentTerms, *, network: Network, now_s: int) -> SignedTerms:

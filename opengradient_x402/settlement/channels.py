@@ -100,7 +100,7 @@ def settle_channels(
         new = yield from _authorizations(taken, ledger, network)
         settled = [_settled(one, taken[one.id], state, needed) for one in new]
         yield from record(settled)
-        yield Wait(book.finish(list(taken)))  # afterwards: whoever dies in between looks at them again
+        yield Wait(book.finish(list(taken)))  # afterwards: a process that dies in between looks at them again
         found += settled
     return found
 

@@ -143,7 +143,7 @@ class Auditor:
     def said_not_paid(self, nonces: Iterable[int], error: str, *, vouchers: int = 0) -> None:
         """A call ended with an error that says `not_paid`; these are the nonces that it signed for the first time.
 
-        A voucher can be claimed for ever, so nobody can say so once one has left.
+        A voucher can always be claimed, so nobody can say so once one has left.
         """
         if vouchers:
             raise Broken("no error says 'not paid' about what can be claimed", error)

@@ -56,7 +56,7 @@ def seated(call: Call, payments: Payments, wanted: Channel, began_s: float) -> S
         if ride is not None:
             return ride
         if elsewhere and not anew:
-            anew = True  # whoever holds them may be dead
+            anew = True  # the processes that hold them may be dead
             continue
         others = [one for one in beside if one not in known and one.status == "open" and _is_filled(one)]
         room = range(payments.policy.max_channels - len(usable) - len(others))

@@ -146,7 +146,7 @@ def test_no_context_trusts_everybody():
 
 @pytest.mark.parametrize("traced", [False, True])
 def test_nothing_is_said_where_a_far_name_leads_into_the_own_network(call, tmp_path, monkeypatch, traced):
-    """A registered name says nothing of where it leads; whoever owns it may let it lead here at any time."""
+    """A registered name says nothing of where it leads; its owner may let it lead here at any time."""
     leaf = Issued("leaf")
     monkeypatch.setenv("NO_PROXY", "*")
     if traced:
