@@ -23,6 +23,8 @@ WAYS = {
     "exact by Permit2": {"schemes": (Scheme.EXACT_PERMIT2,)},
     "upto in a session": {"schemes": (Scheme.UPTO,)},
     "upto call by call": {"schemes": (Scheme.UPTO,), "sessions": False, "session_cap_opg": "0.0005"},
+    "a channel filled by EIP-3009": {"schemes": (Scheme.BATCH_SETTLEMENT_EIP3009,), "session_cap_opg": "0.0005"},
+    "a channel filled by Permit2": {"schemes": (Scheme.BATCH_SETTLEMENT,), "session_cap_opg": "0.0005"},
 }
 
 
@@ -49,8 +51,10 @@ def test_calls_in_usdc_add_up_to_the_unit_on_chain_in_the_ledger_and_in_the_rece
     ):
         for _ in range(calls):
             client.chat(CHEAP)
+        net.claim_channels()
         receipts = settled_receipts(net, payments)
-        taken = 10 * 10**6 - opg_balance(net, account.address)
+        kept = payments.channels.list()
+        taken = 10 * 10**6 - opg_balance(net, account.address) - sum(one.free_atomic for one in kept)
         asset = payments.network.asset
         spent = payments.ledger.spent(payer=payments.payer, asset=asset.address, network=payments.network.caip2)
         assert len(receipts) == calls
