@@ -56,7 +56,7 @@ def test_one_deposit_pays_and_the_claims_equal_the_ledger_to_the_unit(
         receipts = payments.ledger.receipts().result()
         asset, network = payments.network.asset.address, payments.network.caip2
         spent = payments.ledger.spent(payer=payments.payer, asset=asset, network=network).result()
-    print(f"{gateway}, {method}: {calls} calls in {took_s:.1f} s, {channel.claimed_atomic} claimed, {spent} in the ledger")
+    print(f"{gateway}, {method}: {calls} calls in {took_s:.1f} s; claimed {channel.claimed_atomic}, ledger {spent}")
     assert len(receipts) == calls
     assert {(one.status, one.is_final, one.dispute) for one in receipts} == {("settled", True, None)}
     assert {one.settled_atomic for one in receipts} == {COST}
