@@ -178,7 +178,7 @@ def _of_events() -> Iterator[Forgery]:
     }.items():
 
         def invented(w: World, place: Any = place) -> bytes:
-            paid = next(body for body in w.bundle.of_kind("authorization") if "tx_hash" in body)
+            paid = next(body for body in w.bundle.of_kind("authorization") if "tx_hash" in body and not _claimed(body))
             event = place or {"tx_hash": paid["tx_hash"], "log_index": 0}
             change = setting("channel", events=lambda body: [*body["events"], event])
             wanted = _used_once(w)["id"]

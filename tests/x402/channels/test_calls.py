@@ -13,6 +13,7 @@ import pytest
 
 from opengradient_devnet import Scheme
 from opengradient_devnet.faults import AlterTerms, ForgeCorrection, HangUp, InflateCost, LieAboutCharge, SettleAtCap
+from opengradient_x402.channels.events import CLAIMED
 from opengradient_x402.errors import (
     BudgetExceeded,
     ChallengeInvalid,
@@ -65,6 +66,25 @@ def test_one_deposit_pays_for_twenty_calls_and_the_claims_equal_the_ledger(net, 
     assert channel.claimed_atomic == sum(receipt.settled_atomic for receipt in receipts)
     assert net.chain.token_balance(payee) - paid_before == channel.claimed_atomic
     assert spent(payments) == channel.claimed_atomic
+
+
+def test_receipts_name_the_claim_that_they_are_in(net, account, payments, client):
+    for number in range(7):
+        client.chat(PROMPT)
+        if number in (2, 5):
+            net.claim_channels()
+    receipts = claimed_receipts(net, payments)
+    hashes = [receipt.payment_tx_hash for receipt in receipts]
+    first, second, third = dict.fromkeys(hashes)
+    assert hashes == [first] * 3 + [second] * 3 + [third]
+    claimed = 0
+    for tx_hash in (first, second, third):
+        done = net.chain.rpc("eth_getTransactionReceipt", [tx_hash])
+        (log,) = [log for log in done["logs"] if log["topics"][0] == CLAIMED]
+        claimed += sum(receipt.settled_atomic for receipt in receipts if receipt.payment_tx_hash == tx_hash)
+        assert int(log["data"][66:], 16) == claimed
+        places = {(one.block_number, one.block_hash) for one in receipts if one.payment_tx_hash == tx_hash}
+        assert places == {(int(done["blockNumber"], 16), done["blockHash"])}
 
 
 def test_signed_ceilings_are_reserved_and_charges_are_spent(payments, client):
