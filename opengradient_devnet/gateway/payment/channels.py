@@ -244,6 +244,17 @@ class ChannelBook:
             for one in owing:
                 one.on_chain = self._channels.state(one.id)
 
+    def refund_all(self) -> None:
+        """Give back what is left in all channels that no call uses, unasked, as servers do with idle ones. Blocks."""
+        with self._claiming:
+            with self._lock:
+                idle = [one for one in self._records.values() if one.on_chain.balance > one.charged and not one.is_busy]
+                for one in idle:
+                    del self._records[one.id]
+            for one in idle:
+                owed = [one.claim] if one.charged > one.on_chain.total_claimed else []
+                self._channels.refund(one.config, one.on_chain.balance - one.charged, claims=owed)
+
     def _greedy(self, record: ChannelRecord) -> Claim:
         total = min(record.signed, record.on_chain.balance)
         return Claim(config=record.config, max_claimable=record.signed, signature=record.signature, total=total)

@@ -28,7 +28,7 @@ from opengradient_x402.errors import (
 from opengradient_x402.ledger.authorizations import Authorization
 from opengradient_x402.payment.call import NEVER_LEFT, Call, answered, carry, outcome_unknown, with_header
 from opengradient_x402.payment.challenge import SIGNATURE_HEADER, Challenge, PaymentTerms
-from opengradient_x402.payment.channels.seats import looked, seated, seen, wanted_channel
+from opengradient_x402.payment.channels.seats import looked, seated, seen, up_to_date, wanted_channel
 from opengradient_x402.payment.payments import Payments
 from opengradient_x402.payment.permits import payment_header
 from opengradient_x402.payment.sessions import SessionKey
@@ -48,6 +48,8 @@ _LONGEST_BUSY_S: Final = 60.0
 _HOLD_S: Final = 660.0
 """A process that nobody can look at has a channel for its call no longer than this, or the call's time limit."""
 _TIDY_EVERY_S: Final = 3600.0
+_FRESH_S: Final = 60
+"""A channel that no call has used for so long is looked at again: gateways give back what is in idle ones, unasked."""
 _MAX_REASON_CHARS: Final = 300
 
 
@@ -120,8 +122,10 @@ def _reserved(
     terms: PaymentTerms,
     challenge: Challenge,
 ) -> Steps[Authorization | None]:
-    """Decides about a deposit, and writes voucher and reservation durably. None: another process has the channel."""
+    """Decides about a deposit, and writes voucher and reservation durably. None: the channel cannot be used now."""
     yield from _prepare_deposit(call, payments, ride, terms, challenge, most=None)
+    if ride.channel.status != "open":
+        return None
     drafted = replace(payments.draft(terms, call, str(request.url)), nonce=int(ride.channel.id, 16))
     yield from check_limits(call, payments, key, drafted)
     is_first = call.is_keyed and not call.has_signed_out
@@ -160,7 +164,11 @@ def _prepare_deposit(
     channel = ride.channel
     if channel.is_pending:
         channel = yield from seen(channel, (yield from looked(channel, payments)), payments, call)
+    elif most is None and channel.used_at + _FRESH_S <= time.time():
+        channel = yield from up_to_date(channel, payments, call)
     ride.channel = channel
+    if channel.status != "open":
+        return
     needed = (channel.charged_atomic + terms.amount_atomic) if most is None else most
     if channel.deposit is not None:
         ride.deposit = None if payments.rides.has_arrived(channel) else channel.deposit
@@ -228,6 +236,10 @@ def _ridden(attempt: _Attempt) -> Steps[httpx.Response]:
         except OpenGradientError as exc:  # whatever it says of this step, a voucher has left
             why = exc.message
         if why is not None:
+            with suppress(OpenGradientError):  # a voucher has left, whatever happens to this look
+                now = yield from up_to_date(attempt.ride.channel, attempt.payments, attempt.call)
+                if now.status == "closed":
+                    why += "; the chain shows nothing in its channel any more, so the next call opens another one"
             raise _unresolved(attempt.call, attempt.payments, attempt.key, attempt.authorization, why)
 
 

@@ -21,6 +21,7 @@ from opengradient_x402.errors import (
     PaymentOutcomeUnknown,
     PolicyRefused,
 )
+from opengradient_x402.payment.channels import calls
 from opengradient_x402.payment.policy import SpendPolicy
 from support.payers import PROMPT, async_client_for, client_for, payments_for
 
@@ -263,6 +264,32 @@ def test_a_gateway_that_lost_its_records_takes_the_next_voucher(net, payments, c
     net.forget_channels()
     second = client.chat(PROMPT).receipt
     assert charged_at(net, payments) == first.cost_atomic + second.cost_atomic
+
+
+def test_what_a_gateway_gave_back_unasked_is_seen_before_the_next_call(net, account, payments, client, monkeypatch):
+    cost = sum(client.chat(PROMPT).receipt.cost_atomic for _ in range(3))
+    net.refund_channels()
+    assert net.chain.token_balance(account.address) == 10 * DEPOSIT - cost
+    monkeypatch.setattr(calls, "_FRESH_S", 0)
+    for _ in range(2):
+        assert client.chat(PROMPT).receipt.status == "served"
+    assert [one.status for one in channels_of(payments)] == ["closed", "open"]
+    receipts = claimed_receipts(net, payments)
+    assert len(receipts) == 5
+    assert {receipt.status for receipt in receipts} == {"settled"}
+
+
+def test_after_a_channel_was_emptied_under_a_call_the_next_one_opens_another(net, account, payments, client):
+    cost = sum(client.chat(PROMPT).receipt.cost_atomic for _ in range(3))
+    net.refund_channels()
+    with pytest.raises(PaymentOutcomeUnknown, match="nothing in its channel any more"):
+        client.chat(PROMPT)
+    cost += sum(client.chat(PROMPT).receipt.cost_atomic for _ in range(2))
+    receipts = claimed_receipts(net, payments)
+    assert [receipt.settled_atomic for receipt in receipts][3] == 0
+    assert {receipt.status for receipt in receipts} == {"settled"}
+    assert spent(payments) == sum(receipt.settled_atomic for receipt in receipts) == cost
+    assert net.chain.token_balance(account.address) == 10 * DEPOSIT - cost - payments.channels.list()[1].free_atomic
 
 
 def test_a_deposit_above_the_policy_is_refused_before_anything_is_signed(net, account, tmp_path):
