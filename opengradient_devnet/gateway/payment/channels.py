@@ -92,12 +92,12 @@ class ChannelBook:
         with self._lock:
             self._records.clear()
 
-    def admit(self, payload: Mapping[str, Any], requirements: Mapping[str, Any]) -> ChannelCall:
+    def admit(self, content: Mapping[str, Any], requirements: Mapping[str, Any]) -> ChannelCall:
         """Let a request in: its deposit is collected, and its channel is busy from here on. Blocks.
 
-        Raises VoucherRefused, and PaymentMalformed for what is no payment.
+        `content` is that of PAYMENT-SIGNATURE. Raises VoucherRefused, and PaymentMalformed for what is no payment.
         """
-        payment = parse_channel_payment(payload)
+        payment = parse_channel_payment(content["payload"], content.get("extensions"))
         most = 0 if payment.kind == "refund" else int(requirements["amount"])
         record = self._reserved(payment, most)
         try:

@@ -14,7 +14,7 @@ from typing import Final
 
 import httpx
 
-from opengradient_x402.channels.channel import Deposit, Voucher
+from opengradient_x402.channels.channel import Channel, Deposit, Voucher
 from opengradient_x402.channels.rides import Ride
 from opengradient_x402.channels.vouchers import BUSY, STALE, corrected_base, deposit_payload, voucher_payload
 from opengradient_x402.effects import Sleep, Steps, Wait, in_thread
@@ -161,17 +161,14 @@ def _prepare_deposit(
 
     A deposit that is out is sent again, the same one, until the chain shows that it is used or void.
     """
-    channel = ride.channel
-    if channel.is_pending:
-        channel = yield from seen(channel, (yield from looked(channel, payments)), payments, call)
-    elif most is None and channel.used_at + _FRESH_S <= time.time():
-        channel = yield from up_to_date(channel, payments, call)
-    ride.channel = channel
+    ride.channel = channel = yield from _known_now(ride.channel, call, payments, is_first=most is None)
     if channel.status != "open":
         return
     needed = (channel.charged_atomic + terms.amount_atomic) if most is None else most
     if channel.deposit is not None:
         ride.deposit = None if payments.rides.has_arrived(channel) else channel.deposit
+        if ride.deposit is not None:
+            yield from _sponsored_again(payments, replace(terms, amount_atomic=ride.deposit.amount_atomic), challenge)
     elif channel.balance_atomic >= needed:
         ride.deposit = None
     else:
@@ -192,6 +189,23 @@ def _prepare_deposit(
             yield Wait(payments.funds.sponsor(deposited, challenge))
         salt = payments.signer.nonce_for(f"deposit of {call.id}")
         ride.deposit = Deposit(amount_atomic=amount, salt=salt, deadline=int(time.time()) + terms.max_timeout_s)
+
+
+def _known_now(channel: Channel, call: Call, payments: Payments, *, is_first: bool) -> Steps[Channel]:
+    """The channel, looked at again where the chain may show something else by now."""
+    if channel.is_pending:
+        return (yield from seen(channel, (yield from looked(channel, payments)), payments, call))
+    if is_first and channel.used_at + _FRESH_S <= time.time():
+        return (yield from up_to_date(channel, payments, call))
+    return channel
+
+
+def _sponsored_again(payments: Payments, deposited: PaymentTerms, challenge: Challenge) -> Steps[None]:
+    """A deposit that is out goes with an approval of its own again, where it needs one."""
+    funds = payments.funds.check(deposited, challenge)
+    with suppress(NotPaid):  # what is missing shows at the gateway: the deposit may have been collected
+        if funds is not None and (yield Wait(funds)):
+            yield Wait(payments.funds.sponsor(deposited, challenge))
 
 
 def _header(ride: Ride, voucher: Voucher, payments: Payments, terms: PaymentTerms, challenge: Challenge) -> str:
