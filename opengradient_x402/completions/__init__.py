@@ -270,7 +270,7 @@ class StreamAccumulator:
             delta.refusal = refusal
         if parts := piece.get("tool_calls") or _older_call(piece):
             self._tools = tools = self._tools or ToolCallAssembly(are_whole=self._is_whole)
-            delta.tool_calls = [tools.take(part) for part in parts]
+            delta.tool_calls = [told for part in parts for told in tools.take(part)]
         if images := piece.get("images"):
             self._images.extend(image_urls(images))
         if extras := message_extras(piece):
@@ -318,8 +318,15 @@ class StreamAccumulator:
             and not (self._cutter is not None and self._cutter.is_cut)
         )
 
+    def end(self) -> Delta:
+        """What was held back, when no more events come: not every server says why an answer ends."""
+        delta = Delta()
+        self._release_held(delta)
+        return delta
+
     def finish(self) -> Completion:
         """The whole answer. Raises Truncated when nothing arrived at all."""
+        self.end()
         calls = () if self._tools is None else self._tools.build()
         if self._finish_reason is None and not (self._text or calls or self._refusal):
             raise Truncated("The stream ended without any content.")
@@ -328,8 +335,8 @@ class StreamAccumulator:
             model=self._model,
             created=self._created,
             content=self.text,
-            reasoning="".join(self._reasoning) + self._rest("reasoning"),
-            refusal="".join(self._refusal) + self._rest("refusal"),
+            reasoning="".join(self._reasoning),
+            refusal="".join(self._refusal),
             tool_calls=calls,
             finish_reason=self._finish_reason or ("tool_calls" if calls else "stop"),
             usage=self._usage,

@@ -403,6 +403,13 @@ CALLS = [
         calls=ONE,
     ),
     called(
+        "a name in three pieces, without arguments, before another call",
+        [part(0, name="n", call_id="c1"), part(0, name="o"), part(0, name="w"), part(1, name="today", call_id="c2")],
+        call("now", "", "c1"),
+        call("today", "", "c2"),
+        calls=[("now", {}, "c1"), ("today", {}, "c2")],
+    ),
+    called(
         "two without ids, indexes and arguments",
         [part(None, name="now"), part(None, name="today")],
         *(call(name, "", None) for name in ("now", "today")),
