@@ -258,7 +258,7 @@ class ChatOpenGradient(ConfiguredChatModel):
             "extra_headers": self.default_headers,
             "extra_query": self.default_query,
             "extra_body": self.extra_body,
-            **({"stop": stop} if stop else {}),
+            **({} if stop is None else {"stop": stop}),
         }
         # A field that nobody set does not hide what `model_kwargs` says.
         defaults = {**self.model_kwargs, **{name: value for name, value in fields.items() if value is not None}}

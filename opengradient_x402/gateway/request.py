@@ -184,15 +184,6 @@ def chosen(tools: Sequence[Mapping[str, Any]], choice: Any, names: Mapping[str, 
     return said
 
 
-def rooted_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """The schema with an object at its top, where providers want one: a recursive class has a reference there."""
-    home, _, name = str(schema.get("$ref", "")).removeprefix("#/").partition("/")
-    target = (schema.get(home) or {}).get(name)
-    if not isinstance(target, Mapping):
-        return dict(schema)
-    return {**{key: value for key, value in schema.items() if key != "$ref"}, **target}
-
-
 def wire_tool_choice(choice: Any, names: Mapping[str, str]) -> str | dict[str, Any] | None:
     """`tool_choice` as the gateways read it; None when the model is free to choose.
 

@@ -93,6 +93,15 @@ def test_what_is_set_is_sent_wherever_it_is_set(make: Make, script: ScriptedServ
     assert script.last_request.items() >= MEMBERS.items()
 
 
+def test_an_empty_list_of_stop_sequences_in_a_call_takes_those_of_the_model_away(make: Make, script: ScriptedServer):
+    script.say(*[Reply(text="the END")] * 3)
+    model = make(stop=["END"])
+    assert model.invoke("x").text == "the "
+    for ask in (lambda: model.invoke("x", stop=[]), lambda: model.bind(stop=[]).invoke("x")):
+        assert ask().text == "the END"
+        assert "stop" not in script.last_request
+
+
 def test_zero_is_set(make: Make, script: ScriptedServer):
     script.say(Reply(text="ok"))
     make(temperature=0, seed=0, top_p=0, logprobs=False).invoke("x")
