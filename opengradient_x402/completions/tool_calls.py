@@ -99,7 +99,7 @@ class _OpenCall:
 
     def take(self, part: Mapping[str, Any], *, used: Container[str]) -> ToolCallDelta | None:
         """Adds one wire fragment; None while more of the name may come."""
-        function = part.get("function") or {}
+        function = _function_of(part)
         self.served_id = self.served_id or str(part.get("id") or "")
         if not self.id:
             is_free = self.served_id and self.served_id not in used
@@ -162,6 +162,11 @@ class _OpenCall:
         )
 
 
+def _function_of(part: Mapping[str, Any]) -> Mapping[str, Any]:
+    function = part.get("function")
+    return function if isinstance(function, Mapping) else {}
+
+
 def _arguments_text(arguments: Any) -> str:
     if isinstance(arguments, str):
         return arguments
@@ -211,7 +216,7 @@ class ToolCallAssembly:
 
     def _unlabelled(self, part: Mapping[str, Any]) -> _OpenCall:
         last = self._calls[-1] if self._calls else None
-        name = (part.get("function") or {}).get("name")
+        name = _function_of(part).get("name")
         is_other = last is None or _starts_again(last, part) or bool(name and last.name and name != last.name)
         return self._open() if last is None or is_other else last
 
@@ -230,4 +235,4 @@ class ToolCallAssembly:
 
 def _starts_again(call: _OpenCall, part: Mapping[str, Any]) -> bool:
     """Whether the fragment begins another call: it names a tool, and the arguments of this one are whole."""
-    return bool((part.get("function") or {}).get("name")) and bool(call.name) and call.is_complete()
+    return bool(_function_of(part).get("name")) and bool(call.name) and call.is_complete()

@@ -587,6 +587,12 @@ CARRIED = [
         text="ok",
         found={"images": [IMAGE["image_url"]["url"]]},
     ),
+    spoken(
+        "ok",
+        name="the provider's own reason, and what its filter says",
+        beside_message={"native_finish_reason": "end_turn", "content_filter_results": {"hate": {"filtered": False}}},
+        found={"native_finish_reason": "end_turn", "content_filter_results": {"hate": {"filtered": False}}},
+    ),
     spoken("ok", name="fingerprint", beside_choices={"system_fingerprint": "fp"}, found={"system_fingerprint": "fp"}),
     spoken("ok", name="service tier", beside_choices={"service_tier": "flex"}, found={"service_tier": "flex"}),
     spoken("ok", name="list of pages", beside_choices={"citations": ["u"]}, found={"citations": ["u"]}),
