@@ -28,7 +28,8 @@ from langchain_opengradient.errors import raised_as_model_errors
 from langchain_opengradient.messages import count_messages, count_text
 from langchain_opengradient.tools import ToolLike, is_web_search, to_wire_tool
 from opengradient_x402.gateway.clients import Route
-from opengradient_x402.gateway.request import chosen, is_anthropic
+from opengradient_x402.gateway.request import chosen
+from opengradient_x402.parameters import is_anthropic
 
 
 class ChatOpenGradient(ConfiguredChatModel):

@@ -6,6 +6,7 @@ strict mode wants every member required and nothing left open. Pure; it does not
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final
@@ -16,8 +17,12 @@ _NAMED: Final = ("properties", "patternProperties", "$defs", "definitions", "dep
 _SEVERAL: Final = ("anyOf", "oneOf", "allOf", "prefixItems")
 _SINGLE: Final = ("items", "additionalProperties", "not", "contains", "propertyNames", "if", "then", "else")
 """Members of a schema that hold schemas: by a name, in a list, or one."""
-_UNTYPED: Final = frozenset({"anyOf", "oneOf", "allOf", "enum", "const", "not", "if"})
+_CHOICES: Final = frozenset({"anyOf", "oneOf", "allOf", "enum", "const", "not"})
 _NOT_STRICT: Final = ("default", "discriminator")
+
+
+class SchemaWidened(UserWarning):
+    """A schema says more than providers take, and is sent without that."""
 
 
 def rooted_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
@@ -35,18 +40,35 @@ def object_schema(schema: Mapping[str, Any], *, of: str, is_strict: bool = False
     Raises ConfigurationError for what describes no object, and in strict mode for objects whose members have no
     names.
     """
-    rooted = rooted_schema(schema)
-    kind = rooted.get("type", None if rooted.keys() & _UNTYPED else "object")
+    rooted = _without_choices(rooted_schema(schema), of=of)
+    kind = "choice" if rooted.keys() & _CHOICES else rooted.get("type", "object")
     if kind != "object":
         raise refused_request(
-            f"The schema of {of!r} describes {'a choice of several things' if kind is None else f'the type {kind!r}'}, "
-            "and providers take objects only. Nothing was paid. Put it into a field of an object."
+            f"The schema of {of!r} describes no object (but: {kind}), and providers take objects only. Nothing was "
+            "paid. Put it into a field of an object."
         )
     whole = {"type": "object", **rooted}
     if not (is_strict and whole.get("additionalProperties")):
         whole.setdefault("properties", {})
     changed: dict[str, Any] = _changed(whole, partial(_strict, of=of) if is_strict else _complete)
     return changed
+
+
+def _without_choices(schema: dict[str, Any], *, of: str) -> dict[str, Any]:
+    """Without choices beside the members of an object, which OpenAI's and Anthropic's models refuse at the top.
+
+    Servers of MCP say so which members go together; they still check it themselves.
+    """
+    choices = sorted(_CHOICES & schema.keys())
+    if not choices or not schema.get("properties"):
+        return schema
+    warnings.warn(
+        f"The schema of {of!r} has {' and '.join(choices)} at its top, which providers refuse. They are left out: the "
+        "model sees the members, and not which of them go together. Say that in the description.",
+        SchemaWidened,
+        stacklevel=2,
+    )
+    return {name: value for name, value in schema.items() if name not in choices}
 
 
 def _changed(schema: Any, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:

@@ -24,7 +24,7 @@ from opengradient_x402.effects import Steps
 from opengradient_x402.errors import UnknownModel
 from opengradient_x402.gateway.endpoints import Endpoint, EndpointSource, fetch, reach
 from opengradient_x402.models import find_model, nearest_models, wire_name
-from opengradient_x402.parameters import check_values, refused_request
+from opengradient_x402.parameters import check_values, is_anthropic, refused_request
 
 GATEWAY_MAX_TOKENS: Final = 4096
 """The longest answer of a call that sets no `max_tokens`: gateways read its absence so (docs/wire.md, "Limits")."""
@@ -115,12 +115,6 @@ def check_answer(body: Mapping[str, Any], completion: Completion) -> None:
         f"tool_choice={choice!r} was asked for and {body.get('model')} answered without a tool call: this gateway does "
         "not forward tool_choice. Ask for the tool in the prompt, or use another model."
     )
-
-
-def is_anthropic(model: object) -> bool:
-    """Whether `model` (a name, or an enum member like the OpenGradient SDK's `TEE_LLM`) is served by Anthropic."""
-    name = str(getattr(model, "value", model))
-    return name.startswith("anthropic/") or name.rpartition("/")[2].startswith("claude")
 
 
 def wire_role(role: str) -> str:

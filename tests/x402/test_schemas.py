@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from opengradient_x402.completions.schemas import object_schema
+from opengradient_x402.completions.schemas import SchemaWidened, object_schema
 from opengradient_x402.errors import ConfigurationError
 
 TEXT = {"type": "string"}
@@ -63,6 +63,16 @@ def test_an_array_says_what_is_in_it(place, is_strict):
 def test_what_is_no_object_is_refused(schema):
     with pytest.raises(ConfigurationError, match=r"'Names'.*objects only.*Nothing was paid"):
         object_schema(schema, of="Names")
+
+
+@pytest.mark.parametrize("name", ["anyOf", "oneOf", "allOf", "not"])
+@pytest.mark.parametrize("is_strict", [False, True])
+def test_a_choice_beside_the_members_of_a_tool_is_left_out_with_a_word(name, is_strict):
+    schema = {**LISTED, name: {"required": ["a"]} if name == "not" else [{"required": ["a"]}]}
+    with pytest.warns(SchemaWidened, match=f"'book' has {name} at its top"):
+        made = object_schema(schema, of="book", is_strict=is_strict)
+    assert name not in made
+    assert made["properties"] == LISTED["properties"]
 
 
 @pytest.mark.parametrize("inner", [{"type": "object"}, {"type": "object", "additionalProperties": TEXT}], ids=str)
