@@ -114,3 +114,11 @@ def test_a_bare_image_in_base64_becomes_a_data_url_and_what_is_no_image_is_left_
     completion = parse_completion(with_odd("choices.0.message.images", images))
     expected = ["data:image/png;base64,iVBORw0KGgoAAA", "data:image/jpeg;base64,/9j/AAA", "https://a.example/x.png"]
     assert list(completion.images) == expected
+
+
+def test_what_is_said_beside_a_message_is_passed_on_by_the_server_too():
+    body = with_odd("choices.0.native_finish_reason", "end_turn")
+    assert body_of(parse_completion(body))["choices"][0]["native_finish_reason"] == "end_turn"
+    _, completion = streamed(body)
+    events = b"".join(EventWriter(model="m", has_usage=False).end(completion, None))
+    assert b'"native_finish_reason":"end_turn"' in events
