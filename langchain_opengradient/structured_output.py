@@ -41,6 +41,9 @@ def to_response_format(schema: Schema, *, strict: bool | None = None) -> dict[st
     """`schema` (pydantic v2 or v1 class, TypedDict, JSON schema, OpenAI format) as a `response_format`."""
     if isinstance(schema, Mapping):
         kind = None if "properties" in schema else schema.get("type")
+        named = schema.get("json_schema") if kind == "json_schema" else schema
+        if strict is None and isinstance(named, Mapping) and _is_named_schema(named):
+            strict = named.get("strict") or None
         if kind in ("json_object", "text") or (kind == "json_schema" and strict is None):
             return dict(schema)
         if _is_named_schema(schema) and strict is None:

@@ -103,7 +103,7 @@ def _complete(function: dict[str, Any], source: ToolLike, *, strict: bool | None
             f"The tool {function['name']!r} says strict={function['strict']} of itself, and strict={strict} was given "
             "for all. Nothing was paid. Leave one of them out."
         )
-    function["parameters"] = object_schema(parameters, of=function["name"], is_strict=bool(strict))
+    function["parameters"] = object_schema(parameters, of=function["name"], is_strict=bool(function.get("strict")))
 
 
 def _schema_of(source: Any) -> Mapping[str, Any] | None:

@@ -41,7 +41,7 @@ __all__ = [
 
 _PLAIN_MEMBERS = frozenset({"role", "content"})
 """A message with these alone is text, and nothing else is looked for in it."""
-_PLAIN_CHOICE = frozenset({"index", "delta", "message", "finish_reason"})
+_PLAIN_CHOICE = frozenset({"index", "delta", "message", "finish_reason", "logprobs"})
 _COUNTS = frozenset({"prompt_tokens", "completion_tokens", "total_tokens"})
 _MAX_TOKENS = 10**12
 """No call has so many tokens: a larger count is no count (and JSON may say Infinity)."""
@@ -254,7 +254,7 @@ class StreamAccumulator:
             delta.content = self._take_text(self._whole["content"].take(content))
         if not piece.keys() <= _PLAIN_MEMBERS:
             self._feed_rest(piece, delta)
-        if not choice.keys() <= _PLAIN_CHOICE:
+        if choice.get("logprobs") or not choice.keys() <= _PLAIN_CHOICE:
             self._feed_beside(choice)
         reason = choice.get("finish_reason")
         if reason and self._finish_reason is None:

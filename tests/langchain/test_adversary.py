@@ -16,6 +16,7 @@ from langchain_opengradient import ChatOpenGradient, SettlementCallbackHandler, 
 from langchain_opengradient.content import to_part
 from langchain_opengradient.messages import NotResent, to_wire
 from langchain_opengradient.structured_output import to_response_format
+from langchain_opengradient.tools import to_wire_tool
 from opengradient_x402.errors import ConfigurationError, NotPaid
 from opengradient_x402.payment.policy import SpendPolicy
 
@@ -130,6 +131,19 @@ def test_strict_is_said_of_every_form_of_a_schema(schema):
     described = to_response_format(schema, strict=True)["json_schema"]
     assert (described["name"], described["strict"]) == ("place", True)
     assert described["schema"]["additionalProperties"] is False
+    assert to_response_format(schema, strict=False)["json_schema"]["strict"] is False
+
+
+def test_a_format_or_a_tool_that_says_strict_of_itself_is_as_strict_mode_wants_it():
+    named = {"name": "place", "schema": PARAMETERS, "strict": True}
+    for given in (named, {"type": "json_schema", "json_schema": named}):
+        described = to_response_format(given)["json_schema"]
+        assert (described["strict"], described["schema"]["additionalProperties"]) == (True, False)
+    tool = {"type": "function", "function": {"name": "place", "parameters": PARAMETERS, "strict": True}}
+    assert to_wire_tool(tool)["function"]["parameters"]["additionalProperties"] is False
+    assert "additionalProperties" not in PARAMETERS
+    with pytest.raises(ConfigurationError, match="strict=True of itself"):
+        to_wire_tool(tool, strict=False)
 
 
 @pytest.mark.parametrize("method", ["json_schema", "function_calling"])
