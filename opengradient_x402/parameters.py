@@ -104,6 +104,13 @@ REFUSED: Final = {
     "trace": "It is for OpenRouter's records. Use `metadata`, `tags` or run ids of your framework.",
 }
 """Fields of `ChatOpenAI`, `ChatOpenRouter` and LlamaIndex's `OpenAI` that a model here refuses, and what to do."""
+_IGNORED: Final = {
+    "web_search_options": (
+        "Use `web_search=True`, and say in the prompt what to look for. A gateway of your own that reads options gets "
+        "them from `extra_body`."
+    ),
+}
+"""Members of a call that gateways do not read, and without which the answer would be another one."""
 
 
 def is_anthropic(model: object) -> bool:
@@ -140,6 +147,8 @@ def check_call(owner: str, given: Iterable[str], *, known: Collection[str], fiel
             continue
         if name in REFUSED:
             check_names(owner, [name], known=())
+        if name in _IGNORED:
+            raise refused_request(f"{name!r} was given, which gateways ignore. Nothing was paid. {_IGNORED[name]}")
         if name in fields:
             raise refused_request(
                 f"{name!r} was given to a call, and only a model has it. Nothing was paid. Make a model with it: "

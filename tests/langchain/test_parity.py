@@ -157,6 +157,7 @@ def tool_named(name: str) -> dict[str, Any]:
         ({"max_tokens": -1}, "Give at least 1"),
         ({"previous_response_id": "r1"}, "Responses API"),
         ({"functions": [{"name": "f"}]}, "Use `tools`"),
+        ({"web_search_options": {"search_context_size": "low"}}, "web_search=True"),
         ({"extra_headers": {"Payment-Signature": "x"}}, "set by the call itself"),
         ({"extra_headers": {"X-SETTLEMENT-TYPE": "private"}}, "settlement_mode"),
         ({"tools": [{"type": "mcp", "server_url": "x"}]}, "no function"),
