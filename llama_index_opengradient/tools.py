@@ -128,7 +128,8 @@ def mirror(blocks: Sequence[ToolCallBlock]) -> list[dict[str, Any]]:
 
 
 def _wire_call(call_id: str | None, name: str, arguments: Any) -> dict[str, Any]:
-    text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+    # Users write dates, decimals and UUIDs into the calls of their examples.
+    text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False, default=str)
     return {"id": call_id or "", "type": "function", "function": {"name": name, "arguments": text}}
 
 
