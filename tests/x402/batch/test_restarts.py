@@ -278,6 +278,15 @@ def test_a_line_that_was_cut_short_is_no_answer_and_its_row_is_not_paid_again(ba
     assert len(payments.ledger.receipts().result()) == 3
 
 
+def test_lines_that_somebody_edited_are_no_answers(tmp_path):
+    store = Answers(tmp_path)
+    lines = [None, 5, [], {"key": 1}, {"key": "a", "asked": "x", "columns": None}, {"key": "a", "columns": {}}]
+    (tmp_path / "edited.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines) + "\xff\n")
+    store.look()
+    assert store.find("a") is None
+    store.close()
+
+
 def test_answers_of_all_processes_are_found_and_the_job_is_the_same_for_all(tmp_path):
     one, two = Answers(tmp_path / "a"), Answers(tmp_path / "a")
     assert one.job == two.job

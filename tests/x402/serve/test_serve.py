@@ -263,11 +263,19 @@ def test_what_the_server_does_not_have_is_a_clear_404(server, method, path, word
         ({"host": "rebound.example:80"}, 403),
         ({"origin": "https://page.example"}, 403),
         ({"origin": "null"}, 403),
+        ([("origin", "OWN"), ("origin", "https://page.example")], 403),
+        ([("sec-fetch-site", "none"), ("sec-fetch-site", "cross-site")], 403),
+        ({"host": "localhost.:80"}, 403),
+        ({"host": "user@localhost:80"}, 403),
+        ({"host": "2130706433:80"}, 403),
+        ({"host": ""}, 403),
         ({"sec-fetch-site": "cross-site"}, 403),
         ({"content-type": "text/plain"}, 415),
     ],
 )
 def test_strangers_get_nothing_and_nothing_is_paid(server, headers, status):
+    own = server.url.removesuffix("/v1")
+    headers = [(name, value.replace("OWN", own)) for name, value in httpx.Headers(headers).multi_items()]
     with tool_of(server) as tool:
         for method, path in (("POST", "/chat/completions"), ("OPTIONS", "/chat/completions"), ("GET", "/models")):
             if status == 415 and method != "POST":
@@ -289,6 +297,9 @@ def test_strangers_get_nothing_and_nothing_is_paid(server, headers, status):
         (b'{"model": "openai/gpt-5", "messages": []}', "messages"),
         (json.dumps({**PROMPT, "n": 3}).encode(), "n > 1"),
         (json.dumps({**PROMPT, "temperature": 9}).encode(), "temperature"),
+        (json.dumps({**PROMPT, "private_key": "0x1"}).encode(), "private_key"),
+        (json.dumps({**PROMPT, "settlement_mode": "individual"}).encode(), "settlement_mode"),
+        (json.dumps({**PROMPT, "messages": [{"role": "user", "content": None}]}).encode(), "content"),
         (b"[" * 100_000, "JSON"),
     ],
 )
