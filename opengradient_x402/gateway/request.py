@@ -46,6 +46,9 @@ _OF_OTHER_APIS: Final = {
     ),
     ("functions", "function_call"): "It is OpenAI's older form of tools. Use `tools` and `tool_choice`.",
     ("extra_query", "default_query"): "Give it to the call or the model, not to the body of the request.",
+    ("private_key", "api_key", "spend_policy", "settlement_mode", "verify_tee", "base_url", "ledger", "rpc_url"): (
+        "It says who pays, or how, and is no member of a request. Nothing was sent. Leave it out of the body."
+    ),
 }
 """Members of a request that gateways ignore, and what to write in their place: the answer would miss what they say."""
 _OUR_HEADERS: Final = frozenset(
@@ -234,6 +237,12 @@ def _check_conversation(wire: dict[str, Any]) -> None:
             raise refused_request(
                 f"A message has the role {role!r}, which gateways cannot read: they fail after the payment. Nothing "
                 "was paid. Use system, user, assistant and tool messages (OpenAI's `developer` is `system` here)."
+            )
+        content = message.get("content")
+        if not isinstance(content, str | Sequence) and not (content is None and role == "assistant"):
+            raise refused_request(
+                f"A message of the {role} has the content {content!r:.80}, and gateways take text or a list of parts: "
+                "they fail after the payment. Nothing was paid. Give the message a text, or leave it out."
             )
     wire["messages"] = [_tidy_message(message) for message in messages]
     waiting: dict[str, str] = {}
