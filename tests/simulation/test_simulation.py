@@ -114,7 +114,7 @@ def test_each_known_break_is_found(name, folder, monkeypatch):
     stage, rules = Stage(), Rules(has_two_nodes=name == "expiry_by_two_nodes")
     with stage.set_up():
         BREAKS[name](monkeypatch)
-        seeds = range(_FOUND_BY[name], _FOUND_BY[name] + 25)
+        seeds = range(_FOUND_BY[name], _FOUND_BY[name] + 200)
         runs = ((seed, *broken_by(seed, folder, stage, rules)) for seed in seeds)
         seed, world, broken = next(run for run in runs if run[2] is not None)
         again, broken_again = broken_by(seed, folder, stage, rules)
