@@ -119,10 +119,12 @@ def test_each_known_break_is_found(name, folder, monkeypatch):
         seed, world, broken = next(run for run in runs if run[2] is not None)
         again, broken_again = broken_by(seed, folder, stage, rules)
         monkeypatch.undo()
+        _, unbroken = broken_by(seed, folder, stage, rules)
 
     print(f"{name}: seed {seed}, step {world.step}: {broken}")
     assert broken.rule != "errors are ours"  # the break was found, and no fault of the simulation
     assert (world.step, str(broken)) == (again.step, str(broken_again))
+    assert unbroken is None  # nothing but the break is found
 
 
 @pytest.mark.soak
