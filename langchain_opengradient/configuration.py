@@ -263,7 +263,7 @@ class ConfiguredChatModel(BaseChatModel):
             params["ls_temperature"] = temperature
         if (max_tokens := kwargs.get("max_tokens", self.max_tokens)) is not None:
             params["ls_max_tokens"] = max_tokens
-        if sequences := stop or self.stop:
+        if sequences := self.stop if stop is None else stop:
             params["ls_stop"] = list(sequences) if isinstance(sequences, list | tuple) else [sequences]
         return params
 

@@ -24,7 +24,7 @@ from opengradient_x402.effects import Steps
 from opengradient_x402.errors import UnknownModel
 from opengradient_x402.gateway.endpoints import Endpoint, EndpointSource, fetch, reach
 from opengradient_x402.models import find_model, nearest_models, wire_name
-from opengradient_x402.parameters import check_values, refused_request
+from opengradient_x402.parameters import check_values, is_anthropic, refused_request
 
 GATEWAY_MAX_TOKENS: Final = 4096
 """The longest answer of a call that sets no `max_tokens`: gateways read its absence so (docs/wire.md, "Limits")."""
@@ -120,12 +120,6 @@ def check_answer(body: Mapping[str, Any], completion: Completion) -> None:
     )
 
 
-def is_anthropic(model: object) -> bool:
-    """Whether `model` (a name, or an enum member like the OpenGradient SDK's `TEE_LLM`) is served by Anthropic."""
-    name = str(getattr(model, "value", model))
-    return name.startswith("anthropic/") or name.rpartition("/")[2].startswith("claude")
-
-
 def wire_role(role: str) -> str:
     """A role as gateways know it: `developer`, OpenAI's newer name for `system`, makes them fail after the payment."""
     return "system" if role == "developer" else role
@@ -185,15 +179,6 @@ def chosen(tools: Sequence[Mapping[str, Any]], choice: Any, names: Mapping[str, 
     if (wire_choice := wire_tool_choice(choice, names)) is not None:
         said["tool_choice"] = wire_choice
     return said
-
-
-def rooted_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """The schema with an object at its top, where providers want one: a recursive class has a reference there."""
-    home, _, name = str(schema.get("$ref", "")).removeprefix("#/").partition("/")
-    target = (schema.get(home) or {}).get(name)
-    if not isinstance(target, Mapping):
-        return dict(schema)
-    return {**{key: value for key, value in schema.items() if key != "$ref"}, **target}
 
 
 def wire_tool_choice(choice: Any, names: Mapping[str, str]) -> str | dict[str, Any] | None:
