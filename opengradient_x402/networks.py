@@ -40,6 +40,7 @@ AWS_NITRO_ROOT_SHA256: Final = "641a0321a3e244efe456463195d606317ed7cdcc3c1756e0
 _PRIVATE_CHAIN_IDS: Final = frozenset({1337, 31337, 31402})
 """Ganache, anvil and hardhat, and this project's devnet: one node makes all the blocks, and none goes away."""
 _FINGERPRINT: Final = re.compile("[0-9a-fA-F]{64}", re.ASCII)
+_HEADER: Final = re.compile(r"x-(?!payment|upto-|settlement-)[a-z0-9-]{1,60}", re.ASCII)
 _MAX_DESCRIPTION_BYTES: Final = 256 * 1024
 _FETCH_TIMEOUT_S: Final = 5.0
 
@@ -90,6 +91,8 @@ class Network:
     session_idle_s: float = 60
     confirmations: int = 3
     """So many blocks, its own included, make a settlement final."""
+    call_id_header: str | None = None
+    """The request header in which its gateways ask for the id of the call (`x-...`); None sends them no id."""
     given_as: str | None = field(default=None, compare=False, repr=False)
     """What `--network` takes for it: a name, a path or a URL; None for one that was made in Python."""
     web3: object | None = field(default=None, repr=False)
@@ -386,6 +389,7 @@ def _network(document: Mapping[str, Any]) -> Network:
         asset_usd=_usd(document),
         attestation_root_sha256=_fingerprint(document),
         session_idle_s=float(document.get("session_idle_s", 60)),
+        call_id_header=_header(document, "call_id_header"),
         confirmations=_integer(document, "confirmations") if "confirmations" in document else _confirmations(chain_id),
     )
 
@@ -403,6 +407,13 @@ def _text(document: Mapping[str, Any], key: str) -> str:
 
 def _optional_text(document: Mapping[str, Any], key: str) -> str | None:
     return _text(document, key) if document.get(key) is not None else None
+
+
+def _header(document: Mapping[str, Any], key: str) -> str | None:
+    name = _optional_text(document, key)
+    if name is not None and _HEADER.fullmatch(name) is None:
+        raise ValueError(f"{key} is {name!r}; it must be `x-` and lower-case letters, digits or hyphens")
+    return name
 
 
 def _usd(document: Mapping[str, Any]) -> str | None:

@@ -158,6 +158,23 @@ def test_a_file_that_describes_no_network_is_refused(tmp_path, content):
         load_network(file)
 
 
+def test_only_a_network_that_asks_for_them_gets_ids_of_calls(tmp_path):
+    assert all(network.call_id_header is None for network in PRESETS.values())
+    file = tmp_path / "net.json"
+    file.write_text(json.dumps({**description(), "call_id_header": "x-call-id"}))
+    assert load_network(file).call_id_header == "x-call-id"
+
+
+@pytest.mark.parametrize(
+    "name", ["authorization", "x-payment", "x-upto-session", "x-settlement-type", "x-a\r\nb: c", 7]
+)
+def test_ids_of_calls_are_sent_in_no_header_that_says_something_else(tmp_path, name):
+    file = tmp_path / "net.json"
+    file.write_text(json.dumps({**description(), "call_id_header": name}))
+    with pytest.raises(UnknownNetwork, match="call_id_header"):
+        load_network(file)
+
+
 def test_a_description_is_fetched_from_a_loopback_url(server):
     server.answers["/network"] = (200, json.dumps(description()).encode())
     assert load_network(f"{server.url}/network").chain_id == 31402
