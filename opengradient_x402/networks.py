@@ -230,10 +230,8 @@ def load_network(source: str | Path | Network | DescribedNetwork, *, devnet_file
         if source == "devnet":
             return replace(_read_file(devnet_file or default_devnet_file(), is_devnet=True), given_as=source)
         if "://" in source:
-            is_showable = not {"@", "?"} & set(source)  # a password or a token may be in it
-            return replace(
-                _parse(_fetch(source), origin=without_secrets(source)), given_as=source if is_showable else None
-            )
+            shown = None if {"@", "?"} & set(source) else source  # a password or a token may be in it
+            return replace(_parse(_fetch(source), origin=without_secrets(source)), given_as=shown)
         if not _looks_like_path(source):
             raise UnknownNetwork(
                 f"Unknown network {source!r}. Nothing was paid. Known: {', '.join(PRESETS)}, devnet; or give "
@@ -336,8 +334,7 @@ def _parse(content: bytes, *, origin: str) -> Network:
     try:
         return _network(_document(content))
     except KeyError as exc:
-        problem = f"the key {exc.args[0]!r} is missing"
-        raise _unreadable(origin, problem) from exc
+        raise _unreadable(origin, f"the key {exc.args[0]!r} is missing") from exc
     except (ValueError, TypeError) as exc:
         raise _unreadable(origin, str(exc)) from exc
 
