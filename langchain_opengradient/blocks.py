@@ -94,10 +94,12 @@ def _refusal(message: AIMessage) -> list[dict[str, Any]]:
 def _citations(message: AIMessage) -> dict[str, Any]:
     """The pages that an answer cites (`url_citation`), as the standard annotations of its text."""
     found = []
-    for note in message.additional_kwargs.get("annotations") or ():
+    notes = message.additional_kwargs.get("annotations")
+    for note in notes if isinstance(notes, list) else ():
         if not isinstance(note, Mapping) or note.get("type") != "url_citation":
             continue
-        cited = note.get("url_citation") or note
+        cited = note.get("url_citation")
+        cited = cited if isinstance(cited, Mapping) else note
         members = ("url", "title", "start_index", "end_index")
         found.append({"type": "citation", **{name: cited[name] for name in members if cited.get(name) is not None}})
     return {"annotations": found} if found else {}

@@ -28,7 +28,8 @@ from langchain_opengradient.errors import raised_as_model_errors
 from langchain_opengradient.messages import count_messages, count_text
 from langchain_opengradient.tools import ToolLike, is_web_search, to_wire_tool
 from opengradient_x402.gateway.clients import Route
-from opengradient_x402.gateway.request import chosen, is_anthropic
+from opengradient_x402.gateway.request import chosen
+from opengradient_x402.parameters import is_anthropic
 
 
 class ChatOpenGradient(ConfiguredChatModel):
@@ -258,7 +259,7 @@ class ChatOpenGradient(ConfiguredChatModel):
             "extra_headers": self.default_headers,
             "extra_query": self.default_query,
             "extra_body": self.extra_body,
-            **({"stop": stop} if stop else {}),
+            **({} if stop is None else {"stop": stop}),
         }
         # A field that nobody set does not hide what `model_kwargs` says.
         defaults = {**self.model_kwargs, **{name: value for name, value in fields.items() if value is not None}}

@@ -25,7 +25,7 @@ from opengradient_x402.gateway.clients import Connections
 from opengradient_x402.http.time_limits import TimeLimits, Timeout
 from opengradient_x402.models import find_model
 from opengradient_x402.networks import DescribedNetwork, Network, load_network
-from opengradient_x402.parameters import check_names, checked_sender
+from opengradient_x402.parameters import check_names, checked_base_url, checked_sender
 from opengradient_x402.payment.policy import SpendPolicy
 from opengradient_x402.proofs.attestation import VerifyTee, VerifyTeeName
 from opengradient_x402.settings import Settings
@@ -205,6 +205,11 @@ class ConfiguredChatModel(BaseChatModel):
     def _parsed_settlement_mode(cls, value: Any) -> Any:
         return None if value is None else SettlementMode.parse(value).value
 
+    @field_validator("base_url")
+    @classmethod
+    def _check_base_url(cls, value: str | None) -> str | None:
+        return checked_base_url(value)
+
     @field_validator("http_client", "http_async_client")
     @classmethod
     def _check_http_client(cls, value: Any) -> Any:
@@ -263,7 +268,7 @@ class ConfiguredChatModel(BaseChatModel):
             params["ls_temperature"] = temperature
         if (max_tokens := kwargs.get("max_tokens", self.max_tokens)) is not None:
             params["ls_max_tokens"] = max_tokens
-        if sequences := stop or self.stop:
+        if sequences := self.stop if stop is None else stop:
             params["ls_stop"] = list(sequences) if isinstance(sequences, list | tuple) else [sequences]
         return params
 

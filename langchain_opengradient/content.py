@@ -45,7 +45,10 @@ def to_part(block: Block) -> Part:
     convert = _CONVERTERS.get(_kind(block))
     if convert is None:
         raise _refused(block, "is of a kind that the gateways do not take")
-    part, mark = convert(block), cache_mark(block)
+    try:
+        part, mark = convert(block), cache_mark(block)
+    except (AttributeError, KeyError, TypeError) as exc:
+        raise _refused(block, "is not written as blocks of its kind are") from exc
     return {**part, "cache_control": mark} if mark else part
 
 
@@ -76,7 +79,7 @@ def _json(block: Block) -> Part:
 def _guard(block: Block) -> Part:
     guarded = block.get("guard_content") or {}
     text = guarded.get("text", "")
-    return text_part(text["text"] if isinstance(text, Mapping) else str(text))
+    return text_part(str(text["text"] if isinstance(text, Mapping) else text))
 
 
 def _non_standard(block: Block) -> Part:

@@ -263,6 +263,7 @@ def _metadata(
 ) -> dict[str, Any]:
     metadata: dict[str, Any] = {
         **completion.response_extras,
+        **completion.choice_extras,
         "model_provider": PROVIDER,
         "model_name": model_name,
         "finish_reason": completion.finish_reason,

@@ -119,6 +119,9 @@ def _user(message: HumanMessage) -> list[WireMessage]:
 def _marked(result: Mapping[str, Any]) -> Any:
     """The content of Anthropic's `tool_result`, with its mark that what is before it may be cached."""
     content = result.get("content") or ""
+    is_list = isinstance(content, list) and all(isinstance(one, str | Mapping) for one in content)
+    if not is_list and not isinstance(content, str):
+        content = _arguments(content)  # what a tool gave, as it gave it
     if not (mark := cache_mark(result)):
         return content
     blocks = [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
@@ -202,7 +205,9 @@ def _calls_in_content(message: AIMessage) -> list[dict[str, Any]]:
         if kind == "tool_use":
             found.append(_call(block.get("id"), block.get("name", ""), _arguments(block.get("input") or {})))
         elif kind == "function_call":
-            found.append(_call(block.get("call_id"), block.get("name", ""), block.get("arguments") or ""))
+            arguments = block.get("arguments") or ""
+            arguments = arguments if isinstance(arguments, str) else _arguments(arguments)
+            found.append(_call(block.get("call_id"), block.get("name", ""), arguments))
         elif kind == "tool_call":
             found.append(_call(block.get("id"), block.get("name", ""), _arguments(block.get("args") or {})))
     return found

@@ -40,9 +40,13 @@ METHODS: Final = ("json_schema", "function_calling", "json_mode")
 def to_response_format(schema: Schema, *, strict: bool | None = None) -> dict[str, Any]:
     """`schema` (pydantic v2 or v1 class, TypedDict, JSON schema, OpenAI format) as a `response_format`."""
     if isinstance(schema, Mapping):
-        if schema.get("type") in ("json_schema", "json_object", "text") and "properties" not in schema:
+        kind = None if "properties" in schema else schema.get("type")
+        named = schema.get("json_schema") if kind == "json_schema" else schema
+        if strict is None and isinstance(named, Mapping) and _is_named_schema(named):
+            strict = named.get("strict") or None
+        if kind in ("json_object", "text") or (kind == "json_schema" and strict is None):
             return dict(schema)
-        if _is_named_schema(schema):
+        if _is_named_schema(schema) and strict is None:
             return {"type": "json_schema", "json_schema": dict(schema)}
     function = to_function(as_function(schema), strict=strict)
     described: dict[str, Any] = {"name": _plain_name(function["name"]), "schema": function["parameters"]}

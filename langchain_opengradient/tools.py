@@ -13,7 +13,8 @@ from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_function, convert_to_openai_tool
 from pydantic import BaseModel
 
-from opengradient_x402.gateway.request import rooted_schema
+from opengradient_x402.completions.schemas import object_schema, rooted_schema
+from opengradient_x402.parameters import refused_request
 
 ToolLike = Mapping[str, Any] | type | Callable[..., Any] | BaseTool
 
@@ -28,8 +29,8 @@ _TOOL_NAME: Final = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 def to_wire_tool(tool: ToolLike, *, strict: bool | None = None) -> dict[str, Any]:
     """`tool` (a BaseTool, function, class, schema, OpenAI or Anthropic dict) as an OpenAI function tool.
 
-    Raises ValueError for what a provider runs itself, and for a name that no provider takes: the call could only
-    fail, after it was paid.
+    Raises ValueError for what a provider runs itself, and for a name or a schema that no provider takes: the call
+    could only fail, after it was paid.
     """
     if isinstance(tool, Mapping) and tool.get("type", "function") not in _NOT_BUILT_IN and "input_schema" not in tool:
         raise ValueError(
@@ -42,8 +43,8 @@ def to_wire_tool(tool: ToolLike, *, strict: bool | None = None) -> dict[str, Any
         # OpenAI's Responses API writes the function's members beside the type.
         inner = {name: value for name, value in tool.items() if name not in ("type", "cache_control")}
         tool = {**{name: tool[name] for name in tool.keys() & {"type", "cache_control"}}, "function": inner}
-    wire = convert_to_openai_tool(tool, strict=strict)
-    _keep_recursion(wire["function"], tool, strict=strict)
+    wire = convert_to_openai_tool(tool)
+    _complete(wire["function"], tool, strict=strict)
     name = wire["function"]["name"]
     if not _TOOL_NAME.fullmatch(name):
         raise ValueError(
@@ -80,20 +81,29 @@ def to_function(schema: Mapping[str, Any] | type, *, strict: bool | None = None)
     """`schema` (pydantic class, TypedDict, JSON schema, OpenAI function) as an OpenAI function."""
     if isinstance(schema, Mapping) and "$ref" in schema:
         schema = rooted_schema(schema)
-    function = convert_to_openai_function(schema, strict=strict)
-    _keep_recursion(function, schema, strict=strict)
+    if isinstance(schema, Mapping) and not schema.keys() & {"name", "title", "function", "toolSpec"}:
+        schema = {"title": "Answer", **schema}  # providers want a name, and a bare schema has none
+    function = convert_to_openai_function(schema)
+    _complete(function, schema, strict=strict)
     return function
 
 
-def _keep_recursion(function: dict[str, Any], source: ToolLike, *, strict: bool | None) -> None:
-    """Restores the parameters of a schema that refers to itself, which core replaces by an empty schema."""
+def _complete(function: dict[str, Any], source: ToolLike, *, strict: bool | None) -> None:
+    """Gives the function the parameters that providers take, strict ones if that was asked for.
+
+    Those of a schema that refers to itself are taken from the `source`: core replaces them by an empty schema.
+    """
     schema = _schema_of(source)
-    if schema is None or not _is_recursive(schema):
-        return
-    kept = {
-        name: value for name, value in rooted_schema(schema).items() if name not in ("title", "description", "name")
-    }
-    function["parameters"] = _strict(kept) if strict else kept
+    parameters = function.get("parameters") or {}
+    if schema is not None and _is_recursive(schema):
+        kept = rooted_schema(schema)
+        parameters = {name: value for name, value in kept.items() if name not in ("title", "description", "name")}
+    if strict is not None and function.setdefault("strict", strict) != strict:
+        raise refused_request(
+            f"The tool {function['name']!r} says strict={function['strict']} of itself, and strict={strict} was given "
+            "for all. Nothing was paid. Leave one of them out."
+        )
+    function["parameters"] = object_schema(parameters, of=function["name"], is_strict=bool(function.get("strict")))
 
 
 def _schema_of(source: Any) -> Mapping[str, Any] | None:
@@ -138,16 +148,3 @@ def _references(schema: Any, *, without: tuple[str, ...] = ()) -> list[str]:
     if isinstance(schema, list):
         return [found for value in schema for found in _references(value)]
     return []
-
-
-def _strict(schema: Any) -> Any:
-    """What OpenAI's strict mode asks of every object: all members required, no others, and no defaults."""
-    if isinstance(schema, list):
-        return [_strict(value) for value in schema]
-    if not isinstance(schema, Mapping):
-        return schema
-    out = {name: _strict(value) for name, value in schema.items() if name != "default"}
-    if isinstance(schema.get("properties"), Mapping):
-        out.update(required=list(schema["properties"]), additionalProperties=False)
-        out["properties"] = {name: _strict(value) for name, value in schema["properties"].items()}
-    return out

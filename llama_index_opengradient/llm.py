@@ -354,7 +354,7 @@ class OpenGradient(PaidModel):
         )
         messages = self._extend_messages(prompt.format_messages(llm=self, **prompt_args))
         by_format = self.structured_by == "response_format"
-        return messages, output_kwargs(output_cls, llm_kwargs, by_format=by_format)
+        return messages, output_kwargs(output_cls, llm_kwargs, by_format=by_format, strict=self.strict or None)
 
     def structured_predict(
         self,

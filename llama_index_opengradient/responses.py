@@ -44,6 +44,7 @@ def chat_response(completion: Completion, *, delta: str | None = None, is_whole:
     message = _message(text, completion.reasoning, calls, _media(completion))
     message.additional_kwargs |= _wanted_back(completion)
     choice: dict[str, Any] = {
+        **completion.choice_extras,
         "index": 0,
         "message": _wire_message(completion),
         "finish_reason": completion.finish_reason,
@@ -201,13 +202,16 @@ def _logprobs(logprobs: dict[str, Any] | None) -> list[list[LogProb]] | None:
     tokens = (logprobs or {}).get("content")
     if not isinstance(tokens, list):
         return None
-    return [
-        [
-            LogProb(token=one.get("token") or "", logprob=one.get("logprob") or 0.0, bytes=one.get("bytes") or [])
-            for one in token.get("top_logprobs") or [token]
+    try:
+        return [
+            [
+                LogProb(token=one.get("token") or "", logprob=one.get("logprob") or 0.0, bytes=one.get("bytes") or [])
+                for one in token.get("top_logprobs") or [token]
+            ]
+            for token in tokens
         ]
-        for token in tokens
-    ]
+    except (AttributeError, TypeError, ValueError):
+        return None  # they are in `raw` as they came: an odd one must not take the paid answer away
 
 
 def _wire_message(completion: Completion) -> dict[str, Any]:

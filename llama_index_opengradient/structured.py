@@ -25,7 +25,8 @@ from pydantic import BaseModel, ValidationError
 
 from llama_index_opengradient.partial_json import parse_partial_object
 from llama_index_opengradient.tools import is_partial, tool_calls_of
-from opengradient_x402.gateway.request import rooted_schema, wire_tool_name
+from opengradient_x402.completions.schemas import object_schema
+from opengradient_x402.gateway.request import wire_tool_name
 from opengradient_x402.strict_json import object_in
 
 dispatcher = get_dispatcher(__name__)
@@ -33,26 +34,30 @@ OutputT = TypeVar("OutputT", bound=BaseModel)
 _FOR_CORE_ONLY = ("tool_required", "allow_parallel_tool_calls")
 
 
-def output_tool(output_cls: type[BaseModel]) -> dict[str, Any]:
+def output_tool(output_cls: type[BaseModel], *, strict: bool | None = None) -> dict[str, Any]:
     """The wire's tool definition whose arguments are an `output_cls`."""
-    schema = rooted_schema(output_cls.model_json_schema())
+    schema = object_schema(output_cls.model_json_schema(), of=output_cls.__name__, is_strict=bool(strict))
     name = schema.pop("title", output_cls.__name__)
     description = schema.pop("description", None) or f"Give the answer as a {name}."
-    return {
-        "type": "function",
-        "function": {"name": wire_tool_name(name), "description": description, "parameters": schema},
-    }
+    function = {"name": wire_tool_name(name), "description": description, "parameters": schema}
+    return {"type": "function", "function": function if strict is None else {**function, "strict": strict}}
 
 
 def output_kwargs(
-    output_cls: type[BaseModel], llm_kwargs: dict[str, Any] | None, *, by_format: bool = False
+    output_cls: type[BaseModel],
+    llm_kwargs: dict[str, Any] | None,
+    *,
+    by_format: bool = False,
+    strict: bool | None = None,
 ) -> dict[str, Any]:
     """The keyword arguments of the chat call that predicts an `output_cls`, as a tool's arguments or as the text."""
-    tool = output_tool(output_cls)
     kwargs = {name: value for name, value in (llm_kwargs or {}).items() if name not in _FOR_CORE_ONLY}
+    tool = output_tool(output_cls, strict=kwargs.pop("strict", strict))
     if by_format:
         function = tool["function"]
         described = {"name": function["name"], "schema": function["parameters"]}
+        if "strict" in function:
+            described["strict"] = function["strict"]
         return {"response_format": {"type": "json_schema", "json_schema": described}, **kwargs}
     # Some models refuse a forced tool: the caller decides.
     return {"tool_choice": "required", **kwargs, "tools": [tool], "parallel_tool_calls": False}

@@ -18,7 +18,8 @@ from llama_index.core.llms.llm import ToolSelection
 from llama_index.core.tools.types import ToolOutput
 
 from llama_index_opengradient.partial_json import parse_partial_object
-from opengradient_x402.gateway.request import rooted_schema, wire_tool_name
+from opengradient_x402.completions.schemas import object_schema
+from opengradient_x402.gateway.request import wire_tool_name
 
 if TYPE_CHECKING:
     from llama_index.core.tools.types import BaseTool
@@ -34,11 +35,12 @@ DETAILS_KEY: Final = "reasoning_details"
 
 
 def tool_definition(tool: BaseTool, *, strict: bool | None = None) -> dict[str, Any]:
-    """The wire's definition of a tool."""
+    """The wire's definition of a tool. Raises ConfigurationError for parameters that no provider takes."""
+    name = tool.metadata.get_name()
     function: dict[str, Any] = {
-        "name": wire_tool_name(tool.metadata.get_name()),
+        "name": wire_tool_name(name),
         "description": tool.metadata.description,
-        "parameters": rooted_schema(tool.metadata.get_parameters_dict()),
+        "parameters": object_schema(tool.metadata.get_parameters_dict(), of=name, is_strict=bool(strict)),
         "strict": strict,
     }
     return {"type": "function", "function": {key: value for key, value in function.items() if value is not None}}
@@ -126,7 +128,8 @@ def mirror(blocks: Sequence[ToolCallBlock]) -> list[dict[str, Any]]:
 
 
 def _wire_call(call_id: str | None, name: str, arguments: Any) -> dict[str, Any]:
-    text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+    # Users write dates, decimals and UUIDs into the calls of their examples.
+    text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False, default=str)
     return {"id": call_id or "", "type": "function", "function": {"name": name, "arguments": text}}
 
 

@@ -374,6 +374,10 @@ class Devnet:
         """Claim now what was charged to channels, and have it paid out."""
         self._channels.claim_all()
 
+    def refund_channels(self) -> None:
+        """Have the gateway give back what is left in idle channels, though nobody asked for it."""
+        self._channels.refund_all()
+
     def forget_channels(self) -> None:
         """Have the gateway lose what it knows of channels, as after a restart without its storage."""
         self._channels.forget()

@@ -21,6 +21,7 @@ from opengradient_x402.errors import ConfigurationError, InsecureEndpoint, Unkno
 from opengradient_x402.models import quoted_price
 from opengradient_x402.money import Asset
 from opengradient_x402.settings import state_directory
+from opengradient_x402.urls import keep_out_of_logs, without_secrets
 
 PERMIT2: Final = "0x000000000022D473030F116dDEE9F6B43aC78BA3"
 """Uniswap Permit2, one address on every chain (github.com/Uniswap/permit2)."""
@@ -229,8 +230,8 @@ def load_network(source: str | Path | Network | DescribedNetwork, *, devnet_file
         if source == "devnet":
             return replace(_read_file(devnet_file or default_devnet_file(), is_devnet=True), given_as=source)
         if "://" in source:
-            is_showable = not {"@", "?"} & set(source)  # a password or a token may be in it
-            return replace(_parse(_fetch(source), origin=source), given_as=source if is_showable else None)
+            shown = None if {"@", "?"} & set(source) else source  # a password or a token may be in it
+            return replace(_parse(_fetch(source), origin=without_secrets(source)), given_as=shown)
         if not _looks_like_path(source):
             raise UnknownNetwork(
                 f"Unknown network {source!r}. Nothing was paid. Known: {', '.join(PRESETS)}, devnet; or give "
@@ -307,11 +308,13 @@ def _fetch(url: str) -> bytes:
             f"The network description at {parts.scheme}://{parts.hostname} was not read: somebody on the "
             "line could name other payees. Nothing was paid. Use https (plain http is fine on loopback)."
         )
+    keep_out_of_logs(url)
+    shown = without_secrets(url)
     try:
         with httpx.stream("GET", url, timeout=_FETCH_TIMEOUT_S, follow_redirects=False) as response:
             if response.status_code != httpx.codes.OK:
                 raise UnknownNetwork(
-                    f"{url} answered {response.status_code} instead of a network description. "
+                    f"{shown} answered {response.status_code} instead of a network description. "
                     "Nothing was paid. Check the URL."
                 )
             content = bytearray()
@@ -319,9 +322,9 @@ def _fetch(url: str) -> bytes:
                 content += chunk
                 if len(content) > _MAX_DESCRIPTION_BYTES:
                     break
-    except httpx.HTTPError as exc:
+    except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as exc:
         raise UnknownNetwork(
-            f"No network description could be read from {url} ({type(exc).__name__}). Nothing was paid. "
+            f"No network description could be read from {shown} ({type(exc).__name__}). Nothing was paid. "
             "Is the devnet running?"
         ) from exc
     return bytes(content)
@@ -331,8 +334,7 @@ def _parse(content: bytes, *, origin: str) -> Network:
     try:
         return _network(_document(content))
     except KeyError as exc:
-        problem = f"the key {exc.args[0]!r} is missing"
-        raise _unreadable(origin, problem) from exc
+        raise _unreadable(origin, f"the key {exc.args[0]!r} is missing") from exc
     except (ValueError, TypeError) as exc:
         raise _unreadable(origin, str(exc)) from exc
 

@@ -7,6 +7,7 @@ fields of either.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, Final
@@ -61,6 +62,10 @@ _RANGES: Final = {
     "top_logprobs": (0, 20),
 }
 _WHOLE_NUMBERS: Final = ("seed", "max_tokens", "max_completion_tokens", "top_logprobs")
+_OPENAI: Final = re.compile(r"gpt-(?!oss)|chatgpt-|o\d")
+_MOST_BITS: Final = 63
+"""Of a whole number, without its sign: what every server can read."""
+_MOST_SHOWN: Final = 80
 _MOST_BIAS: Final = 100
 _MOST_STOPS: Final = 4
 _SLIP: Final = 0.85
@@ -102,6 +107,25 @@ REFUSED: Final = {
     "trace": "It is for OpenRouter's records. Use `metadata`, `tags` or run ids of your framework.",
 }
 """Fields of `ChatOpenAI`, `ChatOpenRouter` and LlamaIndex's `OpenAI` that a model here refuses, and what to do."""
+_IGNORED: Final = {
+    "web_search_options": (
+        "Use `web_search=True`, and say in the prompt what to look for. A gateway of your own that reads options gets "
+        "them from `extra_body`."
+    ),
+}
+"""Members of a call that gateways do not read, and without which the answer would be another one."""
+
+
+def is_anthropic(model: object) -> bool:
+    """Whether `model` (a name, or an enum member like the OpenGradient SDK's `TEE_LLM`) is served by Anthropic."""
+    name = str(getattr(model, "value", model))
+    return name.startswith("anthropic/") or name.rpartition("/")[2].startswith("claude")
+
+
+def is_openai(model: object) -> bool:
+    """Whether `model` is one that OpenAI serves itself: others serve its open ones (`gpt-oss`)."""
+    name = str(getattr(model, "value", model)).rpartition("/")[2]
+    return _OPENAI.match(name) is not None
 
 
 def check_names(owner: str, given: Iterable[str], *, known: Collection[str]) -> None:
@@ -126,6 +150,8 @@ def check_call(owner: str, given: Iterable[str], *, known: Collection[str], fiel
             continue
         if name in REFUSED:
             check_names(owner, [name], known=())
+        if name in _IGNORED:
+            raise refused_request(f"{name!r} was given, which gateways ignore. Nothing was paid. {_IGNORED[name]}")
         if name in fields:
             raise refused_request(
                 f"{name!r} was given to a call, and only a model has it. Nothing was paid. Make a model with it: "
@@ -149,10 +175,14 @@ def check_values(wire: Mapping[str, Any]) -> None:
     for token, bias in _members(wire, "logit_bias").items():
         if not (_is_number(bias) and -_MOST_BIAS <= bias <= _MOST_BIAS):
             raise refused_request(
-                f"logit_bias has {bias!r} for {token!r}, and providers take numbers from -100 to 100. Nothing was paid."
+                f"logit_bias has {_shown(bias)} for {token!r}, and providers take numbers from -100 to 100. "
+                "Nothing was paid."
             )
-    _members(wire, "response_format")
     _check_stop(wire.get("stop"))
+    if _members(wire, "response_format").get("type") == "json_object" and is_openai(wire.get("model")):
+        _check_json_mode(wire)
+    if is_anthropic(wire.get("model")):
+        _check_blank(wire)
 
 
 def _check_numbers(wire: Mapping[str, Any]) -> None:
@@ -160,14 +190,19 @@ def _check_numbers(wire: Mapping[str, Any]) -> None:
         value = wire.get(name)
         if value is not None and not (_is_number(value) and least <= value <= most):
             raise refused_request(
-                f"{name}={value!r} was given, and gateways take numbers from {least} to {most}. Nothing was paid. "
-                f"Give {name} in that range."
+                f"{name}={_shown(value)} was given, and gateways take numbers from {least} to {most}. Nothing was "
+                f"paid. Give {name} in that range."
             )
     for name in _WHOLE_NUMBERS:
         value = wire.get(name)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
             raise refused_request(
-                f"{name}={value!r} was given, and gateways take whole numbers. Nothing was paid. Give an integer."
+                f"{name}={_shown(value)} was given, and gateways take whole numbers. Nothing was paid. Give an integer."
+            )
+        if value is not None and value.bit_length() > _MOST_BITS:
+            raise refused_request(
+                f"{name}={_shown(value)} was given, and gateways take whole numbers of at most {_MOST_BITS} bits. "
+                "Nothing was paid. Give a smaller one."
             )
         if value is not None and value < 0 and name != "seed":
             raise refused_request(
@@ -176,14 +211,25 @@ def _check_numbers(wire: Mapping[str, Any]) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return isinstance(value, int) or math.isfinite(value)
+
+
+def _shown(value: Any) -> str:
+    """A value in a message. Python writes no number of thousands of digits."""
+    if isinstance(value, int) and value.bit_length() > 256:
+        return f"a number of {value.bit_length()} bits"
+    return repr(value)[:_MOST_SHOWN]
 
 
 def _members(wire: Mapping[str, Any], name: str) -> Mapping[Any, Any]:
     value = wire.get(name)
     if value is None or isinstance(value, Mapping):
         return value or {}
-    raise refused_request(f"{name}={value!r} was given, and gateways take an object. Nothing was paid. Give a dict.")
+    raise refused_request(
+        f"{name}={_shown(value)} was given, and gateways take an object. Nothing was paid. Give a dict."
+    )
 
 
 def _check_stop(stop: Any) -> None:
@@ -191,7 +237,7 @@ def _check_stop(stop: Any) -> None:
         return
     if not isinstance(stop, Sequence) or not all(isinstance(one, str) for one in stop):
         raise refused_request(
-            f"stop={stop!r} was given, and gateways take texts. Nothing was paid. Give a text or a list of them."
+            f"stop={_shown(stop)} was given, and gateways take texts. Nothing was paid. Give a text or a list of them."
         )
     if len(stop) > _MOST_STOPS:
         raise refused_request(
@@ -200,9 +246,60 @@ def _check_stop(stop: Any) -> None:
         )
 
 
+def _check_json_mode(wire: Mapping[str, Any]) -> None:
+    if not any("json" in text.lower() for message in _messages(wire) for text in _texts(message)):
+        raise refused_request(
+            "JSON mode was asked for, and no message says 'JSON': OpenAI's models then refuse it, after the payment. "
+            "Nothing was paid. Ask for JSON in the prompt, or give a schema (LangChain: method='json_schema')."
+        )
+
+
+def _check_blank(wire: Mapping[str, Any]) -> None:
+    for message in _messages(wire):
+        texts = _texts(message)
+        if message.get("role") == "user" and len(texts) == _parts(message) and not "".join(texts).strip():
+            raise refused_request(
+                "A user message is blank, which Anthropic's models refuse, after the payment. Nothing was paid. Leave "
+                "it out, or say something in it."
+            )
+
+
+def _messages(wire: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    messages = wire.get("messages")
+    return [one for one in messages if isinstance(one, Mapping)] if isinstance(messages, Sequence) else []
+
+
+def _texts(message: Mapping[str, Any]) -> list[str]:
+    """The texts in a message, one for each part that is text."""
+    content = message.get("content")
+    if not isinstance(content, Sequence) or isinstance(content, str):
+        return [content or ""]
+    return [str(part.get("text") or "") for part in content if isinstance(part, Mapping) and part.get("type") == "text"]
+
+
+def _parts(message: Mapping[str, Any]) -> int:
+    content = message.get("content")
+    return len(content) if isinstance(content, Sequence) and not isinstance(content, str) else 1
+
+
 def refused_request(message: str) -> ConfigurationError:
     """The error for a request that gateways cannot serve."""
     return ConfigurationError(message, kind="invalid_request")
+
+
+def checked_base_url(given: str | None) -> str | None:
+    """A gateway's URL without anything that must not be shown: receipts and logs name the gateway by it.
+
+    Raises ConfigurationError, without the URL.
+    """
+    behind_scheme = (given or "").partition("://")[2] or (given or "")
+    if "@" in behind_scheme.partition("/")[0] or {"?", "#"} & set(behind_scheme):
+        raise ConfigurationError(
+            "`base_url` (OG_GATEWAY_URL, --gateway) holds a user name, a password, or something behind a question "
+            "mark. Gateways would not get it, and receipts and logs name a gateway by its URL. Nothing was paid. Leave "
+            "it out; what the gateway needs goes into `default_headers`."
+        )
+    return given
 
 
 def checked_sender(given: object) -> object:

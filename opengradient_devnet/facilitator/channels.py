@@ -23,8 +23,17 @@ from opengradient_devnet.contracts import (
     contract,
 )
 from opengradient_devnet.facilitator.digests import channel_digest, recover, voucher_digest
-from opengradient_devnet.facilitator.payments import PaymentMalformed, decimal
+from opengradient_devnet.facilitator.payments import (
+    PaymentMalformed,
+    SponsoredApproval,
+    SponsoredPermit,
+    decimal,
+    parse_approval,
+    parse_permit,
+)
+from opengradient_devnet.facilitator.permit2 import check_permit, signature_bytes
 from opengradient_devnet.facilitator.refusals import DEADLINE_MARGIN_S, PaymentInvalid, require, same_address
+from opengradient_devnet.facilitator.sponsored_approval import ApprovalTransaction, check_approval, send_approval
 
 BATCH_SETTLEMENT_SCHEME = "batch-settlement"
 PAYER_REFUSED = "payer_not_made_by_this_devnet"
@@ -67,6 +76,9 @@ class ChannelDeposit:
     collector: str
     data: bytes = field(repr=False)
     deadline: int
+    permit: SponsoredPermit | None = None
+    """An EIP-2612 permit that is in the data, too: Permit2's collector uses it."""
+    approval: SponsoredApproval | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,8 +163,8 @@ def parse_config(raw: Any) -> ChannelConfig:
     )
 
 
-def parse_channel_payment(payload: Any) -> ChannelPayment:
-    """The `payload` member of PAYMENT-SIGNATURE. Raises PaymentMalformed."""
+def parse_channel_payment(payload: Any, extensions: Any = None) -> ChannelPayment:
+    """The members `payload` and `extensions` of PAYMENT-SIGNATURE. Raises PaymentMalformed."""
     kind = _member(payload, "type", str)
     if kind not in ("deposit", "voucher", "refund"):
         raise _malformed(f"a payload of the type {kind!r}")
@@ -164,12 +176,12 @@ def parse_channel_payment(payload: Any) -> ChannelPayment:
         channel_id="0x" + _bytes(voucher, "channelId", _BYTES32).hex(),
         max_claimable=_number(voucher, "maxClaimableAmount"),
         signature=_bytes(voucher, "signature"),
-        deposit=_parse_deposit(payload.get("deposit")) if kind == "deposit" else None,
+        deposit=_parse_deposit(payload.get("deposit"), extensions) if kind == "deposit" else None,
         refund_amount=None if kind != "refund" or amount is None else _number(payload, "amount"),
     )
 
 
-def _parse_deposit(raw: Any) -> ChannelDeposit:
+def _parse_deposit(raw: Any, extensions: Any) -> ChannelDeposit:
     amount, authorization = _number(raw, "amount"), _member(raw, "authorization", Mapping)
     most = 2**256 - 1
     if "permit2Authorization" in authorization:
@@ -178,12 +190,19 @@ def _parse_deposit(raw: Any) -> ChannelDeposit:
             raise PaymentMalformed("permitted is not the deposit", reason=f"{REASON}permit2_amount_mismatch")
         if not same_address(_address(permit, "spender"), PERMIT2_COLLECTOR):
             raise PaymentMalformed("the spender is no collector", reason=f"{REASON}permit2_invalid_spender")
-        deadline = _number(permit, "deadline", most=most)
+        deadline, sponsored = _number(permit, "deadline", most=most), parse_permit(extensions)
         data = encode(
             ["uint256", "uint256", "bytes", "bytes"],
-            [_number(permit, "nonce", most=most), deadline, _bytes(permit, "signature"), b""],
+            [_number(permit, "nonce", most=most), deadline, _bytes(permit, "signature"), _permit_data(sponsored)],
         )
-        return ChannelDeposit(amount=amount, collector=PERMIT2_COLLECTOR, data=data, deadline=deadline)
+        return ChannelDeposit(
+            amount=amount,
+            collector=PERMIT2_COLLECTOR,
+            data=data,
+            deadline=deadline,
+            permit=sponsored,
+            approval=parse_approval(extensions),
+        )
     signed = _member(authorization, "erc3009Authorization", Mapping)
     deadline = _number(signed, "validBefore", most=most)
     data = encode(
@@ -196,6 +215,18 @@ def _parse_deposit(raw: Any) -> ChannelDeposit:
         ],
     )
     return ChannelDeposit(amount=amount, collector=ERC3009_COLLECTOR, data=data, deadline=deadline)
+
+
+def _permit_data(permit: SponsoredPermit | None) -> bytes:
+    """What the collector is given of a permit; nothing of one that nobody could use."""
+    if permit is None:
+        return b""
+    amount, deadline, signature = decimal(permit.amount), decimal(permit.deadline), signature_bytes(permit.signature)
+    if amount is None or deadline is None or signature is None:
+        return b""
+    v = signature[64] + (27 if signature[64] < 27 else 0)
+    words = [amount, deadline, v, signature[:32], signature[32:64]]
+    return encode(["uint256", "uint256", "uint8", "bytes32", "bytes32"], words)
 
 
 class Channels:
@@ -260,18 +291,31 @@ class Channels:
         is_permit = deposit.collector == PERMIT2_COLLECTOR
         late = "permit2_deadline_expired" if is_permit else "payload_authorization_valid_before"
         require(deposit.deadline >= self._chain.now_s() + DEADLINE_MARGIN_S, f"{REASON}{late}")
-        if is_permit:
-            data = self._chain.call(to=payment.config.token, data=token.encode("allowance", payer, PERMIT2))
-            allowed = int.from_bytes(data[:32], "big")
-            require(allowed >= deposit.amount, f"{REASON}permit2_allowance_required")
+        approval = self._approval_to_send(payment, deposit) if is_permit else None
         data = self._chain.call(to=payment.config.token, data=token.encode("balanceOf", payer))
         require(int.from_bytes(data[:32], "big") >= deposit.amount, f"{REASON}insufficient_balance")
+        if approval is not None:
+            return  # there is nothing to simulate on before the approval is mined
         try:
             self._chain.call(
                 to=BATCH_SETTLEMENT, data=self._deposit_call(payment, deposit), sender=self._account.address
             )
         except RpcError as exc:
             raise PaymentInvalid(f"{REASON}deposit_simulation_failed", exc.message) from exc
+
+    def _approval_to_send(self, payment: ChannelPayment, deposit: ChannelDeposit) -> ApprovalTransaction | None:
+        """The approval that must be sent before Permit2 can take the deposit, checked; None when none has to be."""
+        payer, asset = payment.config.payer, payment.config.token
+        if deposit.permit is not None:
+            check_permit(deposit.permit, payer=payer, asset=asset, now_s=self._chain.now_s())
+            require(decimal(deposit.permit.amount) == deposit.amount, f"{REASON}eip2612_amount_mismatch")
+            return None
+        data = self._chain.call(to=asset, data=contract("OPG").encode("allowance", payer, PERMIT2))
+        if int.from_bytes(data[:32], "big") >= deposit.amount:
+            return None
+        if deposit.approval is None:
+            raise PaymentInvalid(f"{REASON}permit2_allowance_required")
+        return check_approval(self._chain, deposit.approval, payer=payer, asset=asset, amount_atomic=deposit.amount)
 
     def _deposit_call(self, payment: ChannelPayment, deposit: ChannelDeposit) -> bytes:
         return self._contract.encode("deposit", payment.config.struct, deposit.amount, deposit.collector, deposit.data)
@@ -281,6 +325,10 @@ class Channels:
         if payment.deposit is None:
             raise PaymentInvalid(f"{REASON}deposit_payload")
         require(self._may_be_served(payment.config.payer), PAYER_REFUSED)
+        if payment.deposit.collector == PERMIT2_COLLECTOR:
+            approval = self._approval_to_send(payment, payment.deposit)
+            if approval is not None:
+                send_approval(self._chain, approval, sponsor=self._account)
         return self._sent(self._deposit_call(payment, payment.deposit), failed="deposit_transaction_failed")
 
     def claim(self, claims: Sequence[Claim], *, authorizer_signature: bytes | None = None) -> str:
@@ -358,7 +406,7 @@ def state_json(channel_id: str, state: OnChain) -> dict[str, Any]:
     }
 
 
-def perform(channels: Channels, payload: Mapping[str, Any]) -> Performed:
+def perform(channels: Channels, payload: Mapping[str, Any], extensions: Any = None) -> Performed:
     """What a server asks of a facilitator: `deposit`, `claim`, `settle` or `refund`.
 
     Raises PaymentMalformed and PaymentInvalid.
@@ -383,7 +431,7 @@ def perform(channels: Channels, payload: Mapping[str, Any]) -> Performed:
             claim_signature=_optional(payload, "claimAuthorizerSignature"),
         )
         return channels.performed(transaction, config)
-    payment = parse_channel_payment(payload)
+    payment = parse_channel_payment(payload, extensions)
     require(payment.kind == "deposit", f"{REASON}unknown_settle_action")
     return channels.performed(channels.deposit(payment), payment.config)
 

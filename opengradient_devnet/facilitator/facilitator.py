@@ -147,7 +147,7 @@ class Facilitator:
             return self._failed(payment, exc.reason, exc.message)
 
     def _verify_voucher(self, payload: Any, requirements: Mapping[str, Any]) -> Verification:
-        payment = parse_channel_payment(_content(payload))
+        payment = parse_channel_payment(_content(payload), payload.get("extensions"))
         parse_requirements(requirements)
         try:
             state = self.channels.check(payment, requirements)
@@ -159,7 +159,7 @@ class Facilitator:
     def _settle_channel(self, payload: Any) -> Settlement:
         ended: dict[str, Any] = {"block_number": None, "amount_atomic": None, "network": self.network}
         try:
-            done = perform(self.channels, _content(payload))
+            done = perform(self.channels, _content(payload), payload.get("extensions"))
         except PaymentInvalid as exc:
             return Settlement(
                 success=False, transaction="", payer=None, reason=exc.reason, message=exc.message, **ended

@@ -179,8 +179,8 @@ def parse_payment(raw: Any) -> Payment:
         accepted_scheme=_text(accepted, "scheme"),
         accepted_network=_text(accepted, "network"),
         authorization=_parse_authorization(payload),
-        permit=_parse_permit(raw.get("extensions")),
-        approval=_parse_approval(raw.get("extensions")),
+        permit=parse_permit(raw.get("extensions")),
+        approval=parse_approval(raw.get("extensions")),
     )
 
 
@@ -234,7 +234,8 @@ def _extension(extensions: Any, name: str, fields: tuple[str, ...]) -> dict[str,
     return info
 
 
-def _parse_permit(extensions: Any) -> SponsoredPermit | None:
+def parse_permit(extensions: Any) -> SponsoredPermit | None:
+    """The EIP-2612 permit among a payment's extensions."""
     fields = ("from", "asset", "spender", "amount", "nonce", "deadline", "signature")
     info = _extension(extensions, EIP2612_EXTENSION, fields)
     if info is None:
@@ -249,7 +250,8 @@ def _parse_permit(extensions: Any) -> SponsoredPermit | None:
     )
 
 
-def _parse_approval(extensions: Any) -> SponsoredApproval | None:
+def parse_approval(extensions: Any) -> SponsoredApproval | None:
+    """The signed `approve` transaction among a payment's extensions."""
     fields = ("from", "asset", "spender", "amount", "signedTransaction")
     info = _extension(extensions, ERC20_APPROVAL_EXTENSION, fields)
     if info is None:

@@ -129,7 +129,7 @@ class Permit2Checks:
         if self._allowance_atomic(authorization.payer, requirements.asset) >= int(requirements.amount):
             return
         if payment.permit is not None:
-            self._check_permit(payment.permit, authorization, requirements)
+            check_permit(payment.permit, payer=authorization.payer, asset=requirements.asset, now_s=self._chain.now_s())
         elif self.approval_to_send(payment, authorization, asset=requirements.asset) is None:
             raise PaymentInvalid("permit2_allowance_required")
 
@@ -148,20 +148,6 @@ class Permit2Checks:
 
     def _allowance_atomic(self, payer: str, asset: str) -> int:
         return self._read_uint(asset, contract("OPG").encode("allowance", payer, PERMIT2))
-
-    def _check_permit(self, permit: SponsoredPermit, authorization: Permit2Payment, requirements: Requirements) -> None:
-        deadline = decimal(permit.deadline)
-        formed = (
-            deadline is not None
-            and decimal(permit.amount) is not None
-            and all(map(is_hex_address, (permit.owner, permit.asset, permit.spender)))
-            and _signature_bytes(permit.signature) is not None
-        )
-        require(formed, "invalid_eip2612_extension_format")
-        require(same_address(permit.owner, authorization.payer), "eip2612_from_mismatch")
-        require(same_address(permit.asset, requirements.asset), "eip2612_asset_mismatch")
-        require(same_address(permit.spender, PERMIT2), "eip2612_spender_not_permit2")
-        require((deadline or 0) >= self._chain.now_s() + DEADLINE_MARGIN_S, "eip2612_deadline_expired")
 
     def _check_balance(self, authorization: Permit2Payment, requirements: Requirements, *, upto: bool) -> None:
         data = contract("OPG").encode("balanceOf", authorization.payer)
@@ -189,7 +175,24 @@ class Permit2Checks:
             raise PaymentInvalid(reason, exc.message) from exc
 
 
-def _signature_bytes(text: str) -> bytes | None:
+def check_permit(permit: SponsoredPermit, *, payer: str, asset: str, now_s: int) -> None:
+    """Raises PaymentInvalid for one that does not let Permit2 take something of this payer's token."""
+    deadline = decimal(permit.deadline)
+    formed = (
+        deadline is not None
+        and decimal(permit.amount) is not None
+        and all(map(is_hex_address, (permit.owner, permit.asset, permit.spender)))
+        and signature_bytes(permit.signature) is not None
+    )
+    require(formed, "invalid_eip2612_extension_format")
+    require(same_address(permit.owner, payer), "eip2612_from_mismatch")
+    require(same_address(permit.asset, asset), "eip2612_asset_mismatch")
+    require(same_address(permit.spender, PERMIT2), "eip2612_spender_not_permit2")
+    require((deadline or 0) >= now_s + DEADLINE_MARGIN_S, "eip2612_deadline_expired")
+
+
+def signature_bytes(text: str) -> bytes | None:
+    """The 65 bytes of a signature as 0x-hex; None for anything else."""
     try:
         raw = bytes.fromhex(text.removeprefix("0x"))
     except ValueError:
@@ -213,7 +216,7 @@ def permit2_call(
         witness = (witness[0], to_checksum_address(authorization.facilitator), witness[1])
         rest = (transfer, amount_atomic, authorization.payer)
     rest = (*rest, witness, authorization.signature)
-    signature = None if permit is None else _signature_bytes(permit.signature)
+    signature = None if permit is None else signature_bytes(permit.signature)
     if permit is None or signature is None:
         return proxy.address, proxy.encode("settle", *rest)
     permit2612 = (int(permit.amount), int(permit.deadline), signature[:32], signature[32:64], signature[64])

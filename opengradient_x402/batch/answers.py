@@ -143,8 +143,10 @@ class Answers(Resident):
             for line in file:
                 if not line.endswith(b"\n"):
                     break  # it is being written, or its process was killed while it wrote
-                with suppress(ValueError, KeyError, TypeError):  # a line that a full disk cut short
-                    self._found.setdefault(_digest(json.loads(line)["key"]), (name, start, len(line)))
+                with suppress(ValueError):  # a line that a full disk cut short, or that somebody edited
+                    record = json.loads(line)
+                    if _is_answer(record):
+                        self._found.setdefault(_digest(record["key"]), (name, start, len(line)))
                 start += len(line)
         self._read_until[name] = start
 
@@ -154,6 +156,15 @@ class Answers(Resident):
             "for this job: an answer would have no place. Free disk space, check the permissions, or give another "
             "folder as `answers` (then every row is paid anew)."
         )
+
+
+def _is_answer(record: Any) -> bool:
+    return (
+        isinstance(record, dict)
+        and isinstance(record.get("key"), str)
+        and isinstance(record.get("asked"), str)
+        and isinstance(record.get("columns"), dict)
+    )
 
 
 def _digest(key: str) -> bytes:

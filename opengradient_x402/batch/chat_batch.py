@@ -74,7 +74,7 @@ class ChatBatch:
         wait_settled_s: float | None = None,
     ) -> None:
         self._given = {name: value for name, value in locals().items() if name != "self"}
-        _refuse_secrets(private_key, ledger)
+        _refuse_secrets((parameters or {}).get("private_key", private_key), ledger)
         if max_in_flight < 1:
             raise ConfigurationError(f"max_in_flight={max_in_flight} makes no call possible. Nothing was paid.")
         if (call_key is None) != (answers is None):

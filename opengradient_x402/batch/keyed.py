@@ -3,15 +3,18 @@
 A call's id follows from the job and the key of its row, and the ledger has every call before it is sent. So a row that
 was under way when its process was killed is found again, and the chain decides:
 
-* It has a nonce of its own: it is called again under that nonce, so at most one of the payments settles.
+* It has a nonce of its own: a gateway that gives answers again is asked for it. From others nothing more is asked
+  while that nonce may hold an open session, which would charge for the row a second time. When none can be open any
+  more, and nothing has settled, the row is called again under that nonce: at most one of the payments settles.
 * A session paid for it: the session's settlement is waited for, which shows whether the row was charged.
 * Not charged: it is called anew. Charged: it is paid, and its answer is lost; only `pay_again` pays for it once more.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Final
 
@@ -28,10 +31,14 @@ _ID_DIGITS: Final = 24
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NextCall:
-    """The call to make now; `earlier` is what was signed for it before, whose nonce pays now."""
+    """The call to make now; `earlier` is what was signed for it before, whose nonce pays now.
+
+    `only_given_again`: the gateway is asked for the answer that it has given, and for no other.
+    """
 
     call_id: str
-    earlier: Authorization | None = None
+    earlier: Authorization | None = field(default=None, compare=False)
+    only_given_again: bool = False
 
 
 class KeyedCalls:
@@ -54,8 +61,8 @@ class KeyedCalls:
         receipts = await awaited(self._payments.ledger.receipts(call_ids=list(ids))) if ids else []
         return {ids[receipt.call_id] for receipt in receipts}
 
-    async def next(self, key: str, *, refused: Collection[str] = ()) -> NextCall:
-        """The next call of a row; `refused` are ids under whose nonce the gateway did not serve again.
+    async def next(self, key: str, *, refused: Collection[NextCall] = ()) -> NextCall:
+        """The next call of a row; `refused` are those that the gateway did not serve.
 
         Raises AnswerLost for a row that was paid, PaymentOutcomeUnknown while the chain does not show whether it was.
         """
@@ -63,11 +70,16 @@ class KeyedCalls:
         while (recorded := await self._receipt(self.call_id(key, attempt))) is not None:
             receipt = await self._refreshed(recorded)
             own = await self._own(receipt)
-            if own is not None and receipt.call_id not in refused:
-                return NextCall(call_id=receipt.call_id, earlier=own)
+            may_be_open = own is not None and own.terms.scheme == "upto"
+            again = NextCall(call_id=receipt.call_id, earlier=own, only_given_again=may_be_open)
+            if own is not None and again not in refused:
+                return again
             if not receipt.is_final and receipt.outcome != "ok":
                 receipt = await receipt.await_settled(self._wait_s)
                 if not receipt.is_final:
+                    again = NextCall(call_id=receipt.call_id, earlier=own)
+                    if own is not None and again not in refused and await self._is_idle(own):
+                        return again
                     raise self._unknown(receipt, f"the chain has shown no settlement within {self._wait_s:g} s")
             # One that was served counts as paid; should nothing be taken for it after all, a later run finds that out.
             if not self._pay_again and (cost_of(receipt) or not receipt.is_final):
@@ -76,6 +88,12 @@ class KeyedCalls:
             if await awaited(self._payments.ledger.give_up_call(receipt.call_id, receipt.authorization_id)):
                 attempt += 1
         return NextCall(call_id=self.call_id(key, attempt))
+
+    async def _is_idle(self, authorization: Authorization) -> bool:
+        """Whether its session, if there was one, has ended: nobody has used it for as long as sessions last unused."""
+        calls = await awaited(self._payments.ledger.receipts(authorization_ids=[authorization.id]))
+        last_s = max((call.created_at for call in calls), default=authorization.terms.signed_at)
+        return time.time() > last_s + self._payments.network.session_idle_s
 
     async def _refreshed(self, receipt: SettlementReceipt) -> SettlementReceipt:
         try:

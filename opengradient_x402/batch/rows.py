@@ -7,8 +7,10 @@ same form comes back. pandas and pyarrow are not imported here: they are there w
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from typing import Any, Final, cast
 
 from opengradient_x402.completions import Completion
@@ -16,6 +18,7 @@ from opengradient_x402.errors import ConfigurationError, MoneyOutcome, OpenGradi
 from opengradient_x402.gateway.request import with_wire_roles
 from opengradient_x402.ledger.receipts import SettlementReceipt, cost_of
 from opengradient_x402.money import amount_in, format_amount
+from opengradient_x402.parameters import CHAT_MEMBERS
 from opengradient_x402.settlement_mode import SettlementMode
 
 PARAMETERS: Final = (
@@ -38,6 +41,8 @@ _PER_CALL: Final = ("settlement_mode",)
 _WHOLE: Final = ("max_tokens", "seed")
 _JSON: Final = ("messages", "tools", "tool_choice", "response_format", "stop")
 """Members that may be JSON text, as files of tables have them."""
+_SLIP: Final = 0.85
+"""So alike are two names when one is taken for the other, mistyped."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,6 +163,7 @@ class Reader:
                 f"`columns` names {unknown[0]!r}, which is no part of a request. Nothing was paid. There are "
                 f"{', '.join(known)}."
             )
+        _check_defaults(defaults, known=known)
         self._defaults = {name: value for name, value in defaults.items() if value is not None}
         self._column = {name: columns.get(name, name) for name in known}
         self._is_named = frozenset(columns)
@@ -208,7 +214,12 @@ class Reader:
                 'as {"role": …, "content": …}, or the whole list as JSON text.'
             )
         if system is not None:
-            messages = [{"role": "system", "content": str(system)}, *messages]
+            if not isinstance(system, str):
+                raise ConfigurationError(
+                    f"The row has no text as its system message ({system!r:.80}). Nothing was paid. Correct its column "
+                    f"{self._column['system']!r}, or leave it empty."
+                )
+            messages = [{"role": "system", "content": system}, *messages]
         return with_wire_roles(messages)
 
     def _decoded(self, name: str, value: Any) -> Any:
@@ -223,6 +234,19 @@ class Reader:
         if name in _WHOLE and isinstance(value, float) and value.is_integer():
             return int(value)  # a column of whole numbers with gaps is one of floats
         return value
+
+
+def _check_defaults(given: Mapping[str, Any], *, known: Iterable[str]) -> None:
+    """Raises ConfigurationError for what is no member of a request, and for slips of the pen."""
+    members = CHAT_MEMBERS.union(PARAMETERS)
+    for name in given:
+        if name in known and name not in members:
+            raise ConfigurationError(
+                f"`parameters` has {name!r}, which belongs into a column of the table, or is an option of ChatBatch "
+                "itself. Nothing was paid. Move it there."
+            )
+        if name not in members and (near := get_close_matches(name, members, n=1, cutoff=_SLIP)):
+            raise ConfigurationError(f"`parameters` has {name!r}. Nothing was paid. Did you mean {near[0]!r}?")
 
 
 def plain(value: Any) -> Any:
@@ -290,16 +314,43 @@ def _rows_of(batch: Any) -> list[Mapping[str, Any]]:
         if all(isinstance(row, Mapping) for row in rows):
             return rows
     elif isinstance(batch, Mapping):
+        _check_columns(batch)
         columns = {str(name): list(column) for name, column in batch.items()}
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-    elif hasattr(batch, "to_pylist"):
+    elif hasattr(batch, "to_pylist") and hasattr(batch, "column_names"):
+        _check_unique(batch.column_names)
         return cast("list[Mapping[str, Any]]", batch.to_pylist())
     elif hasattr(batch, "to_dict") and hasattr(batch, "columns"):
+        _check_unique(batch.columns)
         return cast("list[Mapping[str, Any]]", batch.to_dict(orient="records"))
     raise ConfigurationError(
         f"ChatBatch was called with a {type(batch).__name__}. Nothing was paid. Give a list of dicts or of prompts, a "
         "pandas DataFrame, a dict of columns, or a pyarrow Table."
     )
+
+
+def _check_columns(batch: Mapping[Any, Any]) -> None:
+    """Raises ConfigurationError for a dict whose columns are no lists of one length."""
+    for name, column in batch.items():
+        if isinstance(column, str | bytes | Mapping) or not hasattr(column, "__len__"):
+            raise ConfigurationError(
+                f"The column {name!r} is a {type(column).__name__}. Nothing was paid. Give a list of values for each "
+                "column; one row alone is a list with one dict."
+            )
+    lengths = {str(name): len(column) for name, column in batch.items()}
+    if len(set(lengths.values())) > 1:
+        raise ConfigurationError(
+            f"The columns have different lengths ({lengths}). Nothing was paid. Correct the table."
+        )
+
+
+def _check_unique(names: Iterable[Any]) -> None:
+    """Raises ConfigurationError for a table in which two columns have one name."""
+    [(name, times)] = Counter(map(str, names)).most_common(1) or [("", 0)]
+    if times > 1:
+        raise ConfigurationError(
+            f"The table has {times} columns with the name {name!r}. Nothing was paid. Rename all but one."
+        )
 
 
 def _array(numpy: Any, name: str, column: list[Any]) -> Any:

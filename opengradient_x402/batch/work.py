@@ -31,7 +31,7 @@ from opengradient_x402.gateway.client import AsyncGatewayClient
 from opengradient_x402.settlement_mode import SettlementMode
 
 CallKey = str | Callable[[Mapping[str, Any]], str | int]
-_MOST_ROUNDS: Final = 5
+_MOST_ROUNDS: Final = 8
 _LOOK_EVERY_S: Final = 1.0
 _log = logging.getLogger(__name__)
 _Answering = Callable[["_Row"], Awaitable[Outcome]]
@@ -169,7 +169,7 @@ class Work:
             return outcome
 
     async def _paid_once(self, row: _Row, store: Answers, calls: KeyedCalls, *, is_known: bool) -> Outcome:
-        refused: set[str] = set()
+        refused: set[NextCall] = set()
         problem: OpenGradientError | None = None
         for _ in range(_MOST_ROUNDS):
             step = NextCall(call_id=calls.call_id(row.key))
@@ -179,18 +179,22 @@ class Work:
                     return found
                 step = found
             try:
-                return await self._called(row, call_id=step.call_id, earlier=step.earlier)
+                return await self._called(
+                    row, call_id=step.call_id, earlier=step.earlier, only_given_again=step.only_given_again
+                )
             except PaidButFailed:
                 raise
             except OpenGradientError as exc:
                 if step.earlier is not None:
-                    refused.add(step.call_id)  # whether the payment of before was taken, only the chain can say
+                    refused.add(step)  # whether the payment of before was taken, only the chain can say
                 elif not isinstance(exc, CallKnown):
                     raise
                 is_known, problem = True, exc
         raise problem or ValueError("no round was made")
 
-    async def _next(self, row: _Row, store: Answers, calls: KeyedCalls, *, refused: set[str]) -> NextCall | Outcome:
+    async def _next(
+        self, row: _Row, store: Answers, calls: KeyedCalls, *, refused: set[NextCall]
+    ) -> NextCall | Outcome:
         """The row's next call; or its answer, as soon as another worker, which had it under way, has written it."""
         finding = asyncio.ensure_future(calls.next(row.key, refused=refused))
         try:

@@ -69,13 +69,14 @@ def serve(
     from opengradient_x402.cli.chat import verify_tee_of
     from opengradient_x402.gateway.client import AsyncGatewayClient
     from opengradient_x402.serve.app import build_app
-    from opengradient_x402.serve.keys import kept, keys_of
+    from opengradient_x402.serve.keys import count_earlier, kept, keys_of
     from opengradient_x402.settings import Settings
 
     keys = keys_of(budget or ())
     if keys_file is not None:
         keys = kept(keys, keys_file)
     with opened_payments(network, ledger, rpc_url) as payments:
+        count_earlier(keys, payments.ledger, payer=payments.payer)
         client = AsyncGatewayClient(
             payments,
             base_url=gateway_of(gateway, payments.network),
@@ -163,7 +164,8 @@ def _announce(url: str, keys: Sequence[ApiKey], payments: Payments, *, as_json: 
     ]
     for key in keys:
         limit = limits[key.name]
-        lines += ["", f"  # {key.name}" + ("" if limit is None else f": at most {limit} {asset.symbol}")]
+        spent = "" if key.limit is None or key.since is None else f", {key.limit.spent} of it spent"
+        lines += ["", f"  # {key.name}" + ("" if limit is None else f": at most {limit} {asset.symbol}{spent}")]
         lines.append(f"  OPENAI_API_KEY={key.token}")
     typer.echo("\n".join([*lines, ""]))
     sys.stdout.flush()

@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from opengradient_x402 import strict_json
 from opengradient_x402.completions.answer_parts import beside_text, image_urls, join_text, plain_reason
-from opengradient_x402.completions.extras import cleaned, copied, grow, message_extras, response_extras
+from opengradient_x402.completions.extras import choice_extras, cleaned, copied, grow, message_extras, response_extras
 from opengradient_x402.completions.tool_calls import ToolCall, ToolCallAssembly, ToolCallDelta
 from opengradient_x402.strict_json import WholeCharacters
 
@@ -40,6 +41,7 @@ __all__ = [
 
 _PLAIN_MEMBERS = frozenset({"role", "content"})
 """A message with these alone is text, and nothing else is looked for in it."""
+_PLAIN_CHOICE = frozenset({"index", "delta", "message", "finish_reason", "logprobs"})
 _COUNTS = frozenset({"prompt_tokens", "completion_tokens", "total_tokens"})
 _MAX_TOKENS = 10**12
 """No call has so many tokens: a larger count is no count (and JSON may say Infinity)."""
@@ -115,6 +117,8 @@ class Completion:
     logprobs: dict[str, Any] | None = None
     message_extras: dict[str, Any] = field(default_factory=dict)
     """What else the message carries, as the provider said it: `annotations`, `audio`, `reasoning_details`, …"""
+    choice_extras: dict[str, Any] = field(default_factory=dict)
+    """What else is said of the answer: `native_finish_reason`, `content_filter_results`, …"""
     response_extras: dict[str, Any] = field(default_factory=dict)
     """What else the response carries: `system_fingerprint`, `service_tier`, `citations`, …"""
     raw: dict[str, Any] = field(default_factory=dict, repr=False)
@@ -195,6 +199,7 @@ class StreamAccumulator:
         """By the kind of text, of those that came."""
         self._logprobs: dict[str, Any] = {}
         self._message_extras: dict[str, Any] = {}
+        self._choice_extras: dict[str, Any] = {}
         self._response_extras: dict[str, Any] = {}
         self._raw: dict[str, Any] = {}
         self._id = ""
@@ -249,13 +254,20 @@ class StreamAccumulator:
             delta.content = self._take_text(self._whole["content"].take(content))
         if not piece.keys() <= _PLAIN_MEMBERS:
             self._feed_rest(piece, delta)
-        if isinstance(logprobs := choice.get("logprobs"), Mapping):
-            grow(self._logprobs, cleaned(logprobs))
+        if choice.get("logprobs") or not choice.keys() <= _PLAIN_CHOICE:
+            self._feed_beside(choice)
         reason = choice.get("finish_reason")
         if reason and self._finish_reason is None:
             delta.finish_reason = self._finish_reason = reason if reason == "stop" else plain_reason(reason)
             self._release_held(delta)
         return delta
+
+    def _feed_beside(self, choice: Mapping[str, Any]) -> None:
+        """What is said of an answer beside its message."""
+        if isinstance(logprobs := choice.get("logprobs"), Mapping):
+            grow(self._logprobs, cleaned(logprobs))
+        if extras := choice_extras(choice):
+            grow(self._choice_extras, copied(extras))
 
     def _feed_rest(self, piece: Mapping[str, Any], delta: Delta) -> None:
         """What a message says beside its text."""
@@ -265,12 +277,14 @@ class StreamAccumulator:
             self._reasoning.append(reasoning)
             delta.reasoning = reasoning
         if refusal := piece.get("refusal"):
+            refusal = refusal if isinstance(refusal, str) else strict_json.dumps(cleaned(refusal)).decode()
             refusal = self._whole["refusal"].take(refusal)
             self._refusal.append(refusal)
             delta.refusal = refusal
         if parts := piece.get("tool_calls") or _older_call(piece):
             self._tools = tools = self._tools or ToolCallAssembly(are_whole=self._is_whole)
-            delta.tool_calls = [tools.take(part) for part in parts]
+            known = [part for part in parts if isinstance(part, Mapping)] if isinstance(parts, list) else []
+            delta.tool_calls = [told for part in known for told in tools.take(part)]
         if images := piece.get("images"):
             self._images.extend(image_urls(images))
         if extras := message_extras(piece):
@@ -318,8 +332,15 @@ class StreamAccumulator:
             and not (self._cutter is not None and self._cutter.is_cut)
         )
 
+    def end(self) -> Delta:
+        """What was held back, when no more events come: not every server says why an answer ends."""
+        delta = Delta()
+        self._release_held(delta)
+        return delta
+
     def finish(self) -> Completion:
         """The whole answer. Raises Truncated when nothing arrived at all."""
+        self.end()
         calls = () if self._tools is None else self._tools.build()
         if self._finish_reason is None and not (self._text or calls or self._refusal):
             raise Truncated("The stream ended without any content.")
@@ -328,14 +349,15 @@ class StreamAccumulator:
             model=self._model,
             created=self._created,
             content=self.text,
-            reasoning="".join(self._reasoning) + self._rest("reasoning"),
-            refusal="".join(self._refusal) + self._rest("refusal"),
+            reasoning="".join(self._reasoning),
+            refusal="".join(self._refusal),
             tool_calls=calls,
             finish_reason=self._finish_reason or ("tool_calls" if calls else "stop"),
             usage=self._usage,
             images=tuple(dict.fromkeys(self._images)),
             logprobs=self._logprobs or None,
             message_extras=cleaned(self._message_extras),
+            choice_extras=cleaned(self._choice_extras),
             response_extras=cleaned(self._response_extras),
             raw=self._raw,
             served_text="".join(self._text),

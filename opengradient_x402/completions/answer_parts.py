@@ -6,6 +6,7 @@ list of parts, or a reason in the provider's own words.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
@@ -24,6 +25,9 @@ _REASONS: Final = {
     "stop": ("end_turn", "eos", "stop_sequence"),
 }
 """OpenAI's words, and what Anthropic, Google and Mistral say in their place (API references, "finish reason")."""
+_LINK: Final = re.compile(r"[a-z][a-z0-9+.-]*:\S", re.IGNORECASE)
+_IMAGES: Final = {"iVBORw0KGgo": "png", "/9j/": "jpeg", "UklGR": "webp", "R0lGOD": "gif"}
+"""How images begin in base64 (their magic numbers)."""
 _PLAIN_REASON: Final = {theirs: ours for ours, known in _REASONS.items() for theirs in (ours, *known)}
 
 
@@ -64,7 +68,15 @@ def image_urls(images: Any) -> list[str]:
     urls: list[str] = []
     for image in images if isinstance(images, Sequence) and not isinstance(images, str) else [images]:
         inner = image.get("image_url", image) if isinstance(image, Mapping) else image
-        url = inner.get("url") if isinstance(inner, Mapping) else inner
-        if isinstance(url, str) and url:
+        url = inner.get("url") or inner.get("b64_json") if isinstance(inner, Mapping) else inner
+        if isinstance(url, str) and (url := _as_url(url)):
             urls.append(url)
     return urls
+
+
+def _as_url(image: str) -> str:
+    """A link or a data URL; bare base64, as OpenAI's image API has it, becomes one. Nothing for what is neither."""
+    if _LINK.match(image):
+        return image
+    kind = next((kind for begins, kind in _IMAGES.items() if image.startswith(begins)), None)
+    return f"data:image/{kind};base64,{image}" if kind else ""

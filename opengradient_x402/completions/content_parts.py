@@ -60,4 +60,5 @@ def joined(parts: list[Part]) -> str | list[Part]:
     """Plain text as a string, the form that every gateway hashes and every model takes; anything else as parts."""
     if all(part.keys() == {"type", "text"} for part in parts):
         return "\n".join(part["text"] for part in parts)
-    return parts
+    # Beside other parts a blank text says nothing, and Anthropic's models refuse it.
+    return [part for part in parts if "cache_control" in part or part["type"] != "text" or part["text"].strip()]

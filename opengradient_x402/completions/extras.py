@@ -14,6 +14,7 @@ from opengradient_x402.strict_json import whole_characters
 _READ_IN_A_MESSAGE: Final = frozenset(
     {"role", "content", "reasoning_content", "reasoning", "refusal", "tool_calls", "images", "function_call"}
 )
+_READ_IN_A_CHOICE: Final = frozenset({"index", "message", "delta", "text", "finish_reason", "logprobs"})
 _READ_IN_A_RESPONSE: Final = frozenset(
     {"id", "object", "created", "model", "choices", "usage", "images", "error", "opengradient"}
 )
@@ -27,6 +28,11 @@ def message_extras(piece: Mapping[str, Any]) -> dict[str, Any]:
     if piece.keys() <= _READ_IN_A_MESSAGE:
         return {}
     return {name: value for name, value in piece.items() if name not in _READ_IN_A_MESSAGE and value is not None}
+
+
+def choice_extras(choice: Mapping[str, Any]) -> dict[str, Any]:
+    """The members of a choice that are not read elsewhere: how a filter judged it, the provider's word for its end."""
+    return {name: value for name, value in choice.items() if name not in _READ_IN_A_CHOICE and value is not None}
 
 
 def response_extras(event: Mapping[str, Any]) -> dict[str, Any]:

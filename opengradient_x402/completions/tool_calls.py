@@ -39,7 +39,8 @@ class ToolCall:
 class ToolCallDelta:
     """A piece of a tool call. `index` counts calls from 0 in order of appearance and is ours, so it is stable.
 
-    `id` and `name` are given on one delta of a call only, normally the first.
+    The first delta of a call has its `id` and its whole `name`, and no other has them: it waits until no more of the
+    name can come.
     """
 
     index: int
@@ -81,7 +82,7 @@ class _JsonText:
 class _OpenCall:
     """A tool call under construction."""
 
-    __slots__ = ("_is_blank", "_text", "extras", "id", "index", "name", "pieces", "served_id", "whole")
+    __slots__ = ("_is_blank", "_text", "extras", "id", "index", "is_told", "name", "pieces", "served_id", "whole")
 
     def __init__(self, index: int) -> None:
         self.index = index
@@ -90,18 +91,19 @@ class _OpenCall:
         self.name = ""
         self.pieces: list[str] = []
         self.whole = WholeCharacters()
+        self.is_told = False
+        """Whether a delta has said its id and name."""
         self._is_blank = True
         self._text = _JsonText()
         self.extras: dict[str, Any] = {}
 
-    def take(self, part: Mapping[str, Any], *, used: Container[str]) -> ToolCallDelta:
-        """Adds one wire fragment; the delta names id and name only when they are new."""
-        function = part.get("function") or {}
-        new_id = None
+    def take(self, part: Mapping[str, Any], *, used: Container[str]) -> ToolCallDelta | None:
+        """Adds one wire fragment; None while more of the name may come."""
+        function = _function_of(part)
         self.served_id = self.served_id or str(part.get("id") or "")
         if not self.id:
             is_free = self.served_id and self.served_id not in used
-            new_id = self.id = self.served_id if is_free else f"call_{uuid4().hex}"
+            self.id = self.served_id if is_free else f"call_{uuid4().hex}"
         new_name = self._new_name(function.get("name"))
         self.name += new_name
         arguments = self.whole.take(_arguments_text(function.get("arguments")))
@@ -109,7 +111,14 @@ class _OpenCall:
             grow(self.extras, copied({key: part[key] for key in part.keys() - _READ if part[key] is not None}))
         shown = self._shown(arguments)
         self.pieces.append(arguments)
-        return ToolCallDelta(self.index, new_id, new_name or None, shown)
+        if self.is_told:
+            return ToolCallDelta(self.index, None, new_name or None, shown)
+        return self.told(shown) if shown else None
+
+    def told(self, arguments: str = "") -> ToolCallDelta:
+        """The first delta of this call."""
+        self.is_told = True
+        return ToolCallDelta(self.index, self.id, self.name or None, arguments)
 
     def _shown(self, arguments: str) -> str:
         """What a reader of the stream gets: JSON of which nothing has to be taken back."""
@@ -130,9 +139,11 @@ class _OpenCall:
         return name
 
     def rest(self) -> ToolCallDelta | None:
-        """What is left of the arguments when nothing more comes."""
+        """What is left to be said when nothing more comes."""
         rest = self.whole.rest()
         self.pieces.append(rest)
+        if not self.is_told:
+            return self.told(rest)
         return ToolCallDelta(self.index, None, None, rest) if rest else None
 
     def is_complete(self) -> bool:
@@ -149,6 +160,11 @@ class _OpenCall:
         return ToolCall(
             id=self.id, name=self.name, arguments=arguments, served_id=served_id, extras=cleaned(self.extras)
         )
+
+
+def _function_of(part: Mapping[str, Any]) -> Mapping[str, Any]:
+    function = part.get("function")
+    return function if isinstance(function, Mapping) else {}
 
 
 def _arguments_text(arguments: Any) -> str:
@@ -171,13 +187,18 @@ class ToolCallAssembly:
         self._by_index: dict[int, _OpenCall] = {}
         self._by_id: dict[str, _OpenCall] = {}
 
-    def take(self, part: Mapping[str, Any]) -> ToolCallDelta:
+    def take(self, part: Mapping[str, Any]) -> list[ToolCallDelta]:
+        """What this fragment lets a reader know: of the call before it too, when another one begins."""
+        before = self._calls[-1] if self._calls else None
         call = self._open() if self._are_whole else self._call_of(part)
         delta = call.take(part, used=self._by_id)
         for known in (call.id, call.served_id):
             if known:
                 self._by_id[known] = call
-        return delta
+        deltas = [] if delta is None else [delta]
+        if before is not None and before is not self._calls[-1] and not before.is_told:
+            return [before.told(), *deltas]
+        return deltas
 
     def _call_of(self, part: Mapping[str, Any]) -> _OpenCall:
         index, call_id = part.get("index"), part.get("id")
@@ -195,7 +216,7 @@ class ToolCallAssembly:
 
     def _unlabelled(self, part: Mapping[str, Any]) -> _OpenCall:
         last = self._calls[-1] if self._calls else None
-        name = (part.get("function") or {}).get("name")
+        name = _function_of(part).get("name")
         is_other = last is None or _starts_again(last, part) or bool(name and last.name and name != last.name)
         return self._open() if last is None or is_other else last
 
@@ -205,7 +226,7 @@ class ToolCallAssembly:
         return call
 
     def rest(self) -> list[ToolCallDelta]:
-        """What is left of each call's arguments when nothing more comes."""
+        """What is left to be said of each call when nothing more comes."""
         return [rest for call in self._calls if (rest := call.rest()) is not None]
 
     def build(self) -> tuple[ToolCall, ...]:
@@ -214,4 +235,4 @@ class ToolCallAssembly:
 
 def _starts_again(call: _OpenCall, part: Mapping[str, Any]) -> bool:
     """Whether the fragment begins another call: it names a tool, and the arguments of this one are whole."""
-    return bool((part.get("function") or {}).get("name")) and bool(call.name) and call.is_complete()
+    return bool(_function_of(part).get("name")) and bool(call.name) and call.is_complete()

@@ -199,6 +199,8 @@ class AnswerReader:
         for payload in payloads:
             if payload == DONE:
                 self._has_end_marker = True
+                if not (delta := self._accumulator.end()).is_empty:
+                    deltas.append(delta)
                 break
             try:
                 delta = self._accumulator.feed(strict_json.loads(payload))

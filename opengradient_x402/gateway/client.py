@@ -56,7 +56,9 @@ class CallOptions(TypedDict, total=False):
 
     `call_id` is the call's id, in place of a new one (`call_` and 24 to 64 hex digits). The nonce of a payment follows
     from it. A call that the ledger has already is refused with CallKnown, and nothing is paid, unless `earlier` is the
-    authorization that was signed for it before: then it is paid under the same nonce, which settles once at most.
+    authorization that was signed for it before: then it is paid under the same nonce, which settles once at most. A
+    session that is still open charges the same payment a second time: `only_given_again` sends it to a gateway only
+    that gives the answer again for nothing, and raises CallKnown for others.
     """
 
     settlement_mode: SettlementMode | str | None
@@ -70,6 +72,7 @@ class CallOptions(TypedDict, total=False):
     run: str | None
     call_id: str
     earlier: Authorization | None
+    only_given_again: bool
 
 
 class _Client:
@@ -132,6 +135,7 @@ class _Client:
             run=call.get("run"),
             call_id=call.get("call_id", ""),
             earlier=call.get("earlier"),
+            only_given_again=call.get("only_given_again", False),
             proof_check=(yield from self._proof_check()),
         )
 

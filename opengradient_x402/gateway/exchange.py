@@ -97,6 +97,7 @@ class Exchange:
         run: str | None = None,
         call_id: str = "",
         earlier: Authorization | None = None,
+        only_given_again: bool = False,
         proof_check: ProofCheck | None = None,
     ) -> None:
         self._payments = payments
@@ -111,6 +112,7 @@ class Exchange:
             id=checked_call_id(call_id) if call_id else new_call_id(id_group),
             is_keyed=bool(call_id),
             earlier=earlier,
+            is_only_given_again=only_given_again,
             model=str(body.get("model") or wire_model),
             settlement_mode=options.settlement_mode.value,
             timeout_s=options.time_limits.call_s,

@@ -24,7 +24,7 @@ from opengradient_x402.effects import Steps
 from opengradient_x402.errors import UnknownModel
 from opengradient_x402.gateway.endpoints import Endpoint, EndpointSource, fetch, reach
 from opengradient_x402.models import find_model, nearest_models, wire_name
-from opengradient_x402.parameters import check_values, refused_request
+from opengradient_x402.parameters import check_values, is_anthropic, refused_request
 
 GATEWAY_MAX_TOKENS: Final = 4096
 """The longest answer of a call that sets no `max_tokens`: gateways read its absence so (docs/wire.md, "Limits")."""
@@ -46,6 +46,9 @@ _OF_OTHER_APIS: Final = {
     ),
     ("functions", "function_call"): "It is OpenAI's older form of tools. Use `tools` and `tool_choice`.",
     ("extra_query", "default_query"): "Give it to the call or the model, not to the body of the request.",
+    ("private_key", "api_key", "spend_policy", "settlement_mode", "verify_tee", "base_url", "ledger", "rpc_url"): (
+        "It says who pays, or how, and is no member of a request. Nothing was sent. Leave it out of the body."
+    ),
 }
 """Members of a request that gateways ignore, and what to write in their place: the answer would miss what they say."""
 _OUR_HEADERS: Final = frozenset(
@@ -117,12 +120,6 @@ def check_answer(body: Mapping[str, Any], completion: Completion) -> None:
     )
 
 
-def is_anthropic(model: object) -> bool:
-    """Whether `model` (a name, or an enum member like the OpenGradient SDK's `TEE_LLM`) is served by Anthropic."""
-    name = str(getattr(model, "value", model))
-    return name.startswith("anthropic/") or name.rpartition("/")[2].startswith("claude")
-
-
 def wire_role(role: str) -> str:
     """A role as gateways know it: `developer`, OpenAI's newer name for `system`, makes them fail after the payment."""
     return "system" if role == "developer" else role
@@ -184,15 +181,6 @@ def chosen(tools: Sequence[Mapping[str, Any]], choice: Any, names: Mapping[str, 
     return said
 
 
-def rooted_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """The schema with an object at its top, where providers want one: a recursive class has a reference there."""
-    home, _, name = str(schema.get("$ref", "")).removeprefix("#/").partition("/")
-    target = (schema.get(home) or {}).get(name)
-    if not isinstance(target, Mapping):
-        return dict(schema)
-    return {**{key: value for key, value in schema.items() if key != "$ref"}, **target}
-
-
 def wire_tool_choice(choice: Any, names: Mapping[str, str]) -> str | dict[str, Any] | None:
     """`tool_choice` as the gateways read it; None when the model is free to choose.
 
@@ -249,6 +237,12 @@ def _check_conversation(wire: dict[str, Any]) -> None:
             raise refused_request(
                 f"A message has the role {role!r}, which gateways cannot read: they fail after the payment. Nothing "
                 "was paid. Use system, user, assistant and tool messages (OpenAI's `developer` is `system` here)."
+            )
+        content = message.get("content")
+        if not isinstance(content, str | Sequence) and not (content is None and role == "assistant"):
+            raise refused_request(
+                f"A message of the {role} has the content {content!r:.80}, and gateways take text or a list of parts: "
+                "they fail after the payment. Nothing was paid. Give the message a text, or leave it out."
             )
     wire["messages"] = [_tidy_message(message) for message in messages]
     waiting: dict[str, str] = {}

@@ -98,6 +98,8 @@ class Call:
     """Whether its id was given: another process may have made this call before, or be making it."""
     earlier: Authorization | None = None
     """What an earlier process signed for this call: its nonce is used once more, and nothing else pays."""
+    is_only_given_again: bool = False
+    """Whether it is sent only to a gateway that gives an answer again for the same payment."""
     payees: frozenset[str] | None = None
     """All that may be paid at the endpoint that was asked last; None leaves it to network and policy."""
     is_blocking: bool = False

@@ -174,7 +174,7 @@ def _repeat(
             return response
         challenge = yield from read_challenge(response, payments, key)
     terms = yield from _acceptable(challenge, call, payments, key, earlier)
-    is_open = earlier.status in ("signed", "expired")
+    is_open = earlier.status in ("signed", "expired") and not call.is_only_given_again
     if payments.is_same(terms, earlier) and (challenge.gives_again or (is_open and not earlier.is_over)):
         yield from check_limits(call, payments, key, earlier)
         signed = payments.sign(terms, earlier, challenge, is_for_one=True)
@@ -182,7 +182,8 @@ def _repeat(
         signed = yield from _authorize(terms, challenge, request, call, payments, key, earlier=earlier)
     else:
         raise CallKnown(
-            f"The payment of call {call.id} was taken, and {key.origin} gives no answer twice. Nothing was sent.",
+            f"The payment of call {call.id} was or may be taken, and {key.origin} gives no answer twice. Nothing was "
+            "sent.",
             call_id=call.id,
         )
     ticket = Ticket(key, threading.get_ident(), is_shared=False)

@@ -216,6 +216,7 @@ def covered_only(completion: Completion) -> Completion:
         images=(),
         logprobs=None,
         message_extras={},
+        choice_extras={},
         response_extras={},
     )
 
@@ -228,7 +229,7 @@ def _unsigned_answer(completion: Completion) -> list[str]:
         "images": completion.images,
         "logprobs": completion.logprobs,
     }
-    extras = sorted({*completion.message_extras, *completion.response_extras})
+    extras = sorted({*completion.message_extras, *completion.choice_extras, *completion.response_extras})
     return [name for name, part in parts.items() if part] + [name.replace(",", "_")[:64] for name in extras]
 
 

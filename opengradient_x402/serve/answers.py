@@ -32,6 +32,7 @@ def body_of(completion: Completion) -> dict[str, Any]:
         **_beside_the_text(completion),
     }
     choice = {
+        **completion.choice_extras,
         "index": 0,
         "message": message,
         "logprobs": completion.logprobs,
@@ -86,19 +87,18 @@ class EventWriter:
         delta = {**_beside_the_text(completion), **({"tool_calls": extras} if extras else {})}
         last = {**completion.response_extras, **_receipt(receipt)}
         more = {} if self._has_usage else last
-        yield self._chunk(delta, finish_reason=completion.finish_reason, logprobs=completion.logprobs, **more)
+        yield self._chunk(delta, ended=completion, **more)
         if self._has_usage:
             yield event({**last, **self._head, "choices": [], "usage": completion.token_usage})
         yield DONE
 
-    def _chunk(
-        self, delta: dict[str, Any], *, finish_reason: str | None = None, logprobs: Any = None, **more: Any
-    ) -> bytes:
+    def _chunk(self, delta: dict[str, Any], *, ended: Completion | None = None, **more: Any) -> bytes:
         choice = {
+            **(ended.choice_extras if ended else {}),
             "index": 0,
             "delta": {**self._role, **delta},
-            "logprobs": logprobs,
-            "finish_reason": finish_reason,
+            "logprobs": ended.logprobs if ended else None,
+            "finish_reason": ended.finish_reason if ended else None,
         }
         self._role = {}
         usage = {"usage": None} if self._has_usage else {}

@@ -39,9 +39,11 @@ from opengradient_x402.serve.waiting import Answer, HungUp, Waiting, hung_up
 
 LARGEST_BODY: Final = 32 * 1024 * 1024
 """Bytes of a request: images and documents travel in it."""
+LONGEST_UPLOAD_S = 60.0
+"""So long a client may take to send a request."""
 KeyListener = Callable[[ApiKey, SettlementReceipt], None]
 _JSON: Final = "application/json"
-_NOT_FOUND, _METHOD, _TOO_LARGE, _MEDIA, _NOBODY = 404, 405, 413, 415, 499
+_NOT_FOUND, _METHOD, _TOO_SLOW, _TOO_LARGE, _MEDIA, _NOBODY = 404, 405, 408, 413, 415, 499
 
 
 def build_app(
@@ -96,9 +98,16 @@ class _Chat:
                 _MEDIA, f"The request is not {_JSON}. Nothing was paid. Send JSON.", code="unsupported_media_type"
             )
         try:
-            content = await _content(request)
+            async with asyncio.timeout(LONGEST_UPLOAD_S):
+                content = await _content(request)
         except ClientDisconnect:
             return Response(status_code=_NOBODY)
+        except TimeoutError:
+            return refusal(
+                _TOO_SLOW,
+                f"The request did not arrive within {LONGEST_UPLOAD_S:g} s. Nothing was paid. Send it again.",
+                code="request_timeout",
+            )
         if content is None:
             return refusal(
                 _TOO_LARGE,

@@ -59,9 +59,9 @@ class Guard:
                 f"The host {host[:100]!r} is not a name of this server. Nothing was paid. Use the base URL that was "
                 "printed at the start, or start the server with `--allow-host NAME`."
             )
-        origin = headers.get("origin")
-        is_own_page = origin is None or origin.lower() in (f"http://{host}", f"https://{host}")
-        if not is_own_page or headers.get("sec-fetch-site", "none") not in _OWN_SITE:
+        own = (f"http://{host}", f"https://{host}")
+        is_own_page = all(origin.lower() in own for origin in headers.getlist("origin"))
+        if not is_own_page or not all(site in _OWN_SITE for site in headers.getlist("sec-fetch-site")):
             return "Pages of other origins may not use this server. Nothing was paid. Call it from a program."
         return None
 

@@ -11,14 +11,16 @@ import os
 import re
 import secrets
 import stat
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from opengradient_x402 import strict_json
 from opengradient_x402.errors import ConfigurationError
+from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.payment.run_limit import RunLimit
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,32}", re.ASCII)
@@ -35,6 +37,8 @@ class ApiKey:
     name: str
     token: str = field(default_factory=lambda: f"sk-og-{secrets.token_urlsafe(_TOKEN_BYTES)}", repr=False)
     limit: RunLimit | None = None
+    since: int | None = None
+    """When it was made (Unix time, seconds), if a file keeps it: its limit is for all that it has cost since."""
 
     @property
     def limits(self) -> tuple[RunLimit, ...]:
@@ -67,43 +71,63 @@ def keys_of(budgets: Sequence[str]) -> tuple[ApiKey, ...]:
 
 
 def kept(keys: Sequence[ApiKey], file: Path) -> tuple[ApiKey, ...]:
-    """The keys with the tokens that `file` has for their names; those that it does not have are added to it.
+    """The keys with the tokens and times that `file` has for their names; those that it does not have are added to it.
 
     The file is made for its owner alone. Raises ConfigurationError when it cannot be used, or others may read it.
     """
     try:
-        tokens = _tokens_in(file)
-        known = tuple(replace(key, token=tokens.get(key.name, key.token)) for key in keys)
-        if missing := {key.name: key.token for key in known if key.name not in tokens}:
-            _write(file, {**tokens, **missing})
+        entries, now = _entries_in(file), int(time.time())
+        new = {key.name: {"token": key.token, "since": now} for key in keys if key.name not in entries}
+        if new:
+            _write(file, {**entries, **new})
     except (OSError, ValueError) as exc:
         raise ConfigurationError(
             f"The keys in {file} cannot be used: {exc}. Nothing was paid. Name another file, or delete this one: then "
             "new keys are made."
         ) from exc
-    return known
+    return tuple(replace(key, **(entries | new)[key.name]) for key in keys)
 
 
-def _tokens_in(file: Path) -> dict[str, str]:
-    """Tokens by name; none when there is no file. Raises OSError and ValueError."""
+def count_earlier(keys: Sequence[ApiKey], ledger: Ledger, *, payer: str) -> None:
+    """Counts what kept keys have cost `payer` at earlier starts of the server: their calls in the ledger."""
+    counted = {key.name: (key.limit, key.since) for key in keys if key.limit is not None and key.since is not None}
+    if not counted:
+        return
+    for receipts in ledger.pages_of_receipts(since=min(since for _, since in counted.values()), payer=payer):
+        for receipt in receipts:
+            limit, since = counted.get(receipt.run or "", (None, 0))
+            if limit is not None and receipt.created_at >= since:
+                limit.count(receipt)
+
+
+def _entries_in(file: Path) -> dict[str, dict[str, Any]]:
+    """Tokens and times by name; none when there is no file. Raises OSError and ValueError."""
     if not file.exists():
         return {}
     if os.name == "posix" and stat.S_IMODE(file.stat().st_mode) & 0o077:
         raise ValueError(f"other users may read them (`chmod 600 {file}` forbids it)")
-    tokens = strict_json.loads(file.read_bytes())
-    if not isinstance(tokens, dict) or not all(
-        isinstance(one, str) and _TOKEN.fullmatch(one) for one in tokens.values()
-    ):
-        raise ValueError("it is no JSON object of names and tokens that start with sk-og-")
-    return tokens
+    entries = strict_json.loads(file.read_bytes())
+    if not isinstance(entries, dict) or not all(map(_is_entry, entries.values())):
+        raise ValueError("it is no JSON object of names, each with a `token` like sk-og-… and a time `since`")
+    return entries
 
 
-def _write(file: Path, tokens: Mapping[str, str]) -> None:
+def _is_entry(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and value.keys() == {"token", "since"}
+        and isinstance(value["token"], str)
+        and _TOKEN.fullmatch(value["token"]) is not None
+        and type(value["since"]) is int
+    )
+
+
+def _write(file: Path, entries: Mapping[str, Any]) -> None:
     """Writes aside and moves: a server that is killed leaves the old file or the new one."""
     aside = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as written:
-            json.dump(tokens, written, indent=2)
+            json.dump(entries, written, indent=2)
         aside.replace(file)
     finally:
         with suppress(FileNotFoundError):

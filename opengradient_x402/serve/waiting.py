@@ -34,7 +34,7 @@ class Waiting:
     """The calls of one server."""
 
     def __init__(self) -> None:
-        self._left: defaultdict[_Sameness, list[asyncio.Task[Answer]]] = defaultdict(list)
+        self._left: defaultdict[_Sameness, list[tuple[asyncio.Task[Answer], asyncio.TimerHandle]]] = defaultdict(list)
         self._closing: set[asyncio.Task[None]] = set()
 
     async def answer(
@@ -42,8 +42,8 @@ class Waiting:
     ) -> Answer:
         """What `ask` gives, or what it gave to the same request before. Raises HungUp, and whatever `ask` raises."""
         sameness = (name, hashlib.sha256(content).digest())
-        left = self._left.get(sameness) if request.headers.get("x-stainless-retry-count", "0") != "0" else None
-        call = left.pop(0) if left else asyncio.ensure_future(ask())
+        is_retry = request.headers.get("x-stainless-retry-count", "0") != "0"
+        call = (self._taken(sameness) if is_retry else None) or asyncio.ensure_future(ask())
         gone = asyncio.create_task(hung_up(request.receive))
         try:
             await asyncio.wait({call, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -52,28 +52,34 @@ class Waiting:
             raise
         finally:
             gone.cancel()
-        if call.done():
+        if call.done() and not gone.done():
             return call.result()
-        self._left[sameness].append(call)
-        asyncio.get_running_loop().call_later(RETRIED_WITHIN_S, self._give_up, sameness, call)
+        until = asyncio.get_running_loop().call_later(RETRIED_WITHIN_S, self._give_up, sameness)
+        self._left[sameness].append((call, until))
         raise HungUp
 
-    def _give_up(self, sameness: _Sameness, call: asyncio.Task[Answer]) -> None:
-        left = self._left.get(sameness, [])
-        if call in left:
-            left.remove(call)
+    def _taken(self, sameness: _Sameness) -> asyncio.Task[Answer] | None:
+        """The oldest of the calls that are left; it is not ended at its time any more."""
+        left = self._left.get(sameness)
+        if not left:
+            return None
+        call, until = left.pop(0)
+        until.cancel()
+        if not left:
+            del self._left[sameness]
+        return call
+
+    def _give_up(self, sameness: _Sameness) -> None:
+        if (call := self._taken(sameness)) is not None:  # they are left in the order in which their times end
             closing = asyncio.create_task(_end(call))
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
-        if not left:
-            self._left.pop(sameness, None)
 
     async def aclose(self) -> None:
         """Ends the calls that nobody came back for."""
-        left = [call for calls in self._left.values() for call in calls]
-        self._left.clear()
-        for call in left:
-            await _end(call)
+        for sameness in list(self._left):
+            while (call := self._taken(sameness)) is not None:
+                await _end(call)
         if self._closing:
             await asyncio.wait(self._closing)
 

@@ -2,8 +2,9 @@
 
 A gateway claims the sum of its charges when it likes. A call is settled as soon as a claim reaches the end of its
 charge (one that cost nothing: as soon as a claim goes beyond it), or nothing is left in the channel. Channels are read
-at a block that has enough confirmations, so what is found is final. More claimed than was charged is a dispute of the
-last call, with the numbers.
+at a block that has enough confirmations, so what is found is final. The transaction of a call is that of the claim that
+first included it; other calls can have the same one. More claimed than was charged is a dispute of the last call, with
+the numbers.
 """
 
 from __future__ import annotations
@@ -12,22 +13,30 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from opengradient_x402.chain.questions import Question, block_before
 from opengradient_x402.channels.book import ChannelBook
 from opengradient_x402.channels.channel import Channel, Voucher
+from opengradient_x402.channels.events import CLAIMED, ChannelMove, moves_of
 from opengradient_x402.channels.on_chain import ChannelState, channel_state
 from opengradient_x402.effects import Steps, Wait
+from opengradient_x402.errors import RpcError
 from opengradient_x402.ledger.authorizations import Authorization
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.networks import Network
+from opengradient_x402.settlement.search import CLOCK_MARGIN_S
 
 SCHEME: Final = "batch-settlement"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Taken:
-    """What was taken for one call; `dispute` says what the charges do not allow."""
+    """What was taken for one call; `dispute` says what the charges do not allow.
+
+    `reached_atomic` is the total of claims that includes it.
+    """
 
     amount_atomic: int
+    reached_atomic: int
     dispute: str | None = None
 
 
@@ -54,9 +63,10 @@ def judge(
         return taken
     for voucher in sorted(vouchers, key=lambda one: one.charged_atomic is None):
         amount = min(left, voucher.end_atomic - voucher.base_atomic)
-        if is_empty or claimed >= max(voucher.end_atomic, voucher.base_atomic + 1):
-            taken[voucher.authorization_id] = Taken(amount_atomic=amount)
+        end = max(voucher.end_atomic, voucher.base_atomic + 1)
+        if is_empty or claimed >= end:
             left -= amount
+            taken[voucher.authorization_id] = Taken(amount_atomic=amount, reached_atomic=max(end, claimed - left))
     explained = max([channel.charged_atomic, *(voucher.end_atomic for voucher in vouchers)])
     if left and vouchers and len(taken) == len(vouchers):
         last, text = vouchers[-1].authorization_id, None
@@ -66,7 +76,8 @@ def judge(
                 f"{write(explained)}: {write(claimed - explained)} too much. If another process used this key with a "
                 "ledger of its own, its calls are missing here; otherwise this is an overcharge."
             )
-        taken[last] = Taken(amount_atomic=taken[last].amount_atomic + left, dispute=text)
+        amount = taken[last].amount_atomic + left
+        taken[last] = Taken(amount_atomic=amount, reached_atomic=claimed, dispute=text)
     return taken
 
 
@@ -98,7 +109,10 @@ def settle_channels(
         vouchers, settled_before = yield Wait(book.to_judge(channel.id))
         taken = judge(now, vouchers, state, settled_atomic=settled_before, write=network.asset.format)
         new = yield from _authorizations(taken, ledger, network)
-        settled = [_settled(one, taken[one.id], state, needed) for one in new]
+        claims: list[ChannelMove] = []
+        if new and state.claimed_atomic:
+            claims = yield from ask(network, _claims(channel, new, state))
+        settled = [_settled(one, taken[one.id], claims, state, needed) for one in new]
         yield from record(settled)
         yield Wait(book.finish(list(taken)))  # afterwards: a process that dies in between looks at them again
         found += settled
@@ -117,13 +131,27 @@ def _authorizations(taken: dict[str, Taken], ledger: Ledger, network: Network) -
     return news
 
 
-def _settled(authorization: Authorization, taken: Taken, state: ChannelState, needed: int) -> Authorization:
+def _claims(channel: Channel, calls: Sequence[Authorization], state: ChannelState) -> Question[list[ChannelMove]]:
+    """The claims in which these calls can be, up to the block that was looked at. None where the node has no events."""
+    since_s = min(call.signed_at for call in calls) - CLOCK_MARGIN_S
+    try:
+        start = yield from block_before(since_s, head=state.block)
+        return (yield from moves_of([channel.id], from_block=start, to_block=state.block.number, events=[CLAIMED]))
+    except RpcError:  # the amounts are facts without them
+        return []
+
+
+def _settled(
+    authorization: Authorization, taken: Taken, claims: Sequence[ChannelMove], state: ChannelState, needed: int
+) -> Authorization:
+    claim = next((one.log for one in claims if taken.reached_atomic <= one.total_atomic <= state.claimed_atomic), None)
     return replace(
         authorization,
         status="settled",
         settled_atomic=taken.amount_atomic,
-        block_number=state.block.number,
-        block_hash=state.block.hash,
+        tx_hash=None if claim is None else claim.tx_hash,
+        block_number=state.block.number if claim is None else claim.block_number,
+        block_hash=state.block.hash if claim is None else claim.block_hash,
         confirmations=needed,
         confirmations_needed=needed,
         dispute=taken.dispute,

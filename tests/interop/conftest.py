@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,19 @@ from opengradient_devnet.chain.accounts import new_account
 from support.venvs import Venv, build_wheel, install_wheel, make_venv
 
 _HERE = Path(__file__).parent
+_FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--hide-scrollbars",
+    "--enable-logging=stderr",
+    "--window-size=1200,1000",
+]
 
 
 def pytest_collection_modifyitems(items):
@@ -80,3 +96,30 @@ def beside(wheel: Path) -> Venv:
 @pytest.fixture
 def scripts() -> Path:
     return _HERE / "scripts"
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """A browser: the one that is there, or Debian's, installed now."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found = next(filter(None, map(shutil.which, names)), None)
+    if found is None:
+        assert os.geteuid() == 0, "There is no Chromium, and only root can install it: apt-get install chromium"
+        for command in (["update"], ["install", "-y", "--no-install-recommends", "chromium"]):
+            subprocess.run(["apt-get", "-q", *command], check=True, stdout=subprocess.DEVNULL, timeout=600)
+        found = shutil.which("chromium")
+    assert found is not None
+    return found
+
+
+@pytest.fixture
+def browse(chromium: str, tmp_path: Path) -> Callable[..., tuple[str, str]]:
+    def run(url: str, *flags: str) -> tuple[str, str]:
+        """What it prints, and what it complains of."""
+        profile = f"--user-data-dir={tmp_path / 'profile'}"
+        shutil.rmtree(tmp_path / "profile", ignore_errors=True)
+        command = [chromium, *_FLAGS, profile, *flags, url]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        return done.stdout, "\n".join(line for line in done.stderr.splitlines() if ":CONSOLE" in line)
+
+    return run

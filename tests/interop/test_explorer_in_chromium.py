@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import struct
-import subprocess
 import zlib
 from pathlib import Path
 
@@ -15,49 +12,9 @@ from opengradient_devnet import Devnet
 from opengradient_x402.networks import load_network
 from support.payer import Payer, chat_body
 
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--hide-scrollbars",
-    "--enable-logging=stderr",
-    "--window-size=1200,1000",
-]
 DARK = "--blink-settings=preferredColorScheme=0"
 HEADER_LIGHT, HEADER_DARK = (0xFF, 0xFF, 0xFF), (0x16, 0x1D, 0x26)
 HOSTILE = "<script>document.title = 'broken'</script>"
-
-
-@pytest.fixture(scope="session")
-def chromium() -> str:
-    """A browser: the one that is there, or Debian's, installed now."""
-    names = ("chromium", "chromium-browser", "google-chrome")
-    found = next(filter(None, map(shutil.which, names)), None)
-    if found is None:
-        assert os.geteuid() == 0, "There is no Chromium, and only root can install it: apt-get install chromium"
-        for command in (["update"], ["install", "-y", "--no-install-recommends", "chromium"]):
-            subprocess.run(["apt-get", "-q", *command], check=True, stdout=subprocess.DEVNULL, timeout=600)
-        found = shutil.which("chromium")
-    assert found is not None
-    return found
-
-
-@pytest.fixture
-def browse(chromium, tmp_path):
-    def run(url: str, *flags: str) -> tuple[str, str]:
-        """What it prints, and what it complains of."""
-        profile = f"--user-data-dir={tmp_path / 'profile'}"
-        shutil.rmtree(tmp_path / "profile", ignore_errors=True)
-        command = [chromium, *FLAGS, profile, *flags, url]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-        return done.stdout, "\n".join(line for line in done.stderr.splitlines() if ":CONSOLE" in line)
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -10,12 +10,13 @@ import pytest
 from langchain_core.caches import InMemoryCache
 from langchain_core.exceptions import OutputParserException
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
-from pydantic import BaseModel
+from pydantic import BaseModel, RootModel
 
 from langchain_opengradient import ChatOpenGradient, SettlementCallbackHandler, TokenCounterHandler
 from langchain_opengradient.content import to_part
 from langchain_opengradient.messages import NotResent, to_wire
 from langchain_opengradient.structured_output import to_response_format
+from langchain_opengradient.tools import to_wire_tool
 from opengradient_x402.errors import ConfigurationError, NotPaid
 from opengradient_x402.payment.policy import SpendPolicy
 
@@ -93,6 +94,56 @@ class Colour(Enum):
 def test_every_way_to_write_a_schema_works_with_every_method(chat, schema, method, strict):
     runnable = chat().with_structured_output(schema, method=method, strict=strict)
     assert runnable.invoke("The city is 'Paris'.") == {"city": "Paris"}
+
+
+@pytest.mark.parametrize("method", ["json_schema", "function_calling"])
+def test_a_schema_without_a_name_gets_one(chat, method):
+    assert chat().with_structured_output(PARAMETERS, method=method).invoke("The city is 'Paris'.") == {"city": "Paris"}
+
+
+class Extras(BaseModel):
+    """Extras."""
+
+    tags: dict[str, str]
+
+
+class Cities(RootModel[list[str]]):
+    """Cities."""
+
+
+@pytest.mark.parametrize("method", ["json_schema", "function_calling"])
+@pytest.mark.parametrize(("schema", "strict"), [(Extras, True), (Cities, None), (Cities, True)])
+def test_a_schema_that_providers_refuse_costs_nothing(chat, method, schema, strict):
+    with pytest.raises(ValueError, match="Nothing was paid"):
+        chat().with_structured_output(schema, method=method, strict=strict)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"name": "place", "schema": PARAMETERS},
+        {"type": "json_schema", "json_schema": {"name": "place", "schema": PARAMETERS}},
+        {"title": "place", **PARAMETERS},
+    ],
+    ids=["named", "format", "schema"],
+)
+def test_strict_is_said_of_every_form_of_a_schema(schema):
+    described = to_response_format(schema, strict=True)["json_schema"]
+    assert (described["name"], described["strict"]) == ("place", True)
+    assert described["schema"]["additionalProperties"] is False
+    assert to_response_format(schema, strict=False)["json_schema"]["strict"] is False
+
+
+def test_a_format_or_a_tool_that_says_strict_of_itself_is_as_strict_mode_wants_it():
+    named = {"name": "place", "schema": PARAMETERS, "strict": True}
+    for given in (named, {"type": "json_schema", "json_schema": named}):
+        described = to_response_format(given)["json_schema"]
+        assert (described["strict"], described["schema"]["additionalProperties"]) == (True, False)
+    tool = {"type": "function", "function": {"name": "place", "parameters": PARAMETERS, "strict": True}}
+    assert to_wire_tool(tool)["function"]["parameters"]["additionalProperties"] is False
+    assert "additionalProperties" not in PARAMETERS
+    with pytest.raises(ConfigurationError, match="strict=True of itself"):
+        to_wire_tool(tool, strict=False)
 
 
 @pytest.mark.parametrize("method", ["json_schema", "function_calling"])

@@ -18,6 +18,7 @@ from support.answer_shapes import SHAPES, Shape, Shaped
 
 WAYS = 8
 _MADE = re.compile(r"call_[0-9a-f]{32}")
+_IN_CHOICE = ("native_finish_reason", "content_filter_results")
 _IN_RESPONSE = ("system_fingerprint", "service_tier", "citations")
 _IN_MESSAGE = ("annotations", "audio", "reasoning_details")
 
@@ -64,7 +65,7 @@ def of_message(message: AIMessage) -> dict[str, Any]:
         images=extra.get("images"),
         call_extras=extra.get("tool_call_extras"),
         logprobs=metadata.get("logprobs"),
-        **{name: metadata.get(name) for name in _IN_RESPONSE},
+        **{name: metadata.get(name) for name in (*_IN_RESPONSE, *_IN_CHOICE)},
         **{name: extra.get(name) for name in _IN_MESSAGE},
     )
 
@@ -93,6 +94,7 @@ def of_response(response: ChatResponse) -> dict[str, Any]:
         call_extras=message.additional_kwargs.get("tool_call_extras"),
         logprobs=raw["choices"][0].get("logprobs"),
         **{name: raw.get(name) for name in _IN_RESPONSE},
+        **{name: raw["choices"][0].get(name) for name in _IN_CHOICE},
         **{name: extra.get(name) for name in _IN_MESSAGE},
     )
 

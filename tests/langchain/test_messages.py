@@ -188,3 +188,32 @@ def test_what_the_wire_has_no_place_for_is_refused_and_never_dropped(block):
         to_wire([HumanMessage([{"type": "text", "text": "look:"}, block])])
     assert PNG not in str(caught.value)
     assert caught.value.money == "not_paid"
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"type": "document", "document": {"source": None}},
+        {"type": "audio", "image": {"source": None}},
+        {"type": "file", "base64": "QQ==", "mime_type": 5},
+        {"type": "file", "base64": "QQ==", "extras": "x"},
+        {"type": "guard_content", "guard_content": "x"},
+        {"type": "json", "text": "x"},
+        {"type": "search_result", "content": 5},
+    ],
+    ids=lambda block: f"{block['type']} {sorted(block)}",
+)
+def test_a_block_that_is_not_written_as_its_kind_is_names_itself(block):
+    with pytest.raises(UnsupportedContent, match=f"type '{block['type']}'.*Nothing was sent or paid"):
+        to_part(block)
+
+
+@pytest.mark.parametrize(("result", "sent"), [({"n": 1}, '{"n": 1}'), (5, "5"), ([None], "[null]"), ("x", "x")])
+def test_a_result_in_anthropic_s_form_may_be_any_json(result, sent):
+    block = {"type": "tool_result", "tool_use_id": "c1", "content": result}
+    assert to_wire([HumanMessage([block])])[0]["content"] == sent
+
+
+def test_a_call_in_the_form_of_the_responses_api_may_have_an_object_for_arguments():
+    block = {"type": "function_call", "call_id": "c1", "name": "f", "arguments": {"a": 1}}
+    assert to_wire([AIMessage([block])])[0]["tool_calls"][0]["function"]["arguments"] == '{"a": 1}'

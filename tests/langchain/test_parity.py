@@ -93,6 +93,15 @@ def test_what_is_set_is_sent_wherever_it_is_set(make: Make, script: ScriptedServ
     assert script.last_request.items() >= MEMBERS.items()
 
 
+def test_an_empty_list_of_stop_sequences_in_a_call_takes_those_of_the_model_away(make: Make, script: ScriptedServer):
+    script.say(*[Reply(text="the END")] * 3)
+    model = make(stop=["END"])
+    assert model.invoke("x").text == "the "
+    for ask in (lambda: model.invoke("x", stop=[]), lambda: model.bind(stop=[]).invoke("x")):
+        assert ask().text == "the END"
+        assert "stop" not in script.last_request
+
+
 def test_zero_is_set(make: Make, script: ScriptedServer):
     script.say(Reply(text="ok"))
     make(temperature=0, seed=0, top_p=0, logprobs=False).invoke("x")
@@ -148,6 +157,7 @@ def tool_named(name: str) -> dict[str, Any]:
         ({"max_tokens": -1}, "Give at least 1"),
         ({"previous_response_id": "r1"}, "Responses API"),
         ({"functions": [{"name": "f"}]}, "Use `tools`"),
+        ({"web_search_options": {"search_context_size": "low"}}, "web_search=True"),
         ({"extra_headers": {"Payment-Signature": "x"}}, "set by the call itself"),
         ({"extra_headers": {"X-SETTLEMENT-TYPE": "private"}}, "settlement_mode"),
         ({"tools": [{"type": "mcp", "server_url": "x"}]}, "no function"),
@@ -155,6 +165,12 @@ def tool_named(name: str) -> dict[str, Any]:
         ({"timeout": float("inf")}, "seconds above 0"),
         ({"frequency_penalty": -3}, "from -2 to 2"),
         ({"presence_penalty": float("nan")}, "from -2 to 2"),
+        ({"temperature": 10**400}, "from 0 to 2"),
+        ({"logit_bias": {"7": 10**400}}, "from -100 to 100"),
+        ({"seed": 10**4000}, "of at most 63 bits"),
+        ({"max_tokens": 2**63}, "of at most 63 bits"),
+        ({"top_logprobs": 10**4000, "logprobs": True}, "from 0 to 20"),
+        ({"stop": [1] * 5000}, "Give a text"),
         ({"logprobs": True, "top_logprobs": 21}, "from 0 to 20"),
         ({"top_logprobs": 2}, "logprobs=True"),
         ({"logit_bias": {"7": 500}}, "from -100 to 100"),

@@ -117,7 +117,7 @@ async def test_event_streams_have_the_calls_of_a_whole_answer(shape: Shape, shap
             event async for event in model.astream_events("x", version="v2") if event["event"].endswith("model_end")
         ]
         found = [ends[-1]["data"]["output"]]
-        if HAS_V3 and shape.name != "a name in two pieces":  # core keeps the last piece of it
+        if HAS_V3:
             found.append(await (await model.astream_events("x", version="v3")).output)
     for message in found:
         assert [(one["name"], one["args"]) for one in message.tool_calls] == [

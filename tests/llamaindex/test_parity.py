@@ -181,6 +181,32 @@ def test_strict_is_said_of_the_tools(scripted, script):
     assert "strict" not in script.last_request
 
 
+class Tagged(BaseModel):
+    """A thing."""
+
+    name: str = "x"
+    tags: dict[str, str] = {}
+
+
+def test_strict_tools_and_objects_are_as_strict_mode_wants_them(scripted, script):
+    def find(text: str, most: int = 5) -> str:
+        """Find."""
+        return text
+
+    script.say(Reply(text="no"), Reply(text=None, tool_calls=[call_to("City", {"name": "Paris"})]))
+    llm = scripted(strict=True)
+    llm.chat_with_tools([FunctionTool.from_defaults(find)], user_msg="hi")
+    (asked,) = script.last_request["tools"]
+    assert asked["function"]["parameters"]["required"] == ["text", "most"]
+    assert asked["function"]["parameters"]["additionalProperties"] is False
+    assert llm.structured_predict(City, PromptTemplate("x")) == City(name="Paris")
+    assert script.last_request["tools"][0]["function"]["strict"] is True
+    with pytest.raises(ConfigurationError, match="Nothing was paid"):
+        llm.structured_predict(Tagged, PromptTemplate("x"))
+    with pytest.raises(ConfigurationError, match="Nothing was paid"):
+        scripted().structured_predict(Tagged, PromptTemplate("x"), llm_kwargs={"strict": True})
+
+
 def test_fields_of_openai_s_users_are_sent(scripted, script):
     llm = scripted(
         logprobs=True,
@@ -280,6 +306,7 @@ async def test_and_in_a_coroutine(scripted, script):
         ({"api_base": "http://a.example"}, "only a model has it"),
         ({"additional_kwargs": {"seed": 1}}, "only a model has it"),
         ({"temperatur": 1}, "Did you mean 'temperature'"),
+        ({"web_search_options": {"search_context_size": "low"}}, "web_search=True"),
         ({"openai_client": object()}, "httpx client"),
         ({"presence_penalty": 3}, "from -2 to 2"),
         ({"stop": [1]}, "Give a text"),

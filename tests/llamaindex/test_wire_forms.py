@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -215,3 +216,9 @@ def test_a_malformed_call_goes_back_as_it_came():
     result = ChatMessage(role="tool", content="Not run.", additional_kwargs={"tool_call_id": "a"})
     asked, _ = wire_messages([ChatMessage(role="assistant", blocks=[call]), result])
     assert asked["tool_calls"][0]["function"] == {"name": "delete", "arguments": '{"path": "/tm'}
+
+
+def test_arguments_of_an_earlier_call_may_be_dates():
+    block = ToolCallBlock(tool_call_id="c1", tool_name="book", tool_kwargs={"day": date(2024, 1, 2)})
+    (message,) = wire_messages([ChatMessage(role="assistant", blocks=[block])])
+    assert message["tool_calls"][0]["function"]["arguments"] == '{"day": "2024-01-02"}'

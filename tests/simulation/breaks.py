@@ -237,7 +237,8 @@ def claims_count_for_each_call(patch: pytest.MonkeyPatch) -> None:
         is_empty = state.balance_atomic <= state.claimed_atomic and channel.deposit is None
         return {
             one.authorization_id: channel_settlement.Taken(
-                amount_atomic=max(0, min(state.claimed_atomic, one.end_atomic) - one.base_atomic)
+                amount_atomic=max(0, min(state.claimed_atomic, one.end_atomic) - one.base_atomic),
+                reached_atomic=one.end_atomic,
             )
             for one in vouchers
             if is_empty or state.claimed_atomic >= one.end_atomic

@@ -7,10 +7,11 @@ up to a head. Signatures are taken for valid; everything else that the contracts
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from simulation.contract import ChannelEvent, ChannelOnChain, DepositSignature, moved, state_of
+from simulation.contract import ChannelEvent, ChannelOnChain, DepositSignature, after, moved, state_of
 
 BLOCK_S = 2
 
@@ -60,6 +61,16 @@ class View:
 
     def channel(self, channel_id: str) -> ChannelOnChain:
         return state_of(self.channel_events, channel_id, self.head, self.time_of)
+
+    def claims(self) -> Iterator[tuple[ChannelEvent, int]]:
+        """The claims up to here that the contract took, and what each added."""
+        states: dict[str, ChannelOnChain] = {}
+        for event in sorted(self.channel_events, key=lambda event: event.number):
+            if event.number <= self.head:
+                before = states.get(event.channel_id, ChannelOnChain())
+                states[event.channel_id] = now = after(before, event, self.time_of(event.number))
+                if now.claimed_atomic > before.claimed_atomic:
+                    yield event, now.claimed_atomic - before.claimed_atomic
 
     def used_nonces(self, method: str) -> list[int]:
         """The nonces that this method's contract shows as used."""

@@ -159,7 +159,7 @@ class ChannelAuditor:
             rows = (
                 self._connected()
                 .execute(
-                    "SELECT a.status, a.settled_atomic, c.receipt FROM authorizations a LEFT JOIN calls c "
+                    "SELECT a.status, a.settled_atomic, c.receipt, a.tx_hash FROM authorizations a LEFT JOIN calls c "
                     "ON c.authorization_id = a.id WHERE a.nonce = ?",
                     (str(int(channel_id, 16)),),
                 )
@@ -171,12 +171,26 @@ class ChannelAuditor:
                 raise Broken(
                     "in the end ledger and chain are equal", f"{claimed} claimed, {settled} in the ledger, {open_} open"
                 )
+            self._check_transactions(channel_id, [(row[3], int(row[1] or 0)) for row in rows if row[3] is not None])
             self._check_disputes(
                 [json.loads(row[2]) for row in rows if row[2]],
                 claimed=claimed,
                 charged=charged.get(channel_id, 0),
                 is_honest=out.origin in honest,
             )
+
+    def _check_transactions(self, channel_id: str, taken: list[tuple[str, int]]) -> None:
+        """The calls that name a claim come to no more than had been claimed by then."""
+        so_far = claimed = 0
+        for event, amount in self._chain.view().claims():
+            if event.channel_id == channel_id:
+                so_far += sum(one for tx_hash, one in taken if tx_hash == event.hash)
+                claimed += amount
+                taken = [(tx_hash, one) for tx_hash, one in taken if tx_hash != event.hash]
+                if so_far > claimed:
+                    raise Broken("calls name the claim that they are in", f"{so_far} of {claimed} by {event.hash}")
+        if taken:
+            raise Broken("calls name the claim that they are in", f"{taken} are no claims of {channel_id}")
 
     def _check_disputes(self, receipts: list[dict[str, Any]], *, claimed: int, charged: int, is_honest: bool) -> None:
         said = [receipt["dispute"] for receipt in receipts if "dispute" in receipt]

@@ -11,9 +11,11 @@ from typing import Any
 import httpx
 
 from opengradient_x402.addresses import address_word
+from opengradient_x402.channels.events import CLAIMED
 from opengradient_x402.networks import Network
 from opengradient_x402.settlement.recognition import AUTHORIZATION_USED, SETTLED, TRANSFER
 from simulation.chain import Chain, Settlement, View
+from simulation.contract import ChannelEvent
 
 MULTICALL3 = "0xca11bde05977b3631167028862be2a173976ca11"
 CHANNELS = "0x4020074e9df2ce1dee5a9c1b5c3f541d02a10003"
@@ -152,6 +154,10 @@ class Nodes:
 
     def _found(self, view: View, query: dict[str, Any]) -> Iterator[dict[str, Any]]:
         start, end = int(query["fromBlock"], 16), min(view.head, int(query["toBlock"], 16))
+        if query["address"].lower() == CHANNELS:
+            claims = (_claimed(view, event, amount) for event, amount in view.claims() if start <= event.number <= end)
+            yield from (log for log in claims if _fits(log["topics"], query["topics"]))
+            return
         for done in view.mined:
             if start <= done.number <= end:
                 for log in self._logs(view, done):
@@ -177,6 +183,18 @@ class Nodes:
                 "transactionHash": done.hash,
                 "logIndex": hex(index),
             }
+
+
+def _claimed(view: View, event: ChannelEvent, amount_atomic: int) -> dict[str, Any]:
+    return {
+        "address": CHANNELS,
+        "topics": [CLAIMED, event.channel_id, "0x" + "0" * 64],
+        "data": f"0x{amount_atomic:064x}{event.amount_atomic:064x}",
+        "blockNumber": hex(event.number),
+        "blockHash": view.hash_of(event.number),
+        "transactionHash": event.hash,
+        "logIndex": "0x0",
+    }
 
 
 def _calldata(done: Settlement, token: str) -> bytes:

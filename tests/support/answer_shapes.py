@@ -403,6 +403,13 @@ CALLS = [
         calls=ONE,
     ),
     called(
+        "a name in three pieces, without arguments, before another call",
+        [part(0, name="n", call_id="c1"), part(0, name="o"), part(0, name="w"), part(1, name="today", call_id="c2")],
+        call("now", "", "c1"),
+        call("today", "", "c2"),
+        calls=[("now", {}, "c1"), ("today", {}, "c2")],
+    ),
+    called(
         "two without ids, indexes and arguments",
         [part(None, name="now"), part(None, name="today")],
         *(call(name, "", None) for name in ("now", "today")),
@@ -579,6 +586,12 @@ CARRIED = [
         deltas=[{"content": "ok"}, {"images": [IMAGE]}],
         text="ok",
         found={"images": [IMAGE["image_url"]["url"]]},
+    ),
+    spoken(
+        "ok",
+        name="the provider's own reason, and what its filter says",
+        beside_message={"native_finish_reason": "end_turn", "content_filter_results": {"hate": {"filtered": False}}},
+        found={"native_finish_reason": "end_turn", "content_filter_results": {"hate": {"filtered": False}}},
     ),
     spoken("ok", name="fingerprint", beside_choices={"system_fingerprint": "fp"}, found={"system_fingerprint": "fp"}),
     spoken("ok", name="service tier", beside_choices={"service_tier": "flex"}, found={"service_tier": "flex"}),

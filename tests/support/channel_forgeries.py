@@ -103,9 +103,9 @@ def _of_sums() -> Iterator[Forgery]:
     quoted = setting("receipt", _claimed, cost_atomic="1")
     yield Forgery(name="an overcharge on a channel, hidden", falls=Statement.DISPUTE, to="refuted", make=by(quoted))
     unsettled = both(
-        setting("authorization", _claimed, status="signed", settled_atomic=None, **_NO_BLOCK),
+        setting("authorization", _claimed, status="signed", settled_atomic=None, tx_hash=None, **_NO_BLOCK),
         setting("receipt", _claimed, status="served", settled_atomic=None, authorization_settled_atomic=None,
-                **_NO_BLOCK),
+                payment_tx_hash=None, **_NO_BLOCK),
         setting("channel", claimed_atomic="0"),
     )  # fmt: skip
     yield Forgery(name="claims called open", falls=Statement.CHANNEL, to="refuted", make=by(unsettled))
@@ -178,7 +178,7 @@ def _of_events() -> Iterator[Forgery]:
     }.items():
 
         def invented(w: World, place: Any = place) -> bytes:
-            paid = next(body for body in w.bundle.of_kind("authorization") if "tx_hash" in body)
+            paid = next(body for body in w.bundle.of_kind("authorization") if "tx_hash" in body and not _claimed(body))
             event = place or {"tx_hash": paid["tx_hash"], "log_index": 0}
             change = setting("channel", events=lambda body: [*body["events"], event])
             wanted = _used_once(w)["id"]
@@ -186,6 +186,21 @@ def _of_events() -> Iterator[Forgery]:
             return forge(w.bundle, w.payments.signer, only)
 
         yield Forgery(name=f"a claim in {name}", falls=Statement.CHANNEL, to="refuted", make=invented)
+
+
+def _in_event(number: int) -> Callable[[World], bytes]:
+    """The calls of the channel that was claimed from twice, in one event of it."""
+
+    def make(w: World) -> bytes:
+        channel = _used_twice(w)
+        tx_hash = channel["events"][number]["tx_hash"]
+        mine = lambda body: _claimed(body) and _id(body) == channel["id"]  # noqa: E731
+        change = both(
+            setting("authorization", mine, tx_hash=tx_hash), setting("receipt", mine, payment_tx_hash=tx_hash)
+        )
+        return forge(w.bundle, w.payments.signer, change)
+
+    return make
 
 
 def _of_calls() -> Iterator[Forgery]:
@@ -218,6 +233,8 @@ def _of_calls() -> Iterator[Forgery]:
         yield Forgery(name=f"a voucher called {status}", falls=Statement.PAID, to="refuted", make=by(change))
     named = _both({"tx_hash": HASH}, {"payment_tx_hash": HASH})
     yield Forgery(name="a call on a channel with a transaction", falls=Statement.PAID, to="refuted", make=by(named))
+    yield Forgery(name="calls in the deposit of their channel", falls=Statement.PAID, to="refuted", make=_in_event(0))
+    yield Forgery(name="calls in the claim before theirs", falls=Statement.PAID, to="refuted", make=_in_event(1))
     for name, values in {
         "payee": {"payee": OTHER},
         "claimer": {"facilitator": OTHER},

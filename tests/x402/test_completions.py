@@ -122,6 +122,34 @@ def test_calls_without_index_and_id_are_told_apart_by_their_names():
     assert [call.name for call in completion.tool_calls] == ["f", "g"]
 
 
+@pytest.mark.parametrize("arguments", ["", None, "{}", '{"x": 1}'])
+@pytest.mark.parametrize("pieces", [["f"], ["temp", "era", "ture"], ["f", "f", "f"]], ids=str)
+def test_the_first_delta_of_a_call_has_its_whole_name_and_no_other_has_one(pieces, arguments):
+    named = [tool(0, "a", name) for name in pieces]
+    parts = [*named, tool(0, None, None, arguments), tool(1, "b", "last")]
+    deltas, completion = calls_of(*parts)
+    told = [one for delta in deltas for one in delta.tool_calls]
+    name = "f" if pieces[0] == "f" else "temperature"
+    assert [(one.index, one.id, one.name) for one in told if one.id or one.name] == [(0, "a", name), (1, "b", "last")]
+    assert [call.name for call in completion.tool_calls] == [name, "last"]
+    assert "".join(one.arguments for one in told) == (arguments or "")
+
+
+@pytest.mark.parametrize("options", [{}, {"stop": ["END"]}], ids=["plain", "stop"])
+def test_what_was_held_back_arrives_although_no_event_says_why_the_answer_ends(options):
+    accumulator = StreamAccumulator(**options)
+    deltas = [
+        accumulator.feed(event({"content": "to the E", "reasoning_content": "hm\ud83d"})),
+        accumulator.feed(event({"tool_calls": [tool(0, "a", "now")]})),
+        accumulator.end(),
+    ]
+    completion = accumulator.finish()
+    assert "".join(delta.content for delta in deltas) == completion.content == "to the E"
+    assert "".join(delta.reasoning for delta in deltas) == completion.reasoning == "hm\ufffd"
+    assert [one.name for delta in deltas for one in delta.tool_calls] == ["now"]
+    assert completion.finish_reason == "tool_calls"
+
+
 def test_malformed_arguments_are_kept_as_they_are():
     _, completion = calls_of(tool(0, "a", "f", '{"x": '))
     assert completion.tool_calls[0].arguments == '{"x": '

@@ -191,6 +191,23 @@ def test_answers_that_are_no_description_are_refused(server):
             load_network(server.url + path)
 
 
+def test_what_a_url_of_a_description_holds_beside_its_path_is_in_no_error_and_no_log_line(server, caplog):
+    caplog.set_level("DEBUG")
+    server.answers = {"/404?token=SECRET": (404, b""), "/?token=SECRET": (200, b"[]")}
+    for url in (
+        f"{server.url}/404?token=SECRET",
+        f"{server.url}/?token=SECRET",
+        f"{server.url}/404?token=SECRET".replace("http://", "http://me:SECRET@"),
+        "http://me:SECRET@127.0.0.1:1/network",
+        "http://me:SECRET@127.0.0.1:99999/network",
+    ):
+        with pytest.raises(UnknownNetwork, match=r"http://127\.0\.0\.1") as caught:
+            load_network(url)
+        assert "SECRET" not in str(caught.value)
+    assert "HTTP Request" in caplog.text
+    assert "SECRET" not in caplog.text
+
+
 def test_a_silent_url_is_an_error_that_asks_for_the_devnet():
     with pytest.raises(UnknownNetwork, match="Is the devnet running"):
         load_network("http://127.0.0.1:1/network")

@@ -92,12 +92,12 @@ class ChannelBook:
         with self._lock:
             self._records.clear()
 
-    def admit(self, payload: Mapping[str, Any], requirements: Mapping[str, Any]) -> ChannelCall:
+    def admit(self, content: Mapping[str, Any], requirements: Mapping[str, Any]) -> ChannelCall:
         """Let a request in: its deposit is collected, and its channel is busy from here on. Blocks.
 
-        Raises VoucherRefused, and PaymentMalformed for what is no payment.
+        `content` is that of PAYMENT-SIGNATURE. Raises VoucherRefused, and PaymentMalformed for what is no payment.
         """
-        payment = parse_channel_payment(payload)
+        payment = parse_channel_payment(content["payload"], content.get("extensions"))
         most = 0 if payment.kind == "refund" else int(requirements["amount"])
         record = self._reserved(payment, most)
         try:
@@ -243,6 +243,17 @@ class ChannelBook:
                 self._channels.settle(receiver=receiver, token=token)
             for one in owing:
                 one.on_chain = self._channels.state(one.id)
+
+    def refund_all(self) -> None:
+        """Give back what is left in all channels that no call uses, unasked, as servers do with idle ones. Blocks."""
+        with self._claiming:
+            with self._lock:
+                idle = [one for one in self._records.values() if one.on_chain.balance > one.charged and not one.is_busy]
+                for one in idle:
+                    del self._records[one.id]
+            for one in idle:
+                owed = [one.claim] if one.charged > one.on_chain.total_claimed else []
+                self._channels.refund(one.config, one.on_chain.balance - one.charged, claims=owed)
 
     def _greedy(self, record: ChannelRecord) -> Claim:
         total = min(record.signed, record.on_chain.balance)

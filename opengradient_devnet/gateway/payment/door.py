@@ -333,7 +333,7 @@ class Door:
         if refused is not None:
             return self.refuse(request, error=refused.error)
         try:
-            call = await to_thread.run_sync(self._channels.admit, content["payload"], offer)
+            call = await to_thread.run_sync(self._channels.admit, content, offer)
             if call.payment.kind == "refund":
                 done = await to_thread.run_sync(self._channels.refund, call)
                 header = (PAYMENT_RESPONSE, challenge.encode_header(done))

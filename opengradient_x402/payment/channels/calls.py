@@ -14,7 +14,7 @@ from typing import Final
 
 import httpx
 
-from opengradient_x402.channels.channel import Deposit, Voucher
+from opengradient_x402.channels.channel import Channel, Deposit, Voucher
 from opengradient_x402.channels.rides import Ride
 from opengradient_x402.channels.vouchers import BUSY, STALE, corrected_base, deposit_payload, voucher_payload
 from opengradient_x402.effects import Sleep, Steps, Wait, in_thread
@@ -28,7 +28,7 @@ from opengradient_x402.errors import (
 from opengradient_x402.ledger.authorizations import Authorization
 from opengradient_x402.payment.call import NEVER_LEFT, Call, answered, carry, outcome_unknown, with_header
 from opengradient_x402.payment.challenge import SIGNATURE_HEADER, Challenge, PaymentTerms
-from opengradient_x402.payment.channels.seats import looked, seated, seen, wanted_channel
+from opengradient_x402.payment.channels.seats import looked, seated, seen, up_to_date, wanted_channel
 from opengradient_x402.payment.payments import Payments
 from opengradient_x402.payment.permits import payment_header
 from opengradient_x402.payment.sessions import SessionKey
@@ -48,6 +48,8 @@ _LONGEST_BUSY_S: Final = 60.0
 _HOLD_S: Final = 660.0
 """A process that nobody can look at has a channel for its call no longer than this, or the call's time limit."""
 _TIDY_EVERY_S: Final = 3600.0
+_FRESH_S: Final = 60
+"""A channel that no call has used for so long is looked at again: gateways give back what is in idle ones, unasked."""
 _MAX_REASON_CHARS: Final = 300
 
 
@@ -120,8 +122,10 @@ def _reserved(
     terms: PaymentTerms,
     challenge: Challenge,
 ) -> Steps[Authorization | None]:
-    """Decides about a deposit, and writes voucher and reservation durably. None: another process has the channel."""
+    """Decides about a deposit, and writes voucher and reservation durably. None: the channel cannot be used now."""
     yield from _prepare_deposit(call, payments, ride, terms, challenge, most=None)
+    if ride.channel.status != "open":
+        return None
     drafted = replace(payments.draft(terms, call, str(request.url)), nonce=int(ride.channel.id, 16))
     yield from check_limits(call, payments, key, drafted)
     is_first = call.is_keyed and not call.has_signed_out
@@ -157,13 +161,14 @@ def _prepare_deposit(
 
     A deposit that is out is sent again, the same one, until the chain shows that it is used or void.
     """
-    channel = ride.channel
-    if channel.is_pending:
-        channel = yield from seen(channel, (yield from looked(channel, payments)), payments, call)
-    ride.channel = channel
+    ride.channel = channel = yield from _known_now(ride.channel, call, payments, is_first=most is None)
+    if channel.status != "open":
+        return
     needed = (channel.charged_atomic + terms.amount_atomic) if most is None else most
     if channel.deposit is not None:
         ride.deposit = None if payments.rides.has_arrived(channel) else channel.deposit
+        if ride.deposit is not None:
+            yield from _sponsored_again(payments, replace(terms, amount_atomic=ride.deposit.amount_atomic), challenge)
     elif channel.balance_atomic >= needed:
         ride.deposit = None
     else:
@@ -184,6 +189,23 @@ def _prepare_deposit(
             yield Wait(payments.funds.sponsor(deposited, challenge))
         salt = payments.signer.nonce_for(f"deposit of {call.id}")
         ride.deposit = Deposit(amount_atomic=amount, salt=salt, deadline=int(time.time()) + terms.max_timeout_s)
+
+
+def _known_now(channel: Channel, call: Call, payments: Payments, *, is_first: bool) -> Steps[Channel]:
+    """The channel, looked at again where the chain may show something else by now."""
+    if channel.is_pending:
+        return (yield from seen(channel, (yield from looked(channel, payments)), payments, call))
+    if is_first and channel.used_at + _FRESH_S <= time.time():
+        return (yield from up_to_date(channel, payments, call))
+    return channel
+
+
+def _sponsored_again(payments: Payments, deposited: PaymentTerms, challenge: Challenge) -> Steps[None]:
+    """A deposit that is out goes with an approval of its own again, where it needs one."""
+    funds = payments.funds.check(deposited, challenge)
+    with suppress(NotPaid):  # what is missing shows at the gateway: the deposit may have been collected
+        if funds is not None and (yield Wait(funds)):
+            yield Wait(payments.funds.sponsor(deposited, challenge))
 
 
 def _header(ride: Ride, voucher: Voucher, payments: Payments, terms: PaymentTerms, challenge: Challenge) -> str:
@@ -228,6 +250,10 @@ def _ridden(attempt: _Attempt) -> Steps[httpx.Response]:
         except OpenGradientError as exc:  # whatever it says of this step, a voucher has left
             why = exc.message
         if why is not None:
+            with suppress(OpenGradientError):  # a voucher has left, whatever happens to this look
+                now = yield from up_to_date(attempt.ride.channel, attempt.payments, attempt.call)
+                if now.status == "closed":
+                    why += "; the chain shows nothing in its channel any more, so the next call opens another one"
             raise _unresolved(attempt.call, attempt.payments, attempt.key, attempt.authorization, why)
 
 

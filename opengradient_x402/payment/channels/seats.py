@@ -15,7 +15,7 @@ from opengradient_x402.channels.channel import Channel
 from opengradient_x402.channels.on_chain import ChannelState, channel_state
 from opengradient_x402.channels.rides import Ride
 from opengradient_x402.effects import Steps, Wait, in_thread
-from opengradient_x402.errors import GatewayUnreachable, PolicyRefused
+from opengradient_x402.errors import ChainUnavailable, GatewayUnreachable, PolicyRefused
 from opengradient_x402.payment.call import Call
 from opengradient_x402.payment.challenge import ChannelTerms, PaymentTerms
 from opengradient_x402.payment.payments import Payments
@@ -23,6 +23,7 @@ from opengradient_x402.payment.steps import from_ledger
 
 _LOOK_AGAIN_S: Final = 0.25
 """So often is looked whether another process has done with a channel."""
+_SOON_S: Final = 5.0
 
 
 def wanted_channel(terms: PaymentTerms, wanted: ChannelTerms, payments: Payments, endpoint: str) -> Channel:
@@ -155,14 +156,24 @@ def _found(channel: Channel, payments: Payments, call: Call) -> Steps[Channel]:
     return (yield from from_ledger(payments.rides.book.add(found), call))
 
 
-def looked(channel: Channel, payments: Payments) -> Steps[ChannelState]:
+def looked(channel: Channel, payments: Payments, limit_s: float | None = None) -> Steps[ChannelState]:
+    """The channel at the last block. Raises ChainUnavailable; TimeoutError after `limit_s`."""
     network = payments.network
 
     def look() -> ChannelState:
         return ChainReader.at(network).ask(channel_state(channel, network=network))
 
-    state: ChannelState = yield Wait(in_thread(look, name="opengradient-channel"))
+    state: ChannelState = yield Wait(in_thread(look, name="opengradient-channel"), limit_s)
     return state
+
+
+def up_to_date(channel: Channel, payments: Payments, call: Call) -> Steps[Channel]:
+    """The channel as the chain has it, if a node says so soon; as it was, otherwise."""
+    try:
+        state = yield from looked(channel, payments, _SOON_S)
+    except (ChainUnavailable, TimeoutError):
+        return channel
+    return (yield from seen(channel, state, payments, call))
 
 
 def seen(channel: Channel, state: ChannelState, payments: Payments, call: Call) -> Steps[Channel]:

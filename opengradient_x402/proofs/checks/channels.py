@@ -53,8 +53,8 @@ def contradiction(case: Case, channel: ShownChannel, network: Network) -> str | 
             return f"it has the {what} {said}; its payment channel has {known}"
     if entry.status not in ("signed", "settled"):
         return f"it is {entry.status}, and a voucher ends by a claim alone"
-    if entry.tx_hash is not None:
-        return "it names a transaction, and none of a payment channel is for one call"
+    if entry.tx_hash is not None and entry.tx_hash not in {place.tx_hash for place in channel.events}:
+        return f"it names transaction {entry.tx_hash}, which has no event of its payment channel"
     if (other := _other_channel(channel, network)) is not None:
         return other
     return None
@@ -240,8 +240,15 @@ def _between(cases: Sequence[Case], start: int) -> int:
 
 
 def _too_early(settled: Sequence[Case], moves: Sequence[ChannelMove], network: Network) -> str | None:
-    """A call that is called settled at a block up to which less had been claimed, or more than it says."""
+    """A call that is called settled at a block up to which less had been claimed, or in what is no claim of it."""
     show = network.asset.format
+    claims = {(move.log.tx_hash, move.log.block_number): move.total_atomic for move in moves if move.kind == "claim"}
+    for case in settled:
+        total = claims.get((case.entry.tx_hash or "", case.entry.block_number or 0))
+        if case.entry.tx_hash is not None and (
+            total is None or total < (case.voucher.end_atomic if case.voucher else 0)
+        ):
+            return f"call {case.entry.call_id} is in no claim in {case.entry.tx_hash}"
     for number in sorted({case.entry.block_number or 0 for case in settled}):
         until = [move for move in moves if move.log.block_number <= number]
         claimed = max((move.total_atomic for move in until if move.kind == "claim"), default=0)

@@ -1,8 +1,9 @@
 """A paid gateway of one's own: Flask under og-x402's middleware, until standard input ends.
 
-Task: {facilitator_url, network, asset, pay_to, cap_atomic, cost_atomic, sessions}. Announces {url}. With sessions,
-every session is settled when the gateway ends, for `cost_atomic` a call. A newer middleware has none, and settles each
-call for `cost_atomic` before its answer goes out. A request with tools is answered by a call of the first one.
+Task: {facilitator_url, network, asset, pay_to, cap_atomic, cost_atomic, sessions, scheme?}. Announces {url}. With
+sessions, every session is settled when the gateway ends, for `cost_atomic` a call. A newer middleware has none, and
+settles each call for `cost_atomic` before its answer goes out; by `batch-settlement` it charges a channel with that,
+and claims when the gateway ends. A request with tools is answered by a call of the first one.
 """
 
 import json
@@ -31,6 +32,7 @@ PROOF = {
 }
 
 task = json.loads(sys.stdin.readline())
+by_channel = task.get("scheme") == "batch-settlement"
 app = Flask(__name__)
 
 
@@ -65,7 +67,7 @@ def answered(asked):
 @app.post("/v1/chat/completions")
 def chat():
     response = answered(request.get_json())
-    if not task["sessions"]:
+    if not task["sessions"] and not by_channel:
         fork.set_settlement_overrides(response, {"amount": task["cost_atomic"]})
     return response
 
@@ -77,12 +79,27 @@ def session_options():
     return {"session_store": SessionStore(), "cost_per_request": cost, "session_idle_timeout": IDLE_S}
 
 
-server = x402ResourceServerSync(HTTPFacilitatorClientSync(FacilitatorConfig(url=task["facilitator_url"])))
+def charge(_context):
+    return task["cost_atomic"]
+
+
+facilitator = HTTPFacilitatorClientSync(FacilitatorConfig(url=task["facilitator_url"]))
+server = x402ResourceServerSync(facilitator)
 server.register(task["network"], UptoEvmServerScheme())
-price = AssetAmount(amount=task["cap_atomic"], asset=task["asset"], extra={"name": "OpenGradient", "version": "1"})
-option = PaymentOption(scheme="upto", pay_to=task["pay_to"], price=price, network=task["network"])
+options, extra = {}, {"name": "OpenGradient", "version": "1"}
+if by_channel:
+    from x402.mechanisms.evm.batch_settlement import server as batch
+
+    channels = batch.BatchSettlementEvmScheme(task["pay_to"])
+    server.register(task["network"], channels)
+    options, extra = {"streaming_cost_calculator": charge}, extra | {"assetTransferMethod": task["method"]}
+elif task["sessions"]:
+    options = session_options()
+price = AssetAmount(amount=task["cap_atomic"], asset=task["asset"], extra=extra)
+scheme = task.get("scheme", "upto")
+option = PaymentOption(scheme=scheme, pay_to=task["pay_to"], price=price, network=task["network"])
 routes = {"POST /v1/chat/completions": RouteConfig(accepts=[option], mime_type="application/json")}
-middleware = fork.payment_middleware(app, routes, server, **(session_options() if task["sessions"] else {}))
+middleware = fork.payment_middleware(app, routes, server, **options)
 http = make_server("127.0.0.1", 0, app, threaded=True)
 threading.Thread(target=http.serve_forever, daemon=True).start()
 print(json.dumps({"url": f"http://127.0.0.1:{http.port}"}), flush=True)
@@ -91,3 +108,7 @@ if task["sessions"]:
     time.sleep(IDLE_S + 0.1)  # the last flush takes idle sessions only
     middleware.shutdown()
 http.shutdown()
+if by_channel:
+    names = {"receiver": task["pay_to"], "token": task["asset"], "network": task["network"]}
+    config = batch.ChannelManagerConfigSync(scheme=channels, facilitator=facilitator, **names)
+    batch.BatchSettlementChannelManagerSync(config).claim_and_settle()

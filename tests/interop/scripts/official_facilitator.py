@@ -13,6 +13,8 @@ import uvicorn
 from fastapi import FastAPI
 from x402 import x402FacilitatorSync
 from x402.mechanisms.evm import FacilitatorWeb3Signer
+from x402.mechanisms.evm.batch_settlement.authorizer_signer import LocalAuthorizerSigner
+from x402.mechanisms.evm.batch_settlement.facilitator import BatchSettlementEvmFacilitator
 from x402.mechanisms.evm.exact import register_exact_evm_facilitator
 from x402.mechanisms.evm.upto import UptoEvmFacilitatorScheme
 from x402.schemas import PaymentPayload, PaymentRequirements
@@ -22,6 +24,8 @@ signer = FacilitatorWeb3Signer(private_key=task["private_key"], rpc_url=task["rp
 facilitator = x402FacilitatorSync()
 register_exact_evm_facilitator(facilitator, signer, networks=task["network"])
 facilitator.register([task["network"]], UptoEvmFacilitatorScheme(signer))
+authorizer = LocalAuthorizerSigner(task["private_key"])
+facilitator.register([task["network"]], BatchSettlementEvmFacilitator(signer, authorizer))
 sending = threading.Lock()  # the signer reserves nonces under a lock, but sends outside of it
 app = FastAPI()
 

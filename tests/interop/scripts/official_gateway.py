@@ -1,8 +1,10 @@
 """A paid endpoint of one's own: FastAPI under the official x402 middleware, until standard input ends.
 
-Task: {facilitator_url, network, asset, pay_to, scheme, method, cap_atomic, cost_atomic}. Announces {url}.
+Task: {facilitator_url, network, asset, pay_to, scheme, method, cap_atomic, cost_atomic}. Announces {url}. What was
+charged to channels is claimed when the gateway ends.
 """
 
+import asyncio
 import json
 import socket
 import sys
@@ -14,7 +16,11 @@ from x402 import x402ResourceServer
 from x402.http import FacilitatorConfig, HTTPFacilitatorClient
 from x402.http.middleware.fastapi import PaymentMiddlewareASGI, set_settlement_overrides
 from x402.http.types import PaymentOption, RouteConfig
-from x402.mechanisms.evm.batch_settlement.server import BatchSettlementEvmScheme
+from x402.mechanisms.evm.batch_settlement.server import (
+    BatchSettlementChannelManager,
+    BatchSettlementEvmScheme,
+    ChannelManagerConfig,
+)
 from x402.mechanisms.evm.exact import register_exact_evm_server
 from x402.mechanisms.evm.upto import UptoEvmServerScheme
 from x402.schemas import AssetAmount
@@ -38,10 +44,15 @@ def stop_with_stdin(server):
     server.should_exit = True
 
 
-resources = x402ResourceServer(HTTPFacilitatorClient(FacilitatorConfig(url=task["facilitator_url"])))
+def facilitator():
+    return HTTPFacilitatorClient(FacilitatorConfig(url=task["facilitator_url"]))
+
+
+channels = BatchSettlementEvmScheme(task["pay_to"])
+resources = x402ResourceServer(facilitator())
 register_exact_evm_server(resources, networks=task["network"])
 resources.register(task["network"], UptoEvmServerScheme())
-resources.register(task["network"], BatchSettlementEvmScheme(task["pay_to"]))
+resources.register(task["network"], channels)
 extra = {"name": "OpenGradient", "version": "1", "assetTransferMethod": task["method"]}
 price = AssetAmount(amount=task["cap_atomic"], asset=task["asset"], extra=extra)
 option = PaymentOption(scheme=task["scheme"], pay_to=task["pay_to"], price=price, network=task["network"])
@@ -52,3 +63,7 @@ server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
 threading.Thread(target=stop_with_stdin, args=[server], daemon=True).start()
 print(json.dumps({"url": f"http://127.0.0.1:{listener.getsockname()[1]}"}), flush=True)
 server.run(sockets=[listener])
+if task["scheme"] == "batch-settlement":
+    names = {"receiver": task["pay_to"], "token": task["asset"], "network": task["network"]}
+    manager = BatchSettlementChannelManager(ChannelManagerConfig(scheme=channels, facilitator=facilitator(), **names))
+    asyncio.run(manager.claim_and_settle())

@@ -633,7 +633,7 @@ class Verifier {
       same(terms.asset, channel.asset) &&
       same(terms.facilitator, channel.receiver_authorizer) &&
       ["signed", "settled"].includes(entry.status) &&
-      entry.tx_hash === undefined &&
+      (entry.tx_hash === undefined || channel.events.some((event) => event.tx_hash === entry.tx_hash)) &&
       isNamed(channel, this.network)
     );
   }
@@ -732,6 +732,12 @@ class Verifier {
   }
 
   isTooEarly(settled, moves, settledSum) {
+    const isClaimOf = (entry) => (move) =>
+      move.kind === "claim" &&
+      move.log.tx_hash === entry.tx_hash &&
+      move.log.block_number === BigInt(entry.block_number ?? 0) &&
+      move.total >= endOf(entry);
+    if (settled.some((entry) => entry.tx_hash !== undefined && !moves.some(isClaimOf(entry)))) return true;
     return [...new Set(settled.map((entry) => entry.block_number ?? 0))].some((height) => {
       const until = moves.filter((move) => move.log.block_number <= BigInt(height));
       const claimed = until.filter((move) => move.kind === "claim").reduce((most, move) => (move.total > most ? move.total : most), 0n);

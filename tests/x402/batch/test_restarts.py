@@ -127,12 +127,48 @@ def test_a_gateway_that_gives_answers_again_leaves_no_row_without_one_and_is_pai
     assert {receipt.outcome for receipt in books.receipts.values()} == {"ok"}
 
 
+def test_a_row_whose_payment_opened_a_session_is_not_charged_again_while_it_is_open(tmp_path, job):
+    model = Holding()
+    with Devnet(upstream=model, idle_timeout_s=30.0) as net:
+        _, books = job(net)
+        first = run(ROWS[:3], tmp_path)
+        assert [row["error"] for row in first] == [None] * 3
+        for file in (tmp_path / "answers").glob("*.jsonl"):
+            file.unlink()
+        again = run(ROWS[:3], tmp_path, wait_settled_s=1)
+        assert [row["error_type"] for row in again] == ["AnswerLost"] * 3
+        assert set(model.answered.values()) == {1}
+        books.close()
+    assert books.taken == sum(int(row["cost_atomic"]) for row in first)
+    assert {receipt.status for receipt in books.receipts.values()} == {"settled"}
+
+
+def test_a_row_that_was_under_way_when_its_session_was_opened_is_not_asked_again_in_it(tmp_path, job):
+    model = Holding()
+    with Devnet(upstream=model, idle_timeout_s=4.0) as net:
+        env, books = job(net)
+        model.hold_after(0)
+        Job(ROWS[:1], options(tmp_path), env).kill_when(lambda: model.held == 1)
+        model.let_go()
+        early = run(ROWS[:1], tmp_path, wait_settled_s=0.5)
+        assert [row["error_type"] for row in early] == ["PaymentOutcomeUnknown"]
+        late = run(ROWS[:1], tmp_path)
+        assert [row["error_type"] for row in late] == ["AnswerLost"]
+        assert set(model.answered.values()) == {1}
+        books.close()
+    [receipt] = books.receipts.values()
+    assert books.taken == receipt.settled_atomic > 0
+
+
 def test_a_payment_that_never_reached_the_gateway_is_offered_again_under_its_own_nonce(tmp_path, job):
-    with Devnet(sessions=False) as net, Swallowing(net.gateway_url, header=SIGNATURES, after=4) as relay:
+    with (
+        Devnet(sessions=False, idle_timeout_s=2.0) as net,  # so long a session could be open, for all that is known
+        Swallowing(net.gateway_url, header=SIGNATURES, after=4) as relay,
+    ):
         env, books = job(net)
         Job(ROWS, options(tmp_path), {**env, "OG_GATEWAY_URL": relay.url}).kill_when(lambda: relay.swallowed == AT_ONCE)
         nonces = {one.nonce for one in Ledger(tmp_path / "job.sqlite").authorizations().result()}
-        again = run(ROWS, tmp_path)
+        again = run(ROWS, tmp_path, wait_settled_s=3)
         assert [row["error"] for row in again] == [None] * len(ROWS)
         books.close()
     signer = LocalSigner(env["OG_PRIVATE_KEY"])
@@ -240,6 +276,15 @@ def test_a_line_that_was_cut_short_is_no_answer_and_its_row_is_not_paid_again(ba
     assert {str(row["id"]) for row in out if row["error_type"] == "AnswerLost"} == {last}
     assert sum(row["reused"] for row in out) == 2
     assert len(payments.ledger.receipts().result()) == 3
+
+
+def test_lines_that_somebody_edited_are_no_answers(tmp_path):
+    store = Answers(tmp_path)
+    lines = [None, 5, [], {"key": 1}, {"key": "a", "asked": "x", "columns": None}, {"key": "a", "columns": {}}]
+    (tmp_path / "edited.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines) + "\xff\n")
+    store.look()
+    assert store.find("a") is None
+    store.close()
 
 
 def test_answers_of_all_processes_are_found_and_the_job_is_the_same_for_all(tmp_path):

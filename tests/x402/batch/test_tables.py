@@ -116,6 +116,9 @@ def test_wrong_rows_say_what_is_wrong_and_cost_nothing_while_others_are_answered
             {"prompt": "Hello"},
             {"prompt": ""},
             {"prompt": 5},
+            {"prompt": "Hello", "system": b"Be short."},
+            {"messages": [{"role": "user"}]},
+            {"messages": [{"role": "system", "content": {"text": "Be short."}}]},
             {"messages": "[not json"},
             {"messages": ["text"]},
             {"prompt": "Hello", "temperature": 7.0},
@@ -124,7 +127,7 @@ def test_wrong_rows_say_what_is_wrong_and_cost_nothing_while_others_are_answered
             {"prompt": "Bye", "system": "Be short.", "temperature": 0.5},
         ]
     )
-    assert [row["error"] is None for row in out] == [True, *[False] * 7, True]
+    assert [row["error"] is None for row in out] == [True, *[False] * 10, True]
     assert {row["money"] for row in out[1:-1]} == {"not_paid"}
     assert {row["cost_atomic"] for row in out[1:-1]} == {"0"}
     assert all("othing was paid" in row["error"] for row in out[1:-1])
@@ -175,6 +178,9 @@ def test_an_empty_table_stays_empty(batch):
         ([{"text": "Hello"}], "neither a column 'messages' nor 'prompt'"),
         ([{"prompt": "Hello", "answer": "Hi"}], "prefix="),
         ([1, 2], "called with a list"),
+        ({"prompt": "Hello"}, "'prompt' is a str"),
+        ({"prompt": ["Hello", "Bye"], "seed": [1]}, "different lengths"),
+        (pd.DataFrame([["Hello", "Bye"]], columns=["prompt", "prompt"]), "2 columns with the name 'prompt'"),
     ],
 )
 def test_a_table_that_cannot_be_read_is_refused_before_anything_is_paid(batch, table, words):
@@ -195,6 +201,9 @@ def test_new_columns_stand_behind_a_prefix(payments):
 def test_a_key_that_would_travel_is_refused_and_not_shown(account):
     with pytest.raises(InvalidPrivateKey, match="travel") as refused:
         ChatBatch(**MODEL, private_key=account.private_key)
+    assert account.private_key[2:] not in str(refused.value)
+    with pytest.raises(InvalidPrivateKey, match="travel") as refused:
+        ChatBatch(model="openai/gpt-5", parameters={"private_key": account.private_key})
     assert account.private_key[2:] not in str(refused.value)
     with pytest.raises(ConfigurationError, match="password"):
         ChatBatch(**MODEL, ledger="postgresql+psycopg://og:secret@db/ledger")
@@ -232,5 +241,8 @@ def test_options_that_make_no_sense_are_refused(payments, tmp_path):
     for options in ({"call_key": "id"}, {"answers": tmp_path}, {"max_in_flight": 0}, {"columns": {"promt": "x"}}):
         with pytest.raises(ConfigurationError, match="othing was paid"):
             ChatBatch(**MODEL, payments=payments, **options)
+    for name in ("settlement_mode", "prompt", "max_tokenz"):
+        with pytest.raises(ConfigurationError, match=f"{name}.*othing was paid"):
+            ChatBatch(model="openai/gpt-5", payments=payments, parameters={name: "private"})
     with pytest.raises(LedgerUnavailable, match="folder of answers"):
         ChatBatch(**MODEL, payments=payments, call_key="id", answers=tmp_path / "file")

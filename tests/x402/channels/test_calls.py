@@ -13,6 +13,7 @@ import pytest
 
 from opengradient_devnet import Scheme
 from opengradient_devnet.faults import AlterTerms, ForgeCorrection, HangUp, InflateCost, LieAboutCharge, SettleAtCap
+from opengradient_x402.channels.events import CLAIMED
 from opengradient_x402.errors import (
     BudgetExceeded,
     ChallengeInvalid,
@@ -20,6 +21,7 @@ from opengradient_x402.errors import (
     PaymentOutcomeUnknown,
     PolicyRefused,
 )
+from opengradient_x402.payment.channels import calls
 from opengradient_x402.payment.policy import SpendPolicy
 from support.payers import PROMPT, async_client_for, client_for, payments_for
 
@@ -67,6 +69,25 @@ def test_one_deposit_pays_for_twenty_calls_and_the_claims_equal_the_ledger(net, 
     assert spent(payments) == channel.claimed_atomic
 
 
+def test_receipts_name_the_claim_that_they_are_in(net, account, payments, client):
+    for number in range(7):
+        client.chat(PROMPT)
+        if number in (2, 5):
+            net.claim_channels()
+    receipts = claimed_receipts(net, payments)
+    hashes = [receipt.payment_tx_hash for receipt in receipts]
+    first, second, third = dict.fromkeys(hashes)
+    assert hashes == [first] * 3 + [second] * 3 + [third]
+    claimed = 0
+    for tx_hash in (first, second, third):
+        done = net.chain.rpc("eth_getTransactionReceipt", [tx_hash])
+        (log,) = [log for log in done["logs"] if log["topics"][0] == CLAIMED]
+        claimed += sum(receipt.settled_atomic for receipt in receipts if receipt.payment_tx_hash == tx_hash)
+        assert int(log["data"][66:], 16) == claimed
+        places = {(one.block_number, one.block_hash) for one in receipts if one.payment_tx_hash == tx_hash}
+        assert places == {(int(done["blockNumber"], 16), done["blockHash"])}
+
+
 def test_signed_ceilings_are_reserved_and_charges_are_spent(payments, client):
     client.chat(PROMPT)
     assert spent(payments) == AMOUNT
@@ -86,6 +107,22 @@ def test_a_day_s_budget_holds_for_vouchers(net, account, tmp_path):
         next(iter(stream))
         with pytest.raises(BudgetExceeded):
             client.chat(PROMPT)
+
+
+def test_what_claimed_vouchers_still_allow_counts_in_a_day_s_budget(net, account, tmp_path):
+    policy = SpendPolicy(max_per_day="0.2", max_per_authorization="0.1", max_channels=2)
+    with payments_for(net, account, tmp_path / "two.sqlite", policy=policy) as payments, client_for(payments) as client:
+        with client.stream(PROMPT) as stream:
+            client.chat(PROMPT)
+            list(stream)
+        claimed_receipts(net, payments)
+        with pytest.raises(BudgetExceeded):
+            client.chat(PROMPT)
+        for one in net.channels:  # the gateway claims all that it holds a voucher for
+            if one.config.payer == payments.payer:
+                one.charged = one.signed
+        net.claim_channels()
+        assert sum(channel.claimed_atomic for channel in payments.channels.list()) == 2 * AMOUNT
 
 
 def test_calls_side_by_side_have_channels_of_their_own_and_none_is_told_that_one_is_busy(net, payments, client):
@@ -243,6 +280,32 @@ def test_a_gateway_that_lost_its_records_takes_the_next_voucher(net, payments, c
     net.forget_channels()
     second = client.chat(PROMPT).receipt
     assert charged_at(net, payments) == first.cost_atomic + second.cost_atomic
+
+
+def test_what_a_gateway_gave_back_unasked_is_seen_before_the_next_call(net, account, payments, client, monkeypatch):
+    cost = sum(client.chat(PROMPT).receipt.cost_atomic for _ in range(3))
+    net.refund_channels()
+    assert net.chain.token_balance(account.address) == 10 * DEPOSIT - cost
+    monkeypatch.setattr(calls, "_FRESH_S", 0)
+    for _ in range(2):
+        assert client.chat(PROMPT).receipt.status == "served"
+    assert [one.status for one in channels_of(payments)] == ["closed", "open"]
+    receipts = claimed_receipts(net, payments)
+    assert len(receipts) == 5
+    assert {receipt.status for receipt in receipts} == {"settled"}
+
+
+def test_after_a_channel_was_emptied_under_a_call_the_next_one_opens_another(net, account, payments, client):
+    cost = sum(client.chat(PROMPT).receipt.cost_atomic for _ in range(3))
+    net.refund_channels()
+    with pytest.raises(PaymentOutcomeUnknown, match="nothing in its channel any more"):
+        client.chat(PROMPT)
+    cost += sum(client.chat(PROMPT).receipt.cost_atomic for _ in range(2))
+    receipts = claimed_receipts(net, payments)
+    assert [receipt.settled_atomic for receipt in receipts][3] == 0
+    assert {receipt.status for receipt in receipts} == {"settled"}
+    assert spent(payments) == sum(receipt.settled_atomic for receipt in receipts) == cost
+    assert net.chain.token_balance(account.address) == 10 * DEPOSIT - cost - payments.channels.list()[1].free_atomic
 
 
 def test_a_deposit_above_the_policy_is_refused_before_anything_is_signed(net, account, tmp_path):

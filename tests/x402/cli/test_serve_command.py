@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -61,12 +62,16 @@ def refused(*options: str) -> str:
     return done.stderr
 
 
+def announced_by(process: subprocess.Popen[str]) -> dict[str, Any]:
+    text = ""
+    while not text.endswith("\n}\n"):
+        text += process.stdout.readline()
+    return json.loads(text)
+
+
 def test_a_tool_pays_with_its_key_and_the_server_ends_well(environment, tmp_path):
     with started(environment, "--json", "--budget", "editor=0.5", "--budget", "webui=2") as process:
-        text = ""
-        while not text.endswith("\n}\n"):
-            text += process.stdout.readline()
-        announced = json.loads(text)
+        announced = announced_by(process)
         editor, webui = announced["keys"]
         assert (editor["name"], editor["budget"], webui["name"]) == ("editor", "0.5", "webui")
         assert editor["api_key"] != webui["api_key"]
@@ -78,6 +83,30 @@ def test_a_tool_pays_with_its_key_and_the_server_ends_well(environment, tmp_path
     (receipt,) = ledger.receipts().result()
     ledger.close()
     assert answer["opengradient"]["call_id"] == receipt.call_id
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGKILL])
+def test_a_kept_key_that_has_used_up_its_budget_pays_nothing_after_a_restart_either(environment, tmp_path, sent):
+    options = ("--json", "--keys", str(tmp_path / "keys.json"), "--budget", "editor=0.006", "--budget", "webui=1")
+
+    def statuses(process: subprocess.Popen[str], *names: str) -> list[int]:
+        announced = announced_by(process)
+        tokens = {key["name"]: key["api_key"] for key in announced["keys"]}
+        url, body = f"{announced['base_url']}/chat/completions", {**PROMPT, "max_tokens": 50}
+        return [
+            httpx.post(url, headers={"authorization": f"Bearer {tokens[name]}"}, json=body, timeout=30).status_code
+            for name in names
+        ]
+
+    with started(environment, *options) as process:
+        before = statuses(process, *["editor"] * 20)
+        process.send_signal(sent)
+        process.wait(30)
+    assert 0 < before.count(200) < 20
+    with started(environment, *options) as process:
+        assert statuses(process, "editor", "webui") == [429, 200]
+    with started(environment, *options[:3], "--budget", "editor=0.5") as process:
+        assert statuses(process, "editor") == [200]
 
 
 def test_the_first_screen_says_what_to_paste_and_fits_80_columns(environment):
@@ -124,7 +153,8 @@ def test_a_file_keeps_the_keys_for_the_next_start_and_for_its_owner_alone(tmp_pa
     ("content", "mode", "word"),
     [
         ("{", 0o600, "delete this one"),
-        ('{"editor": "short"}', 0o600, "sk-og-"),
+        ('{"editor": {"token": "short", "since": 0}}', 0o600, "sk-og-"),
+        (f'{{"editor": "sk-og-{"a" * 32}"}}', 0o600, "since"),
         ("[]", 0o600, "object"),
         ("{}", 0o644, "chmod"),
     ],

@@ -8,8 +8,10 @@ import pytest
 
 from opengradient_devnet.faults import AddUnsigned, ForgeProof, RawEvent
 from opengradient_devnet.gateway.proofs.tee import CanonicalStyle
+from opengradient_x402.completions import parse_completion
 from opengradient_x402.errors import ConfigurationError, ProofRejected
 from opengradient_x402.gateway.client import GatewayClient
+from opengradient_x402.proofs.attestation import covered_only, uncovered_parts
 from support.payers import PROMPT, async_client_for, client_for, payments_for
 
 CALL = {"id": "c1", "type": "function", "function": {"name": "transfer", "arguments": '{"to": "mallory"}'}}
@@ -67,6 +69,13 @@ def test_the_strict_mode_leaves_them_out_and_names_them(net, payments, part):
     assert completion.content
     assert (completion.reasoning, completion.refusal, completion.images) == ("", "", ())
     assert completion.message_extras == {}
+
+
+def test_what_is_said_beside_a_message_is_not_signed_either():
+    choice = {"index": 0, "message": {"content": "ok"}, "finish_reason": "stop", "native_finish_reason": "end_turn"}
+    completion = parse_completion({"choices": [choice]})
+    assert uncovered_parts(completion, PROMPT) == ("answer.native_finish_reason",)
+    assert covered_only(completion).choice_extras == {}
 
 
 def test_text_beside_signed_tool_calls_is_named_or_left_out(net, payments):

@@ -5,11 +5,14 @@ from __future__ import annotations
 import warnings
 
 import pytest
-from llama_index.core.llms import ChatMessage
+from langchain_core.messages import HumanMessage
+from llama_index.core.llms import ChatMessage, ImageBlock, TextBlock
 from llama_index.core.tools import FunctionTool
 
 from langchain_opengradient import ChatOpenGradient
+from langchain_opengradient.messages import to_wire
 from llama_index_opengradient import OpenGradient
+from llama_index_opengradient.messages import wire_messages
 from opengradient_devnet import Account, Devnet
 from opengradient_x402.completions import Completion, ToolCall
 from opengradient_x402.errors import ConfigurationError
@@ -17,13 +20,13 @@ from opengradient_x402.gateway.client import GatewayClient
 from opengradient_x402.gateway.request import (
     GatewayLimitation,
     check_answer,
-    is_anthropic,
     prepared,
     wire_tool_choice,
     wire_tool_name,
     wire_tool_names,
 )
 from opengradient_x402.models import TEE_LLM
+from opengradient_x402.parameters import is_anthropic
 from support.payers import PROMPT, payments_for
 
 TOOL = {"type": "function", "function": {"name": "add"}}
@@ -102,8 +105,52 @@ def test_json_mode_for_anthropic_is_sent_as_a_schema(model):
     assert body_of(model=model, response_format={"type": "json_object"})["response_format"]["type"] == "json_schema"
 
 
-def test_json_mode_stays_json_mode_for_others():
-    assert body_of(response_format={"type": "json_object"})["response_format"] == {"type": "json_object"}
+JSON_MODE = {"type": "json_object"}
+
+
+def said(content):
+    return [{"role": "system", "content": "Be brief."}, {"role": "user", "content": content}]
+
+
+@pytest.mark.parametrize("content", ["Give me json.", [{"type": "text", "text": "As JSON, please."}]])
+def test_json_mode_stays_json_mode_for_others(content):
+    body = {"messages": said(content), "response_format": JSON_MODE}
+    assert body_of(**body)["response_format"] == JSON_MODE
+
+
+@pytest.mark.parametrize("model", ["openai/gpt-5", "gpt-4.1-mini", TEE_LLM.O3])
+def test_json_mode_without_the_word_is_refused_for_openai_s_models(model):
+    with pytest.raises(ConfigurationError, match=r"Nothing was paid.*Ask for JSON"):
+        body_of(model=model, messages=said("Which city?"), response_format=JSON_MODE)
+
+
+@pytest.mark.parametrize("model", ["x-ai/grok-4", "google/gemini-2.5-flash", "gpt-oss-20b", "llama3.2"])
+def test_other_providers_do_not_ask_for_the_word(model):
+    assert body_of(model=model, messages=said("Which city?"), response_format=JSON_MODE)["response_format"]
+
+
+BLANK = ["", " \n", [{"type": "text", "text": ""}], None]
+
+
+@pytest.mark.parametrize("content", BLANK, ids=str)
+def test_a_blank_message_is_refused_for_anthropic_s_models(content):
+    with pytest.raises(ConfigurationError, match=r"user message is blank.*Nothing was paid"):
+        body_of(model="anthropic/claude-sonnet-4-6", messages=said(content))
+    assert body_of(messages=said(content))["messages"][1]["content"] == content
+
+
+def test_a_message_of_an_image_alone_is_not_blank():
+    image = {"type": "image_url", "image_url": {"url": "https://a.example/x.png"}}
+    for parts in ([image], [{"type": "text", "text": ""}, image]):
+        assert body_of(model="anthropic/claude-sonnet-4-6", messages=said(parts))
+
+
+def test_a_blank_text_beside_an_image_is_left_out_by_both_faces():
+    url = "https://a.example/x.png"
+    blocks = [TextBlock(text=""), ImageBlock(url=url)]
+    theirs = [{"type": "text", "text": " "}, {"type": "image_url", "image_url": {"url": url}}]
+    for (message,) in (to_wire([HumanMessage(theirs)]), wire_messages([ChatMessage(role="user", blocks=blocks)])):
+        assert [part["type"] for part in message["content"]] == ["image_url"]
 
 
 def test_the_caller_s_body_is_not_touched():

@@ -36,7 +36,11 @@ REQUESTS = {
         ],
     },
     "web search": {**PROMPT, "web_search": True},
-    "json": {**PROMPT, "response_format": {"type": "json_object"}},
+    "json": {
+        **PROMPT,
+        "messages": [{"role": "user", "content": "What is x402? Answer in JSON."}],
+        "response_format": {"type": "json_object"},
+    },
 }
 LIES = {
     "key": "signature does not fit",  # another key under the trusted name

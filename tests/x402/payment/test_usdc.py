@@ -11,6 +11,7 @@ from llama_index_opengradient import OpenGradient
 from llama_index_opengradient import SpendGuard as LlamaIndexSpendGuard
 from opengradient_devnet.gateway.payment.challenge import Scheme
 from opengradient_x402.errors import AllowanceMissing, BudgetExceeded, PolicyRefused
+from opengradient_x402.money import format_amount
 from opengradient_x402.networks import load_network
 from opengradient_x402.payment.payments import Payments
 from opengradient_x402.payment.policy import SpendPolicy
@@ -23,6 +24,8 @@ WAYS = {
     "exact by Permit2": {"schemes": (Scheme.EXACT_PERMIT2,)},
     "upto in a session": {"schemes": (Scheme.UPTO,)},
     "upto call by call": {"schemes": (Scheme.UPTO,), "sessions": False, "session_cap_opg": "0.0005"},
+    "a channel filled by EIP-3009": {"schemes": (Scheme.BATCH_SETTLEMENT_EIP3009,), "session_cap_opg": "0.0005"},
+    "a channel filled by Permit2": {"schemes": (Scheme.BATCH_SETTLEMENT,), "session_cap_opg": "0.0005"},
 }
 
 
@@ -49,8 +52,10 @@ def test_calls_in_usdc_add_up_to_the_unit_on_chain_in_the_ledger_and_in_the_rece
     ):
         for _ in range(calls):
             client.chat(CHEAP)
+        net.claim_channels()
         receipts = settled_receipts(net, payments)
-        taken = 10 * 10**6 - opg_balance(net, account.address)
+        kept = payments.channels.list()
+        taken = 10 * 10**6 - opg_balance(net, account.address) - sum(one.free_atomic for one in kept)
         asset = payments.network.asset
         spent = payments.ledger.spent(payer=payments.payer, asset=asset.address, network=payments.network.caip2)
         assert len(receipts) == calls
@@ -96,6 +101,42 @@ def test_guards_of_both_faces_stop_before_the_call_that_does_not_fit(usdc, tmp_p
             with pytest.raises(BudgetExceeded, match=r"spent up to 0\.02 USDC; its limit is 0\.02 USDC"):
                 llm.complete("hi")
         assert other.spent == "0.02 USDC"
+
+
+@pytest.mark.parametrize("calls", [4, pytest.param(50, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("way", [way for way in WAYS if "channel" in way])
+def test_budgets_and_guards_hold_to_the_unit_for_calls_on_a_channel_in_usdc(usdc, way, calls, tmp_path):
+    net, most = usdc(way), 500
+    account = net.account(opg="1", approved=True)
+    with payments_for(net, account, tmp_path / "costs.sqlite") as payments, client_for(payments) as client:
+        cost = client.chat(CHEAP).receipt.cost_atomic
+    limit = (calls - 1) * cost + most
+    account = net.account(opg="1", approved=True)
+    policy = SpendPolicy(max_per_day=format_amount(limit, decimals=6), max_per_authorization="0.0005")
+    with (
+        payments_for(net, account, tmp_path / "budget.sqlite", policy=policy) as payments,
+        client_for(payments) as client,
+    ):
+        for _ in range(calls):
+            assert client.chat(CHEAP).receipt.cost_atomic == cost
+        taken, write = calls * cost, payments.network.asset.format
+        with pytest.raises(BudgetExceeded, match=f"{write(taken)} of {write(limit)} are spent or reserved"):
+            client.chat(CHEAP)
+        net.claim_channels()
+        payments.reconciler.reconcile()
+        (channel,) = payments.channels.list()
+        assert channel.claimed_atomic == taken == sum(one.settled_atomic for one in payments.ledger.receipts().result())
+    account, guard = net.account(opg="1", approved=True), SpendGuard(format_amount(limit - 1, decimals=6))
+    with (
+        payments_for(net, account, tmp_path / "guard.sqlite") as payments,
+        ChatOpenGradient(model="openai/gpt-5-nano", payments=payments) as chat,
+    ):
+        for _ in range(calls - 1):
+            chat.invoke("What is x402?", {"callbacks": [guard]})
+        assert guard.spent_atomic == (calls - 1) * cost
+        with pytest.raises(BudgetExceeded, match="its limit is"):
+            chat.invoke("What is x402?", {"callbacks": [guard]})
+        assert guard.spent_atomic == sum(one.cost_atomic for one in payments.ledger.receipts().result())
 
 
 def test_what_an_exact_call_cost_is_known_before_it_settles_and_stays_so(usdc, tmp_path):
@@ -165,6 +206,26 @@ def test_a_wallet_that_approved_nothing_pays_with_a_permit_for_this_payment_alon
         assert receipt.status == "settled"
         assert 10**6 - wallet.balance() == receipt.settled_atomic > 0
         assert wallet.allowance() == receipt.authorized_atomic - receipt.settled_atomic
+        assert net.chain.rpc("eth_getTransactionCount", [account.address, "latest"]) == "0x0"
+
+
+def test_a_channel_is_filled_with_a_permit_for_its_deposit_alone(usdc, tmp_path):
+    net = usdc("a channel filled by Permit2")
+    account = net.account(opg="1")
+    policy = SpendPolicy(sponsored_approval="0.1")
+    with (
+        payments_for(net, account, tmp_path / "usdc.sqlite", policy=policy) as payments,
+        client_for(payments) as client,
+    ):
+        wallet = Wallet(payments.network, payments.signer)
+        cost = sum(client.chat(CHEAP).receipt.cost_atomic for _ in range(3))
+        (channel,) = payments.channels.list()
+        assert (channel.balance_atomic, channel.charged_atomic) == (5_000, cost)
+        assert 10**6 - wallet.balance() == 5_000
+        assert wallet.allowance() == 0
+        (taken,) = payments.channels.refund()
+        assert taken.amount_atomic == 5_000 - cost
+        assert wallet.balance() == 10**6 - cost
         assert net.chain.rpc("eth_getTransactionCount", [account.address, "latest"]) == "0x0"
 
 

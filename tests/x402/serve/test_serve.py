@@ -17,7 +17,7 @@ import pytest
 from opengradient_devnet import Devnet
 from opengradient_devnet.faults import AnswerStatus, ErrorEvent, HangUp, SlowDrip
 from opengradient_x402.payment.payments import Payments
-from opengradient_x402.serve import waiting
+from opengradient_x402.serve import app, waiting
 from support.payers import PROMPT, opg_balance, payments_for, settled_receipts
 from support.paying_server import PayingServer, paying_server
 
@@ -214,6 +214,18 @@ def test_a_retry_of_a_client_that_timed_out_gets_the_answer_that_was_paid(net, o
     assert response.json()["opengradient"]["call_id"] == receipt.call_id
 
 
+def test_each_time_that_a_client_hangs_up_its_call_is_kept_anew(net, own_server, payments, monkeypatch):
+    monkeypatch.setattr(waiting, "RETRIED_WITHIN_S", 1.5)
+    net.faults.inject(HangUp(after_s=4.0))
+    for attempt, timeout_s in enumerate((0.4, 1.0, 1.0)):  # the second one leaves just before the first time ends
+        with tool_of(own_server, **{"x-stainless-retry-count": str(attempt)}) as tool, pytest.raises(httpx.ReadTimeout):
+            tool.post("/chat/completions", json=PROMPT, timeout=timeout_s)
+        time.sleep(0.2 if attempt == 0 else 0.5)
+    with tool_of(own_server, **{"x-stainless-retry-count": "3"}) as tool:
+        assert tool.post("/chat/completions", json=PROMPT).status_code == 424
+    assert len(payments.ledger.receipts().result()) == 1
+
+
 @pytest.mark.parametrize("is_stream", [False, True])
 def test_a_call_that_nobody_comes_back_for_ends(net, own_server, payments, monkeypatch, is_stream):
     monkeypatch.setattr(waiting, "RETRIED_WITHIN_S", 0.1)
@@ -251,11 +263,19 @@ def test_what_the_server_does_not_have_is_a_clear_404(server, method, path, word
         ({"host": "rebound.example:80"}, 403),
         ({"origin": "https://page.example"}, 403),
         ({"origin": "null"}, 403),
+        ([("origin", "OWN"), ("origin", "https://page.example")], 403),
+        ([("sec-fetch-site", "none"), ("sec-fetch-site", "cross-site")], 403),
+        ({"host": "localhost.:80"}, 403),
+        ({"host": "user@localhost:80"}, 403),
+        ({"host": "2130706433:80"}, 403),
+        ({"host": ""}, 403),
         ({"sec-fetch-site": "cross-site"}, 403),
         ({"content-type": "text/plain"}, 415),
     ],
 )
 def test_strangers_get_nothing_and_nothing_is_paid(server, headers, status):
+    own = server.url.removesuffix("/v1")
+    headers = [(name, value.replace("OWN", own)) for name, value in httpx.Headers(headers).multi_items()]
     with tool_of(server) as tool:
         for method, path in (("POST", "/chat/completions"), ("OPTIONS", "/chat/completions"), ("GET", "/models")):
             if status == 415 and method != "POST":
@@ -277,6 +297,9 @@ def test_strangers_get_nothing_and_nothing_is_paid(server, headers, status):
         (b'{"model": "openai/gpt-5", "messages": []}', "messages"),
         (json.dumps({**PROMPT, "n": 3}).encode(), "n > 1"),
         (json.dumps({**PROMPT, "temperature": 9}).encode(), "temperature"),
+        (json.dumps({**PROMPT, "private_key": "0x1"}).encode(), "private_key"),
+        (json.dumps({**PROMPT, "settlement_mode": "individual"}).encode(), "settlement_mode"),
+        (json.dumps({**PROMPT, "messages": [{"role": "user", "content": None}]}).encode(), "content"),
         (b"[" * 100_000, "JSON"),
     ],
 )
@@ -305,6 +328,25 @@ def test_a_body_without_end_is_not_read_to_its_end(server):
         except httpx.WriteError:  # the server has answered and closed before all was written
             return
     assert response.status_code == 413
+
+
+def test_a_body_that_drips_is_not_waited_for(server, monkeypatch):
+    monkeypatch.setattr(app, "LONGEST_UPLOAD_S", 0.5)
+
+    def pieces() -> Iterator[bytes]:
+        for _ in range(8):
+            yield b" "
+            time.sleep(0.2)
+
+    with tool_of(server, **{"content-type": "application/json"}) as tool:
+        began = time.monotonic()
+        try:
+            response = tool.post("/chat/completions", content=pieces())
+        except httpx.WriteError:
+            return
+    assert (response.status_code, response.headers["x-should-retry"]) == (408, "false")
+    assert time.monotonic() - began < 5
+    assert server.receipts == []
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
