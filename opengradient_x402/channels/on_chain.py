@@ -32,7 +32,6 @@ class ChannelState:
     balance_atomic: int
     claimed_atomic: int
     withdrawing_since: int
-    withdrawing_atomic: int
     block: Block
     is_deposit_over: bool = True
     """Whether the signed deposit was used, or cannot be used any more."""
@@ -52,7 +51,6 @@ def channel_state(channel: Channel, *, network: Network, confirmations: int = 1)
             balance_atomic=balance,
             claimed_atomic=claimed,
             withdrawing_since=since if amount else 0,
-            withdrawing_atomic=amount,
             block=at,
             is_deposit_over=(yield from _is_deposit_over(channel, network, at)),
         )

@@ -186,7 +186,7 @@ def _repeat(
             "sent.",
             call_id=call.id,
         )
-    ticket = Ticket(key, threading.get_ident(), is_shared=False)
+    ticket = Ticket(key, threading.get_ident())
     response = yield from _send_signed(request, call, payments, ticket, signed)
     if response.status_code != httpx.codes.PAYMENT_REQUIRED:
         return response

@@ -70,11 +70,10 @@ class PaidSession:
 
 @dataclass(slots=True, eq=False)
 class Ticket:
-    """The right, and the duty, to open a session for `key`; others wait for `done` unless it is not shared."""
+    """The right and the duty to open a session for `key`. Calls that got `Waiting` wait for `done`."""
 
     key: SessionKey
     thread_id: int
-    is_shared: bool = True
     done: Future[None] = field(default_factory=Future)
 
 
@@ -120,12 +119,12 @@ class SessionPool:
                     return session
             opening = self._opening.get(key)
             if key in self._sessionless:
-                return Ticket(key, threading.get_ident(), is_shared=False)
+                return Ticket(key, threading.get_ident())
             if opening is None:
                 ticket = self._opening[key] = Ticket(key, threading.get_ident())
                 return ticket
             if blocking and opening.thread_id == threading.get_ident():
-                return Ticket(key, threading.get_ident(), is_shared=False)
+                return Ticket(key, threading.get_ident())
             return Waiting(opening.done)
 
     def opened(self, ticket: Ticket, *, session_id: str, authorization: Authorization) -> PaidSession:
