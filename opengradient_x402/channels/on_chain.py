@@ -22,7 +22,7 @@ _INITIATE_WITHDRAW: Final = bytes.fromhex("cf5cf3dc")  # initiateWithdraw(config
 _FINALIZE_WITHDRAW: Final = bytes.fromhex("e88377b1")  # finalizeWithdraw(config), config being the struct ChannelConfig
 _WORD: Final = 32
 EXPIRY_MARGIN_S: Final = 30
-"""A deposit counts as void so long after its deadline: a reorganisation changes nothing then."""
+"""A deposit counts as void this many seconds after its deadline: a reorganisation changes nothing then."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +38,7 @@ class ChannelState:
 
 
 def channel_state(channel: Channel, *, network: Network, confirmations: int = 1) -> Question[ChannelState]:
-    """The channel at one block: the last one, or one on which so many stand, its own included.
+    """The channel at one block: the last one with this many `confirmations`, its own block included.
 
     Raises ChainUnavailable.
     """

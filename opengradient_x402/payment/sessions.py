@@ -28,7 +28,7 @@ IDLE_SHARE = 0.75
 MAX_AGE_S = 540.0
 """Gateways end a session at 600 s of age (docs/wire.md, "Sessions")."""
 DEADLINE_MARGIN_S = 150.0
-"""New calls stop so long before the signed deadline: newer gateways, which ask for 3600 s, settle 120 s before it."""
+"""Seconds before the deadline in which no call begins: newer gateways (3600 s) settle 120 s before it."""
 _MARGIN_SHARE = 0.1
 """Of a signature with a shorter life, only this share is left unused: those gateways settle shortly before its end."""
 
@@ -140,7 +140,7 @@ class SessionPool:
         )
         with self._lock:
             known = self._sessions.get(ticket.key, ())
-            # A session that serves nobody now and is used by nobody never comes back to life.
+            # A session that cannot be used and has no call in flight can never be used again.
             why = {old: None if old.in_flight else self._why_unusable(old) for old in known}
             self._sessions[ticket.key] = [*(old for old in known if why[old] is None), session]
             self._sessionless.discard(ticket.key)
@@ -156,7 +156,7 @@ class SessionPool:
         self.closed(ticket)
 
     def closed(self, ticket: Ticket) -> None:
-        """The ticket is used up, whatever came of it. Calling it again does nothing."""
+        """The ticket is used up, with or without a session. Calling it again does nothing."""
         with self._lock:
             if self._opening.get(ticket.key) is ticket:
                 del self._opening[ticket.key]
@@ -234,6 +234,6 @@ _filter: Final = _SessionFilter()
 
 
 def redact_sessions() -> None:
-    """Has httpcore log no session id, from now on. A second call does nothing."""
+    """From now on httpcore logs no session id. A second call does nothing."""
     for name in _LOGGERS:
         logging.getLogger(name).addFilter(_filter)

@@ -122,7 +122,7 @@ class Wallet:
     def cancel(self, authorization: Authorization) -> Cancellation:
         """Burn the nonce of an authorization, so that nobody can settle it. Costs gas.
 
-        The settlement may come first: reconcile afterwards.
+        The settlement may come first: call `reconcile` to see.
         """
         return self._chain.ask(_cancel(self.network, self.signer, authorization))
 
