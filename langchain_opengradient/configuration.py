@@ -25,7 +25,7 @@ from opengradient_x402.gateway.clients import Connections
 from opengradient_x402.http.time_limits import TimeLimits, Timeout
 from opengradient_x402.models import find_model
 from opengradient_x402.networks import DescribedNetwork, Network, load_network
-from opengradient_x402.parameters import check_names, checked_sender
+from opengradient_x402.parameters import check_names, checked_base_url, checked_sender
 from opengradient_x402.payment.policy import SpendPolicy
 from opengradient_x402.proofs.attestation import VerifyTee, VerifyTeeName
 from opengradient_x402.settings import Settings
@@ -204,6 +204,11 @@ class ConfiguredChatModel(BaseChatModel):
     @classmethod
     def _parsed_settlement_mode(cls, value: Any) -> Any:
         return None if value is None else SettlementMode.parse(value).value
+
+    @field_validator("base_url")
+    @classmethod
+    def _check_base_url(cls, value: str | None) -> str | None:
+        return checked_base_url(value)
 
     @field_validator("http_client", "http_async_client")
     @classmethod

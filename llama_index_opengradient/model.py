@@ -34,7 +34,7 @@ from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.ledger.shared import OF_THE_PROCESS
 from opengradient_x402.models import find_model
 from opengradient_x402.networks import DescribedNetwork, Network, load_network
-from opengradient_x402.parameters import CHAT_MEMBERS, check_call, check_names, checked_sender
+from opengradient_x402.parameters import CHAT_MEMBERS, check_call, check_names, checked_base_url, checked_sender
 from opengradient_x402.payment.policy import SpendPolicy
 from opengradient_x402.proofs.attestation import VerifyTee, VerifyTeeName
 from opengradient_x402.settings import Settings
@@ -209,6 +209,11 @@ class PaidModel(FunctionCallingLLM):
     def _check_timeout(cls, timeout: Any) -> Any:
         TimeLimits().changed(timeout)
         return timeout
+
+    @field_validator("base_url")
+    @classmethod
+    def _check_base_url(cls, given: str | None) -> str | None:
+        return checked_base_url(given)
 
     @field_validator("http_client", "async_http_client")
     @classmethod

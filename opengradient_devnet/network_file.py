@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from opengradient_devnet.contracts import EXACT_PROXY, PERMIT2, RELAY, TEE_REGISTRY, UPTO_PROXY
+from opengradient_devnet.gateway.intake import CALL_ID_HEADER
 from opengradient_devnet.money import OPG_TOKEN, Token
 
 
@@ -52,6 +53,7 @@ def describe_network(
         "relay": {"address": RELAY, "rpc_url": rpc_url, "chain_id": chain_id},
         "attestation_root_sha256": attestation_root_sha256,
         "session_idle_s": session_idle_s,
+        "call_id_header": CALL_ID_HEADER,
     }
 
 

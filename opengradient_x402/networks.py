@@ -21,6 +21,7 @@ from opengradient_x402.errors import ConfigurationError, InsecureEndpoint, Unkno
 from opengradient_x402.models import quoted_price
 from opengradient_x402.money import Asset
 from opengradient_x402.settings import state_directory
+from opengradient_x402.urls import keep_out_of_logs, without_secrets
 
 PERMIT2: Final = "0x000000000022D473030F116dDEE9F6B43aC78BA3"
 """Uniswap Permit2, one address on every chain (github.com/Uniswap/permit2)."""
@@ -39,6 +40,7 @@ AWS_NITRO_ROOT_SHA256: Final = "641a0321a3e244efe456463195d606317ed7cdcc3c1756e0
 _PRIVATE_CHAIN_IDS: Final = frozenset({1337, 31337, 31402})
 """Ganache, anvil and hardhat, and this project's devnet: one node makes all the blocks, and none goes away."""
 _FINGERPRINT: Final = re.compile("[0-9a-fA-F]{64}", re.ASCII)
+_HEADER: Final = re.compile(r"x-(?!payment|upto-|settlement-)[a-z0-9-]{1,60}", re.ASCII)
 _MAX_DESCRIPTION_BYTES: Final = 256 * 1024
 _FETCH_TIMEOUT_S: Final = 5.0
 
@@ -89,6 +91,8 @@ class Network:
     session_idle_s: float = 60
     confirmations: int = 3
     """So many blocks, its own included, make a settlement final."""
+    call_id_header: str | None = None
+    """The request header in which its gateways ask for the id of the call (`x-...`); None sends them no id."""
     given_as: str | None = field(default=None, compare=False, repr=False)
     """What `--network` takes for it: a name, a path or a URL; None for one that was made in Python."""
     web3: object | None = field(default=None, repr=False)
@@ -226,8 +230,8 @@ def load_network(source: str | Path | Network | DescribedNetwork, *, devnet_file
         if source == "devnet":
             return replace(_read_file(devnet_file or default_devnet_file(), is_devnet=True), given_as=source)
         if "://" in source:
-            is_showable = not {"@", "?"} & set(source)  # a password or a token may be in it
-            return replace(_parse(_fetch(source), origin=source), given_as=source if is_showable else None)
+            shown = None if {"@", "?"} & set(source) else source  # a password or a token may be in it
+            return replace(_parse(_fetch(source), origin=without_secrets(source)), given_as=shown)
         if not _looks_like_path(source):
             raise UnknownNetwork(
                 f"Unknown network {source!r}. Nothing was paid. Known: {', '.join(PRESETS)}, devnet; or give "
@@ -304,11 +308,13 @@ def _fetch(url: str) -> bytes:
             f"The network description at {parts.scheme}://{parts.hostname} was not read: somebody on the "
             "line could name other payees. Nothing was paid. Use https (plain http is fine on loopback)."
         )
+    keep_out_of_logs(url)
+    shown = without_secrets(url)
     try:
         with httpx.stream("GET", url, timeout=_FETCH_TIMEOUT_S, follow_redirects=False) as response:
             if response.status_code != httpx.codes.OK:
                 raise UnknownNetwork(
-                    f"{url} answered {response.status_code} instead of a network description. "
+                    f"{shown} answered {response.status_code} instead of a network description. "
                     "Nothing was paid. Check the URL."
                 )
             content = bytearray()
@@ -316,9 +322,9 @@ def _fetch(url: str) -> bytes:
                 content += chunk
                 if len(content) > _MAX_DESCRIPTION_BYTES:
                     break
-    except httpx.HTTPError as exc:
+    except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as exc:
         raise UnknownNetwork(
-            f"No network description could be read from {url} ({type(exc).__name__}). Nothing was paid. "
+            f"No network description could be read from {shown} ({type(exc).__name__}). Nothing was paid. "
             "Is the devnet running?"
         ) from exc
     return bytes(content)
@@ -328,8 +334,7 @@ def _parse(content: bytes, *, origin: str) -> Network:
     try:
         return _network(_document(content))
     except KeyError as exc:
-        problem = f"the key {exc.args[0]!r} is missing"
-        raise _unreadable(origin, problem) from exc
+        raise _unreadable(origin, f"the key {exc.args[0]!r} is missing") from exc
     except (ValueError, TypeError) as exc:
         raise _unreadable(origin, str(exc)) from exc
 
@@ -381,6 +386,7 @@ def _network(document: Mapping[str, Any]) -> Network:
         asset_usd=_usd(document),
         attestation_root_sha256=_fingerprint(document),
         session_idle_s=float(document.get("session_idle_s", 60)),
+        call_id_header=_header(document, "call_id_header"),
         confirmations=_integer(document, "confirmations") if "confirmations" in document else _confirmations(chain_id),
     )
 
@@ -398,6 +404,13 @@ def _text(document: Mapping[str, Any], key: str) -> str:
 
 def _optional_text(document: Mapping[str, Any], key: str) -> str | None:
     return _text(document, key) if document.get(key) is not None else None
+
+
+def _header(document: Mapping[str, Any], key: str) -> str | None:
+    name = _optional_text(document, key)
+    if name is not None and _HEADER.fullmatch(name) is None:
+        raise ValueError(f"{key} is {name!r}; it must be `x-` and lower-case letters, digits or hyphens")
+    return name
 
 
 def _usd(document: Mapping[str, Any]) -> str | None:

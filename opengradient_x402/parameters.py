@@ -63,6 +63,9 @@ _RANGES: Final = {
 }
 _WHOLE_NUMBERS: Final = ("seed", "max_tokens", "max_completion_tokens", "top_logprobs")
 _OPENAI: Final = re.compile(r"gpt-(?!oss)|chatgpt-|o\d")
+_MOST_BITS: Final = 63
+"""Of a whole number, without its sign: what every server can read."""
+_MOST_SHOWN: Final = 80
 _MOST_BIAS: Final = 100
 _MOST_STOPS: Final = 4
 _SLIP: Final = 0.85
@@ -172,7 +175,8 @@ def check_values(wire: Mapping[str, Any]) -> None:
     for token, bias in _members(wire, "logit_bias").items():
         if not (_is_number(bias) and -_MOST_BIAS <= bias <= _MOST_BIAS):
             raise refused_request(
-                f"logit_bias has {bias!r} for {token!r}, and providers take numbers from -100 to 100. Nothing was paid."
+                f"logit_bias has {_shown(bias)} for {token!r}, and providers take numbers from -100 to 100. "
+                "Nothing was paid."
             )
     _check_stop(wire.get("stop"))
     if _members(wire, "response_format").get("type") == "json_object" and is_openai(wire.get("model")):
@@ -186,14 +190,19 @@ def _check_numbers(wire: Mapping[str, Any]) -> None:
         value = wire.get(name)
         if value is not None and not (_is_number(value) and least <= value <= most):
             raise refused_request(
-                f"{name}={value!r} was given, and gateways take numbers from {least} to {most}. Nothing was paid. "
-                f"Give {name} in that range."
+                f"{name}={_shown(value)} was given, and gateways take numbers from {least} to {most}. Nothing was "
+                f"paid. Give {name} in that range."
             )
     for name in _WHOLE_NUMBERS:
         value = wire.get(name)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
             raise refused_request(
-                f"{name}={value!r} was given, and gateways take whole numbers. Nothing was paid. Give an integer."
+                f"{name}={_shown(value)} was given, and gateways take whole numbers. Nothing was paid. Give an integer."
+            )
+        if value is not None and value.bit_length() > _MOST_BITS:
+            raise refused_request(
+                f"{name}={_shown(value)} was given, and gateways take whole numbers of at most {_MOST_BITS} bits. "
+                "Nothing was paid. Give a smaller one."
             )
         if value is not None and value < 0 and name != "seed":
             raise refused_request(
@@ -202,14 +211,25 @@ def _check_numbers(wire: Mapping[str, Any]) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return isinstance(value, int) or math.isfinite(value)
+
+
+def _shown(value: Any) -> str:
+    """A value in a message. Python writes no number of thousands of digits."""
+    if isinstance(value, int) and value.bit_length() > 256:
+        return f"a number of {value.bit_length()} bits"
+    return repr(value)[:_MOST_SHOWN]
 
 
 def _members(wire: Mapping[str, Any], name: str) -> Mapping[Any, Any]:
     value = wire.get(name)
     if value is None or isinstance(value, Mapping):
         return value or {}
-    raise refused_request(f"{name}={value!r} was given, and gateways take an object. Nothing was paid. Give a dict.")
+    raise refused_request(
+        f"{name}={_shown(value)} was given, and gateways take an object. Nothing was paid. Give a dict."
+    )
 
 
 def _check_stop(stop: Any) -> None:
@@ -217,7 +237,7 @@ def _check_stop(stop: Any) -> None:
         return
     if not isinstance(stop, Sequence) or not all(isinstance(one, str) for one in stop):
         raise refused_request(
-            f"stop={stop!r} was given, and gateways take texts. Nothing was paid. Give a text or a list of them."
+            f"stop={_shown(stop)} was given, and gateways take texts. Nothing was paid. Give a text or a list of them."
         )
     if len(stop) > _MOST_STOPS:
         raise refused_request(
@@ -265,6 +285,21 @@ def _parts(message: Mapping[str, Any]) -> int:
 def refused_request(message: str) -> ConfigurationError:
     """The error for a request that gateways cannot serve."""
     return ConfigurationError(message, kind="invalid_request")
+
+
+def checked_base_url(given: str | None) -> str | None:
+    """A gateway's URL without anything that must not be shown: receipts and logs name the gateway by it.
+
+    Raises ConfigurationError, without the URL.
+    """
+    behind_scheme = (given or "").partition("://")[2] or (given or "")
+    if "@" in behind_scheme.partition("/")[0] or {"?", "#"} & set(behind_scheme):
+        raise ConfigurationError(
+            "`base_url` (OG_GATEWAY_URL, --gateway) holds a user name, a password, or something behind a question "
+            "mark. Gateways would not get it, and receipts and logs name a gateway by its URL. Nothing was paid. Leave "
+            "it out; what the gateway needs goes into `default_headers`."
+        )
+    return given
 
 
 def checked_sender(given: object) -> object:

@@ -20,12 +20,14 @@ from pydantic import SecretStr
 
 from opengradient_x402.addresses import address_of, checksum_address, keccak256
 from opengradient_x402.errors import ConfigurationError, InvalidPrivateKey
+from opengradient_x402.mistaken_keys import GIVE_DIGITS, what_it_is, what_object_it_is
 
 _CURVE_ORDER: Final = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141  # SEC 2, secp256k1
 SIGNATURE_BYTES: Final = 65
 _HEX_KEY = re.compile(r"(?:0[xX])?([0-9a-fA-F]{64})", re.ASCII)
-_AROUND_A_KEY: Final = " \t\r\n\"'`\u2018\u2019\u201c\u201d\ufeff\u200b"
-"""What comes with a key out of a file, a shell or a chat: spaces, quotes of any kind, a byte order mark."""
+_AROUND_A_KEY: Final = " \t\r\n,;\"'`\u2018\u2019\u201c\u201d\u00a0\ufeff\u200b\u200c\u200d\u2060"
+"""What comes with a key out of a file, a shell or a chat: blanks, quotes of any kind, the comma or semicolon behind
+it, a byte order mark."""
 _MOST_KEYSTORE_BYTES: Final = 64 * 1024
 _NONCE_DOMAIN: Final = b"opengradient-x402/nonce/v1"
 """Separates the nonce key from every other use of the private key. Changing it changes every nonce."""
@@ -112,15 +114,24 @@ class Keystore:
         password = self.password.get_secret_value() if isinstance(self.password, SecretStr) else self.password
         content = self._content()
         try:
-            return LocalSigner(bytes(Account.decrypt(content, password)))
+            signer = LocalSigner(bytes(Account.decrypt(content, password)))
         except ValueError as exc:
             if "MAC mismatch" in str(exc):
                 problem = "the password is wrong"
             else:
                 problem = f"it cannot be decrypted ({type(exc).__name__})"
             raise self._unusable(problem) from None
-        except (KeyError, TypeError, NotImplementedError) as exc:
+        except (KeyError, TypeError, NotImplementedError, ArithmeticError, AssertionError, MemoryError) as exc:
             raise self._unusable(f"it cannot be decrypted ({type(exc).__name__})") from None
+        self._check_address(content.get("address"), signer)
+        return signer
+
+    def _check_address(self, named: Any, signer: LocalSigner) -> None:
+        """The format's checksum leaves out some of the file: damaged there, it opens to the key of another wallet."""
+        if not isinstance(named, str) or not named:
+            return  # the format does not need one
+        if named.lower().removeprefix("0x") != signer.address.lower().removeprefix("0x"):
+            raise self._unusable("its key is not that of the address that it names, so the file is damaged")
 
     def _content(self) -> dict[str, Any]:
         try:
@@ -276,7 +287,7 @@ def _secret_bytes(private_key: Any) -> bytes:
     if secret is None or (len(secret) > 32 and secret.isascii()):
         text = value if secret is None else secret.decode("ascii")  # a file's bytes, say: they hold the digits
         if not isinstance(text, str):
-            raise _bad_key(*_what_object_it_is(value))
+            raise _bad_key(*what_object_it_is(value))
         secret = _from_text(text)
     if len(secret) != 32:
         raise _bad_key(f"it has {len(secret)} bytes, and a key has 32")
@@ -299,57 +310,11 @@ def _from_text(text: str) -> bytes:
     text = text.strip(_AROUND_A_KEY)
     match = _HEX_KEY.fullmatch(text)
     if match is None:
-        raise _bad_key(*_what_it_is(text))
+        raise _bad_key(*what_it_is(text))
     return bytes.fromhex(match[1])
 
 
-_GIVE_DIGITS: Final = "Give 64 hex digits, with or without 0x, as `private_key` or in OG_PRIVATE_KEY."
-_GIVE_DIGITS_OF_IT: Final = _GIVE_DIGITS.replace("Give", "Give the key of it:")
-_NAME_THE_FILE: Final = (
-    "Set OG_KEYSTORE to the path of a keystore, or OG_PRIVATE_KEY_FILE to that of a file with the key."
-)
-_KEYSTORE: Final = (
-    "it is the text of a keystore, or other JSON",
-    "Set OG_KEYSTORE to the path of a file that holds it, and OG_KEYSTORE_PASSWORD; unset OG_PRIVATE_KEY.",
-)
-_PATH: Final = ("it looks like the path of a file", _NAME_THE_FILE)
-_OTHER_TEXTS: Final = (
-    (r"\{.*", *_KEYSTORE),
-    (
-        r"(?:\W*\d*\W*[A-Za-z]{3,8}\b){12,24}\W*",  # BIP-39: 12 to 24 words, here numbered or with commas as well
-        "it is a recovery phrase (mnemonic)",
-        "Pass the account that eth-account's `Account.from_mnemonic` makes, or its key in OG_PRIVATE_KEY.",
-    ),
-    (r"(?:0x)?[0-9a-f]{40}", "it is an address, which pays nothing by itself", _GIVE_DIGITS_OF_IT),
-    (r"[\w-]+(?:\.[\w-]+)*\.eth", "it is a name, which pays nothing by itself", _GIVE_DIGITS_OF_IT),
-    (r"(?:0x)?[0-9a-f]{63}", "it has 63 hex digits: a zero at its beginning seems to be lost", _GIVE_DIGITS),
-    (
-        r"(?:0x)?(?:0[23][0-9a-f]{64}|(?:04)?[0-9a-f]{128})",
-        "it is a public key, which pays nothing",
-        _GIVE_DIGITS_OF_IT,
-    ),
-    (r"[xyzt]prv\w+", "it is an extended key (BIP-32), of which many accounts are made", _GIVE_DIGITS_OF_IT),
-    (r"[A-Za-z0-9+/]{43}=", "it looks like base64", "Write the same 32 bytes as 64 hex digits."),
-    (r".*[/\\.].*", *_PATH),
-)
-"""(what it matches whole, what it is, what to do), in the order in which they are tried."""
-
-
-def _what_it_is(text: str) -> tuple[str, str]:
-    """What was given in place of a key, and what to do. Never a part of it: it may be a secret."""
-    for pattern, what, remedy in _OTHER_TEXTS:
-        if re.fullmatch(pattern, text, re.ASCII | re.IGNORECASE | re.DOTALL):
-            return what, remedy
-    return f"it has {len(text)} characters, or some that are not hex digits", _GIVE_DIGITS
-
-
-def _what_object_it_is(value: Any) -> tuple[str, str]:
-    if isinstance(value, Mapping):
-        return _KEYSTORE
-    return _PATH if isinstance(value, Path) else (f"its type is {type(value).__name__}, and not text", _GIVE_DIGITS)
-
-
-def _bad_key(reason: str, remedy: str = _GIVE_DIGITS) -> InvalidPrivateKey:
+def _bad_key(reason: str, remedy: str = GIVE_DIGITS) -> InvalidPrivateKey:
     return InvalidPrivateKey(f"The private key cannot be used: {reason}. Nothing was paid. {remedy}")
 
 

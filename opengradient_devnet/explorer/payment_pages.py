@@ -23,6 +23,7 @@ def calls_table(calls: Sequence[ServedCall], places: Mapping[bytes, DataRecord],
     rows: list[list[Node]] = [
         [
             element("code", call.model),
+            element("code", short(call.call_id), title=call.call_id) if call.call_id else None,
             f"{number(call.prompt_tokens)} in, {number(call.completion_tokens)} out",
             cost,
             badge(call.data_mode),
@@ -32,7 +33,7 @@ def calls_table(calls: Sequence[ServedCall], places: Mapping[bytes, DataRecord],
         ]
         for call, cost in zip(calls, opg_column([call.cost_atomic for call in calls]), strict=True)
     ]
-    head = ["Model", "Tokens", "Cost", "Data", "Request hash", "Data settlement", "Served"]
+    head = ["Model", "Call", "Tokens", "Cost", "Data", "Request hash", "Data settlement", "Served"]
     return table(head, rows, empty="The gateway remembers no call of this payment.")
 
 

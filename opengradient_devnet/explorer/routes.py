@@ -263,13 +263,14 @@ class Explorer:
         found = table(["It is", "Page"], rows, empty="Nothing here goes by that name.")
         hint = note(
             "The search knows transaction and block hashes, block numbers, addresses, nonces of signed payments, "
-            "Merkle roots, request and output hashes, enclave ids, blob ids, and the marks of open sessions."
+            "Merkle roots, ids of calls, request and output hashes, enclave ids, blob ids, and marks of open sessions."
         )
         if query.strip().startswith("call_"):
             hint = note(
-                "The id of a call stays with its payer. ",
+                "This gateway has answered no call with this id, or does not remember it: it was started again, or the "
+                "client did not send the id. ",
                 element("code", f"opengradient-x402 receipts show {query.strip()} --full"),
-                " has the transaction of its payment, and its request hash: both are found here.",
+                " shows the transaction of the payment and the request hash. Search for these.",
             )
         status = 200 if hits else 404
         return self._page("Search", found, None if hits else hint, query=query, status=status, here=None)

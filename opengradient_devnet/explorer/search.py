@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from eth_utils.address import to_checksum_address
 
 from opengradient_devnet.explorer.reader import ChainReader, DataRecord
-from opengradient_devnet.gateway.payment.served import ServedCalls
+from opengradient_devnet.gateway.payment.served import ServedCall, ServedCalls
 from opengradient_devnet.gateway.payment.sessions import SessionBook
 from opengradient_devnet.gateway.proofs.batches import BlobStore
 
@@ -38,7 +38,7 @@ class Search:
         self._sessions = sessions
 
     def find(self, text: str) -> list[Hit]:
-        """Every page that `text` names: address, block, transaction, nonce, root, proof hash, blob or session."""
+        """The pages of what `text` names: address, block, transaction, nonce, root, hash, call id, blob or session."""
         text = text.strip()
         if not text or len(text) > _MAX_QUERY:
             return []
@@ -60,15 +60,23 @@ class Search:
             hits.append(Hit(path=f"/block/{block.number}", meaning="a block"))
         for record in self._reader.data_records():
             hits += self._in_record(bytes.fromhex(word[2:]), record)
-        return hits + self._by_call(bytes.fromhex(word[2:]))
+        # Also those of private calls, whose hashes are nowhere on the chain.
+        return hits + self._payments_of(self._served.with_hash(bytes.fromhex(word[2:])))
 
-    def _by_call(self, word: bytes) -> list[Hit]:
-        """The payments of calls with this hash: also of private calls, whose hashes are nowhere on the chain."""
-        ids = {call.authorization_id for call in self._served.with_hash(word)}
+    def _payments_of(self, calls: Sequence[ServedCall]) -> list[Hit]:
+        """The transactions that paid for these calls."""
+        ids = {call.authorization_id for call in calls}
         ended = [
             record for record in self._sessions.settlements if record.authorization_id in ids and record.transaction
         ]
         return [Hit(path=f"/tx/{record.transaction}", meaning="the payment of a call") for record in ended]
+
+    def _sessions_of(self, calls: Sequence[ServedCall]) -> list[Hit]:
+        """The sessions that pay for these calls and are not settled yet."""
+        ids = {call.authorization_id for call in calls}
+        open_ = [session for session in self._sessions.views if session.authorization_id in ids]
+        meaning = "the session {} that pays for a call, and is not settled yet"
+        return [Hit(path="/sessions", meaning=meaning.format(session.mark)) for session in open_]
 
     def data_places(self, signatures: Sequence[bytes]) -> dict[bytes, DataRecord]:
         """Where the data of the calls with these proofs were settled, as far as they were."""
@@ -125,5 +133,7 @@ class Search:
     def _by_name(self, text: str) -> list[Hit]:
         if self._blobs.get(text) is not None:
             return [Hit(path=f"/blob/{text}", meaning="a blob")]
+        if calls := self._served.with_id(text):
+            return self._payments_of(calls) + self._sessions_of(calls)
         marks = {session.mark for session in self._sessions.views}
         return [Hit(path="/sessions", meaning="a session")] if text in marks else []

@@ -42,6 +42,7 @@ from opengradient_devnet.gateway.intake import (
     check_chat,
     parse_json,
     read_body,
+    told_call_id,
     unread_role,
 )
 from opengradient_devnet.gateway.menu import Menu
@@ -293,6 +294,7 @@ class Gateway:
             admission=admission,
             settlement_type=SettlementType.from_header(request.headers.get("x-settlement-type")),
             delivery=self._delivery(style or StreamStyle()),
+            told_id=told_call_id(request),
             has_whole_tool_calls=style is None and self._profile.tool_calls is ToolCallStyle.WHOLE,
         )
 

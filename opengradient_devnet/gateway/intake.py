@@ -6,6 +6,7 @@ Each check raises `Declined` with the answer that the live gateways give.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,10 @@ MAX_BODY_BYTES = 32 * 2**20
 _RANGES = {"temperature": 2, "top_p": 1}
 _MOST_STOPS = 4
 _ROLES = frozenset({"system", "user", "assistant", "tool"})
+
+# The devnet's own: the live gateways read no such header. The network description asks clients for it.
+CALL_ID_HEADER = "x-call-id"
+_CALL_ID = re.compile(r"call_[0-9a-f]{24,64}", re.ASCII)
 
 HeaderList = list[tuple[str, str]]
 
@@ -63,6 +68,12 @@ def check_bearer(request: Request) -> None:
     if scheme.lower() != "bearer" or not token.strip():
         body = answers.problem(status=401, title="Unauthorized", detail="No authorization token provided")
         raise Declined(401, body, content_type="application/problem+json")
+
+
+def told_call_id(request: Request) -> str:
+    """The id that the client gives to its call; empty when it gives none, or something else."""
+    told = request.headers.get(CALL_ID_HEADER, "")
+    return told if _CALL_ID.fullmatch(told) else ""
 
 
 def parse_json(request: Request, body: bytes | None) -> dict[str, Any]:

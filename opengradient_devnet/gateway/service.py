@@ -42,8 +42,10 @@ class Call:
     admission: Admission
     settlement_type: SettlementType
     delivery: Delivery
+    told_id: str = ""
+    """The client's own id of the call, where it sent one."""
     has_whole_tool_calls: bool = False
-    """whether its stream holds tool calls back until they are whole."""
+    """Whether its stream holds tool calls back until they are whole."""
     cost_factor: int = 1
 
     def cost(self, *, prompt_tokens: int, completion_tokens: int) -> Cost:
@@ -268,6 +270,7 @@ class ModelService:
         usage = transcript.usage
         self._served.add(
             ServedCall(
+                call_id=call.told_id,
                 authorization_id=call.admission.payment.authorization_id,
                 model=str(call.request["model"]),
                 prompt_tokens=usage["prompt_tokens"],

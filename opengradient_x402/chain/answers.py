@@ -8,11 +8,13 @@ again, and when, is decided in `node`.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from opengradient_x402 import strict_json
 from opengradient_x402.errors import ChainUnavailable, RpcError
+from opengradient_x402.urls import hiding
 
 MAX_ATTEMPTS: Final = 5
 _QUANTITY: Final = re.compile("0x[0-9a-fA-F]{1,64}")
@@ -88,12 +90,17 @@ class Result:
     value: Any
 
 
-def read_answer(reply: Reply, *, request_id: int, method: str, node: str) -> Result | Failure:
-    """The result in a reply, or why there is none. `node` is the node's name in messages."""
+def read_answer(
+    reply: Reply, *, request_id: int, method: str, node: str, secrets: Sequence[str] = ()
+) -> Result | Failure:
+    """The result in a reply, or why there is none. `node` is the node's name in messages.
+
+    `secrets` are in none of them: some nodes repeat the key with which they were asked.
+    """
     document = _document(reply)
     error = document.get("error")
     if isinstance(error, dict):
-        return _refused(error, reply, method=method, node=node)
+        return _refused(error, reply, method=method, node=node, secrets=secrets)
     if reply.status_code in _PASSING_STATUSES or reply.status_code >= 500:
         return Failure(
             error=ChainUnavailable(
@@ -122,8 +129,8 @@ def read_answer(reply: Reply, *, request_id: int, method: str, node: str) -> Res
     return Result(document["result"])
 
 
-def _refused(error: dict[Any, Any], reply: Reply, *, method: str, node: str) -> Failure:
-    message = str(error.get("message", f"HTTP {reply.status_code}"))[:_MOST_SHOWN]
+def _refused(error: dict[Any, Any], reply: Reply, *, method: str, node: str, secrets: Sequence[str]) -> Failure:
+    message = hiding(str(error.get("message", f"HTTP {reply.status_code}")), secrets)[:_MOST_SHOWN]
     code, data = error.get("code"), error.get("data")
     if _may_pass(message.lower(), code, reply.status_code):
         return Failure(

@@ -10,20 +10,19 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import logging
 import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Generator, Iterator
 from contextlib import suppress
 from typing import Any, Final, NamedTuple, Protocol, Self, TypeVar, cast
-from urllib.parse import urlsplit
 
 import httpx
 
 from opengradient_x402.chain.answers import Failure, Reply, Result, number_in, read_answer
 from opengradient_x402.effects import Read, Send, Sleep, Steps, drive, drive_async
 from opengradient_x402.errors import ChainUnavailable, ConfigurationError, RpcError
+from opengradient_x402.urls import host_of, keep_out_of_logs, secrets_in
 
 T = TypeVar("T")
 
@@ -162,11 +161,13 @@ class HttpNode:
         try:
             response: httpx.Response = yield Send(_post(server.url, json.dumps(content).encode(), until))
             yield Read(response, take)
-        except (httpx.HTTPError, httpx.InvalidURL) as exc:
+        except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as exc:  # UnicodeError: no URL after all
             problem: Exception = exc
         else:
             reply = Reply(response.status_code, bytes(body), response.headers.get("retry-after"))
-            return read_answer(reply, request_id=request_id, method=request.method, node=server.shown)
+            return read_answer(
+                reply, request_id=request_id, method=request.method, node=server.shown, secrets=server.secrets
+            )
         return _unanswered(server, request, problem, limit_s=until - began, is_late=time.monotonic() >= until)
 
 
@@ -175,50 +176,15 @@ class _Server:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.shown = _host(url)
+        self.shown = host_of(url)
+        self.secrets = secrets_in(url)
         self.is_checked = False
-        _keep_out_of_logs(url)
+        keep_out_of_logs(url)
 
 
 def urls_of(rpc_url: str) -> list[str]:
     """The URLs in a setting that may name several, with commas between them."""
     return [url for part in rpc_url.split(",") if (url := part.strip())] or [rpc_url]
-
-
-def _host(url: str) -> str:
-    try:
-        return urlsplit(url).netloc.rpartition("@")[2] or "the node"
-    except ValueError:
-        return "at an unreadable URL"
-
-
-_logged: Final[dict[str, str]] = {}
-"""URLs of nodes as httpx writes them, and what its log lines say instead: a provider's key stands in the path."""
-
-
-class _UrlFilter(logging.Filter):
-    """Lets every record pass, with nodes named by their hosts."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        text = record.getMessage()
-        for url, shown in list(_logged.items()):
-            if url in text:
-                text = text.replace(url, shown)
-                record.msg, record.args = text, ()
-        return True
-
-
-_URL_FILTER: Final = _UrlFilter()
-
-
-def _keep_out_of_logs(url: str) -> None:
-    try:
-        parsed = httpx.URL(url)
-    except (httpx.InvalidURL, TypeError):
-        return  # no request will be made
-    if parsed.raw_path != b"/" or parsed.userinfo:
-        _logged[str(parsed)] = f"{parsed.scheme}://{_host(url)}/[redacted]"
-        logging.getLogger("httpx").addFilter(_URL_FILTER)  # adding it again changes nothing
 
 
 def _unanswered(server: _Server, request: RpcRequest, exc: Exception, *, limit_s: float, is_late: bool) -> Failure:

@@ -17,6 +17,7 @@ from typing import Any, Final, Protocol, TypeVar
 import httpx
 
 from opengradient_x402.effects import Read, Send, Steps
+from opengradient_x402.parameters import checked_base_url
 from opengradient_x402.payment.policy import SpendPolicy
 
 EXTENSION: Final = "opengradient.endpoint"
@@ -148,7 +149,11 @@ def reach(source: EndpointSource, attempt: Callable[[Endpoint], Steps[T]], *, un
 
 
 def checked_gateway(base_url: str, *, policy: SpendPolicy) -> StaticGateway:
-    """A static gateway that the policy allows to pay at. Raises InsecureEndpoint."""
+    """A static gateway that the policy allows to pay at.
+
+    Raises InsecureEndpoint, or ConfigurationError for a URL with a secret in it.
+    """
+    checked_base_url(base_url)
     gateway = StaticGateway(base_url)
     policy.check_endpoint(gateway.base_url)
     return gateway

@@ -216,13 +216,16 @@ class Exchange:
         return response
 
     def _request(self, endpoint: Endpoint) -> httpx.Request:
-        return endpoint.post(
+        request = endpoint.post(
             CHAT_PATH,
             params=self._options.query or None,
             headers=self._options.of_streams if self._is_stream else self._options.of_answers,
             content=self._content,
             extensions={"timeout": self._timeouts},
         )
+        if name := self._payments.network.call_id_header:
+            request.headers[name] = self.call.id
+        return request
 
     # -- reading a stream
 

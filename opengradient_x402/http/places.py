@@ -20,6 +20,8 @@ _CARRIES_IPV4: Final = tuple(
 )  # RFC 4291, 2765, 6052, 8215: the last 32 bits are the IPv4 address
 _NOT_PUBLIC: Final = tuple(map(IPv6Network, ("fec0::/10", "3fff::/20", "5f00::/16")))  # RFC 3879, 9637, 9602
 _MOST_PARTS: Final = 4
+_MOST_DIGITS: Final = 11
+"""Of 32 bits: in octal they have the most."""
 
 
 def address_in(host: str) -> IPv4Address | IPv6Address | None:
@@ -35,17 +37,23 @@ def _as_numbers(parts: list[str]) -> IPv4Address | None:
     """As `inet_aton` reads it: the last part is all that is left of the 32 bits."""
     if len(parts) > _MOST_PARTS or not all(_NUMBER.fullmatch(part) for part in parts):
         return None
-    *first, last = (_number(part) for part in parts)
-    value = last
-    for at, part in enumerate(first):
-        value += part << 8 * (3 - at)
+    numbers = [number for part in parts if (number := _number(part)) is not None]
+    if len(numbers) < len(parts):
+        return None
+    value = numbers.pop()
+    for at, number in enumerate(numbers):
+        value += number << 8 * (3 - at)
     return IPv4Address(value) if value < 1 << 32 else None
 
 
-def _number(text: str) -> int:
+def _number(text: str) -> int | None:
+    """None when it has more digits than an address can have (zeros in front do not count)."""
     if text[:2].lower() == "0x":
-        return int(text[2:] or "0", 16)
-    return int(text, 8) if text.startswith("0") and set(text) <= set("01234567") else int(text)
+        digits, base = text[2:], 16
+    else:
+        digits, base = text, 8 if text.startswith("0") and set(text) <= set("01234567") else 10
+    digits = digits.lstrip("0") or "0"
+    return int(digits, base) if len(digits) <= _MOST_DIGITS else None
 
 
 def is_private(host: str) -> bool:

@@ -28,14 +28,23 @@ from opengradient_x402.ledger.tables import (
     as_row,
     authorizations,
     calls,
+    channels,
     pins,
     receipt_in,
     reserved,
     row_of_call,
     signatures,
+    vouchers,
 )
 
 _log = logging.getLogger(__name__)
+_NEWEST_VOUCHERS = (
+    sa.select(channels.c.id, channels.c.claimed_atomic, vouchers.c.max_atomic, authorizations.c.status)
+    .join_from(channels, vouchers, vouchers.c.channel_id == channels.c.id)
+    .join(authorizations, authorizations.c.id == vouchers.c.authorization_id)
+    .where(*(channels.c[name] == sa.bindparam(name) for name in ("payer", "network", "asset")))
+    .where(channels.c.status != "closed", channels.c.used_at > sa.bindparam("since"), vouchers.c.state == "newest")
+)
 _OPEN = "open"
 _CALLS_BY, _PROCESS, _UNDECIDED = "calls by the process of ", "process ", "undecided "
 """Keys of notes: which process knows an authorization's calls, that it ended in order, what waits for its word."""
@@ -125,6 +134,7 @@ class Book(Queries):
         if budget is not None:
             since = int(time.time()) - budget.window_s
             spent = self.spent(conn, whole.payer, whole.asset, whole.network, since, without=row)
+            spent += self._still_claimable(conn, whole, since)
             if spent + whole.reserved_atomic > budget.limit_atomic:
                 raise budget_exceeded(spent_atomic=spent, authorization=whole, budget=budget)
         if known is None:
@@ -136,6 +146,20 @@ class Book(Queries):
             conn.execute(_INSERT_SIGNATURE, stored)
         self._record(conn, unanswered(whole))
         return whole
+
+    def _still_claimable(self, conn: Connection, new: Authorization, since: int) -> int:
+        """What vouchers allow beyond what is reserved: a claim that includes a call leaves the rest of its ceiling.
+
+        Of the new authorization's own channel only what that does not reserve anew.
+        """
+        wallet = {"payer": new.payer, "asset": new.asset, "network": new.network, "since": since}
+        covered: dict[str, int] = {f"0x{new.nonce:064x}": new.reserved_atomic}
+        beyond: dict[str, int] = {}
+        for row in conn.execute(_NEWEST_VOUCHERS, wallet):
+            left = int(row.max_atomic) - int(row.claimed_atomic)
+            known = beyond if row.status == "settled" else covered
+            known[row.id] = max(known.get(row.id, 0), left)
+        return sum(max(0, left - covered.get(channel_id, 0)) for channel_id, left in beyond.items())
 
     def spent(
         self,

@@ -49,6 +49,7 @@ NETWORK_KEYS = [
     "relay",
     "attestation_root_sha256",
     "session_idle_s",
+    "call_id_header",
 ]
 
 

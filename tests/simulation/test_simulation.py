@@ -114,15 +114,17 @@ def test_each_known_break_is_found(name, folder, monkeypatch):
     stage, rules = Stage(), Rules(has_two_nodes=name == "expiry_by_two_nodes")
     with stage.set_up():
         BREAKS[name](monkeypatch)
-        seeds = range(_FOUND_BY[name], _FOUND_BY[name] + 25)
+        seeds = range(_FOUND_BY[name], _FOUND_BY[name] + 200)
         runs = ((seed, *broken_by(seed, folder, stage, rules)) for seed in seeds)
         seed, world, broken = next(run for run in runs if run[2] is not None)
         again, broken_again = broken_by(seed, folder, stage, rules)
         monkeypatch.undo()
+        _, unbroken = broken_by(seed, folder, stage, rules)
 
     print(f"{name}: seed {seed}, step {world.step}: {broken}")
     assert broken.rule != "errors are ours"  # the break was found, and no fault of the simulation
     assert (world.step, str(broken)) == (again.step, str(broken_again))
+    assert unbroken is None  # nothing but the break is found
 
 
 @pytest.mark.soak

@@ -93,6 +93,7 @@ FAULTS: dict[str, Fault] = {
     "not served": answered(error={"code": -32601, "message": "the method is not available on your plan"}),
     "internal error": answered(error={"code": -32603, "message": "Internal error"}),
     "not seen yet": answered(error={"code": -32000, "message": "header not found"}),
+    "repeats the key": answered(error={"code": -32000, "message": "no project at /v2/SECRETKEY?token=OTHERSECRET"}),
     "another chain": answered(result="0x1"),
     "a chain without end": answered(result="0x" + "9" * 5_000),
 }

@@ -87,6 +87,9 @@ def test_objects_that_hold_a_key_are_the_local_signer_of_it(key):
         (base64.b64encode(ACCOUNT.key).decode(), "base64", "64 hex digits"),
         ("/home/me/.keys/UTC--2026.json", "the path of a file", "OG_PRIVATE_KEY_FILE"),
         ("C:\\keys\\wallet.json", "the path of a file", "OG_KEYSTORE"),
+        (f"export OG_PRIVATE_KEY={KEY}", "a whole line", "behind the equals sign"),
+        (f"OG_PRIVATE_KEY = '{KEY}'", "a whole line", "behind the equals sign"),
+        ("-----BEGIN EC PRIVATE KEY-----\nMHQC/+==\n-----END EC PRIVATE KEY-----\n", "a PEM file", "64 hex digits"),
         (KEY[:-1], "63 hex digits: a zero", "64 hex digits"),
     ],
 )
@@ -144,6 +147,46 @@ def test_a_keystore_that_cannot_be_opened_says_why(keystore, tmp_path, content, 
         path.write_text(keystore.read_text() if content == "good" else content)
     with pytest.raises(InvalidPrivateKey, match=f"{reason}.*Nothing was paid|{reason}"):
         Keystore(path, password).open()
+
+
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        (("crypto", "kdfparams", "c"), 10**30),
+        (("crypto", "kdfparams", "dklen"), 10**12),
+        (("crypto", "kdfparams", "prf"), "md5"),
+        (("crypto", "kdfparams"), None),
+        (("crypto", "mac"), 5),
+        (("crypto", "cipherparams"), []),
+        (("crypto",), "text"),
+    ],
+)
+def test_a_damaged_keystore_cannot_be_decrypted(keystore, tmp_path, where, value):
+    with pytest.raises(InvalidPrivateKey, match=r"cannot be decrypted.*Nothing was paid"):
+        Keystore(changed(keystore, tmp_path, where, value), "open sesame").open()
+
+
+def test_a_keystore_that_opens_to_the_key_of_another_wallet_is_not_used(keystore, tmp_path):
+    """The checksum in the file does not cover the initial value of its cipher."""
+    path = changed(keystore, tmp_path, ("crypto", "cipherparams", "iv"), "00" * 16)
+    with pytest.raises(InvalidPrivateKey, match=r"not that of the address.*Nothing was paid"):
+        Keystore(path, "open sesame").open()
+
+
+@pytest.mark.parametrize("address", [ACCOUNT.address, ACCOUNT.address.lower()[2:], "", None])
+def test_the_address_in_a_keystore_may_be_written_in_every_way_or_left_out(keystore, tmp_path, address):
+    path = changed(keystore, tmp_path, ("address",), address)
+    assert Keystore(path, "open sesame").open().address == ACCOUNT.address
+
+
+def changed(keystore, directory, where, value):
+    """A copy of the keystore with another value at a place in it."""
+    document = inner = json.loads(keystore.read_text())
+    for name in where[:-1]:
+        inner = inner[name]
+    inner[where[-1]] = value
+    (directory / "changed.json").write_text(json.dumps(document))
+    return directory / "changed.json"
 
 
 def test_the_environment_names_keystore_password_and_files(keystore, tmp_path):

@@ -158,6 +158,23 @@ def test_a_file_that_describes_no_network_is_refused(tmp_path, content):
         load_network(file)
 
 
+def test_only_a_network_that_asks_for_them_gets_ids_of_calls(tmp_path):
+    assert all(network.call_id_header is None for network in PRESETS.values())
+    file = tmp_path / "net.json"
+    file.write_text(json.dumps({**description(), "call_id_header": "x-call-id"}))
+    assert load_network(file).call_id_header == "x-call-id"
+
+
+@pytest.mark.parametrize(
+    "name", ["authorization", "x-payment", "x-upto-session", "x-settlement-type", "x-a\r\nb: c", 7]
+)
+def test_ids_of_calls_are_sent_in_no_header_that_says_something_else(tmp_path, name):
+    file = tmp_path / "net.json"
+    file.write_text(json.dumps({**description(), "call_id_header": name}))
+    with pytest.raises(UnknownNetwork, match="call_id_header"):
+        load_network(file)
+
+
 def test_a_description_is_fetched_from_a_loopback_url(server):
     server.answers["/network"] = (200, json.dumps(description()).encode())
     assert load_network(f"{server.url}/network").chain_id == 31402
@@ -172,6 +189,23 @@ def test_answers_that_are_no_description_are_refused(server):
     ):
         with pytest.raises(UnknownNetwork, match=reason):
             load_network(server.url + path)
+
+
+def test_what_a_url_of_a_description_holds_beside_its_path_is_in_no_error_and_no_log_line(server, caplog):
+    caplog.set_level("DEBUG")
+    server.answers = {"/404?token=SECRET": (404, b""), "/?token=SECRET": (200, b"[]")}
+    for url in (
+        f"{server.url}/404?token=SECRET",
+        f"{server.url}/?token=SECRET",
+        f"{server.url}/404?token=SECRET".replace("http://", "http://me:SECRET@"),
+        "http://me:SECRET@127.0.0.1:1/network",
+        "http://me:SECRET@127.0.0.1:99999/network",
+    ):
+        with pytest.raises(UnknownNetwork, match=r"http://127\.0\.0\.1") as caught:
+            load_network(url)
+        assert "SECRET" not in str(caught.value)
+    assert "HTTP Request" in caplog.text
+    assert "SECRET" not in caplog.text
 
 
 def test_a_silent_url_is_an_error_that_asks_for_the_devnet():

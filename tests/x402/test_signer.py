@@ -158,8 +158,10 @@ def test_only_digests_are_signed():
         f"\ufeff0x{'11' * 32}",
         f"\u201c0x{'11' * 32}\u201d",
         f"`{'11' * 32}`",
+        f'"0x{"11" * 32}",',
+        f"\u00a0{'11' * 32};",
     ],
-    ids=range(14),
+    ids=range(16),
 )
 def test_a_key_is_accepted_in_its_usual_forms(key):
     assert LocalSigner(key).address == "0x19E7E376E7C213B7E7e7e46cc70A5dD086DAff2A"

@@ -1,7 +1,7 @@
 """The calls that a gateway has served: which payment paid for them, what they cost, and the hashes of their proofs.
 
-In memory, and only the newest: for people who look at the devnet. No client sends its own id of a call to a gateway,
-so a call is found by the hashes that its receipt has.
+In memory, and only the newest: for people who look at the devnet. A call is found by the id in its receipt, which the
+devnet's network description asks clients to send, or by the hashes of its proof.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ _MOST: Final = 10_000
 class ServedCall:
     """One call that was answered to its end. The hashes are 32 bytes each, or empty without a proof."""
 
+    call_id: str
+    """The client's id of the call; empty when it sent none."""
     authorization_id: str
     model: str
     prompt_tokens: int
@@ -48,6 +50,11 @@ class ServedCalls:
         """The calls of these payments, oldest first."""
         with self._lock:
             return [call for call in self._calls if call.authorization_id in authorization_ids]
+
+    def with_id(self, call_id: str) -> list[ServedCall]:
+        """The calls to which their clients gave this id. A client that tries again sends the same id."""
+        with self._lock:
+            return [call for call in self._calls if call_id and call.call_id == call_id]
 
     def with_hash(self, word: bytes) -> list[ServedCall]:
         """The calls whose request or answer has this hash."""

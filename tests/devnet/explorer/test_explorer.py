@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import closing
 from html.parser import HTMLParser
 
 import httpx
@@ -16,7 +17,9 @@ from opengradient_devnet.explorer.notation import Notation, opg, utc
 from opengradient_devnet.explorer.payment_pages import blob_body
 from opengradient_devnet.explorer.settle_calls import settle_calls
 from opengradient_devnet.gateway.payment.session_views import session_mark
+from opengradient_x402 import Payments, load_network
 from support.payer import Payer, chat_body, decode
+from support.payers import client_for, payments_for
 
 pytestmark = pytest.mark.devnet(schemes=("upto", "exact-permit2", "exact-eip3009"))
 HOSTILE = "<script>alert('x')</script>\"&<img src=x onerror=alert(1)>"
@@ -404,7 +407,41 @@ def test_a_payment_leads_to_its_calls_and_their_data(net, payer, look):
     assert record.transaction in found.url or any(record.transaction in link for link in found.links)
 
 
-def test_the_id_of_a_call_is_answered_with_where_to_look(look):
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_the_id_of_a_call_leads_to_its_session_and_then_to_its_payment(net, look, tmp_path, is_stream):
+    body = {"model": "openai/gpt-5", "messages": [{"role": "user", "content": "Hi."}]}
+    with payments_for(net, net.account(approved=True), tmp_path / "ledger.sqlite") as payments:
+        with client_for(payments, settlement_mode="private") as client:
+            if is_stream:
+                list(client.stream(body))
+            else:
+                client.chat(body)
+        (receipt,) = payments.ledger.receipts().result()
+        assert look("/search", q=receipt.call_id).url == "/sessions"
+        net.close_sessions()
+        settled = payments.reconciler.refresh(receipt, timeout_s=None)
+
+    found = look("/search", q=receipt.call_id)
+    assert found.url == f"/tx/{settled.payment_tx_hash}"
+    assert receipt.call_id[:10] in found.text
+
+
+def test_a_network_that_does_not_ask_for_ids_of_calls_gets_none(net, look, tmp_path):
+    described = {name: value for name, value in net.network.items() if name != "call_id_header"}
+    file = tmp_path / "network.json"
+    file.write_text(json.dumps(described))
+    payments = Payments.open(
+        network=load_network(file),
+        private_key=net.account(approved=True).private_key,
+        ledger=f"sqlite:///{tmp_path / 'ledger.sqlite'}",
+    )
+    with closing(payments), client_for(payments) as client:
+        client.chat({"model": "openai/gpt-5", "messages": [{"role": "user", "content": "Hi."}]})
+        (receipt,) = payments.ledger.receipts().result()
+    assert "has answered no call with this id" in look("/search", status=404, q=receipt.call_id).text
+
+
+def test_an_unknown_id_of_a_call_is_answered_with_where_to_look(look):
     assert "receipts show call_12ab --full" in look("/search?q=call_12ab", status=404).text
 
 

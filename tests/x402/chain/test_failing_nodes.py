@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
@@ -109,6 +110,33 @@ def test_the_next_of_several_nodes_is_asked(net, fault):
         assert chain.ask(native_balance("0x" + "12" * 20)) == 0
         assert chain.ask(native_balance("0x" + "12" * 20)) == 0
         assert node.count("eth_getBalance") == 2
+
+
+@pytest.mark.parametrize("scheme", ["http://", "http://me:OTHERSECRET@"])
+def test_a_key_that_a_node_repeats_is_in_no_error(net, scheme):
+    with failing_node("repeats the key", net.chain.chain_id) as url:
+        chain = ChainReader(f"{url}/v2/SECRETKEY?token=OTHERSECRET".replace("http://", scheme), net.chain.chain_id)
+        with pytest.raises(OpenGradientError, match="no project at /v2/") as caught:
+            chain.ask(native_balance("0x" + "12" * 20))
+    assert "SECRET" not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize(
+    "url", ["http://xn--a/", "http://127.0.0.1:1/\udc80", "http://127.0.0.1:99999/", "http://[::1/"]
+)
+def test_what_is_no_url_after_all_is_a_node_that_does_not_answer(net, url):
+    with pytest.raises(OpenGradientError, match="rpc_url"):
+        ChainReader(url, net.chain.chain_id, timeout_s=LIMIT_S).ask(native_balance("0x" + "12" * 20))
+
+
+def test_of_two_urls_one_may_be_the_start_of_the_other_and_neither_key_is_logged(net, caplog):
+    caplog.set_level("DEBUG")
+    with serving(net.chain) as node:
+        for url in (f"{node.url}/v2", f"{node.url}/v2/SECRETKEY", f"{node.url}/v2/SECRETKEY?token=OTHERSECRET"):
+            with ChainReader(url, net.chain.chain_id) as chain:
+                chain.ask(native_balance("0x" + "12" * 20))
+    assert caplog.text.count("HTTP Request") == 6
+    assert "SECRET" not in caplog.text
 
 
 def test_a_key_in_a_nodes_url_is_in_no_log_line_and_no_repr(net, caplog):

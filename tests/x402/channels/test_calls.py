@@ -109,6 +109,22 @@ def test_a_day_s_budget_holds_for_vouchers(net, account, tmp_path):
             client.chat(PROMPT)
 
 
+def test_what_claimed_vouchers_still_allow_counts_in_a_day_s_budget(net, account, tmp_path):
+    policy = SpendPolicy(max_per_day="0.2", max_per_authorization="0.1", max_channels=2)
+    with payments_for(net, account, tmp_path / "two.sqlite", policy=policy) as payments, client_for(payments) as client:
+        with client.stream(PROMPT) as stream:
+            client.chat(PROMPT)
+            list(stream)
+        claimed_receipts(net, payments)
+        with pytest.raises(BudgetExceeded):
+            client.chat(PROMPT)
+        for one in net.channels:  # the gateway claims all that it holds a voucher for
+            if one.config.payer == payments.payer:
+                one.charged = one.signed
+        net.claim_channels()
+        assert sum(channel.claimed_atomic for channel in payments.channels.list()) == 2 * AMOUNT
+
+
 def test_calls_side_by_side_have_channels_of_their_own_and_none_is_told_that_one_is_busy(net, payments, client):
     with ThreadPoolExecutor(12) as threads:
         receipts = list(threads.map(lambda _: client.chat(PROMPT).receipt, range(24)))

@@ -164,6 +164,24 @@ def test_nothing_is_said_where_a_far_name_leads_into_the_own_network(call, tmp_p
 
 
 @pytest.mark.parametrize(
+    "url",
+    ["https://me:SECRET@gateway.example", "http://SECRET@127.0.0.1:1/v1", "https://gateway.example/v1?key=SECRET"],
+)
+def test_a_gateways_url_that_holds_a_secret_is_refused_and_not_repeated(url):
+    from langchain_opengradient import ChatOpenGradient
+    from llama_index_opengradient import OpenGradient
+
+    for make in (
+        lambda: ChatOpenGradient(model="openai/gpt-5", base_url=url),
+        lambda: OpenGradient(model="openai/gpt-5", base_url=url),
+        lambda: checked_gateway(url, policy=SpendPolicy()),
+    ):
+        with pytest.raises(ValueError, match=r"Nothing was paid.*`default_headers`") as caught:
+            make()
+        assert "SECRET" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("host", "is_home"),
     [
         ("10.0.0.1", True),
@@ -190,6 +208,11 @@ def test_nothing_is_said_where_a_far_name_leads_into_the_own_network(call, tmp_p
         ("10.example", False),
         ("1.2.3.4.5", False),
         ("99999999999", False),
+        ("0" * 5000 + "12.0.0.1", True),
+        ("0x" + "0" * 5000 + "a000001", True),
+        ("9" * 5000, False),
+        ("0x" + "f" * 5000, False),
+        ("1.2.3." + "4" * 5000, False),
     ],
 )
 def test_an_address_is_the_same_in_every_spelling(host, is_home):
