@@ -1,6 +1,6 @@
 """Who signs: the `Signer` protocol, the local key, keystore files, and signers that others made.
 
-`signer_of` takes a key in the forms in which people have one. A key never leaves the closures in which it lives: not
+`signer_of` takes a key in the forms in which people have one. A key stays inside closures: not
 through repr, vars, copies, pickles or error messages. Also here: which address made a signature.
 """
 

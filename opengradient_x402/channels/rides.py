@@ -65,7 +65,7 @@ class Rides:
             return Ride(channel)
 
     def change(self) -> Future[None]:
-        """Done when a seat becomes free."""
+        """A future that is done when a seat becomes free."""
         future: Future[None] = Future()
         with self._lock:
             self._waiting.append(future)

@@ -315,7 +315,7 @@ class _Examination:
 
     @property
     def _look_s(self) -> float:
-        """So long the next host may take to answer."""
+        """How long the next host may take to answer, in seconds."""
         return _LONGEST_LOOK_S / (1 + self._dead_hosts)
 
     def _needed(self) -> int:
@@ -332,7 +332,7 @@ class _Examination:
         return self._address
 
     def _asked(self, question: Question[_T]) -> _T:
-        """What the node answers. Said once that it does not, it is asked no more: each question takes its time."""
+        """What the node answers. After one failure it is not asked again, since each question takes time."""
         from opengradient_x402.chain.questions import ChainReader
         from opengradient_x402.errors import OpenGradientError
 

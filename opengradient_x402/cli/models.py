@@ -1,4 +1,4 @@
-"""`opengradient-x402 models`: names, limits and prices, from the catalogue or from a gateway itself."""
+"""`opengradient-x402 models`: names, limits and prices, from the catalog or from a gateway itself."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _LONGEST_GOODBYE_S = 60
-"""So long open calls may go on after Ctrl-C; they are paid."""
+"""How long open calls may go on after Ctrl-C, in seconds; they are paid."""
 _KEEP_ALIVE_S = 75
 
 

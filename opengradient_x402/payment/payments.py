@@ -400,7 +400,7 @@ class Payments(Resident):
         self.funds.forget()
         return not_served(signed, origin=key.origin, call_id=call.id, reason=reason, asset=self.network.asset)
 
-    # -- afterwards
+    # -- at the end
 
     def refused(self, call: Call, error: OpenGradientError) -> None:
         """Reports, once, that the call ended with this error."""

@@ -39,7 +39,7 @@ def terms_to_sign(terms: PaymentTerms, *, network: Network, now_s: int) -> Signe
     """What a signature made now allows.
 
     Raises PolicyRefused when the terms are for another chain than the network's: a signature is valid wherever its
-    chain id says, whatever the caller believed.
+    chain id says.
     """
     if terms.chain_id != network.chain_id:
         raise PolicyRefused(

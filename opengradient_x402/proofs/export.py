@@ -190,7 +190,7 @@ def _blocks_since(since: int, entries: Sequence[Authorization]) -> Question[Peri
 
 
 def _with_signature(case: Case, network: Network, signer: Signer | None) -> Case:
-    """The case with the payer's signature over what expired, made anew: nobody can use it any more."""
+    """The case with the payer's signature over what expired, made again: nobody can use it any more."""
     entry = case.entry
     longest = max(entry.signed, key=lambda terms: terms.deadline)
     if (

@@ -42,7 +42,7 @@ _RUNS: Final = (
 )
 DECISIONS: Final = "Nobody signed these decisions, and no chain shows them: only the payer says what persons decided."
 _FEWEST_PLACES: Final = 7
-"""One day alone is a column, not a wall."""
+"""The widest column: a single day must not fill the whole plot."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ class Report:
 
     @property
     def tone(self) -> str:
-        """How the verdict is coloured."""
+        """The color of the verdict."""
         return "bad" if self.refuted else "good" if self.is_checked else "hint"
 
     def symbol(self, figures: Figures) -> str:

@@ -1,7 +1,7 @@
 """What receipts, their authorization and its calldata say by themselves, without asking anybody. Pure.
 
 The payer's signature is looked for in the calldata that settled, since a permit's signature is there for all to see.
-Whatever else the file says is its writer's word: it can be refuted here, and is `Stated` otherwise.
+Everything else in the file is its writer's word: it can be refuted here, and is `Stated` otherwise.
 """
 
 from __future__ import annotations
@@ -223,7 +223,7 @@ def signature_finding(case: Case, mined: Transaction | None, network: Network) -
 
 
 def signatures_in(calldata: bytes) -> Iterable[bytes]:
-    """Whatever is ABI-encoded as 65 bytes, wherever a contract has wrapped it."""
+    """All values that are ABI-encoded as 65 bytes, at any place in the calldata."""
     start = calldata.find(_SIGNATURE_LENGTH)
     while start >= 0:
         first = start + len(_SIGNATURE_LENGTH)
