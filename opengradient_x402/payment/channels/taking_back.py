@@ -25,6 +25,7 @@ from opengradient_x402.channels.rides import Rides
 from opengradient_x402.channels.vouchers import STALE, corrected_base, refund_payload
 from opengradient_x402.effects import Read, Send, Steps, Wait
 from opengradient_x402.errors import ConfigurationError
+from opengradient_x402.keys.signer import Signer
 from opengradient_x402.networks import Network
 from opengradient_x402.payment.challenge import (
     CHALLENGE_HEADER,
@@ -36,7 +37,6 @@ from opengradient_x402.payment.challenge import (
 from opengradient_x402.payment.gateways import KnownGateways
 from opengradient_x402.payment.permits import payment_header
 from opengradient_x402.payment.policy import SpendPolicy
-from opengradient_x402.signer import Signer
 
 _MOST_ATTEMPTS: Final = 2
 _TIMEOUT_S: Final = 60.0
