@@ -129,7 +129,7 @@ def test_other_providers_do_not_ask_for_the_word(model):
     assert body_of(model=model, messages=said("Which city?"), response_format=JSON_MODE)["response_format"]
 
 
-BLANK = ["", " \n", [{"type": "text", "text": ""}], None]
+BLANK = ["", " \n", [{"type": "text", "text": ""}]]
 
 
 @pytest.mark.parametrize("content", BLANK, ids=str)
@@ -137,6 +137,13 @@ def test_a_blank_message_is_refused_for_anthropic_s_models(content):
     with pytest.raises(ConfigurationError, match=r"user message is blank.*Nothing was paid"):
         body_of(model="anthropic/claude-sonnet-4-6", messages=said(content))
     assert body_of(messages=said(content))["messages"][1]["content"] == content
+
+
+@pytest.mark.parametrize("content", [None, 5, {"type": "text", "text": "Hello"}], ids=str)
+@pytest.mark.parametrize("model", ["openai/gpt-5", "anthropic/claude-sonnet-4-6"])
+def test_a_message_whose_content_is_no_text_and_no_list_is_refused_for_every_model(model, content):
+    with pytest.raises(ConfigurationError, match=r"text or a list of parts.*Nothing was paid"):
+        body_of(model=model, messages=said(content))
 
 
 def test_a_message_of_an_image_alone_is_not_blank():
