@@ -2,7 +2,7 @@
 
 Sans-I/O. It knows the OpenAI-shaped wire and the ways in which real gateways bend it (docs/wire.md, "What gateways do
 not do"): `message` for `delta`, tool-call fragments without index, repeated ids, `stop` not applied, `length` never
-said. It does not know HTTP, payments, or either framework's vocabulary.
+said. It does not know HTTP, payments, or the types of a framework.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Tool calls, whole and in fragments, from whatever gateways send.
+"""Tool calls, whole and in fragments, from all forms that gateways send.
 
 A fragment belongs to a call by its index, then by its id, then to the call that is open; arguments stay text.
 """
@@ -52,7 +52,7 @@ class ToolCallDelta:
 class _JsonText:
     """JSON text that arrives in pieces, with the control characters in its strings escaped.
 
-    Models write bare line feeds there, which not every reader of JSON takes.
+    Models write line feeds there without escaping them, which some JSON parsers refuse.
     """
 
     __slots__ = ("_after_backslash", "_in_string")
@@ -176,7 +176,7 @@ def _arguments_text(arguments: Any) -> str:
 class ToolCallAssembly:
     """Which call a fragment belongs to: by index, then by id, then the one that is open.
 
-    In a whole answer (`are_whole`) each one is a call by itself, whatever it is called.
+    In a whole answer (`are_whole`) each one is a call by itself, also when names or ids are equal.
     """
 
     __slots__ = ("_are_whole", "_by_id", "_by_index", "_calls")

@@ -238,11 +238,6 @@ class DataSettlement:
     leaf: str | None = None
     proof: tuple[str, ...] = ()
 
-    @property
-    def is_shown(self) -> bool:
-        """Whether the chain was read, and shows what the mode promises; never so in private mode."""
-        return bool(self.findings) and all(isinstance(finding, Read) for finding in self.findings)
-
     def to_json(self) -> dict[str, Any]:
         """Strings, ints and lists."""
         known: dict[str, Any] = {

@@ -1,7 +1,7 @@
 """What receipts, their authorization and its calldata say by themselves, without asking anybody. Pure.
 
 The payer's signature is looked for in the calldata that settled, since a permit's signature is there for all to see.
-Whatever else the file says is its writer's word: it can be refuted here, and is `Stated` otherwise.
+Everything else in the file is its writer's word: it can be refuted here, and is `Stated` otherwise.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Final
 
 from opengradient_x402.chain.eip712 import BATCH_SETTLEMENT, payment_digest
 from opengradient_x402.chain.questions import Transaction
+from opengradient_x402.keys.signer import SIGNATURE_BYTES, recover_address
 from opengradient_x402.ledger.authorizations import Authorization, token_fields
 from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt, transaction_claim
 from opengradient_x402.networks import Network
@@ -20,7 +21,6 @@ from opengradient_x402.proofs.bundle import ABOUT, Case, hex_bytes
 from opengradient_x402.proofs.findings import Finding, Proven, Refuted, Stated, Statement, Undecided
 from opengradient_x402.settlement.channels import SCHEME
 from opengradient_x402.settlement.recognition import SettlementFound
-from opengradient_x402.signer import SIGNATURE_BYTES, recover_address
 
 _SHOWN: Final = 5
 _CLOCK_MARGIN_S: Final = 3600
@@ -223,7 +223,7 @@ def signature_finding(case: Case, mined: Transaction | None, network: Network) -
 
 
 def signatures_in(calldata: bytes) -> Iterable[bytes]:
-    """Whatever is ABI-encoded as 65 bytes, wherever a contract has wrapped it."""
+    """All values that are ABI-encoded as 65 bytes, at any place in the calldata."""
     start = calldata.find(_SIGNATURE_LENGTH)
     while start >= 0:
         first = start + len(_SIGNATURE_LENGTH)
