@@ -16,9 +16,9 @@ from opengradient_x402.addresses import keccak256
 from opengradient_x402.chain.questions import Question, RpcRequest, native_balance, quantity, receipt
 from opengradient_x402.effects import Sleep
 from opengradient_x402.errors import ChainUnavailable, InsufficientFunds, NotPaid, RpcError
+from opengradient_x402.keys.signer import Signer
 from opengradient_x402.money import format_amount
 from opengradient_x402.networks import Network
-from opengradient_x402.signer import Signer
 
 _RECEIPT_TIMEOUT_S: Final = 90.0
 _DOUBTFUL_TIMEOUT_S: Final = 30.0

@@ -75,7 +75,7 @@ def refund(
     ledger: LedgerOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Ask gateways to send back what is left in channels. Costs no gas; `withdraw` is for gateways that do not."""
+    """Ask gateways to send back what is left in channels. Costs no gas. If a gateway refuses, use `withdraw`."""
     with opened_payments(network, ledger, rpc_url) as payments:
         outcomes = payments.channels.refund(channel_id)
     _show(outcomes, as_json=as_json)

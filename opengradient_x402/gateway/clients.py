@@ -33,11 +33,11 @@ from opengradient_x402.process import Ending, Resident, belongs
 
 if TYPE_CHECKING:
     from opengradient_x402.gateway.client import AsyncGatewayClient, GatewayClient
+    from opengradient_x402.keys.signer import Keystore, Signer
     from opengradient_x402.ledger.ledger import Ledger
     from opengradient_x402.networks import Network
     from opengradient_x402.payment.payments import Payments
     from opengradient_x402.payment.policy import SpendPolicy
-    from opengradient_x402.signer import Keystore, Signer
 
 REST_S: Final = 3.0
 """How long connections and the ledger's thread stay that no model uses: idle connections last little longer."""
@@ -255,12 +255,12 @@ class Registry(Resident):
         """A wallet, and what makes it the same as another one. Opens nothing yet but a network's file or URL."""
         if route.payments is not None:
             return _Wallet(route.payments, owns_ledger=False), id(route.payments)
+        from opengradient_x402.keys.signer import signer_of
         from opengradient_x402.ledger.ledger import Ledger
         from opengradient_x402.ledger.shared import OF_THE_PROCESS
         from opengradient_x402.networks import load_network, with_node
         from opengradient_x402.payment.payments import Payments
         from opengradient_x402.payment.policy import SpendPolicy
-        from opengradient_x402.signer import signer_of
 
         if route.private_key is None:
             raise InvalidPrivateKey(

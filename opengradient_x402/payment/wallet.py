@@ -32,10 +32,10 @@ from opengradient_x402.chain.questions import (
 from opengradient_x402.chain.transactions import prepare_transaction, send_transaction, sign_transaction
 from opengradient_x402.effects import Sleep, in_thread
 from opengradient_x402.errors import AllowanceMissing, ChainUnavailable, ConfigurationError, InsufficientFunds, RpcError
+from opengradient_x402.keys.signer import Signer, sign_typed
 from opengradient_x402.money import MAX_UINT256, parse_amount
 from opengradient_x402.networks import Network
 from opengradient_x402.payment.policy import SpendPolicy
-from opengradient_x402.signer import Signer, sign_typed
 
 if TYPE_CHECKING:
     from opengradient_x402.ledger.authorizations import Authorization

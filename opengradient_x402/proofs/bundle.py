@@ -22,6 +22,7 @@ from opengradient_x402.addresses import checksum_address
 from opengradient_x402.channels.channel import Voucher
 from opengradient_x402.channels.shown import ShownChannel
 from opengradient_x402.errors import BundleUnreadable
+from opengradient_x402.keys.signer import Signer, recover_address, text_digest
 from opengradient_x402.ledger.authorizations import Authorization, SignedTerms
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.money import Asset
@@ -29,7 +30,6 @@ from opengradient_x402.networks import ChainContract, Network
 from opengradient_x402.proofs.checks.decisions import Decision
 from opengradient_x402.proofs.data_settlement import DataSettlement
 from opengradient_x402.proofs.findings import Finding, Proven, Refuted, Statement, Undecided
-from opengradient_x402.signer import Signer, recover_address, text_digest
 from opengradient_x402.strict_json import check_depth, whole_characters
 
 FORMAT: Final = "opengradient-audit-bundle/1"

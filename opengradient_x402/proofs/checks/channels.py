@@ -18,12 +18,12 @@ from opengradient_x402.channels.events import ChannelMove, ceilings_in, move_of
 from opengradient_x402.channels.shown import ShownChannel
 from opengradient_x402.effects import Steps
 from opengradient_x402.errors import ChainUnavailable
+from opengradient_x402.keys.signer import recover_address
 from opengradient_x402.networks import Network
 from opengradient_x402.proofs.bundle import Case
 from opengradient_x402.proofs.checks.completeness import Claim
 from opengradient_x402.proofs.checks.receipts import signatures_in
 from opengradient_x402.proofs.findings import Finding, Proven, Read, Refuted, Statement, Undecided
-from opengradient_x402.signer import recover_address
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,7 @@ from typing import Final
 
 from opengradient_x402.chain.eip712 import BATCH_SETTLEMENT, payment_digest
 from opengradient_x402.chain.questions import Transaction
+from opengradient_x402.keys.signer import SIGNATURE_BYTES, recover_address
 from opengradient_x402.ledger.authorizations import Authorization, token_fields
 from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt, transaction_claim
 from opengradient_x402.networks import Network
@@ -20,7 +21,6 @@ from opengradient_x402.proofs.bundle import ABOUT, Case, hex_bytes
 from opengradient_x402.proofs.findings import Finding, Proven, Refuted, Stated, Statement, Undecided
 from opengradient_x402.settlement.channels import SCHEME
 from opengradient_x402.settlement.recognition import SettlementFound
-from opengradient_x402.signer import SIGNATURE_BYTES, recover_address
 
 _SHOWN: Final = 5
 _CLOCK_MARGIN_S: Final = 3600

@@ -129,7 +129,7 @@ def test_other_providers_do_not_ask_for_the_word(model):
     assert body_of(model=model, messages=said("Which city?"), response_format=JSON_MODE)["response_format"]
 
 
-BLANK = ["", " \n", [{"type": "text", "text": ""}], None]
+BLANK = ["", " \n", [{"type": "text", "text": ""}]]
 
 
 @pytest.mark.parametrize("content", BLANK, ids=str)

@@ -22,10 +22,10 @@ from opengradient_x402.errors import (
     NotPaid,
     RpcError,
 )
+from opengradient_x402.keys.signer import LocalSigner
 from opengradient_x402.money import MAX_UINT256, format_amount
 from opengradient_x402.payment.policy import SpendPolicy
 from opengradient_x402.payment.wallet import Funds, Wallet, require_funds
-from opengradient_x402.signer import LocalSigner
 from support.node import serving
 from support.settling import Payer, new_payer, settle
 from support.settling import settle_call as settlement
