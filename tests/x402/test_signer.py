@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from opengradient_x402 import signer as signer_module
 from opengradient_x402.addresses import keccak256
 from opengradient_x402.errors import InvalidPrivateKey, PolicyRefused
+from opengradient_x402.keys import signer as signer_module
 from opengradient_x402.keys.signer import LocalSigner
 from opengradient_x402.ledger.authorizations import Authorization
 from opengradient_x402.networks import PRESETS
