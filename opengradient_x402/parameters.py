@@ -1,4 +1,4 @@
-"""What users of other chat models write, and what they are told when it means nothing, or has another name, here.
+"""Parameters of other chat models that have no meaning, or another name, here; and what users are told then.
 
 Names, ranges and sentences only; both faces ask it when a model is made and when it is called. It does not know the
 fields of either.

@@ -22,7 +22,7 @@ from opengradient_x402.networks import Network
 
 _RECEIPT_TIMEOUT_S: Final = 90.0
 _DOUBTFUL_TIMEOUT_S: Final = 30.0
-"""For a transaction of which nobody said that it was taken."""
+"""Seconds to wait for a transaction that no node has accepted yet."""
 _FIRST_LOOK_S: Final = 0.05
 _LONGEST_LOOK_S: Final = 2.0
 _MOST_NONCES: Final = 4

@@ -1,4 +1,4 @@
-"""What the chain shows of channels, and the transactions by which a payer takes a deposit back without anybody's help.
+"""What the chain shows of channels, and the transactions by which a payer takes a deposit back without help.
 
 Questions only (docs/wire.md, "Channels").
 """

@@ -1,4 +1,4 @@
-"""`opengradient-x402 ledger`, and `receipts reconcile`: the database is looked after, and told what the chain shows."""
+"""`opengradient-x402 ledger`, and `receipts reconcile`: maintains the database, and updates it from the chain."""
 
 from __future__ import annotations
 

@@ -208,7 +208,7 @@ class StreamAccumulator:
 
     @property
     def usage(self) -> Usage | None:
-        """Usage, once an event has told it."""
+        """Usage, once an event has given it."""
         return self._usage
 
     @property
@@ -240,7 +240,7 @@ class StreamAccumulator:
         if self._finish_reason is not None or event.get("usage"):
             self._take_terminal(event)
             if delta.finish_reason == "stop" and self._ran_out():
-                # the gateway never says "length"; the usage that came with this event shows it
+                # gateways never send "length": the usage in this event shows it
                 delta.finish_reason = self._finish_reason = "length"
         return delta
 

@@ -121,7 +121,7 @@ class _OpenCall:
         return ToolCallDelta(self.index, self.id, self.name or None, arguments)
 
     def _shown(self, arguments: str) -> str:
-        """What a reader of the stream gets: JSON of which nothing has to be taken back."""
+        """The text for the reader of the stream: JSON that later fragments can only extend."""
         arguments = self._text.take(arguments)
         if not self._is_blank:
             return arguments
@@ -139,7 +139,7 @@ class _OpenCall:
         return name
 
     def rest(self) -> ToolCallDelta | None:
-        """What is left to be said when nothing more comes."""
+        """The last delta of this call, at the end of the stream."""
         rest = self.whole.rest()
         self.pieces.append(rest)
         if not self.is_told:
@@ -226,7 +226,7 @@ class ToolCallAssembly:
         return call
 
     def rest(self) -> list[ToolCallDelta]:
-        """What is left to be said of each call when nothing more comes."""
+        """The last deltas of all calls, at the end of the stream."""
         return [rest for call in self._calls if (rest := call.rest()) is not None]
 
     def build(self) -> tuple[ToolCall, ...]:

@@ -252,7 +252,7 @@ class KnownGateways:
 
 
 class Clock:
-    """Whether this machine's clock can be signed with: a wrong one makes signatures that live too long, or are expired.
+    """Whether signatures can use this machine's clock: a wrong one makes signatures that live too long, or are expired.
 
     It agrees with the world when a gateway's `Date` or the chain's time says so. From then on it must move as the
     monotonic clock does; when it has not (it was set, or the machine slept), or when nobody has confirmed it yet, the

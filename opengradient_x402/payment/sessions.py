@@ -22,7 +22,7 @@ from typing import Any, Final, NamedTuple
 from opengradient_x402.ledger.authorizations import Authorization, SignedTerms, receipt_fields
 
 SESSION_HEADER: Final = "X-Upto-Session"
-"""Who sends it spends from the session (docs/wire.md, "Sessions")."""
+"""The header with the session id. Its sender spends from the session (docs/wire.md, "Sessions")."""
 IDLE_SHARE = 0.75
 """A session is used until this share of the gateway's idle time-out has passed without a call."""
 MAX_AGE_S = 540.0

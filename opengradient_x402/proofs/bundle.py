@@ -1,4 +1,4 @@
-"""An audit bundle: one file with receipts and the evidence for them, in which no byte can be changed unseen.
+"""An audit bundle: one file with receipts and the evidence for them, in which every changed byte is noticed.
 
 The file is canonical JSON (RFC 8785) and one line feed. `digest` is the SHA-256 of the document without `digest` and
 `signature`, and the exporter may sign it with the payer's key. docs/bundle-format.md describes every member, for
@@ -277,7 +277,7 @@ class Contents:
 
     @property
     def payers(self) -> list[str]:
-        """Everybody who paid."""
+        """The addresses of all payers."""
         return sorted({case.entry.payer for case in self.cases})
 
     def records(self) -> list[Record]:
@@ -351,7 +351,7 @@ def describe(network: Network) -> dict[str, Any]:
 
 
 def network_of(bundle: Bundle) -> Network:
-    """The network that the writer of a bundle describes, without a node: for its own evidence, and for no trust."""
+    """The network that the writer of a bundle describes, without a node: only to read its own evidence."""
     about = bundle.network
     nowhere = "https://offline.invalid"
     contracts = {
@@ -366,7 +366,7 @@ def network_of(bundle: Bundle) -> Network:
         chain_id=about["chain_id"],
         rpc_url=nowhere,
         gateway_url="",
-        # What a token is worth, and how many decimals it has, is no writer's to say.
+        # The price of a token and its decimals are not taken from the writer of a file.
         asset=replace(Asset(**about["asset"]), symbol="atomic units", decimals=0),
         permit2=checksum_address(about["permit2"]),
         upto_proxy=checksum_address(about["upto_proxy"]),

@@ -237,7 +237,7 @@ def _by(signer: str | None, statement: Statement, why: str) -> Finding:
 
 
 def _changed(before: Bundle, after: Bundle) -> Iterator[str]:
-    """Where a record tells another story than it did in an earlier bundle, or is not told of any more."""
+    """Where a record differs from the same record in an earlier bundle, or is missing now."""
     now = {name_of(record): record.body for record in after.records if record.kind in IN_HISTORY}
     created = [body["created_at"] for body in after.of_kind("receipt")]
     for record in before.records:

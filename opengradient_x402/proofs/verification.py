@@ -253,7 +253,7 @@ def _viewed(
 
 
 def _agreed(views: Sequence[list[Finding]]) -> list[Finding]:
-    """What all nodes say alike; where they differ, nobody knows."""
+    """The answer that all nodes give. Where they differ, nothing is known."""
     said = [{(finding.statement, finding.about): finding for finding in view} for view in views]
     keys = dict.fromkeys(key for view in said for key in view)
     return [_together(*key, [view.get(key) for view in said]) for key in keys]

@@ -1,7 +1,7 @@
-"""How what is in payment channels comes back: from the gateway by refund, or without its help by withdrawal.
+"""How the payer gets money out of payment channels: by a refund from the gateway, or by a withdrawal without it.
 
 A refund is asked of the gateway, which claims what it is owed and sends back the rest; it costs this wallet no gas. A
-withdrawal needs nobody: one transaction begins it, another ends it after the delay of the channel, and both cost gas.
+withdrawal needs no help: one transaction begins it, another ends it after the delay of the channel, and both cost gas.
 Generators, for threads and coroutines alike.
 """
 

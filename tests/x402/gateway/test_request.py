@@ -139,6 +139,13 @@ def test_a_blank_message_is_refused_for_anthropic_s_models(content):
     assert body_of(messages=said(content))["messages"][1]["content"] == content
 
 
+@pytest.mark.parametrize("content", [None, 5, {"type": "text", "text": "Hello"}], ids=str)
+@pytest.mark.parametrize("model", ["openai/gpt-5", "anthropic/claude-sonnet-4-6"])
+def test_a_message_whose_content_is_no_text_and_no_list_is_refused_for_every_model(model, content):
+    with pytest.raises(ConfigurationError, match=r"text or a list of parts.*Nothing was paid"):
+        body_of(model=model, messages=said(content))
+
+
 def test_a_message_of_an_image_alone_is_not_blank():
     image = {"type": "image_url", "image_url": {"url": "https://a.example/x.png"}}
     for parts in ([image], [{"type": "text", "text": ""}, image]):
