@@ -23,8 +23,8 @@ import httpx
 
 from opengradient_x402 import Wallet, load_network
 from opengradient_x402.devnet_process import DevnetProcess
+from opengradient_x402.keys.signer import signer_of
 from opengradient_x402.settings import Settings
-from opengradient_x402.signer import signer_of
 
 SERVE = [sys.executable, "-c", "from opengradient_x402.cli.main import main; main()", "serve", "--json", "--port=0"]
 QUESTION = {"model": "openai/gpt-5-mini", "messages": [{"role": "user", "content": "What is x402?"}], "max_tokens": 50}

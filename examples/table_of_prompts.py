@@ -16,8 +16,8 @@ import httpx
 
 from opengradient_x402 import ChatBatch, Payments, Wallet, load_network
 from opengradient_x402.devnet_process import DevnetProcess
+from opengradient_x402.keys.signer import signer_of
 from opengradient_x402.settings import Settings
-from opengradient_x402.signer import signer_of
 
 CITIES = ("Bern", "Oslo", "Lima", "Accra", "Hanoi", "Quito", "Rabat", "Suva")
 ROWS = [{"city": city, "prompt": f"In which country is {city}? Answer in one word."} for city in CITIES]

@@ -261,7 +261,7 @@ def expect_call() -> None:
 class _Runs(BaseCallbackHandler):
     """Knows the outermost run of every run that is under way, of which core tells a model only the nearest.
 
-    It hears all chains, tools and retrievers of the process. What never ends (a dropped stream) is forgotten in time.
+    It gets the events of all chains, tools and retrievers. A run that never ends is forgotten after a while.
     """
 
     run_inline = True

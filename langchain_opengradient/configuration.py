@@ -23,6 +23,7 @@ from langchain_opengradient.calls import IN_THE_BODY, OLDER_NAMES, REQUEST_PARAM
 from opengradient_x402.errors import ConfigurationError
 from opengradient_x402.gateway.clients import Connections
 from opengradient_x402.http.time_limits import TimeLimits, Timeout
+from opengradient_x402.keys.signer import given_key
 from opengradient_x402.models import find_model
 from opengradient_x402.networks import DescribedNetwork, Network, load_network
 from opengradient_x402.parameters import check_names, checked_base_url, checked_sender
@@ -30,7 +31,6 @@ from opengradient_x402.payment.policy import SpendPolicy
 from opengradient_x402.proofs.attestation import VerifyTee, VerifyTeeName
 from opengradient_x402.settings import Settings
 from opengradient_x402.settlement_mode import SettlementMode
-from opengradient_x402.signer import given_key
 
 _SHARED_BY_COPIES: Final = (
     "private_key",

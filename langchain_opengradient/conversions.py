@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from opengradient_x402.ledger.ledger import Ledger
 
 RECEIPT_KEY: Final = "opengradient"
-"""Where a message carries its receipt's short form: `message.response_metadata["opengradient"]`."""
+"""Where a message has the short form of its receipt: `message.response_metadata["opengradient"]`."""
 
 CALL_EXTRAS_KEY: Final = "tool_call_extras"
 """Where a message keeps what a provider wants back with its tool calls (thought signatures), by the call's id."""

@@ -1,4 +1,4 @@
-"""Handlers that people copy from tutorials: show tokens, dots, counts and Markdown while an answer streams.
+"""Handlers that show tokens, dots, counts and Markdown while an answer streams.
 
 Attach one in `callbacks`; each works with `stream`, `astream`, agents and v3 event streams. They only show:
 they do not know prices beyond the model catalog, and they never change what is streamed.

@@ -30,6 +30,7 @@ from llama_index_opengradient.events import expect_calls
 from opengradient_x402.gateway.clients import Connections, Route
 from opengradient_x402.gateway.request import GATEWAY_MAX_TOKENS
 from opengradient_x402.http.time_limits import TimeLimits, Timeout
+from opengradient_x402.keys.signer import given_key
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.ledger.shared import OF_THE_PROCESS
 from opengradient_x402.models import find_model
@@ -39,7 +40,6 @@ from opengradient_x402.payment.policy import SpendPolicy
 from opengradient_x402.proofs.attestation import VerifyTee, VerifyTeeName
 from opengradient_x402.settings import Settings
 from opengradient_x402.settlement_mode import SettlementMode
-from opengradient_x402.signer import given_key
 
 if TYPE_CHECKING:
     from opengradient_x402.gateway.client import AsyncGatewayClient, GatewayClient

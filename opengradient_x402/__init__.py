@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from opengradient_x402.gateway.enclaves import RegistryGateway
     from opengradient_x402.gateway.endpoints import StaticGateway
     from opengradient_x402.gateway.request import GatewayLimitation
+    from opengradient_x402.keys.signer import Keystore, LocalSigner, Signer
     from opengradient_x402.ledger.ledger import Ledger
     from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt
     from opengradient_x402.models import TEE_LLM
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from opengradient_x402.settlement.reconciler import Reconciler
     from opengradient_x402.settlement.restored import areceipt_of, receipt_of
     from opengradient_x402.settlement_mode import SettlementMode
-    from opengradient_x402.signer import Keystore, LocalSigner, Signer
     from opengradient_x402.telemetry.events import Event, listen
     from opengradient_x402.telemetry.runs import named_run
 
@@ -53,9 +53,9 @@ _HOMES = {
     "Event": "telemetry.events",
     "GatewayClient": "gateway.client",
     "GatewayLimitation": "gateway.request",
-    "Keystore": "signer",
+    "Keystore": "keys.signer",
     "Ledger": "ledger.ledger",
-    "LocalSigner": "signer",
+    "LocalSigner": "keys.signer",
     "Network": "networks",
     "NotPaid": "errors",
     "OpenGradientError": "errors",
@@ -67,7 +67,7 @@ _HOMES = {
     "RegistryGateway": "gateway.enclaves",
     "SettlementMode": "settlement_mode",
     "SettlementReceipt": "ledger.receipts",
-    "Signer": "signer",
+    "Signer": "keys.signer",
     "SpendPolicy": "payment.policy",
     "StaticGateway": "gateway.endpoints",
     "TEE_LLM": "models",

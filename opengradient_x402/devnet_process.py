@@ -88,7 +88,7 @@ class DevnetProcess:
         )
 
     def stop(self) -> None:
-        """Ends the child: asks first, then insists."""
+        """Ends the child: with SIGTERM first, then with SIGKILL."""
         process, self._process = self._process, None
         if process is not None:
             if process.stdin is not None:

@@ -1,6 +1,6 @@
 """The four effects that the logic asks for, and the two drivers that perform them.
 
-Whatever waits for something outside is a generator: it yields an effect and receives the result. A driver performs
+All code that waits for something outside is a generator: it yields an effect and receives the result. A driver performs
 the effects, and throws what goes wrong back into the generator, which alone knows what a failure means. These two
 loops are the only place where sync and async differ in control flow.
 """

@@ -70,7 +70,7 @@ class OpenGradientError(Exception):
     """The root: carries the outcome for the money, and the receipt as soon as there is one.
 
     `is_retryable` says that calling again is safe for the money *and* could help. After a signature has
-    left it is False, whatever the cause was.
+    left it is False, for every cause.
     """
 
     money: MoneyOutcome = MoneyOutcome.UNKNOWN

@@ -1,7 +1,7 @@
 """Which models there are, under which names, with which limits, abilities and published prices.
 
-The catalogue is `models.json`, read on first use; each of its rows says where its facts come from. What a gateway
-serves today is not known: an unknown name is no reason to refuse a call. The price of OPG in USD is not known here
+The catalog is `models.json`, read on first use; each of its rows says where its facts come from. What a gateway
+serves today is not known: so a call with an unknown name is not refused. The price of OPG in USD is not known here
 either. So the worst case of a call in OPG needs a gateway's price claim; without one, it is all that the call's
 payment authorizes.
 """
@@ -29,14 +29,14 @@ DEFAULT_OUTPUT_TOKENS: Final = 4096
 """What gateways assume when a request has no `max_tokens` (docs/wire.md, "Limits")."""
 
 _SLIP: Final = 0.8
-"""So alike is a name to the one that was meant."""
+"""From this similarity on (0 to 1), a name is suggested for an unknown one."""
 _PROVIDER_ALIASES: Final = {"xai": "x-ai", "gemini": "google", "claude": "anthropic"}
 _TOKENS_PER_PRICE: Final = 1_000_000
 _PRICE: Final = re.compile(r"[0-9]{1,12}(?:\.[0-9]{1,24})?", re.ASCII)
 
 
 class TEE_LLM(StrEnum):  # noqa: N801 - the name that OpenGradient's SDK and tutorials use
-    """Model names as attributes: `TEE_LLM.GPT_5 == "openai/gpt-5"`. Any other name of the catalogue works as text."""
+    """Model names as attributes: `TEE_LLM.GPT_5 == "openai/gpt-5"`. Any other name of the catalog works as text."""
 
     GPT_4_1_2025_04_14 = "openai/gpt-4.1-2025-04-14"
     GPT_4_1_MINI = "openai/gpt-4.1-mini"
@@ -120,7 +120,7 @@ class LongPromptPrice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
-    """One model of the catalogue. Prices are USD per million tokens; what no source says is None.
+    """One model of the catalog. Prices are USD per million tokens; what no source says is None.
 
     `source` says who knows the name, and since when (`as_of`); `price_source` and `price_as_of` say it of the price.
     Neither the newest SDK nor the newest public gateway code knows a model that `is_deprecated`.
@@ -168,7 +168,7 @@ class ModelInfo:
 
 
 def find_model(name: object) -> ModelInfo | None:
-    """The catalogue's entry for a name; None when there is none.
+    """The catalog's entry for a name; None when there is none.
 
     Takes `openai/gpt-5`, the bare `gpt-5`, other spellings (`claude-sonnet-4.6`, `xai/grok-4`, any case), and
     members of other enums by their `value`.
@@ -178,7 +178,7 @@ def find_model(name: object) -> ModelInfo | None:
 
 
 def nearest_models(name: object) -> list[str]:
-    """The names of the catalogue that are close to an unknown one, at most three; none that is deprecated."""
+    """The names of the catalog that are close to an unknown one, at most three; none that is deprecated."""
     text = (_text_of(name) or "").lower()
     current = [model for model in catalog() if not model.is_deprecated]
     if "/" in text:
@@ -194,11 +194,11 @@ def is_same_model(name: str, other: str) -> bool:
 
 
 def wire_name(name: object) -> str:
-    """What a request calls the model: the part after the provider, as given when the catalogue has no entry.
+    """What a request calls the model: the part after the provider, as given when the catalog has no entry.
 
-    Gateways compare names exactly, so another spelling of a name (`Claude-Sonnet-4.6`) becomes the catalogue's. A
+    Gateways compare names exactly, so another spelling of a name (`Claude-Sonnet-4.6`) becomes the catalog's. A
     second name of a model is kept, since a gateway may know that one (`grok-4-0709`).
-    Raises UnknownModel for something that is no name at all.
+    Raises UnknownModel for text that cannot be a name.
     """
     text = _text_of(name)
     if text is None or not text.strip():
@@ -213,7 +213,7 @@ def wire_name(name: object) -> str:
 
 @cache
 def catalog() -> tuple[ModelInfo, ...]:
-    """Every model of the catalogue."""
+    """Every model of the catalog."""
     document = _document()
     dates = {name: date.fromisoformat(source["as_of"]) for name, source in document["sources"].items()}
     return tuple(_info(row, dates) for row in document["models"])
@@ -259,7 +259,7 @@ def _index() -> dict[str, ModelInfo]:
 
 @cache
 def _spellings() -> dict[str, list[str]]:
-    """Every name of the catalogue, with and without its provider, and how requests may spell it."""
+    """Every name of the catalog, with and without its provider, and how requests may spell it."""
     spellings: dict[str, list[str]] = {}
     for row, info in zip(_document()["models"], catalog(), strict=True):
         for bare in (info.wire_name, *row.get("aliases", ())):
@@ -321,9 +321,9 @@ def _usd(text: str | None) -> Decimal | None:
 
 
 def check_name(where: str, name: str) -> None:
-    """A model's name in a setting: a misspelt one would be a setting of no model.
+    """A model's name in a setting: a misspelled one would never apply.
 
-    Raises ConfigurationError for a pattern. Warns when the catalogue has no such model, but one that is called alike.
+    Raises ConfigurationError for a pattern. Warns when the catalog has no such model, but one with a similar name.
     """
     if not name.strip() or "*" in name:
         raise ConfigurationError(

@@ -1,4 +1,4 @@
-"""What users of other chat models write, and what they are told when it means nothing, or has another name, here.
+"""Parameters of other chat models that have no meaning, or another name, here; and what users are told then.
 
 Names, ranges and sentences only; both faces ask it when a model is made and when it is called. It does not know the
 fields of either.
@@ -69,7 +69,7 @@ _MOST_SHOWN: Final = 80
 _MOST_BIAS: Final = 100
 _MOST_STOPS: Final = 4
 _SLIP: Final = 0.85
-"""So alike are two names when one is taken for the other, mistyped."""
+"""From this similarity on (0 to 1), a name counts as a misspelling of the other one."""
 
 REFUSED: Final = {
     "n": _ONE_ANSWER,
@@ -129,7 +129,7 @@ def is_openai(model: object) -> bool:
 
 
 def check_names(owner: str, given: Iterable[str], *, known: Collection[str]) -> None:
-    """Raises ConfigurationError for the first of `given` that is not `known`: nothing that is set goes unseen."""
+    """Raises ConfigurationError for the first of `given` that is not `known`: no setting is ignored silently."""
     for name in given:
         if name in known:
             continue
@@ -141,7 +141,7 @@ def check_names(owner: str, given: Iterable[str], *, known: Collection[str]) -> 
 
 
 def check_call(owner: str, given: Iterable[str], *, known: Collection[str], fields: Collection[str]) -> None:
-    """As `check_names`, for what is given to one call: what belongs to the model (`fields`), or is a slip of the pen.
+    """As `check_names`, for what is given to one call: what belongs to the model (`fields`), or is a typing error.
 
     Members of the request that nobody knows here are sent. Raises ConfigurationError.
     """

@@ -1,11 +1,11 @@
-"""What belongs to this process: made anew in a child after a fork, and ended in one order when the process ends.
+"""What belongs to this process: made again in a child after a fork, and ended in one order when the process ends.
 
 Sockets, threads, database connections, locks, sessions and remembered terms must not be used by two processes.
 An object that holds some of them is a `Resident`, and says what to do at each of these moments; when, and in which
 order, is decided here alone: the only `os.register_at_fork` and the only `atexit` of the package. A child that
 `multiprocessing` forked runs no `atexit`; there its own finalizers call the same chain.
 
-Every wait has a limit: a fork or an exit is late rather than stuck. Does not know what the residents are.
+Every wait has a limit: a fork or an exit may be late, and never hangs. Does not know what the residents are.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Resident:
 
 
 class Process:
-    """The residents of this process, and the moments at which they are told."""
+    """The residents of this process, and the moments at which their methods are called."""
 
     def __init__(self) -> None:
         self._residents: dict[Ending, weakref.WeakSet[Resident]] = {ending: weakref.WeakSet() for ending in Ending}
@@ -109,7 +109,7 @@ class Process:
                 continue
 
     def _join_multiprocessing(self) -> None:
-        """Has the children of `multiprocessing` end in order too: they leave by `os._exit`."""
+        """Makes the children of `multiprocessing` end in order too: they exit by `os._exit`."""
         util: Any = sys.modules.get("multiprocessing.util")
         if util is not None and not self._is_in_multiprocessing:
             self._is_in_multiprocessing = True
@@ -137,7 +137,7 @@ def end_all(timeout_s: float = EXIT_WAIT_S) -> None:
 
 
 class OwnLock(Resident):
-    """A reentrant lock that is free in a forked child, whichever thread of the parent held it."""
+    """A reentrant lock that is free in a forked child, also when a thread of the parent held it."""
 
     __slots__ = ("_lock",)
 

@@ -17,8 +17,8 @@ from typing import Final
 from pydantic import SecretStr
 
 from opengradient_x402.errors import ConfigurationError, InvalidPrivateKey
+from opengradient_x402.keys.signer import Keystore
 from opengradient_x402.settlement_mode import SettlementMode
-from opengradient_x402.signer import Keystore
 
 DEFAULT_NETWORK: Final = "base"
 _STATE_NAME: Final = "opengradient"

@@ -100,7 +100,7 @@ class WholeCharacters:
         return "\ufffd" if half else ""
 
 
-_DECODER = json.JSONDecoder(strict=False)  # models write bare line feeds into strings
+_DECODER = json.JSONDecoder(strict=False)  # models write line feeds into strings without escaping them
 
 
 _THOUGHT = re.compile(r"\s*<think(?:ing)?>.*?</think(?:ing)?>", re.DOTALL)

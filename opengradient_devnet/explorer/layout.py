@@ -50,7 +50,7 @@ def _masthead(*, chain_id: int, here: str | None, query: str) -> Html:
             type="search",
             name="q",
             value=query,
-            placeholder="Transaction, block, address, nonce, hash, blob…",
+            placeholder="Transaction, block, address, call, nonce, hash…",
             aria_label="Search the chain",
             autocomplete="off",
             spellcheck="false",

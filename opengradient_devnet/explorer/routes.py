@@ -190,7 +190,7 @@ class Explorer:
         return section(
             "Calls",
             payment_pages.calls_table(calls, places, notation),
-            note("So the gateway tells it: a payer's own ids of calls are not sent to gateways.") if calls else None,
+            note("The gateway says so; the chain does not show single calls.") if calls else None,
         )
 
     def _address(self, request: Request) -> Response:
@@ -231,7 +231,7 @@ class Explorer:
             lead("A session is one signed payment that serves many calls, and is settled once, for what they cost."),
             section("Open", payment_pages.sessions_table(self._sessions.views, notation)),
             section("Ended", payment_pages.settlements_table(ended[: 4 * _PAGE], notation)),
-            note("So the gateway tells it. What the chain says is under ", link("/payments", "Payments"), "."),
+            note("The gateway says so. What the chain shows is under ", link("/payments", "Payments"), "."),
         ]
         return self._page("Sessions", *body, here="/sessions")
 

@@ -27,7 +27,7 @@ from opengradient_x402.settings import Settings
 from opengradient_x402.settlement_mode import SettlementMode
 
 _SETTLING_S: Final = 60.0
-"""So long after a session's idle time its settlement is waited for."""
+"""How long after a session's idle time its settlement is waited for, in seconds."""
 
 
 class ChatBatch:

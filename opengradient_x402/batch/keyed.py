@@ -7,7 +7,7 @@ was under way when its process was killed is found again, and the chain decides:
   while that nonce may hold an open session, which would charge for the row a second time. When none can be open any
   more, and nothing has settled, the row is called again under that nonce: at most one of the payments settles.
 * A session paid for it: the session's settlement is waited for, which shows whether the row was charged.
-* Not charged: it is called anew. Charged: it is paid, and its answer is lost; only `pay_again` pays for it once more.
+* Not charged: it is called again. Charged: it is paid, and its answer is lost; only `pay_again` pays for it once more.
 """
 
 from __future__ import annotations

@@ -42,14 +42,14 @@ _WHOLE: Final = ("max_tokens", "seed")
 _JSON: Final = ("messages", "tools", "tool_choice", "response_format", "stop")
 """Members that may be JSON text, as files of tables have them."""
 _SLIP: Final = 0.85
-"""So alike are two names when one is taken for the other, mistyped."""
+"""From this similarity on (0 to 1), a name counts as a misspelling of the other one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """What became of one row: the columns that come out.
 
-    Amounts in atomic units are decimal text, since no column of 64 bits holds them all.
+    Amounts in atomic units are decimal text, since some do not fit into 64 bits.
     """
 
     answer: str | None = None
@@ -237,7 +237,7 @@ class Reader:
 
 
 def _check_defaults(given: Mapping[str, Any], *, known: Iterable[str]) -> None:
-    """Raises ConfigurationError for what is no member of a request, and for slips of the pen."""
+    """Raises ConfigurationError for what is no member of a request, and for typing errors."""
     members = CHAT_MEMBERS.union(PARAMETERS)
     for name in given:
         if name in known and name not in members:
@@ -250,7 +250,7 @@ def _check_defaults(given: Mapping[str, Any], *, known: Iterable[str]) -> None:
 
 
 def plain(value: Any) -> Any:
-    """The value as JSON has it: arrays and their numbers as Python's, and None for what tables write for nothing.
+    """The value as JSON has it: arrays and their numbers as Python's, and None for the empty values of tables.
 
     Members that are None are left out of dicts: a table fills them in where one row has more than another.
     """

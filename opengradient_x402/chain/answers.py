@@ -59,7 +59,7 @@ _ABOUT_THE_QUESTION: Final = frozenset({3, -32000, -32003, -32005, -32015, -3260
 """Codes with which a node speaks of the question or the chain. With others it speaks of itself: a method that it does
 not serve, a plan that does not include it, a fault inside. Another node may answer then."""
 _OWN_TROUBLE_WORDS: Final = ("timed out", "header not found", "missing trie node", "pruned", "not available")
-"""With the code -32000: this node has not the block or the state, or was too slow."""
+"""With the code -32000: this node does not have the block or the state, or was too slow."""
 _MOST_SHOWN: Final = 300
 
 
@@ -78,7 +78,7 @@ class Failure:
     error: ChainUnavailable
     is_refusal: bool = False
     attempts: int = 1
-    """After so many in all, asking the same node again does not help."""
+    """After this many attempts, asking the same node again does not help."""
     pause_s: float | None = None
     """How long the node asks to be left alone."""
 

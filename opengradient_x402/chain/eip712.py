@@ -94,7 +94,7 @@ def payment_digest(
     token_name: str | None = None,
     token_version: str | None = None,
 ) -> bytes:
-    """The digest that pays by these terms, in whichever of the three ways they name.
+    """The digest that pays by these terms, in the one of three ways that they name.
 
     `token_name` and `token_version` are the token's EIP-712 domain, the network's when left out. Raises ValueError
     for upto terms without a facilitator, which nobody can settle.

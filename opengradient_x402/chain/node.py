@@ -50,7 +50,7 @@ Question = Generator[RpcRequest | Sleep, Any, T]
 
 
 class Node(Protocol):
-    """Whatever answers JSON-RPC requests about one chain."""
+    """An object that answers JSON-RPC requests about one chain."""
 
     def request(self, request: RpcRequest) -> Steps[Any]:
         """The `result` of one request. Raises ChainUnavailable (RpcError when the node answered)."""
@@ -110,7 +110,7 @@ class HttpNode:
     def _round(
         self, asked: list[_Server], request: RpcRequest, deadline: float
     ) -> Steps[tuple[Result | Failure, list[tuple[_Server, Failure]]]]:
-        """Puts the request to one after the other; the first that answers is asked first from then on."""
+        """Asks one node after the other. The first that answers is asked first from then on."""
         failures: list[tuple[_Server, Failure]] = []
         for position, server in enumerate(asked):
             # Each gets its share of the time that is left: the first one must not use it up.
@@ -273,7 +273,7 @@ class Line:
 
 
 class _Timed(httpx.SyncByteStream):
-    """A body; when it is closed, nobody cuts its connection any more."""
+    """A body. Once it is closed, its connection is not cut any more."""
 
     def __init__(self, body: httpx.SyncByteStream, cutter: threading.Timer) -> None:
         self._body, self._cutter = body, cutter

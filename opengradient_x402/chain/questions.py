@@ -167,7 +167,7 @@ def chain_time() -> Question[int]:
 
 
 def block_before(time_s: int, *, head: Block) -> Question[int]:
-    """The number of a block that is older than `time_s` and, where that matters, close to it."""
+    """The number of a block that is older than `time_s`, and close to it where the distance matters."""
     step, newer, older = 64, head.number, head.number
     while older > 0:
         older = max(0, head.number - step)
@@ -280,7 +280,7 @@ def _hash(value: Any) -> str:
 
 
 class _Reading:
-    """Turns whatever goes wrong in reading an answer's shape into an RpcError that says what was read."""
+    """Turns every error in the shape of an answer into an RpcError that says what was read."""
 
     __slots__ = ("_what",)
 

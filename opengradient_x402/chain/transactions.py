@@ -16,13 +16,13 @@ from opengradient_x402.addresses import keccak256
 from opengradient_x402.chain.questions import Question, RpcRequest, native_balance, quantity, receipt
 from opengradient_x402.effects import Sleep
 from opengradient_x402.errors import ChainUnavailable, InsufficientFunds, NotPaid, RpcError
+from opengradient_x402.keys.signer import Signer
 from opengradient_x402.money import format_amount
 from opengradient_x402.networks import Network
-from opengradient_x402.signer import Signer
 
 _RECEIPT_TIMEOUT_S: Final = 90.0
 _DOUBTFUL_TIMEOUT_S: Final = 30.0
-"""For a transaction of which nobody said that it was taken."""
+"""Seconds to wait for a transaction that no node has accepted yet."""
 _FIRST_LOOK_S: Final = 0.05
 _LONGEST_LOOK_S: Final = 2.0
 _MOST_NONCES: Final = 4

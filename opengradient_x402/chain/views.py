@@ -221,7 +221,7 @@ def _nonces_pinned(nonces: Sequence[Nonce]) -> Question[View]:
 
 
 def _confirmed_by_links(places: Sequence[Place], needed: int) -> Question[dict[Place, int | None]]:
-    """Counts blocks of which each names the one below as its parent: they are one chain, whichever node shows them."""
+    """Counts blocks of which each names the one below as its parent: one chain, also from several nodes."""
     head = yield from block()
     known: dict[int, Block | None] = {head.number: head}
     found: dict[Place, int | None] = {}

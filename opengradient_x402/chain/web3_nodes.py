@@ -1,7 +1,7 @@
 """A user's own `Web3` or `AsyncWeb3` as the node that answers questions: WebSocket, IPC, middleware, fallbacks.
 
 Both are asked beside the driver, in a thread or on the event loop that the connection belongs to, so that sync and
-async calls can use either. Results are made plain JSON again, whatever middleware did to them, and errors are ours.
+async calls can use either. Middleware may have changed results: they are made plain JSON again. Errors are ours.
 The user's own code has imported web3; this module never does so before.
 """
 
@@ -139,7 +139,7 @@ def _plain(value: Any) -> Any:
 
 
 def _error(exc: Exception, request: RpcRequest, timeout_s: float) -> ChainUnavailable | ConfigurationError:
-    """Ours for whatever the object, its provider or its middleware raised."""
+    """Our error for one that the object, its provider or its middleware raised."""
     if isinstance(exc, ChainUnavailable | ConfigurationError):
         return exc
     response = getattr(exc, "rpc_response", None)  # web3.exceptions.Web3RPCError

@@ -1,4 +1,4 @@
-"""The channels in the ledger: a voucher, the budget that it must fit into and its channel change in one transaction.
+"""The channels in the ledger. A voucher, its channel and the budget change together, in one transaction.
 
 What is known of a channel is in the database alone, so that processes which share a ledger share its channels. Each
 function gives a `Future`; those that precede a signature are flushed to disk.
@@ -47,7 +47,7 @@ class ChannelBook:
     def channels(self, *, network: str, payer: str | None = None, anew: bool = False) -> Future[list[Channel]]:
         """All channels, oldest first; `held_by` is empty where it means nothing any more.
 
-        `anew` first looks which processes have died: what those held is free.
+        With `anew`, channels that dead processes held are freed first.
         """
 
         def found(book: Book, conn: Connection) -> list[Channel]:
@@ -231,7 +231,7 @@ class ChannelBook:
         """Records what the chain shows of a channel; a block older than one that was seen before says nothing new.
 
         `channel` is what the look was about. One that was emptied is closed for good when vouchers for more are out:
-        they could be claimed of whatever is put into it later.
+        they could be claimed from later deposits.
         """
 
         def seen(_book: Book, conn: Connection) -> Channel:
@@ -404,7 +404,7 @@ def _put_voucher(conn: Connection, voucher: Voucher) -> None:
 
 
 def _put_charge(book: Book, conn: Connection, voucher: Voucher) -> None:
-    """Writes what is known of a call's charge now. What the chain was taken to say of it is to be judged anew."""
+    """Writes what is known of a call's charge now. What the chain shows of it is judged again."""
     _put_voucher(conn, voucher)
     before = book.authorization(conn, voucher.authorization_id)
     if before is None or before.status != "settled" or voucher.charged_atomic is None:

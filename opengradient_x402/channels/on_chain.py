@@ -1,4 +1,4 @@
-"""What the chain shows of channels, and the transactions by which a payer takes a deposit back without anybody's help.
+"""What the chain shows of channels, and the transactions by which a payer takes a deposit back without help.
 
 Questions only (docs/wire.md, "Channels").
 """
@@ -22,7 +22,7 @@ _INITIATE_WITHDRAW: Final = bytes.fromhex("cf5cf3dc")  # initiateWithdraw(config
 _FINALIZE_WITHDRAW: Final = bytes.fromhex("e88377b1")  # finalizeWithdraw(config), config being the struct ChannelConfig
 _WORD: Final = 32
 EXPIRY_MARGIN_S: Final = 30
-"""A deposit counts as void so long after its deadline: a reorganisation changes nothing then."""
+"""A deposit counts as void this many seconds after its deadline: a reorganisation changes nothing then."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,14 +32,13 @@ class ChannelState:
     balance_atomic: int
     claimed_atomic: int
     withdrawing_since: int
-    withdrawing_atomic: int
     block: Block
     is_deposit_over: bool = True
     """Whether the signed deposit was used, or cannot be used any more."""
 
 
 def channel_state(channel: Channel, *, network: Network, confirmations: int = 1) -> Question[ChannelState]:
-    """The channel at one block: the last one, or one on which so many stand, its own included.
+    """The channel at one block: the last one with this many `confirmations`, its own block included.
 
     Raises ChainUnavailable.
     """
@@ -52,7 +51,6 @@ def channel_state(channel: Channel, *, network: Network, confirmations: int = 1)
             balance_atomic=balance,
             claimed_atomic=claimed,
             withdrawing_since=since if amount else 0,
-            withdrawing_atomic=amount,
             block=at,
             is_deposit_over=(yield from _is_deposit_over(channel, network, at)),
         )

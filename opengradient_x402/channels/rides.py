@@ -16,9 +16,9 @@ from typing import Any
 from opengradient_x402.channels.book import ChannelBook
 from opengradient_x402.channels.channel import Channel, Deposit, Voucher
 from opengradient_x402.channels.vouchers import charge_of, id_of
+from opengradient_x402.keys.signer import Signer
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.networks import Network
-from opengradient_x402.signer import Signer
 
 
 @dataclass(slots=True, eq=False)
@@ -65,7 +65,7 @@ class Rides:
             return Ride(channel)
 
     def change(self) -> Future[None]:
-        """Done when a seat becomes free."""
+        """A future that is done when a seat becomes free."""
         future: Future[None] = Future()
         with self._lock:
             self._waiting.append(future)

@@ -22,8 +22,8 @@ from opengradient_x402.chain.eip712 import (
     voucher_document,
 )
 from opengradient_x402.channels.channel import Channel, Deposit
+from opengradient_x402.keys.signer import Signer, recover_address, sign_typed
 from opengradient_x402.networks import Network
-from opengradient_x402.signer import Signer, recover_address, sign_typed
 
 MAX_ATOMIC: Final = 2**128 - 1
 """Channels count in uint128."""

@@ -39,30 +39,28 @@ _HEAD = re.compile(r"([0-9]{1,15}):(0x[0-9a-f]{64})", re.ASCII)
 
 def verify(
     bundle: Annotated[Path, typer.Argument(help="A file that `export --format bundle` wrote; `-` is standard input.")],
-    offline: Annotated[bool, typer.Option("--offline", help="Check the file alone; ask no chain.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Check only the file, without reading a chain.")] = False,
     network: NetworkOption = None,
     rpc_url: Annotated[
-        list[str] | None, typer.Option("--rpc-url", help="A node of the payments' chain; given twice, both must agree.")
+        list[str] | None, typer.Option("--rpc-url", help="A node of the chain of the payments; two nodes must agree.")
     ] = None,
     relay_rpc_url: Annotated[
         list[str] | None,
-        typer.Option("--relay-rpc-url", help="A node of the chain of relay and registry, if another; also twice."),
+        typer.Option("--relay-rpc-url", help="A node of the chain of relay and registry, if that is another chain."),
     ] = None,
-    signer: Annotated[str | None, typer.Option("--signer", help="Demand this wallet's signature.")] = None,
+    signer: Annotated[str | None, typer.Option("--signer", help="The wallet that must have signed the bundle.")] = None,
     earlier: Annotated[
-        str | None, typer.Option("--earlier", help="An earlier bundle, or its head (SIZE:ROOT), to be continued.")
+        str | None, typer.Option("--earlier", help="An earlier bundle or head (SIZE:ROOT) that this one continues.")
     ] = None,
-    from_block: Annotated[
-        int | None, typer.Option(min=0, help="Look for settlements from here, not the file's.")
-    ] = None,
-    to_block: Annotated[int | None, typer.Option(min=0, help="Look for settlements up to here.")] = None,
+    from_block: Annotated[int | None, typer.Option(min=0, help="The first block to search for settlements.")] = None,
+    to_block: Annotated[int | None, typer.Option(min=0, help="The last block to search for settlements.")] = None,
     pcr_hash: Annotated[
-        list[str] | None, typer.Option("--pcr-hash", help="An enclave image that you know (0x and 64 hex digits).")
+        list[str] | None, typer.Option("--pcr-hash", help="An enclave image that you accept (0x and 64 hex digits).")
     ] = None,
     is_full: FullOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Check a bundle: what is proven, read, and only stated, and why; exit code 1 when anything is refuted."""
+    """Check a bundle: what is proven, what was read, and what is only stated. Exit code 1: something is refuted."""
     from opengradient_x402.errors import BundleUnreadable
     from opengradient_x402.proofs.findings import Refuted
     from opengradient_x402.proofs.verification import verify_bundle
@@ -183,8 +181,9 @@ def _print_verification(verification: Verification, known: KnownNetworks, *, is_
     verdict = f"✗ {counted(len(refuted), 'statement')} refuted" if refuted else "✓ Nothing is refuted"
     checked = f"{verdict}: {counted(len(verification.contents.receipts), 'receipt')} checked {where}."
     terminal().print(Text(checked, "bold red" if refuted else "bold green"))
+    are = "is" if counts["proven"] == 1 else "are"
     typer.echo(
-        f"{counts['proven']} statements are proven by a signature, {counts['read']} read from a source, "
+        f"{counted(counts['proven'], 'statement')} {are} proven by a signature, {counts['read']} read from a source, "
         f"{counts['stated']} only\nstated; {counts['undecided']} are not decided, {counts['refuted']} refuted.\n"
     )
     _print_costs(verification.contents.receipts, known)

@@ -1,7 +1,7 @@
-"""`opengradient-x402 channels`: what is in payment channels, and how it comes back: by refund, or by withdrawal.
+"""`opengradient-x402 channels`: what is in payment channels, and how to get it back: by refund, or by withdrawal.
 
 A refund is asked of the gateway, which claims what it is owed and sends back the rest; it costs this wallet no gas. A
-withdrawal needs nobody: it is begun with one transaction and finished with another, after the delay of the channel.
+withdrawal needs no help: it is begun with one transaction and finished with another, after the delay of the channel.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def refund(
     ledger: LedgerOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Ask gateways to send back what is left in channels. Costs no gas; `withdraw` is for gateways that do not."""
+    """Ask gateways to send back what is left in channels. Costs no gas. If a gateway refuses, use `withdraw`."""
     with opened_payments(network, ledger, rpc_url) as payments:
         outcomes = payments.channels.refund(channel_id)
     _show(outcomes, as_json=as_json)

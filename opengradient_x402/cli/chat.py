@@ -31,7 +31,7 @@ def chat(
     prompt: Annotated[str | None, typer.Argument(help="What to ask; `-` or nothing reads standard input.")] = None,
     model: Annotated[str, typer.Option("--model", "-m", help="See `models`.")] = "openai/gpt-5",
     system: Annotated[str | None, typer.Option("--system", "-s", help="A system message.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="The longest answer to pay for.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="The longest answer, in tokens.")] = None,
     mode: Annotated[str | None, typer.Option(help="private, batch or individual (OG_SETTLEMENT_MODE).")] = None,
     verify_tee: Annotated[
         str, typer.Option(help="The enclave's proof: off, warn, require or require-before.")

@@ -50,7 +50,7 @@ def doctor(
     ledger: LedgerOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check all that stands between this wallet and a paid call, and what is in channels; exit code 1 for a problem."""
+    """Check everything that a paid call needs, and show what is in channels. Exit code 1: there is a problem."""
     examination = _Examination(network, gateway, ledger, rpc_url)
     found: list[Diagnosis] = []
     for name, check in examination.checks():
@@ -274,7 +274,7 @@ class _Examination:
                 name="registry",
                 state="warning",
                 found="no enclave is active",
-                fix="Calls to a given gateway work; `registry` as the gateway does not.",
+                fix="Calls to a gateway with an address work; `--gateway registry` does not.",
             )
         return _ok("registry", f"{len(found)} active enclave{'s' if len(found) > 1 else ''}")
 
@@ -289,7 +289,7 @@ class _Examination:
                 name="ledger",
                 state="warning",
                 found=f"{len(overdue)} authorizations are past their deadline and not reconciled",
-                fix="Run `opengradient-x402 receipts reconcile`: what was never taken is free for the budget again.",
+                fix="Run `opengradient-x402 receipts reconcile`: the budget gets back what was never taken.",
             )
         return _ok("ledger", f"writable, {len(waiting)} open authorizations")
 
@@ -315,7 +315,7 @@ class _Examination:
 
     @property
     def _look_s(self) -> float:
-        """So long the next host may take to answer."""
+        """How long the next host may take to answer, in seconds."""
         return _LONGEST_LOOK_S / (1 + self._dead_hosts)
 
     def _needed(self) -> int:
@@ -332,7 +332,7 @@ class _Examination:
         return self._address
 
     def _asked(self, question: Question[_T]) -> _T:
-        """What the node answers. Said once that it does not, it is asked no more: each question takes its time."""
+        """What the node answers. After one failure it is not asked again, since each question takes time."""
         from opengradient_x402.chain.questions import ChainReader
         from opengradient_x402.errors import OpenGradientError
 

@@ -49,7 +49,7 @@ def export(
     unsigned: Annotated[bool, typer.Option("--unsigned", help="Do not sign the bundle with OG_PRIVATE_KEY.")] = False,
     network: NetworkOption = None,
     ledger: LedgerOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Say in JSON what was written (with --output).")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print in JSON what was written (with --output).")] = False,
 ) -> None:
     """Write receipts to a file: as lines, as a table, or as a bundle that anybody can check."""
     if format_ not in _FORMATS:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 NO_RUN: Final = "(no run)"
-"""What stands for the calls that no run made."""
+"""The name of the group of calls that belong to no run."""
 
 
 def run_of(receipt: SettlementReceipt) -> str:
@@ -23,7 +23,7 @@ def run_of(receipt: SettlementReceipt) -> str:
 def grouped(
     receipts: Iterable[SettlementReceipt], key: Callable[[SettlementReceipt], T]
 ) -> dict[T, list[SettlementReceipt]]:
-    """Receipts by what `key` says of them, in the order in which they come."""
+    """Receipts in groups with an equal `key`. Groups and receipts keep the order in which they come."""
     groups: dict[T, list[SettlementReceipt]] = {}
     for receipt in receipts:
         groups.setdefault(key(receipt), []).append(receipt)
@@ -36,7 +36,7 @@ def day_of(receipt: SettlementReceipt) -> str:
 
 
 def model_of(receipt: SettlementReceipt) -> str:
-    """The model under the catalogue's name, which has its provider."""
+    """The model's name in the catalog, with its provider."""
     from opengradient_x402.models import find_model
 
     info = find_model(receipt.model)

@@ -1,4 +1,4 @@
-"""`opengradient-x402 ledger`, and `receipts reconcile`: the database is looked after, and told what the chain shows."""
+"""`opengradient-x402 ledger`, and `receipts reconcile`: maintains the database, and updates it from the chain."""
 
 from __future__ import annotations
 
@@ -30,9 +30,7 @@ if TYPE_CHECKING:
 
 
 def reconcile(
-    wait_s: Annotated[
-        float, typer.Option("--wait", min=0, help="Seconds to go on for at most, until all is final.")
-    ] = 0,
+    wait_s: Annotated[float, typer.Option("--wait", min=0, help="The most seconds to wait until all is final.")] = 0,
     data: Annotated[
         bool, typer.Option("--data", help="Prove the data settlements of the changed receipts too.")
     ] = False,
@@ -42,7 +40,7 @@ def reconcile(
     ledger: LedgerOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Read from the chain what became of open payments; exit code 1 when a receipt turned out disputed."""
+    """Read from the chain how open payments ended. Exit code 1: a receipt is disputed."""
     from opengradient_x402.cli.output import print_json_as_it_comes
     from opengradient_x402.settlement.reconciler import Reconciler
 
@@ -136,7 +134,7 @@ def _reconciled(reconciler: Reconciler, changed: _CallIds, *, payer: str | None,
 
 
 def check(ledger: LedgerOption = None, as_json: JsonOption = False) -> None:
-    """Look for damage, and for a ledger that is not the one that was used before; exit code 1 when there is any."""
+    """Look for damage, and for a ledger that replaced the one used before. Exit code 1: there is a problem."""
     from opengradient_x402.cli.output import print_json
     from opengradient_x402.ledger.upkeep import check as checked
 
@@ -154,7 +152,7 @@ def check(ledger: LedgerOption = None, as_json: JsonOption = False) -> None:
 
 
 def repair(ledger: LedgerOption = None, as_json: JsonOption = False) -> None:
-    """Restore what can be read, compute budgets anew, and go on with the ledger as it is then. Keeps a copy."""
+    """Keep what can be read of the ledger, and add up its budgets again. A copy of the old ledger is kept."""
     from opengradient_x402.cli.output import print_json
     from opengradient_x402.ledger.upkeep import repair as repaired
 
@@ -169,7 +167,7 @@ def repair(ledger: LedgerOption = None, as_json: JsonOption = False) -> None:
 
 
 def compact(ledger: LedgerOption = None, as_json: JsonOption = False) -> None:
-    """Give back the space that nothing uses. Calls wait meanwhile."""
+    """Make the ledger's file smaller, by the space that nothing uses. Calls wait until it has ended."""
     from opengradient_x402.cli.output import print_json
     from opengradient_x402.ledger.upkeep import compact as compacted
 
@@ -186,7 +184,7 @@ def anchor(
     ledger: LedgerOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write the head of the history into a transaction, which dates all records that were exported. Costs gas."""
+    """Write the head of the history into a transaction. It proves that the records existed at that time. Costs gas."""
     from opengradient_x402.cli.output import linked, print_json, print_pairs
     from opengradient_x402.proofs.anchors import anchor_history
 

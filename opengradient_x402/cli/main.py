@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def _leave_output() -> None:
-    """Lets nothing more be written: the interpreter would try it once more at its end, and complain."""
+    """Discards output that could not be written: the interpreter would try again at its end, and print an error."""
     if sys.stdout is not None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -144,7 +144,7 @@ def _own(place: str) -> Callable[..., None]:
 
 
 def exit_code(exc: OpenGradientError) -> int:
-    """What the shell is told about an error."""
+    """The exit code for an error."""
     if isinstance(exc, ValueError):
         return 2
     return 3 if isinstance(exc, NotPaid) else 4

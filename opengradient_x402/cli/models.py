@@ -1,4 +1,4 @@
-"""`opengradient-x402 models`: names, limits and prices, from the catalogue or from a gateway itself."""
+"""`opengradient-x402 models`: names, limits and prices, from the catalog or from a gateway itself."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def models(
     else:
         rows = [_row(info) for info in catalog()]
         remark = (
-            "Published prices; a gateway sets its own: `--live` asks it. `?`: no public source says it. Without a "
+            "Published prices. A gateway may have others: `--live` asks it. `?`: no public source says it. Without a "
             "published price, limits count a call as all that its payment authorizes."
         )
     chosen = [row for row in rows if search.lower() in row["name"].lower()]

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from opengradient_x402.keys.signer import Signer
     from opengradient_x402.ledger.ledger import Ledger
     from opengradient_x402.ledger.receipts import SettlementReceipt
     from opengradient_x402.networks import Network
     from opengradient_x402.payment.payments import Payments
-    from opengradient_x402.signer import Signer
 
 NetworkOption = Annotated[
     str | None,
@@ -76,8 +76,8 @@ def signer_of_environment() -> Signer:
     """The wallet of OG_PRIVATE_KEY or OG_KEYSTORE, whose password is asked for. Raises InvalidPrivateKey."""
     import sys
 
+    from opengradient_x402.keys.signer import Keystore, signer_of
     from opengradient_x402.settings import Settings
-    from opengradient_x402.signer import Keystore, signer_of
 
     key = Settings.load().require_key()
     if isinstance(key, Keystore) and key.password is None and sys.stdin.isatty():

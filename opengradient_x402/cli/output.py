@@ -93,7 +93,7 @@ def can_link() -> bool:
 
 
 def linked(text: str, url: str | None) -> Text:
-    """Words that lead to a page where the terminal can link; the bare words elsewhere."""
+    """The words as a link to a page, where the terminal can show links; elsewhere the words alone."""
     from rich.text import Text
 
     return Text(shown(text), style=f"link {url}" if url is not None and can_link() else "")
@@ -126,7 +126,7 @@ def status_word(receipt: SettlementReceipt) -> str:
 
 
 def status_text(word: str, url: str | None = None) -> Text:
-    """The word with its symbol and colour."""
+    """The word with its symbol and color."""
     symbol, style = _STATUS.get(word, ("?", ""))
     text = linked(f"{symbol} {word}", url)
     text.stylize(style)
@@ -140,7 +140,7 @@ AMOUNT_WORDS: Final = {
     "nothing": ("", "nothing was taken, and nothing can be"),
     "unknown": ("-", "not known yet"),
 }
-"""How sure an amount is: the mark behind it, and what the word means."""
+"""How sure an amount is: the mark after it, and what the word means."""
 
 
 def amount_of(receipt: SettlementReceipt) -> tuple[int, str]:
@@ -232,7 +232,7 @@ def print_pairs(pairs: Iterable[tuple[str | Text, str | Text]]) -> None:
 
 @contextmanager
 def working(what: str) -> Iterator[None]:
-    """Shows a person, on standard error, what takes longer than a moment; nothing of it is left when it has ended."""
+    """Shows what takes longer than a moment, on a terminal's standard error. The line is removed at the end."""
     if sys.stderr is None or not sys.stderr.isatty():
         yield
         return

@@ -256,7 +256,7 @@ def show(
     ledger: LedgerOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show one call's payment and proof: what the chain shows, what the gateway says, and disputes."""
+    """Show the payment and the proof of one call: what the chain shows, what the gateway says, and disputes."""
     from opengradient_x402.settlement.reconciler import Reconciler
 
     with opened_ledger(ledger) as book:
@@ -338,7 +338,7 @@ def clear_dispute(
     ledger: LedgerOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Pay a gateway again whose settlements were disputed. The receipts keep what was disputed."""
+    """Allow payments to a gateway again after a dispute. The receipts still show what was disputed."""
     parts = urlsplit(gateway)
     if not parts.scheme or not parts.netloc:
         raise ConfigurationError(
@@ -350,7 +350,7 @@ def clear_dispute(
     if as_json:
         print_json({"gateway": origin, "cleared": count})
     else:
-        typer.echo(f"{count} disputed authorizations with {origin} are cleared; it is paid again.")
+        typer.echo(f"{count} disputed authorizations with {origin} are cleared. This gateway may be paid again.")
 
 
 def _status(name: str) -> ReceiptStatus:

@@ -32,25 +32,25 @@ if TYPE_CHECKING:
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _LONGEST_GOODBYE_S = 60
-"""So long open calls may go on after Ctrl-C; they are paid."""
+"""How long open calls may go on after Ctrl-C, in seconds; they are paid."""
 _KEEP_ALIVE_S = 75
 
 
 def serve(
-    host: Annotated[str, typer.Option(help="The address to listen at; anything but loopback is seen by others.")] = (
+    host: Annotated[str, typer.Option(help="The address to listen at; other machines reach all but loopback.")] = (
         "127.0.0.1"
     ),
     port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 for a free one.")] = 4020,
     budget: Annotated[
         list[str] | None,
-        typer.Option(help="NAME=AMOUNT: a key for a tool, which may spend this amount in whole tokens. Several."),
+        typer.Option(help="NAME=AMOUNT: a key for a tool, which may spend so many tokens; for each tool."),
     ] = None,
     keys_file: Annotated[
         Path | None,
         typer.Option("--keys", help="A file that keeps the keys for the next start; made if missing."),
     ] = None,
     allow_host: Annotated[
-        list[str] | None, typer.Option(help="Another name that clients reach this server by. Several.")
+        list[str] | None, typer.Option(help="Another host name of this server; may be given several times.")
     ] = None,
     mode: Annotated[str | None, typer.Option(help="private, batch or individual (OG_SETTLEMENT_MODE).")] = None,
     verify_tee: Annotated[
@@ -148,7 +148,7 @@ def _announce(url: str, keys: Sequence[ApiKey], payments: Payments, *, as_json: 
     from opengradient_x402.cli.output import note, print_json
 
     if is_seen_by_others:
-        note("This server can be reached from other machines, and keys travel to it as plain text.")
+        note("Other machines can reach this server, and they send keys as plain text.")
     limits = {key.name: None if key.limit is None else key.limit.limit for key in keys}
     if as_json:
         listed = [{"name": key.name, "api_key": key.token, "budget": limits[key.name]} for key in keys]

@@ -33,7 +33,7 @@ def balance(
     ledger: LedgerOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show tokens, gas, allowance, and what today's payments have spent or reserved."""
+    """Show tokens, gas and allowance, and what payments have spent and reserved today."""
     from opengradient_x402.chain.questions import ChainReader, allowance, balance_of, native_balance
     from opengradient_x402.channels.book import ChannelBook
 
@@ -77,7 +77,7 @@ def approve(
     amount: Annotated[str, typer.Argument(help="Tokens that payments must be able to take, such as 5 or 0.5.")],
     approve_amount: Annotated[
         str | None,
-        typer.Option("--approve", help="What to approve if that is not allowed yet (twice AMOUNT), or `unlimited`."),
+        typer.Option("--approve", help="What to approve if AMOUNT is not allowed yet (twice AMOUNT), or `unlimited`."),
     ] = None,
     network: NetworkOption = None,
     rpc_url: RpcOption = None,

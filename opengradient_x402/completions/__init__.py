@@ -2,7 +2,7 @@
 
 Sans-I/O. It knows the OpenAI-shaped wire and the ways in which real gateways bend it (docs/wire.md, "What gateways do
 not do"): `message` for `delta`, tool-call fragments without index, repeated ids, `stop` not applied, `length` never
-said. It does not know HTTP, payments, or either framework's vocabulary.
+said. It does not know HTTP, payments, or the types of a framework.
 """
 
 from __future__ import annotations
@@ -208,7 +208,7 @@ class StreamAccumulator:
 
     @property
     def usage(self) -> Usage | None:
-        """Usage, once an event has told it."""
+        """Usage, once an event has given it."""
         return self._usage
 
     @property
@@ -240,7 +240,7 @@ class StreamAccumulator:
         if self._finish_reason is not None or event.get("usage"):
             self._take_terminal(event)
             if delta.finish_reason == "stop" and self._ran_out():
-                # the gateway never says "length"; the usage that came with this event shows it
+                # gateways never send "length": the usage in this event shows it
                 delta.finish_reason = self._finish_reason = "length"
         return delta
 

@@ -1,4 +1,4 @@
-"""What a message says in parts: text, and whatever else some providers put between its words; and why it ended.
+"""What a message says in parts: text, and what some providers add to it; and why the answer ended.
 
 Most gateways send `content` as a string and the reason in OpenAI's words. Some pass on what their provider says: a
 list of parts, or a reason in the provider's own words.
@@ -75,7 +75,7 @@ def image_urls(images: Any) -> list[str]:
 
 
 def _as_url(image: str) -> str:
-    """A link or a data URL; bare base64, as OpenAI's image API has it, becomes one. Nothing for what is neither."""
+    """A link or a data URL, also made from plain base64 (OpenAI's image API); "" for any other value."""
     if _LINK.match(image):
         return image
     kind = next((kind for begins, kind in _IMAGES.items() if image.startswith(begins)), None)

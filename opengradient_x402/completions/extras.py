@@ -1,7 +1,7 @@
 """What an answer carries beside text, calls and usage: logprobs, citations, audio, fingerprints, reasoning details.
 
-Gateways pass on whatever a provider says, so everything is kept that nothing else here reads. In a stream it comes
-in pieces: lists grow (elements with one `index` are one element), texts grow, and anything else is said anew.
+Gateways pass on all that a provider says, so everything is kept that nothing else here reads. In a stream it comes
+in pieces: lists grow (elements with one `index` are one element), texts grow, and other values replace earlier ones.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ _NOT_STRICT: Final = ("default", "discriminator")
 
 
 class SchemaWidened(UserWarning):
-    """A schema says more than providers take, and is sent without that."""
+    """A schema has parts that providers refuse, and is sent without them."""
 
 
 def rooted_schema(schema: Mapping[str, Any]) -> dict[str, Any]:

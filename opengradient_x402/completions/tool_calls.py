@@ -1,4 +1,4 @@
-"""Tool calls, whole and in fragments, from whatever gateways send.
+"""Tool calls, whole and in fragments, from all forms that gateways send.
 
 A fragment belongs to a call by its index, then by its id, then to the call that is open; arguments stay text.
 """
@@ -52,7 +52,7 @@ class ToolCallDelta:
 class _JsonText:
     """JSON text that arrives in pieces, with the control characters in its strings escaped.
 
-    Models write bare line feeds there, which not every reader of JSON takes.
+    Models write line feeds there without escaping them, which some JSON parsers refuse.
     """
 
     __slots__ = ("_after_backslash", "_in_string")
@@ -121,7 +121,7 @@ class _OpenCall:
         return ToolCallDelta(self.index, self.id, self.name or None, arguments)
 
     def _shown(self, arguments: str) -> str:
-        """What a reader of the stream gets: JSON of which nothing has to be taken back."""
+        """The text for the reader of the stream: JSON that later fragments can only extend."""
         arguments = self._text.take(arguments)
         if not self._is_blank:
             return arguments
@@ -139,7 +139,7 @@ class _OpenCall:
         return name
 
     def rest(self) -> ToolCallDelta | None:
-        """What is left to be said when nothing more comes."""
+        """The last delta of this call, at the end of the stream."""
         rest = self.whole.rest()
         self.pieces.append(rest)
         if not self.is_told:
@@ -176,7 +176,7 @@ def _arguments_text(arguments: Any) -> str:
 class ToolCallAssembly:
     """Which call a fragment belongs to: by index, then by id, then the one that is open.
 
-    In a whole answer (`are_whole`) each one is a call by itself, whatever it is called.
+    In a whole answer (`are_whole`) each one is a call by itself, also when names or ids are equal.
     """
 
     __slots__ = ("_are_whole", "_by_id", "_by_index", "_calls")
@@ -226,7 +226,7 @@ class ToolCallAssembly:
         return call
 
     def rest(self) -> list[ToolCallDelta]:
-        """What is left to be said of each call when nothing more comes."""
+        """The last deltas of all calls, at the end of the stream."""
         return [rest for call in self._calls if (rest := call.rest()) is not None]
 
     def build(self) -> tuple[ToolCall, ...]:

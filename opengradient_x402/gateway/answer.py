@@ -1,6 +1,6 @@
 """Reads one answer, in one piece or as a stream: bytes in, a `Completion` or `Delta`s out, or the error.
 
-Sans-I/O. Sizes and silences are bounded, and an answer that is packed otherwise than it was asked for is not unpacked.
+Sans-I/O. Sizes and pauses have limits. An answer with a compression that was not asked for is refused.
 Streams are server-sent events (WHATWG HTML §9.2, `data` and `event`). An event with a name is no part of the answer:
 `x402-settlement` says what became of the payment, and goes into the call's claims.
 """
@@ -63,7 +63,7 @@ class AnswerReader:
         return len(self._accumulator.text)
 
     def check_encoding(self, response: httpx.Response) -> Steps[None]:
-        """Raises for an answer that is packed otherwise than it was asked for, before a byte of it is read."""
+        """Raises for an answer with another compression than the one asked for, before a byte of it is read."""
         encoding = response.headers.get("content-encoding", "").strip().lower()
         if encoding in _ENCODINGS:
             return
@@ -149,7 +149,7 @@ class AnswerReader:
     def take_rest(self, chunk: bytes) -> bool:
         """Takes what follows the content, and returns whether more of it is to be read.
 
-        Gateways bill and prove a stream only for who reads the body to its end (docs/wire.md, "Stream events").
+        Gateways bill and prove a stream only for clients that read the body to its end (docs/wire.md, "Stream events").
         """
         self._rest += len(chunk)
         if not self.is_done:

@@ -1,7 +1,7 @@
 """Clients for an OpenGradient gateway: `chat` and `stream`, sync and async, over one sans-I/O `Exchange`.
 
 There is no httpx client in between: cookies, redirects and auth flows have no place in a paid call, and cost more
-than the call. Frameworks and their vocabularies are not known here.
+than the call. Frameworks and their types are not known here.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ from opengradient_x402.proofs.attestation import VerifyTee
 from opengradient_x402.settlement_mode import SettlementMode
 
 _MOST_USUAL: Final = 64
-"""So many options of calls are kept for the next ones, with what was made of them."""
+"""How many different options of calls are kept, checked and complete, for the next calls."""
 
 
 class CallOptions(TypedDict, total=False):
-    """What may be said per call. `on_receipt` is called once, at the end of a call that was, or may be, paid.
+    """What may be said per call. `on_receipt` is called once, at the end of a call that was paid or may have been paid.
 
     `timeout_s` in any form of `Timeout`; `chunk_timeout_s` limits the silence between two chunks of a stream. `headers`
     and `query` go along with the request. `limits` are those of the runs that make the call.
@@ -167,7 +167,7 @@ class _Client:
         return options
 
     def _ask_price(self) -> Steps[None]:
-        """Asks what the token is worth, which no worst case of a call is known without."""
+        """Asks for the price of the token: the worst case of a call cannot be computed without it."""
         endpoint = yield from self.endpoints.current()
         if self.payments.gateways.wants_quote(endpoint.base_url):
             listing = yield from self._models.listing()
@@ -190,7 +190,7 @@ class _Client:
         return (yield from attest(endpoint, self.payments))
 
     def _check_given(self, transport: object | None) -> None:
-        """A transport of the user's brings its own idea of TLS, which no certificate that we pin could correct."""
+        """A transport of the user's has its own TLS settings: no certificate can be pinned in it."""
         if transport is not None and not isinstance(self.endpoints, StaticGateway):
             raise ConfigurationError(
                 "`http_transport` cannot be pinned to the certificates in the registry, or to an attested one (as the "
@@ -316,7 +316,7 @@ class AsyncGatewayClient(_Client, Resident):
             await line.wire.aclose()
 
     def retire(self) -> None:
-        """Has every loop that still runs close its connections of this client; from any thread."""
+        """Makes every loop that still runs close its connections of this client. May be called from any thread."""
         for loop, line in list(self._lines.items()):
             self._lines.pop(loop, None)
             if self._given is None:
@@ -329,7 +329,7 @@ class AsyncGatewayClient(_Client, Resident):
         return all(wire.is_idle for wire in wires if isinstance(wire, AsyncEndpointTransport))
 
     def _renew(self) -> None:
-        """A child has no loop but those that it starts; the parent's must not be collected, and act, here."""
+        """A child has only the loops that it starts. The parent's loops must not be collected, and act, here."""
         self._inherited.append(self._lines)
         self._lines = weakref.WeakKeyDictionary()
 
@@ -358,7 +358,7 @@ class _Line:
     async def close_with_loop(self) -> None:
         """Closes the connections when the loop shuts down: `asyncio.run` ends open async generators first.
 
-        Without this, idle sockets would outlive their loop, and could not be closed by anybody.
+        Without this, idle sockets would stay after their loop, and nothing could close them.
         """
         if self._guard is None:
             self._guard = self._until_shutdown()

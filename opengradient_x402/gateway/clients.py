@@ -1,10 +1,10 @@
-"""The gateway clients of a process: made on first use, shared by value by all models, whichever face made them.
+"""The gateway clients of a process: made on first use, shared by value by all models of both faces.
 
 Web handlers, graph nodes and reruns of pages make a model for each request, and frameworks copy models freely. So
 what pays is looked up by what it is: models of one payer, network, policy and ledger share payments, sessions and
 budget, and models that differ in one of them share none of it. A `Connections` stands for one model and its copies;
-as long as it lives, what it uses stays open. Afterwards everything stays for a while, for the model of the next
-request, and is closed then; nobody closes what somebody else uses.
+as long as it lives, what it uses stays open. After that everything stays for a while, for the model of the next
+request, and is closed then; no model closes what another one uses.
 
 Making a client opens the ledger and may load certificates: async callers have it done in a thread. Does not read
 the environment (a route is complete), does not know models or messages, and never closes what was passed in.
@@ -33,11 +33,11 @@ from opengradient_x402.process import Ending, Resident, belongs
 
 if TYPE_CHECKING:
     from opengradient_x402.gateway.client import AsyncGatewayClient, GatewayClient
+    from opengradient_x402.keys.signer import Keystore, Signer
     from opengradient_x402.ledger.ledger import Ledger
     from opengradient_x402.networks import Network
     from opengradient_x402.payment.payments import Payments
     from opengradient_x402.payment.policy import SpendPolicy
-    from opengradient_x402.signer import Keystore, Signer
 
 REST_S: Final = 3.0
 """How long connections and the ledger's thread stay that no model uses: idle connections last little longer."""
@@ -99,7 +99,7 @@ class _Wallet:
         self.used_at = time.monotonic()
         self.is_open = True
         self.is_resting = False
-        """Whether it holds neither connections nor a thread: it need not be looked after until it is used again."""
+        """Whether it has no connections and no thread: nothing is to be closed until it is used again."""
 
     @property
     def is_usable(self) -> bool:
@@ -218,7 +218,7 @@ class Registry(Resident):
         self.look()
 
     def look(self) -> None:
-        """Has the thread see what is used no more. Safe in a finalizer: takes no lock."""
+        """Wakes the thread, which closes what is not used any more. Safe in a finalizer: takes no lock."""
         self._wake.put(None)
 
     def _is_leased(self, wallet: _Wallet, user: Connections) -> bool:
@@ -255,12 +255,12 @@ class Registry(Resident):
         """A wallet, and what makes it the same as another one. Opens nothing yet but a network's file or URL."""
         if route.payments is not None:
             return _Wallet(route.payments, owns_ledger=False), id(route.payments)
+        from opengradient_x402.keys.signer import signer_of
         from opengradient_x402.ledger.ledger import Ledger
         from opengradient_x402.ledger.shared import OF_THE_PROCESS
         from opengradient_x402.networks import load_network, with_node
         from opengradient_x402.payment.payments import Payments
         from opengradient_x402.payment.policy import SpendPolicy
-        from opengradient_x402.signer import signer_of
 
         if route.private_key is None:
             raise InvalidPrivateKey(
@@ -366,7 +366,7 @@ class Connections:
         return client
 
     async def async_client(self, route: Route) -> AsyncGatewayClient:
-        """The async client for `route`, on whichever loop it is used."""
+        """The async client for `route`. It can be used on any event loop."""
         found = self._async_clients.get(route)
         if found is not None and found[0].is_usable:
             found[0].used_at = time.monotonic()
@@ -412,7 +412,7 @@ class Connections:
 
 
 def _spelling(route: Route) -> Hashable:
-    """What users wrote, with the working directory where it matters."""
+    """The text that users wrote, with the working directory where the meaning depends on it."""
     if route.payments is not None:
         return id(route.payments)
     from opengradient_x402.networks import PRESETS, default_devnet_file

@@ -38,7 +38,7 @@ _KEEPALIVE_S: Final = 4.0
 _MOST_IDLE: Final = 64
 _LIMITS: Final = httpx.Limits(max_connections=None, max_keepalive_connections=_MOST_IDLE, keepalive_expiry=_KEEPALIVE_S)
 _UNUSED_S = 3600.0
-"""Enclaves come and go. A transport lets go of a pool that it has not used for so long when it opens another one."""
+"""Enclaves come and go. When a transport opens a pool, it releases those that it has not used for this many seconds."""
 
 T = TypeVar("T")
 
@@ -57,7 +57,7 @@ class _Pool(Generic[T]):
         self._sockets[socket.fileno()] = socket
 
     def cut(self) -> None:
-        """Ends the inherited connections for this process alone, without a word to the other side."""
+        """Ends the inherited connections for this process alone. Nothing is sent to the other side."""
         null = os.open(os.devnull, os.O_RDWR)
         for number, socket in self._sockets.items():
             if socket.fileno() == number:
@@ -139,7 +139,7 @@ class EndpointTransport(httpx.BaseTransport, Resident):
         belongs(self, Ending.CONNECTIONS)
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        """Sends over a connection that the endpoint's certificate vouches for."""
+        """Sends over a connection that showed the endpoint's certificate."""
         endpoint = _endpoint_of(request)
         pool = self._pools.get(endpoint)
         if pool is None:
@@ -190,7 +190,7 @@ class AsyncEndpointTransport(httpx.AsyncBaseTransport, Resident):
         belongs(self, Ending.CONNECTIONS)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Sends over a connection that the endpoint's certificate vouches for."""
+        """Sends over a connection that showed the endpoint's certificate."""
         endpoint = _endpoint_of(request)
         pool = self._pools.get(endpoint)
         if pool is None:
@@ -268,7 +268,7 @@ class ThroughAsyncClient(httpx.AsyncBaseTransport):
 class _Flight(httpx.SyncByteStream):
     """A request on its way, and then the body of its response, until that is closed.
 
-    Holds its transport, and so the pool that it uses. Costs nothing for each piece of the body.
+    It keeps its transport alive, and so the pool that it uses. It adds no work for a piece of the body.
     """
 
     def __init__(self, transport: EndpointTransport) -> None:
@@ -314,7 +314,7 @@ def _maker(endpoint: Endpoint) -> Callable[[Callable[[Any], None]], httpx.BaseTr
     """
     context, proxy = context_for(endpoint), proxy_for(endpoint)
     if proxy is not None or HTTP_TRACER in sys.modules:
-        is_far = endpoint.is_far and proxy is None  # what a name means behind a proxy, the proxy decides
+        is_far = endpoint.is_far and proxy is None  # the proxy resolves the names
         return lambda note: LimitedTransport(verify=context, limits=_LIMITS, proxy=proxy, on_socket=note, is_far=is_far)
     return lambda note: ThreadTransport(
         verify=context, keepalive_s=_KEEPALIVE_S, most_idle=_MOST_IDLE, on_socket=note, is_far=endpoint.is_far
@@ -322,7 +322,7 @@ def _maker(endpoint: Endpoint) -> Callable[[Callable[[Any], None]], httpx.BaseTr
 
 
 def _async_maker(endpoint: Endpoint) -> Callable[[Callable[[Any], None]], httpx.AsyncBaseTransport]:
-    """As `_maker`: what takes time is done here, the rest belongs into the loop."""
+    """As `_maker`. Slow work is done here, outside the loop; the rest must be done in the loop."""
     context, proxy = context_for(endpoint), proxy_for(endpoint)
     if proxy is not None:
         return lambda note: LimitedAsyncTransport(verify=context, limits=_LIMITS, proxy=proxy, on_socket=note)

@@ -1,7 +1,7 @@
 """Where calls go: an endpoint says how to reach a gateway, what its TLS must show, and who may be paid there.
 
-A source hands out endpoints: `StaticGateway` the one that the user named, `registry_gateway.RegistryGateway`
-the enclaves of the on-chain registry. Sans-I/O; knows neither connections nor payments.
+A source hands out endpoints: `StaticGateway` the one that the user named, `enclaves.RegistryGateway`
+the enclaves of the on-chain registry. Sans-I/O; does not know connections or payments.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from opengradient_x402.parameters import checked_base_url
 from opengradient_x402.payment.policy import SpendPolicy
 
 EXTENSION: Final = "opengradient.endpoint"
-"""Where a request carries its endpoint, for those who connect."""
+"""The request extension that holds the endpoint, for the transports."""
 MAX_PUBLIC_BYTES: Final = 4 * 1024 * 1024
 """Lists of models and keys stay far below."""
 REGISTRY: Final = "registry"
@@ -43,9 +43,9 @@ class Endpoint:
     tee_id: str | None = None
     public_key_der: bytes | None = field(default=None, repr=False)
     key_source: str = "registry"
-    """Who vouches for `public_key_der`: the `registry`, or an `attestation`."""
+    """Where `public_key_der` was confirmed: `registry` or `attestation`."""
     is_far: bool = False
-    """Whether its name must lead into the public internet: nobody here has vouched for where it leads."""
+    """Whether its name must lead into the public internet: the user did not name it."""
 
     @classmethod
     def of(cls, request: httpx.Request) -> Endpoint | None:
@@ -179,6 +179,6 @@ def fetch(
     response: httpx.Response = yield Send(request)
     if on_open is not None:
         on_open(response)
-    response.headers.pop("content-encoding", None)  # no encoding was asked for, so none is undone
+    response.headers.pop("content-encoding", None)  # no encoding was asked for, so nothing is unpacked
     yield Read(response, take)
     return httpx.Response(response.status_code, content=bytes(body), request=request)

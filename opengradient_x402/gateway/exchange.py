@@ -1,7 +1,7 @@
 """One chat-completions call as steps, from the first attempt to its receipt: both gateway clients drive this.
 
 It builds the HTTP request, sees a call through from its first attempt to its end, and reports the receipt
-exactly once. Reading is `answer_reader`, the words for failures are `call_errors`. It does not know whether its
+exactly once. Answers are read in `answer`, errors are made in `failures`. It does not know whether its
 caller awaits.
 """
 
@@ -43,7 +43,7 @@ CHAT_PATH = "/v1/chat/completions"
 ReceiptListener = Callable[[SettlementReceipt], None]
 _log = logging.getLogger(__name__)
 _LONGEST_RECORD_S = 1.0
-"""So long an answer waits for its receipt to be recorded."""
+"""How long an answer waits for its receipt to be recorded, in seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +164,7 @@ class Exchange:
             response = yield from self._opening()
             yield Read(response, self._reader.take_body)
             completion = self._ended_well(self._reader.completion(response))
-        except BaseException as exc:  # noqa: BLE001  (ends the call, whatever ended it)
+        except BaseException as exc:  # noqa: BLE001  (every error ends the call)
             problem = self.fail(exc)
             raise problem from problem.__cause__
         yield from self.recorded()
@@ -187,7 +187,7 @@ class Exchange:
             # The transport reads the limit again for each piece of the body.
             self._timeouts["read"] = self._options.time_limits.between_chunks_s
             return response
-        except BaseException as exc:  # noqa: BLE001  (ends the call, whatever ended it)
+        except BaseException as exc:  # noqa: BLE001  (every error ends the call)
             problem = self.fail(exc)
             raise problem from problem.__cause__
 
@@ -231,7 +231,7 @@ class Exchange:
 
     @property
     def unread_limit_s(self) -> float:
-        """So long nobody needs to read a stream before it is closed."""
+        """How long a stream may stay unread before it is closed, in seconds."""
         return max(self._options.time_limits.call_s, LEAST_LIMIT_S)
 
     @property
@@ -258,7 +258,7 @@ class Exchange:
 
     @property
     def has_all_content(self) -> bool:
-        """Whether no more content of a stream is to come: what is left is read to the end, and not hung up on."""
+        """Whether a stream has no more content: the rest is read to the end, and the connection is not cut."""
         return self._reader.has_all_content
 
     def take_rest(self, chunk: bytes) -> bool:
@@ -301,7 +301,7 @@ class Exchange:
         return checked
 
     def _check_first_use(self) -> None:
-        """What the ledger knows and this process does not: that the same proof came with another call before.
+        """Asks the ledger whether the same proof came with another call before, perhaps in another process.
 
         Raises ProofRejected where proofs are required; the receipt in the ledger says why.
         """
@@ -343,7 +343,7 @@ class Exchange:
         if answer is None:
             raw = self._reader.raw
             answer = self._answer(raw, parse_usage(raw.get("usage")))
-        # None for the second of two threads that end one stream: it is reported once.
+        # Two threads may end one stream: the second one gets None, so it is reported once.
         receipt = self._payments.finish(self.call, outcome=outcome, error=error, answer=answer)
         for limit in self.call.limits if receipt is not None or self.call.authorization is None else ():
             limit.ended(self.call.id, self.call.receipt)

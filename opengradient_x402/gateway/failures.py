@@ -30,7 +30,7 @@ from opengradient_x402.proofs.attestation import Verdict
 
 
 def unreachable(call: Call, exc: httpx.TransportError) -> NotPaid:
-    """Nothing was signed, and nobody (or the wrong one) answers."""
+    """Nothing was signed: no server answers, or a wrong one."""
     if is_certificate_failure(exc):
         return InsecureEndpoint(
             f"{call.base_url} showed a TLS certificate that is not trusted for it ({exc}). Nothing was sent, signed "
@@ -179,7 +179,7 @@ _BY_WORDS: Final[tuple[tuple[re.Pattern[str], ErrorKind], ...]] = (
         "content_filter",
     ),
 )
-"""Providers' words for what went wrong, as their messages and codes have them."""
+"""Words in providers' messages and codes that tell the kind of failure."""
 
 
 def describe_error(body: Mapping[str, Any]) -> str:

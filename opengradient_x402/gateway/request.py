@@ -3,7 +3,7 @@
 `prepared` refuses what a gateway would charge for and not do, translates what it reads under another name, and warns
 of what it may ignore; `check_answer` warns when the answer shows that it did. `ModelDirectory` finds the name under
 which a gateway serves a model: gateways answer an unknown one only after they were paid. Both faces and the command
-line send what comes out of here. Sans-I/O; does not know prices, nor how a framework writes messages.
+line send what comes out of here. Sans-I/O; does not know prices or the message types of frameworks.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class GatewayLimitation(UserWarning):
 
 
 class UnlistedModelWarning(UserWarning):
-    """A model that neither the catalogue nor the gateway lists could not be checked before paying."""
+    """A model could not be checked before paying: it is neither in the catalog nor in the gateway's list."""
 
 
 def prepared(body: Mapping[str, Any]) -> dict[str, Any]:
@@ -134,7 +134,7 @@ def with_wire_roles(messages: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 def wire_tool_name(name: str) -> str:
     """`name` for a tool or a schema as every provider takes it: `Box[int]` becomes `Box_int_`.
 
-    What would be lost on the way, letters of other scripts and whatever is beyond the 64th character, is kept apart
+    What would be lost on the way, letters of other scripts and everything after the 64th character, is kept apart
     by a hash of the name.
     """
     wire = _NOT_IN_A_NAME.sub("_", name)

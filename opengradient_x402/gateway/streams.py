@@ -1,7 +1,7 @@
-"""Open answers: deltas as they arrive, the whole answer and the receipt afterwards, sync and async.
+"""Open answers: deltas as they arrive, then the whole answer and the receipt, sync and async.
 
-Thin: what bytes mean is `exchange`'s business. What is here is the end of a stream in all its forms: read to
-the end, closed early, broken, dropped without a word (`unread`), closed by another thread.
+The bytes are read in `exchange`. This module handles every way in which a stream ends: read to the end, closed early,
+broken, dropped without closing (`unread`), closed by another thread.
 
 A stream whose content is complete is read to the end of the HTTP body before its connection is let go, also when
 its reader stops there: some gateways bill and prove a call only after their last write went through (docs/wire.md,
@@ -36,7 +36,7 @@ _BROKEN_REST = (TimeoutError, httpx.TransportError, httpx.DecodingError, OpenGra
 
 
 class CompletionStream(Iterator[Delta], Resident):
-    """Deltas as they arrive. Afterwards `completion` is the whole answer, and `receipt` is set."""
+    """Deltas as they arrive. At the end `completion` is the whole answer, and `receipt` is set."""
 
     def __init__(self, exchange: Exchange, response: httpx.Response) -> None:
         self._exchange = exchange
@@ -74,7 +74,7 @@ class CompletionStream(Iterator[Delta], Resident):
             except StopIteration:
                 self._response.close()
                 raise
-            except BaseException as exc:  # noqa: BLE001  (ends the call, whatever ended it)
+            except BaseException as exc:  # noqa: BLE001  (every end of the stream ends the call)
                 problem = self._exchange.fail(exc)
                 self.close()
                 raise problem from problem.__cause__
@@ -129,11 +129,11 @@ class CompletionStream(Iterator[Delta], Resident):
 
     @property
     def unread_limit_s(self) -> float:
-        """So long nobody needs to read it."""
+        """How long it may stay unread before it is closed, in seconds."""
         return self._exchange.unread_limit_s
 
     def give_up(self) -> None:
-        """Nobody reads it any more: ends it, and says so to a reader who comes later."""
+        """Ends a stream that is not read any more. A later read gets an error that says so."""
         self._is_given_up = not self._is_closed
         self.close()
 
@@ -147,7 +147,7 @@ class CompletionStream(Iterator[Delta], Resident):
                     break
 
     def _renew(self) -> None:
-        """In a child it is over: the parent goes on with it, and neither its line nor its receipt is touched here."""
+        """In a child it has ended. The parent goes on with it: its connection and its receipt are not touched here."""
         self._is_inherited = not self._is_closed
         self._is_closed = True
 
@@ -162,13 +162,13 @@ class CompletionStream(Iterator[Delta], Resident):
         self.close()
 
     def __del__(self) -> None:
-        # A stream that was dropped without close() must neither hold its connection nor lose its receipt.
+        # A stream that was dropped without close() must free its connection and keep its receipt.
         if not getattr(self, "_is_closed", True):
             self.close()
 
 
 class AsyncCompletionStream(AsyncIterator[Delta], Resident):
-    """Deltas as they arrive. Afterwards `completion` is the whole answer, and `receipt` is set."""
+    """Deltas as they arrive. At the end `completion` is the whole answer, and `receipt` is set."""
 
     def __init__(self, exchange: Exchange, response: httpx.Response) -> None:
         self._exchange = exchange
@@ -220,7 +220,7 @@ class AsyncCompletionStream(AsyncIterator[Delta], Resident):
             except GeneratorExit:  # thrown away: nothing can be awaited any more
                 self._drop()
                 raise
-            except BaseException as exc:  # noqa: BLE001  (ends the call, whatever ended it)
+            except BaseException as exc:  # noqa: BLE001  (every end of the stream ends the call)
                 problem = self._exchange.fail(exc)
                 await self.aclose()
                 raise problem from problem.__cause__
@@ -245,11 +245,11 @@ class AsyncCompletionStream(AsyncIterator[Delta], Resident):
 
     @property
     def unread_limit_s(self) -> float:
-        """So long nobody needs to read it."""
+        """How long it may stay unread before it is closed, in seconds."""
         return self._exchange.unread_limit_s
 
     def give_up(self) -> None:
-        """Nobody reads it any more: ends it, and says so to a reader who comes later. From any thread."""
+        """As `CompletionStream.give_up`, from any thread."""
         if not self._is_closed:
             self._is_given_up = True
             try:

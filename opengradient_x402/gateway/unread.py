@@ -1,4 +1,4 @@
-"""Streams whose reader went away without a word: they end, and their receipts are recorded.
+"""Streams whose reader went away without closing them: they end, and their receipts are recorded.
 
 A web server drops the generator of a client that left, and what is dropped may wait for the garbage collector, which a
 quiet server does not run. So a thread, which lives while streams are open, has the collector look for streams that
@@ -16,13 +16,13 @@ from typing import Final, Protocol
 from opengradient_x402.process import Ending, Resident, belongs
 
 COLLECT_AFTER_S: Final = 1.5
-"""So long a stream is not read before it is looked for; then after twice as long, four times, and so on."""
+"""Seconds without a read until a stream is looked for; then after twice, four times as long, and so on."""
 LEAST_LIMIT_S: Final = 60.0
 """A stream that is not read is closed after the time limit of its call, and not before this."""
 _LOOK_EVERY_S: Final = 0.5
 _LINGER_S: Final = 10.0
 _REST_FACTOR: Final = 10
-"""Looking may take one part in so many of the process's time."""
+"""Looking may take at most this fraction (1/n) of the process's time."""
 
 
 class Stream(Protocol):
@@ -52,7 +52,7 @@ class Watch(Resident):
         self._rest_until = 0.0
 
     def add(self, stream: Stream) -> None:
-        """From now on this stream ends when nobody reads it."""
+        """Watches this stream from now on: it is ended when it is not read any more."""
         with self._lock:
             self._streams.add(stream)
             if self._thread is None:
@@ -60,7 +60,7 @@ class Watch(Resident):
                 self._thread.start()
 
     def remove(self, stream: Stream) -> None:
-        """It has ended. Safe in a finalizer."""
+        """The stream has ended. Safe in a finalizer."""
         self._streams.discard(stream)
 
     def _keep(self) -> None:
@@ -76,7 +76,7 @@ class Watch(Resident):
                     return
 
     def look(self) -> None:
-        """Ends what nobody reads any more, as far as that can be told now."""
+        """Ends the streams that are certainly not read any more."""
         now, is_due = time.monotonic(), False
         streams = self._open()
         for stream in streams:

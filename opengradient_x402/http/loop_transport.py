@@ -1,4 +1,4 @@
-"""Connections for an event loop: as `thread_transport`, and no slower for being many.
+"""Connections for an event loop: as `thread_transport`, and as fast with many connections.
 
 httpx's own pool looks at all of its connections for each request; a hundred concurrent calls wait for that.
 """
@@ -23,9 +23,9 @@ from opengradient_x402.http.time_limits import for_connecting
 _IN_ONE_PIECE: Final = 1024 * 1024
 """A larger request is sent in pieces, so that the loop goes on meanwhile."""
 _MOST_WAITING: Final = 256 * 1024
-"""So many bytes of a body that nobody has taken, and no more is read."""
+"""Reading pauses when this many bytes of a body wait to be taken."""
 _QUIET_S: Final = 0.5
-"""After such a pause a connection may have been ended by the other side, and the loop not have seen it yet."""
+"""Seconds of silence after which the server may have closed a connection before the loop has noticed."""
 _SAME_ADDRESS_S: Final = 10.0
 _HAPPY_EYEBALLS_S: Final = 0.25  # RFC 8305, "Connection Attempt Delay"
 
@@ -221,7 +221,7 @@ class _Line(asyncio.Protocol):
         return self._transport.get_extra_info(name)
 
     def close(self) -> None:
-        """Ends the connection, without a word: the other side sees that it has ended."""
+        """Ends the connection. Nothing is sent first: the other side sees the end."""
         self.has_ended = True
         with suppress(RuntimeError):  # the loop is closed, and its connections with it
             self._transport.abort()

@@ -1,6 +1,6 @@
 """HTTP/1.1 as bytes: a request in one piece, and the reader of its response. Sans-I/O.
 
-llhttp (in httptools) parses, strictly. A response is read with bounded headers, and never past its end: whatever a
+llhttp (in httptools) parses, strictly. A response is read with bounded headers, and never past its end: what a
 server sends behind it makes the connection useless for another request.
 """
 

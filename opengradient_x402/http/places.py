@@ -1,7 +1,8 @@
 """Where an address leads, however it is written: into the public internet, or into somebody's own network.
 
 Resolvers take more for an address than `ip_address` does (numbers, hex and octal digits, digits of other scripts), and
-IPv6 has several forms that lead to an IPv4 address. It does not resolve names: who connects asks about what it got.
+IPv6 has several forms that lead to an IPv4 address. It does not
+resolve names: the transports check the addresses that they connect to.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ def _carried(address: IPv6Address) -> IPv4Address | None:
 
 
 class LeadsHome(httpx.ConnectError, OSError):
-    """A name that must lead into the public internet leads elsewhere; nothing was sent there."""
+    """A name that must lead into the public internet leads to a private address. Nothing was sent there."""
 
 
 def check_far(resolved: Iterable[tuple[Any, ...]]) -> None:

@@ -1,7 +1,7 @@
 """Connections for threads: each request goes out in one write, and its response is read as it comes.
 
 A failure says how far the request has come. Without a connection nothing of it has left: that is a ConnectError or
-ConnectTimeout. From then on it is none of these, whatever went wrong: the request counts as sent.
+ConnectTimeout. Every later failure is another error, because the request counts as sent.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ class _Line:
 
     @property
     def has_ended(self) -> bool:
-        """Whether there is something to read where nothing was asked: the end, as a rule."""
+        """Whether there is something to read before a request was sent: as a rule, the end of the connection."""
         if not hasattr(select, "poll"):  # Windows
             return bool(select.select([self._socket], [], [], 0)[0])
         poll = select.poll()
@@ -138,7 +138,7 @@ class _Line:
         return bool(poll.poll(0))
 
     def send(self, message: bytes, limit_s: float | None) -> None:
-        """Sends the whole request. Who does not read all of it may have answered before. Raises WriteTimeout."""
+        """Sends the whole request. A server may answer before it has read all of it. Raises WriteTimeout."""
         self._limit(limit_s)
         try:
             self._socket.sendall(message)

@@ -98,7 +98,7 @@ class Authorization:
 
     @property
     def payees(self) -> frozenset[str]:
-        """Everybody whom a signature allows to be paid."""
+        """All addresses that a signature allows to be paid."""
         return frozenset(terms.payee for terms in self.signed)
 
     @property
@@ -208,7 +208,7 @@ def unanswered(authorization: Authorization, call: CallUnderWay | None = None) -
 
 
 def authorization_id(network: str, payer: str, nonce: int) -> str:
-    """One id for one nonce: whatever is signed under it, the chain settles it at most once."""
+    """One id for one nonce: the chain settles at most one of the signatures under it."""
     return "auth_" + hashlib.sha256(f"{network} {payer} {nonce}".encode()).hexdigest()[:32]
 
 
@@ -218,7 +218,7 @@ def payer_named(payer: str | None) -> str | None:
 
 
 def spelled(address: str) -> str:
-    """The address as records have it. Raises ConfigurationError for what is none."""
+    """The address as records have it. Raises ConfigurationError for text that is no address."""
     try:
         return checksum_address(address)
     except ValueError as exc:

@@ -88,7 +88,7 @@ def allowed_cost(receipt: SettlementReceipt) -> int | None:
     """What one call may cost: its usage at the model's published price and the quoted token price; at most its quote.
 
     None when neither is known, also for a call that failed or was abandoned before its quote arrived. A quote alone
-    counts for models that the catalogue does not have.
+    counts for models that the catalog does not have.
     """
     quoted, published = receipt.cost_atomic, _published_cost(receipt)
     if quoted is None or published is None:

@@ -160,7 +160,7 @@ class Ledger(Resident):
         return self.submit(lambda book, conn: book.begin_call(conn, authorization, call))
 
     def give_up_call(self, call_id: str, authorization_id: str) -> Future[bool]:
-        """Has a call that was begun, and cost nothing, never be made again under its id, by whichever process began it.
+        """Blocks the id of a call that was begun and cost nothing: no process makes the call again under this id.
 
         False when it is paid in another way now.
         """
@@ -227,7 +227,7 @@ class Ledger(Resident):
     def newest_receipts(
         self, most: int, *, since: int = 0, payer: str | None = None, status: str | None = None, run: str | None = None
     ) -> Future[list[SettlementReceipt]]:
-        """At most so many receipts, the newest that are asked for (`status`: a ReceiptStatus); oldest first."""
+        """The newest receipts, at most `most` of them, oldest first (`status`: a ReceiptStatus)."""
         payer = payer_named(payer)
         return self.read(
             lambda book, conn: book.newest_receipts(conn, since=since, payer=payer, status=status, run=run, most=most)
@@ -363,7 +363,7 @@ class Ledger(Resident):
     # -- the process: fork and exit
 
     def _come_to_rest(self) -> Callable[[float], object] | None:
-        """Has the writer close its connection before a fork, so that the child inherits none."""
+        """Makes the writer close its connection before a fork, so that the child inherits none."""
         if not self._lock.acquire(timeout=1.0):
             return None
         try:
@@ -382,7 +382,7 @@ class Ledger(Resident):
             rest.may_go_on.set()
 
     def _renew(self) -> None:
-        """A child has neither the thread nor what waits for it: the parent writes that."""
+        """A child has no writer thread, and forgets the jobs that wait: the parent writes them."""
         self._lock = threading.RLock()
         self._recorder.renew()
         self._journal.renew()

@@ -1,8 +1,8 @@
 """Where a ledger is: what its URL means, what this machine remembers of it, and how far a budget in it reaches.
 
 Beside a ledger stand its id, and how many authorizations it held. A database that was emptied, deleted or put back
-from an old copy does not know them, and a budget that counts in it would begin anew. Only what was used from here
-before can be noticed.
+from an old copy does not know them, and a budget that counts in it would begin at zero again. This can only be
+noticed for a ledger that was used from here before.
 
 A budget in a file is a budget of that file. A container that is started again, a second container, and a second ledger
 of the same wallet each begin with the whole budget. That is said once, with a process's first authorization. Nothing
@@ -24,7 +24,7 @@ from opengradient_x402.settings import platform_of_many, state_directory
 
 _log = logging.getLogger(__name__)
 _LENGTH: Final = 96
-"""Always as long, so that one write replaces all of it."""
+"""The content has always this length, so that one write replaces all of it."""
 
 
 class LedgerReplaced(Exception):

@@ -121,7 +121,7 @@ class SettlementReceipt(_Followed):
     tee_output_hash: str | None = None
     tee_signature: str | None = None
     tee_verified: str | None = None
-    """The verdict over the proof, and who vouches for the key; None when it was not checked."""
+    """The verdict over the proof, and where the key was confirmed; None when it was not checked."""
     tee_uncovered: str | None = None
     """What of a verified call the enclave's signature does not cover, separated by commas: `answer.reasoning`, …"""
 
@@ -168,7 +168,8 @@ class SettlementReceipt(_Followed):
     def wait_settled(self, timeout_s: float = 120.0, *, must_settle: bool = False) -> SettlementReceipt:
         """This receipt when it is final. When the time is up, the receipt as it is then, with `is_timed_out`.
 
-        It returns in time, whatever the node does. With `must_settle` it raises PaymentOutcomeUnknown instead.
+        It returns in time, also when the node does not answer. With `must_settle` it raises PaymentOutcomeUnknown
+        instead.
         """
         return self._followed().wait_settled(self, timeout_s=timeout_s, must_settle=must_settle)
 
@@ -181,7 +182,7 @@ class SettlementReceipt(_Followed):
         return await self._followed().await_settled(self, timeout_s=timeout_s, must_settle=must_settle)
 
     def followed_by(self, follower: Follower) -> SettlementReceipt:
-        """This very receipt, able to update itself from now on."""
+        """This same object, able to update itself from now on."""
         object.__setattr__(self, "_follower", follower)
         return self
 
@@ -191,7 +192,7 @@ class SettlementReceipt(_Followed):
         return getattr(self, "_follower", None)
 
     def timed_out(self) -> SettlementReceipt:
-        """This very receipt, marked as one that was waited for in vain."""
+        """This same object, marked: the time was up before it was final."""
         object.__setattr__(self, "_is_timed_out", True)
         return self
 
@@ -253,7 +254,7 @@ class SettlementReceipt(_Followed):
 def cost_of(receipt: SettlementReceipt) -> int | None:
     """What a call cost, in atomic units: what the chain shows, else the gateway's claim; None while neither is known.
 
-    A payment that expired or was cancelled cost nothing, whatever was claimed or signed.
+    A payment that expired or was cancelled cost nothing, also when a cost was claimed.
     """
     if receipt.settled_atomic is None and receipt.is_final:
         return 0

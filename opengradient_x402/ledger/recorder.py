@@ -28,14 +28,14 @@ from opengradient_x402.ledger.receipts import SettlementReceipt
 
 _log = logging.getLogger(__name__)
 CHECKPOINT_EVERY: Final = 128
-"""So many records, and the writer's thread moves what is written into the main file."""
+"""After this many records the writer's thread moves what is written into the main file."""
 
 _ENDED: Final = "status IN ('settled', 'expired', 'cancelled')"
 """Of an authorization: a receipt that comes later changes how its settlement is shared, in one transaction with it."""
 _MOST_TOGETHER: Final = 256
-"""So many receipts are committed together."""
+"""At most this many receipts are committed together."""
 MOST_PROOFS: Final = 65_536
-"""So many proofs are remembered in memory, besides those in the database."""
+"""How many proofs are remembered in memory, besides those in the database."""
 
 _COLUMNS = ("authorization_id", "created_at", "receipt", "payer", "status", "run", "answered_as")
 _VALUES: Final = ", ".join("?" * (1 + len(_COLUMNS)))
@@ -71,7 +71,7 @@ def identity_of(file: Path) -> tuple[int, int]:
 
 
 class _Slip:
-    """A receipt that a thread brings, and what became of it."""
+    """A receipt that a thread has to write, and the result."""
 
     __slots__ = ("is_done", "receipt", "text", "written")
 
@@ -101,7 +101,7 @@ class Recorder:
         """From now on receipts are written to this file, whose tables are there, as long as it is this file."""
         conn = sqlite3.connect(file, timeout=0, isolation_level=None, check_same_thread=False)
         conn.execute("PRAGMA synchronous=NORMAL")
-        conn.execute("PRAGMA wal_autocheckpoint=0")  # `checkpoint` does it, seldom: it flushes to disk
+        conn.execute("PRAGMA wal_autocheckpoint=0")  # `checkpoint` does it, and rarely: it flushes to disk
         with self._lock:
             self._conn, self._file, self._identity = conn, file, identity_of(file)
 
@@ -121,7 +121,7 @@ class Recorder:
     def checkpoint(self) -> None:
         """Moves what was written into the main file, and flushes that to disk: it takes milliseconds.
 
-        Nothing is written here meanwhile, or SQLite's log would never begin anew.
+        Nothing is written here meanwhile, or SQLite's log would grow without end.
         """
         with self._lock:
             self.moved = self.written

@@ -1,6 +1,6 @@
 """The ledger's schema: makes the tables, brings older databases to the version of today, refuses newer ones.
 
-What is derived from records (sums, states, spellings) is computed anew here, also for a ledger that is repaired.
+What is derived from records (sums, states, spellings) is computed again here, also for a ledger that is repaired.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def create(conn: Connection) -> str:
 
 
 def derive(conn: Connection) -> None:
-    """Computes anew what is derived from an authorization's amount and state, and from a receipt."""
+    """Computes again what is derived from an authorization's amount and state, and from a receipt."""
     conn.execute(reserved.delete())
     conn.exec_driver_sql(_RESERVE)
     conn.exec_driver_sql(

@@ -1,4 +1,4 @@
-"""The ledgers of a process: one for each database, whatever number of wallets pay into it.
+"""The ledgers of a process: one for each database, shared by all wallets that pay into it.
 
 A ledger has a thread and connections. All users of a database share its ledger; the last one
 that releases it closes it.

@@ -1,6 +1,6 @@
 """The statements over the ledger's tables: reservations, calls, settlements and how they are shared.
 
-Runs inside the ledger's transaction; it does not know threads, nor when to commit. No statement of a call looks at
+Runs inside the ledger's transaction; it does not know threads or when to commit. No statement of a call looks at
 more rows than the call has, and what lists receipts or authorizations can do so page by page.
 """
 
@@ -225,7 +225,7 @@ class Book(Queries):
     def mark_unsent(self, conn: Connection, authorization_id: str) -> None:
         if (known := self.authorization(conn, authorization_id)) is not None:
             self.update(conn, known, replace(known, status="unsent"))
-        # The authorization stays on record; the call has no payment, hence no receipt.
+        # The authorization stays on record; the call has no payment, so it has no receipt.
         conn.execute(calls.delete().where(calls.c.authorization_id == authorization_id))
 
     def update(self, conn: Connection, known: Authorization, found: Authorization) -> None:
@@ -254,7 +254,7 @@ class Book(Queries):
             self.record_call(conn, unanswered(authorization, call))
 
     def share_out(self, conn: Connection, authorization_id: str) -> None:
-        """The settlement was seen before a call ended (its stream was slow to close): it is shared anew."""
+        """The settlement was seen before a call ended (its stream was slow to close): it is shared again."""
         if (settled := self.authorization(conn, authorization_id)) is not None and settled.status in _STATUS:
             self._share_out(conn, settled)
 
@@ -304,7 +304,7 @@ class Book(Queries):
                     block_number=authorization.block_number,
                     block_hash=authorization.block_hash,
                     confirmations=authorization.confirmations,
-                    # Disputed while still open: the money is not final, whatever the status says.
+                    # Disputed while still open: the status looks final, and the money is not.
                     confirmations_needed=1 if authorization.status == "signed" else authorization.confirmations_needed,
                 ),
             )

@@ -2,7 +2,7 @@
 
 Amounts are kept as decimal text, since 256-bit integers fit no database integer. What is reserved is kept once more
 as two integers, billions of atomic units (`reserved_gwei`) and the rest (`reserved_rest`), so that the database can
-add up budgets by itself, exactly, whatever decimals a token has. Every statement of a
+add up budgets by itself, exactly, for any number of decimals of a token. Every statement of a
 call finds its rows by an index, however many there are. Every wait for a database has a limit. The statements are in
 `statements`.
 """
@@ -138,7 +138,7 @@ proofs = sa.Table(
     sa.Column("used_at", sa.BigInteger, nullable=False, index=True),
 )
 PROOF_KEPT_S = 86_400
-"""Proofs are remembered so long, and dropped when a ledger is opened: much younger ones are refused as stale."""
+"""How long proofs are remembered. Older ones are dropped when a ledger is opened: they are refused as stale anyway."""
 
 leaves = sa.Table(
     "history_leaves",

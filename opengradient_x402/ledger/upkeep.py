@@ -1,7 +1,7 @@
 """Checks, repairs and compacts a ledger's database, and extends its history: what an operator does, never a call.
 
 A check changes nothing. A repair keeps a copy of a SQLite file, reads out of a damaged one what can be read, computes
-anew what is derived from signatures and receipts, and takes the ledger as it is then for the one that was used here.
+again what is derived from signatures and receipts, and takes the ledger as it is then for the one that was used here.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from opengradient_x402.ledger.tables import (
 _AT_ONCE = 500
 _DERIVED = ("asset", "signed_at", "reserved_gwei", "reserved_rest", "is_open")
 _TABLES = ("authorizations", "signatures", "calls", "pins", "channels", "vouchers")
-"""What holds facts; `schema` and `reserved` are made anew."""
+"""What holds facts; `schema` and `reserved` are computed again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

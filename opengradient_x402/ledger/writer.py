@@ -1,6 +1,6 @@
 """The ledger's thread: takes jobs off a queue in order, one database transaction per batch.
 
-It owns engine and connection, and outlives every fault of a job: everybody who waits gets an answer. When it opens
+It owns engine and connection, and outlives every fault of a job: every caller that waits gets an answer. When it opens
 the database, it checks that it is the one that was used here before, and takes up the receipts that processes left
 behind that are gone. A transaction that a server broke off (a deadlock, a restart) is tried once more. It does not
 know what the jobs do.
@@ -42,13 +42,13 @@ _log = logging.getLogger(__name__)
 CLOSED: Final = object()
 """The end marker of a queue: nothing may come behind it."""
 IDLE_S: Final = 20.0
-"""A ledger that nobody asks for so long has neither thread nor connection, until it is asked again."""
+"""Seconds without use after which thread and connection end; the next use begins them again."""
 MOVE: Final = object()
 """Wakes the writer, which then moves what was recorded into the main file."""
 _IDLE: Final = object()
 _MAX_BATCH: Final = 256
 _LONGEST_REST_S: Final = 30.0
-"""Should nobody say that the fork is over, the writer goes on by itself."""
+"""Seconds after which the writer goes on by itself if it is not told that the fork is over."""
 _RESTART_S: Final = 5.0
 """How long a server that ended the connection may take to be back, before those who wait are told."""
 _RETRY_PAUSE_S: Final = 0.2

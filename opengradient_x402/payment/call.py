@@ -107,7 +107,7 @@ class Call:
     created_at: int = field(default_factory=lambda: int(time.time()))
     began_s: float = field(default_factory=lambda: time.monotonic())  # noqa: PLW0108  (a test may turn the clock)
     process_id: int = field(default_factory=os.getpid)
-    """Whose call it is: a forked child that inherits it must neither end nor record it."""
+    """Whose call it is: a forked child that inherits it must not end or record it."""
 
     authorization: Authorization | None = None
     """The authorization that pays, from the moment its signature or session id may have left."""
@@ -204,7 +204,7 @@ def _quoted(answer: Answer, name: str) -> str | None:
 
 
 def _cost(call: Call, terms: SignedTerms, answer: Answer, asset: Asset) -> int | None:
-    """What the gateway claims. An `exact` payment moves what was signed, whatever is claimed.
+    """What the gateway claims. An `exact` payment moves the signed amount: a claim changes nothing.
 
     The `opengradient` object of an answer quotes OPG: it says nothing about a payment in another token.
     """
@@ -335,7 +335,7 @@ NEVER_LEFT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout
 def carry(paid: httpx.Request, call: Call) -> Steps[httpx.Response]:
     """Sends what carries a payment. What httpx reports of its writing counts more than the error that comes out.
 
-    A transport of the user's may send more than once, and a hook of an httpx client may fail afterwards.
+    A transport of the user's may send more than once, and a hook of an httpx client may fail after that.
     """
     also, is_written = paid.extensions.get("trace"), False
 

@@ -33,12 +33,12 @@ if TYPE_CHECKING:
     from opengradient_x402.payment.challenge import PaymentTerms
 
 BREAKER_LIMIT = 3
-"""So many refused payments in a row, and an origin is left alone for `BREAKER_PAUSE_S`."""
+"""After this many refused payments in a row, an origin is not called for `BREAKER_PAUSE_S`."""
 BREAKER_PAUSE_S = 60.0
 BYTES_PER_TOKEN = 2
 """A request is taken for at most this many bytes a token: real texts have about four."""
 QUOTE_PAUSE_S = 60.0
-"""A gateway that does not quote a price is asked for it so seldom."""
+"""Seconds between two questions to a gateway that does not quote a price."""
 
 
 class KnownGateways:
@@ -100,7 +100,7 @@ class KnownGateways:
         if first:
             self._first_amount.setdefault(origin, (first[0], int(first[1])))
         if len(first) > 2 and (usual := quoted_price(first[3])) is not None:
-            self._usual_usd[origin] = (first[2], usual)  # older than whatever was quoted to this process
+            self._usual_usd[origin] = (first[2], usual)  # older than all that was quoted to this process
 
     def _price_key(self, origin: str) -> str:
         return f"price {self._network.caip2} {self._network.asset.address} {origin}"
@@ -252,7 +252,7 @@ class KnownGateways:
 
 
 class Clock:
-    """Whether this machine's clock can be signed with: a wrong one makes signatures that live too long, or are expired.
+    """Whether signatures can use this machine's clock: a wrong one makes signatures that live too long, or are expired.
 
     It agrees with the world when a gateway's `Date` or the chain's time says so. From then on it must move as the
     monotonic clock does; when it has not (it was set, or the machine slept), or when nobody has confirmed it yet, the

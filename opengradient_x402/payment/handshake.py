@@ -123,7 +123,7 @@ def _ride(request: httpx.Request, call: Call, payments: Payments, session: PaidS
         raise outcome_unknown(call, exc) from exc
     if response.status_code != httpx.codes.PAYMENT_REQUIRED:
         return (yield from answered(response, call))
-    # "Session expired or exhausted", or new terms: this request was not served, so it may be paid anew.
+    # "Session expired or exhausted", or new terms: this request was not served, so it may be paid with a new payment.
     payments.sessions.retire(session)
     payments.detach(call)
     if CHALLENGE_HEADER in response.headers:
@@ -186,7 +186,7 @@ def _repeat(
             "sent.",
             call_id=call.id,
         )
-    ticket = Ticket(key, threading.get_ident(), is_shared=False)
+    ticket = Ticket(key, threading.get_ident())
     response = yield from _send_signed(request, call, payments, ticket, signed)
     if response.status_code != httpx.codes.PAYMENT_REQUIRED:
         return response

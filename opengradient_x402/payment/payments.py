@@ -28,6 +28,7 @@ from opengradient_x402.errors import (
     PaidButFailed,
     PaymentOutcomeUnknown,
 )
+from opengradient_x402.keys.signer import ForeignSigner, Keystore, Signer, signer_of
 from opengradient_x402.ledger.authorizations import Authorization, Budget, SignedTerms, authorization_id
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.ledger.receipts import SettlementReceipt
@@ -50,7 +51,6 @@ from opengradient_x402.payment.policy import SpendPolicy
 from opengradient_x402.payment.sessions import PaidSession, SessionKey, SessionPool, redact_sessions
 from opengradient_x402.payment.wallet import Funds
 from opengradient_x402.process import Ending, Resident, belongs
-from opengradient_x402.signer import ForeignSigner, Keystore, Signer, signer_of
 from opengradient_x402.telemetry import metrics
 from opengradient_x402.telemetry.events import Listener, listen, listeners
 from opengradient_x402.telemetry.reports import Reports
@@ -400,7 +400,7 @@ class Payments(Resident):
         self.funds.forget()
         return not_served(signed, origin=key.origin, call_id=call.id, reason=reason, asset=self.network.asset)
 
-    # -- afterwards
+    # -- at the end
 
     def refused(self, call: Call, error: OpenGradientError) -> None:
         """Reports, once, that the call ended with this error."""

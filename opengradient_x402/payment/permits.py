@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 
 from opengradient_x402.chain.eip712 import BATCH_SETTLEMENT, payment_digest, payment_document
 from opengradient_x402.errors import PaidButFailed, PaymentOutcomeUnknown, PolicyRefused
+from opengradient_x402.keys.signer import Signer, sign_typed
 from opengradient_x402.ledger.authorizations import Authorization, SignedTerms
 from opengradient_x402.money import Asset
 from opengradient_x402.networks import Network
 from opengradient_x402.payment.challenge import PaymentTerms
 from opengradient_x402.payment.sessions import SessionKey
-from opengradient_x402.signer import Signer, sign_typed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +39,7 @@ def terms_to_sign(terms: PaymentTerms, *, network: Network, now_s: int) -> Signe
     """What a signature made now allows.
 
     Raises PolicyRefused when the terms are for another chain than the network's: a signature is valid wherever its
-    chain id says, whatever the caller believed.
+    chain id says.
     """
     if terms.chain_id != network.chain_id:
         raise PolicyRefused(

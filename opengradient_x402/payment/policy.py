@@ -85,7 +85,7 @@ class SpendPolicy:
     without the gateway's help. `idle_channels` says what becomes of channels that no call has used for
     `channel_idle_s` seconds, looked at when calls are paid by channels: they are kept, a refund is asked for, or they
     are withdrawn, which costs gas twice. What is in a channel can be claimed up to the last voucher only, so a deposit
-    counts neither as spent nor as reserved.
+    does not count as spent or as reserved.
     `sponsored_approval` is how much Permit2 may be allowed to move by a permit (for one payment) or an approval that
     the facilitator sends for a wallet without gas; None (the default) never signs one. `approval` is asked before a
     signature that allows more than `approve_above`: a function, sync or async, that takes an `ApprovalRequest` and
@@ -286,7 +286,7 @@ class SpendPolicy:
             )
 
     def check_clock(self, *, now_s: int, server_now_s: int) -> None:
-        """Refuse to sign with a clock that disagrees with the gateway's: deadlines would lie.
+        """Refuse to sign with a clock that disagrees with the gateway's: deadlines would be wrong.
 
         Raises PolicyRefused.
         """

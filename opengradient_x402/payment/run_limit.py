@@ -17,9 +17,9 @@ from opengradient_x402.money import Asset, PaidIn, only, parse_amount, shown
 from opengradient_x402.process import OwnLock
 
 _MOST_CALLS = 10_000
-"""So many calls are kept apart; of earlier ones the sum."""
+"""How many calls are kept one by one; of older ones only the sum is kept."""
 _MOST_DECIMALS = 77
-"""Of any token: the asset of a limit is known with the first payment, and the amount is read anew then."""
+"""Of any token: the asset of a limit is known with the first payment, and the amount is read again then."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,7 +179,7 @@ class RunLimit:
                     self._calls[receipt.call_id] = _counted(receipt, unless_known_atomic=held.amount_atomic)
 
     def clear(self) -> None:
-        """Forgets the calls that have ended, for a limit that begins anew."""
+        """Forgets the calls that have ended, for a limit that begins at zero again."""
         with self._lock:
             self._calls = {name: call for name, call in self._calls.items() if call.is_under_way}
 

@@ -22,13 +22,13 @@ from typing import Any, Final, NamedTuple
 from opengradient_x402.ledger.authorizations import Authorization, SignedTerms, receipt_fields
 
 SESSION_HEADER: Final = "X-Upto-Session"
-"""Who sends it spends from the session (docs/wire.md, "Sessions")."""
+"""The header with the session id. Its sender spends from the session (docs/wire.md, "Sessions")."""
 IDLE_SHARE = 0.75
 """A session is used until this share of the gateway's idle time-out has passed without a call."""
 MAX_AGE_S = 540.0
 """Gateways end a session at 600 s of age (docs/wire.md, "Sessions")."""
 DEADLINE_MARGIN_S = 150.0
-"""New calls stop so long before the signed deadline: newer gateways, which ask for 3600 s, settle 120 s before it."""
+"""Seconds before the deadline in which no call begins: newer gateways (3600 s) settle 120 s before it."""
 _MARGIN_SHARE = 0.1
 """Of a signature with a shorter life, only this share is left unused: those gateways settle shortly before its end."""
 
@@ -70,11 +70,10 @@ class PaidSession:
 
 @dataclass(slots=True, eq=False)
 class Ticket:
-    """The right, and the duty, to open a session for `key`; others wait for `done` unless it is not shared."""
+    """The right and the duty to open a session for `key`. Calls that got `Waiting` wait for `done`."""
 
     key: SessionKey
     thread_id: int
-    is_shared: bool = True
     done: Future[None] = field(default_factory=Future)
 
 
@@ -120,12 +119,12 @@ class SessionPool:
                     return session
             opening = self._opening.get(key)
             if key in self._sessionless:
-                return Ticket(key, threading.get_ident(), is_shared=False)
+                return Ticket(key, threading.get_ident())
             if opening is None:
                 ticket = self._opening[key] = Ticket(key, threading.get_ident())
                 return ticket
             if blocking and opening.thread_id == threading.get_ident():
-                return Ticket(key, threading.get_ident(), is_shared=False)
+                return Ticket(key, threading.get_ident())
             return Waiting(opening.done)
 
     def opened(self, ticket: Ticket, *, session_id: str, authorization: Authorization) -> PaidSession:
@@ -141,7 +140,7 @@ class SessionPool:
         )
         with self._lock:
             known = self._sessions.get(ticket.key, ())
-            # A session that serves nobody now and is used by nobody never comes back to life.
+            # A session that cannot be used and has no call in flight can never be used again.
             why = {old: None if old.in_flight else self._why_unusable(old) for old in known}
             self._sessions[ticket.key] = [*(old for old in known if why[old] is None), session]
             self._sessionless.discard(ticket.key)
@@ -157,7 +156,7 @@ class SessionPool:
         self.closed(ticket)
 
     def closed(self, ticket: Ticket) -> None:
-        """The ticket is used up, whatever came of it. Calling it again does nothing."""
+        """The ticket is used up, with or without a session. Calling it again does nothing."""
         with self._lock:
             if self._opening.get(ticket.key) is ticket:
                 del self._opening[ticket.key]
@@ -235,6 +234,6 @@ _filter: Final = _SessionFilter()
 
 
 def redact_sessions() -> None:
-    """Has httpcore log no session id, from now on. A second call does nothing."""
+    """From now on httpcore logs no session id. A second call does nothing."""
     for name in _LOGGERS:
         logging.getLogger(name).addFilter(_filter)

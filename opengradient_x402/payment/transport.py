@@ -35,7 +35,7 @@ class X402Transport(httpx.BaseTransport, Resident):
         self._wrapped = httpx.HTTPTransport()
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        """Sends, and pays when asked to. Raises httpx errors while nothing was signed, ours afterwards."""
+        """Sends, and pays when asked to. Raises httpx errors before a signature, and our errors after it."""
         call = Call.of(request, is_blocking=True)
         request.read()
         try:
@@ -67,7 +67,7 @@ class AsyncX402Transport(httpx.AsyncBaseTransport, Resident):
         self._wrapped = httpx.AsyncHTTPTransport()
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Sends, and pays when asked to. Raises httpx errors while nothing was signed, ours afterwards."""
+        """Sends, and pays when asked to. Raises httpx errors before a signature, and our errors after it."""
         call = Call.of(request, is_blocking=False)
         await request.aread()
         try:
@@ -85,7 +85,7 @@ class AsyncX402Transport(httpx.AsyncBaseTransport, Resident):
 
 
 def _held(payments: Payments) -> Payments:
-    """These payments, if a bare transport can keep their policy."""
+    """These payments. Raises ConfigurationError when a transport alone cannot keep their policy."""
     if payments.policy.pcr_hashes is not None:
         raise ConfigurationError(
             "The policy allows certain enclave images only (`pcr_hashes`), and a bare transport does not know which "

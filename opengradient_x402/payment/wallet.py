@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, Final, Literal, cast
 from opengradient_x402.addresses import address_word, uint_word
 from opengradient_x402.chain.eip712 import cancel_authorization_digest, token_permit
 from opengradient_x402.chain.questions import (
-    AsyncChainReader,
     ChainReader,
     Question,
     allowance,
@@ -33,10 +32,10 @@ from opengradient_x402.chain.questions import (
 from opengradient_x402.chain.transactions import prepare_transaction, send_transaction, sign_transaction
 from opengradient_x402.effects import Sleep, in_thread
 from opengradient_x402.errors import AllowanceMissing, ChainUnavailable, ConfigurationError, InsufficientFunds, RpcError
+from opengradient_x402.keys.signer import Signer, sign_typed
 from opengradient_x402.money import MAX_UINT256, parse_amount
 from opengradient_x402.networks import Network
 from opengradient_x402.payment.policy import SpendPolicy
-from opengradient_x402.signer import Signer, sign_typed
 
 if TYPE_CHECKING:
     from opengradient_x402.ledger.authorizations import Authorization
@@ -80,7 +79,7 @@ class Cancellation:
 
 
 class Wallet:
-    """One account on one network, for threads. See `AsyncWallet` for coroutines."""
+    """One account on one network. Each method waits for the chain: coroutines call it by `asyncio.to_thread`."""
 
     def __init__(self, network: Network, signer: Signer, *, chain: ChainReader | None = None) -> None:
         self.network = network
@@ -123,50 +122,9 @@ class Wallet:
     def cancel(self, authorization: Authorization) -> Cancellation:
         """Burn the nonce of an authorization, so that nobody can settle it. Costs gas.
 
-        The settlement may come first: reconcile afterwards.
+        The settlement may come first: call `reconcile` to see.
         """
         return self._chain.ask(_cancel(self.network, self.signer, authorization))
-
-
-class AsyncWallet:
-    """One account on one network, for coroutines. See `Wallet`."""
-
-    def __init__(self, network: Network, signer: Signer, *, chain: AsyncChainReader | None = None) -> None:
-        self.network = network
-        self.signer = signer
-        self._chain = chain if chain is not None else AsyncChainReader.at(network)
-
-    @property
-    def address(self) -> str:
-        """The account."""
-        return self.signer.address
-
-    async def balance(self) -> int:
-        """Tokens, in atomic units."""
-        return await self._chain.ask(balance_of(self.network.asset.address, self.address))
-
-    async def allowance(self) -> int:
-        """How much Permit2 may move, in atomic units."""
-        return await self._chain.ask(_allowance(self.network, self.address))
-
-    async def native_balance(self) -> int:
-        """Gas coins, in wei."""
-        return await self._chain.ask(native_balance(self.address))
-
-    async def ensure_opg_approval(
-        self,
-        min_allowance: Amount | None = None,
-        approve_amount: Amount | Literal["unlimited"] | None = None,
-        *,
-        opg_amount: Amount | None = None,
-    ) -> Approval:
-        """As `Wallet.ensure_opg_approval`."""
-        wanted = _wanted(self.network, min_allowance, approve_amount, opg_amount)
-        return await self._chain.ask(_ensure_approval(self.network, self.signer, wanted))
-
-    async def cancel(self, authorization: Authorization) -> Cancellation:
-        """As `Wallet.cancel`."""
-        return await self._chain.ask(_cancel(self.network, self.signer, authorization))
 
 
 class Funds:

@@ -18,12 +18,12 @@ from opengradient_x402.chain.sources import Source, Sources
 from opengradient_x402.chain.transactions import send_transaction
 from opengradient_x402.effects import Steps
 from opengradient_x402.errors import ChainUnavailable, ConfigurationError
+from opengradient_x402.keys.signer import Signer
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.networks import Network
 from opengradient_x402.proofs.bundle import Bundle
 from opengradient_x402.proofs.findings import Finding, Read, Refuted, Statement, Undecided
 from opengradient_x402.proofs.history import Head, HistoryTree, head_of, is_continued
-from opengradient_x402.signer import Signer
 
 if TYPE_CHECKING:
     from concurrent.futures import Future

@@ -2,8 +2,8 @@
 
 Pure: hashes are recomputed from the request as sent and the answer as served, the signature is checked with
 the enclave's public key (docs/wire.md, "TEE proof"). Gateways have hashed messages in two ways over time; a
-proof holds if either fits. Whose key is to be trusted is `registry`'s business, and what to do about a bad
-proof is the exchange's.
+proof holds if either fits. Which key is trusted is decided in `gateway.enclave_keys`, and what follows from a bad
+proof in `gateway.exchange`.
 """
 
 from __future__ import annotations
@@ -192,7 +192,7 @@ def check_completion(
 
 
 def is_signed_by(proof: TeeProof, public_key_der: bytes) -> bool:
-    """Whether the key signed the proof's hashes and time, whatever they stand for (for audits without content)."""
+    """Whether the key signed the proof's hashes and time. The content is not compared (for audits without it)."""
     key = _rsa_key(public_key_der)
     return key is not None and proof.tee_id == tee_id(public_key_der) and _is_signed(proof, key)
 

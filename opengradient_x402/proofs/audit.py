@@ -415,7 +415,7 @@ def _signed_by_key(call: SettlementReceipt, proof: TeeProof, key: bytes, source:
 
 
 def _ownership(about: str, proof: TeeProof | None) -> list[Finding]:
-    """An enclave's proof names neither payer nor payment nor model: anybody's can be copied from a public batch."""
+    """An enclave's proof does not name payer, payment or model: it can be copied from a public batch."""
     if proof is None:
         return []
     why = "the proof names no payer and no payment; that it belongs to this call is the file's word"

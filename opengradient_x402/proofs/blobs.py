@@ -39,7 +39,7 @@ class MerkleTree:
 
     @classmethod
     def from_dump(cls, dump: Mapping[str, Any]) -> MerkleTree:
-        """The tree of a dump, rebuilt from its values: no hash in it is taken on trust.
+        """The tree of a dump, rebuilt from its values: all hashes in it are computed again.
 
         Raises ValueError for a dump of another form, or one whose nodes are not those of its values.
         """
@@ -135,7 +135,7 @@ def _word(text: str) -> bytes:
 
 
 def differences(content: bytes, event: IndividualSettlement) -> list[str]:
-    """What the record says otherwise than the event: nothing, for the record of this call.
+    """Where the record differs from the event; empty for the record of this call.
 
     Raises ValueError for content that is no record of any call.
     """

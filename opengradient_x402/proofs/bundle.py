@@ -1,4 +1,4 @@
-"""An audit bundle: one file with receipts and the evidence for them, in which no byte can be changed unseen.
+"""An audit bundle: one file with receipts and the evidence for them, in which every changed byte is noticed.
 
 The file is canonical JSON (RFC 8785) and one line feed. `digest` is the SHA-256 of the document without `digest` and
 `signature`, and the exporter may sign it with the payer's key. docs/bundle-format.md describes every member, for
@@ -22,6 +22,7 @@ from opengradient_x402.addresses import checksum_address
 from opengradient_x402.channels.channel import Voucher
 from opengradient_x402.channels.shown import ShownChannel
 from opengradient_x402.errors import BundleUnreadable
+from opengradient_x402.keys.signer import Signer, recover_address, text_digest
 from opengradient_x402.ledger.authorizations import Authorization, SignedTerms
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.money import Asset
@@ -29,7 +30,6 @@ from opengradient_x402.networks import ChainContract, Network
 from opengradient_x402.proofs.checks.decisions import Decision
 from opengradient_x402.proofs.data_settlement import DataSettlement
 from opengradient_x402.proofs.findings import Finding, Proven, Refuted, Statement, Undecided
-from opengradient_x402.signer import Signer, recover_address, text_digest
 from opengradient_x402.strict_json import check_depth, whole_characters
 
 FORMAT: Final = "opengradient-audit-bundle/1"
@@ -134,7 +134,7 @@ class Bundle:
 
 
 def maker_finding(bundle: Bundle, *, payers: Sequence[str], expected_signer: str | None = None) -> Finding:
-    """Who vouches for the file."""
+    """Who signed the file."""
     if bundle.signature is None or bundle.signed_by is None:
         make: type[Undecided | Refuted] = Undecided if expected_signer is None else Refuted
         why = "it carries no signature: anybody could have written it, also after the fact"
@@ -149,7 +149,7 @@ def maker_finding(bundle: Bundle, *, payers: Sequence[str], expected_signer: str
         why = f"{signer} signed it, and that is not {' or '.join(sorted(vouching))}"
         return Refuted(statement=Statement.MADE, about=ABOUT, why=why)
     if others := sorted(vouching - {signer}):
-        # One receipt of one's own must not be enough to vouch for those of others.
+        # A writer who owns one receipt must not be able to sign for the receipts of others.
         why = f"{signer} signed it, and {', '.join(others)} paid as well"
         return Undecided(statement=Statement.MADE, about=ABOUT, why=why)
     return Proven(statement=Statement.MADE, about=ABOUT, why=f"{signer} signed {bundle.digest}", key=signer)
@@ -277,7 +277,7 @@ class Contents:
 
     @property
     def payers(self) -> list[str]:
-        """Everybody who paid."""
+        """The addresses of all payers."""
         return sorted({case.entry.payer for case in self.cases})
 
     def records(self) -> list[Record]:
@@ -351,7 +351,7 @@ def describe(network: Network) -> dict[str, Any]:
 
 
 def network_of(bundle: Bundle) -> Network:
-    """The network that the writer of a bundle describes, without a node: for its own evidence, and for no trust."""
+    """The network that the writer of a bundle describes, without a node: only to read its own evidence."""
     about = bundle.network
     nowhere = "https://offline.invalid"
     contracts = {
@@ -366,7 +366,7 @@ def network_of(bundle: Bundle) -> Network:
         chain_id=about["chain_id"],
         rpc_url=nowhere,
         gateway_url="",
-        # What a token is worth, and how many decimals it has, is no writer's to say.
+        # The price of a token and its decimals are not taken from the writer of a file.
         asset=replace(Asset(**about["asset"]), symbol="atomic units", decimals=0),
         permit2=checksum_address(about["permit2"]),
         upto_proxy=checksum_address(about["upto_proxy"]),
@@ -383,7 +383,7 @@ def _case_json(case: Case) -> dict[str, Any]:
         "nonce": str(entry.nonce),
         "signed": [_texts(asdict(terms)) for terms in entry.signed],
     }
-    for name in ("recheck_at", *_OF_TOKEN.values()):  # when the ledger looks again is nobody else's business
+    for name in ("recheck_at", *_OF_TOKEN.values()):  # when the ledger looks again concerns no reader
         body.pop(name, None)
     if case.voucher is not None:
         own = _texts(asdict(case.voucher))

@@ -354,7 +354,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def _drop_null_defaults(schema: Any) -> None:
-    """Null is no value of anything that may be left out."""
+    """Removes null defaults: a member that is not known is left out, and never null."""
     if isinstance(schema, dict):
         if schema.get("default", 0) is None:
             del schema["default"]

@@ -213,7 +213,7 @@ def _logs_of(tx_hash: str, relay: ChainContract) -> Question[list[Log] | None]:
 
 
 def read_blob(blob_id: str, network: Network, sources: Sources) -> Steps[Document]:
-    """What the network's blob store has under an id; whoever wrote the event chose the id."""
+    """The content of the network's blob store under an id. The id comes from the event, so it may be anything."""
     if network.blob_url is None:
         return Document(problem=f"the network {network.name} names no blob store")
     if _BLOB_ID.fullmatch(blob_id) is None:
@@ -237,11 +237,6 @@ class DataSettlement:
     merkle_root: str | None = None
     leaf: str | None = None
     proof: tuple[str, ...] = ()
-
-    @property
-    def is_shown(self) -> bool:
-        """Whether the chain was read, and shows what the mode promises; never so in private mode."""
-        return bool(self.findings) and all(isinstance(finding, Read) for finding in self.findings)
 
     def to_json(self) -> dict[str, Any]:
         """Strings, ints and lists."""

@@ -35,7 +35,7 @@ class Evidence:
         return list(self._records.values())
 
     def note_result(self, chain_id: int, request: RpcRequest, result: Any) -> None:
-        """Keeps what a node answered, unless no two languages would read it alike."""
+        """Keeps what a node answered. Answers with numbers that languages read differently are left out."""
         body = {"chain_id": chain_id, "method": request.method, "params": list(request.params), "result": result}
         try:
             read_json(canonical_json(body))

@@ -20,6 +20,7 @@ from opengradient_x402.channels.channel import Channel, Voucher
 from opengradient_x402.channels.events import ChannelMove, moves_of
 from opengradient_x402.channels.shown import EventPlace, ShownChannel
 from opengradient_x402.effects import Steps, Wait
+from opengradient_x402.keys.signer import Signer, sign_typed
 from opengradient_x402.ledger.authorizations import Authorization
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.ledger.receipts import SettlementReceipt
@@ -44,7 +45,6 @@ from opengradient_x402.proofs.history import IN_HISTORY, described, leaf_hash, n
 from opengradient_x402.proofs.nitro import ledger_key
 from opengradient_x402.settlement.channels import SCHEME
 from opengradient_x402.settlement.search import CLOCK_MARGIN_S
-from opengradient_x402.signer import Signer, sign_typed
 
 
 def export_bundle(
@@ -190,7 +190,7 @@ def _blocks_since(since: int, entries: Sequence[Authorization]) -> Question[Peri
 
 
 def _with_signature(case: Case, network: Network, signer: Signer | None) -> Case:
-    """The case with the payer's signature over what expired, made anew: nobody can use it any more."""
+    """The case with the payer's signature over what expired, made again: nobody can use it any more."""
     entry = case.entry
     longest = max(entry.signed, key=lambda terms: terms.deadline)
     if (

@@ -3,7 +3,7 @@
 A finding is of one of three classes, each a type that cannot be made without what it rests on: `Proven` names the key
 that signed, `Read` the source that was asked, `Stated` the one who says so. A statement that could not be decided is
 `Undecided`, and one that the evidence contradicts is `Refuted`. A `Statement` fixes which classes it can have: what
-only the payer can know is never proven, whatever a check believes.
+only the payer can know is never proven.
 """
 
 from __future__ import annotations

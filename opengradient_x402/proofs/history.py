@@ -1,4 +1,4 @@
-"""A history of records that can grow and cannot be rewritten unseen: the Merkle tree of RFC 9162, section 2.1.
+"""A history of records that can only grow: the Merkle tree of RFC 9162, section 2.1. Every change of it is noticed.
 
 A ledger keeps a leaf for every version of a record that it ever exported (`Ledger.extend_history`). A bundle has the
 tree's head, the way from each of its records to the head (inclusion), and proofs that the heads of earlier bundles
@@ -237,7 +237,7 @@ def _by(signer: str | None, statement: Statement, why: str) -> Finding:
 
 
 def _changed(before: Bundle, after: Bundle) -> Iterator[str]:
-    """Where a record tells another story than it did in an earlier bundle, or is not told of any more."""
+    """Where a record differs from the same record in an earlier bundle, or is missing now."""
     now = {name_of(record): record.body for record in after.records if record.kind in IN_HISTORY}
     created = [body["created_at"] for body in after.of_kind("receipt")]
     for record in before.records:
@@ -260,7 +260,7 @@ def _fixed(record: Record) -> Sequence[str]:
 
 
 def name_of(record: Record) -> str:
-    """What a history calls a record, whatever its version."""
+    """The name of a record in a history; all versions have the same name."""
     body: Mapping[str, Any] = record.body
     return f"{record.kind} {body['id'] if record.kind == 'authorization' else body['call_id']}"
 

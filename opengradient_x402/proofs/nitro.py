@@ -3,7 +3,7 @@
 A document is a COSE_Sign1 structure (RFC 9052 §4.2, ES384) around a CBOR map, signed by a certificate whose chain is in
 the document and ends in a root that the verifier pins (AWS Nitro Enclaves, "Verifying the root of trust"). The user
 data binds two things of OpenGradient's enclaves: the TLS certificate and the key that signs answers (docs/wire.md,
-"Attestation"). Everything here is a stranger's bytes: whatever they hold, the result is a verdict. Pure.
+"Attestation"). All bytes here come from strangers: the result of a check is always a verdict. Pure.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 MAX_DOCUMENT_BYTES: Final = 32 * 1024
 """Documents with the longest fields that AWS allows have 9 KiB."""
 MAX_AGE_S: Final = 300
-"""A document that was made for our nonce is younger."""
+"""Seconds. A document that was made for our nonce is younger."""
 NONCE_BYTES: Final = 20
 """What the enclaves' `/enclave/attestation?nonce=` takes, as 40 hex digits."""
 _MAX_DEPTH: Final = 8
@@ -292,7 +292,7 @@ def _check_chain(document: NitroDocument, root_sha256: str, now_s: int | None) -
         raise _Refused(DocumentVerdict.WRONG_CHAIN, "a certificate cannot be read") from exc
     for depth, (issuer, issued) in enumerate(pairwise(chain)):
         _check_issued(issuer, issued, below=len(chain) - depth - 2)
-    # Only what the root vouches for is read any further.
+    # Only what the root has signed is read any further.
     at = datetime.fromtimestamp(document.timestamp_s, UTC)
     times = [at] if now_s is None else [at, datetime.fromtimestamp(now_s, UTC)]
     for certificate in chain:

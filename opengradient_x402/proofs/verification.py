@@ -103,7 +103,7 @@ def verify_bundle(
     else:
         live = _live(bundle, contents, trusted, period, _urls(rpc_url), _urls(relay_rpc_url), pcr_hashes)
         decided = {(finding.statement, finding.about) for finding in live if isinstance(finding, Refuted)}
-        # Evidence that contradicts its own receipts is told as well, whatever the chain says now.
+        # Evidence that contradicts its own receipts is reported too, also when the chain agrees now.
         findings += live
         findings += [
             item for item in recorded if isinstance(item, Refuted) and (item.statement, item.about) not in decided
@@ -149,7 +149,7 @@ def _trusted(bundle: Bundle, network: Network | None) -> Network | None:
 
 
 def _nowhere(network: Network | None) -> Network | None:
-    """The reader's network for evidence that is replayed: blobs are in the file, whatever their store."""
+    """The reader's network for evidence that is replayed: blobs are in the file, so their store does not matter."""
     return None if network is None else replace(network, blob_url=network.blob_url or "https://offline.invalid")
 
 
@@ -253,7 +253,7 @@ def _viewed(
 
 
 def _agreed(views: Sequence[list[Finding]]) -> list[Finding]:
-    """What all nodes say alike; where they differ, nobody knows."""
+    """The answer that all nodes give. Where they differ, nothing is known."""
     said = [{(finding.statement, finding.about): finding for finding in view} for view in views]
     keys = dict.fromkeys(key for view in said for key in view)
     return [_together(*key, [view.get(key) for view in said]) for key in keys]

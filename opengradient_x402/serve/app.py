@@ -40,7 +40,7 @@ from opengradient_x402.serve.waiting import Answer, HungUp, Waiting, hung_up
 LARGEST_BODY: Final = 32 * 1024 * 1024
 """Bytes of a request: images and documents travel in it."""
 LONGEST_UPLOAD_S = 60.0
-"""So long a client may take to send a request."""
+"""How long a client may take to send a request, in seconds."""
 KeyListener = Callable[[ApiKey, SettlementReceipt], None]
 _JSON: Final = "application/json"
 _NOT_FOUND, _METHOD, _TOO_SLOW, _TOO_LARGE, _MEDIA, _NOBODY = 404, 405, 408, 413, 415, 499
@@ -229,7 +229,7 @@ async def _send_body(send: Send, content: bytes, *, more: bool = True) -> None:
 
 
 async def _models(client: AsyncGatewayClient, name: str | None) -> Response:
-    """The models that the gateway lists, under the names of the catalogue; the whole catalogue if it lists none."""
+    """The models that the gateway lists, under their names in the catalog; the whole catalog if it lists none."""
     served = (await client.models()).names
     names = {one if (info := find_model(one)) is None else info.name for one in served}
     names = names or {info.name for info in catalog() if not info.is_deprecated}

@@ -40,7 +40,7 @@ class Waiting:
     async def answer(
         self, request: Request, *, name: str, content: bytes, ask: Callable[[], Awaitable[Answer]]
     ) -> Answer:
-        """What `ask` gives, or what it gave to the same request before. Raises HungUp, and whatever `ask` raises."""
+        """What `ask` gives, or what it gave to the same request before. Raises HungUp, and the errors of `ask`."""
         sameness = (name, hashlib.sha256(content).digest())
         is_retry = request.headers.get("x-stainless-retry-count", "0") != "0"
         call = (self._taken(sameness) if is_retry else None) or asyncio.ensure_future(ask())

@@ -46,7 +46,7 @@ class BackgroundReconciler(Resident):
         """Begins, with a first run at once. Starting twice changes nothing; after a fork the child starts its own."""
         with self._lock:
             if self._thread is None or not self._thread.is_alive():
-                self._stop = threading.Event()  # its own: a thread that is ending must still see that it shall
+                self._stop = threading.Event()  # its own: a thread that is ending must still see that it was stopped
                 self._thread = threading.Thread(
                     target=self._run, args=(self._stop,), name="opengradient-reconciler", daemon=True
                 )

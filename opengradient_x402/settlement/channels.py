@@ -114,7 +114,7 @@ def settle_channels(
             claims = yield from ask(network, _claims(channel, new, state))
         settled = [_settled(one, taken[one.id], claims, state, needed) for one in new]
         yield from record(settled)
-        yield Wait(book.finish(list(taken)))  # afterwards: a process that dies in between looks at them again
+        yield Wait(book.finish(list(taken)))  # last: after a crash in between they are looked at again
         found += settled
     return found
 

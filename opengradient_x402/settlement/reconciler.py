@@ -5,7 +5,7 @@ refuses a call for lack of budget. `search` finds the settlements; this module d
 about, what to write, and when a settlement is final.
 
 A settlement is final after the network's number of confirmations. Until then its block is looked up again each time,
-and when it is gone the authorization is open as before, and searched for anew. What has expired is looked at once
+and when it is gone the authorization is open as before, and searched for again. What has expired is looked at once
 more a day later: if the chain then shows a settlement, the ledger follows the chain.
 """
 
@@ -52,7 +52,7 @@ _FIRST_LOOK_S = 0.1
 _LONGEST_LOOK_S = 2.0
 _GRACE_S = 0.05
 _AT_ONCE = 1000
-"""So many authorizations are read, asked about and written at a time: an outage later loses nothing."""
+"""How many authorizations are read, asked about and written at a time: a later outage loses nothing."""
 _RECEIPTS_OF_AT_ONCE = 100
 _RECHECK_AFTER_S = 86_400
 
@@ -135,7 +135,7 @@ class Reconciler:
     ) -> SettlementReceipt:
         """The receipt when it is final. When the time is up, the receipt as it is then, with `is_timed_out`.
 
-        It returns in time, whatever the node does; a node that fails is asked again until then. With `must_settle`
+        It returns in time, also when the node hangs; a node that fails is asked again until then. With `must_settle`
         it raises PaymentOutcomeUnknown instead.
         """
         wait = _Waiting(receipt)
@@ -238,7 +238,7 @@ class Reconciler:
         )
 
     def _confirmed(self, seen: Sequence[Authorization]) -> Steps[list[Authorization]]:
-        """Counts confirmations anew. Gives back those whose block is gone, opened again."""
+        """Counts confirmations again. Gives back those whose block is gone, opened again."""
         if not seen:
             return []
         places = {entry: Place(entry.block_number or 0, entry.block_hash or "") for entry in seen}
@@ -413,7 +413,7 @@ class _Waiting:
 
 
 def _in_time(steps: Callable[[], Steps[T]], timeout_s: float | None) -> T:
-    """The result, in this time whatever a node or a database does: what hangs is left behind in its thread."""
+    """The result within this time. A node or database that hangs goes on in its own thread."""
     if timeout_s is None:
         return look_up(steps())
     try:

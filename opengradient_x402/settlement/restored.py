@@ -47,7 +47,7 @@ async def areceipt_of(call_id: str, *, ledger: Ledger | None = None) -> Settleme
 def follower_of(receipt: SettlementReceipt) -> Reconciler:
     """Who reads the chain for a receipt that is plain data.
 
-    Raises ConfigurationError when neither a wallet of this process nor the settings know its network.
+    Raises ConfigurationError when no wallet of this process and no setting knows its network.
     """
     for one in residents(Ending.CONNECTIONS):
         if getattr(one, "payer", None) != receipt.payer:

@@ -59,9 +59,9 @@ __all__ = [
 ]
 
 CLOCK_MARGIN_S: Final = 900
-"""The signing clock may be ahead of the chain's by at most this: the scan starts so much earlier."""
+"""Seconds that the signing clock may be ahead of the chain's: the scan starts this much earlier."""
 EXPIRY_MARGIN_S: Final = 30
-"""An authorization counts as expired so long after its deadline: a reorganisation changes nothing then."""
+"""Seconds after the deadline until an authorization counts as expired: no reorganisation changes that."""
 _BLOCKS_OF_SLACK: Final = 64
 """How far `block_before` may be off."""
 _NONCES_PER_QUERY: Final = 100

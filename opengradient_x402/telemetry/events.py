@@ -2,7 +2,7 @@
 
 `Payments(on_event=...)` gets the events of one payer, `listen(...)` those of all. Listeners are called in a
 thread of their own, one event after the other: a slow or failing listener never holds up a call. Without listeners
-there is neither a thread nor a queue, and a call that is served makes no event.
+there is no thread and no queue, and a call that is served makes no event.
 
 The lines go to the logger `opengradient_x402.events`. Each has the event's fields as attributes (`extra=`), with
 `event` for what happened; amounts are decimal strings of atomic units there, since 10 OPG exceed 64 bits.
@@ -121,7 +121,7 @@ class CallRefused(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallEnded(Event):
-    """A paid call ended, in whatever way. The only event without a line in the log: it comes with every call."""
+    """A paid call ended, well or not. The only event without a line in the log: it comes with every call."""
 
     name = "ended"
     receipt: SettlementReceipt
@@ -168,7 +168,7 @@ class Expired(OfMoney):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reopened(OfMoney):
-    """The chain no longer shows what was recorded (its block is gone): the authorization may settle anew."""
+    """The chain no longer shows what was recorded (its block is gone): the authorization may settle again."""
 
     name = "reopened"
     authorization_id: str
@@ -281,7 +281,7 @@ class _Hub(Resident):
                     _log.exception("A listener failed for the event %r", event.name)
 
     def _renew(self) -> None:
-        """A child has the listeners, and neither the thread nor what waited in the parent."""
+        """A child keeps the listeners. It has no thread and no waiting events of the parent."""
         self._lock = threading.RLock()  # reentrant: the garbage collector may end a dropped stream anywhere
         self._waiting: queue.SimpleQueue[tuple[Event, list[Listener]] | None] = queue.SimpleQueue()
         self._thread = None

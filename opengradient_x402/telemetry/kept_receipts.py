@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from opengradient_x402.ledger.ledger import Ledger
 
 MOST_RECEIPTS: Final = 10_000
-"""So many receipts are kept, unless a handler says otherwise."""
+"""How many receipts are kept, unless a handler sets another number."""
 _MOST_GROUPS: Final = 100
 _MOST_LEFT_OUT: Final = 1_000
-"""Of so many calls that are kept no more the ids are known: a call that ends now may be reported again."""
+"""How many ids of dropped calls are remembered: a call that has just ended may be reported again."""
 _LONGEST_LOOK_S: Final = 1.0
 """A ledger that does not answer in this time is left alone: what was known last is shown."""
 

@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 _PATIENCE_S: Final = 5.0
 """The longest that a collection waits for a ledger."""
 _FRESH_S: Final = 1.0
-"""So long one reading of the ledgers serves: all gauges of a collection share it."""
+"""Seconds for which one reading of the ledgers is used: all gauges of a collection share it."""
 _LAGS_S: Final = (1, 5, 15, 30, 60, 120, 300, 600, 1800, 3600, 7200)
 
 

@@ -1,4 +1,4 @@
-"""Receipts on the spans of tracers, and 402 challenges that are no errors there. Works with whatever is loaded.
+"""Receipts on the spans of tracers; a 402 challenge is no error there. Works with the tracing packages that are loaded.
 
 Does not import OpenTelemetry: where the process has not loaded it, nothing is done, and nothing is lost. The names are
 those of OpenInference (`llm.cost.total`, `llm.token_count.*`), which Phoenix, Arize and Langfuse read, and

@@ -19,6 +19,7 @@ from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.ledger.receipts import ReceiptStatus
 from opengradient_x402.payment.policy import SpendPolicy
 from opengradient_x402.proofs.data_settlement import DataSettlements
+from opengradient_x402.proofs.findings import Read
 from opengradient_x402.settlement.reconciler import Reconciler
 from opengradient_x402.settlement_mode import SettlementMode
 from support.payers import network_of, opg_balance, payments_for
@@ -126,7 +127,7 @@ def test_three_hundred_mixed_calls_of_three_wallets_are_explained_to_the_last_un
             assert receipt.payment_tx_hash
             assert receipt.block_hash
             assert receipt.outcome == "abandoned" or (receipt.tee_signature and receipt.tee_id)
-        assert all(proof.is_shown for proof in proofs)
+        assert all({type(finding) for finding in proof.findings} == {Read} for proof in proofs)
 
 
 @pytest.mark.timeout(300)

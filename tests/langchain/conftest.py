@@ -12,13 +12,13 @@ from langchain_core.language_models import BaseChatModel
 
 from langchain_opengradient import ChatOpenGradient
 from opengradient_devnet import Devnet
+from opengradient_x402.keys.signer import LocalSigner
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.networks import load_network
 from opengradient_x402.payment.payments import Payments
 from opengradient_x402.payment.policy import SpendPolicy
 from opengradient_x402.settlement.reconciler import Reconciler
-from opengradient_x402.signer import LocalSigner
 from support.answer_shapes import Shaped
 from support.payers import payments_for
 

@@ -16,10 +16,10 @@ from llamaindex.suite import Reply, ScriptedServer
 from opengradient_devnet import Devnet
 from opengradient_x402.errors import ConfigurationError, StreamInterrupted
 from opengradient_x402.gateway.request import GatewayLimitation
+from opengradient_x402.keys.signer import LocalSigner
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.networks import load_network
 from opengradient_x402.payment.payments import Payments
-from opengradient_x402.signer import LocalSigner
 
 Make = Callable[..., ChatOpenGradient]
 pytestmark = pytest.mark.filterwarnings(f"ignore::{GatewayLimitation.__module__}.GatewayLimitation")

@@ -29,6 +29,7 @@ from opengradient_x402.channels.book import ChannelBook
 from opengradient_x402.channels.channel import Channel, Deposit, Voucher
 from opengradient_x402.gateway import connections
 from opengradient_x402.gateway.client import AsyncGatewayClient, GatewayClient
+from opengradient_x402.keys.signer import Signer
 from opengradient_x402.ledger.authorizations import Authorization
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.ledger.receipts import SettlementReceipt
@@ -38,7 +39,6 @@ from opengradient_x402.payment import call as calls
 from opengradient_x402.payment.payments import Payments
 from opengradient_x402.payment.policy import SpendPolicy
 from opengradient_x402.payment.sessions import SessionPool
-from opengradient_x402.signer import Signer
 
 
 class Machine:

@@ -21,12 +21,12 @@ import httpx
 
 from opengradient_x402.effects import Read, Send, Sleep, Steps, Wait
 from opengradient_x402.errors import MoneyOutcome, OpenGradientError
+from opengradient_x402.keys.signer import LocalSigner
 from opengradient_x402.money import Asset
 from opengradient_x402.networks import Network
 from opengradient_x402.payment import call as calls
 from opengradient_x402.payment.challenge import SIGNATURE_HEADER
 from opengradient_x402.payment.policy import SpendPolicy
-from opengradient_x402.signer import LocalSigner
 from simulation.audit import Auditor
 from simulation.broken import Broken
 from simulation.chain import Chain

@@ -19,6 +19,7 @@ from opengradient_x402.chain.eip712 import upto_permit_digest
 from opengradient_x402.chain.questions import ChainReader
 from opengradient_x402.chain.questions import receipt as transaction_receipt
 from opengradient_x402.chain.transactions import send_transaction
+from opengradient_x402.keys.signer import LocalSigner, Signer
 from opengradient_x402.ledger.authorizations import SignedTerms
 from opengradient_x402.payment.payments import Payments
 from opengradient_x402.payment.policy import SpendPolicy
@@ -29,7 +30,6 @@ from opengradient_x402.proofs.export import export_bundle
 from opengradient_x402.proofs.findings import Statement
 from opengradient_x402.proofs.history import IN_HISTORY, described, leaf_hash
 from opengradient_x402.settlement.reconciler import Reconciler
-from opengradient_x402.signer import LocalSigner, Signer
 from support.ledger_rows import entry
 from support.payers import PROMPT, client_for, network_of, payments_for, settled_receipts
 

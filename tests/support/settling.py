@@ -11,11 +11,11 @@ from typing import Any
 
 from opengradient_devnet import Account, Devnet
 from opengradient_devnet.contracts import EXACT_PROXY, MULTICALL3, OPG, UPTO_PROXY, contract
+from opengradient_x402.keys.signer import LocalSigner
 from opengradient_x402.ledger.authorizations import Authorization
 from opengradient_x402.networks import Network, load_network
 from opengradient_x402.payment.challenge import PaymentTerms, parse_challenge
 from opengradient_x402.payment.permits import signed_payload, terms_to_sign
-from opengradient_x402.signer import LocalSigner
 
 _calls = itertools.count()
 

@@ -17,11 +17,7 @@ from pydantic import SecretStr
 
 from opengradient_x402.chain.eip712 import payment_digest, payment_document, token_permit
 from opengradient_x402.errors import ConfigurationError, InvalidPrivateKey
-from opengradient_x402.ledger.ledger import Ledger
-from opengradient_x402.networks import load_network
-from opengradient_x402.payment.payments import Payments
-from opengradient_x402.settings import Settings
-from opengradient_x402.signer import (
+from opengradient_x402.keys.signer import (
     ForeignSigner,
     Keystore,
     LocalSigner,
@@ -31,6 +27,10 @@ from opengradient_x402.signer import (
     signer_of,
     text_digest,
 )
+from opengradient_x402.ledger.ledger import Ledger
+from opengradient_x402.networks import load_network
+from opengradient_x402.payment.payments import Payments
+from opengradient_x402.settings import Settings
 from support.payers import PROMPT, client_for, network_of
 
 KEY = "0x" + "5e" * 32
@@ -323,7 +323,7 @@ def test_a_text_is_signed_as_wallets_sign_it():
 
 def test_nothing_of_web3_is_imported_before_a_keystore_is_opened(keystore):
     program = (
-        "import sys; from opengradient_x402.signer import Keystore, LocalSigner;"
+        "import sys; from opengradient_x402.keys.signer import Keystore, LocalSigner;"
         f"LocalSigner('0x' + '11' * 32).sign_digest(bytes(32)); store = Keystore({str(keystore)!r}, 'open sesame');"
         "seen = [m for m in ('web3', 'eth_account', 'eth_abi') if m in sys.modules]; store.open();"
         "print(seen, 'eth_account' in sys.modules)"

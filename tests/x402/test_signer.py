@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from opengradient_x402 import signer as signer_module
 from opengradient_x402.addresses import keccak256
 from opengradient_x402.errors import InvalidPrivateKey, PolicyRefused
+from opengradient_x402.keys import signer as signer_module
+from opengradient_x402.keys.signer import LocalSigner
 from opengradient_x402.ledger.authorizations import Authorization
 from opengradient_x402.networks import PRESETS
 from opengradient_x402.payment.challenge import PaymentTerms, parse_challenge
 from opengradient_x402.payment.permits import SignedPayment, payment_header, signed_payload, terms_to_sign
-from opengradient_x402.signer import LocalSigner
 from support.ledger_rows import entry
 
 CASES = json.loads((Path(__file__).parent.parent / "vectors" / "payment_signatures.json").read_text())["cases"]
@@ -221,7 +221,7 @@ def test_copies_are_the_signer_itself():
 
 def test_importing_and_signing_load_neither_web3_nor_eth_account():
     program = (
-        "import sys, opengradient_x402, opengradient_x402.signer as s; opengradient_x402.Payments;"
+        "import sys, opengradient_x402, opengradient_x402.keys.signer as s; opengradient_x402.Payments;"
         "opengradient_x402.Wallet; opengradient_x402.RegistryGateway; s.LocalSigner('11' * 32).sign_digest(bytes(32));"
         "print([m for m in ('web3', 'eth_account', 'eth_abi') if m in sys.modules])"
     )

@@ -1,4 +1,4 @@
-"""Payments that are denied: the 402 of an honest gateway, and what gateways say and do that take a payment and deny it.
+"""Denied payments: the 402 of an honest gateway, and the answers of gateways that take a payment and deny it.
 
 `door` decides when; `Hoard` keeps the signatures that such a gateway has collected, and takes them to the chain.
 """

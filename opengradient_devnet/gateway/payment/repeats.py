@@ -1,7 +1,7 @@
-"""Answers that are given again, for nothing, to who sends the same payment again: x402's `payment-identifier`.
+"""Gives an answer again, without a new charge, when the same payment comes again: x402's `payment-identifier`.
 
-A payment that names an id is remembered with its answer. Who sends the same payment and the same request again gets
-that answer; who sends other ones under the same id gets 409. Errors are not remembered (docs/wire.md, "Answers that are
+A payment that names an id is stored with its answer. The same payment with the same request gets that answer again;
+another payment or request under the same id gets 409. Errors are not remembered (docs/wire.md, "Answers that are
 given again").
 """
 

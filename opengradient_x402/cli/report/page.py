@@ -33,16 +33,16 @@ _MOST_DAYS: Final = 400
 
 
 _SHARES: Final = (
-    "A payment serves all calls of a session, and is settled in one transaction. The chain shows the sum; how it is "
-    "shared among the calls is the payer's word. So a sum over a part of a payment's calls is stated at best."
+    "A payment serves all calls of a session, and is settled in one transaction. The chain shows the sum. Only the "
+    "payer says what each call cost. So a sum over a part of the calls of a payment is stated, and not read."
 )
 _RUNS: Final = (
-    "A run is what the payer's program calls so: one chain, graph, agent, workflow or query, with all calls in it, or "
-    "what the payer gave a name. It is the payer's word."
+    "A run is one chain, graph, agent, workflow or query, with all calls in it, or a name that the payer gave. Only "
+    "the payer says which run a call belongs to."
 )
-DECISIONS: Final = "Nobody signed them, and no chain has them: what persons decided is the payer's word."
+DECISIONS: Final = "Nobody signed these decisions, and no chain shows them: only the payer says what persons decided."
 _FEWEST_PLACES: Final = 7
-"""One day alone is a column, not a wall."""
+"""The widest column: a single day must not fill the whole plot."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ class Report:
 
     @property
     def tone(self) -> str:
-        """How the verdict is coloured."""
+        """The color of the verdict."""
         return "bad" if self.refuted else "good" if self.is_checked else "hint"
 
     def symbol(self, figures: Figures) -> str:
@@ -131,7 +131,7 @@ def html(report: Report) -> str:
         ("Made", f"{made} by {program}; all times are in this zone"),
     ]
     body: list[str | Iterable[str]] = [
-        _tag("h1", "What was spent, and on what that rests"),
+        _tag("h1", "What was spent, and how it is known"),
         _tag("p", report.verdict, class_=f"verdict {report.tone}"),
         _explained(facts),
         [_part(report, figures, number) for number, figures in enumerate(report.parts)],

@@ -51,7 +51,7 @@ def _sums(figures: Figures) -> Iterator[tuple[str, Sum]]:
 def markdown(report: Report) -> str:
     """The page's tables."""
     source = f"{report.verdict} Source: {_plain(report.source)}; checked {report.how}."
-    lines = ["# What was spent, and on what that rests", "", source, ""]
+    lines = ["# What was spent, and how it is known", "", source, ""]
     for figures in report.parts:
         symbol = report.symbol(figures)
         for part, sums in (

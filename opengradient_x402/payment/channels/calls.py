@@ -41,7 +41,7 @@ from opengradient_x402.payment.steps import (
 )
 
 _CALLS_OF_A_DEPOSIT: Final = 10
-"""A deposit is for so many calls at their most, if the policy allows it and the gateway does not ask for more."""
+"""A deposit covers this many calls at their highest cost, if the policy allows it. Gateways may ask for more."""
 _FIRST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 1.0
 _LONGEST_BUSY_S: Final = 60.0
@@ -247,10 +247,10 @@ def _ridden(attempt: _Attempt) -> Steps[httpx.Response]:
             return response
         try:
             why = yield from _amended(attempt, response)
-        except OpenGradientError as exc:  # whatever it says of this step, a voucher has left
+        except OpenGradientError as exc:  # a voucher has left: this error cannot mean "not paid"
             why = exc.message
         if why is not None:
-            with suppress(OpenGradientError):  # a voucher has left, whatever happens to this look
+            with suppress(OpenGradientError):  # a voucher has left: a failed look changes nothing
                 now = yield from up_to_date(attempt.ride.channel, attempt.payments, attempt.call)
                 if now.status == "closed":
                     why += "; the chain shows nothing in its channel any more, so the next call opens another one"

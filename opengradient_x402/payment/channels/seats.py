@@ -22,7 +22,7 @@ from opengradient_x402.payment.payments import Payments
 from opengradient_x402.payment.steps import from_ledger
 
 _LOOK_AGAIN_S: Final = 0.25
-"""So often is looked whether another process has done with a channel."""
+"""Seconds between two looks whether another process has freed a channel."""
 _SOON_S: Final = 5.0
 
 

@@ -1,7 +1,7 @@
-"""How what is in payment channels comes back: from the gateway by refund, or without its help by withdrawal.
+"""How the payer gets money out of payment channels: by a refund from the gateway, or by a withdrawal without it.
 
 A refund is asked of the gateway, which claims what it is owed and sends back the rest; it costs this wallet no gas. A
-withdrawal needs nobody: one transaction begins it, another ends it after the delay of the channel, and both cost gas.
+withdrawal needs no help: one transaction begins it, another ends it after the delay of the channel, and both cost gas.
 Generators, for threads and coroutines alike.
 """
 
@@ -25,6 +25,7 @@ from opengradient_x402.channels.rides import Rides
 from opengradient_x402.channels.vouchers import STALE, corrected_base, refund_payload
 from opengradient_x402.effects import Read, Send, Steps, Wait
 from opengradient_x402.errors import ConfigurationError
+from opengradient_x402.keys.signer import Signer
 from opengradient_x402.networks import Network
 from opengradient_x402.payment.challenge import (
     CHALLENGE_HEADER,
@@ -36,11 +37,10 @@ from opengradient_x402.payment.challenge import (
 from opengradient_x402.payment.gateways import KnownGateways
 from opengradient_x402.payment.permits import payment_header
 from opengradient_x402.payment.policy import SpendPolicy
-from opengradient_x402.signer import Signer
 
 _MOST_ATTEMPTS: Final = 2
 _TIMEOUT_S: Final = 60.0
-_IN_USE: Final = "a call uses it now; ask again when it has ended"
+_IN_USE: Final = "a call uses it now; try again when the call has ended"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,13 +172,14 @@ def _withdrawn(wallet: PayerChannels, channel: Channel) -> Steps[TakenBack]:
         yield Wait(wallet.rides.book.close(channel.id, status="closing", is_forced=True))
         tx_hash = yield from _transacted(wallet, withdrawal_call(channel, left))
         channel, _ = yield from _looked(wallet, channel)
-        again = f"run this command again in {channel.withdraw_delay_s} s"
+        again = f"withdraw once more in {channel.withdraw_delay_s} s to end it"
         begun = f"the withdrawal of {asset.format(left)} has begun; {again}"
         return TakenBack(channel=channel, what=begun, tx_hash=tx_hash)
     now_s = yield from ask(node_at(wallet.network), chain_time())
     wait_s = state.withdrawing_since + channel.withdraw_delay_s - now_s
     if wait_s > 0:
-        return TakenBack(channel=channel, what=f"the withdrawal waits {wait_s} s more", is_done=False)
+        waits = f"the withdrawal has begun; withdraw once more in {wait_s} s to end it"
+        return TakenBack(channel=channel, what=waits, is_done=False)
     tx_hash = yield from _transacted(wallet, finalization_call(channel))
     channel, after = yield from _looked(wallet, channel)
     return _back(wallet, channel, state.balance_atomic - after.balance_atomic, tx_hash=tx_hash)
@@ -226,7 +227,7 @@ def _asked_for(wallet: PayerChannels, channel: Channel, before: ChannelState) ->
             break
         asked = replace(asked, charged_atomic=base)
     yield Wait(wallet.rides.book.close(channel.id, status="open"))
-    kept = f"nothing came back ({why}); `channels withdraw` needs nobody's help"
+    kept = f"nothing came back ({why}); a withdrawal works without the gateway, and costs gas"
     return TakenBack(channel=channel, what=kept, is_done=False)
 
 

@@ -18,12 +18,12 @@ from opengradient_x402.channels.events import ChannelMove, ceilings_in, move_of
 from opengradient_x402.channels.shown import ShownChannel
 from opengradient_x402.effects import Steps
 from opengradient_x402.errors import ChainUnavailable
+from opengradient_x402.keys.signer import recover_address
 from opengradient_x402.networks import Network
 from opengradient_x402.proofs.bundle import Case
 from opengradient_x402.proofs.checks.completeness import Claim
 from opengradient_x402.proofs.checks.receipts import signatures_in
 from opengradient_x402.proofs.findings import Finding, Proven, Read, Refuted, Statement, Undecided
-from opengradient_x402.signer import recover_address
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,11 +36,11 @@ class ChannelAudit:
 
 
 class _Contradicted(Exception):
-    """The chain tells another story than the file."""
+    """The chain contradicts the file."""
 
 
 def contradiction(case: Case, channel: ShownChannel, network: Network) -> str | None:
-    """Where a call on a channel tells another story than the channel. Nobody is asked."""
+    """Where a call contradicts its channel. No node is asked."""
     entry, terms = case.entry, case.entry.terms
     pairs = {
         "payer": (entry.payer, channel.payer),
@@ -118,7 +118,7 @@ def _moves(channel: ShownChannel) -> Question[list[ChannelMove]]:
 
 
 def _check_order(moves: Sequence[ChannelMove]) -> None:
-    """Every deposit and claim says where it began: what is missing between two of them shows."""
+    """Every deposit and claim states the sum before it, so a missing event between two of them is noticed."""
     totals: dict[str, int] = {}
     for move in moves:
         before = move.total_atomic - move.amount_atomic
@@ -228,7 +228,7 @@ def _paid(
 def _between(cases: Sequence[Case], start: int) -> int:
     """What was charged between the calls in the file: calls of a ledger that was lost, or of another user of the key.
 
-    That they are missing is another statement's matter.
+    Another statement says that they are missing.
     """
     found, reached = 0, start
     for voucher in sorted(
@@ -240,7 +240,7 @@ def _between(cases: Sequence[Case], start: int) -> int:
 
 
 def _too_early(settled: Sequence[Case], moves: Sequence[ChannelMove], network: Network) -> str | None:
-    """A call that is called settled at a block up to which less had been claimed, or in what is no claim of it."""
+    """A call that the file calls settled before enough was claimed, or by a transaction that is no claim of it."""
     show = network.asset.format
     claims = {(move.log.tx_hash, move.log.block_number): move.total_atomic for move in moves if move.kind == "claim"}
     for case in settled:

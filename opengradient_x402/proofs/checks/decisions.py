@@ -1,6 +1,6 @@
 """What persons decided about payments (`SpendPolicy(approve_above=…)`), as the ledger has noted it.
 
-Nobody signs a decision, and no chain has it: it is the payer's word in every bundle, and never more.
+Nobody signs a decision, and no chain has it: so it is only the payer's word in every bundle.
 """
 
 from __future__ import annotations

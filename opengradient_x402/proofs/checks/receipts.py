@@ -1,7 +1,7 @@
 """What receipts, their authorization and its calldata say by themselves, without asking anybody. Pure.
 
 The payer's signature is looked for in the calldata that settled, since a permit's signature is there for all to see.
-Whatever else the file says is its writer's word: it can be refuted here, and is `Stated` otherwise.
+Everything else in the file is its writer's word: it can be refuted here, and is `Stated` otherwise.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Final
 
 from opengradient_x402.chain.eip712 import BATCH_SETTLEMENT, payment_digest
 from opengradient_x402.chain.questions import Transaction
+from opengradient_x402.keys.signer import SIGNATURE_BYTES, recover_address
 from opengradient_x402.ledger.authorizations import Authorization, token_fields
 from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt, transaction_claim
 from opengradient_x402.networks import Network
@@ -20,11 +21,10 @@ from opengradient_x402.proofs.bundle import ABOUT, Case, hex_bytes
 from opengradient_x402.proofs.findings import Finding, Proven, Refuted, Stated, Statement, Undecided
 from opengradient_x402.settlement.channels import SCHEME
 from opengradient_x402.settlement.recognition import SettlementFound
-from opengradient_x402.signer import SIGNATURE_BYTES, recover_address
 
 _SHOWN: Final = 5
 _CLOCK_MARGIN_S: Final = 3600
-"""Longer than any call takes, and more than a clock that pays may be wrong by."""
+"""Seconds. No call takes longer, and no clock that is allowed to sign is wrong by more."""
 _STATUSES: Final[Mapping[str, tuple[ReceiptStatus, ...]]] = {
     "signed": (ReceiptStatus.AUTHORIZED, ReceiptStatus.SERVED),
     "settled": (ReceiptStatus.SETTLED,),
@@ -62,7 +62,7 @@ def told_finding(call: SettlementReceipt, made_at: int | None) -> Finding:
 
 
 def dispute_findings(case: Case, network: Network) -> list[Finding]:
-    """Whether receipts own up to what contradicts the gateway's quotes in the file; the writer's word otherwise.
+    """Whether receipts are marked as disputed where the file contradicts the gateway's quotes; else the writer's word.
 
     Published prices are not looked at: the list of today says nothing about a call of last year.
     """
@@ -164,7 +164,7 @@ def foreign(entry: Authorization, network: Network) -> str | None:
 
 
 def mismatch(case: Case, network: Network) -> str | None:
-    """Where a receipt tells another story than its authorization."""
+    """Where a receipt contradicts its authorization."""
     entry = case.entry
     if entry.status != "settled" and entry.settled_atomic is not None:
         return f"the authorization is {entry.status}, and has {network.asset.format(entry.settled_atomic)} settled"
@@ -193,7 +193,7 @@ def mismatch(case: Case, network: Network) -> str | None:
 
 
 def differences(entry: Authorization, found: SettlementFound, network: Network) -> Iterator[str]:
-    """Where the chain tells another story than the authorization's entry."""
+    """Where the chain contradicts the entry of the authorization."""
     if found.amount_atomic != entry.settled_atomic:
         yield f"{network.asset.format(found.amount_atomic)} and not {network.asset.format(entry.settled_atomic or 0)}"
     if found.payee not in entry.payees and entry.dispute is None:
@@ -223,7 +223,7 @@ def signature_finding(case: Case, mined: Transaction | None, network: Network) -
 
 
 def signatures_in(calldata: bytes) -> Iterable[bytes]:
-    """Whatever is ABI-encoded as 65 bytes, wherever a contract has wrapped it."""
+    """All values that are ABI-encoded as 65 bytes, at any place in the calldata."""
     start = calldata.find(_SIGNATURE_LENGTH)
     while start >= 0:
         first = start + len(_SIGNATURE_LENGTH)

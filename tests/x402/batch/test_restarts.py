@@ -13,10 +13,10 @@ from opengradient_devnet.faults import KillSession
 from opengradient_x402 import ChatBatch
 from opengradient_x402.batch.answers import Answers, Kept
 from opengradient_x402.errors import CallKnown, ConfigurationError
+from opengradient_x402.keys.signer import LocalSigner
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.ledger.recorder import CallUnderWay
 from opengradient_x402.settlement.reconciler import Reconciler
-from opengradient_x402.signer import LocalSigner
 from support.batches import SESSIONS, SIGNATURES, Holding, Job, Swallowing, environment
 from support.payers import PROMPT, async_client_for, network_of, opg_balance, payments_for
 

@@ -23,7 +23,7 @@ from opengradient_x402.chain.questions import (
 )
 from opengradient_x402.chain.transactions import UnsignedTransaction, sign_transaction
 from opengradient_x402.errors import ChainUnavailable, ConfigurationError, RpcError
-from opengradient_x402.signer import LocalSigner
+from opengradient_x402.keys.signer import LocalSigner
 from support.node import serving
 
 ANYONE = "0x" + "12" * 20

@@ -11,12 +11,12 @@ import pytest
 from eth_account import Account
 from eth_account.messages import encode_typed_data
 
-from opengradient_x402 import signer as signer_module
 from opengradient_x402.chain.eip712 import channel_id, deposit_nonce, voucher_document
 from opengradient_x402.channels.channel import Channel, Deposit
 from opengradient_x402.channels.vouchers import deposit_payload, id_of, voucher_payload
+from opengradient_x402.keys import signer as signer_module
+from opengradient_x402.keys.signer import LocalSigner
 from opengradient_x402.networks import PRESETS
-from opengradient_x402.signer import LocalSigner
 
 VECTORS = Path(__file__).parents[2] / "vectors" / "payment_channels.json"
 CASES = json.loads(VECTORS.read_text())["cases"]

@@ -66,11 +66,14 @@ def test_after_a_failed_opening_the_next_one_opens(pool):
 
 
 def test_a_blocking_caller_never_waits_for_an_opening_in_its_own_thread(pool):
-    pool.enter(KEY, blocking=False)  # a task of this thread's loop is opening
+    opening = pool.enter(KEY, blocking=False)  # a task of this thread's loop is opening
     seat = pool.enter(KEY, blocking=True)
     assert isinstance(seat, Ticket)
-    assert not seat.is_shared
-    assert isinstance(elsewhere(lambda: pool.enter(KEY, blocking=True)), Waiting)
+    pool.closed(seat)  # nobody waits for this one
+    waiting = elsewhere(lambda: pool.enter(KEY, blocking=True))
+    assert isinstance(waiting, Waiting)
+    assert waiting.done is opening.done
+    assert not waiting.done.done()
 
 
 def test_nobody_waits_where_there_are_no_sessions(pool):

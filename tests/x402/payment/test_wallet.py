@@ -22,10 +22,10 @@ from opengradient_x402.errors import (
     NotPaid,
     RpcError,
 )
+from opengradient_x402.keys.signer import LocalSigner
 from opengradient_x402.money import MAX_UINT256, format_amount
 from opengradient_x402.payment.policy import SpendPolicy
-from opengradient_x402.payment.wallet import AsyncWallet, Funds, Wallet, require_funds
-from opengradient_x402.signer import LocalSigner
+from opengradient_x402.payment.wallet import Funds, Wallet, require_funds
 from support.node import serving
 from support.settling import Payer, new_payer, settle
 from support.settling import settle_call as settlement
@@ -126,18 +126,6 @@ def test_an_approval_without_gas_is_refused_before_it_is_sent(net):
     with pytest.raises(InsufficientFunds, match=r"it holds 0\.000000000000001 and up to 0\.\d+ may be needed"):
         poor.ensure_opg_approval(min_allowance=1)
     assert poor.allowance() == 0
-
-
-async def test_coroutines_can_do_all_of_it(net, unapproved, facilitator):
-    wallet = AsyncWallet(unapproved.network, unapproved.signer)
-    assert await wallet.balance() == 7 * ATOMIC
-    assert await wallet.native_balance() > 0
-    approval = await wallet.ensure_opg_approval(min_allowance="0.5")
-    assert approval.tx_hash is not None
-    assert await wallet.allowance() == ATOMIC
-    authorization = unapproved.sign(facilitator=facilitator.address)
-    assert (await wallet.cancel(authorization.authorization)).tx_hash is not None
-    assert wallet.address == unapproved.account.address
 
 
 @pytest.mark.parametrize(("scheme", "method"), [("upto", "permit2"), ("exact", "permit2"), ("exact", "eip3009")])

@@ -10,12 +10,12 @@ from typer.testing import CliRunner
 
 from opengradient_x402.cli.main import build_app
 from opengradient_x402.errors import ConfigurationError, InsufficientFunds
+from opengradient_x402.keys.signer import LocalSigner
 from opengradient_x402.proofs.anchors import anchor_history
 from opengradient_x402.proofs.export import export_bundle
 from opengradient_x402.proofs.findings import Read, Refuted, Statement, Undecided
 from opengradient_x402.proofs.history import described, leaf_hash
 from opengradient_x402.proofs.verification import verify_bundle
-from opengradient_x402.signer import LocalSigner
 from support.payers import PROMPT, client_for
 
 

@@ -12,13 +12,13 @@ import pytest
 from opengradient_devnet import Devnet
 from opengradient_devnet.faults import SettleAtCap
 from opengradient_x402.errors import ConfigurationError
+from opengradient_x402.keys.signer import LocalSigner, recover_address, text_digest
 from opengradient_x402.ledger.receipts import ReceiptStatus
 from opengradient_x402.proofs.bundle import Bundle, BundleUnreadable, Record
 from opengradient_x402.proofs.export import aexport_bundle, export_bundle
 from opengradient_x402.proofs.findings import Proven, Read, Refuted, Stated, Statement, Undecided
 from opengradient_x402.proofs.history import IN_HISTORY
 from opengradient_x402.proofs.verification import verify_bundle
-from opengradient_x402.signer import LocalSigner, recover_address, text_digest
 from support.node import serving
 from support.payers import PROMPT, client_for, network_of, payments_for, settled_receipts
 

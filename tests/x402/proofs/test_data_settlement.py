@@ -53,7 +53,7 @@ def test_calls_of_a_batch_are_proven_by_their_leaf_under_the_root_on_chain(net, 
     receipts = [paid(SettlementMode.BATCH, text=f"Question {n}", stream=n == 2) for n in range(5)]
     batches = net.flush_batches()
     found = DataSettlements(network_of(net)).prove(receipts)
-    assert all(item.is_shown for item in found)
+    assert all(classes(item) == {Read} for item in found)
     for item in found:
         batch = next(batch for batch in batches if batch.transaction == item.log.tx_hash)
         assert (item.merkle_root, item.blob_id) == ("0x" + batch.merkle_root.hex(), batch.blob_id)
@@ -88,7 +88,6 @@ def test_an_individual_settlement_matches_hashes_signature_payer_and_blob(net, p
 def test_private_mode_says_that_nothing_is_on_chain(net, paid):
     (found,) = DataSettlements(network_of(net)).prove([paid(SettlementMode.PRIVATE)])
     assert classes(found) == {Stated}
-    assert not found.is_shown
     assert "only the payment is on chain" in why(found)
     assert found.log is None
 

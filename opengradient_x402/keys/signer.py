@@ -1,6 +1,6 @@
 """Who signs: the `Signer` protocol, the local key, keystore files, and signers that others made.
 
-`signer_of` takes a key in the forms in which people have one. A key never leaves the closures in which it lives: not
+`signer_of` takes a key in the forms in which people have one. A key stays inside closures: not
 through repr, vars, copies, pickles or error messages. Also here: which address made a signature.
 """
 
@@ -20,7 +20,7 @@ from pydantic import SecretStr
 
 from opengradient_x402.addresses import address_of, checksum_address, keccak256
 from opengradient_x402.errors import ConfigurationError, InvalidPrivateKey
-from opengradient_x402.mistaken_keys import GIVE_DIGITS, what_it_is, what_object_it_is
+from opengradient_x402.keys.mistaken import GIVE_DIGITS, what_it_is, what_object_it_is
 
 _CURVE_ORDER: Final = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141  # SEC 2, secp256k1
 SIGNATURE_BYTES: Final = 65

@@ -1,0 +1,1 @@
+"""Keys that people have go in; signatures of their wallets come out."""
