@@ -73,6 +73,7 @@ def prepared(body: Mapping[str, Any]) -> dict[str, Any]:
     """
     wire = {name: value for name, value in body.items() if value is not None}
     _refuse(wire)
+    _check_contents(wire.get("messages"))
     check_values(wire)
     _check_conversation(wire)
     if (limit := wire.pop("max_completion_tokens", None)) is not None:
@@ -227,6 +228,19 @@ def _refuse(wire: dict[str, Any]) -> None:
         )
 
 
+def _check_contents(messages: Any) -> None:
+    """Raises ConfigurationError for a message whose content is no text and no list; only the assistant may say none."""
+    for message in messages if isinstance(messages, Sequence) else ():
+        if not isinstance(message, Mapping):
+            continue
+        role, content = message.get("role"), message.get("content")
+        if not isinstance(content, str | Sequence) and not (content is None and role == "assistant"):
+            raise refused_request(
+                f"A message of the {role} has the content {content!r:.80}, and gateways take text or a list of parts: "
+                "they fail after the payment. Nothing was paid. Give the message a text, or leave it out."
+            )
+
+
 def _check_conversation(wire: dict[str, Any]) -> None:
     """Messages as providers take them: known roles, names without blanks, and a result for each tool call."""
     messages = wire.get("messages")
@@ -237,12 +251,6 @@ def _check_conversation(wire: dict[str, Any]) -> None:
             raise refused_request(
                 f"A message has the role {role!r}, which gateways cannot read: they fail after the payment. Nothing "
                 "was paid. Use system, user, assistant and tool messages (OpenAI's `developer` is `system` here)."
-            )
-        content = message.get("content")
-        if not isinstance(content, str | Sequence) and not (content is None and role == "assistant"):
-            raise refused_request(
-                f"A message of the {role} has the content {content!r:.80}, and gateways take text or a list of parts: "
-                "they fail after the payment. Nothing was paid. Give the message a text, or leave it out."
             )
     wire["messages"] = [_tidy_message(message) for message in messages]
     waiting: dict[str, str] = {}
