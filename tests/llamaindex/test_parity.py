@@ -307,7 +307,7 @@ async def test_and_in_a_coroutine(scripted, script):
         ({"additional_kwargs": {"seed": 1}}, "only a model has it"),
         ({"temperatur": 1}, "Did you mean 'temperature'"),
         ({"web_search_options": {"search_context_size": "low"}}, "web_search=True"),
-        ({"openai_client": object()}, "httpx client"),
+        ({"openai_client": "a client"}, "httpx client"),
         ({"presence_penalty": 3}, "from -2 to 2"),
         ({"stop": [1]}, "Give a text"),
     ],
