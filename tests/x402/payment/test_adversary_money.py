@@ -359,7 +359,7 @@ def test_a_body_that_does_not_unpack_is_an_error_with_the_receipt(meddled, heard
 
 
 def test_a_stream_event_of_the_wrong_shape_is_an_error_with_the_receipt(meddled, heard):
-    event = b'data: {"choices": [{"delta": {"refusal": 7}, "finish_reason": "stop"}]}\n\ndata: [DONE]\n\n'
+    event = b'data: {"choices": [{"delta": 7, "finish_reason": "stop"}]}\n\ndata: [DONE]\n\n'
     client = meddled(replace_answer([event]))
     with pytest.raises(ResponseInvalid) as caught:
         list(client.stream(PROMPT, on_receipt=heard.append))
