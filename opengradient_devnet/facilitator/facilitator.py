@@ -118,7 +118,7 @@ class Facilitator:
 
         Raises `PaymentMalformed` when either argument does not have the protocol's shape.
         """
-        if _is_of_channel(requirements):
+        if is_of_channel(requirements):
             return self._verify_voucher(payload, requirements)
         payment, wanted = parse_payment(payload), parse_requirements(requirements)
         payer = payment.authorization.payer
@@ -135,7 +135,7 @@ class Facilitator:
         requirements. An authorization that was settled before, or is being settled now, is an error and moves
         nothing. Raises `PaymentMalformed` when an argument does not have the protocol's shape.
         """
-        if _is_of_channel(requirements):
+        if is_of_channel(requirements):
             return self._settle_channel(payload)
         payment, wanted = parse_payment(payload), parse_requirements(requirements)
         if amount_atomic is not None:
@@ -305,7 +305,8 @@ class Facilitator:
         )
 
 
-def _is_of_channel(requirements: Any) -> bool:
+def is_of_channel(requirements: Any) -> bool:
+    """Whether they are those of a payment channel."""
     return isinstance(requirements, Mapping) and requirements.get("scheme") == BATCH_SETTLEMENT_SCHEME
 
 

@@ -74,7 +74,7 @@ def test_the_official_client_sees_which_schemes_are_supported_and_who_settles(of
     heard, _ = settle(official, scripts, net, account, scheme=Scheme.UPTO, take_atomic=ASKED)
     (facilitator_address,) = net.network["facilitators"]
     kinds = {kind["scheme"]: kind for kind in heard["supported"]["kinds"]}
-    assert set(kinds) == {"upto", "exact"}
+    assert set(kinds) == {"upto", "exact", "batch-settlement"}
     assert {(kind["x402Version"], kind["network"]) for kind in kinds.values()} == {(2, net.network["network"])}
     assert kinds["upto"]["extra"]["facilitatorAddress"] == facilitator_address
     assert heard["supported"]["signers"]["eip155:*"] == [facilitator_address]

@@ -79,3 +79,4 @@ def test_our_client_pays_the_official_middleware_by_a_channel(official, scripts,
     assert [receipt.cost_atomic for receipt in receipts] == [COST] * 4
     assert channel.charged_atomic == 4 * COST
     assert opg_balance(net, account.address) == OPG - 10 * CAP  # one deposit
+    assert opg_balance(net, payee) == 4 * COST  # claimed when the gateway ended

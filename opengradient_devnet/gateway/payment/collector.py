@@ -10,7 +10,7 @@ from typing import Any
 from opengradient_devnet.chain.accounts import Wallets
 from opengradient_devnet.chain.chain import Chain, KeyHolder
 from opengradient_devnet.facilitator.channels import PAYER_REFUSED
-from opengradient_devnet.facilitator.facilitator import Facilitator, Settlement, Verification
+from opengradient_devnet.facilitator.facilitator import Facilitator, Settlement, Verification, is_of_channel
 from opengradient_devnet.faults import FailSettlement, Faults, NeverSettle, SettleAtCap, SettleForSomebodyElse
 from opengradient_devnet.gateway.payment.decoy import decoy_payment
 
@@ -30,8 +30,11 @@ class HouseFacilitator(Facilitator):
         return Verification(is_valid=False, payer=verdict.payer, reason=PAYER_REFUSED)
 
     def settle(self, payload: Any, requirements: Any, amount_atomic: int | None = None) -> Settlement:
-        """As the facilitator, but nothing that strangers signed under a live chain id is sent anywhere."""
-        if self.verify(payload, requirements).reason == PAYER_REFUSED:
+        """As the facilitator, but nothing that strangers signed under a live chain id is sent anywhere.
+
+        Channels refuse the deposits of strangers themselves, and what servers send for a channel is no payment.
+        """
+        if not is_of_channel(requirements) and self.verify(payload, requirements).reason == PAYER_REFUSED:
             return _unsent(requirements, reason=PAYER_REFUSED)
         return super().settle(payload, requirements, amount_atomic)
 
