@@ -190,6 +190,7 @@ class ChannelBook:
                     cost = min(max(0, charged_atomic - sum_atomic), earlier.max_atomic - earlier.base_atomic)
                     _put_charge(book, conn, replace(earlier, base_atomic=sum_atomic, charged_atomic=cost))
                     sum_atomic += cost
+            _book_taken(book, conn, others, min(charged_atomic, max(most, sum_atomic)) - sum_atomic)
             foreign = max(0, charged_atomic - max(most, sum_atomic))
             most = charged_atomic + voucher.max_atomic - voucher.base_atomic
             anew = replace(voucher, base_atomic=charged_atomic, max_atomic=most)
@@ -411,6 +412,19 @@ def _put_charge(book: Book, conn: Connection, voucher: Voucher) -> None:
         return
     if (before.settled_atomic or 0) < voucher.charged_atomic:
         book.update(conn, before, replace(before, status="signed", settled_atomic=None, **_UNSEEN))
+
+
+def _book_taken(book: Book, conn: Connection, others: list[Voucher], excess_atomic: int) -> None:
+    """Lets the budget count what was claimed above all charges. Which call it was taken from is judged later."""
+    for one in reversed(others):
+        before = book.authorization(conn, one.authorization_id)
+        if excess_atomic <= 0 or before is None:
+            return
+        booked = before.reserved_atomic
+        more = min(excess_atomic, max(0, one.max_atomic - one.base_atomic - booked))
+        if more and before.status == "charged":
+            book.update(conn, before, replace(before, settled_atomic=booked + more))
+            excess_atomic -= more
 
 
 def _set_state(conn: Connection, authorization_id: str, state: str) -> None:

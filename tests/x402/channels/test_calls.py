@@ -366,6 +366,22 @@ def test_a_claim_too_high_is_not_forgotten_when_the_channel_is_looked_at_before(
     assert "disputed" in {receipt.status for receipt in payments.ledger.receipts().result()}
 
 
+def test_what_was_claimed_above_all_charges_counts_in_a_day_s_budget(net, payments, client):
+    client.chat(PROMPT)
+    net.faults.inject(SettleAtCap())
+    net.claim_channels()
+    (record,) = [one for one in net.channels if one.config.payer == payments.payer]
+    record.charged = AMOUNT  # it counts what it took as charged
+    cost = client.chat(PROMPT).receipt.cost_atomic
+    client.chat(PROMPT)
+    (channel,) = channels_of(payments)
+    assert (channel.claimed_atomic, channel.charged_atomic) == (AMOUNT, AMOUNT + 2 * cost)
+    assert spent(payments) == AMOUNT + cost + AMOUNT  # taken, charged, and allowed to the last call
+    receipts = claimed_receipts(net, payments)
+    assert "disputed" in {receipt.status for receipt in receipts}
+    assert sum(receipt.settled_atomic for receipt in receipts) == AMOUNT + 2 * cost
+
+
 def test_a_person_is_asked_before_a_large_deposit(net, account, tmp_path):
     asked = []
     policy = SpendPolicy(approve_above="0.5", approval=lambda request: asked.append(request.amount_atomic))
