@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
+from bisect import insort
 from collections.abc import Iterable
 from typing import Final
 from urllib.parse import unquote, urlsplit
@@ -54,8 +55,9 @@ def hiding(text: str, secrets: Iterable[str]) -> str:
     return text
 
 
-_logged: Final[dict[str, str]] = {}
-"""URLs as httpx writes them, and what its log lines say instead. The longest first: one may be the start of another."""
+_logged: Final[list[tuple[int, str, str]]] = []
+"""URLs as httpx writes them, and what its log lines say instead. The longest first (their lengths are negative): one
+may be the start of another."""
 
 
 class _UrlFilter(logging.Filter):
@@ -63,7 +65,7 @@ class _UrlFilter(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         text = record.getMessage()
-        for url, shown in sorted(_logged.items(), key=lambda pair: len(pair[0]), reverse=True):
+        for _, url, shown in _logged:
             if url in text:
                 text = text.replace(url, shown)
                 record.msg, record.args = text, ()
@@ -82,5 +84,7 @@ def keep_out_of_logs(url: str) -> None:
     except (httpx.InvalidURL, TypeError, UnicodeError):
         return  # no request will be made
     if parsed.raw_path != b"/" or parsed.userinfo:
-        _logged[str(parsed)] = f"{parsed.scheme}://{host_of(url)}/{HIDDEN}"
+        entry = (-len(str(parsed)), str(parsed), f"{parsed.scheme}://{host_of(url)}/{HIDDEN}")
+        if entry not in _logged:
+            insort(_logged, entry)
         logging.getLogger("httpx").addFilter(_FILTER)  # adding it again changes nothing
