@@ -157,11 +157,17 @@ def check_call(owner: str, given: Iterable[str], *, known: Collection[str], fiel
                 f"{name!r} was given to a call, and only a model has it. Nothing was paid. Make a model with it: "
                 f"`{owner}(…, {name}=…)`."
             )
-        if near := get_close_matches(name, known, n=1, cutoff=_SLIP):
+        if (meant := misspelt(name, known)) is not None:
             raise refused_request(
-                f"{name!r} was given to a call. Nothing was paid. Did you mean {near[0]!r}? Members of the request "
+                f"{name!r} was given to a call. Nothing was paid. Did you mean {meant!r}? Members of the request "
                 "that only your gateway knows go into `extra_body`."
             )
+
+
+def misspelt(name: str, known: Iterable[str]) -> str | None:
+    """The known name that `name` is so like that it counts as a misspelling of it."""
+    near = get_close_matches(name, known, n=1, cutoff=_SLIP)
+    return near[0] if near else None
 
 
 def check_values(wire: Mapping[str, Any]) -> None:

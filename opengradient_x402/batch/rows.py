@@ -10,7 +10,6 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from difflib import get_close_matches
 from typing import Any, Final, cast
 
 from opengradient_x402.completions import Completion
@@ -18,7 +17,7 @@ from opengradient_x402.errors import ConfigurationError, MoneyOutcome, OpenGradi
 from opengradient_x402.gateway.request import with_wire_roles
 from opengradient_x402.ledger.receipts import SettlementReceipt, cost_of
 from opengradient_x402.money import amount_in, format_amount
-from opengradient_x402.parameters import CHAT_MEMBERS
+from opengradient_x402.parameters import CHAT_MEMBERS, misspelt
 from opengradient_x402.settlement_mode import SettlementMode
 
 PARAMETERS: Final = (
@@ -41,8 +40,6 @@ _PER_CALL: Final = ("settlement_mode",)
 _WHOLE: Final = ("max_tokens", "seed")
 _JSON: Final = ("messages", "tools", "tool_choice", "response_format", "stop")
 """Members that may be JSON text, as files of tables have them."""
-_SLIP: Final = 0.85
-"""From this similarity on (0 to 1), a name counts as a misspelling of the other one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -245,8 +242,8 @@ def _check_defaults(given: Mapping[str, Any], *, known: Iterable[str]) -> None:
                 f"`parameters` has {name!r}, which belongs into a column of the table, or is an option of ChatBatch "
                 "itself. Nothing was paid. Move it there."
             )
-        if name not in members and (near := get_close_matches(name, members, n=1, cutoff=_SLIP)):
-            raise ConfigurationError(f"`parameters` has {name!r}. Nothing was paid. Did you mean {near[0]!r}?")
+        if name not in members and (meant := misspelt(name, members)) is not None:
+            raise ConfigurationError(f"`parameters` has {name!r}. Nothing was paid. Did you mean {meant!r}?")
 
 
 def plain(value: Any) -> Any:
