@@ -8,7 +8,7 @@ import pytest
 
 from opengradient_devnet.chain.accounts import new_account
 from opengradient_x402.payment.policy import SpendPolicy
-from support.payers import PROMPT, client_for, opg_balance, payments_for
+from support.payers import PROMPT, client_for, gateway_task, opg_balance, payments_for
 
 OPG = 10**18
 CAP = OPG // 20
@@ -25,17 +25,9 @@ def test_one_deposit_pays_and_the_claims_equal_the_ledger_to_the_unit(
     request, scripts, net, official_facilitator, tmp_path, gateway, method, approved, calls
 ):
     account, payee = net.account(opg="1", approved=approved), new_account().address
-    task = {
-        "facilitator_url": official_facilitator["url"],
-        "network": net.network["network"],
-        "asset": net.network["asset"]["address"],
-        "pay_to": payee,
-        "scheme": "batch-settlement",
-        "method": method,
-        "cap_atomic": str(CAP),
-        "cost_atomic": str(COST),
-        "sessions": False,
-    }
+    told = {"scheme": "batch-settlement", "method": method, "sessions": False}
+    task = gateway_task(net, payee, cap_atomic=CAP, cost_atomic=COST, **told)
+    task["facilitator_url"] = official_facilitator["url"]
     venv, policy = request.getfixturevalue(gateway), SpendPolicy(payees=[payee])
     with payments_for(net, account, tmp_path / "ledger.sqlite", policy=policy) as payments:
         with (

@@ -12,7 +12,7 @@ from opengradient_x402.ledger.receipts import ReceiptStatus
 from opengradient_x402.payment.policy import SpendPolicy
 from opengradient_x402.settlement.reconciler import Reconciler
 from opengradient_x402.settlement_mode import SettlementMode
-from support.payers import PROMPT, client_for, opg_balance, payments_for
+from support.payers import PROMPT, client_for, gateway_task, opg_balance, payments_for
 from support.queueing_facilitator import queueing_in_front_of
 
 OPG = 10**18
@@ -46,15 +46,7 @@ def payee():
 
 @pytest.fixture
 def task(net, payee):
-    return {
-        "facilitator_url": net.network["facilitator_url"],
-        "network": net.network["network"],
-        "asset": net.network["asset"]["address"],
-        "pay_to": payee,
-        "cap_atomic": str(CAP),
-        "cost_atomic": str(COST),
-        "sessions": True,
-    }
+    return gateway_task(net, payee, cap_atomic=CAP, cost_atomic=COST, sessions=True)
 
 
 @pytest.fixture

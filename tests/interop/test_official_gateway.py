@@ -8,7 +8,7 @@ from opengradient_devnet.chain.accounts import new_account
 from opengradient_x402.ledger.receipts import ReceiptStatus
 from opengradient_x402.payment.policy import SpendPolicy
 from opengradient_x402.settlement.reconciler import Reconciler
-from support.payers import PROMPT, client_for, opg_balance, payments_for
+from support.payers import PROMPT, client_for, gateway_task, opg_balance, payments_for
 
 OPG = 10**18
 CAP = OPG // 20
@@ -27,16 +27,7 @@ def test_our_client_pays_the_official_middleware_call_by_call(
     official, scripts, net, tmp_path, scheme, method, approved, taken
 ):
     account, payee = net.account(opg="1", approved=approved), new_account().address
-    task = {
-        "facilitator_url": net.network["facilitator_url"],
-        "network": net.network["network"],
-        "asset": net.network["asset"]["address"],
-        "pay_to": payee,
-        "scheme": scheme,
-        "method": method,
-        "cap_atomic": str(CAP),
-        "cost_atomic": str(COST),
-    }
+    task = gateway_task(net, payee, cap_atomic=CAP, cost_atomic=COST, scheme=scheme, method=method)
     with (
         official.serve(scripts / "official_gateway.py", task) as gateway,
         payments_for(net, account, tmp_path / "ledger.sqlite", policy=SpendPolicy(payees=[payee])) as payments,
@@ -59,16 +50,7 @@ def test_our_client_pays_the_official_middleware_call_by_call(
 @pytest.mark.parametrize(("method", "approved"), [("permit2", True), ("eip3009", False)])
 def test_our_client_pays_the_official_middleware_by_a_channel(official, scripts, net, tmp_path, method, approved):
     account, payee = net.account(opg="1", approved=approved), new_account().address
-    task = {
-        "facilitator_url": net.network["facilitator_url"],
-        "network": net.network["network"],
-        "asset": net.network["asset"]["address"],
-        "pay_to": payee,
-        "scheme": "batch-settlement",
-        "method": method,
-        "cap_atomic": str(CAP),
-        "cost_atomic": str(COST),
-    }
+    task = gateway_task(net, payee, cap_atomic=CAP, cost_atomic=COST, scheme="batch-settlement", method=method)
     with (
         official.serve(scripts / "official_gateway.py", task) as gateway,
         payments_for(net, account, tmp_path / "ledger.sqlite", policy=SpendPolicy(payees=[payee])) as payments,

@@ -57,3 +57,15 @@ def opg_balance(net: Devnet, address: str) -> int:
     """Atomic OPG of an address, read from the chain."""
     call = {"to": net.network["asset"]["address"], "data": "0x70a08231" + address[2:].lower().rjust(64, "0")}
     return int(net.chain.rpc("eth_call", [call, "latest"]), 16)
+
+
+def gateway_task(net: Devnet, payee: str, *, cap_atomic: int, cost_atomic: int, **others: object) -> dict[str, object]:
+    """What a gateway script of `tests/interop/scripts` is told; the devnet is its facilitator."""
+    return {
+        "facilitator_url": net.network["facilitator_url"],
+        "network": net.network["network"],
+        "asset": net.network["asset"]["address"],
+        "pay_to": payee,
+        "cap_atomic": str(cap_atomic),
+        "cost_atomic": str(cost_atomic),
+    } | others

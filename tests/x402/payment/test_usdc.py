@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -38,6 +39,17 @@ def usdc(devnets):
 
     yield running
     devnets.forget_sessions()
+
+
+@contextmanager
+def sponsored(net, account, tmp_path):
+    """Payments, client and wallet of somebody who approved nothing, and lets facilitators send approvals."""
+    policy = SpendPolicy(sponsored_approval="0.1")
+    with (
+        payments_for(net, account, tmp_path / "usdc.sqlite", policy=policy) as payments,
+        client_for(payments) as client,
+    ):
+        yield payments, client, Wallet(payments.network, payments.signer)
 
 
 @pytest.mark.parametrize("calls", [5, pytest.param(50, marks=pytest.mark.soak)])
@@ -195,12 +207,7 @@ def test_tokens_are_counted_apart_by_a_handler_that_hears_two(usdc, net, account
 def test_a_wallet_that_approved_nothing_pays_with_a_permit_for_this_payment_alone(usdc, way, tmp_path):
     net = usdc(way)
     account = net.account(opg="1")
-    policy = SpendPolicy(sponsored_approval="0.1")
-    with (
-        payments_for(net, account, tmp_path / "usdc.sqlite", policy=policy) as payments,
-        client_for(payments) as client,
-    ):
-        wallet = Wallet(payments.network, payments.signer)
+    with sponsored(net, account, tmp_path) as (payments, client, wallet):
         client.chat(CHEAP)
         (receipt,) = settled_receipts(net, payments)
         assert receipt.status == "settled"
@@ -212,12 +219,7 @@ def test_a_wallet_that_approved_nothing_pays_with_a_permit_for_this_payment_alon
 def test_a_channel_is_filled_with_a_permit_for_its_deposit_alone(usdc, tmp_path):
     net = usdc("a channel filled by Permit2")
     account = net.account(opg="1")
-    policy = SpendPolicy(sponsored_approval="0.1")
-    with (
-        payments_for(net, account, tmp_path / "usdc.sqlite", policy=policy) as payments,
-        client_for(payments) as client,
-    ):
-        wallet = Wallet(payments.network, payments.signer)
+    with sponsored(net, account, tmp_path) as (payments, client, wallet):
         cost = sum(client.chat(CHEAP).receipt.cost_atomic for _ in range(3))
         (channel,) = payments.channels.list()
         assert (channel.balance_atomic, channel.charged_atomic) == (5_000, cost)
