@@ -391,7 +391,7 @@ def _case_json(case: Case) -> dict[str, Any]:
     return body if case.signature is None else body | {"signature": case.signature}
 
 
-_OF_CHANNEL: Final = ("authorization_id", "channel_id")
+_OF_CHANNEL: Final = ("authorization_id", "channel_id", "signed_atomic")
 """What a voucher's record leaves out: the nonce of its authorization is the channel's id."""
 
 
