@@ -79,8 +79,12 @@ class Sources:
         """The result of one JSON-RPC request. Raises ChainUnavailable."""
         return (yield from self._node(place).request(request))
 
+    def _key(self, place: Place) -> tuple[str, int, object]:
+        """Equal for places that have the same node."""
+        return place.rpc_url, place.chain_id, getattr(place, "web3", None)
+
     def _node(self, place: Place) -> Node:
-        key = (place.rpc_url, place.chain_id, getattr(place, "web3", None))
+        key = self._key(place)
         if key not in self._nodes:
             self._nodes[key] = node_at(place)
         return self._nodes[key]

@@ -29,11 +29,12 @@ from opengradient_x402.ledger.authorizations import Authorization
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.networks import ChainContract, Network
 from opengradient_x402.proofs.attestation import TeeProof, is_signed_by, tee_id
-from opengradient_x402.proofs.bundle import Case, Contents, DataPlace
+from opengradient_x402.proofs.bundle import Attested, Case, Contents, DataPlace
 from opengradient_x402.proofs.checks.channels import channel_audit
 from opengradient_x402.proofs.checks.channels import contradiction as channel_contradiction
 from opengradient_x402.proofs.checks.completeness import Claim
 from opengradient_x402.proofs.checks.decisions import decision_finding
+from opengradient_x402.proofs.checks.network import description_of
 from opengradient_x402.proofs.checks.receipts import (
     differences,
     dispute_findings,
@@ -53,7 +54,7 @@ from opengradient_x402.proofs.data_settlement import (
     read_blob,
 )
 from opengradient_x402.proofs.findings import Finding, Proven, Read, Refuted, Stated, Statement, Undecided
-from opengradient_x402.proofs.nitro import DocumentVerdict, check_document
+from opengradient_x402.proofs.nitro import DocumentCheck, DocumentVerdict, check_document
 from opengradient_x402.settlement.recognition import (
     SettlementFound,
     diverted_settlement,
@@ -94,6 +95,7 @@ class _Auditor:
         self._contents = contents
         self._pcr_hashes = pcr_hashes
         self._attested = {shown.tee_id: shown for shown in contents.attestations}
+        self._documents: dict[str, tuple[DocumentCheck, bytes]] = {}
         self._network = network
         self._sources = sources
         self._authorizations = [case.entry for case in contents.cases]
@@ -299,17 +301,23 @@ class _Auditor:
         shown, statement, about = self._attested.get(proof.tee_id), Statement.ATTESTED, call.call_id
         if shown is None:
             return [], None
-        key = base64.b64decode(shown.public_key_base64)
-        content, root = base64.b64decode(shown.document_base64), self._network.attestation_root_sha256
-        check = check_document(content, root_sha256=root, public_key_der=key)
+        check, key = self._checked(shown)
         if check.verdict is DocumentVerdict.WRONG_ROOT:
             return [Undecided(statement=statement, about=about, why=check.why)], None
         if check.document is None or not check.is_valid or tee_id(key) != proof.tee_id:
             return [Refuted(statement=statement, about=about, why=check.why)], None
-        image = check.document.pcr_hash
+        image, root = check.document.pcr_hash, self._network.attestation_root_sha256
         why = f"at {check.document.timestamp_s} an enclave with the image {image} named {proof.tee_id} as its key"
         found = Proven(statement=statement, about=about, why=why, key=f"the root {root}")
         return [found], key if image in self._pcr_hashes else None
+
+    def _checked(self, shown: Attested) -> tuple[DocumentCheck, bytes]:
+        """An enclave's document, checked once for all of its calls, and the key that it is to name."""
+        if shown.tee_id not in self._documents:
+            key = base64.b64decode(shown.public_key_base64)
+            content, root = base64.b64decode(shown.document_base64), self._network.attestation_root_sha256
+            self._documents[shown.tee_id] = check_document(content, root_sha256=root, public_key_der=key), key
+        return self._documents[shown.tee_id]
 
     def _of_key(self, call: SettlementReceipt, proof: TeeProof, attested: bytes | None) -> Steps[list[Finding]]:
         statement, about = Statement.ENCLAVE, call.call_id
@@ -398,11 +406,6 @@ class _Auditor:
         if blob_id not in self._blobs:
             self._blobs[blob_id] = yield from read_blob(blob_id, self._network, self._sources)
         return self._blobs[blob_id]
-
-
-def description_of(network: Network) -> Source:
-    """The reader's own description of a network, as a source."""
-    return Source(name=f"the reader's description of {network.name}", is_chain=False)
 
 
 def _signed_by_key(call: SettlementReceipt, proof: TeeProof, key: bytes, source: Source) -> Finding:

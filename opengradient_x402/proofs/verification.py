@@ -13,22 +13,22 @@ from typing import Final
 
 from opengradient_x402.addresses import checksum_address
 from opengradient_x402.chain.node import look_up
-from opengradient_x402.chain.sources import Source, Sources
+from opengradient_x402.chain.sources import Source
 from opengradient_x402.effects import Steps
 from opengradient_x402.errors import ConfigurationError
 from opengradient_x402.networks import PRESETS, Network, with_node
 from opengradient_x402.proofs.anchors import anchor_findings
-from opengradient_x402.proofs.audit import Audit, audit, description_of
-from opengradient_x402.proofs.bundle import ABOUT, Bundle, Contents, describe, maker_finding, network_of
+from opengradient_x402.proofs.audit import Audit, audit
+from opengradient_x402.proofs.bundle import Bundle, Contents, maker_finding
 from opengradient_x402.proofs.bundle_schema import check_shape
 from opengradient_x402.proofs.checks.completeness import Explained, Period, completeness, stated_completeness
-from opengradient_x402.proofs.evidence import Evidence, Replayed
+from opengradient_x402.proofs.checks.network import OF_ENCLAVES, network_finding, network_of
+from opengradient_x402.proofs.evidence import AskedOnce, Evidence, Replayed
 from opengradient_x402.proofs.findings import (
     Finding,
     Proven,
     Read,
     Refuted,
-    Stated,
     Statement,
     Undecided,
     totals,
@@ -89,7 +89,7 @@ def verify_bundle(
     contents = Contents.of(bundle)
     maker = maker_finding(bundle, payers=contents.payers, expected_signer=expected_signer)
     trusted = _trusted(bundle, network)
-    findings = [maker, _network_finding(bundle, trusted)]
+    findings = [maker, network_finding(bundle, trusted)]
     signer = maker.key if isinstance(maker, Proven) else None
     findings += history_findings(bundle, signer=signer, earlier=_kept(earlier))
     period = _period(bundle, from_block, to_block)
@@ -131,10 +131,6 @@ def _kept(earlier: bytes | Head | None) -> Head | Bundle | None:
 # -- what the reader trusts
 
 
-_CONTRACTS: Final = ("asset", "permit2", "upto_proxy", "exact_proxy", "registry", "relay")
-_OF_ENCLAVES: Final = ("registry", "relay")
-
-
 def _trusted(bundle: Bundle, network: Network | None) -> Network | None:
     """The reader's own network, if it is the bundle's."""
     chain_id = bundle.network["chain_id"]
@@ -151,31 +147,6 @@ def _trusted(bundle: Bundle, network: Network | None) -> Network | None:
 def _nowhere(network: Network | None) -> Network | None:
     """The reader's network for evidence that is replayed: blobs are in the file, so their store does not matter."""
     return None if network is None else replace(network, blob_url=network.blob_url or "https://offline.invalid")
-
-
-def _network_finding(bundle: Bundle, trusted: Network | None) -> Finding:
-    """A bundle must be about the contracts of the reader's network, not about look-alikes."""
-    statement = Statement.NETWORK
-    if trusted is None:
-        chain_id = bundle.network["chain_id"]
-        why = f"no network of chain {chain_id} is known here: token, contracts and registry are the writer's word"
-        return Stated(statement=statement, about=ABOUT, why=why, by="the writer")
-    described_here = describe(trusted)
-    expected = [name for name in _CONTRACTS if name in described_here]
-    absent = [name for name in expected if name in _OF_ENCLAVES and name not in bundle.network]
-    differing = [name for name in expected if name not in absent and described_here[name] != bundle.network.get(name)]
-    if differing:
-        why = f"{', '.join(differing)} differ from those of {trusted.name}"
-        return Refuted(statement=statement, about=ABOUT, why=why)
-    added = [name for name in _OF_ENCLAVES if name in bundle.network and name not in described_here]
-    if absent or added:
-        why = (
-            f"it names {'no ' + ' and no '.join(absent) if absent else 'a ' + ' and a '.join(added) + ' of its own'}; "
-            f"what {trusted.name} has is used, and token, Permit2 and proxies are those of {trusted.name}"
-        )
-        return Undecided(statement=statement, about=ABOUT, why=why)
-    why = f"token, Permit2, proxies, registry and relay are those of {trusted.name}"
-    return Read(statement=statement, about=ABOUT, why=why, source=description_of(trusted))
 
 
 def _address(text: str) -> str:
@@ -226,7 +197,7 @@ def _through(network: Network, url: str | None, relay_url: str | None) -> Networ
     at = with_node(network, rpc_url=url)
     contracts = {
         name: replace(contract, rpc_url=relay_url or (at if contract.chain_id == at.chain_id else contract).rpc_url)
-        for name in _OF_ENCLAVES
+        for name in OF_ENCLAVES
         if (contract := getattr(network, name)) is not None
     }
     return replace(at, **contracts)
@@ -235,7 +206,7 @@ def _through(network: Network, url: str | None, relay_url: str | None) -> Networ
 def _viewed(
     bundle: Bundle, contents: Contents, network: Network, period: Period | None, pcr_hashes: Collection[str]
 ) -> Steps[list[Finding]]:
-    sources = Sources()
+    sources = AskedOnce()
     seen: Audit = yield from audit(contents, network=network, sources=sources, pcr_hashes=pcr_hashes)
     anchored = yield from anchor_findings(bundle, network=network, sources=sources)
     found = [*seen.findings, *anchored]

@@ -15,13 +15,14 @@ from eth_utils.crypto import keccak
 from opengradient_devnet import Scheme
 from opengradient_x402.errors import BundleUnreadable, ConfigurationError, OpenGradientError
 from opengradient_x402.networks import PRESETS
-from opengradient_x402.proofs.bundle import Bundle, Contents, Record, cases_of, describe
+from opengradient_x402.proofs.bundle import Bundle, Contents, Record, cases_of
+from opengradient_x402.proofs.checks.network import describe
 from opengradient_x402.proofs.findings import Finding, Proven, Read, Refuted, Stated, Statement, Undecided
 from opengradient_x402.proofs.history import IN_HISTORY, described
 from opengradient_x402.proofs.verification import Verification, verify_bundle
 from support.forging import HASH, OTHER, World, forge
 from support.ledger_rows import entry, served
-from support.node import serving
+from support.node import at_rest, serving
 from support.payers import network_of
 
 pytestmark = pytest.mark.devnet(schemes=[Scheme.UPTO, Scheme.BATCH_SETTLEMENT])
@@ -298,15 +299,17 @@ def root(leaves: list[bytes]) -> bytes:
 def lie_at_random(world: World, seeds: range) -> int:
     truth, read = Truth(world), 0
     network = network_of(world.net)
-    for seed in seeds:
-        content = Liar(world, seed).bundle()
-        try:
-            verification = verify_bundle(content, network=network)
-        except BundleUnreadable:
-            continue
-        read += 1
-        for finding in [*verification.of(Proven), *verification.of(Read)]:
-            assert truth.holds(finding, verification.bundle, verification), (seed, finding)
+    with serving(world.net.chain) as node:
+        node.misbehave = at_rest(world.net.chain)
+        for seed in seeds:
+            content = Liar(world, seed).bundle()
+            try:
+                verification = verify_bundle(content, network=network, rpc_url=node.url, relay_rpc_url=node.url)
+            except BundleUnreadable:
+                continue
+            read += 1
+            for finding in [*verification.of(Proven), *verification.of(Read)]:
+                assert truth.holds(finding, verification.bundle, verification), (seed, finding)
     return read
 
 
