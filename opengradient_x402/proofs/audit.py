@@ -8,7 +8,7 @@ reader's own. What was asked and answered is in no receipt, so nothing is said a
 from __future__ import annotations
 
 import base64
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from opengradient_x402.chain.contracts import RegisteredTee, batch_settlement, individual_settlement, registered_tee
@@ -21,7 +21,6 @@ from opengradient_x402.chain.questions import (
     transaction,
 )
 from opengradient_x402.chain.sources import Document, Source, Sources
-from opengradient_x402.chain.views import View, nonces_at_one_block
 from opengradient_x402.channels.shown import ShownChannel
 from opengradient_x402.effects import Steps
 from opengradient_x402.errors import ChainUnavailable
@@ -47,6 +46,7 @@ from opengradient_x402.proofs.checks.receipts import (
     signature_finding,
     told_finding,
 )
+from opengradient_x402.proofs.checks.unpaid import cancellation_finding, expiry_findings
 from opengradient_x402.proofs.data_settlement import (
     batch_findings,
     individual_findings,
@@ -58,11 +58,9 @@ from opengradient_x402.proofs.nitro import DocumentCheck, DocumentVerdict, check
 from opengradient_x402.settlement.recognition import (
     SettlementFound,
     diverted_settlement,
-    invalidates,
     permit_settlements,
     transfer_settlements,
 )
-from opengradient_x402.settlement.search import nonce_of
 from opengradient_x402.settlement_mode import SettlementMode
 
 
@@ -104,6 +102,7 @@ class _Auditor:
         self._mined: dict[tuple[int, str], TransactionReceipt | None] = {}
         self._blobs: dict[str, Document] = {}
         self._channels = {channel.id: channel for channel in contents.channels}
+        self._paid: dict[str, str] = {}
         self.claims: dict[Claim, str] = {}
         self.unexplained: dict[str, int] = {}
 
@@ -150,9 +149,10 @@ class _Auditor:
                 case "settled":
                     return (yield from self._of_settlement(case, source))
                 case "expired":
-                    return (yield from self._of_expiry(case, source))
+                    return (yield from self._sources.ask(self._network, expiry_findings(case, self._network, source)))
                 case "cancelled":
-                    return [(yield from self._of_cancellation(entry, source))]
+                    asked = cancellation_finding(entry, self._network, source)
+                    return [(yield from self._sources.ask(self._network, asked))]
                 case _:
                     why = "it is not settled yet: nothing is on chain that could show it"
                     return [Undecided(statement=statement, about=entry.id, why=why)]
@@ -171,8 +171,10 @@ class _Auditor:
             return [Undecided(statement=Statement.PAID, about=about, why=why)]
         signed = signature_finding(case, mined, self._network)
         found = self._settlement_in(entry, done, mined)
+        if found is not None:
+            self._paid[about] = found.payee
         wrong = (
-            ["no settlement of this authorization"] if found is None else list(differences(entry, found, self._network))
+            ["no settlement of this authorization"] if found is None else list(differences(case, found, self._network))
         )
         if found is None or wrong:
             why = f"transaction {tx_hash} shows {', '.join(wrong)}"
@@ -218,69 +220,46 @@ class _Auditor:
             return Undecided(statement=statement, about=about, why=why)
         return Read(statement=statement, about=about, why=why, source=source)
 
-    def _of_expiry(self, case: Case, source: Source) -> Steps[list[Finding]]:
-        entry, statement = case.entry, Statement.NOTHING_TAKEN
-        signed = signature_finding(case, None, self._network)
-        if not isinstance(signed, Proven):
-            why = "the file shows no signature of the payer that names this nonce, so any unused one could stand here"
-            return [signed, Undecided(statement=statement, about=entry.id, why=why)]
-        view = yield from self._sources.ask(self._network, _view_of(entry, self._network))
-        if view.used[nonce_of(entry, self._network)]:
-            return [signed, Refuted(statement=statement, about=entry.id, why="its nonce is used on the chain")]
-        if view.timestamp_s <= entry.deadline:
-            why = "its deadline has not passed yet on the chain"
-            return [signed, Refuted(statement=statement, about=entry.id, why=why)]
-        why = f"nonce {entry.nonce}, which the payer signed for, is unused, and its deadline has passed"
-        return [signed, Read(statement=statement, about=entry.id, why=why, source=source)]
-
-    def _of_cancellation(self, entry: Authorization, source: Source) -> Steps[Finding]:
-        statement = Statement.NOTHING_TAKEN
-        done = yield from self._sources.ask(self._network, receipt(entry.tx_hash or ""))
-        keeper = entry.asset if entry.transfer_method == "eip3009" else self._network.permit2
-        if (
-            done is None
-            or not done.is_success
-            or not any(log.address == keeper and invalidates(log, entry) for log in done.logs)
-        ):
-            why = f"transaction {entry.tx_hash} does not invalidate its nonce"
-            return Refuted(statement=statement, about=entry.id, why=why)
-        why = f"the payer invalidated nonce {entry.nonce} in transaction {entry.tx_hash}"
-        return Read(statement=statement, about=entry.id, why=why, source=source)
-
     # -- who is paid
 
     def _of_parties(self, case: Case) -> Steps[list[Finding]]:
-        terms, about = case.entry.terms, case.entry.id
-        found = [(yield from self._of_payee(case, terms.payee))]
-        if terms.facilitator is not None:
-            is_known = terms.facilitator in self._network.facilitators
-            found.append(self._known(Statement.FACILITATOR, about, terms.facilitator, is_known=is_known))
+        """All whom one of the signatures lets be paid must be known, and whoever was paid: not the last one alone."""
+        entry, paid = case.entry, self._paid.get(case.entry.id)
+        payees = sorted(entry.payees | ({paid} if paid is not None else set()))
+        found = [(yield from self._of_payees(case, payees))]
+        if facilitators := sorted({terms.facilitator for terms in entry.signed if terms.facilitator is not None}):
+            unknown = [address for address in facilitators if address not in self._network.facilitators]
+            found.append(self._known(Statement.FACILITATOR, entry.id, facilitators, unknown))
         return found
 
-    def _of_payee(self, case: Case, payee: str) -> Steps[Finding]:
+    def _of_payees(self, case: Case, payees: Sequence[str]) -> Steps[Finding]:
         statement, about = Statement.PAYEE, case.entry.id
-        is_known = payee in self._network.payees
+        unknown = [payee for payee in payees if payee not in self._network.payees]
         registry = self._network.registry
-        if is_known or registry is None:
-            return self._known(statement, about, payee, is_known=is_known)
+        if not unknown or registry is None:
+            return self._known(statement, about, payees, unknown)
+        registered: dict[str, str] = {}
         try:
             for proof in filter(None, map(readable_proof, case.receipts)):
                 enclave = yield from self._enclave(proof.tee_id, registry)
-                if enclave is not None and enclave.payment_address == payee:
-                    why = f"the registry {registry.address} has {payee} paid for enclave {enclave.id}"
+                if enclave is not None:
+                    registered[enclave.payment_address] = enclave.id
+                if registered.keys() >= set(unknown):
+                    named = ", ".join(f"{payee} paid for enclave {registered[payee]}" for payee in unknown)
                     source = yield from self._sources.source(registry)
+                    why = f"the registry {registry.address} has {named}"
                     return Read(statement=statement, about=about, why=why, source=source)
         except ChainUnavailable as exc:
             why = f"the registry was not read: {exc.message}"
             return Undecided(statement=statement, about=about, why=why)
-        return self._known(statement, about, payee, is_known=False)
+        return self._known(statement, about, payees, [payee for payee in unknown if payee not in registered])
 
-    def _known(self, statement: Statement, about: str, address: str, *, is_known: bool) -> Finding:
-        if is_known:
-            why = f"{address} is one of the network's"
-            return Read(statement=statement, about=about, why=why, source=description_of(self._network))
-        why = f"nobody but the file says who {address} is; it may be the payer's own"
-        return Stated(statement=statement, about=about, why=why)
+    def _known(self, statement: Statement, about: str, addresses: Sequence[str], unknown: Sequence[str]) -> Finding:
+        if unknown:
+            why = f"nobody but the file says who {' and '.join(unknown)} is; it may be the payer's own"
+            return Stated(statement=statement, about=about, why=why)
+        why = f"{' and '.join(addresses)} is one of the network's"
+        return Read(statement=statement, about=about, why=why, source=description_of(self._network))
 
     # -- enclaves
 
@@ -436,8 +415,3 @@ def _transaction_of(tx_hash: str) -> Question[tuple[TransactionReceipt | None, T
 def _block_and_head(number: int) -> Question[tuple[int, str]]:
     head = yield from block()
     return head.number, (yield from block(number)).hash
-
-
-def _view_of(entry: Authorization, network: Network) -> Question[View]:
-    (view,) = yield from nonces_at_one_block([nonce_of(entry, network)])
-    return view

@@ -192,11 +192,12 @@ def mismatch(case: Case, network: Network) -> str | None:
     return None
 
 
-def differences(entry: Authorization, found: SettlementFound, network: Network) -> Iterator[str]:
+def differences(case: Case, found: SettlementFound, network: Network) -> Iterator[str]:
     """Where the chain contradicts the entry of the authorization."""
+    entry, is_disputed = case.entry, all(call.status is ReceiptStatus.DISPUTED for call in case.receipts)
     if found.amount_atomic != entry.settled_atomic:
         yield f"{network.asset.format(found.amount_atomic)} and not {network.asset.format(entry.settled_atomic or 0)}"
-    if found.payee not in entry.payees and entry.dispute is None:
+    if found.payee not in entry.payees and not (is_disputed and entry.dispute is not None):
         yield f"a payment to {found.payee} and not to {entry.terms.payee}"
     if (found.block_number, found.block_hash) != (entry.block_number, entry.block_hash):
         yield f"block {found.block_number} ({found.block_hash}) and not {entry.block_number} ({entry.block_hash})"

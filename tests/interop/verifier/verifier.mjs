@@ -405,6 +405,7 @@ class Verifier {
     this.isRead = Boolean(reader && rpc);
     this.said = [];
     this.claims = new Map();
+    this.paid = new Map();
     this.unexplained = new Set();
     this.channels = new Map(file.of("channel").map((channel) => [channel.id, channel]));
     this.entries = file.of("authorization");
@@ -611,7 +612,7 @@ class Verifier {
     const before = this.said.length;
     try {
       this.sources.source(this.network.chain_id);
-      if (entry.status === "settled") await this.settlement(entry);
+      if (entry.status === "settled") await this.settlement(entry, calls);
       else if (entry.status === "expired") await this.expiry(entry);
       else if (entry.status === "cancelled") await this.cancellation(entry);
       else this.say("undecided", statement, entry.id);
@@ -823,7 +824,7 @@ class Verifier {
     return outgoing.find((log) => stated.includes(number(log.data))) ?? null;
   }
 
-  async settlement(entry) {
+  async settlement(entry, calls) {
     const [chain, statement] = [this.network.chain_id, "the settlement is as the receipt says"];
     const done = await receiptOf(this.sources, chain, entry.tx_hash ?? "");
     const mined = await transactionOf(this.sources, chain, entry.tx_hash ?? "");
@@ -831,11 +832,12 @@ class Verifier {
     if (done.tx_hash !== entry.tx_hash || mined.tx_hash !== entry.tx_hash) return this.say("undecided", statement, entry.id);
     const signed = this.signed(entry, mined.input);
     const log = this.found(entry, done, mined);
+    if (log) this.paid.set(entry.id, checksummed("0x" + log.topics[2].slice(26)));
     const payees = entry.signed.map((terms) => topicOf(terms.payee));
     if (
       !log ||
       number(log.data) !== BigInt(entry.settled_atomic ?? -1) ||
-      (!payees.includes(log.topics[2]) && entry.dispute === undefined) ||
+      (!payees.includes(log.topics[2]) && !(entry.dispute !== undefined && calls.every((call) => call.status === "disputed"))) ||
       log.block_number !== BigInt(entry.block_number ?? -1) ||
       log.block_hash !== entry.block_hash
     ) {
@@ -901,28 +903,56 @@ class Verifier {
       if (log.topics.join() !== [INVALIDATED, topicOf(entry.payer)].join() || log.data.length !== 64) return false;
       return number(log.data.subarray(0, 32)) === nonce >> 8n && (number(log.data.subarray(32)) >> (nonce & 255n)) & 1n;
     };
-    if (!done || !done.ok || !done.logs.some(burns)) return this.say("refuted", statement, entry.id);
+    const burned = done?.ok ? done.logs.find(burns) : undefined;
+    if (!burned) return this.say("refuted", statement, entry.id);
+    if (isPermit && (await this.isSpentBefore(burned, entry))) return this.say("undecided", statement, entry.id);
     this.sayRead(statement, entry.id);
+  }
+
+  // Permit2 lets a payer invalidate a nonce that was used
+  async isSpentBefore(burned, entry) {
+    const [chain, nonce, height] = [this.network.chain_id, BigInt(entry.nonce), burned.block_number];
+    const call = hex(join(raw("0x4fe02b44"), addressWord(entry.payer), word(nonce >> 8n)));
+    const at = "0x" + (height - 1n).toString(16);
+    const bitmap = quantity(await this.sources.ask(chain, "eth_call", [{ to: this.network.permit2, data: call }, at]));
+    if ((bitmap >> (nonce & 255n)) & 1n) return true;
+    const span = { address: checksummed(entry.signed[0].asset), topics: [TRANSFER, topicOf(entry.payer)] };
+    const block = "0x" + height.toString(16);
+    const logs = await this.sources.ask(chain, "eth_getLogs", [{ ...span, fromBlock: block, toBlock: block }]);
+    must(Array.isArray(logs));
+    const proxies = [this.network.upto_proxy, this.network.exact_proxy].map(checksummed);
+    for (const log of logs.map(logOf)) {
+      if (log.log_index >= burned.log_index) continue;
+      const done = await receiptOf(this.sources, chain, log.tx_hash);
+      if (done && settledTransfers(done, proxies).length) return true;
+    }
+    return false;
   }
 
   // -- parties, shares, disputes
 
   async parties(entry, calls) {
-    const terms = entry.signed.at(-1);
     const known = (list, address) => (this.reader?.[list] ?? []).some((one) => one.toLowerCase() === address.toLowerCase());
-    await this.payee(entry, calls, terms.payee, known);
-    if (terms.facilitator) this.say(known("facilitators", terms.facilitator) ? "read" : "stated", "the facilitator is known", entry.id);
+    await this.payee(entry, calls, (payee) => known("payees", payee));
+    const facilitators = entry.signed.map((terms) => terms.facilitator).filter(Boolean);
+    const areKnown = facilitators.every((one) => known("facilitators", one));
+    if (facilitators.length) this.say(areKnown ? "read" : "stated", "the facilitator is known", entry.id);
   }
 
-  async payee(entry, calls, payee, known) {
+  async payee(entry, calls, isKnown) {
     const statement = "the payee is a gateway's";
-    if (known("payees", payee)) return this.say("read", statement, entry.id);
+    const payees = new Set(entry.signed.map((terms) => checksummed(terms.payee)));
+    if (this.paid.has(entry.id)) payees.add(this.paid.get(entry.id));
+    const unknown = [...payees].filter((payee) => !isKnown(payee));
+    if (!unknown.length) return this.say("read", statement, entry.id);
     if (!this.network.registry) return this.say("stated", statement, entry.id);
+    const registered = new Set();
     try {
       for (const call of calls) {
         const proof = this.proof(call);
         const enclave = proof && (await this.enclave(proof.id));
-        if (enclave && enclave.payment === checksummed(payee)) {
+        if (enclave) registered.add(enclave.payment);
+        if (enclave && unknown.every((payee) => registered.has(payee))) {
           this.sources.source(this.network.registry.chain_id);
           return this.sayRead(statement, entry.id);
         }
