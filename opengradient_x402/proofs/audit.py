@@ -48,6 +48,7 @@ from opengradient_x402.proofs.checks.receipts import (
 )
 from opengradient_x402.proofs.checks.unpaid import cancellation_finding, expiry_findings
 from opengradient_x402.proofs.data_settlement import (
+    Batch,
     batch_findings,
     individual_findings,
     private_finding,
@@ -101,6 +102,7 @@ class _Auditor:
         self._enclaves: dict[str, RegisteredTee | None] = {}
         self._mined: dict[tuple[int, str], TransactionReceipt | None] = {}
         self._blobs: dict[str, Document] = {}
+        self._batches: dict[tuple[str, int], Batch] = {}
         self._channels = {channel.id: channel for channel in contents.channels}
         self._paid: dict[str, str] = {}
         self.claims: dict[Claim, str] = {}
@@ -364,7 +366,9 @@ class _Auditor:
             if blob.problem is not None:
                 why = f"the blob was not read: {blob.problem}"
                 return [Undecided(statement=Statement.DATA, about=call.call_id, why=why)]
-            return list(batch_findings(call.call_id, proof, batch, blob.content, source).findings)
+            if (at := (place.tx_hash, place.log_index)) not in self._batches:
+                self._batches[at] = Batch.read(batch, blob)
+            return list(batch_findings(call.call_id, proof, self._batches[at], source).findings)
         if mode is SettlementMode.INDIVIDUAL and single is not None:
             blob = yield from self._blob(single.blob_id)
             findings = list(individual_findings(call, proof, single, blob, source).findings)

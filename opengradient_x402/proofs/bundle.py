@@ -34,6 +34,10 @@ from opengradient_x402.strict_json import check_depth, whole_characters
 FORMAT: Final = "opengradient-audit-bundle/1"
 MAX_BYTES: Final = 512 * 1024 * 1024
 ABOUT: Final = "bundle"
+_FREE: Final = 100_000
+"""So many lists and objects, and ten times as many values, may have any size."""
+_LONGEST_LINE: Final = 2**20
+"""Bytes. No receipt has more."""
 _LARGEST_COUNT: Final = 2**53
 """RFC 8785 writes numbers as JavaScript does: more is not exact."""
 
@@ -220,6 +224,9 @@ def _statement(digest: str) -> str:
 def _parsed(content: bytes) -> dict[str, Any]:
     if len(content) > MAX_BYTES:
         raise ValueError(f"more than {MAX_BYTES} bytes")
+    containers, values = content.count(b"[") + content.count(b"{"), content.count(b",")
+    if containers > _FREE + len(content) // 32 or values > 10 * _FREE + len(content) // 8:
+        raise ValueError("so many values in so few bytes that reading them could fill the memory")
     document = read_json(content)
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise ValueError(f"its format is not {FORMAT}")
@@ -231,6 +238,8 @@ def _other_export(content: bytes) -> str | None:
     first, _, rest = content[:MAX_BYTES].strip().partition(b"\n")
     if first.startswith((b"call_id,", b"date,")):
         return f"a table of receipts (CSV, {len(rest.splitlines())} rows)"
+    if len(first) > _LONGEST_LINE:
+        return None
     try:
         check_depth(first)
         receipt = json.loads(first)

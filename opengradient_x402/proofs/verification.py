@@ -232,14 +232,35 @@ def _agreed(views: Sequence[list[Finding]]) -> list[Finding]:
 
 def _together(statement: Statement, about: str, said: Sequence[Finding | None]) -> Finding:
     first = said[0]
-    if first is None or any(type(other) is not type(first) for other in said[1:]):
-        why = "the nodes disagree: " + "; ".join("nothing" if one is None else f"{one.kind}, {one.why}" for one in said)
+    if first is None or not all(one is not None and _agree(first, one) for one in said[1:]):
+        why = "the nodes disagree: " + "; ".join(map(_told, said))
         return Undecided(statement=statement, about=about, why=why)
     if isinstance(first, Read):
         return replace(first, source=_joined([one.source for one in said if isinstance(one, Read)]))
     if isinstance(first, Proven) and first.owner is not None:
         return replace(first, owner=_joined([one.owner for one in said if isinstance(one, Proven) and one.owner]))
     return first
+
+
+def _agree(one: Finding, other: Finding) -> bool:
+    """Whether two nodes say the same: the class, what was read (confirmations may differ), and the chain's head."""
+    if type(one) is not type(other) or not isinstance(one, Proven | Read) or not isinstance(other, Proven | Read):
+        return type(one) is type(other)
+    first, second = _source_of(one), _source_of(other)
+    is_fork = first and second and first.block_number == second.block_number and first.block_hash != second.block_hash
+    return not is_fork and (one.why == other.why or one.statement is Statement.CONFIRMED)
+
+
+def _source_of(finding: Proven | Read) -> Source | None:
+    return finding.source if isinstance(finding, Read) else finding.owner
+
+
+def _told(finding: Finding | None) -> str:
+    if finding is None:
+        return "nothing"
+    source = _source_of(finding) if isinstance(finding, Proven | Read) else None
+    where = f" at block {source.block_number} ({source.block_hash})" if source and source.is_chain else ""
+    return f"{finding.kind}{where}, {finding.why}"
 
 
 def _joined(sources: Sequence[Source]) -> Source:

@@ -257,9 +257,13 @@ def _of_enclaves() -> Iterator[Forgery]:
         ("tee_timestamp", lambda body: body["tee_timestamp"] + 1, "refuted"),
         ("tee_signature", sign, "refuted"),
         ("tee_signature", "not base64!", "refuted"),
+        ("tee_signature", lambda body: body["tee_signature"].rstrip("=") + "====", "refuted"),
+        ("tee_output_hash", lambda body: f" {body['tee_output_hash']}", "refuted"),
+        ("tee_request_hash", lambda body: _spaced(body["tee_request_hash"]), "refuted"),
+        ("tee_id", lambda body: body["tee_id"].replace("0x", "0X"), "refuted"),
         ("tee_signature", None, "undecided"),
     ):
-        shown = "made later" if callable(value) else str(value)[:12]
+        shown = ("made later" if name == "tee_timestamp" else "spelt otherwise") if callable(value) else str(value)[:12]
         make = by(setting("receipt", of_mode("private"), **{name: value}))
         yield Forgery(name=f"a proof whose {name} is {shown}", falls=Statement.ENCLAVE, to=to, make=make)
 
@@ -299,6 +303,11 @@ def _of_enclaves() -> Iterator[Forgery]:
         return forge(w.bundle, w.payments.signer, change, added=added)
 
     yield Forgery(name="a stranger's proof as an invented call", falls=Statement.OWN_CALL, to="stated", make=invented)
+
+
+def _spaced(digest: str) -> str:
+    digits = digest.removeprefix("0x")
+    return " ".join(digits[start : start + 2] for start in range(0, len(digits), 2))
 
 
 def _respelled(change: Callable[[bytes], bytes], text: str) -> str:
@@ -611,6 +620,8 @@ def _of_shapes() -> Iterator[Forgery]:
         ("a log index as text", "data_settlement", {"log_index": "0"}),
         ("a chain id as text", "rpc", {"chain_id": "31402"}),
         ("a blob that is not base64", "blob", {"content_base64": "***"}),
+        ("a blob with more padding than it needs", "blob", {"content_base64": "AAAA=="}),
+        ("a blob with less padding than it needs", "blob", {"content_base64": "AAA"}),
         ("a block hash in capitals", "source", {"block_hash": "0x" + "AB" * 32}),
     ]
     for name, kind, values in wrong:

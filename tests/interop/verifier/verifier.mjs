@@ -67,8 +67,16 @@ function isTooDeep(content) {
   return false;
 }
 
+// Made to fill the memory: many values in few bytes
+function isTooFull(content) {
+  const count = (...signs) => content.reduce((sum, byte) => sum + (signs.includes(byte) ? 1 : 0), 0);
+  const [containers, commas] = [count(0x5b, 0x7b), count(0x2c)];
+  return containers > 100_000 + content.length / 32 || commas > 1_000_000 + content.length / 8;
+}
+
 function read(content) {
   let file;
+  if (isTooFull(content)) throw new Unreadable("too many values");
   if (isTooDeep(content)) throw new Unreadable("more than 500 deep");
   try {
     file = JSON.parse(content.toString("utf8"));
@@ -85,6 +93,7 @@ function read(content) {
   return file;
 }
 
+const IS_BASE64 = /^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$/;
 const IN_HISTORY = ["authorization", "receipt", "decision"];
 const ADDRESSES = ["payer_authorizer", "receiver", "receiver_authorizer", "payer", "payee", "asset", "facilitator", "spender", "address", "permit2", "upto_proxy", "exact_proxy"];
 
@@ -94,7 +103,7 @@ function checkValues(file) {
     if (typeof value === "object") return Object.entries(value).forEach(([inner, one]) => visit(inner, one));
     if (ADDRESSES.includes(name) && !isAddress(value)) throw new Unreadable(`the checksum of ${value}`);
     if ((name.endsWith("_atomic") || name === "nonce" || name === "salt") && BigInt(value) >= 2n ** 256n) throw new Unreadable(value);
-    if (name.endsWith("_base64") && value.length % 4) throw new Unreadable("base64");
+    if (name.endsWith("_base64") && !IS_BASE64.test(value)) throw new Unreadable("base64");
   };
   const { records, ...header } = file;
   visit("", JSON.parse(JSON.stringify(header)));
@@ -125,6 +134,7 @@ function checkTogether(file) {
   once("decision", decided);
   const channels = file.of("channel");
   once("channel", channels.map((body) => body.id));
+  if (channels.some((body) => ids.includes(body.id))) throw new Unreadable("an authorization's id is a channel's");
   once("event", channels.flatMap((body) => body.events.map((place) => `${place.tx_hash} ${place.log_index}`)));
   const used = new Set();
   for (const entry of file.of("authorization")) {
@@ -557,8 +567,7 @@ class Verifier {
     if (!call.tee_signature || String(call.tee_verified ?? "").startsWith("replayed")) return null;
     const bytes = (text) => raw("0x" + String(text ?? "").replace(/^0x/, ""));
     const isHash = (text) => /^(0x)?[0-9a-fA-F]{64}$/.test(text ?? "");
-    const isBase64 = /^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$/.test(call.tee_signature);
-    if (!isBase64 || ![call.tee_id, call.tee_request_hash, call.tee_output_hash].every(isHash)) return undefined;
+    if (!IS_BASE64.test(call.tee_signature) || ![call.tee_id, call.tee_request_hash, call.tee_output_hash].every(isHash)) return undefined;
     if (call.tee_timestamp === undefined || call.tee_timestamp >= 1e15) return undefined;
     return {
       id: hex(bytes(call.tee_id)),
@@ -702,12 +711,15 @@ class Verifier {
       calls.flatMap((entry) => [BigInt(entry.voucher.base_atomic), BigInt(entry.voucher.base_atomic) + chargedOr(entry), BigInt(entry.voucher.max_atomic)]),
     );
     const wanted = parameters(channel);
-    let holds = false;
-    for (let at = input.indexOf(wanted); at >= 0; at = input.indexOf(wanted, at + 1)) {
+    let [holds, tries] = [false, 0];
+    for (let at = input.indexOf(wanted); at >= 0 && tries < MOST_TRIES; at = input.indexOf(wanted, at + 1)) {
       const most = number(input.subarray(at + wanted.length, at + wanted.length + 32));
       const digest = voucherDigest(this.network, channel.id, most);
-      const isSigned = checksummed(channel.payer_authorizer) === payer && signaturesIn(input).some((one) => recovered(digest, one) === payer);
-      holds ||= isSigned && most >= claim.total && known.has(most);
+      const canFit = checksummed(channel.payer_authorizer) === payer && most >= claim.total && known.has(most);
+      for (const signature of signaturesIn(input, at + wanted.length)) {
+        if ((tries += 1) > MOST_TRIES) break;
+        holds ||= canFit && recovered(digest, signature) === payer;
+      }
     }
     this.say(holds ? "proven" : "undecided", "the payer signed for this payment", channel.id);
   }
@@ -767,14 +779,17 @@ class Verifier {
 
   signed(entry, input) {
     const longest = entry.signed.reduce((known, terms) => (terms.deadline > known.deadline ? terms : known));
-    const signatures = [];
-    if (input) signatures.push(...signaturesIn(input));
-    else signatures.push(raw(entry.signature ?? "0x"));
-    const holds = (input ? entry.signed : [longest]).some((terms) => {
-      if (terms.scheme === "upto" && !terms.facilitator) return false;
-      const digest = paymentDigest(terms, entry, this.network);
-      return signatures.some((signature) => recovered(digest, signature) === checksummed(entry.payer));
-    });
+    const signatures = input ? signaturesIn(input, Math.max(0, input.indexOf(word(entry.nonce)))) : [raw(entry.signature ?? "0x")];
+    const wanted = input ? entry.signed.toReversed() : [longest];
+    let [holds, tries] = [false, 0];
+    for (const signature of signatures) {
+      for (const terms of wanted) {
+        if (holds || (tries += 1) > MOST_TRIES) break;
+        if (terms.scheme === "upto" && !terms.facilitator) continue;
+        holds = recovered(paymentDigest(terms, entry, this.network), signature) === checksummed(entry.payer);
+      }
+      if (holds || tries >= MOST_TRIES) break;
+    }
     this.say(holds ? "proven" : "undecided", "the payer signed for this payment", entry.id);
     return holds;
   }
@@ -1159,10 +1174,15 @@ class Verifier {
 
 class Refuted extends Error {}
 
-function signaturesIn(input) {
-  const found = [];
-  for (let at = input.indexOf(word(65)); at >= 0; at = input.indexOf(word(65), at + 1)) found.push(input.subarray(at + 32, at + 97));
-  return found;
+const MOST_TRIES = 128;
+
+// Behind this place first, then before it
+function* signaturesIn(input, start) {
+  for (const [first, end] of [[start, input.length], [0, start]]) {
+    for (let at = input.indexOf(word(65), first); at >= 0 && at < end; at = input.indexOf(word(65), at + 1)) {
+      yield input.subarray(at + 32, at + 97);
+    }
+  }
 }
 
 // What a call on a channel was charged; its most, where that is not known

@@ -16,6 +16,7 @@ from opengradient_devnet import Scheme
 from opengradient_x402.errors import BundleUnreadable, ConfigurationError, OpenGradientError
 from opengradient_x402.networks import PRESETS
 from opengradient_x402.proofs.bundle import Bundle, Contents, Record, cases_of
+from opengradient_x402.proofs.checks import channels, receipts
 from opengradient_x402.proofs.checks.network import describe
 from opengradient_x402.proofs.findings import Finding, Proven, Read, Refuted, Stated, Statement, Undecided
 from opengradient_x402.proofs.history import IN_HISTORY, described
@@ -452,6 +453,26 @@ def test_a_transfer_without_a_payee_ends_in_findings(forged_world):
     assert verify_bundle(forge(forged_world.bundle, None, cut), is_offline=True).findings
 
 
+@pytest.mark.parametrize("kind", ["payments", "vouchers"])
+def test_calldata_full_of_signatures_is_read_in_bounded_time(forged_world, monkeypatch, kind):
+    tried = []
+    monkeypatch.setattr(receipts, "recover_address", lambda *pair: tried.append(pair))
+    monkeypatch.setattr(channels, "recover_address", lambda *pair: tried.append(pair))
+    false = ((65).to_bytes(32, "big") + b"\x11" * 65).hex()
+
+    def stuff(record):
+        if record.kind == "rpc" and record.body["method"] == "eth_getTransactionByHash":
+            record.body["result"]["input"] += (record.body["result"]["input"][2:] if kind == "vouchers" else "") * 9
+            record.body["result"]["input"] += false * 3000
+        return [record]
+
+    content = forge(forged_world.bundle, None, stuff)
+    verification = verify_bundle(content, network=network_of(forged_world.net), is_offline=True)
+    signed = about(verification, Statement.SIGNED)
+    assert {type(item) for item in signed} == {Undecided}
+    assert receipts.MOST_TRIES < len(tried) <= receipts.MOST_TRIES * len(signed)
+
+
 # -- nodes
 
 
@@ -489,6 +510,45 @@ def test_where_two_nodes_disagree_nothing_is_read(forged_world, order):
     (complete,) = about(verification, Statement.COMPLETE)
     assert isinstance(complete, Undecided)
     assert "the nodes disagree" in complete.why
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_two_nodes_that_tell_different_things_of_one_class_disagree(forged_world, order):
+    net, network = forged_world.net, network_of(forged_world.net)
+    honest = about(verify_bundle(forged_world.bundle.to_bytes(), network=network), Statement.REGISTERED)
+    image = honest[0].why.split(" image ")[1][2:]
+
+    def lies(method, params, number):
+        if method == "eth_call" and params[0]["to"] == network.registry.address:
+            return 200, {"result": net.chain.rpc(method, params).replace(image, "77" * 32)}
+        return None
+
+    with serving(net.chain) as liar:
+        liar.misbehave = lies
+        urls = [net.network["rpc_url"], liar.url][::order]
+        verification = verify_bundle(forged_world.bundle.to_bytes(), network=network, rpc_url=urls)
+    shown = about(verification, Statement.REGISTERED)
+    assert len(shown) == len(honest)
+    assert {type(item) for item in shown} == {Undecided}
+    assert image in shown[0].why
+    assert "77" * 32 in shown[0].why
+
+
+def test_two_nodes_with_two_hashes_of_one_block_disagree(forged_world):
+    net = forged_world.net
+
+    def forked(method, params, number):
+        if method == "eth_getBlockByNumber" and params[0] == "latest":
+            return 200, {"result": {**net.chain.rpc(method, params), "hash": HASH}}
+        return None
+
+    with serving(net.chain) as other:
+        other.misbehave = forked
+        urls = [net.network["rpc_url"], other.url]
+        verification = verify_bundle(forged_world.bundle.to_bytes(), network=network_of(net), rpc_url=urls)
+    assert not any(item.source.is_chain for item in verification.of(Read))
+    (complete,) = about(verification, Statement.COMPLETE)
+    assert HASH in complete.why
 
 
 # -- whom a reader trusts
