@@ -73,7 +73,7 @@ class Sources:
 
     def _named(self, place: Place) -> str:
         node = self._node(place)
-        return node.shown if isinstance(node, HttpNode) else "the reader's own Web3"
+        return node.all_shown if isinstance(node, HttpNode) else "the reader's own Web3"
 
     def request(self, place: Place, request: RpcRequest) -> Steps[Any]:
         """The result of one JSON-RPC request. Raises ChainUnavailable."""

@@ -524,6 +524,7 @@ def _of_histories() -> Iterator[Forgery]:
     for name, change in {
         "another root": lambda history: history.update(root=HASH),
         "another size": lambda history: history.update(size=history["size"] + 1),
+        "no size": lambda history: history.update(size=0),
         "two places swapped": swap,
         "one place for two records": same,
         "a proof cut short": lambda history: history["places"][0]["proof"].pop(),
@@ -545,6 +546,7 @@ def _of_histories() -> Iterator[Forgery]:
         "an anchor that nothing leads to": lambda history: history.update(
             consistency=[one for one in history["consistency"] if one["size"] != history["anchors"][0]["size"]]
         ),
+        "an anchor of a tree of nothing": lambda history: history.update(size=0),
         "an anchor with a bent proof": lambda history: next(
             one for one in history["consistency"] if one["size"] == history["anchors"][0]["size"]
         )["proof"].append(HASH),

@@ -244,7 +244,10 @@ function isIncluded(leaf, { index, proof }, head) {
   return hex(top) === head.root;
 }
 
+const EMPTY_ROOT = hex(sha256());
+
 function isContinued(earlier, proof, head) {
+  if (earlier.size === 0) return proof.length === 0 && earlier.root === EMPTY_ROOT;
   if (earlier.size === head.size) return proof.length === 0 && earlier.root === head.root;
   let [place, last] = [earlier.size - 1, head.size - 1];
   while (place % 2 === 1) [place, last] = [Math.floor(place / 2), Math.floor(last / 2)];
@@ -487,11 +490,12 @@ class Verifier {
     }
     const indices = new Set(history.places.map((place) => place.index));
     const fits = records.every((record, i) => isIncluded(leafOf(record), history.places[i], history));
-    this.say(fits && indices.size === records.length ? good : "refuted", statement);
+    const isTree = history.size > 0 || history.root === EMPTY_ROOT;
+    this.say(fits && isTree && indices.size === records.length ? good : "refuted", statement);
     if (!earlier) return;
     const before = earlier.history;
     if (history.size < before.size) return this.say("refuted", continued);
-    const found = before.size === history.size ? { proof: [] } : history.consistency.find((one) => one.size === before.size);
+    const found = [0, history.size].includes(before.size) ? { proof: [] } : history.consistency.find((one) => one.size === before.size);
     if (!found) return this.say("undecided", continued);
     const holds = isContinued(before, found.proof, history) && !this.changed(earlier, records);
     this.say(holds ? good : "refuted", continued);
@@ -1034,7 +1038,7 @@ class Verifier {
   attestation(call, proof) {
     const shown = this.file.of("attestation").find((one) => one.tee_id === proof.id);
     if (!shown) return null;
-    const statement = "the key was made in an attested enclave";
+    const statement = "an attested enclave named the key as its own";
     const key = Buffer.from(shown.public_key_base64, "base64");
     const verdict = attestationOf(Buffer.from(shown.document_base64, "base64"), key, this.reader?.attestation_root_sha256 ?? AWS_ROOT);
     const holds = verdict.kind !== "proven" || hex(keccak(key)) === proof.id;
