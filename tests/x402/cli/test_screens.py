@@ -21,6 +21,7 @@ import pytest
 from rich.cells import cell_len
 from typer.testing import CliRunner
 
+from opengradient_devnet import Scheme
 from opengradient_devnet.faults import SettleAtCap
 from opengradient_x402.cli.main import build_app
 from opengradient_x402.cli.output import note, rounded
@@ -135,7 +136,15 @@ def lines_of(text: str) -> list[str]:
         ("models",),
         ("models", "--live"),
         ("balance",),
+        ("channels", "list"),
+        ("ledger", "check"),
+        ("--help",),
+        *((command, "--help") for command in ("approve", "balance", "cancel", "chat", "doctor", "models", "serve")),
+        *(("channels", command, "--help") for command in ("list", "refund", "withdraw")),
+        *(("ledger", command, "--help") for command in ("check", "repair", "compact", "anchor")),
+        *(("receipts", command, "--help") for command in ("show", "reconcile", "export", "report", "verify")),
     ],
+    ids=" ".join,
 )
 def test_no_line_is_wider_than_a_terminal_of_80_columns_and_no_cell_is_cut(shop, command):
     words = [{"@": shop.calls[0]["call_id"], "@bundle": shop.bundle}.get(word, word) for word in command]
@@ -144,6 +153,25 @@ def test_no_line_is_wider_than_a_terminal_of_80_columns_and_no_cell_is_cut(shop,
     for line in lines_of(shown):
         assert cell_len(line) <= 80, line
         assert not re.search(r"\w…(\s|$)", line), line  # the end of a cell that had no room
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_channels_are_listed_with_amounts_that_stand_below_each_other(devnets, tmp_path, monkeypatch, columns):
+    net = devnets(schemes=[Scheme.BATCH_SETTLEMENT])
+    account = net.account(opg="10", approved=True)
+    monkeypatch.setenv("OG_PRIVATE_KEY", account.private_key)
+    monkeypatch.setenv("OG_NETWORK", f"{net.gateway_url}/network")
+    monkeypatch.setenv("OG_LEDGER_URL", f"sqlite:///{tmp_path / 'ledger.sqlite'}")
+    assert "no payment channels" in in_terminal("channels", "list")
+    with payments_for(net, account, tmp_path / "ledger.sqlite") as payments, client_for(payments) as client:
+        client.chat({"model": "openai/gpt-5", "messages": [{"role": "user", "content": "Hi."}]})
+    head, row = lines_of(in_terminal("channels", "list", columns=columns))
+    assert cell_len(row) <= columns
+    assert "…" not in head + row
+    for name in ("deposited", "claimed", "free"):
+        end = head.index(name) + len(name)
+        assert re.fullmatch(r"\d+\.\d{6}", row[:end].split()[-1]), name
+    assert (net.gateway_url in row) is (columns == 120)
 
 
 def test_what_is_said_beside_the_output_breaks_no_word_in_a_terminal(monkeypatch):
