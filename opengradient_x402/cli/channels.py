@@ -30,8 +30,14 @@ ChannelArgument = Annotated[
 
 _WIDE = 110
 """Columns of the table with everything."""
-_FIELDS = {"deposited": "balance"}
-"""Fields of a channel that have another name than their column."""
+_FIELDS = {
+    "deposited": "balance_atomic",
+    "charged": "charged_atomic",
+    "claimed": "claimed_atomic",
+    "signed": "signed_atomic",
+    "free": "free_atomic",
+}
+"""The amount of a channel that a column shows."""
 
 
 def list_channels(
@@ -54,17 +60,14 @@ def list_channels(
         typer.echo("This wallet has no payment channels in this ledger.")
         return
     decimals, is_narrow = asset.decimals, columns() < _WIDE
-    amounts = ("deposited", "claimed", "free") if is_narrow else ("deposited", "charged", "claimed", "signed", "free")
+    amounts = ("deposited", "claimed", "free") if is_narrow else tuple(_FIELDS)
     print_table(
         ["channel", "status", *amounts, *(() if is_narrow else ("gateway",))],
         [
             [
                 channel.id[:18],
                 channel.status,
-                *(
-                    rounded(getattr(channel, f"{_FIELDS.get(name, name)}_atomic"), decimals=decimals)
-                    for name in amounts
-                ),
+                *(rounded(getattr(channel, _FIELDS[name]), decimals=decimals) for name in amounts),
                 *(() if is_narrow else (channel.endpoint.removesuffix(CHAT_PATH),)),
             ]
             for channel in found

@@ -141,7 +141,8 @@ def _written(anchor: Anchor, network: Network, source: Source) -> Question[Findi
     if there.hash != done.block_hash:
         why = f"block {done.block_number} is {there.hash} and not {done.block_hash}: the chain was reorganised"
         return Refuted(statement=statement, about=about, why=why)
-    why = f"{anchor.size} records were there at {utc(there.timestamp_s)}: block {there.number} has their head, in {tx_hash}"
+    date = utc(there.timestamp_s)
+    why = f"{anchor.size} records were there at {date}: block {there.number} has their head, in {tx_hash}"
     if head.number - there.number + 1 < network.confirmations:
         why = f"{why}; {network.confirmations} blocks make that final"
         return Undecided(statement=statement, about=about, why=why)
