@@ -25,7 +25,7 @@ from opengradient_x402.errors import BundleUnreadable
 from opengradient_x402.keys.signer import Signer, recover_address, text_digest
 from opengradient_x402.ledger.authorizations import Authorization, SignedTerms
 from opengradient_x402.ledger.receipts import SettlementReceipt
-from opengradient_x402.money import Asset
+from opengradient_x402.money import Asset, units_of
 from opengradient_x402.networks import ChainContract, Network
 from opengradient_x402.proofs.checks.decisions import Decision
 from opengradient_x402.proofs.data_settlement import DataSettlement
@@ -367,7 +367,7 @@ def network_of(bundle: Bundle) -> Network:
         rpc_url=nowhere,
         gateway_url="",
         # The price of a token and its decimals are not taken from the writer of a file.
-        asset=replace(Asset(**about["asset"]), symbol="atomic units", decimals=0),
+        asset=replace(Asset(**about["asset"]), symbol=units_of(about["asset"]["address"]), decimals=0),
         permit2=checksum_address(about["permit2"]),
         upto_proxy=checksum_address(about["upto_proxy"]),
         exact_proxy=checksum_address(about["exact_proxy"]),
