@@ -204,9 +204,10 @@ def wire_tool_choice(choice: Any, names: Mapping[str, str]) -> str | dict[str, A
         return "required"
     if choice in ("auto", "none"):
         return str(choice)
-    if (wire := names.get(choice, choice)) not in names.values():
+    if not isinstance(choice, str) or (wire := names.get(choice, choice)) not in names.values():
+        tools = f"the tools are {sorted(names)}" if names else "there are no tools"
         raise refused_request(
-            f"tool_choice names {choice!r}, and the tools are {sorted(names)}. Nothing was paid. "
+            f"tool_choice names {choice!r}, and {tools}. Nothing was paid. "
             "Force one of the given tools, or use 'any', 'auto' or 'none'."
         )
     return {"type": "function", "function": {"name": wire}}
@@ -289,9 +290,9 @@ def _tidy_message(message: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _tidy_tools(wire: dict[str, Any]) -> None:
-    """Without tools nothing is said about them; with tools, a choice has to be one of them."""
+    """Without tools nothing is said about them; a choice has to be one of them."""
     if "tools" not in wire:
-        wire.pop("tool_choice", None)
+        wire_tool_choice(wire.pop("tool_choice", None), {})
         wire.pop("parallel_tool_calls", None)
         return
     tools = [_wire_tool(tool) for tool in wire["tools"]]

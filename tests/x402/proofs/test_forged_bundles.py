@@ -621,6 +621,14 @@ def test_look_alikes_under_the_chain_id_of_a_preset_are_refuted(forged_world, na
     assert isinstance(finding, Refuted)
 
 
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_a_file_about_any_token_of_a_preset_is_about_known_contracts(forged_world, name):
+    made = Bundle(created_at=1, network=describe(PRESETS[name]), records=())
+    content = made.signed(forged_world.payments.signer).to_bytes()
+    (finding,) = about(verify_bundle(content, is_offline=True), Statement.NETWORK)
+    assert f"are those of {name}" in finding.why
+
+
 def test_a_private_chain_that_calls_itself_base_is_the_writers_word(forged_world):
     network = {**forged_world.bundle.network, "name": "base"}
     content = forge(forged_world.bundle, forged_world.payments.signer, network=network)
