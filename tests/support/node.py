@@ -41,6 +41,22 @@ def behind(chain: Chain, head: int) -> Misbehaviour:
     return misbehave
 
 
+def at_rest(chain: Chain) -> Misbehaviour:
+    """A node of a chain that does not change any more: each question is put to it once."""
+    known: dict[str, Any] = {}
+
+    def answer(method: str, params: list[Any], number: int) -> tuple[int, Any] | None:
+        key = json.dumps([method, params])
+        if key not in known:
+            try:
+                known[key] = chain.rpc(method, params)
+            except RpcError:
+                return None
+        return 200, {"result": known[key]}
+
+    return answer
+
+
 @dataclass
 class Node:
     url: str = ""
