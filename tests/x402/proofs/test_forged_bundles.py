@@ -27,6 +27,7 @@ from opengradient_x402.proofs.history import IN_HISTORY, described
 from opengradient_x402.proofs.verification import Verification, verify_bundle
 from support.forging import HASH, OTHER, World, forge
 from support.ledger_rows import entry, served
+from support.made_up import made_up
 from support.node import at_rest, serving
 from support.payers import network_of
 
@@ -376,49 +377,11 @@ def test_the_truth_that_lies_are_held_against_is_the_honest_bundles(forged_world
 
 # -- evidence that somebody made up
 
-ODD = [
-    None, 0, -1, 1.5, True, "", "0x", "0xzz", "0x" + "f" * 64, "0x" + "0" * 40, [], {}, [[]], [None], {"a": 1}, "0x1",
-    "latest", ["0x"] * 5, "-0x1", " 0x1 ", "é", "0x" + "f" * 5000,
-]  # fmt: skip
-
-
-def places_in(value, at=()):
-    yield at
-    for name, inner in (
-        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    ):
-        yield from places_in(inner, (*at, name))
-
-
-def changed(value, chance: random.Random):
-    place = chance.choice(list(places_in(value)))
-    if not place:
-        return chance.choice(ODD)
-    value = json.loads(json.dumps(value))
-    inner = value
-    for name in place[:-1]:
-        inner = inner[name]
-    if chance.random() < 0.15:
-        del inner[place[-1]]
-    else:
-        inner[place[-1]] = chance.choice(ODD)
-    return value
-
 
 def make_up_evidence(world: World, seeds: range) -> None:
     network = network_of(world.net)
     for seed in seeds:
-        chance = random.Random(seed)
-        records = list(world.bundle.records)
-        index = chance.choice([i for i, record in enumerate(records) if record.kind in ("rpc", "blob")])
-        body = json.loads(json.dumps(dict(records[index].body)))
-        if records[index].kind == "rpc":
-            body["result"] = changed(body["result"], chance)
-        else:
-            blob = changed(json.loads(base64.b64decode(body["content_base64"])), chance)
-            body["content_base64"] = base64.b64encode(json.dumps(blob).encode()).decode()
-        records[index] = Record(records[index].kind, body)
-        content = replace(world.bundle, records=tuple(records), signature=None).to_bytes()
+        content = made_up(world.bundle, seed)
         for reader in (network, None):
             verification = verify_bundle(content, network=reader, is_offline=True)
             assert not any(finding.source.is_chain for finding in verification.of(Read)), seed
