@@ -14,6 +14,7 @@ from opengradient_x402.cli.options import FullOption, JsonOption, KnownNetworks,
 from opengradient_x402.cli.output import (
     amount_of,
     counted,
+    note,
     print_json,
     print_pairs,
     print_table,
@@ -92,12 +93,19 @@ def verify(
 
 
 def receipts_in(path: Path, *, since: int = 0, payer: str | None = None) -> list[SettlementReceipt]:
-    """The receipts in a bundle, oldest first, those of one second as the file has them. Only its form is verified."""
+    """The receipts in a bundle, oldest first, those of one second as the file has them. Only its form is verified.
+
+    Standard error says so: "settled" and "verified" are then the words of whoever wrote the file.
+    """
     chosen = [
         receipt
         for receipt in read_contents(read_file(path)).receipts
         if receipt.created_at >= since and payer in (None, receipt.payer)
     ]
+    note(
+        "All of this is what the writer of the file says: nothing of it was checked. To check it: "
+        f"`opengradient-x402 receipts verify {path}`."
+    )
     return sorted(chosen, key=lambda receipt: receipt.created_at)
 
 
