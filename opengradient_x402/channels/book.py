@@ -276,7 +276,7 @@ class ChannelBook:
         return self._ledger.submit(closed, durable=True, otherwise=_AS_BEFORE)
 
     def unsettled(self, channel_ids: Sequence[str]) -> Future[dict[str, list[Voucher]]]:
-        """The vouchers of which the chain has not said the last word, by channel, oldest first; and the newest."""
+        """The vouchers that are not final on the chain yet, by channel, oldest first; and the newest one."""
         return self._ledger.read(
             lambda _book, conn: {each: _vouchers(conn, each, "newest", "included") for each in channel_ids}
         )
