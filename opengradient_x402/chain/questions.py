@@ -1,6 +1,6 @@
 """What a client asks a chain: balances, allowances, nonces, logs, blocks, transactions. Questions only.
 
-Each function is a `Question` for `ChainReader.ask` or `await AsyncChainReader.ask`. ABI words are put
+Each function is a `Question` for `ChainReader.ask`. ABI words are put
 together by hand: five calls do not need a library that takes 0.7 s to import. Knows nothing of payments.
 """
 
@@ -14,11 +14,10 @@ from typing import Any, Final
 from opengradient_x402.addresses import address_word, checksum_address, uint_word
 from opengradient_x402.chain.answers import number_in
 from opengradient_x402.chain.node import Question, RpcRequest
-from opengradient_x402.chain.readers import AsyncChainReader, ChainReader
+from opengradient_x402.chain.readers import ChainReader
 from opengradient_x402.errors import RpcError
 
 __all__ = [
-    "AsyncChainReader",
     "Block",
     "ChainReader",
     "Log",
@@ -126,10 +125,13 @@ def code_of(owner: str) -> Question[bytes]:
         return _bytes(answer)
 
 
-def nonce_used(permit2: str, owner: str, nonce: int) -> Question[bool]:
-    """Whether a Permit2 nonce is spent: settled or cancelled (bit `nonce & 255` of word `nonce >> 8`)."""
+def nonce_used(permit2: str, owner: str, nonce: int, *, at: int | None = None) -> Question[bool]:
+    """Whether a Permit2 nonce is spent: settled or cancelled (bit `nonce & 255` of word `nonce >> 8`).
+
+    `at` is a block, of which not every node has the state (RpcError); the latest when not given.
+    """
     word = uint_word(nonce >> 8)
-    bitmap = yield from _call_word(permit2, _NONCE_BITMAP, address_word(owner) + word)
+    bitmap = yield from _call_word(permit2, _NONCE_BITMAP, address_word(owner) + word, at=at)
     return bool(bitmap >> (nonce & 255) & 1)
 
 
@@ -241,9 +243,9 @@ def receipt(tx_hash: str) -> Question[TransactionReceipt | None]:
         )
 
 
-def _call_word(contract: str, selector: str, arguments: bytes) -> Question[int]:
+def _call_word(contract: str, selector: str, arguments: bytes, *, at: int | None = None) -> Question[int]:
     call = {"to": contract, "data": selector + arguments.hex()}
-    return quantity((yield RpcRequest("eth_call", (call, "latest"))))
+    return quantity((yield RpcRequest("eth_call", (call, "latest" if at is None else hex(at)))))
 
 
 def quantity(value: Any) -> int:

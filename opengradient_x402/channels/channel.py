@@ -69,6 +69,13 @@ class Voucher:
     max_atomic: int
     charged_atomic: int | None = None
     """By the gateway's word; None while the outcome of the call is unknown."""
+    signed_atomic: int = 0
+    """The highest sum that was signed for this call. A correction can lower `max_atomic`; no signature comes back."""
+
+    @property
+    def ceiling_atomic(self) -> int:
+        """What the channel can be charged after this call, by any of its signatures."""
+        return max(self.max_atomic, self.signed_atomic)
 
     @property
     def end_atomic(self) -> int:

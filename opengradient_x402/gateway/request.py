@@ -41,14 +41,18 @@ _NAMES_BY_PROVIDER: Final = (
 _ROLES: Final = ("system", "user", "assistant", "tool")
 _ANY: Final = ("any", "required")
 _OF_OTHER_APIS: Final = {
-    ("previous_response_id", "conversation", "input", "instructions", "background", "use_responses_api"): (
-        "It belongs to OpenAI's Responses API, which keeps conversations. Send the whole conversation as messages."
-    ),
-    ("functions", "function_call"): "It is OpenAI's older form of tools. Use `tools` and `tool_choice`.",
-    ("extra_query", "default_query"): "Give it to the call or the model, not to the body of the request.",
-    ("private_key", "api_key", "spend_policy", "settlement_mode", "verify_tee", "base_url", "ledger", "rpc_url"): (
-        "It says who pays, or how, and is no member of a request. Nothing was sent. Leave it out of the body."
-    ),
+    name: remedy
+    for names, remedy in {
+        ("previous_response_id", "conversation", "input", "instructions", "background", "use_responses_api"): (
+            "It belongs to OpenAI's Responses API, which keeps conversations. Send the whole conversation as messages."
+        ),
+        ("functions", "function_call"): "It is OpenAI's older form of tools. Use `tools` and `tool_choice`.",
+        ("extra_query", "default_query"): "Give it to the call or the model, not to the body of the request.",
+        ("private_key", "api_key", "spend_policy", "settlement_mode", "verify_tee", "base_url", "ledger", "rpc_url"): (
+            "It says who pays, or how, and is no member of a request. Nothing was sent. Leave it out of the body."
+        ),
+    }.items()
+    for name in names
 }
 """Members of a request that gateways ignore, and what to write in their place: the answer would miss what they say."""
 _OUR_HEADERS: Final = frozenset(
@@ -214,9 +218,9 @@ def wire_tool_choice(choice: Any, names: Mapping[str, str]) -> str | dict[str, A
 
 
 def _refuse(wire: dict[str, Any]) -> None:
-    for names, remedy in _OF_OTHER_APIS.items():
-        if given := sorted(name for name in names if wire.get(name)):
-            raise refused_request(f"{given[0]!r} was given, which gateways do not read. Nothing was paid. {remedy}")
+    if given := sorted(name for name in _OF_OTHER_APIS.keys() & wire.keys() if wire[name]):
+        remedy = _OF_OTHER_APIS[given[0]]
+        raise refused_request(f"{given[0]!r} was given, which gateways do not read. Nothing was paid. {remedy}")
     if wire.pop("n", 1) != 1:
         raise refused_request(
             "n > 1 was asked for, and the gateways give one answer a call. Nothing was paid. Ask n times (LangChain: "

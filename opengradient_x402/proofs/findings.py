@@ -49,7 +49,7 @@ class Statement(StrEnum):
     DECIDED = "a person decided about this payment"
     ENCLAVE = "the enclave's key signed the call's hashes"
     REGISTERED = "the key is registered as an enclave's"
-    ATTESTED = "the key was made in an attested enclave"
+    ATTESTED = "an attested enclave named the key as its own"
     OWN_CALL = "the enclave's proof belongs to a call of this payer"
     DATA = "the call's data were settled on chain"
     NO_DATA = "nothing about the call's data was to be written on chain"

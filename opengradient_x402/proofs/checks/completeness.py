@@ -78,7 +78,7 @@ def completeness(
     if found.until < period.to_block:
         why = f"all {found.words} up to block {found.until} are in this file, and the node has no later block yet"
         return Undecided(statement=statement, about=payer, why=why)
-    why = f"all {found.words} of this wallet {between} are in this file"
+    why = f"all {found.words} of this wallet {between} are in this file; only {network.asset.symbol} was looked for"
     return Read(statement=statement, about=payer, why=why, source=source)
 
 
