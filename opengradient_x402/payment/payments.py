@@ -14,6 +14,7 @@ import weakref
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -147,7 +148,8 @@ class Payments(Resident):
         )
         payments._owns_ledger = own
         if own:
-            payments.ledger.open_soon()  # its library takes longer to load than a gateway to answer
+            import_module("sqlalchemy")  # here, so that no first token waits for it
+            payments.ledger.open_soon()
         return payments
 
     @property
