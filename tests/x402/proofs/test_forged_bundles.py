@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import csv
+import io
 import json
 import random
 from dataclasses import replace
@@ -11,8 +13,10 @@ from hashlib import sha256
 import pytest
 import rfc8785
 from eth_utils.crypto import keccak
+from typer.testing import CliRunner
 
 from opengradient_devnet import Scheme
+from opengradient_x402.cli.main import build_app
 from opengradient_x402.errors import BundleUnreadable, ConfigurationError, OpenGradientError
 from opengradient_x402.networks import PRESETS
 from opengradient_x402.proofs.bundle import Bundle, Contents, Record, cases_of
@@ -471,6 +475,31 @@ def test_calldata_full_of_signatures_is_read_in_bounded_time(forged_world, monke
     signed = about(verification, Statement.SIGNED)
     assert {type(item) for item in signed} == {Undecided}
     assert receipts.MOST_TRIES < len(tried) <= receipts.MOST_TRIES * len(signed)
+
+
+@pytest.mark.parametrize("command", [["report", "-f", "csv"], ["export", "-f", "csv"], ["export", "-f", "csv-raw"]])
+def test_a_table_of_a_strangers_bundle_runs_nothing(forged_world, tmp_path, monkeypatch, command):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    signs = iter("=+-@")
+    names = {}
+
+    def odd(record):
+        if "call_id" in record.body:
+            call = record.body["call_id"]
+            names.setdefault(call, next(signs, "=") + f"cmd|{call}")
+            record.body["call_id"] = names[call]
+        for name in {"model", "run", "dispute"} & record.body.keys():
+            record.body[name] = "\n=HYPERLINK(1)"
+        return [record]
+
+    (file := tmp_path / "bundle.json").write_bytes(forge(forged_world.bundle, None, odd))
+    offline = ["--offline"] if command[0] == "report" else []
+    words = ["receipts", command[0], str(file), *command[1:], *offline]
+    done = CliRunner().invoke(build_app(words), words)
+    assert done.exit_code in (0, 1), done.output
+    cells = [cell for row in csv.reader(io.StringIO(done.stdout)) for cell in row]
+    assert any("cmd|call_" in cell for cell in cells)
+    assert [cell for cell in cells if cell.startswith(("=", "+", "-", "@", "\n", "\t", "\r"))] == []
 
 
 # -- nodes
