@@ -146,7 +146,7 @@ class Payments(Resident):
         )
         payments._owns_ledger = own
         if own:
-            import sqlalchemy  # noqa: F401  (here, so that no first token waits for it)
+            __import__("sqlalchemy")  # here, so that no first token waits for it
             payments.ledger.open_soon()
         return payments
 
