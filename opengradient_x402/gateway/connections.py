@@ -367,7 +367,7 @@ def _unused(pools: dict[Endpoint, _Pool[T]]) -> list[Endpoint]:
 
 def proxy_for(endpoint: Endpoint) -> httpx.Proxy | None:
     """The proxy that the environment names for an endpoint (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY), as httpx has
-    it. A pinned certificate is checked through it all the same: the proxy sees a tunnel.
+    it. A pinned certificate is checked through the proxy, too: it only passes on a tunnel.
     """
     url, proxies = httpx.URL(endpoint.base_url), getproxies()
     address = proxies.get(url.scheme) or proxies.get("all")

@@ -361,7 +361,7 @@ class ModelDirectory:
         self._known: dict[str, str] = {}
 
     def resolve(self, name: str) -> Steps[str]:
-        """The wire name. May yield one request for the gateway's list, and wants its (read) response.
+        """The wire name. May yield one request for the gateway's list, and takes its response, with the body read.
 
         Raises UnknownModel when the gateway lists its models and this is not one of them.
         """

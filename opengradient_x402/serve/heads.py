@@ -1,4 +1,4 @@
-"""Connections of a server that do not wait for a request's head (its first line and headers) for ever.
+"""Closes connections on which the head of a request (its first line and headers) is slow or large.
 
 uvicorn closes a connection that is idle after an answer. It waits without end for a first request, and for the rest of
 a head that came in part: a program that opens many such connections would leave no room for others.

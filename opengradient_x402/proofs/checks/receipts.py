@@ -139,7 +139,7 @@ def is_disowned(call: SettlementReceipt) -> bool:
 
 
 def readable_proof(call: SettlementReceipt) -> TeeProof | None:
-    """The enclave's proof on a receipt; None for none, for one that cannot be read, and for one that is disowned."""
+    """The enclave's proof on a receipt; None if it has none, or one that cannot be read or is disowned."""
     if is_disowned(call):
         return None
     try:
