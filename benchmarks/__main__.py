@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -60,7 +61,8 @@ class Worker:
         """Seconds from the start of a process to its first token."""
         began = time.perf_counter()
         command = [self._python, str(_HERE / "works.py"), self.client.name, self._server, COLD]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:  # noqa: S603
+        quiet = subprocess.DEVNULL
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=quiet, text=True, env=_surroundings()) as process:  # noqa: S603
             assert process.stdout is not None  # noqa: S101
             if not process.stdout.readline():
                 raise SystemExit(f"{self.client.name} has no first token.")
@@ -78,7 +80,7 @@ class Worker:
 def _process(command: list[str]) -> Iterator[subprocess.Popen[str]]:
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(  # noqa: S603
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=_surroundings()
         )
         try:
             yield process
@@ -94,6 +96,11 @@ def _process(command: list[str]) -> Iterator[subprocess.Popen[str]]:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def _surroundings() -> dict[str, str]:
+    """Those of this process, where modules may be kept compiled, as they are where a package was installed for use."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}  # noqa: TID251
 
 
 def environment_of(client: Client) -> list[str]:

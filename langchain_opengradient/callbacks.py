@@ -16,7 +16,7 @@ when they are looked at. It does not know how payments work.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
@@ -303,6 +303,12 @@ _run: ContextVar[tuple[UUID | None, UUID | None]] = ContextVar("opengradient_run
 """The run of the call that core is about to make, and the one that it belongs to."""
 # Every run of the process has it: a call is the innermost of its runs, and has to know the outermost.
 register_configure_hook(ContextVar("opengradient_runs", default=_RUNS), inheritable=True)
+
+
+def are_ours(handlers: Sequence[BaseCallbackHandler]) -> bool:
+    """Whether nobody hears of this run but this package."""
+    return all(type(handler) in (_Runs, SettlementCallbackHandler) for handler in handlers)
+
 
 _announced: ContextVar[tuple[SettlementCallbackHandler, ...]] = ContextVar("opengradient_announced", default=())
 """The handlers that were told of the call that core is about to make: it streams without a run manager."""

@@ -20,7 +20,7 @@ from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable
 
 from langchain_opengradient import structured_output as structured
-from langchain_opengradient.callbacks import SettlementReport
+from langchain_opengradient.callbacks import SettlementReport, are_ours
 from langchain_opengradient.calls import ChatCall, build_call, checked_keywords
 from langchain_opengradient.configuration import ConfiguredChatModel
 from langchain_opengradient.conversions import combined_outputs, to_chunk, to_result, to_terminal_chunk
@@ -246,6 +246,12 @@ class ChatOpenGradient(ConfiguredChatModel):
             with_usage=kwargs.get("stream_usage", self.stream_usage),
             is_whole=self.whole_receipts,
         )
+
+    def _should_stream(self, *, async_api: bool, run_manager: Any = None, **kwargs: Any) -> bool:
+        """As core decides: it asks each handler, slowly, whether it streams. Ours do not, and often they are all."""
+        if run_manager is not None and are_ours(run_manager.handlers):
+            run_manager = None
+        return super()._should_stream(async_api=async_api, run_manager=run_manager, **kwargs)
 
     def _call(self, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]) -> ChatCall:
         if kwargs:

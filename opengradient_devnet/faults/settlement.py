@@ -20,7 +20,7 @@ class ForgeSessionId:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SettleAtCap:
-    """Take the whole signed amount, whatever the calls cost."""
+    """Take the whole signed amount, whatever the calls cost; of a channel, by the highest voucher that ever came."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -92,6 +92,11 @@ class HttpNode:
         """The node in messages: host only, since paths often hold an API key."""
         return self._servers[0].shown
 
+    @property
+    def all_shown(self) -> str:
+        """All of its URLs by their hosts: each answer is of one of them."""
+        return " or ".join(sorted({server.shown for server in self._servers}))
+
     def request(self, request: RpcRequest) -> Steps[Any]:
         """The `result` of one request, asked for again when that can help."""
         deadline = time.monotonic() + self._timeout_s

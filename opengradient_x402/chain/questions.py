@@ -125,10 +125,13 @@ def code_of(owner: str) -> Question[bytes]:
         return _bytes(answer)
 
 
-def nonce_used(permit2: str, owner: str, nonce: int) -> Question[bool]:
-    """Whether a Permit2 nonce is spent: settled or cancelled (bit `nonce & 255` of word `nonce >> 8`)."""
+def nonce_used(permit2: str, owner: str, nonce: int, *, at: int | None = None) -> Question[bool]:
+    """Whether a Permit2 nonce is spent: settled or cancelled (bit `nonce & 255` of word `nonce >> 8`).
+
+    `at` is a block, of which not every node has the state (RpcError); the latest when not given.
+    """
     word = uint_word(nonce >> 8)
-    bitmap = yield from _call_word(permit2, _NONCE_BITMAP, address_word(owner) + word)
+    bitmap = yield from _call_word(permit2, _NONCE_BITMAP, address_word(owner) + word, at=at)
     return bool(bitmap >> (nonce & 255) & 1)
 
 
@@ -240,9 +243,9 @@ def receipt(tx_hash: str) -> Question[TransactionReceipt | None]:
         )
 
 
-def _call_word(contract: str, selector: str, arguments: bytes) -> Question[int]:
+def _call_word(contract: str, selector: str, arguments: bytes, *, at: int | None = None) -> Question[int]:
     call = {"to": contract, "data": selector + arguments.hex()}
-    return quantity((yield RpcRequest("eth_call", (call, "latest"))))
+    return quantity((yield RpcRequest("eth_call", (call, "latest" if at is None else hex(at)))))
 
 
 def quantity(value: Any) -> int:

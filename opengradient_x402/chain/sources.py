@@ -73,14 +73,18 @@ class Sources:
 
     def _named(self, place: Place) -> str:
         node = self._node(place)
-        return node.shown if isinstance(node, HttpNode) else "the reader's own Web3"
+        return node.all_shown if isinstance(node, HttpNode) else "the reader's own Web3"
 
     def request(self, place: Place, request: RpcRequest) -> Steps[Any]:
         """The result of one JSON-RPC request. Raises ChainUnavailable."""
         return (yield from self._node(place).request(request))
 
+    def _key(self, place: Place) -> tuple[str, int, object]:
+        """Equal for places that have the same node."""
+        return place.rpc_url, place.chain_id, getattr(place, "web3", None)
+
     def _node(self, place: Place) -> Node:
-        key = (place.rpc_url, place.chain_id, getattr(place, "web3", None))
+        key = self._key(place)
         if key not in self._nodes:
             self._nodes[key] = node_at(place)
         return self._nodes[key]

@@ -10,10 +10,23 @@ import secrets
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, fields, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from opengradient_x402.channels.channel import Channel, Deposit, Voucher
+from opengradient_x402.channels.rows import (
+    channel_in,
+    channels_in,
+    has_others,
+    known_channel,
+    own_and_others,
+    put_channel,
+    put_voucher,
+    row_of,
+    set_state,
+    table_of,
+    vouchers_of,
+)
 from opengradient_x402.ledger.authorizations import Authorization, Budget
 from opengradient_x402.ledger.ledger import Ledger
 
@@ -23,8 +36,6 @@ if TYPE_CHECKING:
     from opengradient_x402.channels.on_chain import ChannelState
     from opengradient_x402.ledger.statements import Book
 
-_NUMBERS = ("salt", "charged_atomic", "signed_atomic", "balance_atomic", "claimed_atomic", "foreign_atomic")
-"""Kept as text: they fit no database integer."""
 _STATES = ("newest", "included", "final")
 _FREE: Final[dict[str, Any]] = {"held_by": "", "held_until": 0}
 _UNSEEN: Final[dict[str, Any]] = dict.fromkeys(
@@ -51,7 +62,7 @@ class ChannelBook:
         """
 
         def found(book: Book, conn: Connection) -> list[Channel]:
-            channels = _channels(conn, network=network, payer=payer)
+            channels = channels_in(conn, network=network, payer=payer)
             return [one if self._is_held(one, book) else replace(one, held_by="", held_until=0) for one in channels]
 
         return self._ledger.submit(found, writes=False, needs_all_calls=anew, otherwise="Nothing was paid by asking.")
@@ -70,9 +81,9 @@ class ChannelBook:
         """Remembers a channel, before anything is signed for it; what is known of it already, if it is there."""
 
         def added(_book: Book, conn: Connection) -> Channel:
-            known = _channel(conn, channel.id)
+            known = channel_in(conn, channel.id)
             if known is None:
-                conn.execute(_table("channels").insert().values(_row(channel)))
+                conn.execute(table_of("channels").insert().values(row_of(channel)))
             return known or channel
 
         return self._ledger.submit(added, durable=True)
@@ -90,35 +101,35 @@ class ChannelBook:
         """Writes the next voucher, for this authorization's amount on top of what was charged so far.
 
         Vouchers before it, whose charge is known, count with that from here on, unless more than the new one allows
-        was signed before. None when a call of another process has the channel, put something into it or closed it;
-        otherwise it is held for `hold_s`, or until `charge`, `drop` or `free`. Raises BudgetExceeded; CallKnown when
-        it `is_first` and the ledger has its call already.
+        was signed before. So do those whose answer was lost, with nothing, when a later call was charged on top of
+        the same sum; the chain may still show that something was taken for them. None when a call of another process
+        has the channel, put something into it or closed it; otherwise it is held for `hold_s`, or until `charge`,
+        `drop` or `free`. Raises BudgetExceeded; CallKnown when it `is_first` and the ledger has its call already.
         """
 
         def reserved(book: Book, conn: Connection) -> tuple[Channel, Voucher] | None:
             if is_first:
                 book.check_unknown(conn, authorization.call_id)
-            now, holder = _known(conn, channel.id), self._holder()
+            now, holder = known_channel(conn, channel.id), self._holder()
             is_changed = (now.balance_atomic, now.deposit) != (channel.balance_atomic, channel.deposit)
             if self._is_held(now, book) or now.status != "open" or (deposit is not None and is_changed):
                 return None
-            most = now.charged_atomic + authorization.terms.amount_atomic
-            for earlier in _vouchers(conn, channel.id, "newest"):
-                if earlier.charged_atomic is None or most < now.signed_atomic:
-                    continue
-                before = book.authorization(conn, earlier.authorization_id)
-                if before is not None and before.status == "signed":
-                    charged = replace(before, status="charged", settled_atomic=earlier.charged_atomic)
-                    book.update(conn, before, charged)
-                _set_state(conn, earlier.authorization_id, "included")
+            own, others = own_and_others(conn, channel.id, authorization.id)
+            base = _base(now, others)
+            most = base + authorization.terms.amount_atomic
+            if most >= now.signed_atomic:
+                _include(book, conn, own_and_others(conn, channel.id, authorization.id, "newest")[1])
+            if base > now.charged_atomic:
+                now = _raised(book, conn, now, others, base)
             self._ledger.authorize_in(book, conn, authorization, budget)
             voucher = Voucher(
                 authorization_id=authorization.id,
                 channel_id=channel.id,
                 base_atomic=now.charged_atomic,
                 max_atomic=most,
+                signed_atomic=0 if own is None else own.ceiling_atomic,
             )
-            _put_voucher(conn, voucher)
+            voucher = put_voucher(conn, voucher)
             now = replace(
                 now,
                 signed_atomic=max(now.signed_atomic, most),
@@ -127,7 +138,7 @@ class ChannelBook:
                 held_by=holder,
                 held_until=int(time.time() + hold_s),
             )
-            _put(conn, now)
+            put_channel(conn, now)
             return now, voucher
 
         return self._ledger.submit(reserved, durable=True)
@@ -136,20 +147,17 @@ class ChannelBook:
         """Records what a call was charged, once that was checked."""
 
         def charged(book: Book, conn: Connection) -> None:
-            now = _known(conn, voucher.channel_id)
-            newest = _vouchers(conn, voucher.channel_id, "newest")
+            now = known_channel(conn, voucher.channel_id)
+            newest = vouchers_of(conn, voucher.channel_id, "newest")
             place = next((i for i, one in enumerate(newest) if one.authorization_id == voucher.authorization_id), None)
             is_last = place == len(newest) - 1
             if is_last or (place is not None and newest[place].charged_atomic is None):
-                for earlier in newest[:place]:
-                    if earlier.charged_atomic is None:  # the gateway's sum shows that it cost nothing
-                        _put_charge(book, conn, replace(earlier, charged_atomic=0))
                 _put_charge(book, conn, replace(voucher, charged_atomic=charged_atomic))
             sum_atomic = voucher.base_atomic + charged_atomic
             if not is_last:  # another process began a call meanwhile: what it learned of the sum is newer
                 sum_atomic = max(sum_atomic, now.charged_atomic)
             now = replace(now, charged_atomic=sum_atomic, used_at=int(time.time()))
-            _put(conn, replace(now, **_FREE) if now.held_by == self._holder() else now)
+            put_channel(conn, replace(now, **_FREE) if now.held_by == self._holder() else now)
 
         return self._ledger.submit(charged, otherwise=_AS_BEFORE)
 
@@ -157,9 +165,9 @@ class ChannelBook:
         """The call that had the channel has ended, and nothing is known of its charge."""
 
         def freed(_book: Book, conn: Connection) -> None:
-            now = _known(conn, channel_id)
+            now = known_channel(conn, channel_id)
             if now.held_by == self._holder():
-                _put(conn, replace(now, **_FREE))
+                put_channel(conn, replace(now, **_FREE))
 
         return self._ledger.submit(freed, otherwise=_AS_BEFORE)
 
@@ -176,28 +184,17 @@ class ChannelBook:
         """
 
         def corrected(book: Book, conn: Connection) -> Voucher | None:
-            now = _known(conn, voucher.channel_id)
-            own, others = voucher.authorization_id, _vouchers(conn, voucher.channel_id, "newest", "included")
-            others = [one for one in others if one.authorization_id != own]
-            claimed = min(now.claimed_atomic, max((one.max_atomic for one in others), default=0))
-            most = max([now.charged_atomic, claimed, *(one.end_atomic for one in others)])
-            is_alone = signed_atomic <= now.signed_atomic and (not is_found or _has_others(conn, voucher))
+            now = known_channel(conn, voucher.channel_id)
+            _, others = own_and_others(conn, voucher.channel_id, voucher.authorization_id)
+            most = _most_charged(now, others)
+            is_alone = signed_atomic <= now.signed_atomic and (not is_found or has_others(conn, voucher))
             if charged_atomic > most and is_alone:
                 return None
-            sum_atomic = now.charged_atomic
-            for earlier in others:
-                if earlier.charged_atomic is None:
-                    cost = min(max(0, charged_atomic - sum_atomic), earlier.max_atomic - earlier.base_atomic)
-                    _put_charge(book, conn, replace(earlier, base_atomic=sum_atomic, charged_atomic=cost))
-                    sum_atomic += cost
-            _book_taken(book, conn, others, min(charged_atomic, max(most, sum_atomic)) - sum_atomic)
-            foreign = max(0, charged_atomic - max(most, sum_atomic))
+            now = _raised(book, conn, now, others, charged_atomic)
             most = charged_atomic + voucher.max_atomic - voucher.base_atomic
-            anew = replace(voucher, base_atomic=charged_atomic, max_atomic=most)
-            _put_voucher(conn, anew)
+            anew = put_voucher(conn, replace(voucher, base_atomic=charged_atomic, max_atomic=most))
             signed = max(now.signed_atomic, most, signed_atomic)
-            now = replace(now, foreign_atomic=now.foreign_atomic + foreign)
-            _put(conn, replace(now, charged_atomic=charged_atomic, signed_atomic=signed))
+            put_channel(conn, replace(now, signed_atomic=signed))
             return anew
 
         return self._ledger.submit(corrected, durable=True)
@@ -206,7 +203,7 @@ class ChannelBook:
         """Writes a deposit, before it is signed."""
 
         def deposited(_book: Book, conn: Connection) -> None:
-            _put(conn, replace(_known(conn, channel_id), deposit=deposit))
+            put_channel(conn, replace(known_channel(conn, channel_id), deposit=deposit))
 
         return self._ledger.submit(deposited, durable=True)
 
@@ -214,17 +211,17 @@ class ChannelBook:
         """Forgets a voucher that never left, with its reservation; those that it included count by themselves again."""
 
         def dropped(book: Book, conn: Connection) -> None:
-            vouchers = _table("vouchers")
+            vouchers = table_of("vouchers")
             conn.execute(vouchers.delete().where(vouchers.c.authorization_id == voucher.authorization_id))
             book.mark_unsent(conn, voucher.authorization_id)
-            for earlier in _vouchers(conn, voucher.channel_id, "included"):
+            for earlier in vouchers_of(conn, voucher.channel_id, "included"):
                 before = book.authorization(conn, earlier.authorization_id)
-                if earlier.max_atomic > voucher.base_atomic and before is not None and before.status == "charged":
+                if earlier.ceiling_atomic > voucher.base_atomic and before is not None and before.status == "charged":
                     book.update(conn, before, replace(before, status="signed", settled_atomic=None))
-                    _set_state(conn, earlier.authorization_id, "newest")
-            now = _known(conn, voucher.channel_id)
+                    set_state(conn, earlier.authorization_id, "newest")
+            now = known_channel(conn, voucher.channel_id)
             if now.held_by == self._holder():
-                _put(conn, replace(now, **_FREE))
+                put_channel(conn, replace(now, **_FREE))
 
         return self._ledger.submit(dropped, otherwise="The voucher never left; its amount stays reserved.")
 
@@ -236,7 +233,7 @@ class ChannelBook:
         """
 
         def seen(_book: Book, conn: Connection) -> Channel:
-            now = _known(conn, channel.id)
+            now = known_channel(conn, channel.id)
             claimed = max(now.claimed_atomic, state.claimed_atomic)
             if state.block.number < now.seen_block:
                 now = replace(now, claimed_atomic=claimed)
@@ -255,7 +252,7 @@ class ChannelBook:
                     now = replace(now, status="closing")
                 elif is_emptied and (now.status == "closing" or now.signed_atomic > claimed):
                     now = replace(now, status="closed")
-            _put(conn, now)
+            put_channel(conn, now)
             return now
 
         return self._ledger.submit(seen, otherwise=_AS_BEFORE)
@@ -267,25 +264,27 @@ class ChannelBook:
         """
 
         def closed(book: Book, conn: Connection) -> bool:
-            now = _known(conn, channel_id)
+            now = known_channel(conn, channel_id)
             if not is_forced and self._is_held(now, book):
                 return False
-            _put(conn, replace(now, status=status))
+            put_channel(conn, replace(now, status=status))
             return True
 
         return self._ledger.submit(closed, durable=True, otherwise=_AS_BEFORE)
 
     def unsettled(self, channel_ids: Sequence[str]) -> Future[dict[str, list[Voucher]]]:
-        """The vouchers of which the chain has not said the last word, by channel, oldest first; and the newest."""
+        """The vouchers that are not final on the chain yet, by channel, oldest first; and the newest one."""
         return self._ledger.read(
-            lambda _book, conn: {each: _vouchers(conn, each, "newest", "included") for each in channel_ids}
+            lambda _book, conn: {each: vouchers_of(conn, each, "newest", "included") for each in channel_ids}
         )
 
     def vouchers(self, channel_ids: Sequence[str]) -> Future[dict[str, Voucher]]:
         """All vouchers of these channels, by the authorization that each belongs to."""
         return self._ledger.read(
             lambda _book, conn: {
-                voucher.authorization_id: voucher for each in channel_ids for voucher in _vouchers(conn, each, *_STATES)
+                voucher.authorization_id: voucher
+                for each in channel_ids
+                for voucher in vouchers_of(conn, each, *_STATES)
             }
         )
 
@@ -295,7 +294,7 @@ class ChannelBook:
         def summed(_book: Book, conn: Connection) -> tuple[list[Voucher], int]:
             import sqlalchemy as sa
 
-            vouchers, paid = _table("vouchers"), _table("authorizations")
+            vouchers, paid = table_of("vouchers"), table_of("authorizations")
             query = (
                 sa.select(sa.func.sum(paid.c.reserved_gwei), sa.func.sum(paid.c.reserved_rest))
                 .join_from(vouchers, paid, paid.c.id == vouchers.c.authorization_id)
@@ -303,7 +302,7 @@ class ChannelBook:
             )
             gwei, rest = conn.execute(query).one()
             settled = int(gwei or 0) * 10**9 + int(rest or 0)
-            return _vouchers(conn, channel_id, "newest", "included"), settled
+            return vouchers_of(conn, channel_id, "newest", "included"), settled
 
         return self._ledger.read(summed)
 
@@ -311,7 +310,7 @@ class ChannelBook:
         """These vouchers are settled for good. The newest one of a channel stays in sight."""
 
         def finished(_book: Book, conn: Connection) -> None:
-            table = _table("vouchers")
+            table = table_of("vouchers")
             for each in authorization_ids:
                 this = (table.c.authorization_id == each, table.c.state == "included")
                 conn.execute(table.update().where(*this).values(state="final"))
@@ -319,114 +318,65 @@ class ChannelBook:
         return self._ledger.submit(finished, otherwise=_AS_BEFORE)
 
 
-# -- rows
+# -- what is known of charges
 
 
-def _table(name: str) -> Any:
-    from opengradient_x402.ledger import tables
-
-    return tables.named(name)
-
-
-def _row(channel: Channel) -> dict[str, Any]:
-    row = {field.name: getattr(channel, field.name) for field in fields(channel) if field.name != "deposit"}
-    deposit = channel.deposit
-    row |= {name: str(row[name]) for name in _NUMBERS}
-    row["deposit_atomic"] = None if deposit is None else str(deposit.amount_atomic)
-    row["deposit_salt"] = None if deposit is None else str(deposit.salt)
-    row["deposit_deadline"] = None if deposit is None else deposit.deadline
-    return row
+def _base(channel: Channel, others: Sequence[Voucher]) -> int:
+    """What the next voucher is on top of: all charges, and what the chain shows as claimed for calls without answer."""
+    lost = sum(one.max_atomic - one.base_atomic for one in others if one.charged_atomic is None)
+    return channel.charged_atomic + min(max(0, channel.claimed_atomic - channel.charged_atomic), lost)
 
 
-def _channel_in(row: Any) -> Channel:
-    values = {field.name: row[field.name] for field in fields(Channel) if field.name != "deposit"}
-    values |= {name: int(values[name]) for name in _NUMBERS}
-    deposit = None
-    if row["deposit_salt"] is not None:
-        deposit = Deposit(
-            amount_atomic=int(row["deposit_atomic"]), salt=int(row["deposit_salt"]), deadline=row["deposit_deadline"]
-        )
-    return Channel(**values, deposit=deposit)
+def _most_charged(channel: Channel, others: Sequence[Voucher]) -> int:
+    """The highest sum that these calls and the chain explain."""
+    claimed = min(channel.claimed_atomic, max((one.max_atomic for one in others), default=0))
+    return max([channel.charged_atomic, claimed, *(one.end_atomic for one in others)])
 
 
-def _channels(conn: Connection, *, network: str, payer: str | None) -> list[Channel]:
-    table = _table("channels")
-    query = table.select().where(table.c.network == network)
-    if payer is not None:
-        query = query.where(table.c.payer == payer)
-    return [_channel_in(row) for row in conn.execute(query.order_by(table.c.sequence)).mappings()]
+def _raised(book: Book, conn: Connection, channel: Channel, others: list[Voucher], to_atomic: int) -> Channel:
+    """The channel, charged up to this sum. Calls whose outcome was unknown cost what that leaves, the oldest first."""
+    most, sum_atomic, known = _most_charged(channel, others), channel.charged_atomic, []
+    for one in others:
+        if one.charged_atomic is not None:
+            known.append(one)
+            continue
+        cost = min(max(0, to_atomic - sum_atomic), one.max_atomic - one.base_atomic)
+        known.append(replace(one, base_atomic=sum_atomic, charged_atomic=cost))
+        _put_charge(book, conn, known[-1], is_moved=one.base_atomic != sum_atomic)
+        sum_atomic += cost
+    _book_taken(book, conn, known, min(to_atomic, max(most, sum_atomic)) - sum_atomic)
+    foreign = max(0, to_atomic - max(most, sum_atomic))
+    return replace(channel, charged_atomic=to_atomic, foreign_atomic=channel.foreign_atomic + foreign)
 
 
-def _channel(conn: Connection, channel_id: str) -> Channel | None:
-    table = _table("channels")
-    row = conn.execute(table.select().where(table.c.id == channel_id)).mappings().one_or_none()
-    return None if row is None else _channel_in(row)
+def _include(book: Book, conn: Connection, newest: Sequence[Voucher]) -> None:
+    """These count with their charge from here on; the last ones, while that is unknown, with all that they allow."""
+    last_charged = max((i for i, one in enumerate(newest) if one.charged_atomic is not None), default=-1)
+    for earlier in newest[: last_charged + 1]:
+        before = book.authorization(conn, earlier.authorization_id)
+        if before is not None and before.status == "signed":
+            book.update(conn, before, replace(before, status="charged", settled_atomic=earlier.charged_atomic or 0))
+        set_state(conn, earlier.authorization_id, "included")
 
 
-def _known(conn: Connection, channel_id: str) -> Channel:
-    channel = _channel(conn, channel_id)
-    if channel is None:
-        raise LookupError(f"channel {channel_id} is not in the ledger")
-    return channel
-
-
-def _put(conn: Connection, channel: Channel) -> None:
-    table = _table("channels")
-    conn.execute(table.update().where(table.c.id == channel.id).values(_row(channel)))
-
-
-def _vouchers(conn: Connection, channel_id: str, *states: str) -> list[Voucher]:
-    table = _table("vouchers")
-    query = table.select().where(table.c.channel_id == channel_id, table.c.state.in_(states)).order_by(table.c.sequence)
-    return [
-        Voucher(
-            authorization_id=row["authorization_id"],
-            channel_id=row["channel_id"],
-            base_atomic=int(row["base_atomic"]),
-            max_atomic=int(row["max_atomic"]),
-            charged_atomic=None if row["charged_atomic"] is None else int(row["charged_atomic"]),
-        )
-        for row in conn.execute(query).mappings()
-    ]
-
-
-def _has_others(conn: Connection, voucher: Voucher) -> bool:
-    table = _table("vouchers")
-    other = (table.c.channel_id == voucher.channel_id, table.c.authorization_id != voucher.authorization_id)
-    return conn.execute(table.select().where(*other).limit(1)).first() is not None
-
-
-def _put_voucher(conn: Connection, voucher: Voucher) -> None:
-    table = _table("vouchers")
-    row = {name: None if value is None else str(value) for name, value in asdict(voucher).items()}
-    this = table.c.authorization_id == voucher.authorization_id
-    if conn.execute(table.update().where(this).values(row)).rowcount == 0:
-        conn.execute(table.insert().values(row | {"state": "newest"}))
-
-
-def _put_charge(book: Book, conn: Connection, voucher: Voucher) -> None:
-    """Writes what is known of a call's charge now. What the chain shows of it is judged again."""
-    _put_voucher(conn, voucher)
-    before = book.authorization(conn, voucher.authorization_id)
-    if before is None or before.status != "settled" or voucher.charged_atomic is None:
+def _put_charge(book: Book, conn: Connection, voucher: Voucher, *, is_moved: bool = False) -> None:
+    """Writes what is known of a call's charge now. What the chain shows of it is judged again, if that changes it."""
+    put_voucher(conn, voucher)
+    before, charged = book.authorization(conn, voucher.authorization_id), voucher.charged_atomic
+    if before is None or charged is None:
         return
-    if (before.settled_atomic or 0) < voucher.charged_atomic:
+    is_more = (before.settled_atomic or 0) < charged
+    if before.status == "settled" and (is_more or is_moved):
         book.update(conn, before, replace(before, status="signed", settled_atomic=None, **_UNSEEN))
+    elif before.status == "charged" and is_more:
+        book.update(conn, before, replace(before, settled_atomic=charged))
 
 
 def _book_taken(book: Book, conn: Connection, others: list[Voucher], excess_atomic: int) -> None:
-    """Lets the budget count what was claimed above all charges. Which call it was taken from is judged later."""
+    """Books what was claimed above all charges to the last calls, within what was signed for each."""
     for one in reversed(others):
-        before = book.authorization(conn, one.authorization_id)
-        if excess_atomic <= 0 or before is None:
-            return
-        booked = before.reserved_atomic
-        more = min(excess_atomic, max(0, one.max_atomic - one.base_atomic - booked))
-        if more and before.status == "charged":
-            book.update(conn, before, replace(before, settled_atomic=booked + more))
+        known = one.charged_atomic or 0
+        more = min(excess_atomic, max(0, one.max_atomic - one.base_atomic - known))
+        if more > 0:
+            _put_charge(book, conn, replace(one, charged_atomic=known + more))
             excess_atomic -= more
-
-
-def _set_state(conn: Connection, authorization_id: str, state: str) -> None:
-    table = _table("vouchers")
-    conn.execute(table.update().where(table.c.authorization_id == authorization_id).values(state=state))

@@ -44,7 +44,7 @@ class Channel(ChannelConfig):
     held_by: str = ""
     """Which wallet of which process has a call on it now; empty while it is free."""
     held_until: int = 0
-    """When that counts no more, should nobody know what became of the process."""
+    """When the hold ends, if nothing is known of that process by then."""
     deposit: Deposit | None = None
     """The deposit that was signed last, while the chain does not show it."""
 
@@ -69,6 +69,13 @@ class Voucher:
     max_atomic: int
     charged_atomic: int | None = None
     """By the gateway's word; None while the outcome of the call is unknown."""
+    signed_atomic: int = 0
+    """The highest sum that was signed for this call. A correction can lower `max_atomic`; no signature comes back."""
+
+    @property
+    def ceiling_atomic(self) -> int:
+        """What the channel can be charged after this call, by any of its signatures."""
+        return max(self.max_atomic, self.signed_atomic)
 
     @property
     def end_atomic(self) -> int:

@@ -82,11 +82,11 @@ def config_words(config: ChannelConfig) -> bytes:
     return b"".join(map(address_word, parties)) + b"".join(number.to_bytes(_WORD, "big") for number in numbers)
 
 
-def ceilings_in(calldata: bytes, config: ChannelConfig) -> Iterator[int]:
-    """What vouchers of this channel allow, all in all, that stand in a transaction's calldata."""
+def ceilings_in(calldata: bytes, config: ChannelConfig) -> Iterator[tuple[int, int]]:
+    """What vouchers of this channel allow, all in all, that stand in a transaction's calldata, and at which place."""
     words = config_words(config)
     start = calldata.find(words)
     while start >= 0:
         first = start + len(words)
-        yield int.from_bytes(calldata[first : first + _WORD], "big")
+        yield int.from_bytes(calldata[first : first + _WORD], "big"), first
         start = calldata.find(words, start + 1)

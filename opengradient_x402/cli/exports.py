@@ -172,7 +172,7 @@ def _csv(names: Sequence[str], pages: Iterable[Iterable[dict[str, str | int]]]) 
     yield text.getvalue().encode("utf-8")
 
 
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # noqa: RUF001
 
 
 def cell(value: str | int) -> str | int:

@@ -62,7 +62,7 @@ class Usage:
 
     def to_wire(self, *, said: Any = None) -> dict[str, Any]:
         """The counts in OpenAI's names; `said`: the object that they were read from, whose other members are kept."""
-        said = cleaned(said) if isinstance(said, Mapping) and not said.keys() <= _COUNTS else {}
+        said = cleaned(said) if isinstance(said, dict) and not said.keys() <= _COUNTS else {}
         details = {
             "prompt_tokens_details": {
                 "cached_tokens": self.cached_tokens,
@@ -74,7 +74,7 @@ class Usage:
                 "audio_tokens": self.audio_output_tokens,
             },
         }
-        more = {name: said[name] for name in details if isinstance(said.get(name), Mapping)}
+        more = {name: said[name] for name in details if isinstance(said.get(name), dict)}
         return {
             **said,
             "prompt_tokens": self.prompt_tokens,
@@ -151,7 +151,7 @@ class Truncated(Exception):
 
 def parse_usage(data: Any) -> Usage | None:
     """Usage from the wire's `usage` object; None when it is absent or is not one."""
-    if not isinstance(data, Mapping):
+    if not isinstance(data, dict):
         return None
     prompt, completion = _count(data, "prompt_tokens"), _count(data, "completion_tokens")
     prompt_details = data.get("prompt_tokens_details")
@@ -172,7 +172,7 @@ def parse_usage(data: Any) -> Usage | None:
 
 
 def _count(data: Any, key: str) -> int:
-    value = data.get(key) if isinstance(data, Mapping) else None
+    value = data.get(key) if isinstance(data, dict) else None
     return int(value) if isinstance(value, int | float) and 0 < value < _MAX_TOKENS else 0
 
 

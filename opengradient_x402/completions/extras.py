@@ -88,6 +88,6 @@ def cleaned(value: Any) -> Any:
     """The value with whole characters only, so that it can be written as JSON again."""
     if isinstance(value, str):
         return whole_characters(value)
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         return {whole_characters(str(name)): cleaned(inner) for name, inner in value.items()}
     return [cleaned(inner) for inner in value] if isinstance(value, list) else value

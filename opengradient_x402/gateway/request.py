@@ -41,14 +41,18 @@ _NAMES_BY_PROVIDER: Final = (
 _ROLES: Final = ("system", "user", "assistant", "tool")
 _ANY: Final = ("any", "required")
 _OF_OTHER_APIS: Final = {
-    ("previous_response_id", "conversation", "input", "instructions", "background", "use_responses_api"): (
-        "It belongs to OpenAI's Responses API, which keeps conversations. Send the whole conversation as messages."
-    ),
-    ("functions", "function_call"): "It is OpenAI's older form of tools. Use `tools` and `tool_choice`.",
-    ("extra_query", "default_query"): "Give it to the call or the model, not to the body of the request.",
-    ("private_key", "api_key", "spend_policy", "settlement_mode", "verify_tee", "base_url", "ledger", "rpc_url"): (
-        "It says who pays, or how, and is no member of a request. Nothing was sent. Leave it out of the body."
-    ),
+    name: remedy
+    for names, remedy in {
+        ("previous_response_id", "conversation", "input", "instructions", "background", "use_responses_api"): (
+            "It belongs to OpenAI's Responses API, which keeps conversations. Send the whole conversation as messages."
+        ),
+        ("functions", "function_call"): "It is OpenAI's older form of tools. Use `tools` and `tool_choice`.",
+        ("extra_query", "default_query"): "Give it to the call or the model, not to the body of the request.",
+        ("private_key", "api_key", "spend_policy", "settlement_mode", "verify_tee", "base_url", "ledger", "rpc_url"): (
+            "It says who pays, or how, and is no member of a request. Nothing was sent. Leave it out of the body."
+        ),
+    }.items()
+    for name in names
 }
 """Members of a request that gateways ignore, and what to write in their place: the answer would miss what they say."""
 _OUR_HEADERS: Final = frozenset(
@@ -204,18 +208,19 @@ def wire_tool_choice(choice: Any, names: Mapping[str, str]) -> str | dict[str, A
         return "required"
     if choice in ("auto", "none"):
         return str(choice)
-    if (wire := names.get(choice, choice)) not in names.values():
+    if not isinstance(choice, str) or (wire := names.get(choice, choice)) not in names.values():
+        tools = f"the tools are {sorted(names)}" if names else "there are no tools"
         raise refused_request(
-            f"tool_choice names {choice!r}, and the tools are {sorted(names)}. Nothing was paid. "
+            f"tool_choice names {choice!r}, and {tools}. Nothing was paid. "
             "Force one of the given tools, or use 'any', 'auto' or 'none'."
         )
     return {"type": "function", "function": {"name": wire}}
 
 
 def _refuse(wire: dict[str, Any]) -> None:
-    for names, remedy in _OF_OTHER_APIS.items():
-        if given := sorted(name for name in names if wire.get(name)):
-            raise refused_request(f"{given[0]!r} was given, which gateways do not read. Nothing was paid. {remedy}")
+    if given := sorted(name for name in _OF_OTHER_APIS.keys() & wire.keys() if wire[name]):
+        remedy = _OF_OTHER_APIS[given[0]]
+        raise refused_request(f"{given[0]!r} was given, which gateways do not read. Nothing was paid. {remedy}")
     if wire.pop("n", 1) != 1:
         raise refused_request(
             "n > 1 was asked for, and the gateways give one answer a call. Nothing was paid. Ask n times (LangChain: "
@@ -289,9 +294,9 @@ def _tidy_message(message: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _tidy_tools(wire: dict[str, Any]) -> None:
-    """Without tools nothing is said about them; with tools, a choice has to be one of them."""
+    """Without tools nothing is said about them; a choice has to be one of them."""
     if "tools" not in wire:
-        wire.pop("tool_choice", None)
+        wire_tool_choice(wire.pop("tool_choice", None), {})
         wire.pop("parallel_tool_calls", None)
         return
     tools = [_wire_tool(tool) for tool in wire["tools"]]
@@ -356,7 +361,7 @@ class ModelDirectory:
         self._known: dict[str, str] = {}
 
     def resolve(self, name: str) -> Steps[str]:
-        """The wire name. May yield one request for the gateway's list, and wants its (read) response.
+        """The wire name. May yield one request for the gateway's list, and takes its response, with the body read.
 
         Raises UnknownModel when the gateway lists its models and this is not one of them.
         """

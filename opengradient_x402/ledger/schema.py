@@ -24,10 +24,11 @@ from opengradient_x402.ledger.tables import (
     reserved,
     signatures,
     versions,
+    vouchers,
 )
 from opengradient_x402.networks import PRESETS
 
-VERSION = 4
+VERSION = 5
 """Of the tables. A change of the tables raises it and adds a step to `create`."""
 
 
@@ -47,11 +48,11 @@ def create(conn: Connection) -> str:
             raise NewerSchema(f"its tables have version {found}, and this package knows version {VERSION}")
         if found == 1:
             _separate_signatures(conn)
-        elif found in (2, 3):
+        elif found in (2, 3, 4):
             complete(conn)
             _index_anew(conn)
         make_missing(conn)
-        if found in (2, 3):
+        if found in (2, 3, 4):
             conn.execute(versions.update().values(version=VERSION))
         elif found != VERSION:
             conn.execute(versions.delete())
@@ -154,7 +155,7 @@ def _index_anew(conn: Connection) -> None:
 def complete(conn: Connection) -> None:
     """Adds the columns that tables of before lack."""
     inspector = sa.inspect(conn)
-    for table in (authorizations, calls, reserved):
+    for table in (authorizations, calls, reserved, vouchers):
         if not inspector.has_table(table.name):
             continue
         present = {column["name"] for column in inspector.get_columns(table.name)}

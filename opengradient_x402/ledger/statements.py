@@ -39,7 +39,12 @@ from opengradient_x402.ledger.tables import (
 
 _log = logging.getLogger(__name__)
 _NEWEST_VOUCHERS = (
-    sa.select(channels.c.id, channels.c.claimed_atomic, vouchers.c.max_atomic, authorizations.c.status)
+    sa.select(
+        channels.c.id,
+        channels.c.claimed_atomic,
+        sa.func.coalesce(vouchers.c.signed_atomic, vouchers.c.max_atomic).label("most_atomic"),
+        authorizations.c.status,
+    )
     .join_from(channels, vouchers, vouchers.c.channel_id == channels.c.id)
     .join(authorizations, authorizations.c.id == vouchers.c.authorization_id)
     .where(*(channels.c[name] == sa.bindparam(name) for name in ("payer", "network", "asset")))
@@ -156,7 +161,7 @@ class Book(Queries):
         covered: dict[str, int] = {f"0x{new.nonce:064x}": new.reserved_atomic}
         beyond: dict[str, int] = {}
         for row in conn.execute(_NEWEST_VOUCHERS, wallet):
-            left = int(row.max_atomic) - int(row.claimed_atomic)
+            left = int(row.most_atomic) - int(row.claimed_atomic)
             known = beyond if row.status == "settled" else covered
             known[row.id] = max(known.get(row.id, 0), left)
         return sum(max(0, left - covered.get(channel_id, 0)) for channel_id, left in beyond.items())

@@ -191,6 +191,7 @@ vouchers = sa.Table(
     sa.Column("authorization_id", sa.Text, nullable=False, unique=True),
     *(sa.Column(name, sa.Text, nullable=False) for name in ("channel_id", "base_atomic", "max_atomic")),
     sa.Column("charged_atomic", sa.Text),  # by the gateway's word; none while the call's outcome is unknown
+    sa.Column("signed_atomic", sa.Text),  # the highest sum that was signed for it; none: max_atomic
     sa.Column("state", sa.Text, nullable=False),  # newest, included (in a later one), or final (by the chain's word)
     sa.Index("vouchers_of_channel", "channel_id", "state", "sequence"),
 )

@@ -200,7 +200,7 @@ def build_receipt(
 
 def _quoted(answer: Answer, name: str) -> str | None:
     costs = answer.raw.get("opengradient")
-    return _text(costs.get(name)) if isinstance(costs, Mapping) else None
+    return _text(costs.get(name)) if isinstance(costs, dict) else None
 
 
 def _cost(call: Call, terms: SignedTerms, answer: Answer, asset: Asset) -> int | None:

@@ -9,7 +9,6 @@ proof in `gateway.exchange`.
 from __future__ import annotations
 
 import base64
-import binascii
 import hmac
 import json
 import re
@@ -28,6 +27,8 @@ SALT_BYTES: Final = 32
 """RSA-PSS salt length of the enclaves (docs/wire.md, "TEE proof")."""
 MIN_KEY_BITS: Final = 2048
 MAX_KEY_BITS: Final = 8192
+_HASH: Final = re.compile(r"(0x)?[0-9a-fA-F]{64}", re.ASCII)
+_BASE64: Final = re.compile(r"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?", re.ASCII)
 _UNIX_TIME: Final = re.compile(r"[0-9]{1,15}", re.ASCII)
 MAX_AGE_S: Final = 600
 """A proof that was signed longer ago than any call may take is a replay."""
@@ -121,13 +122,13 @@ class TeeProof:
             return None
         try:
             return cls(
-                tee_id="0x" + _hash_bytes(str(fields["tee_id"]).lower()).hex(),
-                signature=base64.b64decode(str(fields["tee_signature"]), validate=True),
+                tee_id="0x" + _hash_bytes(fields["tee_id"]).hex(),
+                signature=base64_bytes(str(fields["tee_signature"])),
                 request_hash=_hash_bytes(fields["tee_request_hash"]),
                 output_hash=_hash_bytes(fields["tee_output_hash"]),
                 timestamp_s=_unix_time(fields["tee_timestamp"]),
             )
-        except (KeyError, TypeError, binascii.Error) as exc:
+        except (KeyError, TypeError) as exc:
             raise ValueError(f"the enclave's proof is incomplete: {exc}") from exc
 
     def digest(self) -> bytes:
@@ -348,10 +349,16 @@ def _same(left: bytes, right: bytes) -> bool:
 
 
 def _hash_bytes(text: Any) -> bytes:
-    digest = bytes.fromhex(str(text).removeprefix("0x"))
-    if len(digest) != 32:
-        raise ValueError("a hash is not 32 bytes long")
-    return digest
+    if _HASH.fullmatch(str(text)) is None:
+        raise ValueError("a hash is not 32 bytes of hex")
+    return bytes.fromhex(str(text).removeprefix("0x"))
+
+
+def base64_bytes(text: str) -> bytes:
+    """The bytes of a text in base64, with exactly the padding that it needs. Raises ValueError."""
+    if _BASE64.fullmatch(text) is None:
+        raise ValueError("not base64 with its padding")
+    return base64.b64decode(text)
 
 
 def _unix_time(value: Any) -> int:

@@ -8,7 +8,7 @@ reader's own. What was asked and answered is in no receipt, so nothing is said a
 from __future__ import annotations
 
 import base64
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from opengradient_x402.chain.contracts import RegisteredTee, batch_settlement, individual_settlement, registered_tee
@@ -21,7 +21,6 @@ from opengradient_x402.chain.questions import (
     transaction,
 )
 from opengradient_x402.chain.sources import Document, Source, Sources
-from opengradient_x402.chain.views import View, nonces_at_one_block
 from opengradient_x402.channels.shown import ShownChannel
 from opengradient_x402.effects import Steps
 from opengradient_x402.errors import ChainUnavailable
@@ -29,11 +28,12 @@ from opengradient_x402.ledger.authorizations import Authorization
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.networks import ChainContract, Network
 from opengradient_x402.proofs.attestation import TeeProof, is_signed_by, tee_id
-from opengradient_x402.proofs.bundle import Case, Contents, DataPlace
+from opengradient_x402.proofs.bundle import Attested, Case, Contents, DataPlace
 from opengradient_x402.proofs.checks.channels import channel_audit
 from opengradient_x402.proofs.checks.channels import contradiction as channel_contradiction
 from opengradient_x402.proofs.checks.completeness import Claim
 from opengradient_x402.proofs.checks.decisions import decision_finding
+from opengradient_x402.proofs.checks.network import description_of
 from opengradient_x402.proofs.checks.receipts import (
     differences,
     dispute_findings,
@@ -46,22 +46,22 @@ from opengradient_x402.proofs.checks.receipts import (
     signature_finding,
     told_finding,
 )
+from opengradient_x402.proofs.checks.unpaid import cancellation_finding, expiry_findings
 from opengradient_x402.proofs.data_settlement import (
+    Batch,
     batch_findings,
     individual_findings,
     private_finding,
     read_blob,
 )
 from opengradient_x402.proofs.findings import Finding, Proven, Read, Refuted, Stated, Statement, Undecided
-from opengradient_x402.proofs.nitro import DocumentVerdict, check_document
+from opengradient_x402.proofs.nitro import DocumentCheck, DocumentVerdict, check_document
 from opengradient_x402.settlement.recognition import (
     SettlementFound,
     diverted_settlement,
-    invalidates,
     permit_settlements,
     transfer_settlements,
 )
-from opengradient_x402.settlement.search import nonce_of
 from opengradient_x402.settlement_mode import SettlementMode
 
 
@@ -94,6 +94,7 @@ class _Auditor:
         self._contents = contents
         self._pcr_hashes = pcr_hashes
         self._attested = {shown.tee_id: shown for shown in contents.attestations}
+        self._documents: dict[str, tuple[DocumentCheck, bytes]] = {}
         self._network = network
         self._sources = sources
         self._authorizations = [case.entry for case in contents.cases]
@@ -101,7 +102,9 @@ class _Auditor:
         self._enclaves: dict[str, RegisteredTee | None] = {}
         self._mined: dict[tuple[int, str], TransactionReceipt | None] = {}
         self._blobs: dict[str, Document] = {}
+        self._batches: dict[tuple[str, int], Batch] = {}
         self._channels = {channel.id: channel for channel in contents.channels}
+        self._paid: dict[str, str] = {}
         self.claims: dict[Claim, str] = {}
         self.unexplained: dict[str, int] = {}
 
@@ -148,9 +151,10 @@ class _Auditor:
                 case "settled":
                     return (yield from self._of_settlement(case, source))
                 case "expired":
-                    return (yield from self._of_expiry(case, source))
+                    return (yield from self._sources.ask(self._network, expiry_findings(case, self._network, source)))
                 case "cancelled":
-                    return [(yield from self._of_cancellation(entry, source))]
+                    asked = cancellation_finding(entry, self._network, source)
+                    return [(yield from self._sources.ask(self._network, asked))]
                 case _:
                     why = "it is not settled yet: nothing is on chain that could show it"
                     return [Undecided(statement=statement, about=entry.id, why=why)]
@@ -169,8 +173,10 @@ class _Auditor:
             return [Undecided(statement=Statement.PAID, about=about, why=why)]
         signed = signature_finding(case, mined, self._network)
         found = self._settlement_in(entry, done, mined)
+        if found is not None:
+            self._paid[about] = found.payee
         wrong = (
-            ["no settlement of this authorization"] if found is None else list(differences(entry, found, self._network))
+            ["no settlement of this authorization"] if found is None else list(differences(case, found, self._network))
         )
         if found is None or wrong:
             why = f"transaction {tx_hash} shows {', '.join(wrong)}"
@@ -216,69 +222,46 @@ class _Auditor:
             return Undecided(statement=statement, about=about, why=why)
         return Read(statement=statement, about=about, why=why, source=source)
 
-    def _of_expiry(self, case: Case, source: Source) -> Steps[list[Finding]]:
-        entry, statement = case.entry, Statement.NOTHING_TAKEN
-        signed = signature_finding(case, None, self._network)
-        if not isinstance(signed, Proven):
-            why = "the file shows no signature of the payer that names this nonce, so any unused one could stand here"
-            return [signed, Undecided(statement=statement, about=entry.id, why=why)]
-        view = yield from self._sources.ask(self._network, _view_of(entry, self._network))
-        if view.used[nonce_of(entry, self._network)]:
-            return [signed, Refuted(statement=statement, about=entry.id, why="its nonce is used on the chain")]
-        if view.timestamp_s <= entry.deadline:
-            why = "its deadline has not passed yet on the chain"
-            return [signed, Refuted(statement=statement, about=entry.id, why=why)]
-        why = f"nonce {entry.nonce}, which the payer signed for, is unused, and its deadline has passed"
-        return [signed, Read(statement=statement, about=entry.id, why=why, source=source)]
-
-    def _of_cancellation(self, entry: Authorization, source: Source) -> Steps[Finding]:
-        statement = Statement.NOTHING_TAKEN
-        done = yield from self._sources.ask(self._network, receipt(entry.tx_hash or ""))
-        keeper = entry.asset if entry.transfer_method == "eip3009" else self._network.permit2
-        if (
-            done is None
-            or not done.is_success
-            or not any(log.address == keeper and invalidates(log, entry) for log in done.logs)
-        ):
-            why = f"transaction {entry.tx_hash} does not invalidate its nonce"
-            return Refuted(statement=statement, about=entry.id, why=why)
-        why = f"the payer invalidated nonce {entry.nonce} in transaction {entry.tx_hash}"
-        return Read(statement=statement, about=entry.id, why=why, source=source)
-
     # -- who is paid
 
     def _of_parties(self, case: Case) -> Steps[list[Finding]]:
-        terms, about = case.entry.terms, case.entry.id
-        found = [(yield from self._of_payee(case, terms.payee))]
-        if terms.facilitator is not None:
-            is_known = terms.facilitator in self._network.facilitators
-            found.append(self._known(Statement.FACILITATOR, about, terms.facilitator, is_known=is_known))
+        """All whom one of the signatures lets be paid must be known, and whoever was paid: not the last one alone."""
+        entry, paid = case.entry, self._paid.get(case.entry.id)
+        payees = sorted(entry.payees | ({paid} if paid is not None else set()))
+        found = [(yield from self._of_payees(case, payees))]
+        if facilitators := sorted({terms.facilitator for terms in entry.signed if terms.facilitator is not None}):
+            unknown = [address for address in facilitators if address not in self._network.facilitators]
+            found.append(self._known(Statement.FACILITATOR, entry.id, facilitators, unknown))
         return found
 
-    def _of_payee(self, case: Case, payee: str) -> Steps[Finding]:
+    def _of_payees(self, case: Case, payees: Sequence[str]) -> Steps[Finding]:
         statement, about = Statement.PAYEE, case.entry.id
-        is_known = payee in self._network.payees
+        unknown = [payee for payee in payees if payee not in self._network.payees]
         registry = self._network.registry
-        if is_known or registry is None:
-            return self._known(statement, about, payee, is_known=is_known)
+        if not unknown or registry is None:
+            return self._known(statement, about, payees, unknown)
+        registered: dict[str, str] = {}
         try:
             for proof in filter(None, map(readable_proof, case.receipts)):
                 enclave = yield from self._enclave(proof.tee_id, registry)
-                if enclave is not None and enclave.payment_address == payee:
-                    why = f"the registry {registry.address} has {payee} paid for enclave {enclave.id}"
+                if enclave is not None:
+                    registered[enclave.payment_address] = enclave.id
+                if registered.keys() >= set(unknown):
+                    named = ", ".join(f"{payee} paid for enclave {registered[payee]}" for payee in unknown)
                     source = yield from self._sources.source(registry)
+                    why = f"the registry {registry.address} has {named}"
                     return Read(statement=statement, about=about, why=why, source=source)
         except ChainUnavailable as exc:
             why = f"the registry was not read: {exc.message}"
             return Undecided(statement=statement, about=about, why=why)
-        return self._known(statement, about, payee, is_known=False)
+        return self._known(statement, about, payees, [payee for payee in unknown if payee not in registered])
 
-    def _known(self, statement: Statement, about: str, address: str, *, is_known: bool) -> Finding:
-        if is_known:
-            why = f"{address} is one of the network's"
-            return Read(statement=statement, about=about, why=why, source=description_of(self._network))
-        why = f"nobody but the file says who {address} is; it may be the payer's own"
-        return Stated(statement=statement, about=about, why=why)
+    def _known(self, statement: Statement, about: str, addresses: Sequence[str], unknown: Sequence[str]) -> Finding:
+        if unknown:
+            why = f"nobody but the file says who {' and '.join(unknown)} is; it may be the payer's own"
+            return Stated(statement=statement, about=about, why=why)
+        why = f"{' and '.join(addresses)} is one of the network's"
+        return Read(statement=statement, about=about, why=why, source=description_of(self._network))
 
     # -- enclaves
 
@@ -299,17 +282,23 @@ class _Auditor:
         shown, statement, about = self._attested.get(proof.tee_id), Statement.ATTESTED, call.call_id
         if shown is None:
             return [], None
-        key = base64.b64decode(shown.public_key_base64)
-        content, root = base64.b64decode(shown.document_base64), self._network.attestation_root_sha256
-        check = check_document(content, root_sha256=root, public_key_der=key)
+        check, key = self._checked(shown)
         if check.verdict is DocumentVerdict.WRONG_ROOT:
             return [Undecided(statement=statement, about=about, why=check.why)], None
         if check.document is None or not check.is_valid or tee_id(key) != proof.tee_id:
             return [Refuted(statement=statement, about=about, why=check.why)], None
-        image = check.document.pcr_hash
+        image, root = check.document.pcr_hash, self._network.attestation_root_sha256
         why = f"at {check.document.timestamp_s} an enclave with the image {image} named {proof.tee_id} as its key"
         found = Proven(statement=statement, about=about, why=why, key=f"the root {root}")
         return [found], key if image in self._pcr_hashes else None
+
+    def _checked(self, shown: Attested) -> tuple[DocumentCheck, bytes]:
+        """An enclave's document, checked once for all of its calls, and the key that it is to name."""
+        if shown.tee_id not in self._documents:
+            key = base64.b64decode(shown.public_key_base64)
+            content, root = base64.b64decode(shown.document_base64), self._network.attestation_root_sha256
+            self._documents[shown.tee_id] = check_document(content, root_sha256=root, public_key_der=key), key
+        return self._documents[shown.tee_id]
 
     def _of_key(self, call: SettlementReceipt, proof: TeeProof, attested: bytes | None) -> Steps[list[Finding]]:
         statement, about = Statement.ENCLAVE, call.call_id
@@ -377,7 +366,9 @@ class _Auditor:
             if blob.problem is not None:
                 why = f"the blob was not read: {blob.problem}"
                 return [Undecided(statement=Statement.DATA, about=call.call_id, why=why)]
-            return list(batch_findings(call.call_id, proof, batch, blob.content, source).findings)
+            if (at := (place.tx_hash, place.log_index)) not in self._batches:
+                self._batches[at] = Batch.read(batch, blob)
+            return list(batch_findings(call.call_id, proof, self._batches[at], source).findings)
         if mode is SettlementMode.INDIVIDUAL and single is not None:
             blob = yield from self._blob(single.blob_id)
             findings = list(individual_findings(call, proof, single, blob, source).findings)
@@ -398,11 +389,6 @@ class _Auditor:
         if blob_id not in self._blobs:
             self._blobs[blob_id] = yield from read_blob(blob_id, self._network, self._sources)
         return self._blobs[blob_id]
-
-
-def description_of(network: Network) -> Source:
-    """The reader's own description of a network, as a source."""
-    return Source(name=f"the reader's description of {network.name}", is_chain=False)
 
 
 def _signed_by_key(call: SettlementReceipt, proof: TeeProof, key: bytes, source: Source) -> Finding:
@@ -433,8 +419,3 @@ def _transaction_of(tx_hash: str) -> Question[tuple[TransactionReceipt | None, T
 def _block_and_head(number: int) -> Question[tuple[int, str]]:
     head = yield from block()
     return head.number, (yield from block(number)).hash
-
-
-def _view_of(entry: Authorization, network: Network) -> Question[View]:
-    (view,) = yield from nonces_at_one_block([nonce_of(entry, network)])
-    return view

@@ -5,15 +5,16 @@ The file is canonical JSON (RFC 8785) and one line feed. `digest` is the SHA-256
 programs in other languages; `bundle_schema` has the types of the members.
 
 `Contents` are the records as values; both directions are here, so that they cannot drift apart. The network is
-described by its contracts alone: nobody's node or blob store is in the file, since a reader brings their own.
+described by its contracts alone: the file names no node and no blob store, since readers bring their own.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any, Final
 
 import rfc8785
@@ -25,8 +26,6 @@ from opengradient_x402.errors import BundleUnreadable
 from opengradient_x402.keys.signer import Signer, recover_address, text_digest
 from opengradient_x402.ledger.authorizations import Authorization, SignedTerms
 from opengradient_x402.ledger.receipts import SettlementReceipt
-from opengradient_x402.money import Asset
-from opengradient_x402.networks import ChainContract, Network
 from opengradient_x402.proofs.checks.decisions import Decision
 from opengradient_x402.proofs.data_settlement import DataSettlement
 from opengradient_x402.proofs.findings import Finding, Proven, Refuted, Statement, Undecided
@@ -35,6 +34,10 @@ from opengradient_x402.strict_json import check_depth, whole_characters
 FORMAT: Final = "opengradient-audit-bundle/1"
 MAX_BYTES: Final = 512 * 1024 * 1024
 ABOUT: Final = "bundle"
+_FREE: Final = 100_000
+"""So many lists and objects, and ten times as many values, may have any size."""
+_LONGEST_LINE: Final = 2**20
+"""Bytes. No receipt has more."""
 _LARGEST_COUNT: Final = 2**53
 """RFC 8785 writes numbers as JavaScript does: more is not exact."""
 
@@ -51,7 +54,7 @@ class Record:
         return canonical_json({"body": self.body, "kind": self.kind})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Bundle:
     """What a bundle holds. `network` describes the chain without the URL of anybody's node."""
 
@@ -67,7 +70,7 @@ class Bundle:
         """The bodies of all records of a kind, in order."""
         return [record.body for record in self.records if record.kind == kind]
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """0x-hex of the 32 bytes that stand for everything but the signature."""
         return "0x" + hashlib.sha256(canonical_json(self._content())).hexdigest()
@@ -158,24 +161,51 @@ def maker_finding(bundle: Bundle, *, payers: Sequence[str], expected_signer: str
 def canonical_json(value: Any) -> bytes:
     """The one text of a value (RFC 8785). Raises ValueError for what has none, such as integers over 53 bits."""
     try:
-        return rfc8785.dumps(value)
+        return _PLAIN.encode(value).encode() if _is_plain(value) else rfc8785.dumps(value)
     except RecursionError as exc:
         raise ValueError("nested too deeply") from exc
+
+
+_PLAIN: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, check_circular=False)
+"""Five times as fast as `rfc8785`, and the same for plain values."""
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value has no fraction, no number over 53 bits, and only ASCII names (others are sorted by UTF-16)."""
+    waiting = [value]
+    while waiting:
+        part = waiting.pop()
+        kind = type(part)
+        if kind is dict:
+            if not all(type(name) is str and name.isascii() for name in part):
+                return False
+            waiting.extend(part.values())
+        elif kind is list or kind is tuple:
+            waiting.extend(part)
+        elif kind is int:
+            if not -_LARGEST_COUNT < part < _LARGEST_COUNT:
+                return False
+        elif kind is not str and kind is not bool and part is not None:
+            return False
+    return True
 
 
 def read_json(content: bytes) -> Any:
     """The value of a JSON text. Raises ValueError for numbers that no two languages read alike, and great depth."""
     check_depth(content)
     # The standard library, since orjson turns integers over 64 bits into floats.
-    return json.loads(content, parse_float=_fraction)
+    # RFC 8785 writes fractions of 22 digits and more with an exponent, and shorter ones that are whole as integers.
+    return json.loads(content, parse_float=_bounded(float), parse_int=_bounded(int))
 
 
-def _fraction(text: str) -> float:
-    """A number with a point or an exponent; RFC 8785 writes whole numbers of 22 digits and more with one."""
-    number = float(text)
-    if not abs(number) < _LARGEST_COUNT:
-        raise ValueError(f"{text[:40]} is more than 53 bits can count")
-    return number
+def _bounded(number_of: Callable[[str], Any]) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
+        number = number_of(text)
+        if not abs(number) < _LARGEST_COUNT:
+            raise ValueError(f"{text[:40]} is more than 53 bits can count")
+        return number
+
+    return read
 
 
 def hex_bytes(text: str) -> bytes:
@@ -194,6 +224,9 @@ def _statement(digest: str) -> str:
 def _parsed(content: bytes) -> dict[str, Any]:
     if len(content) > MAX_BYTES:
         raise ValueError(f"more than {MAX_BYTES} bytes")
+    containers, values = content.count(b"[") + content.count(b"{"), content.count(b",")
+    if containers > _FREE + len(content) // 32 or values > 10 * _FREE + len(content) // 8:
+        raise ValueError("so many values in so few bytes that reading them could fill the memory")
     document = read_json(content)
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise ValueError(f"its format is not {FORMAT}")
@@ -205,6 +238,8 @@ def _other_export(content: bytes) -> str | None:
     first, _, rest = content[:MAX_BYTES].strip().partition(b"\n")
     if first.startswith((b"call_id,", b"date,")):
         return f"a table of receipts (CSV, {len(rest.splitlines())} rows)"
+    if len(first) > _LONGEST_LINE:
+        return None
     try:
         check_depth(first)
         receipt = json.loads(first)
@@ -261,7 +296,7 @@ class Attested:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contents:
-    """What a bundle is about. `made_at` is when its writer says that it was made; None for none."""
+    """What a bundle is about. `made_at` is when its writer says that it was made, if it says so."""
 
     cases: tuple[Case, ...]
     data_places: tuple[DataPlace, ...]
@@ -334,49 +369,6 @@ def places_of(settlements: Iterable[DataSettlement]) -> tuple[DataPlace, ...]:
     )
 
 
-def describe(network: Network) -> dict[str, Any]:
-    """The network, as a bundle's header has it."""
-    described: dict[str, Any] = {
-        "name": network.name,
-        "chain_id": network.chain_id,
-        "asset": asdict(network.asset),
-        "permit2": network.permit2,
-        "upto_proxy": network.upto_proxy,
-        "exact_proxy": network.exact_proxy,
-    }
-    for name, contract in (("relay", network.relay), ("registry", network.registry)):
-        if contract is not None:
-            described[name] = {"address": contract.address, "chain_id": contract.chain_id}
-    return described
-
-
-def network_of(bundle: Bundle) -> Network:
-    """The network that the writer of a bundle describes, without a node: only to read its own evidence."""
-    about = bundle.network
-    nowhere = "https://offline.invalid"
-    contracts = {
-        name: ChainContract(
-            address=checksum_address(about[name]["address"]), rpc_url=nowhere, chain_id=about[name]["chain_id"]
-        )
-        for name in ("relay", "registry")
-        if name in about
-    }
-    return Network(
-        name=about["name"],
-        chain_id=about["chain_id"],
-        rpc_url=nowhere,
-        gateway_url="",
-        # The price of a token and its decimals are not taken from the writer of a file.
-        asset=replace(Asset(**about["asset"]), symbol="atomic units", decimals=0),
-        permit2=checksum_address(about["permit2"]),
-        upto_proxy=checksum_address(about["upto_proxy"]),
-        exact_proxy=checksum_address(about["exact_proxy"]),
-        relay=contracts.get("relay"),
-        registry=contracts.get("registry"),
-        blob_url=nowhere,
-    )
-
-
 def _case_json(case: Case) -> dict[str, Any]:
     entry = case.entry
     body = _texts(asdict(entry)) | {
@@ -391,7 +383,7 @@ def _case_json(case: Case) -> dict[str, Any]:
     return body if case.signature is None else body | {"signature": case.signature}
 
 
-_OF_CHANNEL: Final = ("authorization_id", "channel_id")
+_OF_CHANNEL: Final = ("authorization_id", "channel_id", "signed_atomic")
 """What a voucher's record leaves out: the nonce of its authorization is the channel's id."""
 
 

@@ -9,7 +9,6 @@ with two answers. Words of gateways may be any text. Does not know whether any o
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Hashable, Iterable
 from typing import Annotated, Any, Literal
 
@@ -19,6 +18,7 @@ from pydantic.json_schema import SkipJsonSchema
 from opengradient_x402.addresses import checksum_address
 from opengradient_x402.errors import BundleUnreadable
 from opengradient_x402.money import MAX_UINT256
+from opengradient_x402.proofs.attestation import base64_bytes
 from opengradient_x402.proofs.bundle import Bundle, canonical_json, channel_id_of
 from opengradient_x402.settlement.channels import SCHEME
 
@@ -29,7 +29,7 @@ def _address(text: str) -> str:
 
 
 def _base64(text: str) -> str:
-    base64.b64decode(text, validate=True)
+    base64_bytes(text)
     return text
 
 
@@ -418,7 +418,7 @@ def _check_together(bundle: Bundle) -> None:
 
 def _check_channels(bundle: Bundle) -> None:
     channels = bundle.of_kind("channel")
-    _check_once("channel", [body["id"] for body in channels])
+    _check_once("channel", [body["id"] for body in (*channels, *bundle.of_kind("authorization"))])
     _check_once("event", [(place["tx_hash"], place["log_index"]) for body in channels for place in body["events"]])
     used = set()
     for body in bundle.of_kind("authorization"):

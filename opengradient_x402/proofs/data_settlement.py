@@ -135,16 +135,13 @@ def _batched(
         if len(found) == len(waiting):
             break
         blob = yield from read_blob(event.blob_id, network, sources)
-        try:
-            tree = tree_of(event, blob.content) if blob.problem is None else None
-        except ValueError as exc:
-            blob, tree = Document(problem=str(exc)), None
-        if tree is None:
-            unreadable.append(f"{named(event)}: {blob.problem}")
+        batch = Batch.read(event, blob)
+        if batch.tree is None:
+            unreadable.append(f"{named(event)}: {batch.problem}")
             continue
-        for leaf in leaves.keys() & set(tree.leaves):
+        for leaf in leaves.keys() & set(batch.tree.leaves):
             call_id = leaves[leaf]
-            found.setdefault(call_id, batch_findings(call_id, waiting[call_id], event, blob.content, source))
+            found.setdefault(call_id, batch_findings(call_id, waiting[call_id], batch, source))
     why = f"none of the {len(events)} batches since the call holds it; it may not be written yet"
     if unreadable:
         why += f" (not readable: {'; '.join(unreadable[:3])})"
@@ -262,22 +259,44 @@ def private_finding(call_id: str) -> Finding:
     return Stated(statement=Statement.NO_DATA, about=call_id, why=why)
 
 
-def batch_findings(
-    call_id: str, proof: TeeProof, event: BatchSettlement, blob: bytes, source: Source
-) -> DataSettlement:
-    """Whether a batch that was written on chain holds this call: the tree is rebuilt from the blob. Pure."""
-    leaf = leaf_hash(proof)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """What was written on chain about many calls: the event, and the tree in its blob, built again once for all calls.
+
+    `problem` says why there is no tree.
+    """
+
+    event: BatchSettlement
+    blob: bytes = b""
+    tree: MerkleTree | None = None
+    problem: str | None = None
+
+    @classmethod
+    def read(cls, event: BatchSettlement, blob: Document) -> Batch:
+        """The batch of an event and its blob."""
+        if blob.problem is not None:
+            return cls(event=event, problem=blob.problem)
+        try:
+            return cls(event=event, blob=blob.content, tree=_tree_of(event, blob.content))
+        except ValueError as exc:
+            return cls(event=event, blob=blob.content, problem=str(exc))
+
+
+def batch_findings(call_id: str, proof: TeeProof, batch: Batch, source: Source) -> DataSettlement:
+    """Whether a batch that was written on chain holds this call. Pure."""
+    event, leaf = batch.event, leaf_hash(proof)
     evidence: dict[str, Any] = {
         "call_id": call_id,
         "mode": SettlementMode.BATCH,
         "log": event.log,
         "blob_id": event.blob_id,
-        "blob": blob,
+        "blob": batch.blob,
         "merkle_root": "0x" + event.merkle_root.hex(),
     }
     try:
-        tree = tree_of(event, blob)
-        siblings = tree.proof(leaf)
+        if batch.tree is None:
+            raise ValueError(batch.problem)
+        siblings = batch.tree.proof(leaf)
     except ValueError as exc:
         why = f"{named(event)}: {exc}"
         return DataSettlement(findings=(Refuted(statement=Statement.DATA, about=call_id, why=why),), **evidence)
@@ -318,7 +337,7 @@ def individual_findings(
     )
 
 
-def tree_of(event: BatchSettlement, blob: bytes) -> MerkleTree:
+def _tree_of(event: BatchSettlement, blob: bytes) -> MerkleTree:
     """The tree in a blob. Raises ValueError when it is not the one whose root is on chain."""
     tree = MerkleTree.from_dump(strict_json.loads(blob))
     if tree.root != event.merkle_root or len(tree.leaves) != event.batch_size:

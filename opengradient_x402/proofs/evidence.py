@@ -1,7 +1,8 @@
 """What sources answered, kept so that one check runs live, and again from a file.
 
-`Recorded` sources note every answer that they give; `Replayed` sources give noted answers alone. What was not noted
-is an RpcError or a missing blob, which a check must treat as "not known". Answers are not judged here.
+`AskedOnce` sources keep answers for one audit; `Recorded` sources also note them; `Replayed` sources give noted answers
+alone. What was not noted is an RpcError or a missing blob, which a check must treat as "not known". Answers are not
+judged here.
 """
 
 from __future__ import annotations
@@ -86,7 +87,22 @@ class Evidence:
         self._records[key] = record
 
 
-class Recorded(Sources):
+class AskedOnce(Sources):
+    """Live sources that are asked each question once: all statements of an audit rest on the same answers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._answers: dict[tuple[object, ...], Any] = {}
+
+    def request(self, place: Place, request: RpcRequest) -> Steps[Any]:
+        """See `Sources.request`."""
+        key = (*self._key(place), *_rpc_key(place.chain_id, request.method, request.params))
+        if key not in self._answers:
+            self._answers[key] = yield from super().request(place, request)
+        return self._answers[key]
+
+
+class Recorded(AskedOnce):
     """Live sources whose answers are noted as evidence."""
 
     def __init__(self, evidence: Evidence) -> None:

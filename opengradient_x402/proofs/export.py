@@ -33,11 +33,11 @@ from opengradient_x402.proofs.bundle import (
     Case,
     Contents,
     cases_of,
-    describe,
     places_of,
 )
 from opengradient_x402.proofs.checks.completeness import Period
 from opengradient_x402.proofs.checks.decisions import Decision, decisions_in
+from opengradient_x402.proofs.checks.network import describe
 from opengradient_x402.proofs.checks.receipts import readable_proof
 from opengradient_x402.proofs.data_settlement import find_data_settlements
 from opengradient_x402.proofs.evidence import Evidence, Recorded

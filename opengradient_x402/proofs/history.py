@@ -50,6 +50,9 @@ class Head:
     root: str
 
 
+_EMPTY: Final = Head(size=0, root="0x" + sha256(b"").hexdigest())
+
+
 def leaf_hash(record: Record) -> bytes:
     """The leaf of a record: SHA-256 of a zero byte and the record's canonical JSON."""
     return sha256(b"\0" + record.to_bytes()).digest()
@@ -127,13 +130,15 @@ def is_included(leaf: bytes, index: int, proof: Sequence[str], head: Head) -> bo
 def is_continued(earlier: Head, proof: Sequence[str], head: Head) -> bool:
     """Whether an earlier head is the beginning of this one (RFC 9162 §2.1.4.2)."""
     if earlier.size in (0, head.size):
-        return not proof and (earlier.size == 0 or earlier == head)
+        return not proof and earlier == (_EMPTY if earlier.size == 0 else head)
+    if earlier.size > head.size:
+        return False
     place, last = earlier.size - 1, head.size - 1
     while place & 1:
         place, last = place >> 1, last >> 1
     sides = list(_sides(place, last))
     nodes = list(map(_bytes, proof if place else [earlier.root, *proof]))
-    if earlier.size > head.size or len(nodes) != len(sides) + 1:
+    if len(nodes) != len(sides) + 1:
         return False
     old = new = nodes[0]
     for is_left, node in zip(sides, nodes[1:], strict=True):
@@ -193,8 +198,10 @@ def history_findings(bundle: Bundle, *, signer: str | None, earlier: Head | Bund
     outside = [
         record for record, place in pairs if not is_included(leaf_hash(record), place["index"], place["proof"], head)
     ]
-    if outside or len({place["index"] for place in history["places"]}) != len(pairs):
-        what = ", ".join(name_of(record) for record in outside[:_SHOWN]) or "two records with one place"
+    is_odd = len({place["index"] for place in history["places"]}) != len(pairs)
+    if outside or is_odd or (head.size == 0 and head != _EMPTY):
+        what = ", ".join(name_of(record) for record in outside[:_SHOWN])
+        what = what or ("two records with one place" if is_odd else "it is not that of an empty tree")
         findings: list[Finding] = [
             Refuted(statement=Statement.HISTORY, about=ABOUT, why=f"not under the root {head.root}: {what}")
         ]
@@ -216,7 +223,7 @@ def _continued(bundle: Bundle, head: Head, earlier: Head, before: Bundle | None,
     if head.size < earlier.size:
         why = f"it has {head.size} records, and there were {earlier.size}"
         return Refuted(statement=statement, about=ABOUT, why=why)
-    proofs = {item["size"]: item["proof"] for item in (bundle.history or {})["consistency"]} | {head.size: []}
+    proofs = {item["size"]: item["proof"] for item in (bundle.history or {})["consistency"]} | {0: [], head.size: []}
     if earlier.size not in proofs:
         why = f"the file has no proof from the head of {earlier.size} records; ask for a bundle that was made later"
         return Undecided(statement=statement, about=ABOUT, why=why)
@@ -226,7 +233,13 @@ def _continued(bundle: Bundle, head: Head, earlier: Head, before: Bundle | None,
     changed = [] if before is None else list(_changed(before, bundle))
     if changed:
         return Refuted(statement=statement, about=ABOUT, why="; ".join(changed[:_SHOWN]))
-    return _by(signer, statement, f"the {earlier.size} records under {earlier.root} are its beginning")
+    why = f"the {earlier.size} records under {earlier.root} are its beginning"
+    if before is None:
+        old = sum(place["index"] < earlier.size for place in (bundle.history or {})["places"])
+        why += (
+            f"; {old} of the file's records are among those, and what the others were then, only the earlier file shows"
+        )
+    return _by(signer, statement, why)
 
 
 def _by(signer: str | None, statement: Statement, why: str) -> Finding:

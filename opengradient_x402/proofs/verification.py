@@ -13,22 +13,22 @@ from typing import Final
 
 from opengradient_x402.addresses import checksum_address
 from opengradient_x402.chain.node import look_up
-from opengradient_x402.chain.sources import Source, Sources
+from opengradient_x402.chain.sources import Source
 from opengradient_x402.effects import Steps
 from opengradient_x402.errors import ConfigurationError
 from opengradient_x402.networks import PRESETS, Network, with_node
 from opengradient_x402.proofs.anchors import anchor_findings
-from opengradient_x402.proofs.audit import Audit, audit, description_of
-from opengradient_x402.proofs.bundle import ABOUT, Bundle, Contents, describe, maker_finding, network_of
+from opengradient_x402.proofs.audit import Audit, audit
+from opengradient_x402.proofs.bundle import Bundle, Contents, maker_finding
 from opengradient_x402.proofs.bundle_schema import check_shape
 from opengradient_x402.proofs.checks.completeness import Explained, Period, completeness, stated_completeness
-from opengradient_x402.proofs.evidence import Evidence, Replayed
+from opengradient_x402.proofs.checks.network import OF_ENCLAVES, network_finding, network_of
+from opengradient_x402.proofs.evidence import AskedOnce, Evidence, Replayed
 from opengradient_x402.proofs.findings import (
     Finding,
     Proven,
     Read,
     Refuted,
-    Stated,
     Statement,
     Undecided,
     totals,
@@ -89,7 +89,7 @@ def verify_bundle(
     contents = Contents.of(bundle)
     maker = maker_finding(bundle, payers=contents.payers, expected_signer=expected_signer)
     trusted = _trusted(bundle, network)
-    findings = [maker, _network_finding(bundle, trusted)]
+    findings = [maker, network_finding(bundle, trusted)]
     signer = maker.key if isinstance(maker, Proven) else None
     findings += history_findings(bundle, signer=signer, earlier=_kept(earlier))
     period = _period(bundle, from_block, to_block)
@@ -131,10 +131,6 @@ def _kept(earlier: bytes | Head | None) -> Head | Bundle | None:
 # -- what the reader trusts
 
 
-_CONTRACTS: Final = ("asset", "permit2", "upto_proxy", "exact_proxy", "registry", "relay")
-_OF_ENCLAVES: Final = ("registry", "relay")
-
-
 def _trusted(bundle: Bundle, network: Network | None) -> Network | None:
     """The reader's own network, if it is the bundle's."""
     chain_id = bundle.network["chain_id"]
@@ -145,37 +141,14 @@ def _trusted(bundle: Bundle, network: Network | None) -> Network | None:
                 "Nothing was checked. Give the network that the bundle is about (OG_NETWORK, `--network`)."
             )
         return network
-    return next((preset for preset in PRESETS.values() if preset.chain_id == chain_id), None)
+    token = bundle.network["asset"]["address"]
+    of_chain = [preset for preset in PRESETS.values() if preset.chain_id == chain_id]
+    return next((preset for preset in of_chain if preset.asset.address == token), next(iter(of_chain), None))
 
 
 def _nowhere(network: Network | None) -> Network | None:
     """The reader's network for evidence that is replayed: blobs are in the file, so their store does not matter."""
     return None if network is None else replace(network, blob_url=network.blob_url or "https://offline.invalid")
-
-
-def _network_finding(bundle: Bundle, trusted: Network | None) -> Finding:
-    """A bundle must be about the contracts of the reader's network, not about look-alikes."""
-    statement = Statement.NETWORK
-    if trusted is None:
-        chain_id = bundle.network["chain_id"]
-        why = f"no network of chain {chain_id} is known here: token, contracts and registry are the writer's word"
-        return Stated(statement=statement, about=ABOUT, why=why, by="the writer")
-    described_here = describe(trusted)
-    expected = [name for name in _CONTRACTS if name in described_here]
-    absent = [name for name in expected if name in _OF_ENCLAVES and name not in bundle.network]
-    differing = [name for name in expected if name not in absent and described_here[name] != bundle.network.get(name)]
-    if differing:
-        why = f"{', '.join(differing)} differ from those of {trusted.name}"
-        return Refuted(statement=statement, about=ABOUT, why=why)
-    added = [name for name in _OF_ENCLAVES if name in bundle.network and name not in described_here]
-    if absent or added:
-        why = (
-            f"it names {'no ' + ' and no '.join(absent) if absent else 'a ' + ' and a '.join(added) + ' of its own'}; "
-            f"what {trusted.name} has is used, and token, Permit2 and proxies are those of {trusted.name}"
-        )
-        return Undecided(statement=statement, about=ABOUT, why=why)
-    why = f"token, Permit2, proxies, registry and relay are those of {trusted.name}"
-    return Read(statement=statement, about=ABOUT, why=why, source=description_of(trusted))
 
 
 def _address(text: str) -> str:
@@ -226,7 +199,7 @@ def _through(network: Network, url: str | None, relay_url: str | None) -> Networ
     at = with_node(network, rpc_url=url)
     contracts = {
         name: replace(contract, rpc_url=relay_url or (at if contract.chain_id == at.chain_id else contract).rpc_url)
-        for name in _OF_ENCLAVES
+        for name in OF_ENCLAVES
         if (contract := getattr(network, name)) is not None
     }
     return replace(at, **contracts)
@@ -235,7 +208,7 @@ def _through(network: Network, url: str | None, relay_url: str | None) -> Networ
 def _viewed(
     bundle: Bundle, contents: Contents, network: Network, period: Period | None, pcr_hashes: Collection[str]
 ) -> Steps[list[Finding]]:
-    sources = Sources()
+    sources = AskedOnce()
     seen: Audit = yield from audit(contents, network=network, sources=sources, pcr_hashes=pcr_hashes)
     anchored = yield from anchor_findings(bundle, network=network, sources=sources)
     found = [*seen.findings, *anchored]
@@ -261,14 +234,35 @@ def _agreed(views: Sequence[list[Finding]]) -> list[Finding]:
 
 def _together(statement: Statement, about: str, said: Sequence[Finding | None]) -> Finding:
     first = said[0]
-    if first is None or any(type(other) is not type(first) for other in said[1:]):
-        why = "the nodes disagree: " + "; ".join("nothing" if one is None else f"{one.kind}, {one.why}" for one in said)
+    if first is None or not all(one is not None and _agree(first, one) for one in said[1:]):
+        why = "the nodes disagree: " + "; ".join(map(_told, said))
         return Undecided(statement=statement, about=about, why=why)
     if isinstance(first, Read):
         return replace(first, source=_joined([one.source for one in said if isinstance(one, Read)]))
     if isinstance(first, Proven) and first.owner is not None:
         return replace(first, owner=_joined([one.owner for one in said if isinstance(one, Proven) and one.owner]))
     return first
+
+
+def _agree(one: Finding, other: Finding) -> bool:
+    """Whether two nodes say the same: the class, what was read (confirmations may differ), and the chain's head."""
+    if type(one) is not type(other) or not isinstance(one, Proven | Read) or not isinstance(other, Proven | Read):
+        return type(one) is type(other)
+    first, second = _source_of(one), _source_of(other)
+    is_fork = first and second and first.block_number == second.block_number and first.block_hash != second.block_hash
+    return not is_fork and (one.why == other.why or one.statement is Statement.CONFIRMED)
+
+
+def _source_of(finding: Proven | Read) -> Source | None:
+    return finding.source if isinstance(finding, Read) else finding.owner
+
+
+def _told(finding: Finding | None) -> str:
+    if finding is None:
+        return "nothing"
+    source = _source_of(finding) if isinstance(finding, Proven | Read) else None
+    where = f" at block {source.block_number} ({source.block_hash})" if source and source.is_chain else ""
+    return f"{finding.kind}{where}, {finding.why}"
 
 
 def _joined(sources: Sequence[Source]) -> Source:

@@ -61,24 +61,62 @@ def judge(
     taken: dict[str, Taken] = {}
     if left < 0:  # a node that is behind: more was settled before
         return taken
-    for voucher in sorted(vouchers, key=lambda one: one.charged_atomic is None):
-        amount = min(left, voucher.end_atomic - voucher.base_atomic)
-        end = max(voucher.end_atomic, voucher.base_atomic + 1)
+    forgotten, ends = _forgotten(vouchers)
+    for voucher in sorted(vouchers, key=lambda one: one.charged_atomic is None and one not in forgotten):
+        amount = 0 if voucher in forgotten else min(left, voucher.end_atomic - voucher.base_atomic)
+        end = max(ends.get(voucher.authorization_id, voucher.end_atomic), voucher.base_atomic + 1)
         if is_empty or claimed >= end:
             left -= amount
             taken[voucher.authorization_id] = Taken(amount_atomic=amount, reached_atomic=max(end, claimed - left))
-    explained = max([channel.charged_atomic, *(voucher.end_atomic for voucher in vouchers)])
-    if left and vouchers and len(taken) == len(vouchers):
-        last, text = vouchers[-1].authorization_id, None
-        if claimed > explained:
-            text = (
-                f"{write(claimed)} was claimed from the payment channel {channel.id}, and its calls were charged "
-                f"{write(explained)}: {write(claimed - explained)} too much. If another process used this key with a "
-                "ledger of its own, its calls are missing here; otherwise this is an overcharge."
-            )
-        amount = taken[last].amount_atomic + left
-        taken[last] = Taken(amount_atomic=amount, reached_atomic=claimed, dispute=text)
+    if left and len(taken) == len(vouchers):
+        _share(left, channel, vouchers, forgotten, taken, claimed_atomic=claimed, write=write)
     return taken
+
+
+def _share(
+    left: int,
+    channel: Channel,
+    vouchers: Sequence[Voucher],
+    forgotten: Sequence[Voucher],
+    taken: dict[str, Taken],
+    *,
+    claimed_atomic: int,
+    write: Callable[[int], str],
+) -> None:
+    """What was taken above all charges was for calls that the gateway forgot; the rest is booked to the last call."""
+    explained = max([channel.charged_atomic, *(one.end_atomic for one in vouchers if one not in forgotten)])
+    for voucher in forgotten:
+        if amount := min(left, voucher.max_atomic - voucher.base_atomic):
+            taken[voucher.authorization_id] = Taken(amount_atomic=amount, reached_atomic=claimed_atomic)
+            left, explained = left - amount, explained + amount
+    if not left or not vouchers:
+        return
+    last, text, excess = vouchers[-1].authorization_id, None, claimed_atomic - explained
+    if excess > 0:
+        text = (
+            f"{write(claimed_atomic)} was claimed from the payment channel {channel.id}, and its calls were charged "
+            f"{write(explained)}: {write(excess)} too much. If another process used this key with a ledger of its own, "
+            "its calls are missing here; otherwise this is an overcharge."
+        )
+    taken[last] = Taken(amount_atomic=taken[last].amount_atomic + left, reached_atomic=claimed_atomic, dispute=text)
+
+
+def _forgotten(vouchers: Sequence[Voucher]) -> tuple[list[Voucher], dict[str, int]]:
+    """Lost calls that the gateway counts nothing for, and which sum of claims shows it, by authorization's id.
+
+    A later call was charged on top of the same sum. If more than all charges was claimed nevertheless, it was for one
+    of these: claimed first, and forgotten by the gateway afterwards, as one that restarts does.
+    """
+    found: list[Voucher] = []
+    ends: dict[str, int] = {}
+    later: Voucher | None = None
+    for voucher in reversed(vouchers):
+        if voucher.charged_atomic is not None:
+            later = voucher
+        elif later is not None and later.base_atomic == voucher.base_atomic:
+            found.insert(0, voucher)
+            ends[voucher.authorization_id] = later.end_atomic
+    return found, ends
 
 
 def settle_channels(
@@ -120,7 +158,7 @@ def settle_channels(
 
 
 def _authorizations(taken: dict[str, Taken], ledger: Ledger, network: Network) -> Steps[list[Authorization]]:
-    """Those of which it is news: open ones, and a settled one for which something else was taken than was known."""
+    """Those that change by it: open ones, and a settled one for which another amount was taken than was known."""
     news: list[Authorization] = []
     asked = [(each, ledger.authorizations(authorization_id=each, network=network.caip2)) for each in taken]
     for each, future in asked:

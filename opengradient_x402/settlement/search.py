@@ -238,7 +238,7 @@ def _burned(
             block_hash=event.block_hash,
         )
         for authorization in group
-        for event in events
+        for event in reversed(events)  # the first one counts: Permit2 burns a nonce again without a word
         if invalidates(event, authorization)
     }
 

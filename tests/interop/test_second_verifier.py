@@ -11,7 +11,7 @@ import pytest
 
 from opengradient_devnet import Scheme
 from opengradient_x402.errors import BundleUnreadable
-from opengradient_x402.proofs.bundle import describe
+from opengradient_x402.proofs.checks.network import describe
 from opengradient_x402.proofs.findings import Statement
 from opengradient_x402.proofs.verification import verify_bundle
 from support.forgeries import FORGERIES

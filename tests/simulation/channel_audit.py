@@ -147,7 +147,15 @@ class ChannelAuditor:
     @property
     def claimable(self) -> int:
         """What can be claimed of channels that were opened within a day, or was."""
-        return sum(out.highest for out in self.out.values() if out.first_s > self._chain.now_s - 86_000)
+        new = (each for each, out in self.out.items() if out.first_s > self._chain.now_s - 86_000)
+        return sum(self._claimable(each) for each in new)
+
+    def _claimable(self, channel_id: str) -> int:
+        """All that was signed; of a channel that gets no further deposit no more than is or can come into it."""
+        out, on_chain = self.out[channel_id], self._chain.channel(channel_id)
+        if self._status(channel_id) != "closed":
+            return out.highest
+        return min(out.highest, on_chain.claimed_atomic + on_chain.left_atomic + self._open(out))
 
     # -- the end
 

@@ -347,6 +347,17 @@ def _of_others() -> Iterator[Forgery]:
 
 
 def _of_shapes() -> Iterator[Forgery]:
+    def under_its_name(w: World) -> bytes:
+        """What is said of a channel would stand in the place of what is said of a payment."""
+        entry = next(body for body in w.bundle.of_kind("authorization") if not on_channel(body))
+        (name, *_) = (body["id"] for body in w.bundle.of_kind("channel"))
+        change = both(
+            setting("authorization", lambda body: body["id"] == entry["id"], id=name),
+            setting("receipt", lambda body: body["authorization_id"] == entry["id"], authorization_id=name),
+        )
+        return forge(w.bundle, w.payments.signer, change)
+
+    yield Forgery(name="a payment under the name of a channel", falls=None, to=UNREADABLE, make=under_its_name)
     signed = setting("authorization", on_channel, voucher=lambda body: body["voucher"] | {"max_atomic": "+5"})
     changes: dict[str, Change] = {
         "channels left out, and not their calls": dropping("channel"),

@@ -130,7 +130,35 @@ def _of_both() -> Iterator[Forgery]:
         )  # fmt: skip
         return forge(w.bundle, w.payments.signer, change)
 
+    def behind_a_gateway(w: World, *, dispute: str | None = None) -> bytes:
+        """The gateway's terms were signed last, and are the receipts'; settled was a payment to oneself."""
+        p = w.own_payment
+        place = {"block_number": p["block_number"], "block_hash": p["block_hash"], "nonce": p["nonce"]}
+        entry = next(body for body in w.bundle.of_kind("authorization") if settled(body))
+        last = {**entry["signed"][-1], "deadline": p["deadline"], "amount_atomic": p["amount"]}
+        own = {**last, "payee": p["payee"], "facilitator": p["payee"]}
+
+        def change(record: Record) -> list[Record]:
+            body = {**record.body}
+            if record.kind == "authorization" and body["id"] == entry["id"]:
+                body |= {**place, "tx_hash": p["tx_hash"], "settled_atomic": p["amount"]}
+                body |= {"signed": [own, last]} if dispute is None else {"signed": [last], "dispute": dispute}
+            if record.kind == "receipt" and body["authorization_id"] == entry["id"]:
+                body |= {**place, "payment_tx_hash": p["tx_hash"], "authorization_settled_atomic": p["amount"]}
+                body |= {"deadline": p["deadline"], "authorized_atomic": p["amount"], "cost_atomic": p["amount"]}
+            return [Record(record.kind, body)]
+
+        return forge(w.bundle, w.payments.signer, change)
+
     yield Forgery(name="a payment to oneself", falls=Statement.PAYEE, to="stated", make=oneself)
+    for falls in (Statement.PAYEE, Statement.FACILITATOR):
+        name = (
+            f"a payment to oneself behind a gateway's terms: {'payee' if falls is Statement.PAYEE else 'facilitator'}"
+        )
+        yield Forgery(name=name, falls=falls, to="stated", make=behind_a_gateway)
+    disputed = partial(behind_a_gateway, dispute="It went elsewhere.")
+    name = "a payment to oneself as a gateway's, with a word of dispute"
+    yield Forgery(name=name, falls=Statement.PAID, to="refuted", make=disputed)
     yield Forgery(
         name="a payment to oneself in place of a real one", falls=Statement.COMPLETE, to="refuted", make=oneself
     )
@@ -175,6 +203,18 @@ def _of_outcomes() -> Iterator[Forgery]:
     yield Forgery(
         name="a cancellation in no transaction", falls=Statement.NOTHING_TAKEN, to="refuted", make=by(elsewhere)
     )
+
+    def burned_late(w: World) -> bytes:
+        """Permit2 lets a payer invalidate a nonce that was used: the event is no sign that nothing was taken."""
+        nonce, tx_hash = w.own_payment["nonce"], w.own_payment["burned_in"]
+        change = both(
+            setting("authorization", with_status("cancelled"), nonce=nonce, tx_hash=tx_hash),
+            setting("receipt", with_status("cancelled"), nonce=nonce, payment_tx_hash=tx_hash),
+        )
+        return forge(w.bundle, w.payments.signer, change)
+
+    name = "a cancellation of a nonce that was used before"
+    yield Forgery(name=name, falls=Statement.NOTHING_TAKEN, to="undecided", make=burned_late)
     other = setting(kinds, with_status("cancelled"), nonce=str(2**255 + 998))
     yield Forgery(name="a cancellation of another nonce", falls=Statement.NOTHING_TAKEN, to="refuted", make=by(other))
     early = setting("receipt", is_open, status="settled", settled_atomic="5")
@@ -217,9 +257,13 @@ def _of_enclaves() -> Iterator[Forgery]:
         ("tee_timestamp", lambda body: body["tee_timestamp"] + 1, "refuted"),
         ("tee_signature", sign, "refuted"),
         ("tee_signature", "not base64!", "refuted"),
+        ("tee_signature", lambda body: body["tee_signature"].rstrip("=") + "====", "refuted"),
+        ("tee_output_hash", lambda body: f" {body['tee_output_hash']}", "refuted"),
+        ("tee_request_hash", lambda body: _spaced(body["tee_request_hash"]), "refuted"),
+        ("tee_id", lambda body: body["tee_id"].replace("0x", "0X"), "refuted"),
         ("tee_signature", None, "undecided"),
     ):
-        shown = "made later" if callable(value) else str(value)[:12]
+        shown = ("made later" if name == "tee_timestamp" else "spelt otherwise") if callable(value) else str(value)[:12]
         make = by(setting("receipt", of_mode("private"), **{name: value}))
         yield Forgery(name=f"a proof whose {name} is {shown}", falls=Statement.ENCLAVE, to=to, make=make)
 
@@ -259,6 +303,11 @@ def _of_enclaves() -> Iterator[Forgery]:
         return forge(w.bundle, w.payments.signer, change, added=added)
 
     yield Forgery(name="a stranger's proof as an invented call", falls=Statement.OWN_CALL, to="stated", make=invented)
+
+
+def _spaced(digest: str) -> str:
+    digits = digest.removeprefix("0x")
+    return " ".join(digits[start : start + 2] for start in range(0, len(digits), 2))
 
 
 def _respelled(change: Callable[[bytes], bytes], text: str) -> str:
@@ -475,6 +524,7 @@ def _of_histories() -> Iterator[Forgery]:
     for name, change in {
         "another root": lambda history: history.update(root=HASH),
         "another size": lambda history: history.update(size=history["size"] + 1),
+        "no size": lambda history: history.update(size=0),
         "two places swapped": swap,
         "one place for two records": same,
         "a proof cut short": lambda history: history["places"][0]["proof"].pop(),
@@ -496,6 +546,7 @@ def _of_histories() -> Iterator[Forgery]:
         "an anchor that nothing leads to": lambda history: history.update(
             consistency=[one for one in history["consistency"] if one["size"] != history["anchors"][0]["size"]]
         ),
+        "an anchor of a tree of nothing": lambda history: history.update(size=0),
         "an anchor with a bent proof": lambda history: next(
             one for one in history["consistency"] if one["size"] == history["anchors"][0]["size"]
         )["proof"].append(HASH),
@@ -571,6 +622,8 @@ def _of_shapes() -> Iterator[Forgery]:
         ("a log index as text", "data_settlement", {"log_index": "0"}),
         ("a chain id as text", "rpc", {"chain_id": "31402"}),
         ("a blob that is not base64", "blob", {"content_base64": "***"}),
+        ("a blob with more padding than it needs", "blob", {"content_base64": "AAAA=="}),
+        ("a blob with less padding than it needs", "blob", {"content_base64": "AAA"}),
         ("a block hash in capitals", "source", {"block_hash": "0x" + "AB" * 32}),
     ]
     for name, kind, values in wrong:

@@ -53,7 +53,9 @@ class World:
     stranger: Signer
     strangers: Bundle
     own_payment: dict[str, Any] = field(repr=False)
-    """A transfer to a second wallet of the payer, through the proxy: what an authorization and a receipt say of it."""
+    """A transfer to a second wallet of the payer, through the proxy: what an authorization and a receipt say of it.
+
+    The payer invalidated its nonce when it was used already, in `burned_in`."""
 
 
 @contextmanager
@@ -154,12 +156,17 @@ def _pay_oneself(net: Devnet, payments: Payments) -> dict[str, Any]:
     with ChainReader(network.rpc_url, network.chain_id) as chain:
         tx_hash = chain.ask(send_transaction(network, second, to=network.upto_proxy, data=data, what="a payment"))
         done = chain.ask(transaction_receipt(tx_hash))
+        burning = keccak256(b"invalidateUnorderedNonces(uint256,uint256)")[:4]
+        burning += encode(["uint256", "uint256"], [nonce >> 8, 1 << (nonce & 255)])
+        asked = send_transaction(network, payments.signer, to=network.permit2, data=burning, what="a late cancellation")
+        burned_in = chain.ask(asked)
     return {
         "nonce": str(nonce),
         "deadline": deadline,
         "amount": str(amount),
         "payee": second.address,
         "tx_hash": tx_hash,
+        "burned_in": burned_in,
         "block_number": done.block_number,
         "block_hash": done.block_hash,
     }

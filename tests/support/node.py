@@ -44,6 +44,22 @@ def behind(chain: Chain, head: int) -> Misbehaviour:
     return misbehave
 
 
+def at_rest(chain: Chain) -> Misbehaviour:
+    """A node of a chain that does not change any more: each question is put to it once."""
+    known: dict[str, Any] = {}
+
+    def answer(method: str, params: list[Any], number: int) -> tuple[int, Any] | None:
+        key = json.dumps([method, params])
+        if key not in known:
+            try:
+                known[key] = chain.rpc(method, params)
+            except RpcError:
+                return None
+        return 200, {"result": known[key]}
+
+    return answer
+
+
 async def asked(url: str, chain_id: int, question: Question[T], *, timeout_s: float = NODE_TIMEOUT_S) -> T:
     """What a coroutine is answered, over a connection of its own."""
     return await alook_up(ask(HttpNode(url, chain_id, timeout_s=timeout_s), question))

@@ -114,6 +114,10 @@ def _of_depth() -> Iterator[Forgery]:
         return w.bundle.to_bytes().replace(b'"records":[', b'"records":[' + b"[" * 100_000, 1)
 
     yield Forgery(name="a file that is brackets", falls=None, to=UNREADABLE, make=bottomless)
+    for name, part in {"empty lists": b"[],", "empty objects": b"{},", "zeros": b"0,"}.items():
+        begin = b'{"created_at":1,"format":"opengradient-audit-bundle/1","records":['
+        full = begin + part * (3_000_000 // len(part)) + b"[]]}\n"
+        yield Forgery(name=f"a file of {name}", falls=None, to=UNREADABLE, make=lambda w, full=full: full)
     terms = setting("authorization", settled, signed=lambda body: body["signed"] * 1001)
     yield Forgery(name="a thousand and one signatures", falls=None, to=UNREADABLE, make=by(terms))
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from opengradient_devnet.facilitator.channels import (
@@ -23,6 +23,7 @@ from opengradient_devnet.facilitator.channels import (
     parse_channel_payment,
     state_json,
 )
+from opengradient_devnet.facilitator.facilitator import PaymentMalformed
 from opengradient_devnet.facilitator.refusals import PaymentInvalid
 from opengradient_devnet.faults import Faults, ForgeCorrection, LieAboutCharge, NeverSettle, SettleAtCap
 
@@ -80,6 +81,7 @@ class ChannelBook:
         self._lock = threading.RLock()
         self._claiming = threading.Lock()
         self._records: dict[str, ChannelRecord] = {}
+        self._hoard: dict[str, Claim] = {}
 
     @property
     def records(self) -> list[ChannelRecord]:
@@ -91,6 +93,21 @@ class ChannelBook:
         """Lose every record, as a gateway that starts anew."""
         with self._lock:
             self._records.clear()
+
+    def keep(self, content: Mapping[str, Any]) -> None:
+        """Put the voucher of PAYMENT-SIGNATURE aside, served or not: a greedy claim takes the highest of a channel."""
+        if "voucher" not in content["payload"]:
+            return
+        try:
+            payment = parse_channel_payment(content["payload"], content.get("extensions"))
+        except PaymentMalformed:
+            return
+        most = payment.max_claimable
+        claim = Claim(config=payment.config, max_claimable=most, signature=payment.signature, total=most)
+        with self._lock:
+            known = self._hoard.get(payment.channel_id)
+            if known is None or known.max_claimable < most:
+                self._hoard[payment.channel_id] = claim
 
     def admit(self, content: Mapping[str, Any], requirements: Mapping[str, Any]) -> ChannelCall:
         """Let a request in: its deposit is collected, and its channel is busy from here on. Blocks.
@@ -256,5 +273,5 @@ class ChannelBook:
                 self._channels.refund(one.config, one.on_chain.balance - one.charged, claims=owed)
 
     def _greedy(self, record: ChannelRecord) -> Claim:
-        total = min(record.signed, record.on_chain.balance)
-        return Claim(config=record.config, max_claimable=record.signed, signature=record.signature, total=total)
+        claim = self._hoard[record.id]
+        return replace(claim, total=min(claim.max_claimable, record.on_chain.balance))

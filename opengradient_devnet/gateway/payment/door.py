@@ -357,6 +357,7 @@ class Door:
         content = challenge.parse_payment(header) if header is not None else None
         if content is None:
             return None, None, "Payment required"
+        self._channels.keep(content)
         offer = challenge.matching_offer(content["accepted"], self._honoured_offers())
         return content, offer, "" if offer is not None else "No matching payment requirements"
 

@@ -28,9 +28,9 @@ def table(report: Report) -> str:
                     len(one.records),
                     *one.tokens,
                     report.exact(figures, one.amount_atomic),
-                    report.symbol(figures),
+                    cell(report.symbol(figures)),
                     *(report.exact(figures, one.by_basis.get(basis, 0)) for basis in BASES),
-                    " ".join(record.call_id for record in one.records),
+                    cell(" ".join(record.call_id for record in one.records)),
                 ]
             )
     return text.getvalue()

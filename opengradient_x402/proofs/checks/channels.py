@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 from opengradient_x402.chain.eip712 import channel_id, voucher_digest
 from opengradient_x402.chain.questions import Question, TransactionReceipt, block, receipt, transaction
@@ -22,7 +23,7 @@ from opengradient_x402.keys.signer import recover_address
 from opengradient_x402.networks import Network
 from opengradient_x402.proofs.bundle import Case
 from opengradient_x402.proofs.checks.completeness import Claim
-from opengradient_x402.proofs.checks.receipts import signatures_in
+from opengradient_x402.proofs.checks.receipts import MOST_TRIES, signatures_in
 from opengradient_x402.proofs.findings import Finding, Proven, Read, Refuted, Statement, Undecided
 
 
@@ -167,13 +168,16 @@ def _signed(channel: ShownChannel, claim: ChannelMove, cases: Sequence[Case], ne
     about, tx_hash, show = channel.id, claim.log.tx_hash, network.asset.format
     mined = yield from transaction(tx_hash)
     calldata = b"" if mined is None or mined.tx_hash != tx_hash else mined.input
-    signatures = list(signatures_in(calldata))
     known = {sum_atomic for case in cases for sum_atomic in _sums(case.voucher)}
     unknown: int | None = None
-    for most in ceilings_in(calldata, channel):
+    pairs = (
+        (most, signature) for most, at in ceilings_in(calldata, channel) for signature in signatures_in(calldata, at)
+    )
+    for most, signature in islice(pairs, MOST_TRIES):
         digest = voucher_digest(bytes.fromhex(channel.id[2:]), most, chain_id=network.chain_id)
-        signers = {recover_address(digest, signature) for signature in signatures}
-        if most < claim.total_atomic or channel.payer_authorizer != channel.payer or channel.payer not in signers:
+        if most < claim.total_atomic or channel.payer_authorizer != channel.payer:
+            continue
+        if recover_address(digest, signature) != channel.payer:
             continue
         if most in known:
             why = f"their voucher in {tx_hash} allows at most {show(most)} to {channel.receiver}, all in all"

@@ -2,7 +2,7 @@
 
 A settlement is what moves the network's token out of the payer's wallet through an x402 proxy, or by an EIP-3009
 authorization. So is a deposit into a payment channel, and what is claimed from it; of channels that were filled before
-the period, those in the file are looked at. Payments that the payer makes otherwise are nobody's settlement.
+the period, those in the file are looked at. Other payments of the payer are no settlements.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def completeness(
     if found.until < period.to_block:
         why = f"all {found.words} up to block {found.until} are in this file, and the node has no later block yet"
         return Undecided(statement=statement, about=payer, why=why)
-    why = f"all {found.words} of this wallet {between} are in this file"
+    why = f"all {found.words} of this wallet {between} are in this file; only {network.asset.symbol} was looked for"
     return Read(statement=statement, about=payer, why=why, source=source)
 
 

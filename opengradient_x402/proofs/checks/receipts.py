@@ -7,7 +7,8 @@ Everything else in the file is its writer's word: it can be refuted here, and is
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Final
 
 from opengradient_x402.chain.eip712 import BATCH_SETTLEMENT, payment_digest
@@ -18,7 +19,7 @@ from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt, 
 from opengradient_x402.networks import Network
 from opengradient_x402.proofs.attestation import TeeProof, Verdict
 from opengradient_x402.proofs.bundle import ABOUT, Case, hex_bytes
-from opengradient_x402.proofs.findings import Finding, Proven, Refuted, Stated, Statement, Undecided
+from opengradient_x402.proofs.findings import Finding, Proven, Refuted, Stated, Statement, Undecided, utc
 from opengradient_x402.settlement.channels import SCHEME
 from opengradient_x402.settlement.recognition import SettlementFound
 
@@ -31,7 +32,10 @@ _STATUSES: Final[Mapping[str, tuple[ReceiptStatus, ...]]] = {
     "expired": (ReceiptStatus.EXPIRED,),
     "cancelled": (ReceiptStatus.CANCELLED,),
 }
-_SIGNATURE_LENGTH: Final = SIGNATURE_BYTES.to_bytes(32, "big")
+_WORD: Final = 32
+_SIGNATURE_LENGTH: Final = SIGNATURE_BYTES.to_bytes(_WORD, "big")
+MOST_TRIES: Final = 128
+"""So many signatures are tried for one payment: a made-up calldata could hold millions."""
 
 
 def share_findings(case: Case, network: Network) -> list[Finding]:
@@ -50,14 +54,14 @@ def told_finding(call: SettlementReceipt, made_at: int | None) -> Finding:
     about = call.call_id
     latest = min(int(time.time()), int(time.time()) if made_at is None else made_at)
     if call.created_at > latest + _CLOCK_MARGIN_S:
-        why = f"the file dates the call at {call.created_at}, and it was made, or read, at {latest}"
+        why = f"the file dates the call at {utc(call.created_at)}, and it was made, or read, at {utc(latest)}"
         return Refuted(statement=Statement.TOLD, about=about, why=why)
     proof = readable_proof(call)
     if proof is not None and abs(proof.timestamp_s - call.created_at) > _CLOCK_MARGIN_S:
-        why = f"the file dates the call at {call.created_at}, and the enclave's proof at {proof.timestamp_s}"
+        why = f"the file dates the call at {utc(call.created_at)}, and the enclave's proof at {utc(proof.timestamp_s)}"
         return Refuted(statement=Statement.TOLD, about=about, why=why)
     tokens = f"{call.prompt_tokens} and {call.completion_tokens} tokens"
-    why = f"{call.model}, {tokens}, at {call.created_at}, {call.endpoint}, {call.settlement_mode}, {call.outcome}"
+    why = f"{call.model}, {tokens}, at {utc(call.created_at)}, {call.endpoint}, {call.settlement_mode}, {call.outcome}"
     return Stated(statement=Statement.TOLD, about=about, why=why)
 
 
@@ -135,7 +139,7 @@ def is_disowned(call: SettlementReceipt) -> bool:
 
 
 def readable_proof(call: SettlementReceipt) -> TeeProof | None:
-    """The enclave's proof on a receipt; None for none, for one that cannot be read, and for one that is disowned."""
+    """The enclave's proof on a receipt; None if it has none, or one that cannot be read or is disowned."""
     if is_disowned(call):
         return None
     try:
@@ -192,11 +196,12 @@ def mismatch(case: Case, network: Network) -> str | None:
     return None
 
 
-def differences(entry: Authorization, found: SettlementFound, network: Network) -> Iterator[str]:
+def differences(case: Case, found: SettlementFound, network: Network) -> Iterator[str]:
     """Where the chain contradicts the entry of the authorization."""
+    entry, is_disputed = case.entry, all(call.status is ReceiptStatus.DISPUTED for call in case.receipts)
     if found.amount_atomic != entry.settled_atomic:
         yield f"{network.asset.format(found.amount_atomic)} and not {network.asset.format(entry.settled_atomic or 0)}"
-    if found.payee not in entry.payees and entry.dispute is None:
+    if found.payee not in entry.payees and not (is_disputed and entry.dispute is not None):
         yield f"a payment to {found.payee} and not to {entry.terms.payee}"
     if (found.block_number, found.block_hash) != (entry.block_number, entry.block_hash):
         yield f"block {found.block_number} ({found.block_hash}) and not {entry.block_number} ({entry.block_hash})"
@@ -206,26 +211,29 @@ def signature_finding(case: Case, mined: Transaction | None, network: Network) -
     """The payer's signature over exactly these terms: in the calldata that settled them, or in the file."""
     entry = case.entry
     if mined is not None:
-        where, candidates, wanted = f"in {mined.tx_hash}", list(signatures_in(mined.input)), entry.signed
+        start = max(0, mined.input.find(entry.nonce.to_bytes(_WORD, "big")))
+        where, candidates, wanted = f"in {mined.tx_hash}", signatures_in(mined.input, start), entry.signed[::-1]
     else:
         # "Expired" speaks of all signatures: the file shows the one that lives longest.
         longest = max(entry.signed, key=lambda terms: terms.deadline)
-        where, candidates, wanted = "in the file", [hex_bytes(case.signature or "")], (longest,)
-    for terms in wanted:
+        where, candidates, wanted = "in the file", iter([hex_bytes(case.signature or "")]), (longest,)
+    pairs = ((signature, terms) for signature in candidates for terms in wanted)
+    for signature, terms in islice(pairs, MOST_TRIES):
         if terms.scheme == "upto" and terms.facilitator is None:
             continue
         digest = payment_digest(terms, payer=entry.payer, nonce=entry.nonce, network=network)
-        if any(recover_address(digest, signature) == entry.payer for signature in candidates):
+        if recover_address(digest, signature) == entry.payer:
             why = f"their signature {where} allows at most {network.asset.format(terms.amount_atomic)} to {terms.payee}"
             return Proven(statement=Statement.SIGNED, about=entry.id, why=why, key=entry.payer)
     why = f"there is no signature of {entry.payer} over these terms {where}"
     return Undecided(statement=Statement.SIGNED, about=entry.id, why=why)
 
 
-def signatures_in(calldata: bytes) -> Iterable[bytes]:
-    """All values that are ABI-encoded as 65 bytes, at any place in the calldata."""
-    start = calldata.find(_SIGNATURE_LENGTH)
-    while start >= 0:
-        first = start + len(_SIGNATURE_LENGTH)
-        yield calldata[first : first + SIGNATURE_BYTES]
-        start = calldata.find(_SIGNATURE_LENGTH, start + 1)
+def signatures_in(calldata: bytes, start: int) -> Iterator[bytes]:
+    """All values that are ABI-encoded as 65 bytes: those behind this place first, then those before it."""
+    for first, end in ((start, len(calldata)), (0, start)):
+        at = calldata.find(_SIGNATURE_LENGTH, first)
+        while 0 <= at < end:
+            behind = at + len(_SIGNATURE_LENGTH)
+            yield calldata[behind : behind + SIGNATURE_BYTES]
+            at = calldata.find(_SIGNATURE_LENGTH, at + 1)

@@ -67,8 +67,16 @@ function isTooDeep(content) {
   return false;
 }
 
+// Made to fill the memory: many values in few bytes
+function isTooFull(content) {
+  const count = (...signs) => content.reduce((sum, byte) => sum + (signs.includes(byte) ? 1 : 0), 0);
+  const [containers, commas] = [count(0x5b, 0x7b), count(0x2c)];
+  return containers > 100_000 + content.length / 32 || commas > 1_000_000 + content.length / 8;
+}
+
 function read(content) {
   let file;
+  if (isTooFull(content)) throw new Unreadable("too many values");
   if (isTooDeep(content)) throw new Unreadable("more than 500 deep");
   try {
     file = JSON.parse(content.toString("utf8"));
@@ -85,6 +93,7 @@ function read(content) {
   return file;
 }
 
+const IS_BASE64 = /^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$/;
 const IN_HISTORY = ["authorization", "receipt", "decision"];
 const ADDRESSES = ["payer_authorizer", "receiver", "receiver_authorizer", "payer", "payee", "asset", "facilitator", "spender", "address", "permit2", "upto_proxy", "exact_proxy"];
 
@@ -94,7 +103,7 @@ function checkValues(file) {
     if (typeof value === "object") return Object.entries(value).forEach(([inner, one]) => visit(inner, one));
     if (ADDRESSES.includes(name) && !isAddress(value)) throw new Unreadable(`the checksum of ${value}`);
     if ((name.endsWith("_atomic") || name === "nonce" || name === "salt") && BigInt(value) >= 2n ** 256n) throw new Unreadable(value);
-    if (name.endsWith("_base64") && value.length % 4) throw new Unreadable("base64");
+    if (name.endsWith("_base64") && !IS_BASE64.test(value)) throw new Unreadable("base64");
   };
   const { records, ...header } = file;
   visit("", JSON.parse(JSON.stringify(header)));
@@ -125,6 +134,7 @@ function checkTogether(file) {
   once("decision", decided);
   const channels = file.of("channel");
   once("channel", channels.map((body) => body.id));
+  if (channels.some((body) => ids.includes(body.id))) throw new Unreadable("an authorization's id is a channel's");
   once("event", channels.flatMap((body) => body.events.map((place) => `${place.tx_hash} ${place.log_index}`)));
   const used = new Set();
   for (const entry of file.of("authorization")) {
@@ -234,7 +244,10 @@ function isIncluded(leaf, { index, proof }, head) {
   return hex(top) === head.root;
 }
 
+const EMPTY_ROOT = hex(sha256());
+
 function isContinued(earlier, proof, head) {
+  if (earlier.size === 0) return proof.length === 0 && earlier.root === EMPTY_ROOT;
   if (earlier.size === head.size) return proof.length === 0 && earlier.root === head.root;
   let [place, last] = [earlier.size - 1, head.size - 1];
   while (place % 2 === 1) [place, last] = [Math.floor(place / 2), Math.floor(last / 2)];
@@ -405,6 +418,7 @@ class Verifier {
     this.isRead = Boolean(reader && rpc);
     this.said = [];
     this.claims = new Map();
+    this.paid = new Map();
     this.unexplained = new Set();
     this.channels = new Map(file.of("channel").map((channel) => [channel.id, channel]));
     this.entries = file.of("authorization");
@@ -476,11 +490,12 @@ class Verifier {
     }
     const indices = new Set(history.places.map((place) => place.index));
     const fits = records.every((record, i) => isIncluded(leafOf(record), history.places[i], history));
-    this.say(fits && indices.size === records.length ? good : "refuted", statement);
+    const isTree = history.size > 0 || history.root === EMPTY_ROOT;
+    this.say(fits && isTree && indices.size === records.length ? good : "refuted", statement);
     if (!earlier) return;
     const before = earlier.history;
     if (history.size < before.size) return this.say("refuted", continued);
-    const found = before.size === history.size ? { proof: [] } : history.consistency.find((one) => one.size === before.size);
+    const found = [0, history.size].includes(before.size) ? { proof: [] } : history.consistency.find((one) => one.size === before.size);
     if (!found) return this.say("undecided", continued);
     const holds = isContinued(before, found.proof, history) && !this.changed(earlier, records);
     this.say(holds ? good : "refuted", continued);
@@ -556,8 +571,7 @@ class Verifier {
     if (!call.tee_signature || String(call.tee_verified ?? "").startsWith("replayed")) return null;
     const bytes = (text) => raw("0x" + String(text ?? "").replace(/^0x/, ""));
     const isHash = (text) => /^(0x)?[0-9a-fA-F]{64}$/.test(text ?? "");
-    const isBase64 = /^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$/.test(call.tee_signature);
-    if (!isBase64 || ![call.tee_id, call.tee_request_hash, call.tee_output_hash].every(isHash)) return undefined;
+    if (!IS_BASE64.test(call.tee_signature) || ![call.tee_id, call.tee_request_hash, call.tee_output_hash].every(isHash)) return undefined;
     if (call.tee_timestamp === undefined || call.tee_timestamp >= 1e15) return undefined;
     return {
       id: hex(bytes(call.tee_id)),
@@ -611,7 +625,7 @@ class Verifier {
     const before = this.said.length;
     try {
       this.sources.source(this.network.chain_id);
-      if (entry.status === "settled") await this.settlement(entry);
+      if (entry.status === "settled") await this.settlement(entry, calls);
       else if (entry.status === "expired") await this.expiry(entry);
       else if (entry.status === "cancelled") await this.cancellation(entry);
       else this.say("undecided", statement, entry.id);
@@ -701,12 +715,15 @@ class Verifier {
       calls.flatMap((entry) => [BigInt(entry.voucher.base_atomic), BigInt(entry.voucher.base_atomic) + chargedOr(entry), BigInt(entry.voucher.max_atomic)]),
     );
     const wanted = parameters(channel);
-    let holds = false;
-    for (let at = input.indexOf(wanted); at >= 0; at = input.indexOf(wanted, at + 1)) {
+    let [holds, tries] = [false, 0];
+    for (let at = input.indexOf(wanted); at >= 0 && tries < MOST_TRIES; at = input.indexOf(wanted, at + 1)) {
       const most = number(input.subarray(at + wanted.length, at + wanted.length + 32));
       const digest = voucherDigest(this.network, channel.id, most);
-      const isSigned = checksummed(channel.payer_authorizer) === payer && signaturesIn(input).some((one) => recovered(digest, one) === payer);
-      holds ||= isSigned && most >= claim.total && known.has(most);
+      const canFit = checksummed(channel.payer_authorizer) === payer && most >= claim.total && known.has(most);
+      for (const signature of signaturesIn(input, at + wanted.length)) {
+        if ((tries += 1) > MOST_TRIES) break;
+        holds ||= canFit && recovered(digest, signature) === payer;
+      }
     }
     this.say(holds ? "proven" : "undecided", "the payer signed for this payment", channel.id);
   }
@@ -766,14 +783,17 @@ class Verifier {
 
   signed(entry, input) {
     const longest = entry.signed.reduce((known, terms) => (terms.deadline > known.deadline ? terms : known));
-    const signatures = [];
-    if (input) signatures.push(...signaturesIn(input));
-    else signatures.push(raw(entry.signature ?? "0x"));
-    const holds = (input ? entry.signed : [longest]).some((terms) => {
-      if (terms.scheme === "upto" && !terms.facilitator) return false;
-      const digest = paymentDigest(terms, entry, this.network);
-      return signatures.some((signature) => recovered(digest, signature) === checksummed(entry.payer));
-    });
+    const signatures = input ? signaturesIn(input, Math.max(0, input.indexOf(word(entry.nonce)))) : [raw(entry.signature ?? "0x")];
+    const wanted = input ? entry.signed.toReversed() : [longest];
+    let [holds, tries] = [false, 0];
+    for (const signature of signatures) {
+      for (const terms of wanted) {
+        if (holds || (tries += 1) > MOST_TRIES) break;
+        if (terms.scheme === "upto" && !terms.facilitator) continue;
+        holds = recovered(paymentDigest(terms, entry, this.network), signature) === checksummed(entry.payer);
+      }
+      if (holds || tries >= MOST_TRIES) break;
+    }
     this.say(holds ? "proven" : "undecided", "the payer signed for this payment", entry.id);
     return holds;
   }
@@ -823,7 +843,7 @@ class Verifier {
     return outgoing.find((log) => stated.includes(number(log.data))) ?? null;
   }
 
-  async settlement(entry) {
+  async settlement(entry, calls) {
     const [chain, statement] = [this.network.chain_id, "the settlement is as the receipt says"];
     const done = await receiptOf(this.sources, chain, entry.tx_hash ?? "");
     const mined = await transactionOf(this.sources, chain, entry.tx_hash ?? "");
@@ -831,11 +851,12 @@ class Verifier {
     if (done.tx_hash !== entry.tx_hash || mined.tx_hash !== entry.tx_hash) return this.say("undecided", statement, entry.id);
     const signed = this.signed(entry, mined.input);
     const log = this.found(entry, done, mined);
+    if (log) this.paid.set(entry.id, checksummed("0x" + log.topics[2].slice(26)));
     const payees = entry.signed.map((terms) => topicOf(terms.payee));
     if (
       !log ||
       number(log.data) !== BigInt(entry.settled_atomic ?? -1) ||
-      (!payees.includes(log.topics[2]) && entry.dispute === undefined) ||
+      (!payees.includes(log.topics[2]) && !(entry.dispute !== undefined && calls.every((call) => call.status === "disputed"))) ||
       log.block_number !== BigInt(entry.block_number ?? -1) ||
       log.block_hash !== entry.block_hash
     ) {
@@ -901,28 +922,56 @@ class Verifier {
       if (log.topics.join() !== [INVALIDATED, topicOf(entry.payer)].join() || log.data.length !== 64) return false;
       return number(log.data.subarray(0, 32)) === nonce >> 8n && (number(log.data.subarray(32)) >> (nonce & 255n)) & 1n;
     };
-    if (!done || !done.ok || !done.logs.some(burns)) return this.say("refuted", statement, entry.id);
+    const burned = done?.ok ? done.logs.find(burns) : undefined;
+    if (!burned) return this.say("refuted", statement, entry.id);
+    if (isPermit && (await this.isSpentBefore(burned, entry))) return this.say("undecided", statement, entry.id);
     this.sayRead(statement, entry.id);
+  }
+
+  // Permit2 lets a payer invalidate a nonce that was used
+  async isSpentBefore(burned, entry) {
+    const [chain, nonce, height] = [this.network.chain_id, BigInt(entry.nonce), burned.block_number];
+    const call = hex(join(raw("0x4fe02b44"), addressWord(entry.payer), word(nonce >> 8n)));
+    const at = "0x" + (height - 1n).toString(16);
+    const bitmap = quantity(await this.sources.ask(chain, "eth_call", [{ to: this.network.permit2, data: call }, at]));
+    if ((bitmap >> (nonce & 255n)) & 1n) return true;
+    const span = { address: checksummed(entry.signed[0].asset), topics: [TRANSFER, topicOf(entry.payer)] };
+    const block = "0x" + height.toString(16);
+    const logs = await this.sources.ask(chain, "eth_getLogs", [{ ...span, fromBlock: block, toBlock: block }]);
+    must(Array.isArray(logs));
+    const proxies = [this.network.upto_proxy, this.network.exact_proxy].map(checksummed);
+    for (const log of logs.map(logOf)) {
+      if (log.log_index >= burned.log_index) continue;
+      const done = await receiptOf(this.sources, chain, log.tx_hash);
+      if (done && settledTransfers(done, proxies).length) return true;
+    }
+    return false;
   }
 
   // -- parties, shares, disputes
 
   async parties(entry, calls) {
-    const terms = entry.signed.at(-1);
     const known = (list, address) => (this.reader?.[list] ?? []).some((one) => one.toLowerCase() === address.toLowerCase());
-    await this.payee(entry, calls, terms.payee, known);
-    if (terms.facilitator) this.say(known("facilitators", terms.facilitator) ? "read" : "stated", "the facilitator is known", entry.id);
+    await this.payee(entry, calls, (payee) => known("payees", payee));
+    const facilitators = entry.signed.map((terms) => terms.facilitator).filter(Boolean);
+    const areKnown = facilitators.every((one) => known("facilitators", one));
+    if (facilitators.length) this.say(areKnown ? "read" : "stated", "the facilitator is known", entry.id);
   }
 
-  async payee(entry, calls, payee, known) {
+  async payee(entry, calls, isKnown) {
     const statement = "the payee is a gateway's";
-    if (known("payees", payee)) return this.say("read", statement, entry.id);
+    const payees = new Set(entry.signed.map((terms) => checksummed(terms.payee)));
+    if (this.paid.has(entry.id)) payees.add(this.paid.get(entry.id));
+    const unknown = [...payees].filter((payee) => !isKnown(payee));
+    if (!unknown.length) return this.say("read", statement, entry.id);
     if (!this.network.registry) return this.say("stated", statement, entry.id);
+    const registered = new Set();
     try {
       for (const call of calls) {
         const proof = this.proof(call);
         const enclave = proof && (await this.enclave(proof.id));
-        if (enclave && enclave.payment === checksummed(payee)) {
+        if (enclave) registered.add(enclave.payment);
+        if (enclave && unknown.every((payee) => registered.has(payee))) {
           this.sources.source(this.network.registry.chain_id);
           return this.sayRead(statement, entry.id);
         }
@@ -989,7 +1038,7 @@ class Verifier {
   attestation(call, proof) {
     const shown = this.file.of("attestation").find((one) => one.tee_id === proof.id);
     if (!shown) return null;
-    const statement = "the key was made in an attested enclave";
+    const statement = "an attested enclave named the key as its own";
     const key = Buffer.from(shown.public_key_base64, "base64");
     const verdict = attestationOf(Buffer.from(shown.document_base64, "base64"), key, this.reader?.attestation_root_sha256 ?? AWS_ROOT);
     const holds = verdict.kind !== "proven" || hex(keccak(key)) === proof.id;
@@ -1129,10 +1178,15 @@ class Verifier {
 
 class Refuted extends Error {}
 
-function signaturesIn(input) {
-  const found = [];
-  for (let at = input.indexOf(word(65)); at >= 0; at = input.indexOf(word(65), at + 1)) found.push(input.subarray(at + 32, at + 97));
-  return found;
+const MOST_TRIES = 128;
+
+// Behind this place first, then before it
+function* signaturesIn(input, start) {
+  for (const [first, end] of [[start, input.length], [0, start]]) {
+    for (let at = input.indexOf(word(65), first); at >= 0 && at < end; at = input.indexOf(word(65), at + 1)) {
+      yield input.subarray(at + 32, at + 97);
+    }
+  }
 }
 
 // What a call on a channel was charged; its most, where that is not known

@@ -125,6 +125,23 @@ def test_what_claimed_vouchers_still_allow_counts_in_a_day_s_budget(net, account
         assert sum(channel.claimed_atomic for channel in payments.channels.list()) == 2 * AMOUNT
 
 
+def test_a_voucher_that_was_signed_anew_for_less_counts_with_all_that_it_ever_allowed(net, account, tmp_path):
+    policy = SpendPolicy(max_per_day="0.2", max_per_authorization="0.1", max_channels=3)
+    with payments_for(net, account, tmp_path / "anew", policy=policy) as payments, client_for(payments) as client:
+        client.chat(PROMPT)
+        net.faults.inject(AlterTerms(amount=str(AMOUNT // 2)), times=None)
+        client.chat(PROMPT)  # its first voucher allows twice as much, and was refused
+        claimed_receipts(net, payments)
+        with client.stream(PROMPT) as one, client.stream(PROMPT) as other:
+            with pytest.raises(BudgetExceeded):
+                client.chat(PROMPT)
+            list(one), list(other)
+        net.faults.inject(SettleAtCap())  # it takes all that it was ever sent a voucher for
+        net.claim_channels()
+        claimed = [channel.claimed_atomic for channel in payments.channels.list()]
+        assert 3 * AMOUNT // 2 < sum(claimed) <= 2 * AMOUNT
+
+
 def test_calls_side_by_side_have_channels_of_their_own_and_none_is_told_that_one_is_busy(net, payments, client):
     with ThreadPoolExecutor(12) as threads:
         receipts = list(threads.map(lambda _: client.chat(PROMPT).receipt, range(24)))
@@ -280,6 +297,24 @@ def test_a_gateway_that_lost_its_records_takes_the_next_voucher(net, payments, c
     net.forget_channels()
     second = client.chat(PROMPT).receipt
     assert charged_at(net, payments) == first.cost_atomic + second.cost_atomic
+
+
+def test_nobody_is_accused_of_a_claim_for_a_lost_call_that_the_gateway_forgot_since(net, payments, client):
+    cost = client.chat(PROMPT).receipt.cost_atomic
+    net.faults.inject(InflateCost(factor=3))
+    net.faults.inject(HangUp(charge=True))
+    with pytest.raises(PaymentOutcomeUnknown):
+        client.chat(PROMPT)
+    net.claim_channels()
+    net.forget_channels()  # from now on it takes the wallet's word for what was charged
+    assert client.chat(PROMPT).receipt.cost_atomic == cost
+    assert spent(payments) == cost + 2 * AMOUNT
+    receipts = claimed_receipts(net, payments)
+    (channel,) = channels_of(payments)
+    assert channel.claimed_atomic == cost + 3 * cost
+    assert {receipt.status for receipt in receipts} == {"settled"}
+    assert [receipt.settled_atomic for receipt in receipts] == [cost, 2 * cost, cost]
+    assert spent(payments) == channel.claimed_atomic
 
 
 def test_what_a_gateway_gave_back_unasked_is_seen_before_the_next_call(net, account, payments, client, monkeypatch):

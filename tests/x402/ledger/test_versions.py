@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from opengradient_x402.channels.book import ChannelBook
 from opengradient_x402.errors import BudgetExceeded, LedgerUnavailable
 from opengradient_x402.ledger.authorizations import Budget
 from opengradient_x402.ledger.ledger import Ledger
@@ -181,4 +182,25 @@ def test_a_ledger_of_the_third_version_finds_calls_by_their_run_from_then_on(tmp
         again.record_call(served(entry(1), "call_2", run="nightly")).result()
         assert {one.call_id: one.run for one in again.receipts().result()} == {"call_1": None, "call_2": "nightly"}
         assert [one.call_id for one in again.newest_receipts(9, run="nightly").result()] == ["call_2"]
+    assert check(f"sqlite:///{path}") == []
+
+
+_TO_FOURTH_VERSION = """
+ALTER TABLE vouchers DROP COLUMN signed_atomic;
+INSERT INTO vouchers (authorization_id, channel_id, base_atomic, max_atomic, state)
+VALUES ('auth_1', '0xab', '40', '100', 'newest');
+UPDATE schema SET version = 4;
+"""
+"""A ledger of today as version 4 had it: a voucher that was signed anew for less had only the last sum."""
+
+
+def test_a_ledger_of_the_fourth_version_keeps_its_vouchers(tmp_path):
+    path = tmp_path / "fourth.sqlite"
+    with closing(Ledger(path)) as ledger:
+        ledger.receipts().result()
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.executescript(_TO_FOURTH_VERSION)
+    with closing(Ledger(path)) as again:
+        (voucher,) = ChannelBook(again).vouchers(["0xab"]).result().values()
+    assert (voucher.base_atomic, voucher.max_atomic, voucher.ceiling_atomic) == (40, 100, 100)
     assert check(f"sqlite:///{path}") == []

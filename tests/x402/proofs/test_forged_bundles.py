@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import csv
+import io
 import json
 import random
 from dataclasses import replace
@@ -11,17 +13,21 @@ from hashlib import sha256
 import pytest
 import rfc8785
 from eth_utils.crypto import keccak
+from typer.testing import CliRunner
 
 from opengradient_devnet import Scheme
+from opengradient_x402.cli.main import build_app
 from opengradient_x402.errors import BundleUnreadable, ConfigurationError, OpenGradientError
 from opengradient_x402.networks import PRESETS
-from opengradient_x402.proofs.bundle import Bundle, Contents, Record, cases_of, describe
+from opengradient_x402.proofs.bundle import Bundle, Contents, Record, cases_of
+from opengradient_x402.proofs.checks import channels, receipts
+from opengradient_x402.proofs.checks.network import describe
 from opengradient_x402.proofs.findings import Finding, Proven, Read, Refuted, Stated, Statement, Undecided
 from opengradient_x402.proofs.history import IN_HISTORY, described
 from opengradient_x402.proofs.verification import Verification, verify_bundle
 from support.forging import HASH, OTHER, World, forge
 from support.ledger_rows import entry, served
-from support.node import serving
+from support.node import at_rest, serving
 from support.payers import network_of
 
 pytestmark = pytest.mark.devnet(schemes=[Scheme.UPTO, Scheme.BATCH_SETTLEMENT])
@@ -48,7 +54,8 @@ class Liar:
 
     def bundle(self) -> bytes:
         for _ in range(self.chance.randint(1, 5)):
-            self.chance.choice([self.swap, self.take, self.drop, self.copy, self.relabel, self.reorder, self.borrow])()
+            acts = [self.swap, self.take, self.drop, self.copy, self.relabel, self.reorder, self.borrow, self.graft]
+            self.chance.choice(acts)()
         records = tuple(self.records)
         bundle = replace(self.world.bundle, records=records)
         how, parts = self.chance.random(), {}
@@ -108,6 +115,29 @@ class Liar:
             if wanted in (body.get("id"), body.get("authorization_id")):
                 self.records[index] = Record(self.records[index].kind, {**body, **chosen})
 
+    def graft(self) -> None:
+        """The payer's payment to a second wallet, or the late cancellation of its nonce, under a call of a gateway."""
+        p, signed = self.world.own_payment, self.chance.choice(self.values["authorization", "signed"])
+        last = {**signed[-1], "deadline": p["deadline"], "amount_atomic": p["amount"]}
+        own = {**last, "payee": p["payee"], "facilitator": p["payee"]}
+        shown = {"nonce": p["nonce"], "block_number": p["block_number"], "block_hash": p["block_hash"]}
+        is_burned, ids = self.chance.random() < 0.3, self.values["authorization", "id"]
+        status = "cancelled" if is_burned else "settled"
+        tx_hash, wanted = p["burned_in" if is_burned else "tx_hash"], self.chance.choice(ids)
+        taken = {} if is_burned else {"settled_atomic": p["amount"]}
+        for index in self.of("authorization", "receipt"):
+            body = {**self.records[index].body}
+            if body.get("id") == wanted:
+                chosen = self.chance.choice([[own], [last], [own, last], [last, own]])
+                body |= {**shown, **taken, "status": status, "tx_hash": tx_hash, "signed": chosen}
+            elif body.get("authorization_id") == wanted:
+                told = {"authorized_atomic": p["amount"], "deadline": p["deadline"], "payment_tx_hash": tx_hash}
+                told |= {} if is_burned else {"authorization_settled_atomic": p["amount"]}
+                party = self.chance.choice([own, last])
+                told |= {name: party[name] for name in ("payee", "facilitator") if name in party}
+                body |= {**shown, **told, **taken, "status": status}
+            self.records[index] = Record(self.records[index].kind, body)
+
     def reorder(self) -> None:
         self.chance.shuffle(self.records)
 
@@ -130,6 +160,9 @@ class Truth:
             if record.kind == "authorization"
             for terms in record.body["signed"]
         }
+        own, network = world.own_payment, self.network
+        parties = (own["payee"], own["payee"], network.upto_proxy, own["amount"], own["deadline"])
+        self.signed.add((world.payments.payer, own["nonce"], network.asset.address, *parties))
         receipts = [record.body for record in honest if record.kind == "receipt"]
         self.proofs = {_proof(body): body["settlement_mode"] for body in receipts if "tee_signature" in body}
         self.payer_of = {_proof(body): body["payer"] for body in receipts if "tee_signature" in body}
@@ -139,6 +172,7 @@ class Truth:
             (log["transactionHash"], int(log["data"], 16), log["topics"][2][-40:]): log["topics"][1][-40:]
             for log in logs
         }
+        self.payees = {((tx_hash, amount), payee) for tx_hash, amount, payee in self.transfers}
         settlements = {item.transaction for item in net.settlements} | {world.own_payment["tx_hash"]}
         self.settlements = {
             (log["transactionHash"], log["topics"][1][-40:], int(log["blockNumber"], 16))
@@ -184,9 +218,18 @@ class Truth:
             case Statement.NOTHING_TAKEN:
                 return (entry["payer"], entry["nonce"]) in self.unused
             case Statement.PAYEE:
-                return entry["signed"][-1]["payee"] in self.network.payees
+                known = {payee[2:].lower() for payee in self.network.payees}
+                tx_hash, amount = entry.get("tx_hash"), int(entry.get("settled_atomic", "-1"))
+                paid = {payee for claim, payee in self.payees if claim == (tx_hash, amount)}
+                is_refuted = any(
+                    isinstance(one, Refuted) and one.about == finding.about
+                    for one in about(verification, Statement.PAID)
+                )
+                named = {terms["payee"][2:].lower() for terms in entry["signed"]}
+                return named <= known and (paid <= known or is_refuted)
             case Statement.FACILITATOR:
-                return entry["signed"][-1]["facilitator"] in self.network.facilitators
+                named = {terms.get("facilitator") for terms in entry["signed"]} - {None}
+                return named <= self.network.facilitators
             case Statement.ENCLAVE:
                 return _proof(call) in self.proofs
             case Statement.REGISTERED | Statement.ATTESTED:
@@ -298,15 +341,17 @@ def root(leaves: list[bytes]) -> bytes:
 def lie_at_random(world: World, seeds: range) -> int:
     truth, read = Truth(world), 0
     network = network_of(world.net)
-    for seed in seeds:
-        content = Liar(world, seed).bundle()
-        try:
-            verification = verify_bundle(content, network=network)
-        except BundleUnreadable:
-            continue
-        read += 1
-        for finding in [*verification.of(Proven), *verification.of(Read)]:
-            assert truth.holds(finding, verification.bundle, verification), (seed, finding)
+    with serving(world.net.chain) as node:
+        node.misbehave = at_rest(world.net.chain)
+        for seed in seeds:
+            content = Liar(world, seed).bundle()
+            try:
+                verification = verify_bundle(content, network=network, rpc_url=node.url, relay_rpc_url=node.url)
+            except BundleUnreadable:
+                continue
+            read += 1
+            for finding in [*verification.of(Proven), *verification.of(Read)]:
+                assert truth.holds(finding, verification.bundle, verification), (seed, finding)
     return read
 
 
@@ -315,6 +360,7 @@ def test_no_lie_at_random_is_proven_or_read(forged_world):
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(3600)
 def test_no_lie_of_thousands_is_proven_or_read(forged_world):
     assert lie_at_random(forged_world, range(1000, 5000)) >= 1000
 
@@ -383,6 +429,7 @@ def test_made_up_evidence_ends_in_findings(forged_world):
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(3600)
 def test_thousands_of_pieces_of_made_up_evidence_end_in_findings(forged_world):
     make_up_evidence(forged_world, range(1000, 5000))
 
@@ -408,6 +455,51 @@ def test_a_transfer_without_a_payee_ends_in_findings(forged_world):
         return [record]
 
     assert verify_bundle(forge(forged_world.bundle, None, cut), is_offline=True).findings
+
+
+@pytest.mark.parametrize("kind", ["payments", "vouchers"])
+def test_calldata_full_of_signatures_is_read_in_bounded_time(forged_world, monkeypatch, kind):
+    tried = []
+    monkeypatch.setattr(receipts, "recover_address", lambda *pair: tried.append(pair))
+    monkeypatch.setattr(channels, "recover_address", lambda *pair: tried.append(pair))
+    false = ((65).to_bytes(32, "big") + b"\x11" * 65).hex()
+
+    def stuff(record):
+        if record.kind == "rpc" and record.body["method"] == "eth_getTransactionByHash":
+            record.body["result"]["input"] += (record.body["result"]["input"][2:] if kind == "vouchers" else "") * 9
+            record.body["result"]["input"] += false * 3000
+        return [record]
+
+    content = forge(forged_world.bundle, None, stuff)
+    verification = verify_bundle(content, network=network_of(forged_world.net), is_offline=True)
+    signed = about(verification, Statement.SIGNED)
+    assert {type(item) for item in signed} == {Undecided}
+    assert receipts.MOST_TRIES < len(tried) <= receipts.MOST_TRIES * len(signed)
+
+
+@pytest.mark.parametrize("command", [["report", "-f", "csv"], ["export", "-f", "csv"], ["export", "-f", "csv-raw"]])
+def test_a_table_of_a_strangers_bundle_runs_nothing(forged_world, tmp_path, monkeypatch, command):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    signs = iter("=+-@")
+    names = {}
+
+    def odd(record):
+        if "call_id" in record.body:
+            call = record.body["call_id"]
+            names.setdefault(call, next(signs, "=") + f"cmd|{call}")
+            record.body["call_id"] = names[call]
+        for name in {"model", "run", "dispute"} & record.body.keys():
+            record.body[name] = "\n=HYPERLINK(1)"
+        return [record]
+
+    (file := tmp_path / "bundle.json").write_bytes(forge(forged_world.bundle, None, odd))
+    offline = ["--offline"] if command[0] == "report" else []
+    words = ["receipts", command[0], str(file), *command[1:], *offline]
+    done = CliRunner().invoke(build_app(words), words)
+    assert done.exit_code in (0, 1), done.output
+    cells = [cell for row in csv.reader(io.StringIO(done.stdout)) for cell in row]
+    assert any("cmd|call_" in cell for cell in cells)
+    assert [cell for cell in cells if cell.startswith(("=", "+", "-", "@", "\n", "\t", "\r"))] == []
 
 
 # -- nodes
@@ -447,6 +539,45 @@ def test_where_two_nodes_disagree_nothing_is_read(forged_world, order):
     (complete,) = about(verification, Statement.COMPLETE)
     assert isinstance(complete, Undecided)
     assert "the nodes disagree" in complete.why
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_two_nodes_that_tell_different_things_of_one_class_disagree(forged_world, order):
+    net, network = forged_world.net, network_of(forged_world.net)
+    honest = about(verify_bundle(forged_world.bundle.to_bytes(), network=network), Statement.REGISTERED)
+    image = honest[0].why.split(" image ")[1][2:]
+
+    def lies(method, params, number):
+        if method == "eth_call" and params[0]["to"] == network.registry.address:
+            return 200, {"result": net.chain.rpc(method, params).replace(image, "77" * 32)}
+        return None
+
+    with serving(net.chain) as liar:
+        liar.misbehave = lies
+        urls = [net.network["rpc_url"], liar.url][::order]
+        verification = verify_bundle(forged_world.bundle.to_bytes(), network=network, rpc_url=urls)
+    shown = about(verification, Statement.REGISTERED)
+    assert len(shown) == len(honest)
+    assert {type(item) for item in shown} == {Undecided}
+    assert image in shown[0].why
+    assert "77" * 32 in shown[0].why
+
+
+def test_two_nodes_with_two_hashes_of_one_block_disagree(forged_world):
+    net = forged_world.net
+
+    def forked(method, params, number):
+        if method == "eth_getBlockByNumber" and params[0] == "latest":
+            return 200, {"result": {**net.chain.rpc(method, params), "hash": HASH}}
+        return None
+
+    with serving(net.chain) as other:
+        other.misbehave = forked
+        urls = [net.network["rpc_url"], other.url]
+        verification = verify_bundle(forged_world.bundle.to_bytes(), network=network_of(net), rpc_url=urls)
+    assert not any(item.source.is_chain for item in verification.of(Read))
+    (complete,) = about(verification, Statement.COMPLETE)
+    assert HASH in complete.why
 
 
 # -- whom a reader trusts
@@ -517,6 +648,14 @@ def test_look_alikes_under_the_chain_id_of_a_preset_are_refuted(forged_world, na
     content = Bundle(created_at=1, network=network, records=()).signed(forged_world.payments.signer).to_bytes()
     (finding,) = about(verify_bundle(content, is_offline=True), Statement.NETWORK)
     assert isinstance(finding, Refuted)
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_a_file_about_any_token_of_a_preset_is_about_known_contracts(forged_world, name):
+    made = Bundle(created_at=1, network=describe(PRESETS[name]), records=())
+    content = made.signed(forged_world.payments.signer).to_bytes()
+    (finding,) = about(verify_bundle(content, is_offline=True), Statement.NETWORK)
+    assert f"are those of {name}" in finding.why
 
 
 def test_a_private_chain_that_calls_itself_base_is_the_writers_word(forged_world):

@@ -12,6 +12,7 @@ import pytest
 
 from opengradient_x402.errors import ConfigurationError
 from opengradient_x402.ledger.ledger import Ledger
+from opengradient_x402.proofs.bundle import Bundle
 from opengradient_x402.proofs.bundle_schema import json_schema
 from opengradient_x402.proofs.export import export_bundle
 from opengradient_x402.proofs.findings import Finding, Proven, Refuted, Statement, Undecided
@@ -62,6 +63,16 @@ def test_every_earlier_tree_is_shown_to_be_the_beginning_and_no_other_one():
             assert not is_continued(head, proof[:-1] if proof else ["0x" + "00" * 32], tree.head)
             if earlier < size:
                 assert not is_continued(tree.head, proof, head)
+
+
+def test_a_tree_of_nothing_has_one_root_and_begins_every_tree():
+    nothing, tree = HistoryTree([]).head, HistoryTree(LEAVES)
+    another = replace(nothing, root="0x" + "12" * 32)
+    for head in (nothing, tree.head):
+        assert is_continued(nothing, [], head)
+        assert not is_continued(another, [], head)
+        assert not is_continued(nothing, [nothing.root], head)
+    assert not is_continued(tree.head, [], nothing)
 
 
 @pytest.fixture
@@ -150,6 +161,19 @@ def test_a_ledger_that_began_anew_is_found(net, paying, tmp_path):
     finding = continued(content, before)
     assert isinstance(finding, Refuted)
     assert "it has 2 records, and there were 4" in finding.why
+
+
+def test_a_head_alone_shows_how_many_records_are_still_those_of_its_time(paying):
+    paying.call()
+    before = exported(paying)
+    history = Bundle.from_bytes(before).history
+    head = Head(size=history["size"], root=history["root"])
+    paying.call()
+    finding = continued(exported(paying), head)
+    assert isinstance(finding, Proven)
+    assert "of the file's records are among those" in finding.why
+    assert "only the earlier file shows" in finding.why
+    assert "only the earlier file shows" not in continued(exported(paying), before).why
 
 
 def test_a_head_that_no_bundle_showed_is_not_decided(paying):

@@ -1,0 +1,122 @@
+"""Channels and vouchers as rows of the ledger's tables; each function works in an open transaction."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields, replace
+from typing import TYPE_CHECKING, Any
+
+from opengradient_x402.channels.channel import Channel, Deposit, Voucher
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+_NUMBERS = ("salt", "charged_atomic", "signed_atomic", "balance_atomic", "claimed_atomic", "foreign_atomic")
+"""Kept as text: they fit no database integer."""
+
+
+def table_of(name: str) -> Any:
+    """The table with this name. SQLAlchemy is first imported here."""
+    from opengradient_x402.ledger import tables
+
+    return tables.named(name)
+
+
+def row_of(channel: Channel) -> dict[str, Any]:
+    """The columns of a channel."""
+    row = {field.name: getattr(channel, field.name) for field in fields(channel) if field.name != "deposit"}
+    deposit = channel.deposit
+    row |= {name: str(row[name]) for name in _NUMBERS}
+    row["deposit_atomic"] = None if deposit is None else str(deposit.amount_atomic)
+    row["deposit_salt"] = None if deposit is None else str(deposit.salt)
+    row["deposit_deadline"] = None if deposit is None else deposit.deadline
+    return row
+
+
+def _channel_in(row: Any) -> Channel:
+    values = {field.name: row[field.name] for field in fields(Channel) if field.name != "deposit"}
+    values |= {name: int(values[name]) for name in _NUMBERS}
+    deposit = None
+    if row["deposit_salt"] is not None:
+        deposit = Deposit(
+            amount_atomic=int(row["deposit_atomic"]), salt=int(row["deposit_salt"]), deadline=row["deposit_deadline"]
+        )
+    return Channel(**values, deposit=deposit)
+
+
+def channels_in(conn: Connection, *, network: str, payer: str | None) -> list[Channel]:
+    """All channels of a network (CAIP-2), or of one payer there, oldest first."""
+    table = table_of("channels")
+    query = table.select().where(table.c.network == network)
+    if payer is not None:
+        query = query.where(table.c.payer == payer)
+    return [_channel_in(row) for row in conn.execute(query.order_by(table.c.sequence)).mappings()]
+
+
+def channel_in(conn: Connection, channel_id: str) -> Channel | None:
+    """One channel; None if the ledger does not have it."""
+    table = table_of("channels")
+    row = conn.execute(table.select().where(table.c.id == channel_id)).mappings().one_or_none()
+    return None if row is None else _channel_in(row)
+
+
+def known_channel(conn: Connection, channel_id: str) -> Channel:
+    """One channel. Raises LookupError if the ledger does not have it."""
+    channel = channel_in(conn, channel_id)
+    if channel is None:
+        raise LookupError(f"channel {channel_id} is not in the ledger")
+    return channel
+
+
+def put_channel(conn: Connection, channel: Channel) -> None:
+    """Writes a channel that is there, as it is now."""
+    table = table_of("channels")
+    conn.execute(table.update().where(table.c.id == channel.id).values(row_of(channel)))
+
+
+def vouchers_of(conn: Connection, channel_id: str, *states: str) -> list[Voucher]:
+    """The vouchers of a channel in these states, oldest first."""
+    table = table_of("vouchers")
+    query = table.select().where(table.c.channel_id == channel_id, table.c.state.in_(states)).order_by(table.c.sequence)
+    return [
+        Voucher(
+            authorization_id=row["authorization_id"],
+            channel_id=row["channel_id"],
+            base_atomic=int(row["base_atomic"]),
+            max_atomic=int(row["max_atomic"]),
+            charged_atomic=None if row["charged_atomic"] is None else int(row["charged_atomic"]),
+            signed_atomic=int(row["signed_atomic"] or 0),
+        )
+        for row in conn.execute(query).mappings()
+    ]
+
+
+def has_others(conn: Connection, voucher: Voucher) -> bool:
+    """Whether its channel has vouchers of other calls."""
+    table = table_of("vouchers")
+    other = (table.c.channel_id == voucher.channel_id, table.c.authorization_id != voucher.authorization_id)
+    return conn.execute(table.select().where(*other).limit(1)).first() is not None
+
+
+def put_voucher(conn: Connection, voucher: Voucher) -> Voucher:
+    """Writes it, and returns it as it was written: a call keeps the highest sum that was signed for it."""
+    table, voucher = table_of("vouchers"), replace(voucher, signed_atomic=voucher.ceiling_atomic)
+    row = {name: None if value is None else str(value) for name, value in asdict(voucher).items()}
+    this = table.c.authorization_id == voucher.authorization_id
+    if conn.execute(table.update().where(this).values(row)).rowcount == 0:
+        conn.execute(table.insert().values(row | {"state": "newest"}))
+    return voucher
+
+
+def own_and_others(
+    conn: Connection, channel_id: str, authorization_id: str, *states: str
+) -> tuple[Voucher | None, list[Voucher]]:
+    """The voucher of this authorization, and those of others that are not final (or in these states), oldest first."""
+    vouchers = vouchers_of(conn, channel_id, *(states or ("newest", "included")))
+    own = next((one for one in vouchers if one.authorization_id == authorization_id), None)
+    return own, [one for one in vouchers if one is not own]
+
+
+def set_state(conn: Connection, authorization_id: str, state: str) -> None:
+    """Writes the state of one voucher: `newest`, `included` or `final`."""
+    table = table_of("vouchers")
+    conn.execute(table.update().where(table.c.authorization_id == authorization_id).values(state=state))
