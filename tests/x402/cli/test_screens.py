@@ -325,6 +325,18 @@ def test_sums_of_the_report_are_what_the_chain_took_and_shares_are_the_payers_wo
     assert {call for row in part["model"] for call in row["records"].split()} == calls
 
 
+def test_a_bundle_has_what_was_settled_since_anybody_looked(net, account, tmp_path, monkeypatch):
+    monkeypatch.setenv("OG_PRIVATE_KEY", account.private_key)
+    monkeypatch.setenv("OG_LEDGER_URL", f"sqlite:///{tmp_path / 'ledger.sqlite'}")
+    with payments_for(net, account, tmp_path / "ledger.sqlite") as payments, client_for(payments) as client:
+        client.chat({"model": "openai/gpt-5", "messages": [{"role": "user", "content": "Hi."}]})
+    net.close_sessions()
+    assert piped("receipts", "export", "-f", "bundle", "-o", str(tmp_path / "bundle.json")).exit_code == 0
+    verified = piped("receipts", "verify", str(tmp_path / "bundle.json"), "--network", f"{net.gateway_url}/network")
+    assert verified.exit_code == 0, verified.stdout
+    assert re.search(r"openai/gpt-5 +1 +0\.\d{6} +settled", verified.stdout)
+
+
 def test_amounts_of_a_strangers_token_are_whole_and_name_it(shop, monkeypatch):
     monkeypatch.delenv("OG_NETWORK")
     monkeypatch.delenv("OG_LEDGER_URL")
