@@ -351,9 +351,14 @@ class _Line:
         self._closing: list[asyncio.Task[None]] = []
 
     def close_on(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Closes the connections on their loop, from another thread; a loop that has ended has closed them."""
+        """Closes the connections on their loop, from another thread; a loop that ends, or has ended, does so itself."""
+
+        def close() -> None:
+            if self._guard is not None:
+                self._closing.append(loop.create_task(self.wire.aclose()))
+
         with suppress(RuntimeError):
-            loop.call_soon_threadsafe(lambda: self._closing.append(loop.create_task(self.wire.aclose())))
+            loop.call_soon_threadsafe(close)
 
     async def close_with_loop(self) -> None:
         """Closes the connections when the loop shuts down: `asyncio.run` ends open async generators first.
@@ -370,6 +375,7 @@ class _Line:
         finally:
             self._guard = None  # it knows the loop, and would keep it alive
             await self.wire.aclose()
+            await asyncio.gather(*self._closing, return_exceptions=True)  # no task may outlive the loop
 
 
 def _source(payments: Payments, base_url: str | None, gateway: EndpointSource | None) -> EndpointSource:
