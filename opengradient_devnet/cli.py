@@ -31,7 +31,10 @@ from opengradient_devnet.server import ServerFailed
 _LOOK_EVERY_S = 0.2
 _WALLET_OPG = "100"
 
-app = typer.Typer(pretty_exceptions_enable=False)
+app = typer.Typer(
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # its table cuts long names of options at 80 columns
+)
 
 
 class Engine(StrEnum):
@@ -56,12 +59,12 @@ def serve(
     *,
     port: Annotated[int, typer.Option(help="Port of the gateway on 127.0.0.1; 0 picks a free one.")] = 0,
     chain_id: Annotated[int, typer.Option(help="Chain id of the embedded chain.")] = PRIVATE_CHAIN_ID,
-    engine: Annotated[Engine, typer.Option(help="What runs the chain.")] = Engine.PYEVM,
+    engine: Annotated[Engine, typer.Option(metavar="NAME", help="What runs the chain: pyevm or anvil.")] = Engine.PYEVM,
     upstream: Annotated[
         str,
         typer.Option(
-            help='Who answers: "rules", "openai:URL" of any OpenAI-compatible server, or "langchain:module:attribute" '
-            "of any LangChain chat model (looked for in this folder, too)."
+            help='Who answers: "rules"; "openai:URL", any OpenAI-compatible server; or '
+            '"langchain:module:attribute", a LangChain chat model (looked for in this folder, too).'
         ),
     ] = "rules",
     upstream_key: Annotated[
@@ -82,7 +85,11 @@ def serve(
     prices: Annotated[Path | None, typer.Option(help="A price list to use instead of the built-in one.")] = None,
     opg_usd: Annotated[str | None, typer.Option(help="What one OPG costs in USD; decides what calls cost.")] = None,
     scheme: Annotated[
-        list[Scheme] | None, typer.Option(help="A way to pay that is offered; may be given several times.")
+        list[Scheme] | None,
+        typer.Option(
+            metavar="NAME",
+            help=f"A way to pay that is offered: {', '.join(Scheme)}. May be given several times. [default: upto]",
+        ),
     ] = None,
     pace: Annotated[float, typer.Option(help="Seconds between the chunks of a streamed answer.")] = 0.0,
     unsafe_live_chain_id: Annotated[

@@ -333,7 +333,7 @@ def check_name(where: str, name: str) -> None:
     known = [spelling for model in catalog() for spelling in (model.name, model.wire_name)]
     if find_model(name) is None and (close := get_close_matches(name, known, n=1, cutoff=_SLIP)):
         warnings.warn(
-            f"{where} has {name!r}, which is not in the catalogue. Did you mean {close[0]!r}? For a model of your own "
+            f"{where} has {name!r}, which is not in the catalog. Did you mean {close[0]!r}? For a model of your own "
             "gateway the name must be as in the call.",
             UserWarning,
             stacklevel=4,

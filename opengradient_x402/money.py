@@ -45,6 +45,11 @@ class Asset:
         return f"{format_amount(amount_atomic, decimals=self.decimals)} {self.symbol}"
 
 
+def units_of(address: str) -> str:
+    """The name of an amount of a token whose decimals are not known: `units of 0xFbC2…f5eB`."""
+    return f"units of {address[:6]}…{address[-4:]}"
+
+
 class PaidIn(Protocol):
     """A record that says in which token its amounts are."""
 

@@ -61,7 +61,31 @@ _RANGES: Final = {
     "presence_penalty": (-2, 2),
     "top_logprobs": (0, 20),
 }
-_WHOLE_NUMBERS: Final = ("seed", "max_tokens", "max_completion_tokens", "top_logprobs")
+_LENGTHS: Final = ("max_tokens", "max_completion_tokens")
+_WHOLE_NUMBERS: Final = ("seed", "top_k", "top_logprobs", *_LENGTHS)
+_SWITCH: Final = (bool, "True or False")
+_TEXT: Final = (str, "a text")
+_LIST: Final = ((list, tuple), "a list")
+_OBJECT: Final = (Mapping, "a dict")
+_TYPES: Final[Mapping[str, tuple[type | tuple[type, ...], str]]] = {
+    "audio": _OBJECT,
+    "logit_bias": _OBJECT,
+    "logprobs": _SWITCH,
+    "modalities": _LIST,
+    "parallel_tool_calls": _SWITCH,
+    "prediction": _OBJECT,
+    "prompt_cache_key": _TEXT,
+    "reasoning": _OBJECT,
+    "reasoning_effort": _TEXT,
+    "response_format": _OBJECT,
+    "safety_identifier": _TEXT,
+    "service_tier": _TEXT,
+    "tools": _LIST,
+    "user": _TEXT,
+    "verbosity": _TEXT,
+    "web_search": _SWITCH,
+}
+"""What a member may be, from OpenAI's and OpenRouter's API references."""
 _OPENAI: Final = re.compile(r"gpt-(?!oss)|chatgpt-|o\d")
 _MOST_BITS: Final = 63
 """Of a whole number, without its sign: what every server can read."""
@@ -173,22 +197,32 @@ def misspelt(name: str, known: Iterable[str]) -> str | None:
 def check_values(wire: Mapping[str, Any]) -> None:
     """Raises ConfigurationError for values that gateways answer with 400, or cannot read, after the payment
     (docs/wire.md, "What gateways do not do")."""
+    _check_types(wire)
     _check_numbers(wire)
     if wire.get("top_logprobs") and not wire.get("logprobs"):
         raise refused_request(
             "top_logprobs was given without logprobs, which providers refuse. Nothing was paid. Set `logprobs=True`."
         )
-    for token, bias in _members(wire, "logit_bias").items():
+    for token, bias in (wire.get("logit_bias") or {}).items():
         if not (_is_number(bias) and -_MOST_BIAS <= bias <= _MOST_BIAS):
             raise refused_request(
                 f"logit_bias has {_shown(bias)} for {token!r}, and providers take numbers from -100 to 100. "
                 "Nothing was paid."
             )
     _check_stop(wire.get("stop"))
-    if _members(wire, "response_format").get("type") == "json_object" and is_openai(wire.get("model")):
+    if (wire.get("response_format") or {}).get("type") == "json_object" and is_openai(wire.get("model")):
         _check_json_mode(wire)
     if is_anthropic(wire.get("model")):
         _check_blank(wire)
+
+
+def _check_types(wire: Mapping[str, Any]) -> None:
+    for name, value in wire.items():
+        kind, expected = _TYPES.get(name, (object, ""))
+        if value is not None and not isinstance(value, kind):
+            raise refused_request(
+                f"{name}={_shown(value)} was given, and gateways take {expected}. Nothing was paid. Give {expected}."
+            )
 
 
 def _check_numbers(wire: Mapping[str, Any]) -> None:
@@ -210,7 +244,7 @@ def _check_numbers(wire: Mapping[str, Any]) -> None:
                 f"{name}={_shown(value)} was given, and gateways take whole numbers of at most {_MOST_BITS} bits. "
                 "Nothing was paid. Give a smaller one."
             )
-        if value is not None and value < 0 and name != "seed":
+        if value is not None and value < 0 and name in _LENGTHS:
             raise refused_request(
                 f"{name}={value} was given, and no answer is so short. Nothing was paid. Give at least 1."
             )
@@ -227,15 +261,6 @@ def _shown(value: Any) -> str:
     if isinstance(value, int) and value.bit_length() > 256:
         return f"a number of {value.bit_length()} bits"
     return repr(value)[:_MOST_SHOWN]
-
-
-def _members(wire: Mapping[str, Any], name: str) -> Mapping[Any, Any]:
-    value = wire.get(name)
-    if value is None or isinstance(value, Mapping):
-        return value or {}
-    raise refused_request(
-        f"{name}={_shown(value)} was given, and gateways take an object. Nothing was paid. Give a dict."
-    )
 
 
 def _check_stop(stop: Any) -> None:

@@ -173,13 +173,16 @@ class Settings:
         if not (path := self.values.get(f"{name}_FILE")):
             return None
         try:
-            with Path(path).expanduser().open(encoding="utf-8") as file:
-                return SecretStr(file.read(_LONGEST_SECRET).strip())
+            with Path(path).expanduser().open(encoding="utf-8-sig") as file:
+                secret = _plain(name, file.read(_LONGEST_SECRET).rstrip("\r\n"))
         except (OSError, UnicodeDecodeError, RuntimeError) as exc:  # RuntimeError: `~` without a home directory
             raise ConfigurationError(
                 f"{name}_FILE names {path}, which cannot be read ({type(exc).__name__}). Nothing was paid. "
                 "Correct the path, or the file's permissions."
             ) from exc
+        if not secret:
+            raise ConfigurationError(f"{name}_FILE names {path}, which is empty. Nothing was paid. Fill the file.")
+        return SecretStr(secret)
 
 
 def _plain(name: str, value: str) -> str:

@@ -6,9 +6,10 @@ with every module that says the same. A test that closes its devnet, or must be 
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -109,8 +110,21 @@ def client(payments: Payments) -> Iterator[GatewayClient]:
         yield opened
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks the tests that prove a row of the threats."""
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What is collected lives to the end: each garbage collection would look through all of it once more."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """For `-m threats`: marks the tests that prove a row of the threats."""
+    if "threats" not in config.option.markexpr:
+        return
     for item in items:
         if (rows := rows_of(item.nodeid)) and item.get_closest_marker("soak") is None:
             item.add_marker("threats")

@@ -37,7 +37,7 @@ SETTLE_TIMEOUT_S = 20.0
 PROMPT = """Use the following context to answer the question.
 
 Context:
-With x402 a payment needs no account: the server names its price, and the client signs.
+With x402, paying needs no account: the server names a price, the client signs.
 OpenGradient answers from attested enclaves, and settles each payment on chain.
 A receipt says what a call cost, and the chain confirms it.
 
@@ -183,7 +183,7 @@ def _summary(
         f"{format_amount(spent, decimals=18):<10} OPG by the receipts\n"
         f"{format_amount(delta, decimals=18):<10} OPG by the payer's balance: [bold]{verdict}[/]\n"
     )
-    console.print(f"The receipts are kept: {ledger_path}", soft_wrap=True)
+    console.print(f"The receipts are kept in\n  {ledger_path}", soft_wrap=True)
     return {
         "calls": len(receipts),
         "authorizations": len(authorizations),

@@ -8,17 +8,24 @@ Why not eth-tester: after 12 s idle its calls ran 12 s in the past, 200 quick tr
 
 from __future__ import annotations
 
-import math
 import secrets
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
 from eth import EVM_RECURSION_LIMIT
-from eth.abc import BlockAPI, BlockHeaderAPI, ComputationAPI, SignedTransactionAPI, StateAPI, VirtualMachineAPI
+from eth.abc import (
+    BlockAPI,
+    BlockHeaderAPI,
+    ComputationAPI,
+    ReceiptAPI,
+    SignedTransactionAPI,
+    StateAPI,
+    VirtualMachineAPI,
+)
 from eth.chains.base import MiningChain
 from eth.constants import POST_MERGE_DIFFICULTY, POST_MERGE_MIX_HASH, POST_MERGE_NONCE, ZERO_ADDRESS
 from eth.db.atomic import AtomicDB
@@ -58,6 +65,7 @@ MAX_QUEUED = 64  # transactions of one account that may wait for an earlier nonc
 # A call may use this much of a processor (a busy machine is not its fault): everybody else waits for it, and a loop
 # uses up a block's gas only after minutes.
 CALL_TIME_S = 2.0
+_STEPS_A_LOOK = 64  # a look at the clock takes longer than most instructions
 # In a call the sender is given this much, so that gas costs it nothing (geth does the same).
 _CALL_WEI = 2**200
 _REFUSALS = (ValidationError, RLPException, BadSignature, ValueError, TypeError)
@@ -71,22 +79,40 @@ class _CallTookTooLong(Exception):
     """No error of the machine's own: those end the innermost call only, and its caller goes on."""
 
 
-class _DevnetComputation(CancunComputation):
+class _Watch:
+    """Ends what takes longer than `CALL_TIME_S` of this thread's time."""
+
+    def __init__(self) -> None:
+        self._steps = 0
+        self._give_up_at_s = time.thread_time() + CALL_TIME_S
+
+    def step(self) -> None:
+        self._steps += 1
+        if self._steps % _STEPS_A_LOOK == 0 and time.thread_time() > self._give_up_at_s:
+            raise _CallTookTooLong
+
+
+class _WatchedComputation(CancunComputation):
     def consume_gas(self, amount: int, reason: str) -> None:
         # Every instruction comes by here.
-        if time.thread_time() > cast("_DevnetState", self.state).give_up_at_s:
-            raise _CallTookTooLong
+        cast("_DevnetState", self.state).watch.step()
         super().consume_gas(amount, reason)
 
 
 class _DevnetState(CancunState):
-    computation_class = _DevnetComputation
-    give_up_at_s = math.inf
-    """on the clock of the thread; calls set it, transactions do not: what is signed is mined."""
+    watch: _Watch
+
+    def limit_time(self) -> None:
+        """For calls. A transaction has no limit: what is signed is mined."""
+        self.watch = _Watch()
+        self.computation_class = _WatchedComputation
 
 
 class _DevnetVM(CancunVM):
     _state_class = _DevnetState
+
+    def validate_block(self, block: BlockAPI) -> None:
+        """Blocks are of our own making; checking them again would double the cost of each."""
 
     @classmethod
     def validate_header(cls, header: BlockHeaderAPI, parent_header: BlockHeaderAPI) -> None:
@@ -120,9 +146,6 @@ class Evm:
                 header_params.setdefault("gas_limit", BLOCK_GAS)
                 header_params.setdefault("timestamp", max(evm.now_s(), parent_header.timestamp))
                 return super().create_header_from_parent(parent_header, **header_params)
-
-            def validate_block(self, block: BlockAPI) -> None:
-                """Blocks are of our own making; checking them again would double the cost of each."""
 
         head: dict[str, Any] = {
             "coinbase": ZERO_ADDRESS,
@@ -200,19 +223,15 @@ class Evm:
 
     def _mine(self, transaction: SignedTransactionAPI) -> None:
         self._check(transaction)
-        self._touch()
         try:
-            _, receipt, computation = self._chain.apply_transaction(transaction)
+            mined, (receipt,), (computation,) = self._mined([transaction])
         except _REFUSALS as exc:
             raise TransactionRefused(_geth_words(str(exc))) from exc
-        block = self._chain.mine_block(mix_hash=secrets.token_bytes(32))
-        mined = MinedBlock(block=block, hash=hex_data(block.hash), tx_hashes=(hex_data(transaction.hash),))
         price_wei = effective_gas_price_wei(transaction, base_fee_wei(mined.header))
         shown = transaction_json(transaction, chain_id=self.chain_id)
         shown = {**shown, **mined.place, "gasPrice": hex(price_wei)}
         created = None if transaction.to or computation.is_error else _created_address(transaction)
         told = receipt_json(receipt, mined=mined, transaction=shown, failed=bool(computation.is_error), created=created)
-        self.blocks.add(mined)
         self.blocks.add_transaction(shown, told, raw=transaction.encode())
         for log in told["logs"]:
             self.logs.add(log, block_number=mined.number)
@@ -227,9 +246,22 @@ class Evm:
 
     def mine_empty(self) -> None:
         """A block without transactions, at the time of now."""
-        self._touch()
-        block = self._chain.mine_block(mix_hash=secrets.token_bytes(32))
-        self.blocks.add(MinedBlock(block=block, hash=hex_data(block.hash), tx_hashes=()))
+        self._mined([])
+
+    def _mined(
+        self, transactions: Sequence[SignedTransactionAPI]
+    ) -> tuple[MinedBlock, Sequence[ReceiptAPI], Sequence[ComputationAPI]]:
+        """The new head, made by one machine: py-evm's own way, step by step, makes three and each state root twice."""
+        vm = self._pending_vm()
+        header, receipts, computations = vm.apply_all_transactions(transactions, self._chain.header)
+        filled = vm.set_block_transactions_and_withdrawals(vm.get_block(), header, transactions, receipts)
+        block = vm.mine_block(filled, mix_hash=secrets.token_bytes(32)).block
+        self._chain.chaindb.persist_block(block)
+        self._chain.header = self._chain.create_header_from_parent(block.header)
+        tx_hashes = tuple(hex_data(transaction.hash) for transaction in transactions)
+        mined = MinedBlock(block=block, hash=hex_data(block.hash), tx_hashes=tx_hashes)
+        self.blocks.add(mined)
+        return mined, receipts, computations
 
     def rewind(self, block_count: int) -> None:
         """Forget the last blocks: state, transactions and logs are as they were before them."""
@@ -276,7 +308,7 @@ class Evm:
             raise ExecutionFailed("insufficient funds for transfer", output=None)
         vm.state.set_balance(sender, _CALL_WEI)
         spoofed = SpoofTransaction(transaction, from_=sender)
-        cast("_DevnetState", vm.state).give_up_at_s = time.thread_time() + CALL_TIME_S
+        cast("_DevnetState", vm.state).limit_time()
         try:
             return vm.state.apply_transaction(cast("SignedTransactionAPI", spoofed))
         except _CallTookTooLong as exc:

@@ -51,6 +51,11 @@ def number(value: int) -> str:
     return f"{value:,}".replace(",", "\u202f")
 
 
+def counted(value: int, noun: str) -> str:
+    """`1 call`, `2 calls`."""
+    return f"{number(value)} {noun}" + ("" if value == 1 else "s")
+
+
 def utc(time_s: float) -> str:
     """`2026-11-21 10:15:04 UTC`; times that no calendar has stay numbers."""
     try:

@@ -23,7 +23,7 @@ from opengradient_devnet.contracts import ADDRESSES
 from opengradient_devnet.explorer import chain_pages, payment_pages
 from opengradient_devnet.explorer.layout import cards, lead, note, page, pager, section, table
 from opengradient_devnet.explorer.markup import Node, element
-from opengradient_devnet.explorer.notation import BASE, Notation, link, number, opg
+from opengradient_devnet.explorer.notation import BASE, Notation, counted, link, number, opg
 from opengradient_devnet.explorer.reader import Block, ChainReader
 from opengradient_devnet.explorer.search import Search
 from opengradient_devnet.gateway.payment.served import ServedCalls
@@ -107,7 +107,7 @@ class Explorer:
             cards(
                 ("Blocks", number(head_number), "height of the chain"),
                 ("Payments", number(self._reader.payment_count()), "settled on chain"),
-                ("Taken by the gateway", opg(settled_atomic), f"in {number(len(settlements))} settlements"),
+                ("Taken by the gateway", opg(settled_atomic), f"in {counted(len(settlements), 'settlement')}"),
                 ("Open sessions", number(len(sessions)), "not settled yet"),
                 ("Data settlements", number(len(records)), "batches and single calls"),
             ),

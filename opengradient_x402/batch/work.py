@@ -212,7 +212,7 @@ class Work:
         columns = {name: value for name, value in asdict(outcome).items() if value is not None}
         try:
             store.keep(row.key, Kept(asked=row.digest, columns=columns))
-        except LedgerUnavailable as exc:  # it is paid: the caller gets it all the same
+        except LedgerUnavailable as exc:  # it is paid: the caller still gets it
             _log.error("The answer of row %r is not on disk: %s", row.key, exc)
             self._problem = exc
 

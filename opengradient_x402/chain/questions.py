@@ -1,6 +1,6 @@
 """What a client asks a chain: balances, allowances, nonces, logs, blocks, transactions. Questions only.
 
-Each function is a `Question` for `ChainReader.ask` or `await AsyncChainReader.ask`. ABI words are put
+Each function is a `Question` for `ChainReader.ask`. ABI words are put
 together by hand: five calls do not need a library that takes 0.7 s to import. Knows nothing of payments.
 """
 
@@ -14,11 +14,10 @@ from typing import Any, Final
 from opengradient_x402.addresses import address_word, checksum_address, uint_word
 from opengradient_x402.chain.answers import number_in
 from opengradient_x402.chain.node import Question, RpcRequest
-from opengradient_x402.chain.readers import AsyncChainReader, ChainReader
+from opengradient_x402.chain.readers import ChainReader
 from opengradient_x402.errors import RpcError
 
 __all__ = [
-    "AsyncChainReader",
     "Block",
     "ChainReader",
     "Log",

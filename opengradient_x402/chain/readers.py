@@ -1,4 +1,4 @@
-"""Who answers a question about a chain at once: the node of a place, asked from threads or from coroutines."""
+"""Who answers a question about a chain at once: the node of a place, asked from a thread."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from opengradient_x402.chain.node import (
     Node,
     Place,
     Question,
-    alook_up,
     ask,
     look_up,
 )
@@ -60,21 +59,3 @@ class ChainReader:
         """Run a question to its answer."""
         steps = ask(self._node, question)
         return look_up(steps) if self._kept is None else drive(steps, self._kept.send)
-
-
-class AsyncChainReader:
-    """As `ChainReader`, for coroutines. Holds no connection between questions, so it serves any event loop."""
-
-    def __init__(
-        self, rpc_url: str, chain_id: int, *, timeout_s: float = NODE_TIMEOUT_S, node: Node | None = None
-    ) -> None:
-        self._node = node if node is not None else HttpNode(rpc_url, chain_id, timeout_s=timeout_s)
-
-    @classmethod
-    def at(cls, place: Place, *, timeout_s: float = NODE_TIMEOUT_S) -> Self:
-        """The reader of a place's node."""
-        return cls(place.rpc_url, place.chain_id, node=node_at(place, timeout_s=timeout_s))
-
-    async def ask(self, question: Question[T]) -> T:
-        """Run a question to its answer."""
-        return await alook_up(ask(self._node, question))

@@ -114,11 +114,15 @@ class ChannelBook:
             is_changed = (now.balance_atomic, now.deposit) != (channel.balance_atomic, channel.deposit)
             if self._is_held(now, book) or now.status != "open" or (deposit is not None and is_changed):
                 return None
-            own, others = own_and_others(conn, channel.id, authorization.id)
-            base = _base(now, others)
+            own, newest = own_and_others(conn, channel.id, authorization.id, "newest")
+            base = now.charged_atomic
+            others: list[Voucher] = []
+            if now.claimed_atomic > base:  # the answers to some calls may be lost
+                _, others = own_and_others(conn, channel.id, authorization.id, "newest", "included")
+                base = _base(now, others)
             most = base + authorization.terms.amount_atomic
             if most >= now.signed_atomic:
-                _include(book, conn, own_and_others(conn, channel.id, authorization.id, "newest")[1])
+                _include(book, conn, newest)
             if base > now.charged_atomic:
                 now = _raised(book, conn, now, others, base)
             self._ledger.authorize_in(book, conn, authorization, budget)
@@ -185,7 +189,7 @@ class ChannelBook:
 
         def corrected(book: Book, conn: Connection) -> Voucher | None:
             now = known_channel(conn, voucher.channel_id)
-            _, others = own_and_others(conn, voucher.channel_id, voucher.authorization_id)
+            _, others = own_and_others(conn, voucher.channel_id, voucher.authorization_id, "newest", "included")
             most = _most_charged(now, others)
             is_alone = signed_atomic <= now.signed_atomic and (not is_found or has_others(conn, voucher))
             if charged_atomic > most and is_alone:
@@ -273,7 +277,7 @@ class ChannelBook:
         return self._ledger.submit(closed, durable=True, otherwise=_AS_BEFORE)
 
     def unsettled(self, channel_ids: Sequence[str]) -> Future[dict[str, list[Voucher]]]:
-        """The vouchers of which the chain has not said the last word, by channel, oldest first; and the newest."""
+        """The vouchers that are not final on the chain yet, by channel, oldest first; and the newest one."""
         return self._ledger.read(
             lambda _book, conn: {each: vouchers_of(conn, each, "newest", "included") for each in channel_ids}
         )

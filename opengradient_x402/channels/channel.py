@@ -44,7 +44,7 @@ class Channel(ChannelConfig):
     held_by: str = ""
     """Which wallet of which process has a call on it now; empty while it is free."""
     held_until: int = 0
-    """When that counts no more, should nobody know what became of the process."""
+    """When the hold ends, if nothing is known of that process by then."""
     deposit: Deposit | None = None
     """The deposit that was signed last, while the chain does not show it."""
 

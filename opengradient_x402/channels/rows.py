@@ -110,8 +110,8 @@ def put_voucher(conn: Connection, voucher: Voucher) -> Voucher:
 def own_and_others(
     conn: Connection, channel_id: str, authorization_id: str, *states: str
 ) -> tuple[Voucher | None, list[Voucher]]:
-    """The voucher of this authorization, and those of others that are not final (or in these states), oldest first."""
-    vouchers = vouchers_of(conn, channel_id, *(states or ("newest", "included")))
+    """Of the vouchers in these states that of one authorization, and the others, oldest first."""
+    vouchers = vouchers_of(conn, channel_id, *states)
     own = next((one for one in vouchers if one.authorization_id == authorization_id), None)
     return own, [one for one in vouchers if one is not own]
 

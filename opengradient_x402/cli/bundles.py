@@ -14,6 +14,7 @@ from opengradient_x402.cli.options import FullOption, JsonOption, KnownNetworks,
 from opengradient_x402.cli.output import (
     amount_of,
     counted,
+    note,
     print_json,
     print_pairs,
     print_table,
@@ -92,12 +93,19 @@ def verify(
 
 
 def receipts_in(path: Path, *, since: int = 0, payer: str | None = None) -> list[SettlementReceipt]:
-    """The receipts in a bundle, oldest first, those of one second as the file has them. Only its form is verified."""
+    """The receipts in a bundle, oldest first, those of one second as the file has them. Only its form is verified.
+
+    Standard error says so: "settled" and "verified" are then the words of whoever wrote the file.
+    """
     chosen = [
         receipt
         for receipt in read_contents(read_file(path)).receipts
         if receipt.created_at >= since and payer in (None, receipt.payer)
     ]
+    note(
+        "All of this is what the writer of the file says: nothing of it was checked. To check it: "
+        f"`opengradient-x402 receipts verify {path}`."
+    )
     return sorted(chosen, key=lambda receipt: receipt.created_at)
 
 
@@ -201,18 +209,27 @@ def _print_verification(verification: Verification, known: KnownNetworks, *, is_
 def _print_costs(receipts: list[SettlementReceipt], known: KnownNetworks) -> None:
     """What was bought, and how sure its cost is: the payer's own numbers."""
 
-    def summed(name: str, of_name: list[SettlementReceipt], decimals: int, symbol: str) -> tuple[str, ...]:
+    from rich.text import Text
+
+    def summed(name: str, of_name: list[SettlementReceipt], decimals: int) -> tuple[str, ...]:
         cost = rounded(sum(amount_of(receipt)[0] for receipt in of_name), decimals=decimals)
         words = dict.fromkeys(amount_of(receipt)[1] for receipt in of_name)
-        return (name, counted(len(of_name), "call"), f"{cost} {symbol}", " and ".join(words))
+        return (name, f"{len(of_name):,}", cost, ", ".join(words))
 
-    rows = []
     for of_token in grouped(receipts, lambda receipt: (receipt.network, receipt.asset)).values():
-        unit = known.token(of_token[0])
-        rows += [summed(model, of_model, *unit) for model, of_model in grouped(of_token, model_of).items()]
-        rows.append(summed("together", of_token, *unit))
-    print_table(("in this file", "calls", "cost", "which is"), rows, right=("calls", "cost"))
-    typer.echo()
+        decimals, symbol = known.token(of_token[0])
+        rows = [summed(model, of_model, decimals) for model, of_model in grouped(of_token, model_of).items()]
+        rows.append(summed("together", of_token, decimals))
+        unit = symbol if decimals else "units"
+        print_table(("in this file", "calls", unit, "which is"), rows, right=("calls", unit))
+        if not decimals:
+            terminal().print(
+                Text(
+                    f"The decimals of {of_token[0].asset} are not known here, and those in a file could be wrong. With "
+                    "its `--network`, amounts are decimal."
+                )
+            )
+        typer.echo()
 
 
 def _print_group(heading: str, findings: list[Finding], *, is_full: bool) -> None:

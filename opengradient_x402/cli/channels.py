@@ -28,6 +28,17 @@ ChannelArgument = Annotated[
     str | None, typer.Argument(help="The id of a channel, or the beginning of one; all of this wallet when left out.")
 ]
 
+_WIDE = 110
+"""Columns of the table with everything."""
+_FIELDS = {
+    "deposited": "balance_atomic",
+    "charged": "charged_atomic",
+    "claimed": "claimed_atomic",
+    "signed": "signed_atomic",
+    "free": "free_atomic",
+}
+"""The amount of a channel that a column shows."""
+
 
 def list_channels(
     network: NetworkOption = None,
@@ -36,7 +47,8 @@ def list_channels(
     as_json: JsonOption = False,
 ) -> None:
     """Show the payment channels of this wallet: what is in them, what was charged, claimed, and can be claimed."""
-    from opengradient_x402.cli.output import print_json, print_table
+    from opengradient_x402.cli.output import columns, note, print_json, print_table, rounded
+    from opengradient_x402.gateway.exchange import CHAT_PATH
 
     with opened_payments(network, ledger, rpc_url) as payments:
         found = payments.channels.list()
@@ -44,28 +56,25 @@ def list_channels(
     if as_json:
         print_json([_as_json(channel) for channel in found])
         return
+    if not found:
+        typer.echo("This wallet has no payment channels in this ledger.")
+        return
+    decimals, is_narrow = asset.decimals, columns() < _WIDE
+    amounts = ("deposited", "claimed", "free") if is_narrow else tuple(_FIELDS)
     print_table(
-        ["channel", "status", "deposited", "charged", "claimed", "signed", "free", "gateway"],
+        ["channel", "status", *amounts, *(() if is_narrow else ("gateway",))],
         [
             [
                 channel.id[:18],
                 channel.status,
-                *(
-                    asset.format(amount)
-                    for amount in (
-                        channel.balance_atomic,
-                        channel.charged_atomic,
-                        channel.claimed_atomic,
-                        channel.signed_atomic,
-                        channel.free_atomic,
-                    )
-                ),
-                channel.endpoint,
+                *(rounded(getattr(channel, _FIELDS[name]), decimals=decimals) for name in amounts),
+                *(() if is_narrow else (channel.endpoint.removesuffix(CHAT_PATH),)),
             ]
             for channel in found
         ],
-        right=["deposited", "charged", "claimed", "signed", "free"],
+        right=amounts,
     )
+    note(f"Amounts in {asset.symbol}. claimed: what the gateway took on chain. free: what is left for further calls.")
 
 
 def refund(

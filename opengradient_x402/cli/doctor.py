@@ -276,7 +276,7 @@ class _Examination:
                 found="no enclave is active",
                 fix="Calls to a gateway with an address work; `--gateway registry` does not.",
             )
-        return _ok("registry", f"{len(found)} active enclave{'s' if len(found) > 1 else ''}")
+        return _ok("registry", counted(len(found), "active enclave"))
 
     def _ledger(self) -> Diagnosis:
         from opengradient_x402.cli.options import opened_ledger
@@ -288,10 +288,10 @@ class _Examination:
             return Diagnosis(
                 name="ledger",
                 state="warning",
-                found=f"{len(overdue)} authorizations are past their deadline and not reconciled",
+                found=f"past their deadline and not reconciled: {counted(len(overdue), 'authorization')}",
                 fix="Run `opengradient-x402 receipts reconcile`: the budget gets back what was never taken.",
             )
-        return _ok("ledger", f"writable, {len(waiting)} open authorizations")
+        return _ok("ledger", f"writable, {counted(len(waiting), 'open authorization')}")
 
     def _channels(self) -> Diagnosis:
         from opengradient_x402.channels.book import ChannelBook
@@ -305,11 +305,11 @@ class _Examination:
             return _ok("channels", "no payment channel is open")
         free = network.asset.format(sum(channel.free_atomic for channel in used))
         if all(time.time() - channel.used_at < _IDLE_S and channel.status == "open" for channel in used):
-            return _ok("channels", f"{free} free in {len(used)} payment channels")
+            return _ok("channels", f"{free} free in {counted(len(used), 'payment channel')}")
         return Diagnosis(
             name="channels",
             state="warning",
-            found=f"{free} free in {len(used)} payment channels, of which some were not used for a day or are closing",
+            found=f"{free} free in {counted(len(used), 'payment channel')}: not used for a day, or closing",
             fix="`opengradient-x402 channels list` shows them, `channels refund` or `channels withdraw` takes it back.",
         )
 

@@ -158,7 +158,9 @@ def ending_well(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(*args, **kwargs)
         except OpenGradientError as exc:
-            typer.echo(f"{type(exc).__name__}: {exc}", err=True)
+            from opengradient_x402.cli.output import note
+
+            note(f"{type(exc).__name__}: {exc}")
             raise typer.Exit(exit_code(exc)) from exc
         except KeyboardInterrupt:
             raise typer.Exit(130) from None

@@ -84,8 +84,8 @@ def _wide(row: dict[str, Any], *, is_live: bool) -> tuple[str, ...]:
         row["name"],
         _count(row["context_tokens"]),
         _count(row["max_output_tokens"]),
-        row["input_usd_per_mtok"] or "?",
-        row["output_usd_per_mtok"] or "?",
+        _price(row["input_usd_per_mtok"]),
+        _price(row["output_usd_per_mtok"]),
         row["price_as_of"] or ("" if is_live else "no published price"),
         "deprecated" if row["deprecated"] else " ".join(row["abilities"] or ["?"]),
     )
@@ -98,10 +98,18 @@ def _narrow(row: dict[str, Any]) -> tuple[str, ...]:
         row["name"],
         _short_count(row["context_tokens"]),
         _short_count(row["max_output_tokens"]),
-        row["input_usd_per_mtok"] or "?",
-        row["output_usd_per_mtok"] or "?",
+        _price(row["input_usd_per_mtok"]),
+        _price(row["output_usd_per_mtok"]),
         "old" if row["deprecated"] else letters if row["abilities"] else "?",
     )
+
+
+def _price(usd: str | None) -> str:
+    """With two digits behind the point at least, so that points stand below each other."""
+    if not usd or usd == "?":
+        return "?"
+    whole, _, fraction = usd.partition(".")
+    return f"{whole}.{fraction:0<2}"
 
 
 def _short_count(tokens: int | None) -> str:
@@ -147,7 +155,7 @@ def _served(network: str | None, gateway: str | None) -> tuple[list[dict[str, An
     except (ValueError, KeyError, TypeError, AttributeError) as exc:
         raise GatewayUnreachable(
             f"{url} gave no list of models ({document.problem or type(exc).__name__}). Nothing was paid. "
-            "Leave out `--live` for the catalogue."
+            "Leave out `--live` for the catalog."
         ) from exc
     return rows, f"Prices of {url}" + (f"; one {chosen.asset.symbol} is {token_usd} USD there." if token_usd else ".")
 

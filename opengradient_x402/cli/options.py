@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from opengradient_x402.keys.signer import Signer
     from opengradient_x402.ledger.ledger import Ledger
     from opengradient_x402.ledger.receipts import SettlementReceipt
+    from opengradient_x402.money import Asset
     from opengradient_x402.networks import Network
     from opengradient_x402.payment.payments import Payments
 
@@ -121,28 +122,36 @@ class KnownNetworks:
         from opengradient_x402.errors import OpenGradientError
         from opengradient_x402.networks import PRESETS
 
-        self._by_name = {network.caip2: network for network in PRESETS.values()}
+        self._by_name: dict[str, Network] = {}
+        self._tokens: dict[tuple[str, str], Asset] = {}
         self._is_own = is_own
+        for network in PRESETS.values():
+            self._add(network)
         try:
             own = network_of(choice)
         except OpenGradientError:
             if choice is not None:
                 raise
         else:
-            self._by_name[own.caip2] = own
+            self._add(own)
+
+    def _add(self, network: Network) -> None:
+        self._by_name[network.caip2] = network
+        self._tokens[network.caip2, network.asset.address] = network.asset
 
     def of(self, caip2: str) -> Network | None:
         """The network of a CAIP-2 name."""
         return self._by_name.get(caip2)
 
     def token(self, receipt: SettlementReceipt) -> tuple[int, str]:
-        """Decimals and symbol of the token that was paid; none, and "atomic units", where that is not known."""
-        network = self.of(receipt.network)
-        if network is not None and network.asset.address == receipt.asset:
-            return network.asset.decimals, network.asset.symbol
+        """Decimals and symbol of the token that was paid; no decimals, and its address, where it is not known here."""
+        from opengradient_x402.money import units_of
+
+        if (asset := self._tokens.get((receipt.network, receipt.asset))) is not None:
+            return asset.decimals, asset.symbol
         if self._is_own and receipt.asset_decimals is not None:
             return receipt.asset_decimals, receipt.asset_symbol or receipt.asset
-        return 0, "atomic units"
+        return 0, units_of(receipt.asset)
 
     def transaction_url(self, caip2: str, tx_hash: str | None) -> str | None:
         """The page of a transaction in its network's explorer; None without one."""

@@ -29,7 +29,7 @@ PIPE_WIDTH: Final = 240
 _MOMENT_S: Final = 0.7
 """Longer waits are shown."""
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-"""What moves cursors, changes colours, reverses lines, or (lone surrogates) cannot be written as UTF-8."""
+"""What moves cursors, changes colors, reverses lines, or (lone surrogates) cannot be written as UTF-8."""
 
 
 def shown(text: str, *, keep: str = "") -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 from urllib.parse import urlsplit
 
@@ -47,8 +48,6 @@ from opengradient_x402.errors import ConfigurationError
 from opengradient_x402.money import format_amount
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from rich.text import Text
 
     from opengradient_x402.ledger.ledger import Ledger
@@ -369,6 +368,8 @@ def found_receipt(book: Ledger, call_id: str) -> SettlementReceipt:
     if len(matching) == 1:
         return matching[0]
     problem = f"there is no receipt of {call_id!r} in this ledger"
+    if Path(call_id).is_file():
+        problem = f"{call_id!r} is a file: `receipts verify` and `receipts report` read it, `receipts list` lists it"
     if matching:
         names = " and ".join(receipt.call_id for receipt in matching)
         problem = f"several receipts begin with {call_id!r}, such as {names}"

@@ -69,6 +69,7 @@ def serve(
     from opengradient_x402.cli.chat import verify_tee_of
     from opengradient_x402.gateway.client import AsyncGatewayClient
     from opengradient_x402.serve.app import build_app
+    from opengradient_x402.serve.heads import HeadLimits
     from opengradient_x402.serve.keys import count_earlier, kept, keys_of
     from opengradient_x402.settings import Settings
 
@@ -91,6 +92,7 @@ def serve(
             url = _url(host, listener.getsockname()[1])
             config = uvicorn.Config(
                 app,
+                http=HeadLimits,
                 log_level="warning",
                 access_log=False,
                 ws="none",

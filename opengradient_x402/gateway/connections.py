@@ -30,6 +30,7 @@ from opengradient_x402.gateway.endpoints import Endpoint
 from opengradient_x402.http.loop_transport import LoopTransport
 from opengradient_x402.http.thread_transport import ThreadTransport
 from opengradient_x402.http.time_limits import LimitedAsyncTransport, LimitedTransport
+from opengradient_x402.http.traced import AsyncTracedTransport, TracedTransport
 from opengradient_x402.process import Ending, Resident, belongs
 from opengradient_x402.telemetry.spans import HTTP_TRACER
 
@@ -310,15 +311,19 @@ def _maker(endpoint: Endpoint) -> Callable[[Callable[[Any], None]], httpx.BaseTr
     """How to make the connections to an endpoint.
 
     Through a proxy, httpx's own transport makes them: it keeps what a proxy must show apart from the endpoint's TLS.
-    So it does where somebody makes spans of what httpx sends.
+    Where somebody makes spans of what httpx sends, ours are below a transport that is seen.
     """
     context, proxy = context_for(endpoint), proxy_for(endpoint)
-    if proxy is not None or HTTP_TRACER in sys.modules:
-        is_far = endpoint.is_far and proxy is None  # the proxy resolves the names
-        return lambda note: LimitedTransport(verify=context, limits=_LIMITS, proxy=proxy, on_socket=note, is_far=is_far)
-    return lambda note: ThreadTransport(
-        verify=context, keepalive_s=_KEEPALIVE_S, most_idle=_MOST_IDLE, on_socket=note, is_far=endpoint.is_far
-    )
+    if proxy is not None:
+        return lambda note: LimitedTransport(verify=context, limits=_LIMITS, proxy=proxy, on_socket=note)
+
+    def made(note: Callable[[Any], None]) -> httpx.BaseTransport:
+        ours = ThreadTransport(
+            verify=context, keepalive_s=_KEEPALIVE_S, most_idle=_MOST_IDLE, on_socket=note, is_far=endpoint.is_far
+        )
+        return TracedTransport(ours) if HTTP_TRACER in sys.modules else ours
+
+    return made
 
 
 def _async_maker(endpoint: Endpoint) -> Callable[[Callable[[Any], None]], httpx.AsyncBaseTransport]:
@@ -326,7 +331,12 @@ def _async_maker(endpoint: Endpoint) -> Callable[[Callable[[Any], None]], httpx.
     context, proxy = context_for(endpoint), proxy_for(endpoint)
     if proxy is not None:
         return lambda note: LimitedAsyncTransport(verify=context, limits=_LIMITS, proxy=proxy, on_socket=note)
-    return lambda note: LoopTransport(verify=context, keepalive_s=_KEEPALIVE_S, on_socket=note, is_far=endpoint.is_far)
+
+    def made(note: Callable[[Any], None]) -> httpx.AsyncBaseTransport:
+        ours = LoopTransport(verify=context, keepalive_s=_KEEPALIVE_S, on_socket=note, is_far=endpoint.is_far)
+        return AsyncTracedTransport(ours) if HTTP_TRACER in sys.modules else ours
+
+    return made
 
 
 def _pools_of(loop: asyncio.AbstractEventLoop) -> _Pools[httpx.AsyncBaseTransport]:
@@ -357,7 +367,7 @@ def _unused(pools: dict[Endpoint, _Pool[T]]) -> list[Endpoint]:
 
 def proxy_for(endpoint: Endpoint) -> httpx.Proxy | None:
     """The proxy that the environment names for an endpoint (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY), as httpx has
-    it. A pinned certificate is checked through it all the same: the proxy sees a tunnel.
+    it. A pinned certificate is checked through the proxy, too: it only passes on a tunnel.
     """
     url, proxies = httpx.URL(endpoint.base_url), getproxies()
     address = proxies.get(url.scheme) or proxies.get("all")

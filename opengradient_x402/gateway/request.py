@@ -208,9 +208,10 @@ def wire_tool_choice(choice: Any, names: Mapping[str, str]) -> str | dict[str, A
         return "required"
     if choice in ("auto", "none"):
         return str(choice)
-    if (wire := names.get(choice, choice)) not in names.values():
+    if not isinstance(choice, str) or (wire := names.get(choice, choice)) not in names.values():
+        tools = f"the tools are {sorted(names)}" if names else "there are no tools"
         raise refused_request(
-            f"tool_choice names {choice!r}, and the tools are {sorted(names)}. Nothing was paid. "
+            f"tool_choice names {choice!r}, and {tools}. Nothing was paid. "
             "Force one of the given tools, or use 'any', 'auto' or 'none'."
         )
     return {"type": "function", "function": {"name": wire}}
@@ -293,9 +294,9 @@ def _tidy_message(message: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _tidy_tools(wire: dict[str, Any]) -> None:
-    """Without tools nothing is said about them; with tools, a choice has to be one of them."""
+    """Without tools nothing is said about them; a choice has to be one of them."""
     if "tools" not in wire:
-        wire.pop("tool_choice", None)
+        wire_tool_choice(wire.pop("tool_choice", None), {})
         wire.pop("parallel_tool_calls", None)
         return
     tools = [_wire_tool(tool) for tool in wire["tools"]]
@@ -360,7 +361,7 @@ class ModelDirectory:
         self._known: dict[str, str] = {}
 
     def resolve(self, name: str) -> Steps[str]:
-        """The wire name. May yield one request for the gateway's list, and wants its (read) response.
+        """The wire name. May yield one request for the gateway's list, and takes its response, with the body read.
 
         Raises UnknownModel when the gateway lists its models and this is not one of them.
         """

@@ -20,7 +20,6 @@ import httpcore
 import httpx
 
 from opengradient_x402.errors import ConfigurationError
-from opengradient_x402.http.places import check_far
 
 Timeout = float | tuple[float | None, float | None] | httpx.Timeout
 """Seconds for a call; or for connecting and for the rest; or as httpx has it. None in its place: the default."""
@@ -102,27 +101,28 @@ def _limited(request: httpx.Request) -> Iterator[None]:
 
 
 class LimitedTransport(httpx.HTTPTransport):
-    """httpx's transport, whose responses have their head within the request's read limit. `on_socket` gets sockets."""
+    """httpx's transport through a proxy, whose responses have their head within the request's read limit.
+
+    `on_socket` gets sockets.
+    """
 
     def __init__(
         self,
         *,
         verify: ssl.SSLContext,
         limits: httpx.Limits,
-        proxy: httpx.Proxy | None = None,
+        proxy: httpx.Proxy,
         on_socket: Callable[[Any], object] = lambda _: None,
-        is_far: bool = False,
     ) -> None:
-        """`is_far`: the host must lead into the public internet."""
         super().__init__(verify=verify, limits=limits)
         # httpx passes no network backend on; the pool is the one that it would make.
         self._pool = httpcore.ConnectionPool(
             ssl_context=verify,
-            proxy=None if proxy is None else _as_httpcore(proxy),
+            proxy=_as_httpcore(proxy),
             max_connections=limits.max_connections,
             max_keepalive_connections=limits.max_keepalive_connections,
             keepalive_expiry=limits.keepalive_expiry,
-            network_backend=_Backend(is_far=is_far),
+            network_backend=_Backend(),
         )
         self._on_socket = on_socket
 
@@ -173,9 +173,8 @@ def _as_httpcore(proxy: httpx.Proxy) -> httpcore.Proxy:
 
 
 class _Backend(httpcore.NetworkBackend):
-    def __init__(self, *, is_far: bool) -> None:
+    def __init__(self) -> None:
         self._inner = httpcore.SyncBackend()
-        self._is_far = is_far
 
     def connect_tcp(
         self,
@@ -185,14 +184,7 @@ class _Backend(httpcore.NetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.NetworkStream:
-        line = self._inner.connect_tcp(host, port, timeout, local_address, socket_options)
-        if self._is_far:
-            try:
-                check_far([line.get_extra_info("socket").getpeername()])
-            except OSError:
-                line.close()
-                raise
-        return _Stream(line)
+        return _Stream(self._inner.connect_tcp(host, port, timeout, local_address, socket_options))
 
 
 class _Stream(httpcore.NetworkStream):

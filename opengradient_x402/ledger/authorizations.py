@@ -186,7 +186,7 @@ def budget_exceeded(*, spent_atomic: int, authorization: Authorization, budget: 
 
 
 def unanswered(authorization: Authorization, call: CallUnderWay | None = None) -> SettlementReceipt:
-    """The receipt of a call of which nothing is known but what pays for it: the signer's, or another one."""
+    """The receipt of a call when only its payment is known: of the signer's call, or of another one."""
     receipt = SettlementReceipt(
         call_id=authorization.call_id,
         status=ReceiptStatus.AUTHORIZED,

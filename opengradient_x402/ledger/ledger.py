@@ -189,7 +189,7 @@ class Ledger(Resident):
         return self._amend(lambda book, conn: book.record_dispute(conn, call_id, dispute))
 
     def open_dispute(self, *, network: str, origin: str) -> Future[str | None]:
-        """The id of an authorization at this gateway that is disputed, and was not cleared; None for none."""
+        """The id of an authorization at this gateway whose dispute is not cleared, if there is one."""
         return self.read(lambda book, conn: book.open_dispute(conn, network, origin))
 
     def clear_disputes(self, *, network: str, origin: str) -> Future[int]:

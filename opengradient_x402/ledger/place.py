@@ -15,6 +15,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -115,10 +116,30 @@ def _counted(number: int) -> str:
 # -- URLs
 
 
+_NO_PATH: Final = re.compile(
+    r"""(postgres|mysql|mariadb|mssql|oracle|sqlite)[a-z0-9]*(\+[a-z0-9]+)?:  # a scheme, and one slash or none
+    | [^/\\:@]*:(?![/\\]).*@  # user:password@host, but no drive of Windows
+    | [^/\\:@]+@[^/\\:@]+[:/]  # user@host/name
+    | [a-z0-9.-]+:[0-9]+/""",  # host:5432/name
+    re.IGNORECASE | re.VERBOSE | re.DOTALL,
+)
+
+
 def as_url(url: str | Path) -> str:
-    """The URL of a database: a path is that of a SQLite file."""
+    """The URL of a database: a path is that of a SQLite file.
+
+    Raises ConfigurationError, without the text, for a text that looks like a database's URL whose scheme is missing.
+    """
     text = str(url)
-    return text if "://" in text else f"sqlite:///{text}"
+    if "://" in text:
+        return text
+    if isinstance(url, str) and _NO_PATH.match(text):
+        raise ConfigurationError(
+            "The ledger (OG_LEDGER_URL, --ledger) looks like a database's URL, but has no `scheme://` before it; it "
+            "would be the name of a file. Nothing was paid. Write `postgresql+psycopg://user:password@host/name`; "
+            "for a file of this name, write `./` before it."
+        )
+    return f"sqlite:///{text}"
 
 
 def location(url: str | Path) -> str:

@@ -217,8 +217,9 @@ class SettlementReceipt(_Followed):
     def to_message(self, *, is_whole: bool = False) -> dict[str, str | int]:
         """What a message carries: the call's id and status, its cost, model, mode, payment and proof.
 
-        `payment_hash` names the payment, or `authorization_id` while no transaction is known. Under 300 bytes
-        as JSON, with the keys of `to_json`, `payment_hash`, and `cost` for people ("0.0125 OPG").
+        `payment_hash` names the payment, or `authorization_id` while no transaction is known. About 250 bytes
+        as JSON, 50 more where a proof was checked, and never 400: with the keys of `to_json`, `payment_hash`, and
+        `cost` for people ("0.0125 OPG").
         Messages are kept and sent many times; the ledger has the rest (`receipt_of`). `is_whole` takes `to_json`.
         """
         if is_whole:

@@ -300,7 +300,7 @@ class UnderWay:
         return not self._used
 
     def begin(self, call: CallUnderWay) -> None:
-        """Notes the call, in place of what was noted of it before. One that cannot be noted is made all the same."""
+        """Notes the call, and replaces its earlier note. A call that cannot be noted is still made."""
         self.end(call.call_id)
         while True:
             try:

@@ -192,7 +192,7 @@ def _repeat(
         return response
     call.claims = payment_response(response)
     _, why = yield from terms_after(response, payments, key)
-    # That it was taken is to be expected: it is no reason to leave the gateway alone for a while.
+    # It was expected that it is taken: the gateway is not paused for it.
     reason = str(call.claims.get("errorReason") or why)[:_MAX_REASON_CHARS]
     raise not_served(signed, origin=key.origin, call_id=call.id, reason=reason, asset=payments.network.asset)
 
@@ -338,7 +338,7 @@ def _send_signed(
         response = yield from carry(with_header(request, SIGNATURE_HEADER, signed.header), call)
     except NEVER_LEFT as exc:
         if is_first_use and call.has_signed_out:
-            # An earlier signature under this nonce is out: the gateway refused it, and holds it all the same.
+            # An earlier signature under this nonce is out: the gateway refused it, but still holds it.
             payments.doubts.add(ticket.key, Doubtful(signed, was_refused=True))
             raise outcome_unknown(call, exc) from exc
         payments.detach(call)

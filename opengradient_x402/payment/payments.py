@@ -123,8 +123,7 @@ class Payments(Resident):
         `private_key` is a key in any form that `signer_of` takes. `rpc_url` names the node that reads the chain (or
         several, with commas, asked in turn), in place of OG_RPC_URL; `web3` is a connected Web3 or AsyncWeb3 instead.
 
-        `on_event` is called with each event of this payer in this process (`telemetry.events`), in a thread of its
-        own, until these payments are closed.
+        `on_event` is called with each event of this payer in this process (`telemetry.events`), in a thread of its own.
 
         Raises ConfigurationError for a missing or malformed key, or an unknown network.
         """
@@ -147,7 +146,8 @@ class Payments(Resident):
         )
         payments._owns_ledger = own
         if own:
-            payments.ledger.open_soon()  # its library takes longer to load than a gateway to answer
+            __import__("sqlalchemy")  # here, so that no first token waits for it
+            payments.ledger.open_soon()
         return payments
 
     @property

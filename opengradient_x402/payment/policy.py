@@ -163,7 +163,7 @@ class SpendPolicy:
         return None if self.sponsored_approval is None else limit_atomic(self.sponsored_approval, asset)
 
     def approve_above_atomic(self, asset: Asset) -> int | None:
-        """From more than which amount on a person is asked; None when nobody is."""
+        """Above this amount a person is asked; None when nobody is asked."""
         return None if self.approve_above is None else limit_atomic(self.approve_above, asset)
 
     def deposit_atomic(self, asset: Asset) -> int:

@@ -22,7 +22,7 @@ from opengradient_x402.keys.signer import Signer
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.networks import Network
 from opengradient_x402.proofs.bundle import Bundle
-from opengradient_x402.proofs.findings import Finding, Read, Refuted, Statement, Undecided
+from opengradient_x402.proofs.findings import Finding, Read, Refuted, Statement, Undecided, utc
 from opengradient_x402.proofs.history import Head, HistoryTree, head_of, is_continued
 
 if TYPE_CHECKING:
@@ -141,7 +141,8 @@ def _written(anchor: Anchor, network: Network, source: Source) -> Question[Findi
     if there.hash != done.block_hash:
         why = f"block {done.block_number} is {there.hash} and not {done.block_hash}: the chain was reorganised"
         return Refuted(statement=statement, about=about, why=why)
-    why = f"{anchor.size} records were there at {there.timestamp_s}: block {there.number} has their head, in {tx_hash}"
+    date = utc(there.timestamp_s)
+    why = f"{anchor.size} records were there at {date}: block {there.number} has their head, in {tx_hash}"
     if head.number - there.number + 1 < network.confirmations:
         why = f"{why}; {network.confirmations} blocks make that final"
         return Undecided(statement=statement, about=about, why=why)

@@ -5,7 +5,7 @@ The file is canonical JSON (RFC 8785) and one line feed. `digest` is the SHA-256
 programs in other languages; `bundle_schema` has the types of the members.
 
 `Contents` are the records as values; both directions are here, so that they cannot drift apart. The network is
-described by its contracts alone: nobody's node or blob store is in the file, since a reader brings their own.
+described by its contracts alone: the file names no node and no blob store, since readers bring their own.
 """
 
 from __future__ import annotations
@@ -296,7 +296,7 @@ class Attested:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contents:
-    """What a bundle is about. `made_at` is when its writer says that it was made; None for none."""
+    """What a bundle is about. `made_at` is when its writer says that it was made, if it says so."""
 
     cases: tuple[Case, ...]
     data_places: tuple[DataPlace, ...]

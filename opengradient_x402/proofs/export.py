@@ -53,7 +53,8 @@ def export_bundle(
     """The bundle of all receipts of a network since a time, signed when a signer is given.
 
     A session's calls belong together: those of a session that began earlier are included. So are all calls of a payment
-    channel. Raises ChainUnavailable, LedgerUnavailable.
+    channel. Reconcile first: the bundle says that it has all settlements up to now, and one that the ledger does not
+    know yet makes that refuted. Raises ChainUnavailable, LedgerUnavailable.
     """
     return look_up(_bundled(ledger, network=network, since=since, payer=payer, signer=signer))
 

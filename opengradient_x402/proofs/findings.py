@@ -11,10 +11,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import ClassVar, Final
 
 from opengradient_x402.chain.sources import Source
+
+
+def utc(time_s: int) -> str:
+    """A moment as people write it, `2026-11-29 09:03:48 UTC`; what no calendar has stays a number."""
+    try:
+        return f"{datetime.fromtimestamp(time_s, UTC):%Y-%m-%d %H:%M:%S} UTC"
+    except (OverflowError, OSError, ValueError):
+        return str(time_s)
 
 
 class Statement(StrEnum):

@@ -141,7 +141,9 @@ def _trusted(bundle: Bundle, network: Network | None) -> Network | None:
                 "Nothing was checked. Give the network that the bundle is about (OG_NETWORK, `--network`)."
             )
         return network
-    return next((preset for preset in PRESETS.values() if preset.chain_id == chain_id), None)
+    token = bundle.network["asset"]["address"]
+    of_chain = [preset for preset in PRESETS.values() if preset.chain_id == chain_id]
+    return next((preset for preset in of_chain if preset.asset.address == token), next(iter(of_chain), None))
 
 
 def _nowhere(network: Network | None) -> Network | None:

@@ -158,7 +158,7 @@ def settle_channels(
 
 
 def _authorizations(taken: dict[str, Taken], ledger: Ledger, network: Network) -> Steps[list[Authorization]]:
-    """Those of which it is news: open ones, and a settled one for which something else was taken than was known."""
+    """Those that change by it: open ones, and a settled one for which another amount was taken than was known."""
     news: list[Authorization] = []
     asked = [(each, ledger.authorizations(authorization_id=each, network=network.caip2)) for each in taken]
     for each, future in asked:

@@ -35,7 +35,7 @@ AUTHORIZATION_CANCELED: Final = "0x1cdd46ff242716cdaa72d159d339a485b3438398348d6
 _WORD: Final = 32
 _TRANSFER_TOPICS: Final = 3
 _UNGUESSABLE: Final = 2**128
-"""A nonce above this is nobody's counter: its word in calldata is no coincidence."""
+"""Nonces above this are random, not counted up: when calldata has one, that is no coincidence."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

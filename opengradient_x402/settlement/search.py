@@ -1,4 +1,4 @@
-"""What became of authorizations on chain: asks for what `settlements` needs to decide, in as few scans as it can.
+"""What became of authorizations on chain: asks for what `recognition` needs to decide, in as few scans as it can.
 
 First the nonces, together with their block: an unused one needs no search. Then one log scan per payer, token and
 method for all that are used, in bounded windows from the signing time to the last deadline. What was found counts
@@ -52,8 +52,6 @@ __all__ = [
     "SettledElsewhere",
     "SettlementFound",
     "Unexplained",
-    "check_transaction",
-    "find_settlement",
     "find_settlements",
     "settled_nothing_of",
 ]
@@ -65,12 +63,6 @@ EXPIRY_MARGIN_S: Final = 30
 _BLOCKS_OF_SLACK: Final = 64
 """How far `block_before` may be off."""
 _NONCES_PER_QUERY: Final = 100
-
-
-def find_settlement(authorization: Authorization, *, network: Network) -> Question[Outcome]:
-    """What became of one authorization."""
-    outcomes = yield from find_settlements([authorization], network=network)
-    return outcomes[authorization]
 
 
 def find_settlements(
@@ -100,21 +92,6 @@ def find_settlements(
             found.update((yield from _explained(group, head=head, network=network)))
         outcomes |= yield from _confirmed(found, network.confirmations if needed is None else needed)
     return outcomes
-
-
-def check_transaction(
-    authorization: Authorization, tx_hash: str, *, network: Network
-) -> Question[SettlementFound | None]:
-    """Whether a transaction that somebody names is the settlement of an authorization; None when it is not."""
-    nonce = nonce_of(authorization, network)
-    (view,) = yield from nonces_at_one_block([nonce])
-    if not view.used[nonce]:
-        return None
-    found = (yield from _settled_in(tx_hash, [authorization])).get(authorization)
-    if found is None:
-        return None
-    confirmed = (yield from _confirmed({authorization: found}, network.confirmations))[authorization]
-    return confirmed if isinstance(confirmed, SettlementFound) else None
 
 
 def nonce_of(authorization: Authorization, network: Network) -> Nonce:

@@ -104,8 +104,8 @@ class KeptReceipts:
                 self.replace(receipt.refresh())
 
     async def arefresh(self) -> None:
-        """As `refresh`, for coroutines."""
-        for receipt in self.now():
+        """As `refresh`, for coroutines; it waits for the ledger, which `now` does not do in an event loop."""
+        for receipt in await asyncio.to_thread(self.now):
             if not receipt.is_final:
                 self.replace(await receipt.arefresh())
 

@@ -212,7 +212,7 @@ class _Counters:
 
 
 def _tokens(amount_atomic: int, decimals: int | None) -> float:
-    """Whole tokens; nothing of a token whose decimals nobody knows, since the sum would be wrong by powers of ten."""
+    """Whole tokens. Tokens with unknown decimals are left out, since the sum would be wrong by powers of ten."""
     return 0.0 if decimals is None else amount_atomic / 10**decimals
 
 

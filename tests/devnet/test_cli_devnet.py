@@ -193,3 +193,11 @@ def test_version_and_completion_are_options(option, monkeypatch):
     )
     assert result.exit_code == 0
     assert "opengradient-devnet" in result.output
+
+
+def test_the_help_is_whole_in_a_terminal_of_80_columns(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = CliRunner().invoke(app, ["--help"], prog_name="opengradient-devnet").output
+    assert "--unsafe-live-chain-id" in shown
+    assert "…" not in shown
+    assert max(map(len, shown.splitlines())) <= 80

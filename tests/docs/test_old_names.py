@@ -115,7 +115,7 @@ def test_models_are_taken_as_members_and_as_strings(payments, name):
 
 
 @pytest.mark.parametrize("name", ["CLAUDE_SONNET_4_6", "GEMINI_2_5_FLASH", "GPT_5", "GROK_4", "GPT_4_1_2025_04_14"])
-def test_the_members_that_tutorials_use_are_in_the_catalogue(name):
+def test_the_members_that_tutorials_use_are_in_the_catalog(name):
     assert find_model(TEE_LLM[name]) is not None
 
 
@@ -135,7 +135,7 @@ class ListsNothing(httpx.BaseTransport):
 
 
 def test_a_model_that_nobody_lists_is_called_with_a_warning(tmp_path):
-    """The catalogue is not the judge: a gateway that lists no models may serve any."""
+    """The catalog is not the judge: a gateway that lists no models may serve any."""
     price = {"context_tokens": 9, "max_output_tokens": 9, "input_usd_per_mtok": "1", "output_usd_per_mtok": "1"}
     with Devnet(prices={"opg_usd": "0.2", "models": {"acme/nova": price}}) as net:
         payments = Payments.open(

@@ -50,8 +50,13 @@ def quotes() -> list[tuple[str, str]]:
     ]
 
 
-def said_in_code() -> Iterator[str]:
+@pytest.fixture(scope="module")
+def texts() -> list[str]:
     """Every text of the product, with `…` for what is filled in."""
+    return [" ".join(text.split()) for text in said_in_code()]
+
+
+def said_in_code() -> Iterator[str]:
     for package in PACKAGES:
         for path in sorted((ROOT / package).rglob("*.py")):
             for node in ast.walk(ast.parse(path.read_text())):
@@ -61,18 +66,15 @@ def said_in_code() -> Iterator[str]:
                     yield node.value
 
 
-TEXTS = [" ".join(text.split()) for text in said_in_code()]
-
-
 @pytest.mark.parametrize("kind", kinds(), ids=lambda kind: kind.__name__)
 def test_every_kind_of_error_has_an_entry_that_says_something(kind):
     assert len(sections().get(kind.__name__, "").split()) > 15, f"docs/troubleshooting.md says nothing of {kind}"
 
 
 @pytest.mark.parametrize(("section", "quote"), quotes(), ids=lambda text: text[:40])
-def test_every_quoted_message_is_one_that_the_code_says(section, quote):
+def test_every_quoted_message_is_one_that_the_code_says(texts, section, quote):
     pattern = re.compile(".*?".join(re.escape(piece) for piece in re.split("…+", quote)), re.DOTALL)
-    assert any(pattern.search(text) for text in TEXTS), f"nothing says {quote!r} any more ({section})"
+    assert any(pattern.search(text) for text in texts), f"nothing says {quote!r} any more ({section})"
 
 
 def test_there_are_no_entries_for_errors_that_are_gone():

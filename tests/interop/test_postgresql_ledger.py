@@ -153,11 +153,13 @@ def test_a_deadlock_with_another_program_is_tried_once_more(server, ledger, capl
 
     def foreign():
         """Takes the rows in the other order, and is patient: the ledger is the one that the server breaks off."""
-        with psycopg.connect(url) as other:
+        with psycopg.connect(url) as other, psycopg.connect(url, autocommit=True) as watching:
             other.execute("SET deadlock_timeout = '30s'")
             other.execute("UPDATE authorizations SET status = status WHERE id = 'auth_2'")
             begun.set()
-            time.sleep(1)
+            # The server looks for a deadlock once, a second after the ledger has begun to wait.
+            while watching.execute("SELECT 1 FROM pg_locks WHERE NOT granted").fetchone() is None:
+                time.sleep(0.01)
             other.execute("UPDATE authorizations SET status = status WHERE id = 'auth_1'")
 
     with caplog_at:

@@ -16,6 +16,7 @@ from opengradient_x402.proofs.findings import Statement
 from opengradient_x402.proofs.verification import verify_bundle
 from support.forgeries import FORGERIES
 from support.forging import World, forge, setting, settled, world
+from support.made_up import made_up
 from support.node_js import run_lines
 from support.odd_forgeries import EARLIER
 from support.payers import network_of
@@ -109,6 +110,14 @@ def test_both_verifiers_say_the_same_of_a_history_that_goes_on_and_of_one_that_d
     assert answers == expected
     kinds = [next(kind for kind, statement, _ in answer if statement.startswith("the history")) for answer in answers]
     assert kinds == ["proven", "proven"] + ["refuted"] * (len(files) - 2)
+
+
+def test_both_verifiers_say_the_same_of_made_up_evidence(forged_world, reader):
+    network = network_of(forged_world.net)
+    files = [made_up(forged_world.bundle, seed) for seed in range(200)]
+    answers = theirs([task(content, network=reader) for content in files])
+    for seed, (content, answer) in enumerate(zip(files, answers, strict=True)):
+        assert answer == ours(content, network=network, is_offline=True), seed
 
 
 def test_both_verifiers_refuse_two_hundred_single_byte_changes(forged_world):

@@ -309,6 +309,8 @@ async def test_and_in_a_coroutine(scripted, script):
         ({"web_search_options": {"search_context_size": "low"}}, "web_search=True"),
         ({"openai_client": "a client"}, "httpx client"),
         ({"presence_penalty": 3}, "from -2 to 2"),
+        ({"logprobs": "yes"}, "Give True or False"),
+        ({"tool_choice": "sometimes"}, "there are no tools"),
         ({"stop": [1]}, "Give a text"),
     ],
     ids=lambda given: str(given)[:40],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import pickle
 import threading
@@ -77,6 +78,14 @@ def test_blocks_that_listen_at_the_same_time_do_not_hear_each_others_workers(llm
         contextvars.Context().run(in_another_request)
         ask_in_a_worker(pickle.dumps(llm), "Mine.", "Mine too.")
     assert (len(mine.receipts), len(theirs.receipts)) == (2, 1)
+
+
+async def test_a_coroutine_waits_for_what_workers_recorded(llm: OpenGradient):
+    with SettlementLedgerHandler().listening() as heard:
+        dumped = pickled_by_a_pool(llm)
+        await asyncio.to_thread(ask_in_a_worker, dumped, "There.", "And there.")
+        await heard.arefresh()
+        assert len(heard.receipts) == 2
 
 
 def test_a_guard_counts_what_workers_spent(llm: OpenGradient):

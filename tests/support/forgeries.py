@@ -345,6 +345,9 @@ def _of_data() -> Iterator[Forgery]:
     for name in ("tee_request_hash", "tee_output_hash", "tee_signature", "tee_timestamp"):
         make = by(partial(_other_record, name))
         yield Forgery(name=f"a record of another {name}", falls=Statement.BLOB, to="refuted", make=make)
+    for name in ("request", "response"):
+        make = by(partial(_other_text, name))
+        yield Forgery(name=f"a record of another text of the {name}", falls=Statement.BLOB, to="refuted", make=make)
     named = setting("receipt", of_mode("individual"), data_tx_hash=HASH)
     yield Forgery(
         name="a data transaction that was not named", falls=Statement.NAMED_TRANSACTION, to="refuted", make=by(named)
@@ -364,6 +367,25 @@ def _other_record(name: str, record: Record) -> list[Record]:
     place[name] = 5 if name == "tee_timestamp" else "0x" + "77" * (20 if name == "eth_address" else 32)
     text = base64.b64encode(json.dumps(content).encode()).decode()
     return [Record("blob", {**record.body, "content_base64": text})]
+
+
+def _other_text(name: str, record: Record) -> list[Record]:
+    """The blob of an individual settlement, with another question or another answer."""
+    if record.kind != "blob":
+        return [record]
+    content = json.loads(base64.b64decode(record.body["content_base64"]))
+    said = content.get(name)
+    if not isinstance(said, dict):
+        return [record]
+    content[name] = _retold(said)
+    text = base64.b64encode(json.dumps(content).encode()).decode()
+    return [Record("blob", {**record.body, "content_base64": text})]
+
+
+def _retold(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: "made up" if name == "content" else _retold(part) for name, part in value.items()}
+    return [_retold(part) for part in value] if isinstance(value, list) else value
 
 
 def _again(w: World, **values: Any) -> tuple[Record, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
 from collections.abc import Iterator
@@ -12,10 +13,12 @@ import uvicorn
 
 
 @contextmanager
-def serving(app: Any, *, lifespan: Literal["on", "off"] = "off") -> Iterator[str]:
-    """The base URL of `app`; the server has ended when the block ends."""
+def serving(
+    app: Any, *, lifespan: Literal["on", "off"] = "off", http: type[asyncio.Protocol] | Literal["auto"] = "auto"
+) -> Iterator[str]:
+    """The base URL of `app`; the server has ended when the block ends. `http` is what reads a connection."""
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan=lifespan, ws="none"))
+    server = uvicorn.Server(uvicorn.Config(app, http=http, log_level="warning", lifespan=lifespan, ws="none"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:

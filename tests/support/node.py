@@ -8,10 +8,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, TypeVar
 
 from opengradient_devnet.chain.chain import Chain, RpcError
 from opengradient_devnet.contracts import MULTICALL3
+from opengradient_x402.chain.node import NODE_TIMEOUT_S, HttpNode, Question, alook_up, ask
+
+T = TypeVar("T")
 
 Misbehaviour = Callable[[str, list[Any], int], "tuple[int, Any] | None"]
 """(method, params, number of the request) -> (HTTP status, body) to answer instead of the chain, or None."""
@@ -55,6 +58,11 @@ def at_rest(chain: Chain) -> Misbehaviour:
         return 200, {"result": known[key]}
 
     return answer
+
+
+async def asked(url: str, chain_id: int, question: Question[T], *, timeout_s: float = NODE_TIMEOUT_S) -> T:
+    """What a coroutine is answered, over a connection of its own."""
+    return await alook_up(ask(HttpNode(url, chain_id, timeout_s=timeout_s), question))
 
 
 @dataclass

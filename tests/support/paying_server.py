@@ -10,6 +10,7 @@ from opengradient_x402.gateway.client import AsyncGatewayClient
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.payment.payments import Payments
 from opengradient_x402.serve.app import build_app
+from opengradient_x402.serve.heads import HeadLimits
 from opengradient_x402.serve.keys import ApiKey, keys_of
 from support.loopback_server import serving
 
@@ -42,6 +43,6 @@ def paying_server(payments: Payments, *, budgets: Sequence[str] = (), **options)
         keys=keys,
         on_receipt=lambda key, receipt: server.receipts.append((key.name, receipt)),
     )
-    with serving(app, lifespan="on") as url:
+    with serving(app, lifespan="on", http=HeadLimits) as url:
         server.url = f"{url}/v1"
         yield server

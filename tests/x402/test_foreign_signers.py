@@ -202,6 +202,23 @@ def test_the_environment_names_keystore_password_and_files(keystore, tmp_path):
         Settings.load({"OG_PRIVATE_KEY_FILE": str(tmp_path / "none")}, dotenv=False)
 
 
+def test_a_password_s_file_may_end_with_a_line_feed_and_blanks_belong_to_the_password(tmp_path):
+    secret = tmp_path / "secret"
+    for written in (" open sesame ", " open sesame \n", "\ufeff open sesame \r\n"):
+        secret.write_text(written, encoding="utf-8", newline="")
+        settings = Settings.load({"OG_KEYSTORE_PASSWORD_FILE": str(secret)}, dotenv=False)
+        assert settings.keystore_password is not None
+        assert settings.keystore_password.get_secret_value() == " open sesame "
+
+
+@pytest.mark.parametrize("name", ["OG_PRIVATE_KEY", "OG_KEYSTORE_PASSWORD"])
+def test_a_secret_s_file_that_is_empty_is_named(tmp_path, name):
+    secret = tmp_path / "secret"
+    secret.write_text("\n")
+    with pytest.raises(ConfigurationError, match=f"{name}_FILE names {secret}, which is empty"):
+        Settings.load({f"{name}_FILE": str(secret)}, dotenv=False)
+
+
 # -- signers
 
 

@@ -131,7 +131,7 @@ def test_all_models_of_the_newest_sdk_are_known_and_the_prices_of_the_gateway_co
     assert find_model("openai/gpt-4o").is_deprecated
 
 
-def test_the_devnet_sells_every_model_of_the_catalogue_at_its_published_price():
+def test_the_devnet_sells_every_model_of_the_catalog_at_its_published_price():
     prices = load_prices()
     for info in catalog():
         sold = prices.find(info.name)

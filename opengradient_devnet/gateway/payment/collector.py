@@ -11,6 +11,7 @@ from opengradient_devnet.chain.accounts import Wallets
 from opengradient_devnet.chain.chain import Chain, KeyHolder
 from opengradient_devnet.facilitator.channels import PAYER_REFUSED
 from opengradient_devnet.facilitator.facilitator import Facilitator, Settlement, Verification, is_of_channel
+from opengradient_devnet.facilitator.payments import parse_payment
 from opengradient_devnet.faults import FailSettlement, Faults, NeverSettle, SettleAtCap, SettleForSomebodyElse
 from opengradient_devnet.gateway.payment.decoy import decoy_payment
 
@@ -34,8 +35,10 @@ class HouseFacilitator(Facilitator):
 
         Channels refuse the deposits of strangers themselves, and what servers send for a channel is no payment.
         """
-        if not is_of_channel(requirements) and self.verify(payload, requirements).reason == PAYER_REFUSED:
-            return _unsent(requirements, reason=PAYER_REFUSED)
+        if not is_of_channel(requirements):
+            payer = parse_payment(payload).authorization.payer
+            if not self._wallets.may_be_served(payer):
+                return _unsent(requirements, reason=PAYER_REFUSED)
         return super().settle(payload, requirements, amount_atomic)
 
 

@@ -40,6 +40,10 @@ _RUNS: Final = (
     "A run is one chain, graph, agent, workflow or query, with all calls in it, or a name that the payer gave. Only "
     "the payer says which run a call belongs to."
 )
+_UNITS: Final = (
+    "The decimals of the token {token} are not known here, and those in a file could be wrong. So amounts are whole "
+    "numbers of its smallest unit. A report that is made with --network has decimal amounts."
+)
 DECISIONS: Final = "Nobody signed these decisions, and no chain shows them: only the payer says what persons decided."
 _FEWEST_PLACES: Final = 7
 """The widest column: a single day must not fill the whole plot."""
@@ -90,7 +94,8 @@ class Report:
 
     def brief(self, figures: Figures, amount_atomic: int) -> str:
         """An amount with six decimals, so that points stand below each other."""
-        return rounded(amount_atomic, decimals=self.known.token(figures.records[0])[0])
+        decimals, _ = self.known.token(figures.records[0])
+        return rounded(amount_atomic, decimals=decimals) if decimals else f"{amount_atomic:,}"
 
     def cost(self, figures: Figures, record: SettlementReceipt) -> str:
         """A record's cost, and the word for how sure it is."""
@@ -165,6 +170,7 @@ def _part(report: Report, figures: Figures, number: int) -> _Html:
         "section",
         _tag("h2", f"{symbol} on {name}"),
         _tag("div", [_tag("div", _tag("b", value), _tag("span", label)) for value, label in numbers], class_="cards"),
+        _decimals(report, figures),
         _disputed(figures),
         _tag("h3", f"By day, in {symbol}"),
         _days(report, figures),
@@ -179,6 +185,13 @@ def _part(report: Report, figures: Figures, number: int) -> _Html:
         _records(report, figures),
         id=f"token-{number}",
     )
+
+
+def _decimals(report: Report, figures: Figures) -> Iterable[str]:
+    """What an amount means whose token is not known."""
+    first = figures.records[0]
+    if not report.known.token(first)[0]:
+        yield _tag("p", _UNITS.format(token=first.asset), class_="hint")
 
 
 def _runs(report: Report, figures: Figures) -> Iterable[str]:

@@ -178,7 +178,7 @@ def _prepare_deposit(
             asset = payments.network.asset
             raise PolicyRefused(
                 f"The payment channel needs {asset.format(least)} more; the limit is {asset.format(limit)}. Nothing "
-                "was signed. Raise `max_deposit`, or run `opengradient-x402 channels refund` and begin anew."
+                "was signed. Raise `max_deposit`, or run `opengradient-x402 channels refund` and try again."
             )
         amount = min(limit, max(least, _CALLS_OF_A_DEPOSIT * terms.amount_atomic))
         deposited = replace(terms, amount_atomic=amount)

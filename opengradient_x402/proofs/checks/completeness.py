@@ -2,7 +2,7 @@
 
 A settlement is what moves the network's token out of the payer's wallet through an x402 proxy, or by an EIP-3009
 authorization. So is a deposit into a payment channel, and what is claimed from it; of channels that were filled before
-the period, those in the file are looked at. Payments that the payer makes otherwise are nobody's settlement.
+the period, those in the file are looked at. Other payments of the payer are no settlements.
 """
 
 from __future__ import annotations

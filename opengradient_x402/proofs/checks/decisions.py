@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from opengradient_x402.ledger.authorizations import DECISION_NOTED_AS
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.networks import Network
-from opengradient_x402.proofs.findings import Finding, Refuted, Stated, Statement
+from opengradient_x402.proofs.findings import Finding, Refuted, Stated, Statement, utc
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -74,11 +74,11 @@ def decision_finding(decision: Decision, network: Network) -> Finding:
     """The decision in words: stated by the payer."""
     statement, about = Statement.DECIDED, decision.call_id
     if decision.decided_at < decision.asked_at:
-        why = f"it was answered at {decision.decided_at}, and asked at {decision.asked_at}"
+        why = f"it was answered at {utc(decision.decided_at)}, and asked at {utc(decision.asked_at)}"
         return Refuted(statement=statement, about=about, why=why)
     most = network.asset.format(decision.amount_atomic)
     why = (
-        f"{decision.decision}: at most {most} to {decision.payee} for {decision.model}, asked at {decision.asked_at}, "
-        f"answered at {decision.decided_at}"
+        f"{decision.decision}: at most {most} to {decision.payee} for {decision.model}, "
+        f"asked at {utc(decision.asked_at)}, answered at {utc(decision.decided_at)}"
     )
     return Stated(statement=statement, about=about, why=why)

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from opengradient_x402.addresses import checksum_address
 from opengradient_x402.chain.sources import Source
-from opengradient_x402.money import Asset
+from opengradient_x402.money import Asset, units_of
 from opengradient_x402.networks import ChainContract, Network
 from opengradient_x402.proofs.bundle import ABOUT, Bundle
 from opengradient_x402.proofs.findings import Finding, Read, Refuted, Stated, Statement, Undecided
@@ -50,7 +50,7 @@ def network_of(bundle: Bundle) -> Network:
         rpc_url=nowhere,
         gateway_url="",
         # The price of a token and its decimals are not taken from the writer of a file.
-        asset=replace(Asset(**about["asset"]), symbol="atomic units", decimals=0),
+        asset=replace(Asset(**about["asset"]), symbol=units_of(about["asset"]["address"]), decimals=0),
         permit2=checksum_address(about["permit2"]),
         upto_proxy=checksum_address(about["upto_proxy"]),
         exact_proxy=checksum_address(about["exact_proxy"]),

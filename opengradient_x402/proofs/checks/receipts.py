@@ -19,7 +19,7 @@ from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt, 
 from opengradient_x402.networks import Network
 from opengradient_x402.proofs.attestation import TeeProof, Verdict
 from opengradient_x402.proofs.bundle import ABOUT, Case, hex_bytes
-from opengradient_x402.proofs.findings import Finding, Proven, Refuted, Stated, Statement, Undecided
+from opengradient_x402.proofs.findings import Finding, Proven, Refuted, Stated, Statement, Undecided, utc
 from opengradient_x402.settlement.channels import SCHEME
 from opengradient_x402.settlement.recognition import SettlementFound
 
@@ -54,14 +54,14 @@ def told_finding(call: SettlementReceipt, made_at: int | None) -> Finding:
     about = call.call_id
     latest = min(int(time.time()), int(time.time()) if made_at is None else made_at)
     if call.created_at > latest + _CLOCK_MARGIN_S:
-        why = f"the file dates the call at {call.created_at}, and it was made, or read, at {latest}"
+        why = f"the file dates the call at {utc(call.created_at)}, and it was made, or read, at {utc(latest)}"
         return Refuted(statement=Statement.TOLD, about=about, why=why)
     proof = readable_proof(call)
     if proof is not None and abs(proof.timestamp_s - call.created_at) > _CLOCK_MARGIN_S:
-        why = f"the file dates the call at {call.created_at}, and the enclave's proof at {proof.timestamp_s}"
+        why = f"the file dates the call at {utc(call.created_at)}, and the enclave's proof at {utc(proof.timestamp_s)}"
         return Refuted(statement=Statement.TOLD, about=about, why=why)
     tokens = f"{call.prompt_tokens} and {call.completion_tokens} tokens"
-    why = f"{call.model}, {tokens}, at {call.created_at}, {call.endpoint}, {call.settlement_mode}, {call.outcome}"
+    why = f"{call.model}, {tokens}, at {utc(call.created_at)}, {call.endpoint}, {call.settlement_mode}, {call.outcome}"
     return Stated(statement=Statement.TOLD, about=about, why=why)
 
 
@@ -139,7 +139,7 @@ def is_disowned(call: SettlementReceipt) -> bool:
 
 
 def readable_proof(call: SettlementReceipt) -> TeeProof | None:
-    """The enclave's proof on a receipt; None for none, for one that cannot be read, and for one that is disowned."""
+    """The enclave's proof on a receipt; None if it has none, or one that cannot be read or is disowned."""
     if is_disowned(call):
         return None
     try:

@@ -1245,6 +1245,75 @@ function treeOf(blob) {
   }
 }
 
+// -- texts of records, hashed as docs/wire.md says: JSON as Python writes it
+
+const isHashOf = (hashes, fact) => hashes.length === 0 || hashes.some((one) => one === null || one.equals(fact));
+const isObject = (value) => value !== null && typeof value === "object" && !Array.isArray(value);
+
+class Float {
+  constructor(value) {
+    this.text = Number.isInteger(value) ? `${value}.0` : String(value);
+  }
+}
+
+function pythonJson(value) {
+  if (value instanceof Float) return value.text;
+  if (typeof value === "string") return JSON.stringify(value).replace(/[\u007f-\uffff]/g, (one) => "\\u" + one.charCodeAt(0).toString(16).padStart(4, "0"));
+  if (Array.isArray(value)) return `[${value.map(pythonJson).join(", ")}]`;
+  if (isObject(value)) return `{${Object.keys(value).sort().map((name) => `${pythonJson(name)}: ${pythonJson(value[name] ?? null)}`).join(", ")}}`;
+  return JSON.stringify(value ?? null);
+}
+
+const hashOf = (value) => keccak(utf8(pythonJson(value)));
+const callOf = ({ id, type, function: called }) => ({ id, type: type ?? "function", function: { name: called?.name, arguments: called?.arguments } });
+
+function messageOf(message, contentOf) {
+  const { role, content } = message;
+  if (role === "system" || role === "developer") return { role: "system", content };
+  if (role === "tool") return { role, content, tool_call_id: message.tool_call_id };
+  if (role !== "assistant") return { role, content: contentOf(content) };
+  return { role, content: content || "", ...(message.tool_calls?.length ? { tool_calls: message.tool_calls.map(callOf) } : {}) };
+}
+
+function partOf(part) {
+  if (part.type === "text") return { type: "text", text: part.text || "" };
+  const filename = part.file?.filename || part.filename;
+  return { type: part.type, ...(filename ? { filename } : {}) };
+}
+
+// null: a hash that this verifier cannot make (lists as Python prints them)
+function requestHashes(said) {
+  if (typeof said === "string") return said ? [keccak(utf8(said))] : [];
+  if (!isObject(said) || !(said.messages?.length > 0)) return [];
+  const form = (contentOf) => {
+    const request = { model: said.model, messages: said.messages.map((one) => messageOf(one, contentOf)), temperature: new Float(Number(said.temperature ?? 0)) };
+    for (const name of ["max_tokens", "stop", "tools", "response_format"]) {
+      const is = said[name] && (!Array.isArray(said[name]) || said[name].length);
+      if (is) request[name] = said[name];
+    }
+    return said.web_search ? { ...request, web_search: true } : request;
+  };
+  const hasLists = said.messages.some((one) => !["system", "developer", "assistant", "tool"].includes(one.role) && Array.isArray(one.content));
+  const forms = [form((content) => (Array.isArray(content) ? content.map(partOf) : content))];
+  if (said.max_tokens === 0) forms.push(...forms.map((one) => ({ ...one, max_tokens: 0 })));
+  if (said.web_search) forms.push(...forms.map(({ web_search, ...rest }) => rest));
+  return [...forms.map(hashOf), ...(hasLists ? [null] : [])];
+}
+
+function answerHashes(record) {
+  const said = "output" in record ? record.output : record.response;
+  if (typeof said === "string") return [keccak(utf8(said))];
+  if (!isObject(said)) return [];
+  const reason = said.finish_reason || record.finish_reason;
+  const [choice] = said.choices || [];
+  const message = choice ? choice.message || {} : isObject(said.message) ? said.message : said;
+  const ended = (choice && choice.finish_reason) || reason;
+  const found = [];
+  if (message.tool_calls?.length && ended !== "stop") found.push(hashOf(message.tool_calls.map(callOf)));
+  if (message.content != null && ended !== "tool_calls") found.push(typeof message.content === "string" ? keccak(utf8(message.content)) : null);
+  return found;
+}
+
 function isRecordOf(blob, event) {
   try {
     const record = JSON.parse(blob.toString("utf8"));
@@ -1265,7 +1334,9 @@ function isRecordOf(blob, event) {
       agrees(hashes[1], event.output) &&
       agrees(member("teeId", "tee_id"), event.id) &&
       agrees(member("ethAddress", "eth_address"), event.payer) &&
-      (time === undefined || BigInt(time) === event.time)
+      (time === undefined || BigInt(time) === event.time) &&
+      isHashOf(requestHashes("input" in record ? record.input : record.request), event.request) &&
+      isHashOf(answerHashes(record), event.output)
     );
   } catch {
     return false;

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from opengradient_devnet import Devnet
 from opengradient_x402.chain.questions import (
-    AsyncChainReader,
     Block,
     ChainReader,
     RpcRequest,
@@ -24,7 +23,7 @@ from opengradient_x402.chain.questions import (
 from opengradient_x402.chain.transactions import UnsignedTransaction, sign_transaction
 from opengradient_x402.errors import ChainUnavailable, ConfigurationError, RpcError
 from opengradient_x402.keys.signer import LocalSigner
-from support.node import serving
+from support.node import asked, serving
 
 ANYONE = "0x" + "12" * 20
 
@@ -117,11 +116,10 @@ def test_a_node_that_answers_nonsense_is_an_error_and_not_asked_again(net, node,
 
 async def test_coroutines_are_told_the_same(net, node):
     node.misbehave = lambda method, params, number: (429, {}) if number == 2 else None
-    chain = AsyncChainReader(node.url, net.chain.chain_id)
-    assert await chain.ask(native_balance(ANYONE)) == 0
+    assert await asked(node.url, net.chain.chain_id, native_balance(ANYONE)) == 0
     assert node.count("eth_getBalance") == 2
     with pytest.raises(ChainUnavailable, match="ConnectError"):
-        await AsyncChainReader("http://127.0.0.1:1", 1).ask(native_balance(ANYONE))
+        await asked("http://127.0.0.1:1", 1, native_balance(ANYONE))
 
 
 def test_a_node_that_is_not_there_is_an_error_without_the_key_in_its_url():

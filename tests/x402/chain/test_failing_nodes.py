@@ -13,14 +13,14 @@ import pytest
 
 from opengradient_x402.chain.contracts import active_tees
 from opengradient_x402.chain.questions import native_balance
-from opengradient_x402.chain.readers import AsyncChainReader, ChainReader
+from opengradient_x402.chain.readers import ChainReader
 from opengradient_x402.cli.doctor import _diagnosed, _Examination
 from opengradient_x402.errors import OpenGradientError
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.payment.payments import Payments
 from opengradient_x402.payment.wallet import Wallet
 from opengradient_x402.settlement.reconciler import Reconciler
-from support.node import serving
+from support.node import asked, serving
 from support.node_faults import FAULTS, failing_node
 from support.payers import PROMPT, client_for, network_of
 from support.settling import new_payer
@@ -93,7 +93,7 @@ async def test_coroutines_keep_the_time_too(net, fault):
     with failing_node(fault, net.chain.chain_id) as url:
         began = time.monotonic()
         with pytest.raises(OpenGradientError):
-            await AsyncChainReader(url, net.chain.chain_id, timeout_s=LIMIT_S).ask(native_balance("0x" + "12" * 20))
+            await asked(url, net.chain.chain_id, native_balance("0x" + "12" * 20), timeout_s=LIMIT_S)
         assert time.monotonic() - began < LIMIT_S + BUSY_S
 
 

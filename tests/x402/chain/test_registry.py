@@ -19,9 +19,10 @@ from opengradient_x402.chain.contracts import (
     decode_tees,
     registered_tee,
 )
-from opengradient_x402.chain.questions import AsyncChainReader, ChainReader, RpcRequest
+from opengradient_x402.chain.questions import ChainReader, RpcRequest
 from opengradient_x402.errors import RpcError
 from support.enclaves import CHAIN_ID, PAYEE, registry
+from support.node import asked
 
 ABI = contract("TEERegistry")
 OHTTP = "(uint8,uint16,uint16,uint16,bytes,bytes,uint256)"
@@ -142,7 +143,7 @@ async def test_both_readers_list_what_was_registered_on_a_chain(book, chain):
     tee_id = book.register("https://one.example", b"certificate", public_key_der=b"key", pcr_hash=b"\x07" * 32)
     book.register("https://two.example", b"another")
     first, second = chain.ask(active_tees(TEE_REGISTRY))
-    assert (first, second) == await AsyncChainReader(book.node.url, CHAIN_ID).ask(active_tees(TEE_REGISTRY))
+    assert (first, second) == await asked(book.node.url, CHAIN_ID, active_tees(TEE_REGISTRY))
     assert {name: value for name, value in asdict(first).items() if not name.endswith("_at")} == {
         "id": tee_id,
         "owner": book.owner.address,

@@ -24,12 +24,12 @@ from opengradient_x402.chain.questions import (
     receipt,
     transaction,
 )
-from opengradient_x402.chain.readers import AsyncChainReader, ChainReader
+from opengradient_x402.chain.readers import ChainReader
 from opengradient_x402.chain.transactions import send_transaction
 from opengradient_x402.chain.web3_nodes import web3_node
 from opengradient_x402.errors import ChainUnavailable, ConfigurationError, RpcError
 from opengradient_x402.settlement.recognition import TRANSFER
-from support.node import serving
+from support.node import asked, serving
 from support.payers import network_of
 from support.settling import new_payer
 
@@ -169,7 +169,7 @@ def test_a_lasting_connection_without_its_loop_is_refused():
 
 
 async def test_the_small_node_imports_nothing_of_web3(net):
-    assert await AsyncChainReader(net.rpc_url, net.chain.chain_id).ask(native_balance(ANYONE)) >= 0
+    assert await asked(net.rpc_url, net.chain.chain_id, native_balance(ANYONE)) >= 0
     program = (
         "import sys; from opengradient_x402.chain.readers import ChainReader;"
         "import opengradient_x402.chain.questions as q, opengradient_x402.chain.web3_nodes;"

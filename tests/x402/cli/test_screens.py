@@ -21,10 +21,13 @@ import pytest
 from rich.cells import cell_len
 from typer.testing import CliRunner
 
+from opengradient_devnet import Scheme
 from opengradient_devnet.faults import SettleAtCap
 from opengradient_x402.cli.main import build_app
+from opengradient_x402.cli.options import KnownNetworks
 from opengradient_x402.cli.output import note, rounded
 from opengradient_x402.ledger.ledger import Ledger
+from opengradient_x402.networks import PRESETS
 from opengradient_x402.telemetry.runs import named_run
 from support.ledger_rows import entry, served
 from support.payers import client_for, payments_for, settled_receipts
@@ -135,7 +138,15 @@ def lines_of(text: str) -> list[str]:
         ("models",),
         ("models", "--live"),
         ("balance",),
+        ("channels", "list"),
+        ("ledger", "check"),
+        ("--help",),
+        *((command, "--help") for command in ("approve", "balance", "cancel", "chat", "doctor", "models", "serve")),
+        *(("channels", command, "--help") for command in ("list", "refund", "withdraw")),
+        *(("ledger", command, "--help") for command in ("check", "repair", "compact", "anchor")),
+        *(("receipts", command, "--help") for command in ("show", "reconcile", "export", "report", "verify")),
     ],
+    ids=" ".join,
 )
 def test_no_line_is_wider_than_a_terminal_of_80_columns_and_no_cell_is_cut(shop, command):
     words = [{"@": shop.calls[0]["call_id"], "@bundle": shop.bundle}.get(word, word) for word in command]
@@ -144,6 +155,25 @@ def test_no_line_is_wider_than_a_terminal_of_80_columns_and_no_cell_is_cut(shop,
     for line in lines_of(shown):
         assert cell_len(line) <= 80, line
         assert not re.search(r"\w…(\s|$)", line), line  # the end of a cell that had no room
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_channels_are_listed_with_amounts_that_stand_below_each_other(devnets, tmp_path, monkeypatch, columns):
+    net = devnets(schemes=[Scheme.BATCH_SETTLEMENT])
+    account = net.account(opg="10", approved=True)
+    monkeypatch.setenv("OG_PRIVATE_KEY", account.private_key)
+    monkeypatch.setenv("OG_NETWORK", f"{net.gateway_url}/network")
+    monkeypatch.setenv("OG_LEDGER_URL", f"sqlite:///{tmp_path / 'ledger.sqlite'}")
+    assert "no payment channels" in in_terminal("channels", "list")
+    with payments_for(net, account, tmp_path / "ledger.sqlite") as payments, client_for(payments) as client:
+        client.chat({"model": "openai/gpt-5", "messages": [{"role": "user", "content": "Hi."}]})
+    head, row = lines_of(in_terminal("channels", "list", columns=columns))
+    assert cell_len(row) <= columns
+    assert "…" not in head + row
+    for name in ("deposited", "claimed", "free"):
+        end = head.index(name) + len(name)
+        assert re.fullmatch(r"\d+\.\d{6}", row[:end].split()[-1]), name
+    assert (net.gateway_url in row) is (columns == 120)
 
 
 def test_what_is_said_beside_the_output_breaks_no_word_in_a_terminal(monkeypatch):
@@ -293,6 +323,44 @@ def test_sums_of_the_report_are_what_the_chain_took_and_shares_are_the_payers_wo
     assert sum(atomic(row, "stated") for row in part["model"]) == shop.settled_atomic
     calls = {call["call_id"] for call in shop.calls}
     assert {call for row in part["model"] for call in row["records"].split()} == calls
+
+
+def test_a_bundle_has_what_was_settled_since_anybody_looked(net, account, tmp_path, monkeypatch):
+    monkeypatch.setenv("OG_PRIVATE_KEY", account.private_key)
+    monkeypatch.setenv("OG_LEDGER_URL", f"sqlite:///{tmp_path / 'ledger.sqlite'}")
+    with payments_for(net, account, tmp_path / "ledger.sqlite") as payments, client_for(payments) as client:
+        client.chat({"model": "openai/gpt-5", "messages": [{"role": "user", "content": "Hi."}]})
+    net.close_sessions()
+    assert piped("receipts", "export", "-f", "bundle", "-o", str(tmp_path / "bundle.json")).exit_code == 0
+    verified = piped("receipts", "verify", str(tmp_path / "bundle.json"), "--network", f"{net.gateway_url}/network")
+    assert verified.exit_code == 0, verified.stdout
+    assert re.search(r"openai/gpt-5 +1 +0\.\d{6} +settled", verified.stdout)
+
+
+def test_amounts_of_a_strangers_token_are_whole_and_name_it(shop, monkeypatch):
+    monkeypatch.delenv("OG_NETWORK")
+    monkeypatch.delenv("OG_LEDGER_URL")
+    token = json.loads(Path(shop.bundle).read_text())["network"]["asset"]["address"]
+    shown = in_terminal("receipts", "verify", shop.bundle, "--offline")
+    together = next(line for line in lines_of(shown) if line.startswith("together"))
+    assert int(together.split()[2]) > shop.settled_atomic
+    assert f"The decimals of {token} are not" in shown
+    assert max(map(cell_len, lines_of(shown))) <= 80
+    assert not re.search(r"\w…(\s|$)", shown)
+    page = piped("receipts", "report", shop.bundle, "--offline").stdout
+    assert f"The decimals of the token {token} are not known here" in page
+    assert f"By model, in units of {token[:6]}…{token[-4:]}" in page
+
+
+@pytest.mark.parametrize(("name", "symbol"), [(one.name, one.asset.symbol) for one in PRESETS.values()])
+def test_tokens_of_every_preset_are_known_whatever_network_is_set(name, symbol):
+    network = PRESETS[name]
+    found = KnownNetworks("base", is_own=False).token(
+        served(
+            entry(network=network.caip2, asset=network.asset.address, asset_symbol="LIE", asset_decimals=1), "call_1"
+        )
+    )
+    assert found == (network.asset.decimals, symbol)
 
 
 def test_a_report_of_the_ledger_is_checked_with_the_node_and_offline_it_says_that_nothing_was(shop):

@@ -46,10 +46,13 @@ def test_more_than_one_answer_is_refused_since_gateways_give_one():
     assert "n" not in body_of(n=1)
 
 
-@pytest.mark.parametrize("choice", [{"type": "function", "function": {"name": "nope"}}, "nope", {"x": 1}])
-def test_a_choice_of_no_tool_is_refused(choice):
+@pytest.mark.parametrize("tools", [[TOOL], [], None])
+@pytest.mark.parametrize(
+    "choice", [{"type": "function", "function": {"name": "nope"}}, "nope", "sometimes", {"x": 1}, 7, ["auto"]]
+)
+def test_a_choice_of_no_tool_is_refused(choice, tools):
     with pytest.raises(ConfigurationError, match="Nothing was paid"):
-        body_of(tools=[TOOL], tool_choice=choice)
+        body_of(tools=tools, tool_choice=choice)
 
 
 @pytest.mark.parametrize(
@@ -67,6 +70,19 @@ def test_a_choice_of_no_tool_is_refused(choice):
         ({"max_tokens": 1.5}, "whole numbers"),
         ({"max_tokens": -1}, "max_tokens=-1 was given"),
         ({"max_completion_tokens": -1}, "max_completion_tokens=-1 was given"),
+        ({"top_k": "many"}, "whole numbers"),
+        ({"logprobs": "yes"}, "logprobs='yes' was given, and gateways take True or False"),
+        ({"logprobs": 5}, "logprobs=5 was given"),
+        ({"parallel_tool_calls": "no"}, "take True or False"),
+        ({"web_search": "weather"}, "take True or False"),
+        ({"user": 7}, "user=7 was given, and gateways take a text"),
+        ({"reasoning_effort": 3}, "take a text"),
+        ({"service_tier": True}, "take a text"),
+        ({"modalities": "audio"}, "take a list"),
+        ({"tools": TOOL}, "take a list"),
+        ({"reasoning": "much"}, "take a dict"),
+        ({"prediction": "the answer"}, "take a dict"),
+        ({"response_format": "json"}, "take a dict"),
         ({"stop": list("abcde")}, "5 stop sequences were given, and gateways take 4"),
         ({"messages": [{"role": "developer", "content": "Be brief."}]}, "the role 'developer', which gateways cannot"),
         ({"messages": [{"role": "robot", "content": "Beep."}]}, "the role 'robot', which gateways cannot"),

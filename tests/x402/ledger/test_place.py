@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from opengradient_devnet import Devnet
+from opengradient_x402.errors import ConfigurationError
 from opengradient_x402.ledger import place
+from opengradient_x402.ledger.ledger import Ledger
 from support.payers import PROMPT, client_for, payments_for
 
 MOUNTS = """22 1 254:0 / / rw,relatime - ext4 /dev/vda rw
@@ -70,3 +72,42 @@ def test_it_warns_of_a_wallet_with_two_ledgers(net, account, tmp_path, caplog, n
 def test_one_ledger_on_a_disk_is_nothing_to_warn_of(net, account, tmp_path, caplog, new_process):
     pay(net, account, tmp_path / "ledger.sqlite", tmp_path / "ledger.sqlite")
     assert warnings_in(caplog) == []
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "u:pw@host/db",
+        "user:p@ss/w@db.example:5432/ledger",
+        "user:pw@localhost",
+        "me@db.example/ledger",
+        "db.example:5432/ledger",
+        "postgresql:user:pw@host/db",
+        "postgresql+psycopg:/user:pw@host/db",
+        "sqlite:ledger.sqlite",
+    ],
+)
+def test_the_url_of_a_database_without_its_scheme_is_no_file_name(given, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigurationError, match=r"no `scheme://`.*Nothing was paid") as caught:
+        Ledger(given)
+    assert "pw" not in str(caught.value).replace("password", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "ledger.sqlite",
+        "./u:pw@host",
+        "/var/lib/me@home/ledger.sqlite",
+        "C:\\Users\\me@home\\ledger.sqlite",
+        "C:/Users/me@home/ledger.sqlite",
+        "~/ledger.sqlite",
+        "me@home.sqlite",
+        Path("u:pw@host"),
+    ],
+    ids=str,
+)
+def test_a_path_of_any_form_is_a_file(given):
+    assert place.as_url(given) == f"sqlite:///{given}"

@@ -316,7 +316,7 @@ def test_what_is_written_is_moved_into_the_main_file_however_it_came(ledger, tmp
     assert log.stat().st_size < 12 * 1024 * 1024
 
 
-def test_the_short_receipt_of_a_message_names_the_payment_and_stays_under_300_bytes():
+def test_the_short_receipt_of_a_message_names_the_payment_and_stays_short():
     longest = served(
         entry(),
         "call_" + "a" * 24,
@@ -328,5 +328,8 @@ def test_the_short_receipt_of_a_message_names_the_payment_and_stays_under_300_by
     short = longest.to_message()
     assert (short["authorization_id"], "payment_hash" in short) == ("auth_" + "b" * 32, False)
     assert len(json.dumps(short)) < 300
-    taken = replace(longest, payment_tx_hash="0x" + "c" * 64).to_message()
+    taken = replace(
+        longest, payment_tx_hash="0x" + "c" * 64, tee_verified="unknown_key (key from the attestation)"
+    ).to_message()
     assert (taken["payment_hash"], "authorization_id" in taken) == ("0x" + "c" * 64, False)
+    assert len(json.dumps(taken)) < 400

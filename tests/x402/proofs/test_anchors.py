@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 
 import pytest
@@ -44,7 +45,10 @@ def test_an_anchor_dates_the_records_that_were_there(net, paid):
     assert isinstance(finding, Read)
     mined = net.chain.rpc("eth_getTransactionReceipt", [anchor.tx_hash])
     then = int(net.chain.rpc("eth_getBlockByNumber", [mined["blockNumber"], False])["timestamp"], 16)
-    assert f"{anchor.size} records were there at {then}" in finding.why
+    assert (
+        f"{anchor.size} records were there at {time.strftime('%Y-%m-%d %H:%M:%S UTC', time.gmtime(then))}"
+        in finding.why
+    )
     (offline,) = findings(paid, later.to_bytes(), is_offline=True)
     assert isinstance(offline, Undecided)
 

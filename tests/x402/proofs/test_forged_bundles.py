@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import csv
+import io
 import json
 import random
 from dataclasses import replace
@@ -11,8 +13,10 @@ from hashlib import sha256
 import pytest
 import rfc8785
 from eth_utils.crypto import keccak
+from typer.testing import CliRunner
 
 from opengradient_devnet import Scheme
+from opengradient_x402.cli.main import build_app
 from opengradient_x402.errors import BundleUnreadable, ConfigurationError, OpenGradientError
 from opengradient_x402.networks import PRESETS
 from opengradient_x402.proofs.bundle import Bundle, Contents, Record, cases_of
@@ -23,6 +27,7 @@ from opengradient_x402.proofs.history import IN_HISTORY, described
 from opengradient_x402.proofs.verification import Verification, verify_bundle
 from support.forging import HASH, OTHER, World, forge
 from support.ledger_rows import entry, served
+from support.made_up import made_up
 from support.node import at_rest, serving
 from support.payers import network_of
 
@@ -372,49 +377,11 @@ def test_the_truth_that_lies_are_held_against_is_the_honest_bundles(forged_world
 
 # -- evidence that somebody made up
 
-ODD = [
-    None, 0, -1, 1.5, True, "", "0x", "0xzz", "0x" + "f" * 64, "0x" + "0" * 40, [], {}, [[]], [None], {"a": 1}, "0x1",
-    "latest", ["0x"] * 5, "-0x1", " 0x1 ", "é", "0x" + "f" * 5000,
-]  # fmt: skip
-
-
-def places_in(value, at=()):
-    yield at
-    for name, inner in (
-        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    ):
-        yield from places_in(inner, (*at, name))
-
-
-def changed(value, chance: random.Random):
-    place = chance.choice(list(places_in(value)))
-    if not place:
-        return chance.choice(ODD)
-    value = json.loads(json.dumps(value))
-    inner = value
-    for name in place[:-1]:
-        inner = inner[name]
-    if chance.random() < 0.15:
-        del inner[place[-1]]
-    else:
-        inner[place[-1]] = chance.choice(ODD)
-    return value
-
 
 def make_up_evidence(world: World, seeds: range) -> None:
     network = network_of(world.net)
     for seed in seeds:
-        chance = random.Random(seed)
-        records = list(world.bundle.records)
-        index = chance.choice([i for i, record in enumerate(records) if record.kind in ("rpc", "blob")])
-        body = json.loads(json.dumps(dict(records[index].body)))
-        if records[index].kind == "rpc":
-            body["result"] = changed(body["result"], chance)
-        else:
-            blob = changed(json.loads(base64.b64decode(body["content_base64"])), chance)
-            body["content_base64"] = base64.b64encode(json.dumps(blob).encode()).decode()
-        records[index] = Record(records[index].kind, body)
-        content = replace(world.bundle, records=tuple(records), signature=None).to_bytes()
+        content = made_up(world.bundle, seed)
         for reader in (network, None):
             verification = verify_bundle(content, network=reader, is_offline=True)
             assert not any(finding.source.is_chain for finding in verification.of(Read)), seed
@@ -471,6 +438,32 @@ def test_calldata_full_of_signatures_is_read_in_bounded_time(forged_world, monke
     signed = about(verification, Statement.SIGNED)
     assert {type(item) for item in signed} == {Undecided}
     assert receipts.MOST_TRIES < len(tried) <= receipts.MOST_TRIES * len(signed)
+
+
+@pytest.mark.parametrize("command", [["report", "-f", "csv"], ["export", "-f", "csv"], ["export", "-f", "csv-raw"]])
+def test_a_table_of_a_strangers_bundle_runs_nothing(forged_world, tmp_path, monkeypatch, command):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    signs = iter("=+-@")
+    names = {}
+
+    def odd(record):
+        if "call_id" in record.body:
+            call = record.body["call_id"]
+            names.setdefault(call, next(signs, "=") + f"cmd|{call}")
+            record.body["call_id"] = names[call]
+        for name in {"model", "run", "dispute"} & record.body.keys():
+            record.body[name] = "\n=HYPERLINK(1)"
+        return [record]
+
+    (file := tmp_path / "bundle.json").write_bytes(forge(forged_world.bundle, None, odd))
+    offline = ["--offline"] if command[0] == "report" else []
+    words = ["receipts", command[0], str(file), *command[1:], *offline]
+    done = CliRunner().invoke(build_app(words), words)
+    assert done.exit_code in (0, 1), done.output
+    assert command[0] == "report" or "what the writer of the file says: nothing of it was checked" in done.stderr
+    cells = [cell for row in csv.reader(io.StringIO(done.stdout)) for cell in row]
+    assert any("cmd|call_" in cell for cell in cells)
+    assert [cell for cell in cells if cell.startswith(("=", "+", "-", "@", "\n", "\t", "\r"))] == []
 
 
 # -- nodes
@@ -619,6 +612,14 @@ def test_look_alikes_under_the_chain_id_of_a_preset_are_refuted(forged_world, na
     content = Bundle(created_at=1, network=network, records=()).signed(forged_world.payments.signer).to_bytes()
     (finding,) = about(verify_bundle(content, is_offline=True), Statement.NETWORK)
     assert isinstance(finding, Refuted)
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_a_file_about_any_token_of_a_preset_is_about_known_contracts(forged_world, name):
+    made = Bundle(created_at=1, network=describe(PRESETS[name]), records=())
+    content = made.signed(forged_world.payments.signer).to_bytes()
+    (finding,) = about(verify_bundle(content, is_offline=True), Statement.NETWORK)
+    assert f"are those of {name}" in finding.why
 
 
 def test_a_private_chain_that_calls_itself_base_is_the_writers_word(forged_world):

@@ -30,7 +30,7 @@ def test_a_period_that_is_not_over_is_not_complete_yet(net, paid):
     content = exported(paid)
     head = int(net.chain.rpc("eth_blockNumber", []), 16)
     whole = completeness(verify_bundle(content, network=paid.network, from_block=0, to_block=head))
-    later = completeness(verify_bundle(content, network=paid.network, from_block=0, to_block=head + 1))
+    later = completeness(verify_bundle(content, network=paid.network, from_block=0, to_block=head + 1_000))
     assert (type(whole), type(later)) == (Read, Undecided)
     assert "no later block yet" in later.why
 

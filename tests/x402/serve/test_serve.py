@@ -17,7 +17,7 @@ import pytest
 from opengradient_devnet import Devnet
 from opengradient_devnet.faults import AnswerStatus, ErrorEvent, HangUp, SlowDrip
 from opengradient_x402.payment.payments import Payments
-from opengradient_x402.serve import app, waiting
+from opengradient_x402.serve import app, heads, waiting
 from support.payers import PROMPT, opg_balance, payments_for, settled_receipts
 from support.paying_server import PayingServer, paying_server
 
@@ -347,6 +347,82 @@ def test_a_body_that_drips_is_not_waited_for(server, monkeypatch):
     assert (response.status_code, response.headers["x-should-retry"]) == (408, "false")
     assert time.monotonic() - began < 5
     assert server.receipts == []
+
+
+_ASKS = b"GET /v1/models HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+
+
+@contextmanager
+def line_to(server: PayingServer, *pieces: bytes) -> Iterator[socket.socket]:
+    """A connection, on which these were sent."""
+    address = httpx.URL(server.url)
+    with socket.create_connection((address.host, address.port), timeout=10) as line:
+        for piece in pieces:
+            line.sendall(piece)
+        yield line
+
+
+def ends_within(line: socket.socket, seconds: float, *, dripping: bytes = b"") -> bool:
+    """Whether the server closes the connection in this time, whatever it says before."""
+    line.settimeout(0.1)
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        try:
+            line.sendall(dripping)
+            if not line.recv(65536):
+                return True
+        except TimeoutError:
+            continue
+        except ConnectionError:
+            return True
+    return False
+
+
+@pytest.mark.parametrize(
+    ("sent", "dripping"),
+    [
+        (b"", b""),
+        (b"", b"\r\n"),
+        (_ASKS, b"a"),
+        (_ASKS + b"\r\nGET /v1/mod", b"e"),
+        (b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 99\r\n\r\n", b"{"),
+    ],
+    ids=["nothing", "blank lines", "half a head", "half a second head", "the rest of a refused request"],
+)
+def test_a_connection_that_drips_is_closed(server, monkeypatch, sent, dripping):
+    monkeypatch.setattr(heads, "LONGEST_HEAD_S", 0.5)
+    with line_to(server, sent) as line:
+        assert not ends_within(line, 0.3, dripping=dripping)
+        assert ends_within(line, 5, dripping=dripping)
+
+
+def test_a_connection_is_kept_between_two_requests_and_while_an_answer_takes_long(net, own_server, monkeypatch):
+    monkeypatch.setattr(heads, "LONGEST_HEAD_S", 0.2)
+    net.faults.inject(SlowDrip(pace_s=0.1))
+    with tool_of(own_server) as tool:
+        streamed = tool.post("/chat/completions", json={**PROMPT, "stream": True})
+        time.sleep(0.5)
+        again = tool.get("/models")
+    assert streamed.text.endswith("data: [DONE]\n\n")
+    assert streamed.elapsed.total_seconds() > 0.2
+    assert again.status_code == 200
+    assert streamed.extensions["network_stream"] is again.extensions["network_stream"]
+
+
+def test_a_head_without_end_is_not_read_to_its_end(server):
+    with line_to(server, _ASKS) as line:
+        for number in range(80):
+            try:
+                line.sendall(b"X-%d: %s\r\n" % (number, b"a" * 1000))
+            except ConnectionError:
+                break
+        assert ends_within(line, 3)
+
+
+def test_headers_below_the_limit_are_read(server):
+    assert ask(server).status_code == 200
+    with tool_of(server, **{f"x-{number}": "a" * 1000 for number in range(40)}) as tool:
+        assert tool.get("/models").status_code == 200
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])

@@ -9,18 +9,16 @@ import pytest
 from opengradient_devnet import Account, Devnet
 from opengradient_devnet.contracts import PERMIT2, contract
 from opengradient_x402.chain.questions import ChainReader
-from opengradient_x402.chain.readers import AsyncChainReader
 from opengradient_x402.payment.wallet import Wallet
 from opengradient_x402.settlement.search import (
     Cancelled,
     NotSettled,
     SettledElsewhere,
     SettlementFound,
-    check_transaction,
-    find_settlement,
     find_settlements,
+    settled_nothing_of,
 )
-from support.node import serving
+from support.node import asked, serving
 from support.settling import Payer, deploy_wallet, new_payer, settle, settle_call, settle_together
 
 OPG = 10**18
@@ -39,7 +37,7 @@ def facilitator(net: Devnet) -> Account:
 def outcome(payer: Payer, authorization, *, rpc_url: str | None = None):
     terms = getattr(authorization, "authorization", authorization)
     with ChainReader(rpc_url or payer.network.rpc_url, payer.network.chain_id) as chain:
-        return chain.ask(find_settlement(terms, network=payer.network))
+        return chain.ask(find_settlements([terms], network=payer.network))[terms]
 
 
 def test_a_settlement_is_found_with_amount_block_and_transaction_as_the_chain_has_them(net, payer, facilitator):
@@ -243,23 +241,22 @@ def test_a_named_transaction_is_checked_and_not_believed(net, payer, facilitator
     others_tx = settle(net, facilitator, other.sign(facilitator=facilitator.address), 5)
     with ChainReader(payer.network.rpc_url, payer.network.chain_id) as chain:
 
-        def checked(tx_hash: str):
-            return chain.ask(check_transaction(terms, tx_hash, network=payer.network))
+        def is_untrue(tx_hash: str):
+            return chain.ask(settled_nothing_of(tx_hash, terms))
 
-        assert checked(others_tx) is None
+        assert is_untrue(others_tx)
         tx_hash = settle(net, facilitator, authorization, 5)
-        assert checked(others_tx) is None
-        assert checked("0x" + "12" * 32) is None
-        confirmed = checked(tx_hash)
-    assert confirmed is not None
-    assert confirmed.amount_atomic == 5
+        assert is_untrue(others_tx)
+        assert not is_untrue("0x" + "12" * 32)  # nothing is known of it
+        assert not is_untrue(tx_hash)
 
 
 async def test_coroutines_ask_the_same_questions(net, payer, facilitator):
     authorization = payer.sign(facilitator=facilitator.address)
     tx_hash = settle(net, facilitator, authorization, 5)
-    chain = AsyncChainReader(payer.network.rpc_url, payer.network.chain_id)
-    found = await chain.ask(find_settlement(authorization.authorization, network=payer.network))
+    terms, network = authorization.authorization, payer.network
+    outcomes = await asked(network.rpc_url, network.chain_id, find_settlements([terms], network=network))
+    found = outcomes[terms]
     assert isinstance(found, SettlementFound)
     assert found.tx_hash == tx_hash
 

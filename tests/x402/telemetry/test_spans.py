@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 
 import httpx
@@ -62,7 +63,9 @@ def llm_spans(tracing, tracer):
 @pytest.fixture
 def http_spans(tracing, tracer):
     def read():
-        return [s for s in tracing[1].get_finished_spans() if s.kind is trace.SpanKind.CLIENT and s.name == "POST"]
+        """Of the requests to the gateway; the devnet of this process sends some of its own, which are traced too."""
+        spans = [s for s in tracing[1].get_finished_spans() if s.kind is trace.SpanKind.CLIENT]
+        return [s for s in spans if s.attributes["http.url"].endswith("/chat/completions")]
 
     return read
 
@@ -144,24 +147,69 @@ def test_a_span_that_is_not_of_one_llm_call_gets_an_event_for_each(payments, tra
     assert told == [receipt.call_id for receipt in payments.ledger.receipts().result()]
 
 
-async def test_a_challenge_is_no_error_of_its_http_span(net, payments, http_spans):
-    with client_for(payments) as client:
-        client.chat(PROMPT)
-    net.close_sessions()  # the next call asks in a session that is gone
-    # What has no httpx transport below it, such as our own for event loops, has no span of httpx.
-    async with httpx.AsyncHTTPTransport() as wire, async_client_for(payments, http_transport=wire) as client:
-        await client.chat(PROMPT)
-    spans = http_spans()
-    statuses = [span.attributes.get("http.status_code") for span in spans]
+def check_challenges(spans) -> None:
+    """Each call has a challenge, and then a request that was served; none of them is an error."""
+    statuses = [span.attributes["http.status_code"] for span in spans]
     assert statuses.count(402) >= 2
+    assert statuses.count(200) == 2
     assert not [span for span in spans if span.status.status_code is trace.StatusCode.ERROR]
     challenges = [span for span in spans if span.attributes.get("opengradient.challenge")]
-    assert len(challenges) == statuses.count(402)
+    assert [span.attributes["http.status_code"] for span in challenges] == [402] * statuses.count(402)
+
+
+def test_a_challenge_is_no_error_of_its_http_span(net, payments, http_spans):
+    with client_for(payments) as client:
+        client.chat(PROMPT)
+        net.close_sessions()  # the next call asks in a session that is gone
+        client.chat(PROMPT)
+    check_challenges(http_spans())
+
+
+async def test_nor_of_a_coroutines_http_span(net, payments, http_spans):
+    async with async_client_for(payments) as client:
+        await client.chat(PROMPT)
+        await asyncio.to_thread(net.close_sessions)
+        await client.chat(PROMPT)
+    check_challenges(http_spans())
+
+
+async def test_nor_over_a_transport_of_the_users(net, payments, http_spans):
+    async with httpx.AsyncHTTPTransport() as wire, async_client_for(payments, http_transport=wire) as client:
+        await client.chat(PROMPT)
+        await asyncio.to_thread(net.close_sessions)
+        await client.chat(PROMPT)
+    check_challenges(http_spans())
+
+
+async def test_each_of_many_coroutines_has_its_http_spans_in_its_own_trace(payments, http_spans, tracer):
+    async with async_client_for(payments) as client:
+        await client.chat(PROMPT)
+
+        async def one(number: int) -> int:
+            with tracer.start_as_current_span(f"user {number}") as span:
+                assert [chunk async for chunk in await client.stream(PROMPT)]
+                return span.get_span_context().trace_id
+
+        traces = await asyncio.gather(*[one(number) for number in range(20)])
+    served = [span for span in http_spans() if span.attributes["http.status_code"] == 200]
+    assert sorted(span.context.trace_id for span in served if span.parent) == sorted(traces)
 
 
 def test_a_payment_that_is_refused_stays_an_error(net, payments, http_spans):
     net.faults.inject(RefusePayment(), times=None)
     with client_for(payments) as client, pytest.raises(PaymentOutcomeUnknown):
         client.chat(PROMPT)
-    refused = [span.status.status_code for span in http_spans() if span.attributes["http.status_code"] == 402]
+    check_refusal(http_spans())
+
+
+async def test_so_it_does_for_coroutines(net, payments, http_spans):
+    net.faults.inject(RefusePayment(), times=None)
+    async with async_client_for(payments) as client:
+        with pytest.raises(PaymentOutcomeUnknown):
+            await client.chat(PROMPT)
+    check_refusal(http_spans())
+
+
+def check_refusal(spans) -> None:
+    refused = [span.status.status_code for span in spans if span.attributes["http.status_code"] == 402]
     assert refused == [trace.StatusCode.OK, trace.StatusCode.ERROR]
