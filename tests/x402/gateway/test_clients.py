@@ -18,10 +18,10 @@ from pydantic import SecretStr
 from opengradient_devnet import Account, Devnet
 from opengradient_x402.errors import InsecureEndpoint, InvalidPrivateKey, UnknownNetwork
 from opengradient_x402.gateway.clients import Connections, Registry, Route
-from opengradient_x402.gateway.connections import _LOOPS
+from opengradient_x402.gateway.connections import _LOOPS, AsyncEndpointTransport
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.payment.policy import SpendPolicy
-from support.payers import PROMPT, network_of, payments_for
+from support.payers import PROMPT, async_client_for, network_of, payments_for
 
 
 @pytest.fixture
@@ -319,3 +319,30 @@ def test_neither_key_nor_ledger_password_is_shown(route: Route, account: Account
     shown = repr(replace(route, ledger="postgresql://user:hunter2@db/ledger"))
     assert "hunter2" not in shown
     assert account.private_key not in shown
+
+
+def test_a_client_that_is_retired_while_its_loop_ends_leaves_no_task_behind(
+    net, account, tmp_path, monkeypatch, caplog
+):
+    closed, at_once = [], AsyncEndpointTransport.aclose
+
+    async def slowly(self: AsyncEndpointTransport) -> None:
+        is_own_task = getattr(asyncio.current_task().get_coro(), "__name__", "") == "slowly"
+        for _ in range(50 * is_own_task):  # the end of the loop is quicker
+            await asyncio.sleep(0)
+        await at_once(self)
+        closed.append(self)
+
+    monkeypatch.setattr(AsyncEndpointTransport, "aclose", slowly)
+    with payments_for(net, account, tmp_path / "ledger.sqlite") as payments:
+        client = async_client_for(payments)
+
+        async def call() -> None:
+            await client.chat(PROMPT)
+            loop = asyncio.get_running_loop()
+            loop.call_soon(loop.call_soon, client.retire)  # when this has ended, and the loop has not
+
+        asyncio.run(call())
+    gc.collect()
+    assert closed
+    assert [record.message for record in caplog.records if record.name == "asyncio"] == []
