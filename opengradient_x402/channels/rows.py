@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from opengradient_x402.channels.channel import Channel, Deposit, Voucher
@@ -54,8 +55,7 @@ def channels_in(conn: Connection, *, network: str, payer: str | None) -> list[Ch
 
 def channel_in(conn: Connection, channel_id: str) -> Channel | None:
     """One channel; None if the ledger does not have it."""
-    table = table_of("channels")
-    row = conn.execute(table.select().where(table.c.id == channel_id)).mappings().one_or_none()
+    row = conn.execute(_statements().channel, {"wanted": channel_id}).mappings().one_or_none()
     return None if row is None else _channel_in(row)
 
 
@@ -69,24 +69,21 @@ def known_channel(conn: Connection, channel_id: str) -> Channel:
 
 def put_channel(conn: Connection, channel: Channel) -> None:
     """Writes a channel that is there, as it is now."""
-    table = table_of("channels")
-    conn.execute(table.update().where(table.c.id == channel.id).values(row_of(channel)))
+    conn.execute(_statements().put_channel, row_of(channel) | {"wanted": channel.id})
 
 
 def vouchers_of(conn: Connection, channel_id: str, *states: str) -> list[Voucher]:
     """The vouchers of a channel in these states, oldest first."""
-    table = table_of("vouchers")
-    query = table.select().where(table.c.channel_id == channel_id, table.c.state.in_(states)).order_by(table.c.sequence)
     return [
         Voucher(
-            authorization_id=row["authorization_id"],
-            channel_id=row["channel_id"],
-            base_atomic=int(row["base_atomic"]),
-            max_atomic=int(row["max_atomic"]),
-            charged_atomic=None if row["charged_atomic"] is None else int(row["charged_atomic"]),
-            signed_atomic=int(row["signed_atomic"] or 0),
+            authorization_id=row.authorization_id,
+            channel_id=row.channel_id,
+            base_atomic=int(row.base_atomic),
+            max_atomic=int(row.max_atomic),
+            charged_atomic=None if row.charged_atomic is None else int(row.charged_atomic),
+            signed_atomic=int(row.signed_atomic or 0),
         )
-        for row in conn.execute(query).mappings()
+        for row in conn.execute(_statements().vouchers, {"wanted": channel_id, "states": states})
     ]
 
 
@@ -99,11 +96,10 @@ def has_others(conn: Connection, voucher: Voucher) -> bool:
 
 def put_voucher(conn: Connection, voucher: Voucher) -> Voucher:
     """Writes it, and returns it as it was written: a call keeps the highest sum that was signed for it."""
-    table, voucher = table_of("vouchers"), replace(voucher, signed_atomic=voucher.ceiling_atomic)
+    voucher = replace(voucher, signed_atomic=voucher.ceiling_atomic)
     row = {name: None if value is None else str(value) for name, value in asdict(voucher).items()}
-    this = table.c.authorization_id == voucher.authorization_id
-    if conn.execute(table.update().where(this).values(row)).rowcount == 0:
-        conn.execute(table.insert().values(row | {"state": "newest"}))
+    if conn.execute(_statements().put_voucher, row | {"wanted": voucher.authorization_id}).rowcount == 0:
+        conn.execute(_statements().add_voucher, row | {"state": "newest"})
     return voucher
 
 
@@ -118,5 +114,38 @@ def own_and_others(
 
 def set_state(conn: Connection, authorization_id: str, state: str) -> None:
     """Writes the state of one voucher: `newest`, `included` or `final`."""
-    table = table_of("vouchers")
-    conn.execute(table.update().where(table.c.authorization_id == authorization_id).values(state=state))
+    conn.execute(_statements().set_state, {"wanted": authorization_id, "now": state})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Statements:
+    """What a call on a channel executes, built once: SQLAlchemy takes longer to build one than SQLite to run it."""
+
+    channel: Any
+    put_channel: Any
+    vouchers: Any
+    put_voucher: Any
+    add_voucher: Any
+    set_state: Any
+
+
+@cache
+def _statements() -> _Statements:
+    import sqlalchemy as sa
+
+    channels, vouchers = table_of("channels"), table_of("vouchers")
+    wanted: Any = sa.bindparam("wanted")
+    this = vouchers.c.authorization_id == wanted
+
+    def given(table: Any, *without: str) -> dict[str, Any]:
+        return {column.name: sa.bindparam(column.name) for column in table.c if column.name not in without}
+
+    is_one_of = vouchers.c.state.in_(sa.bindparam("states", expanding=True))
+    return _Statements(
+        channel=channels.select().where(channels.c.id == wanted),
+        put_channel=channels.update().where(channels.c.id == wanted).values(given(channels, "sequence")),
+        vouchers=vouchers.select().where(vouchers.c.channel_id == wanted, is_one_of).order_by(vouchers.c.sequence),
+        put_voucher=vouchers.update().where(this).values(given(vouchers, "sequence", "state")),
+        add_voucher=vouchers.insert().values(given(vouchers, "sequence")),
+        set_state=vouchers.update().where(this).values(state=sa.bindparam("now")),
+    )
