@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import pickle
 import threading
+import time
 from collections.abc import Callable
 
 import pytest
@@ -91,6 +92,9 @@ async def test_a_coroutine_waits_for_what_workers_recorded(llm: OpenGradient):
 def test_a_guard_counts_what_workers_spent(llm: OpenGradient):
     with SpendGuard("1").listening() as guard:
         ask_in_a_worker(pickled_by_a_pool(llm), "There.")
+    deadline = time.monotonic() + 30  # one look waits for a ledger that is busy, but not for long
+    while not guard.receipts and time.monotonic() < deadline:
+        time.sleep(0.05)
     assert guard.spent_atomic == sum(int(receipt.cost_atomic or 0) for receipt in guard.receipts) > 0
 
 

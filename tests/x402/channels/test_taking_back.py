@@ -115,4 +115,4 @@ def test_doctor_names_what_is_in_channels(net, account, shell, used):
     rows = json.loads(shell(net, account, "doctor", "--json").stdout)
     (row,) = [row for row in rows if row["name"] == "channels"]
     assert row["state"] == "ok"
-    assert "1 payment channels" in row["found"]
+    assert "1 payment channel" in row["found"]
