@@ -310,14 +310,14 @@ class ChannelBook:
 
         return self._ledger.read(summed)
 
-    def finish(self, authorization_ids: Sequence[str]) -> Future[None]:
-        """These vouchers are settled for good. The newest one of a channel stays in sight."""
+    def finish(self, channel_id: str, vouchers: Sequence[Voucher]) -> Future[None]:
+        """These vouchers are settled for good, if they are as they were then. The newest one of a channel stays."""
 
         def finished(_book: Book, conn: Connection) -> None:
-            table = table_of("vouchers")
-            for each in authorization_ids:
-                this = (table.c.authorization_id == each, table.c.state == "included")
-                conn.execute(table.update().where(*this).values(state="final"))
+            now = vouchers_of(conn, channel_id, "included")
+            for judged in vouchers:
+                if judged in now:
+                    set_state(conn, judged.authorization_id, "final")
 
         return self._ledger.submit(finished, otherwise=_AS_BEFORE)
 
@@ -327,8 +327,8 @@ class ChannelBook:
 
 def _base(channel: Channel, others: Sequence[Voucher]) -> int:
     """What the next voucher is on top of: all charges, and what the chain shows as claimed for calls without answer."""
-    lost = sum(one.max_atomic - one.base_atomic for one in others if one.charged_atomic is None)
-    return channel.charged_atomic + min(max(0, channel.claimed_atomic - channel.charged_atomic), lost)
+    lost = max((one.max_atomic for one in others if one.charged_atomic is None), default=0)
+    return max(channel.charged_atomic, min(channel.claimed_atomic, lost))
 
 
 def _most_charged(channel: Channel, others: Sequence[Voucher]) -> int:
@@ -344,9 +344,10 @@ def _raised(book: Book, conn: Connection, channel: Channel, others: list[Voucher
         if one.charged_atomic is not None:
             known.append(one)
             continue
-        cost = min(max(0, to_atomic - sum_atomic), one.max_atomic - one.base_atomic)
-        known.append(replace(one, base_atomic=sum_atomic, charged_atomic=cost))
-        _put_charge(book, conn, known[-1], is_moved=one.base_atomic != sum_atomic)
+        cost = max(0, min(to_atomic, one.max_atomic) - sum_atomic)  # its voucher allows no higher sum
+        base = sum_atomic if cost else one.base_atomic
+        known.append(replace(one, base_atomic=base, charged_atomic=cost))
+        _put_charge(book, conn, known[-1], is_moved=base != one.base_atomic)
         sum_atomic += cost
     _book_taken(book, conn, known, min(to_atomic, max(most, sum_atomic)) - sum_atomic)
     foreign = max(0, to_atomic - max(most, sum_atomic))

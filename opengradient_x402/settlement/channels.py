@@ -152,7 +152,8 @@ def settle_channels(
             claims = yield from ask(network, _claims(channel, new, state))
         settled = [_settled(one, taken[one.id], claims, state, needed) for one in new]
         yield from record(settled)
-        yield Wait(book.finish(list(taken)))  # last: after a crash in between they are looked at again
+        judged = [one for one in vouchers if one.authorization_id in taken]
+        yield Wait(book.finish(channel.id, judged))  # last: after a crash in between they are looked at again
         found += settled
     return found
 
