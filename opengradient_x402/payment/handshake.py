@@ -285,12 +285,17 @@ def _acceptable(
     needs_approval = funds is not None and (yield Wait(funds))
     if (pin := payments.gateways.pin_facilitator(terms, key.origin)) is not None:
         payments.gateways.confirm_facilitator(terms, key.origin, (yield from from_ledger(pin, call)))
-    if (asked := payments.clock.check()) is not None:
-        yield Wait(asked)
+    yield from _with_right_clock(payments)
     yield from approved(terms, call, payments)
     if needs_approval:
         yield Wait(payments.funds.sponsor(terms, challenge))
+    yield from _with_right_clock(payments)  # it can be set, or the machine can sleep, while one waits
     return terms
+
+
+def _with_right_clock(payments: Payments) -> Steps[None]:
+    while (asked := payments.clock.check()) is not None:
+        yield Wait(asked)
 
 
 def _authorize(
