@@ -210,6 +210,24 @@ def test_a_clock_that_jumped_signs_nothing(purse, monkeypatch, jump_s, with_date
     assert purse.client.chat(PROMPT).content, "the clock is right again"
 
 
+def test_a_clock_that_is_set_while_a_person_is_asked_signs_nothing(net, account, tmp_path, monkeypatch):
+    real = time.time
+
+    def says_yes(_request):
+        monkeypatch.setattr(time, "time", lambda: real() + 86_400)
+        return True
+
+    policy = SpendPolicy(approve_above="0.05", approval=says_yes)
+    with (
+        payments_for(net, account, tmp_path / "l.sqlite", policy=policy) as payments,
+        GatewayClient(payments) as client,
+    ):
+        with pytest.raises(PolicyRefused):
+            client.chat(PROMPT)
+        monkeypatch.setattr(time, "time", real)
+        assert payments.ledger.authorizations().result() == []
+
+
 def test_a_gateway_without_a_date_is_paid_when_the_chain_confirms_the_clock(purse):
     purse.net.faults.inject(OmitDate(), times=None)
     assert purse.client.chat(PROMPT).content
