@@ -26,8 +26,8 @@ from simulation.world import Rules, World
 SHORT = range(24)
 LONG = range(1_000, 2_000)
 _FOUND_BY = {
-    "second_nonce_space": 6,
-    "later_signature_overwrites": 3,
+    "second_nonce_space": 41,
+    "later_signature_overwrites": 4,
     "earlier_signature_forgotten": 3,
     "denial_is_believed": 6,
     "error_is_believed": 1,
