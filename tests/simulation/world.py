@@ -72,6 +72,8 @@ class Rules:
     calls: int = 200
     has_two_nodes: bool = True
     """Whether two nodes of different height may answer behind one URL."""
+    has_forks: bool = False
+    """Whether blocks are replaced every few seconds, and most of what was in them is lost."""
 
 
 @dataclass(slots=True, eq=False)
@@ -242,7 +244,7 @@ class World:
     def _schedule_weather(self) -> None:
         for share, mean_s, event in (
             (0.5, 600.0, self._crash),
-            (0.5, 90.0, self._reorganise),
+            (1.0, 15.0, self._reorganise) if self.rules.has_forks else (0.5, 90.0, self._reorganise),
             (0.7, 120.0, self._change_nodes),
             (0.4, 900.0, self._set_clock),
             (0.3, 1500.0, self._sleep),
@@ -275,7 +277,7 @@ class World:
     def _reorganise(self) -> None:
         depth = self.rng.choice((1, 1, 2))
         self._note(f"{depth} blocks are replaced")
-        self._chain.reorganise(depth, drops=[self._chance(0.3) for _ in range(4)])
+        self._chain.reorganise(depth, drops=[self._chance(0.7 if self.rules.has_forks else 0.3) for _ in range(4)])
         self._auditor.mined()
 
     def _change_nodes(self) -> None:
