@@ -314,10 +314,8 @@ class ChannelBook:
         """These vouchers are settled for good, if they are as they were then. The newest one of a channel stays."""
 
         def finished(_book: Book, conn: Connection) -> None:
-            now = vouchers_of(conn, channel_id, "included")
-            for judged in vouchers:
-                if judged in now:
-                    set_state(conn, judged.authorization_id, "final")
+            for unchanged in set(vouchers) & set(vouchers_of(conn, channel_id, "included")):
+                set_state(conn, unchanged.authorization_id, "final")
 
         return self._ledger.submit(finished, otherwise=_AS_BEFORE)
 

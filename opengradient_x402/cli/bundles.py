@@ -95,7 +95,7 @@ def verify(
 def receipts_in(path: Path, *, since: int = 0, payer: str | None = None) -> list[SettlementReceipt]:
     """The receipts in a bundle, oldest first, those of one second as the file has them. Only its form is verified.
 
-    Standard error says so: "settled" and "verified" are then the words of whoever wrote the file.
+    Standard error says so: "settled" and "verified" are then the words of the file's writer.
     """
     chosen = [
         receipt

@@ -1,8 +1,8 @@
 """Our connections below httpx's own transports, for processes whose tracer watches those.
 
 OpenTelemetry makes a span of each request that passes `httpx.HTTPTransport` or `httpx.AsyncHTTPTransport`, of whatever
-class below them. So these are such transports, with our connections in the place of httpx's pool: whoever traces gets
-the spans, and the speed stays. Does not import a tracer.
+class below them. So these are such transports, with our connections in the place of httpx's pool: a tracer sees
+them, and the speed stays. Does not import a tracer.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _HEAD_IS_THERE: Final = "http11.receive_response_headers.complete"
 
 
 class TracedTransport(httpx.HTTPTransport):
-    """Sends through `inner`, seen by whoever traces httpx's transport."""
+    """Sends through `inner`, and a tracer of httpx's transport sees it."""
 
     def __init__(self, inner: httpx.BaseTransport) -> None:
         self._pool = cast("httpcore.ConnectionPool", _Below(inner))

@@ -225,7 +225,7 @@ class _Auditor:
     # -- who is paid
 
     def _of_parties(self, case: Case) -> Steps[list[Finding]]:
-        """All whom one of the signatures lets be paid must be known, and whoever was paid: not the last one alone."""
+        """All payees of all signatures must be known, and the one that was paid: not the last one alone."""
         entry, paid = case.entry, self._paid.get(case.entry.id)
         payees = sorted(entry.payees | ({paid} if paid is not None else set()))
         found = [(yield from self._of_payees(case, payees))]

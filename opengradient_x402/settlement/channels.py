@@ -61,10 +61,10 @@ def judge(
     taken: dict[str, Taken] = {}
     if left < 0:  # a node that is behind: more was settled before
         return taken
-    forgotten, ends = _forgotten(vouchers)
+    forgotten = _forgotten(vouchers)
     for voucher in sorted(vouchers, key=lambda one: one.charged_atomic is None and one not in forgotten):
         amount = 0 if voucher in forgotten else min(left, voucher.end_atomic - voucher.base_atomic)
-        end = max(ends.get(voucher.authorization_id, voucher.end_atomic), voucher.base_atomic + 1)
+        end = max(forgotten.get(voucher, voucher.end_atomic), voucher.base_atomic + 1)
         if is_empty or claimed >= end:
             left -= amount
             taken[voucher.authorization_id] = Taken(amount_atomic=amount, reached_atomic=max(end, claimed - left))
@@ -77,7 +77,7 @@ def _share(
     left: int,
     channel: Channel,
     vouchers: Sequence[Voucher],
-    forgotten: Sequence[Voucher],
+    forgotten: Collection[Voucher],
     taken: dict[str, Taken],
     *,
     claimed_atomic: int,
@@ -101,22 +101,20 @@ def _share(
     taken[last] = Taken(amount_atomic=taken[last].amount_atomic + left, reached_atomic=claimed_atomic, dispute=text)
 
 
-def _forgotten(vouchers: Sequence[Voucher]) -> tuple[list[Voucher], dict[str, int]]:
-    """Lost calls that the gateway counts nothing for, and which sum of claims shows it, by authorization's id.
+def _forgotten(vouchers: Sequence[Voucher]) -> dict[Voucher, int]:
+    """Lost calls that the gateway counts nothing for, oldest first, each with the sum of claims that shows it.
 
     A later call was charged on top of the same sum. If more than all charges was claimed nevertheless, it was for one
     of these: claimed first, and forgotten by the gateway afterwards, as one that restarts does.
     """
-    found: list[Voucher] = []
-    ends: dict[str, int] = {}
+    found: dict[Voucher, int] = {}
     later: Voucher | None = None
     for voucher in reversed(vouchers):
         if voucher.charged_atomic is not None:
             later = voucher
         elif later is not None and later.base_atomic == voucher.base_atomic:
-            found.insert(0, voucher)
-            ends[voucher.authorization_id] = later.end_atomic
-    return found, ends
+            found[voucher] = later.end_atomic
+    return dict(reversed(found.items()))
 
 
 def settle_channels(
