@@ -18,6 +18,7 @@ from types import FrameType
 from typing import Annotated, Literal
 
 import typer
+from shellingham import ShellDetectionFailure, detect_shell
 
 from opengradient_devnet.chain.accounts import LIVE_CHAIN_IDS
 from opengradient_devnet.chain.anvil import AnvilNotFound
@@ -228,4 +229,17 @@ def _stop_signals() -> Iterator[threading.Event]:
 
 def main() -> None:
     """The console script."""
+    if sys.argv[1:] == ["--show-completion"]:
+        _name_shell()
     app()
+
+
+def _name_shell() -> None:
+    """Asks for the completion of `$SHELL` where Typer finds no shell above this process, as in a container."""
+    try:
+        shell: str = detect_shell()[0]
+    except ShellDetectionFailure:
+        shell = Path(os.environ.get("SHELL", "")).name  # noqa: TID251 - the system's word, no setting of ours
+    if shell:
+        os.environ["_OPENGRADIENT_DEVNET_COMPLETE"] = f"source_{shell}"  # noqa: TID251 - Typer reads it
+        sys.argv[1:] = []

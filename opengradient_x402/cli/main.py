@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 from importlib.metadata import EntryPoint, entry_points, version
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -63,6 +64,8 @@ _EPILOG = "Exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in EX
 
 def main() -> None:
     """Runs the command line; the console script."""
+    if sys.argv[1:] == ["--show-completion"]:
+        _name_shell()
     try:
         build_app(sys.argv[1:])()
     except KeyboardInterrupt:  # before the command itself had begun
@@ -75,6 +78,22 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(1)
+
+
+def _name_shell() -> None:
+    """Asks for the completion of `$SHELL` where no shell started this process, as in a container.
+
+    Typer looks for a shell among the processes above this one, and ends with an error if there is none.
+    """
+    from shellingham import ShellDetectionFailure, detect_shell
+
+    try:
+        shell: str = detect_shell()[0]
+    except ShellDetectionFailure:
+        shell = Path(os.environ.get("SHELL", "")).name  # noqa: TID251 - the system's word, no setting of ours
+    if shell:
+        os.environ["_OPENGRADIENT_X402_COMPLETE"] = f"source_{shell}"  # noqa: TID251 - Typer reads it
+        sys.argv[1:] = []
 
 
 def _leave_output() -> None:

@@ -184,15 +184,10 @@ def test_the_start_screen_names_a_wallet_that_pays_and_every_place_at_80_columns
     assert [line for line in lines if len(line) > 80 and "export" not in line and str(network_file) not in line] == []
 
 
-@pytest.mark.parametrize("option", ["--version", "--show-completion"])
-def test_version_and_completion_are_options(option, monkeypatch):
-    monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")
-    monkeypatch.setenv("SHELL", "/bin/bash")
-    result = CliRunner().invoke(
-        app, [option, *(["bash"] if option == "--show-completion" else [])], prog_name="opengradient-devnet"
-    )
+def test_the_version_is_an_option():
+    result = CliRunner().invoke(app, ["--version"], prog_name="opengradient-devnet")
     assert result.exit_code == 0
-    assert "opengradient-devnet" in result.output
+    assert re.fullmatch(r"opengradient-devnet \d+\.\d+\.\d+\S*\n", result.output)
 
 
 def test_the_help_is_whole_in_a_terminal_of_80_columns(monkeypatch):
