@@ -24,6 +24,7 @@ from opengradient_x402.channels.rows import (
     put_voucher,
     row_of,
     set_state,
+    settled_for_good,
     table_of,
     vouchers_of,
 )
@@ -296,17 +297,7 @@ class ChannelBook:
         """The unsettled vouchers of a channel, and what was taken for its other calls, as they are together."""
 
         def summed(_book: Book, conn: Connection) -> tuple[list[Voucher], int]:
-            import sqlalchemy as sa
-
-            vouchers, paid = table_of("vouchers"), table_of("authorizations")
-            query = (
-                sa.select(sa.func.sum(paid.c.reserved_gwei), sa.func.sum(paid.c.reserved_rest))
-                .join_from(vouchers, paid, paid.c.id == vouchers.c.authorization_id)
-                .where(vouchers.c.channel_id == channel_id, vouchers.c.state == "final")
-            )
-            gwei, rest = conn.execute(query).one()
-            settled = int(gwei or 0) * 10**9 + int(rest or 0)
-            return vouchers_of(conn, channel_id, "newest", "included"), settled
+            return vouchers_of(conn, channel_id, "newest", "included"), settled_for_good(conn, channel_id)
 
         return self._ledger.read(summed)
 
@@ -336,8 +327,13 @@ def _most_charged(channel: Channel, others: Sequence[Voucher]) -> int:
 
 
 def _raised(book: Book, conn: Connection, channel: Channel, others: list[Voucher], to_atomic: int) -> Channel:
-    """The channel, charged up to this sum. Calls whose outcome was unknown cost what that leaves, the oldest first."""
-    most, sum_atomic, known = _most_charged(channel, others), channel.charged_atomic, []
+    """The channel, charged up to this sum. Calls whose outcome was unknown cost what that leaves, the oldest first.
+
+    What others were charged explains a part of it, also what the gateway forgot and counts again, as after a restart.
+    """
+    most, known = _most_charged(channel, others), []
+    sum_atomic = channel.foreign_atomic + settled_for_good(conn, channel.id)
+    sum_atomic = max(channel.charged_atomic, sum_atomic + sum(one.charged_atomic or 0 for one in others))
     for one in others:
         if one.charged_atomic is not None:
             known.append(one)

@@ -87,6 +87,20 @@ def vouchers_of(conn: Connection, channel_id: str, *states: str) -> list[Voucher
     ]
 
 
+def settled_for_good(conn: Connection, channel_id: str) -> int:
+    """What was taken for the calls of a channel whose settlement is final, in atomic units."""
+    import sqlalchemy as sa
+
+    vouchers, paid = table_of("vouchers"), table_of("authorizations")
+    query = (
+        sa.select(sa.func.sum(paid.c.reserved_gwei), sa.func.sum(paid.c.reserved_rest))
+        .join_from(vouchers, paid, paid.c.id == vouchers.c.authorization_id)
+        .where(vouchers.c.channel_id == channel_id, vouchers.c.state == "final")
+    )
+    gwei, rest = conn.execute(query).one()
+    return int(gwei or 0) * 10**9 + int(rest or 0)
+
+
 def has_others(conn: Connection, voucher: Voucher) -> bool:
     """Whether its channel has vouchers of other calls."""
     table = table_of("vouchers")

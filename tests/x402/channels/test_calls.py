@@ -317,6 +317,32 @@ def test_nobody_is_accused_of_a_claim_for_a_lost_call_that_the_gateway_forgot_si
     assert spent(payments) == channel.claimed_atomic
 
 
+def test_charges_that_a_gateway_forgot_and_counts_again_are_not_booked_as_an_overcharge(devnets, tmp_path, monkeypatch):
+    """As when it restarts while a claim is under way: it counts from the older block, and from the claim afterwards."""
+    net = devnets(schemes=[Scheme.BATCH_SETTLEMENT], opg_usd="0.0036")
+    monkeypatch.setattr(calls, "_FRESH_S", 0)
+    account = net.account(opg="10", approved=True)
+    with payments_for(net, account, tmp_path / "again.sqlite") as payments, client_for(payments) as client:
+        cost = client.chat(PROMPT).receipt.cost_atomic
+        assert [client.chat(PROMPT).receipt.cost_atomic for _ in range(2)] == [cost, cost]
+        assert 2 * cost > AMOUNT > cost
+        (record,) = [one for one in net.channels if one.config.payer == payments.payer]
+        claim = (record.charged, record.signed, record.signature)
+        record.charged = cost
+        net.faults.inject(HangUp())
+        with pytest.raises(PaymentOutcomeUnknown):
+            client.chat(PROMPT)
+        record.charged, record.signed, record.signature = claim
+        net.claim_channels()
+        for _ in range(2):
+            assert client.chat(PROMPT).receipt.cost_atomic == cost
+        receipts = claimed_receipts(net, payments)
+        assert {receipt.status for receipt in receipts} == {"settled"}
+        assert [receipt.settled_atomic for receipt in receipts] == [cost, cost, cost, 0, cost, cost]
+        (channel,) = channels_of(payments)
+        assert spent(payments) == channel.claimed_atomic == 5 * cost
+
+
 def test_what_a_gateway_gave_back_unasked_is_seen_before_the_next_call(net, account, payments, client, monkeypatch):
     cost = sum(client.chat(PROMPT).receipt.cost_atomic for _ in range(3))
     net.refund_channels()
