@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from opengradient_x402.addresses import checksum_address
+from opengradient_x402.ledger.place import Seen
 from opengradient_x402.ledger.tables import (
     PROOF_KEPT_S,
     authorizations,
@@ -32,20 +33,27 @@ VERSION = 5
 """Of the tables. A change of the tables raises it and adds a step to `create`."""
 
 
+_SEEN = sa.select(
+    versions.c.version,
+    versions.c.ledger_id,
+    # The last number is how many were ever recorded: none is ever deleted.
+    sa.select(sa.func.coalesce(sa.func.max(authorizations.c.sequence), 0)).scalar_subquery().label("authorizations"),
+)
+
+
 class NewerSchema(Exception):
     """The database was written by a newer version of this package."""
 
 
-def create(conn: Connection) -> str:
-    """Makes what is missing of the tables, and brings an older database to this version; returns the ledger's id.
+def create(conn: Connection) -> None:
+    """Makes what is missing of the tables, and brings an older database to this version.
 
     Raises NewerSchema.
     """
     with conn.begin():
         lock(conn)  # two processes may open a new database at once
         found = version_of(conn)
-        if found > VERSION:
-            raise NewerSchema(f"its tables have version {found}, and this package knows version {VERSION}")
+        _check_version(found)
         if found == 1:
             _separate_signatures(conn)
         elif found in (2, 3, 4):
@@ -61,7 +69,18 @@ def create(conn: Connection) -> str:
             _name_assets(conn)
             derive(conn)
         conn.execute(proofs.delete().where(proofs.c.used_at < int(time.time()) - PROOF_KEPT_S))
-        return str(conn.execute(sa.select(versions.c.ledger_id)).scalar_one())
+
+
+def seen_in(conn: Connection) -> Seen:
+    """Which ledger this is, and how much is in it, for a database of this version. Raises NewerSchema."""
+    found = conn.execute(_SEEN).one()
+    _check_version(found.version)
+    return Seen(ledger_id=str(found.ledger_id), authorizations=int(found.authorizations))
+
+
+def _check_version(found: int) -> None:
+    if found > VERSION:
+        raise NewerSchema(f"its tables have version {found}, and this package knows version {VERSION}")
 
 
 def derive(conn: Connection) -> None:

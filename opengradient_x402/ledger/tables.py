@@ -327,14 +327,6 @@ def member_of_receipt(conn: Connection, name: str) -> str:
     return f"json_extract(receipt, '$.{name}')" if conn.dialect.name == "sqlite" else f"receipt::json ->> '{name}'"
 
 
-def number_of_authorizations(conn: Connection) -> int:
-    """How many were ever recorded; none is ever deleted."""
-    return int(conn.execute(_LAST_AUTHORIZATION).scalar_one())
-
-
-_LAST_AUTHORIZATION = sa.select(sa.func.coalesce(sa.func.max(authorizations.c.sequence), 0))
-
-
 ATOMIC_PER_GWEI = 10**9
 TERMS = [column.name for column in signatures.c if column.name not in ("sequence", "authorization_id")]
 _DERIVED = {"asset", "signed_at", "reserved_gwei", "reserved_rest", "is_open"}

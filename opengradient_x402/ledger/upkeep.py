@@ -22,7 +22,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from opengradient_x402.errors import LedgerUnavailable
 from opengradient_x402.ledger import schema, tables
 from opengradient_x402.ledger.authorizations import Authorization
-from opengradient_x402.ledger.place import LedgerReplaced, Mark, Seen, beside, sqlite_file, without_password
+from opengradient_x402.ledger.place import LedgerReplaced, Mark, beside, sqlite_file, without_password
 from opengradient_x402.ledger.tables import (
     WITH_SIGNATURES,
     as_row,
@@ -84,15 +84,14 @@ def repair(url: str) -> Repair:
         if damage := _damage(file):
             done += [f"The file was damaged: {damage[0]}.", *_recovered(file)]
     with _connected(url) as conn:
-        ledger_id = schema.create(conn)
+        schema.create(conn)
         with conn.begin():
             tables.lock(conn)
             schema.complete(conn)
             wrong = _contradictions(conn)
             _recompute(conn)
-            number = tables.number_of_authorizations(conn)
+            now = schema.seen_in(conn)
         done += [f"Corrected: {sentence}" for sentence in wrong]
-    now = Seen(ledger_id=ledger_id, authorizations=number)
     try:
         mark.check(before, now)
     except LedgerReplaced as exc:
@@ -152,9 +151,8 @@ def _damage(file: Path) -> list[str]:
 
 
 def _replaced(conn: Connection, mark: Mark) -> list[str]:
-    ledger_id = str(conn.execute(sa.select(tables.versions.c.ledger_id)).scalar_one())
     try:
-        mark.check(mark.read(), Seen(ledger_id=ledger_id, authorizations=tables.number_of_authorizations(conn)))
+        mark.check(mark.read(), schema.seen_in(conn))
     except LedgerReplaced as exc:
         return [f"This is not the ledger that was used here: {exc}."]
     return []

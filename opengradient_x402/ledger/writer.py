@@ -34,7 +34,7 @@ from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.ledger.recorder import CHECKPOINT_EVERY, Record, Recorder, UnderWay, calls_in, identity_of
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection, Engine
+    from sqlalchemy import Connection, Engine, RootTransaction
 
     from opengradient_x402.ledger.statements import Book
 
@@ -118,7 +118,7 @@ class Writer:
         self._place = beside(url)
         self._file = sqlite_file(url)
         self._opened: tuple[int, int] | None = None
-        self._ledger_id = ""
+        self._seen = Seen(ledger_id="", authorizations=0)
         self._mark = Mark(self._place)
 
     def run(self) -> None:
@@ -206,32 +206,38 @@ class Writer:
                     time.sleep(_RETRY_PAUSE_S)
 
     def _transaction(self, batch: list[Job]) -> list[_Reply]:
-        from opengradient_x402.ledger import tables
+        from opengradient_x402.ledger import schema, tables
 
-        answers: list[_Reply] = []
         is_durable = any(job.durable for job in batch)
         book, conn = self._ready(batch, durable=is_durable)
         seen = None
         with conn.begin() as transaction:
             if any(job.writes for job in batch):
                 tables.lock(conn, durable=is_durable)
-            if len(batch) == 1:  # the common case needs no savepoint: the transaction is its own
-                answers.append(self._attempt(batch[0], book, conn))
-                if answers[0][2] is not None:
-                    transaction.rollback()
-            else:
-                for job in batch:
-                    savepoint = conn.begin_nested()
-                    answers.append(self._attempt(job, book, conn))
-                    if answers[-1][2] is None:
-                        savepoint.commit()
-                    else:
-                        savepoint.rollback()
+            if is_durable:
+                self._check_content(schema.seen_in(conn))
+            answers = self._attempted(batch, book, conn, transaction)
             if is_durable and transaction.is_active:
-                number = tables.number_of_authorizations(conn)
-                seen = Seen(ledger_id=self._ledger_id, authorizations=number)
+                seen = schema.seen_in(conn)
         if seen is not None:
+            self._seen = seen
             self._mark.write(seen)
+        return answers
+
+    def _attempted(self, batch: list[Job], book: Book, conn: Connection, transaction: RootTransaction) -> list[_Reply]:
+        if len(batch) == 1:  # the common case needs no savepoint: the transaction is its own
+            answers = [self._attempt(batch[0], book, conn)]
+            if answers[0][2] is not None:
+                transaction.rollback()
+            return answers
+        answers = []
+        for job in batch:
+            savepoint = conn.begin_nested()
+            answers.append(self._attempt(job, book, conn))
+            if answers[-1][2] is None:
+                savepoint.commit()
+            else:
+                savepoint.rollback()
         return answers
 
     def _attempt(self, job: Job, book: Book, conn: Connection) -> _Reply:
@@ -282,12 +288,11 @@ class Writer:
                 self._engine = tables.open_engine(self._url)
             conn = self._engine.connect()
             try:
-                self._ledger_id = schema.create(conn)
+                schema.create(conn)
                 with conn.begin():
-                    number = tables.number_of_authorizations(conn)
-                now = Seen(ledger_id=self._ledger_id, authorizations=number)
-                self._mark.check(before, now)
-                self._mark.write(now)
+                    self._seen = schema.seen_in(conn)
+                self._mark.check(before, self._seen)
+                self._mark.write(self._seen)
                 self._take_up(self._book(conn), conn)
             except BaseException:
                 conn.close()
@@ -308,6 +313,14 @@ class Writer:
         """A file that was deleted or replaced under an open connection takes what is written with it."""
         if self._opened is not None and self._file is not None and identity_of(self._file) != self._opened:
             raise LedgerReplaced("its file was deleted, emptied or replaced while it was in use")
+
+    def _check_content(self, now: Seen) -> None:
+        """A file can also be overwritten in place, and a server's tables emptied: what is reserved would be forgotten.
+
+        The mark has what other processes recorded; it never has more than the database.
+        """
+        for before in (self._seen, self._mark.read()):
+            self._mark.check(before, now)
 
     def _knows(self, process: str) -> bool:
         """Whether the calls under way of this process can be seen here: what dead ones left was taken up before."""

@@ -107,6 +107,70 @@ def test_a_ledger_that_is_deleted_while_it_is_in_use_is_refused(path):
     ledger.close()
 
 
+def _copied_over(path, other):
+    """As `cp` does it: the file under its name stays the same file, with another content."""
+    for file in (path, other):
+        with closing(sqlite3.connect(file)) as conn:
+            conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    with path.open("r+b") as file:
+        file.truncate(0)
+        file.write(other.read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        ("an old copy", r"it holds 10 authorizations, and 13 were recorded in it before"),
+        ("another ledger", r"it is another ledger than the one that was used here before, which held 13"),
+        ("no rows", r"it holds 0 authorizations, and 13 were recorded in it before"),
+        ("a newer version", r"its tables have version 99"),
+    ],
+)
+def test_a_ledger_whose_content_is_exchanged_while_it_is_in_use_signs_nothing_more(path, tmp_path, how, reason):
+    shutil.copy(path, tmp_path / "old.sqlite")
+    ledger = Ledger(path)
+    for number in range(20, 23):
+        ledger.authorize(entry(number)).result()
+    if how == "an old copy":
+        _copied_over(path, tmp_path / "old.sqlite")
+    elif how == "another ledger":
+        other = Ledger(tmp_path / "other.sqlite")
+        for number in range(40):
+            other.authorize(entry(number)).result()
+        other.close()
+        _copied_over(path, tmp_path / "other.sqlite")
+    else:
+        empty = [f"DELETE FROM {table}" for table in ("calls", "signatures", "authorizations", "reserved")]
+        with closing(sqlite3.connect(path)) as conn, conn:
+            for statement in empty if how == "no rows" else ["UPDATE schema SET version = 99"]:
+                conn.execute(statement)
+    for number in (50, 51):  # and what it says is not forgotten with the connection
+        # SQLite may have pages of the old file in memory, and see first that they do not fit to the new ones.
+        with pytest.raises(LedgerUnavailable, match=rf"{reason}|disk image is malformed"):
+            ledger.authorize(entry(number)).result()
+    ledger.close()
+    _refused(path, reason)
+
+
+def test_what_another_process_recorded_is_missed_too_in_a_ledger_that_is_put_back_while_it_is_in_use(path, tmp_path):
+    ledger = Ledger(path)
+    ledger.authorize(entry(20)).result()
+    with closing(sqlite3.connect(path)) as conn:
+        conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    shutil.copy(path, tmp_path / "old.sqlite")
+    program = (
+        "import sys; sys.path.insert(0, 'tests'); from support.ledger_rows import entry; "
+        "from opengradient_x402 import Ledger; ledger = Ledger(sys.argv[1]); "
+        "[ledger.authorize(entry(number)).result() for number in range(30, 35)]; ledger.close()"
+    )
+    root = Path(__file__).parents[3]
+    subprocess.run([sys.executable, "-c", program, str(path)], check=True, timeout=60, cwd=root)
+    _copied_over(path, tmp_path / "old.sqlite")
+    with pytest.raises(LedgerUnavailable, match=r"it holds 11 authorizations, and 16 were recorded in it before"):
+        ledger.authorize(entry(50)).result()
+    ledger.close()
+
+
 def test_a_ledger_that_was_deleted_begins_anew_after_a_repair(path):
     path.unlink()
     assert repair(_url(path)).copy is None

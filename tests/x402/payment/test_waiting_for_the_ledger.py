@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 
-from opengradient_devnet.faults import NeverSettle
+from opengradient_devnet.faults import NeverSettle, SettleAtCap
 from opengradient_x402.errors import BudgetExceeded, LedgerUnavailable
 from opengradient_x402.payment.payments import Payments
 from opengradient_x402.payment.policy import SpendPolicy
@@ -90,3 +90,32 @@ def test_calls_that_the_budget_refuses_ask_the_chain_once_a_minute(net, account,
                 list(pool.map(refused, range(24)))
             assert len(node.requests) == asked
         payments.close()
+
+
+def test_an_old_copy_that_is_written_over_the_ledger_in_use_gives_no_new_budget(net, account, tmp_path):
+    """Each call is charged its whole worst case: what the chain takes shows whether the budget held."""
+    path = tmp_path / "budget.sqlite"
+    policy, before = SpendPolicy(max_per_day="0.25"), opg_balance(net, account.address)
+    opened = Payments.open(network=network_of(net), private_key=account.private_key, policy=policy, ledger=path)
+    net.faults.inject(SettleAtCap(), times=None)
+    with closing(opened) as payments:
+        payments.ledger.noted("open it").result()
+        with closing(sqlite3.connect(path)) as conn:
+            conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        copy = path.read_bytes()
+        with client_for(payments) as client:
+            for _ in range(2):
+                client.chat(PROMPT)
+                net.close_sessions()
+            with closing(sqlite3.connect(path)) as conn:
+                conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            path.write_bytes(copy)
+            for _ in range(2):
+                with pytest.raises(
+                    LedgerUnavailable, match=r"2 were recorded in it before.*Nothing was (signed|paid)"
+                ) as no:
+                    client.chat(PROMPT)
+                assert refused.value.money == "not_paid"
+                net.close_sessions()
+    taken = before - opg_balance(net, account.address)
+    assert 0 < taken <= 25 * 10**16
