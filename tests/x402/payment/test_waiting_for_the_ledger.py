@@ -111,9 +111,7 @@ def test_an_old_copy_that_is_written_over_the_ledger_in_use_gives_no_new_budget(
                 conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             path.write_bytes(copy)
             for _ in range(2):
-                with pytest.raises(
-                    LedgerUnavailable, match=r"2 were recorded in it before.*Nothing was (signed|paid)"
-                ) as no:
+                with pytest.raises(LedgerUnavailable, match="2 were recorded in it before") as refused:
                     client.chat(PROMPT)
                 assert refused.value.money == "not_paid"
                 net.close_sessions()
