@@ -1,4 +1,4 @@
-"""What must hold at the first signature of a channel holds at every later one: a person is asked, the clock is right."""
+"""What holds at the first signature of a channel holds at every later one: a person is asked, the clock is right."""
 
 from __future__ import annotations
 
