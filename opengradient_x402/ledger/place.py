@@ -40,21 +40,25 @@ class Seen:
     authorizations: int
 
 
+_SEEN_HERE: Final[dict[Path, Seen]] = {}
+"""What this process saw last of each ledger: the file that remembers can be lost together with the database."""
+
+
 class Mark:
     """The file that remembers; without a place for it nothing is remembered."""
 
     def __init__(self, place: Path | None) -> None:
-        self.path = None if place is None else place.with_name(place.name + ".mark")
+        self.path = self._name = None if place is None else place.with_name(place.name + ".mark")
         self._file: int | None = None
         self._written: Seen | None = None
 
     def read(self) -> Seen | None:
-        """What was seen last; None for a ledger that was not used from here, and for a file that cannot be read."""
+        """What was seen last; by this process, where the file is gone or cannot be read. None for a new ledger."""
         try:
             known = json.loads(self.path.read_bytes()) if self.path is not None else {}
             return Seen(ledger_id=str(known["ledger"]), authorizations=int(known["authorizations"]))
         except (OSError, ValueError, KeyError, TypeError):
-            return None
+            return None if self._name is None else _SEEN_HERE.get(self._name)
 
     def check_file(self, file: Path | None) -> None:
         """Refuses a SQLite file that is gone or empty, and was not. Raises LedgerReplaced."""
@@ -80,9 +84,13 @@ class Mark:
 
     def write(self, seen: Seen) -> None:
         """Remembers what is in the database now, after it was committed there."""
-        if self.path is None or seen == self._written:
+        if seen == self._written:
             return
         self._written = seen
+        if self._name is not None:
+            _SEEN_HERE[self._name] = seen
+        if self.path is None:
+            return
         text = json.dumps({"ledger": seen.ledger_id, "authorizations": seen.authorizations}).ljust(_LENGTH - 1) + "\n"
         try:
             if self._file is None:
@@ -94,6 +102,14 @@ class Mark:
             _log.warning("%s cannot be written (%s): should the ledger be lost, it is not noticed.", self.path, exc)
             self.close()
             self.path = None
+
+    def check_again(self, now: Seen) -> None:
+        """Refuses a database that lost what it held: when it was last looked at here, or when another process wrote.
+
+        A file can be overwritten in place, and a server's tables emptied. Raises LedgerReplaced.
+        """
+        for before in (self._written, self.read()):
+            self.check(before, now)
 
     def close(self) -> None:
         """Gives up the file; the next `write` opens it again."""

@@ -24,7 +24,6 @@ from opengradient_x402.ledger.journal import Journal, LeftBehind, left_behind, n
 from opengradient_x402.ledger.place import (
     LedgerReplaced,
     Mark,
-    Seen,
     beside,
     is_in_memory,
     sqlite_file,
@@ -118,7 +117,6 @@ class Writer:
         self._place = beside(url)
         self._file = sqlite_file(url)
         self._opened: tuple[int, int] | None = None
-        self._seen = Seen(ledger_id="", authorizations=0)
         self._mark = Mark(self._place)
 
     def run(self) -> None:
@@ -215,12 +213,11 @@ class Writer:
             if any(job.writes for job in batch):
                 tables.lock(conn, durable=is_durable)
             if is_durable:
-                self._check_content(schema.seen_in(conn))
+                self._mark.check_again(schema.seen_in(conn))
             answers = self._attempted(batch, book, conn, transaction)
             if is_durable and transaction.is_active:
                 seen = schema.seen_in(conn)
         if seen is not None:
-            self._seen = seen
             self._mark.write(seen)
         return answers
 
@@ -290,9 +287,9 @@ class Writer:
             try:
                 schema.create(conn)
                 with conn.begin():
-                    self._seen = schema.seen_in(conn)
-                self._mark.check(before, self._seen)
-                self._mark.write(self._seen)
+                    now = schema.seen_in(conn)
+                self._mark.check(before, now)
+                self._mark.write(now)
                 self._take_up(self._book(conn), conn)
             except BaseException:
                 conn.close()
@@ -313,14 +310,6 @@ class Writer:
         """A file that was deleted or replaced under an open connection takes what is written with it."""
         if self._opened is not None and self._file is not None and identity_of(self._file) != self._opened:
             raise LedgerReplaced("its file was deleted, emptied or replaced while it was in use")
-
-    def _check_content(self, now: Seen) -> None:
-        """A file can also be overwritten in place, and a server's tables emptied: what is reserved would be forgotten.
-
-        The mark has what other processes recorded; it never has more than the database.
-        """
-        for before in (self._seen, self._mark.read()):
-            self._mark.check(before, now)
 
     def _knows(self, process: str) -> bool:
         """Whether the calls under way of this process can be seen here: what dead ones left was taken up before."""

@@ -122,7 +122,6 @@ def _copied_over(path, other):
     [
         ("an old copy", r"it holds 10 authorizations, and 13 were recorded in it before"),
         ("another ledger", r"it is another ledger than the one that was used here before, which held 13"),
-        ("no rows", r"it holds 0 authorizations, and 13 were recorded in it before"),
         ("a newer version", r"its tables have version 99"),
     ],
 )
@@ -140,10 +139,8 @@ def test_a_ledger_whose_content_is_exchanged_while_it_is_in_use_signs_nothing_mo
         other.close()
         _copied_over(path, tmp_path / "other.sqlite")
     else:
-        empty = [f"DELETE FROM {table}" for table in ("calls", "signatures", "authorizations", "reserved")]
         with closing(sqlite3.connect(path)) as conn, conn:
-            for statement in empty if how == "no rows" else ["UPDATE schema SET version = 99"]:
-                conn.execute(statement)
+            conn.execute("UPDATE schema SET version = 99")
     for number in (50, 51):  # and what it says is not forgotten with the connection
         # SQLite may have pages of the old file in memory, and see first that they do not fit to the new ones.
         with pytest.raises(LedgerUnavailable, match=rf"{reason}|disk image is malformed"):
@@ -169,6 +166,45 @@ def test_what_another_process_recorded_is_missed_too_in_a_ledger_that_is_put_bac
     with pytest.raises(LedgerUnavailable, match=r"it holds 11 authorizations, and 16 were recorded in it before"):
         ledger.authorize(entry(50)).result()
     ledger.close()
+
+
+def _emptied_in_place(path):
+    with closing(sqlite3.connect(path)) as conn, conn:
+        for table in ("authorizations", "signatures", "reserved"):
+            conn.execute(f"DELETE FROM {table}")
+
+
+def _put_back_in_place(path):
+    with closing(sqlite3.connect(path.with_name("backup"))) as old, closing(sqlite3.connect(path)) as conn:
+        old.backup(conn)
+
+
+@pytest.mark.parametrize("lose", [_emptied_in_place, _put_back_in_place])
+def test_what_an_open_ledger_loses_to_another_program_is_missed_before_the_next_signature(path, lose):
+    shutil.copy(path, path.with_name("backup"))
+    ledger = Ledger(path)
+    ledger.authorize(entry(20)).result()
+    lose(path)
+    for _ in range(2):
+        with pytest.raises(LedgerUnavailable, match=r"and 11 were recorded in it before"):
+            ledger.authorize(entry(21)).result()
+    ledger.close()
+
+
+@pytest.mark.parametrize("is_idle", [False, True])
+def test_a_ledger_that_is_gone_with_its_folder_is_not_begun_anew_by_the_process_that_used_it(path, is_idle):
+    ledger = Ledger(path)
+    ledger.authorize(entry(20)).result()
+    if is_idle:
+        ledger.rest()
+    shutil.rmtree(path.parent)
+    for number in (21, 22):
+        with pytest.raises(LedgerUnavailable, match=r"Nothing was signed"):
+            ledger.authorize(entry(number)).result()
+    ledger.close()
+    _refused(path, r"its file is gone, and 11 authorizations were recorded in it")
+    repair(_url(path))
+    assert _counts(path) == (0, 0)
 
 
 def test_a_ledger_that_was_deleted_begins_anew_after_a_repair(path):
