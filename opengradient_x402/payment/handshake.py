@@ -22,7 +22,9 @@ from opengradient_x402.errors import (
     BudgetExceeded,
     CallKnown,
     GatewayUnreachable,
+    LedgerUnavailable,
     NotPaid,
+    OpenGradientError,
     PaidButFailed,
 )
 from opengradient_x402.ledger.authorizations import Authorization
@@ -39,7 +41,7 @@ from opengradient_x402.payment.call import (
 from opengradient_x402.payment.challenge import CHALLENGE_HEADER, SIGNATURE_HEADER, Challenge, PaymentTerms
 from opengradient_x402.payment.channels.calls import pay_by_channel
 from opengradient_x402.payment.payments import Payments
-from opengradient_x402.payment.permits import Doubtful, Fate, SignedPayment, not_served
+from opengradient_x402.payment.permits import Doubtful, Fate, SignedPayment, not_served, taken_unserved
 from opengradient_x402.payment.sessions import SESSION_HEADER, PaidSession, SessionKey, Ticket, Waiting
 from opengradient_x402.payment.steps import (
     acceptable,
@@ -202,33 +204,47 @@ def _offer_again(
 ) -> Steps[httpx.Response | None]:
     """Offer an earlier call's payment, whose fate is unknown. None: it is spent or expired, by the chain's word."""
     signed, origin = doubtful.signed, ticket.key.origin
-    if doubtful.is_taken:
-        if (yield from from_ledger(payments.gateways.open_dispute(origin), call)) is None:  # cleared meanwhile
-            return None
-        call.authorization = signed.authorization
-        raise payments.taken(call, doubtful, ticket.key)
     try:
+        if doubtful.is_taken:
+            if (yield from from_ledger(payments.gateways.open_dispute(origin), call)) is None:  # cleared meanwhile
+                return None
+            call.authorization = signed.authorization
+            raise taken_unserved(signed, origin=origin, call_id=call.id)
         yield from check_limits(call, payments, ticket.key, signed.authorization)
         if call.is_keyed:
             yield from from_ledger(payments.begun(call, signed.authorization), call)
     except BaseException:  # it was not offered, and the next call may offer it
-        payments.doubts.add(ticket.key, Doubtful(signed, was_refused=doubtful.was_refused))
+        payments.doubts.add(ticket.key, doubtful)
         raise
     response = yield from _send_signed(request, call, payments, ticket, signed)
     if response.status_code != httpx.codes.PAYMENT_REQUIRED:
         return response
-    fate: Fate = yield Wait(payments.fate(signed.authorization))
+    fate = yield from _fate_of(doubtful, call, payments, ticket.key)
     if fate is Fate.OPEN:
         return (yield from _asked_again(response, request, call, payments, ticket, signed, may_sign=True))
     if fate is Fate.SETTLED and doubtful.was_refused:
         yield Read(response)
-        with suppress(TimeoutError):  # it is recorded as soon as the database can be written
-            yield Wait(payments.dispute_refused(signed), call.left_s)
-        raise payments.taken(call, doubtful, ticket.key)
+        raise taken_unserved(signed, origin=origin, call_id=call.id)
     payments.detach(call)
     call.has_signed_out = False  # that was another call's payment
     yield from read_challenge(response, payments, ticket.key)
     return None
+
+
+def _fate_of(doubtful: Doubtful, call: Call, payments: Payments, key: SessionKey) -> Steps[Fate]:
+    """What the chain says of a payment that was refused now; open, when that is not found out in the call's time."""
+    try:
+        fate: Fate = yield Wait(payments.fate(doubtful.signed.authorization), call.left_s)
+    except (TimeoutError, OpenGradientError):  # of the ledger, too: a signature has left, so nothing is "not paid"
+        return Fate.OPEN
+    except BaseException:  # cancelled
+        payments.doubts.add(key, doubtful._replace(was_refused=True))
+        raise
+    if fate is Fate.SETTLED and doubtful.was_refused:
+        payments.doubts.add(key, doubtful._replace(is_taken=True))
+        with suppress(TimeoutError, LedgerUnavailable):  # it is recorded as soon as the database can be written
+            yield Wait(payments.dispute_refused(doubtful.signed), call.left_s)
+    return fate
 
 
 def _asked_again(
@@ -245,30 +261,27 @@ def _asked_again(
 
     Otherwise the outcome is unknown: the gateway holds a signature that can settle until its deadline.
     """
-    claims = payment_response(response)
-    current, why = yield from terms_after(response, payments, ticket.key)
-    if may_sign and not claims and current is not None and signed.accepted.raw not in [o.raw for o in current.terms]:
+    try:
+        claims = payment_response(response)
+        current, why = yield from terms_after(response, payments, ticket.key)
+        if not may_sign or claims or current is None or signed.accepted.raw in [o.raw for o in current.terms]:
+            call.claims = claims
+            why = str(claims.get("errorReason") or why)[:_MAX_REASON_CHARS]
+            raise payments.unresolved(call, signed, ticket.key, why)
         try:
             terms = yield from acceptable(current, call, payments, ticket.key, signed.authorization)
             again = yield from _authorize(
                 terms, current, request, call, payments, ticket.key, earlier=signed.authorization
             )
         except NotPaid as exc:
-            payments.doubts.add(ticket.key, Doubtful(signed, was_refused=True))
             raise payments.unresolved(call, signed, ticket.key, f"{why}; its new terms are refused: {exc}") from exc
-        except BaseException:
-            payments.doubts.add(ticket.key, Doubtful(signed, was_refused=True))
-            raise
-        signed = again
-        response = yield from _send_signed(request, call, payments, ticket, signed)
-        if response.status_code != httpx.codes.PAYMENT_REQUIRED:
-            return response
-        claims = payment_response(response)
-        _, why = yield from terms_after(response, payments, ticket.key)
-    call.claims = claims
-    payments.doubts.add(ticket.key, Doubtful(signed, was_refused=True))
-    why = str(claims.get("errorReason") or why)[:_MAX_REASON_CHARS]
-    raise payments.unresolved(call, signed, ticket.key, why)
+    except BaseException:  # also when it is cancelled now: what the gateway holds is offered again
+        payments.doubts.add(ticket.key, Doubtful(signed, was_refused=True))
+        raise
+    response = yield from _send_signed(request, call, payments, ticket, again)
+    if response.status_code != httpx.codes.PAYMENT_REQUIRED:
+        return response
+    return (yield from _asked_again(response, request, call, payments, ticket, again, may_sign=False))
 
 
 def _authorize(

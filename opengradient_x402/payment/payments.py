@@ -25,7 +25,6 @@ from opengradient_x402.effects import in_thread
 from opengradient_x402.errors import (
     ChainUnavailable,
     OpenGradientError,
-    PaidButFailed,
     PaymentOutcomeUnknown,
 )
 from opengradient_x402.keys.signer import ForeignSigner, Keystore, Signer, signer_of
@@ -37,14 +36,12 @@ from opengradient_x402.networks import Network, load_network, with_node
 from opengradient_x402.payment.call import Answer, Call, build_receipt
 from opengradient_x402.payment.gateways import Clock, KnownGateways, origin_of
 from opengradient_x402.payment.permits import (
-    Doubtful,
     Doubts,
     Fate,
     SignedPayment,
     not_served,
     payment_header,
     signed_payload,
-    taken_unserved,
     terms_to_sign,
 )
 from opengradient_x402.payment.policy import SpendPolicy
@@ -388,11 +385,6 @@ class Payments(Resident):
         taken = signed.authorization
         self.reports.disputed(taken, text)
         return self.ledger.record_dispute(taken.call_id, text)
-
-    def taken(self, call: Call, doubtful: Doubtful, key: SessionKey) -> PaidButFailed:
-        """The error for a payment that was taken without an answer. It is not offered again, and no other is made."""
-        self.doubts.add(key, doubtful._replace(is_taken=True))
-        return taken_unserved(doubtful.signed, origin=key.origin, call_id=call.id)
 
     def unresolved(self, call: Call, signed: SignedPayment, key: SessionKey, reason: str) -> PaymentOutcomeUnknown:
         """The error for a payment that the gateway says it did not take: the chain decides that, not the gateway."""

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any, TypeVar, cast
 
 import httpx
@@ -22,6 +23,7 @@ import httpx
 from opengradient_x402.effects import Read, Steps, Wait, in_thread
 from opengradient_x402.errors import (
     BudgetExceeded,
+    ChainUnavailable,
     ChallengeInvalid,
     LedgerUnavailable,
     NotPaid,
@@ -51,7 +53,8 @@ def check_limits(call: Call, payments: Payments, key: SessionKey, authorization:
     except BudgetExceeded:
         if not any(limit.unknown for limit in call.limits):
             raise
-        yield Wait(payments.recount(call))
+        with suppress(TimeoutError):  # what is not known by then counts with its worst case
+            yield Wait(payments.recount(call), call.left_s)
         payments.check_limits(call, key, authorization)
 
 
@@ -65,6 +68,18 @@ def from_ledger(answer: Future[T], call: Call) -> Steps[T]:
             f"The ledger did not answer within the {call.timeout_s or 0:g} s of call {call.id}: another program holds "
             "it, or its server hangs. Nothing was signed for this call. End that program (`opengradient-x402 ledger "
             "check` looks at the ledger), try again, or raise `timeout`.",
+            call_id=call.id,
+        ) from exc
+
+
+def from_chain(answer: Future[T], call: Call, problem: str) -> Steps[T]:
+    """What is found out on the chain before anything is signed, within the time limit of the call."""
+    try:
+        return cast("T", (yield Wait(answer, call.left_s)))
+    except TimeoutError as exc:
+        raise ChainUnavailable(
+            f"{problem} within the {call.timeout_s or 0:g} s of call {call.id}: the node does not answer. Nothing was "
+            "signed for this call. Try again, raise `timeout`, or use another `rpc_url`.",
             call_id=call.id,
         ) from exc
 
@@ -117,7 +132,7 @@ def acceptable(
     needs_approval = funds is not None and (yield Wait(funds))
     if (pin := payments.gateways.pin_facilitator(terms, key.origin)) is not None:
         payments.gateways.confirm_facilitator(terms, key.origin, (yield from from_ledger(pin, call)))
-    yield from with_right_clock(payments)
+    yield from with_right_clock(payments, call)
     yield from agreed(terms, challenge, call, payments, needs_approval=needs_approval)
     return terms
 
@@ -130,16 +145,21 @@ def agreed(
     What the payment needs to settle (`needs_approval`) is signed then. Raises NotPaid.
     """
     yield from approved(terms, call, payments)
-    yield from with_right_clock(payments)  # it can be set, or the machine can sleep, while one waits
+    yield from with_right_clock(payments, call)  # it can be set, or the machine can sleep, while one waits
     if needs_approval:
-        yield Wait(payments.funds.sponsor(terms, challenge))
-        yield from with_right_clock(payments)
+        yield from sponsored(terms, challenge, call, payments)
 
 
-def with_right_clock(payments: Payments) -> Steps[None]:
-    """Returns when this machine's clock is known to be right. Raises PolicyRefused."""
+def sponsored(terms: PaymentTerms, challenge: Challenge, call: Call, payments: Payments) -> Steps[None]:
+    """Signs the approval that travels with the payment; the payment itself is then signed with a right clock."""
+    yield from from_chain(payments.funds.sponsor(terms, challenge), call, "An approval could not be prepared")
+    yield from with_right_clock(payments, call)
+
+
+def with_right_clock(payments: Payments, call: Call) -> Steps[None]:
+    """Returns when this machine's clock is known to be right. Raises PolicyRefused, ChainUnavailable."""
     while (asked := payments.clock.check()) is not None:
-        yield Wait(asked)
+        yield from from_chain(asked, call, "This machine's clock could not be checked")
 
 
 def approved(terms: PaymentTerms, call: Call, payments: Payments) -> Steps[None]:

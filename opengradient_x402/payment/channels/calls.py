@@ -38,6 +38,7 @@ from opengradient_x402.payment.steps import (
     check_limits,
     from_ledger,
     payment_response,
+    sponsored,
     terms_after,
     with_right_clock,
 )
@@ -170,7 +171,8 @@ def _prepare_deposit(
     if channel.deposit is not None:
         ride.deposit = None if payments.rides.has_arrived(channel) else channel.deposit
         if ride.deposit is not None:
-            yield from _sponsored_again(payments, replace(terms, amount_atomic=ride.deposit.amount_atomic), challenge)
+            deposited = replace(terms, amount_atomic=ride.deposit.amount_atomic)
+            yield from _sponsored_again(payments, deposited, challenge, call)
     elif channel.balance_atomic >= needed:
         ride.deposit = None
     else:
@@ -194,19 +196,19 @@ def _prepare_deposit(
 def _known_now(channel: Channel, call: Call, payments: Payments, *, is_first: bool) -> Steps[Channel]:
     """The channel, looked at again where the chain may show something else by now."""
     if channel.is_pending:
-        return (yield from seen(channel, (yield from looked(channel, payments)), payments, call))
+        return (yield from seen(channel, (yield from looked(channel, payments, call)), payments, call))
     if is_first and channel.used_at + _FRESH_S <= time.time():
         return (yield from up_to_date(channel, payments, call))
     return channel
 
 
-def _sponsored_again(payments: Payments, deposited: PaymentTerms, challenge: Challenge) -> Steps[None]:
+def _sponsored_again(payments: Payments, deposited: PaymentTerms, challenge: Challenge, call: Call) -> Steps[None]:
     """A deposit that is out goes with an approval of its own again, where it needs one."""
     funds = payments.funds.check(deposited, challenge)
     with suppress(NotPaid):  # what is missing shows at the gateway: the deposit may have been collected
         if funds is not None and (yield Wait(funds)):
-            yield from with_right_clock(payments)
-            yield Wait(payments.funds.sponsor(deposited, challenge))
+            yield from with_right_clock(payments, call)
+            yield from sponsored(deposited, challenge, call, payments)
 
 
 def _header(ride: Ride, voucher: Voucher, payments: Payments, terms: PaymentTerms, challenge: Challenge) -> str:
@@ -331,7 +333,7 @@ def _corrected(current: Challenge, attempt: _Attempt) -> Steps[str | None]:
     if ride.voucher is None:
         raise ValueError("a ride without a voucher")
     offers = [offer.raw["extra"] for offer in current.terms if offer.channel == terms.channel]
-    state = yield from looked(ride.channel, payments)
+    state = yield from looked(ride.channel, payments, call)
     ride.channel = yield from seen(ride.channel, state, payments, call)
     said = corrected_base(
         offers[0] if offers else {}, ride.channel, claimed_atomic=state.claimed_atomic, network=payments.network

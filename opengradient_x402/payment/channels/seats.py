@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any, Final
 
@@ -140,7 +141,7 @@ def _wait(change: Any, call: Call, began_s: float, *, is_elsewhere: bool) -> Ste
 
 def _found(channel: Channel, payments: Payments, call: Call) -> Steps[Channel]:
     """A channel that this ledger does not know, as the chain has it: a ledger may have been lost."""
-    state = yield from looked(channel, payments)
+    state = yield from looked(channel, payments, call)
     is_used_up = 0 < state.balance_atomic <= state.claimed_atomic
     found = replace(
         channel,
@@ -156,21 +157,30 @@ def _found(channel: Channel, payments: Payments, call: Call) -> Steps[Channel]:
     return (yield from from_ledger(payments.rides.book.add(found), call))
 
 
-def looked(channel: Channel, payments: Payments, limit_s: float | None = None) -> Steps[ChannelState]:
-    """The channel at the last block. Raises ChainUnavailable; TimeoutError after `limit_s`."""
-    network = payments.network
-
-    def look() -> ChannelState:
-        return ChainReader.at(network).ask(channel_state(channel, network=network))
-
-    state: ChannelState = yield Wait(in_thread(look, name="opengradient-channel"), limit_s)
+def looked(channel: Channel, payments: Payments, call: Call) -> Steps[ChannelState]:
+    """The channel at the last block. Raises ChainUnavailable, also when that takes longer than the call may."""
+    try:
+        state: ChannelState = yield Wait(_look(channel, payments), call.left_s)
+    except TimeoutError as exc:
+        raise ChainUnavailable(
+            f"The payment channel {channel.id} could not be looked at within the {call.timeout_s or 0:g} s of call "
+            f"{call.id}: the node does not answer. Try again, raise `timeout`, or use another `rpc_url`.",
+            call_id=call.id,
+        ) from exc
     return state
+
+
+def _look(channel: Channel, payments: Payments) -> Future[ChannelState]:
+    return in_thread(
+        lambda: ChainReader.at(payments.network).ask(channel_state(channel, network=payments.network)),
+        name="opengradient-channel",
+    )
 
 
 def up_to_date(channel: Channel, payments: Payments, call: Call) -> Steps[Channel]:
     """The channel as the chain has it, if a node says so soon; as it was, otherwise."""
     try:
-        state = yield from looked(channel, payments, _SOON_S)
+        state: ChannelState = yield Wait(_look(channel, payments), _SOON_S)
     except (ChainUnavailable, TimeoutError):
         return channel
     return (yield from seen(channel, state, payments, call))
