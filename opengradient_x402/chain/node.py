@@ -77,8 +77,8 @@ def ask(node: Node, question: Question[T]) -> Steps[T]:
 class HttpNode:
     """Nodes behind HTTP URLs (one, or several with commas between them), asked in turn until one answers.
 
-    Before its first answer each must show that it serves the right chain: ConfigurationError otherwise. `timeout_s`
-    bounds a request with everything that belongs to it.
+    Before its first answer each must show that it serves the right chain. One that serves another is passed over;
+    ConfigurationError when all do. `timeout_s` bounds a request with everything that belongs to it.
     """
 
     def __init__(self, rpc_url: str, chain_id: int, *, timeout_s: float = NODE_TIMEOUT_S) -> None:
@@ -105,6 +105,8 @@ class HttpNode:
             outcome, failures = yield from self._round(asked, request, deadline)
             if isinstance(outcome, Result):
                 return outcome.value
+            if len([failed for _, failed in failures if isinstance(failed.error, _OtherChain)]) == len(self._servers):
+                raise ConfigurationError(outcome.error.message)
             asked = [server for server, failed in failures if attempt < failed.attempts]
             pause_s = min(_pause_s(failed, attempt) for _, failed in failures)
             if not asked or outcome.is_refusal or time.monotonic() + pause_s >= deadline:
@@ -146,10 +148,11 @@ class HttpNode:
             text = f"{server.shown} gave no chain id. Nothing was paid. Check the network's `rpc_url`."
             return Failure(error=RpcError(text))
         if chain_id != self.chain_id:
-            raise ConfigurationError(
+            error = _OtherChain(
                 f"The node {server.shown} serves chain {chain_id}, and the network is chain {self.chain_id}. "
-                "Nothing was paid. Correct `rpc_url` (OG_RPC_URL) or the network (OG_NETWORK)."
+                "Nothing was paid by asking. Correct `rpc_url` (OG_RPC_URL) or the network (OG_NETWORK)."
             )
+            return Failure(error=error)
         server.is_checked = True
         return None
 
@@ -174,6 +177,10 @@ class HttpNode:
                 reply, request_id=request_id, method=request.method, node=server.shown, secrets=server.secrets
             )
         return _unanswered(server, request, problem, limit_s=until - began, is_late=time.monotonic() >= until)
+
+
+class _OtherChain(RpcError):
+    """This node serves another chain: an error of the configuration, unless another node of those named answers."""
 
 
 class _Server:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from opengradient_x402.addresses import address_word, checksum_address, uint_word
 from opengradient_x402.chain.answers import number_in
@@ -39,6 +39,8 @@ __all__ = [
     "receipt",
     "transaction",
 ]
+
+T = TypeVar("T")
 
 _BALANCE_OF: Final = "0x70a08231"  # balanceOf(address), ERC-20
 _ALLOWANCE: Final = "0xdd62ed3e"  # allowance(address,address), ERC-20
@@ -211,8 +213,8 @@ def logs(
                 raise
             window, taken = max(1, (end - start + 1) // 2), 0
             continue
-        with _Reading("list of logs"):
-            found.extend(_log(entry) for entry in answer)
+        with _Reading("list of logs that were asked for"):
+            found.extend(_wanted(_log(entry), address, query["topics"], start, end) for entry in answer)
         start, taken = end + 1, taken + 1
         if taken % _WINDOWS_BEFORE_GROWTH == 0:
             window = min(window * 2, _LARGEST_LOG_WINDOW)
@@ -224,8 +226,8 @@ def transaction(tx_hash: str) -> Question[Transaction | None]:
     found = yield RpcRequest("eth_getTransactionByHash", (tx_hash,))
     if found is None:
         return None
-    with _Reading("transaction"):
-        return Transaction(tx_hash=_hash(found["hash"]), input=_bytes(found["input"]))
+    with _Reading("transaction of this hash"):
+        return Transaction(tx_hash=_same(_hash(found["hash"]), tx_hash.lower()), input=_bytes(found["input"]))
 
 
 def receipt(tx_hash: str) -> Question[TransactionReceipt | None]:
@@ -233,14 +235,17 @@ def receipt(tx_hash: str) -> Question[TransactionReceipt | None]:
     found = yield RpcRequest("eth_getTransactionReceipt", (tx_hash,))
     if found is None:
         return None
-    with _Reading("receipt"):
-        return TransactionReceipt(
-            tx_hash=_hash(found["transactionHash"]),
+    with _Reading("receipt of this transaction"):
+        done = TransactionReceipt(
+            tx_hash=_same(_hash(found["transactionHash"]), tx_hash.lower()),
             block_number=quantity(found["blockNumber"]),
             block_hash=_hash(found["blockHash"]),
             is_success=quantity(found["status"]) == 1,
             logs=tuple(_log(entry) for entry in found["logs"]),
         )
+        for log in done.logs:
+            _same((log.tx_hash, log.block_number, log.block_hash), (done.tx_hash, done.block_number, done.block_hash))
+        return done
 
 
 def _call_word(contract: str, selector: str, arguments: bytes, *, at: int | None = None) -> Question[int]:
@@ -273,6 +278,25 @@ def _log(entry: dict[str, Any]) -> Log:
         tx_hash=_hash(entry["transactionHash"]),
         log_index=quantity(entry["logIndex"]),
     )
+
+
+def _wanted(log: Log, address: str, topics: Sequence[Any], start: int, end: int) -> Log:
+    """The event, when it is one of those that were asked for: others prove nothing. Raises ValueError."""
+    _same(log.address, checksum_address(address))
+    for at, wanted in enumerate(topics):
+        allowed = [wanted] if isinstance(wanted, str) else wanted
+        if allowed is not None and (len(log.topics) <= at or log.topics[at] not in [one.lower() for one in allowed]):
+            raise ValueError(log.topics)
+    if not start <= log.block_number <= end:
+        raise ValueError(log.block_number)
+    return log
+
+
+def _same(found: T, wanted: T) -> T:
+    """What was found, when it is what was asked for: nodes and caches mix answers up. Raises ValueError."""
+    if found != wanted:
+        raise ValueError(found)
+    return found
 
 
 def _hash(value: Any) -> str:

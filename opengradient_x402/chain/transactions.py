@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import time
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from opengradient_x402.addresses import keccak256
 from opengradient_x402.chain.questions import Question, RpcRequest, native_balance, quantity, receipt
@@ -23,6 +23,8 @@ from opengradient_x402.networks import Network
 _RECEIPT_TIMEOUT_S: Final = 90.0
 _DOUBTFUL_TIMEOUT_S: Final = 30.0
 """Seconds to wait for a transaction that no node has accepted yet."""
+_LAG_S: Final = 20.0
+"""Nodes behind one URL may be this far behind each other: so long, what one of them misses may be with another."""
 _FIRST_LOOK_S: Final = 0.05
 _LONGEST_LOOK_S: Final = 2.0
 _MOST_NONCES: Final = 4
@@ -113,8 +115,8 @@ def sign_transaction(unsigned: UnsignedTransaction, *, signer: Signer) -> Signed
 def send_transaction(network: Network, signer: Signer, *, to: str, data: bytes, what: str) -> Question[str]:
     """Send one transaction and wait until it is mined; its hash. `what` names it in errors.
 
-    Raises InsufficientFunds when there is no gas for it, NotPaid when it reverts, ChainUnavailable when the node
-    refuses it, or when it is not mined in time: then the error holds the hash.
+    Raises InsufficientFunds when there is no gas for it, NotPaid when it reverts or is replaced, ChainUnavailable when
+    the node refuses it, or when it is not mined in time: then the error holds the hash.
     """
     pause_s = _FIRST_LOOK_S
     for _ in range(_MOST_NONCES):
@@ -122,7 +124,7 @@ def send_transaction(network: Network, signer: Signer, *, to: str, data: bytes, 
         signed = sign_transaction(unsigned, signer=signer)
         timeout_s = yield from _sent(signed, unsigned, network, signer.address, what)
         if timeout_s is not None:
-            return (yield from _mined(signed.tx_hash, what, timeout_s))
+            return (yield from _mined(_Sent(signed.tx_hash, signer.address, unsigned.nonce, what), timeout_s))
         yield Sleep(pause_s)  # the nonce was taken by another transaction: ask for the next one
         pause_s = min(4 * pause_s, _LONGEST_LOOK_S)
     raise ChainUnavailable(
@@ -167,10 +169,20 @@ def _is_known(tx_hash: str) -> Question[bool]:
         return False
 
 
-def _mined(tx_hash: str, what: str, timeout_s: float) -> Question[str]:
+class _Sent(NamedTuple):
+    """A transaction that is on its way; `what` names it in errors."""
+
+    tx_hash: str
+    sender: str
+    nonce: int
+    what: str
+
+
+def _mined(sent: _Sent, timeout_s: float) -> Question[str]:
     """The hash, when the chain has the transaction. Bad answers of the node are passed over until the time is up."""
+    tx_hash, what = sent.tx_hash, sent.what
     waited_s, pause_s, until = 0.0, _FIRST_LOOK_S, time.monotonic() + timeout_s
-    problem = ""
+    problem, gone_s = "", 0.0
     while waited_s < timeout_s and time.monotonic() < until:
         try:
             done = yield from receipt(tx_hash)
@@ -185,7 +197,17 @@ def _mined(tx_hash: str, what: str, timeout_s: float) -> Question[str]:
                 kind="chain",
             )
         yield Sleep(pause_s)
-        waited_s, pause_s = waited_s + pause_s, min(2 * pause_s, _LONGEST_LOOK_S)
+        is_gone = pause_s == _LONGEST_LOOK_S and (yield from _is_replaced(sent))
+        waited_s, gone_s = waited_s + pause_s, gone_s + pause_s if is_gone else 0.0
+        if gone_s > _LAG_S:
+            raise NotPaid(
+                f"{what} (transaction {tx_hash}) was replaced: another transaction of {sent.sender} with the nonce "
+                f"{sent.nonce} was mined, as when a wallet speeds one up or cancels it. This one cannot be mined any "
+                "more, and moved no tokens. Try again: what the other one did is looked at first.",
+                kind="chain",
+            )
+        pause_s = min(2 * pause_s, _LONGEST_LOOK_S)
+    problem = (yield from _waits_for(sent)) + problem
     if timeout_s == _DOUBTFUL_TIMEOUT_S:
         raise ChainUnavailable(
             f"{what} may have been sent as {tx_hash} (the node's answer was lost), and is not mined after "
@@ -194,6 +216,31 @@ def _mined(tx_hash: str, what: str, timeout_s: float) -> Question[str]:
     raise ChainUnavailable(
         f"{what} was sent as {tx_hash} and is not mined after {timeout_s:.0f} s. No tokens moved. "
         f"It may still be mined: look it up before you send it again.{problem}"
+    )
+
+
+def _is_replaced(sent: _Sent) -> Question[bool]:
+    """Whether the nonce is used, and the node knows nothing of the transaction."""
+    try:
+        used = quantity((yield RpcRequest("eth_getTransactionCount", (sent.sender, "latest"))))
+        return used > sent.nonce and (yield RpcRequest("eth_getTransactionByHash", (sent.tx_hash,))) is None
+    except ChainUnavailable:
+        return False
+
+
+def _waits_for(sent: _Sent) -> Question[str]:
+    """Which transactions must be mined before this one, in words."""
+    try:
+        used = quantity((yield RpcRequest("eth_getTransactionCount", (sent.sender, "latest"))))
+    except ChainUnavailable:
+        return ""
+    if used >= sent.nonce:
+        return ""
+    number = sent.nonce - used
+    earlier = "An earlier transaction" if number == 1 else f"{number} earlier transactions"
+    return (
+        f" {earlier} of {sent.sender} must be mined before it: send the one with the nonce {used} again with a higher "
+        "fee, from the wallet that made it."
     )
 
 

@@ -15,7 +15,7 @@ from opengradient_x402.chain.contracts import active_tees
 from opengradient_x402.chain.questions import native_balance
 from opengradient_x402.chain.readers import ChainReader
 from opengradient_x402.cli.doctor import _diagnosed, _Examination
-from opengradient_x402.errors import OpenGradientError
+from opengradient_x402.errors import ChainUnavailable, ConfigurationError, OpenGradientError
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.payment.payments import Payments
 from opengradient_x402.payment.wallet import Wallet
@@ -110,6 +110,23 @@ def test_the_next_of_several_nodes_is_asked(net, fault):
         assert chain.ask(native_balance("0x" + "12" * 20)) == 0
         assert chain.ask(native_balance("0x" + "12" * 20)) == 0
         assert node.count("eth_getBalance") == 2
+
+
+def test_of_several_nodes_one_of_another_chain_is_passed_over(net):
+    def asked(*nodes):
+        urls = ",".join(node.url for node in nodes)
+        return ChainReader(urls, net.chain.chain_id, timeout_s=2).ask(native_balance("0x" + "34" * 20))
+
+    with serving(net.chain) as wrong, serving(net.chain) as right, serving(net.chain) as other:
+        for node in (wrong, other):
+            node.misbehave = lambda method, params, number: (200, {"result": "0x1"}) if "chainId" in method else None
+        assert asked(wrong, right) == asked(right, wrong) == 0
+        with pytest.raises(ConfigurationError, match="serves chain 1"):
+            asked(wrong, other)
+        right.misbehave = lambda method, params, number: (401, {})
+        with pytest.raises(ChainUnavailable):
+            asked(right, wrong)
+        assert wrong.count("eth_getBalance") == 0
 
 
 @pytest.mark.parametrize("scheme", ["http://", "http://me:OTHERSECRET@"])

@@ -12,6 +12,7 @@ from opengradient_devnet import Account, Devnet
 from opengradient_devnet.chain.accounts import new_account
 from opengradient_devnet.chain.chain import RpcError as ChainRefused
 from opengradient_devnet.contracts import OPG, PERMIT2, contract
+from opengradient_x402.chain import transactions
 from opengradient_x402.chain.questions import ChainReader, RpcRequest
 from opengradient_x402.chain.transactions import send_transaction
 from opengradient_x402.errors import (
@@ -417,6 +418,74 @@ def test_every_error_after_the_sending_holds_the_hash(unapproved, sending, recei
 
     with pytest.raises(ChainUnavailable, match=reason):
         answered()
+
+
+def test_a_transaction_that_another_one_replaced_is_said_to_be_replaced(net, unapproved, monkeypatch):
+    """A wallet that speeds it up sends the same call again, with the same nonce and a higher fee."""
+    monkeypatch.setattr(transactions, "_LONGEST_LOOK_S", 0.2)
+    monkeypatch.setattr(transactions, "_LAG_S", 0.5)
+    wallet, began = wallet_of(unapproved), time.monotonic()
+
+    def replace_it(method, params, number):
+        if method != "eth_sendRawTransaction" or transactions_of(net, unapproved):
+            return None
+        wallet.ensure_opg_approval("1", "3")
+        return 200, {"result": "0x" + "22" * 32}
+
+    with pytest.raises(
+        NotPaid, match=r"0x[0-9a-f]{64}\) was replaced: .* nonce 0 was mined.*moved no tokens"
+    ) as caught:
+        approved_through(net, unapproved, replace_it)
+    assert time.monotonic() - began < 10
+    assert not isinstance(caught.value, ChainUnavailable)
+    again = wallet.ensure_opg_approval("1")
+    assert (again.tx_hash, again.allowance_after_atomic) == (None, 3 * ATOMIC)
+    assert transactions_of(net, unapproved) == 1
+
+
+def test_a_transaction_that_waits_behind_another_names_what_must_be_mined_first(net, unapproved, monkeypatch):
+    monkeypatch.setattr(transactions, "_RECEIPT_TIMEOUT_S", 0.5)
+
+    def held(method, params, number):
+        if method == "eth_getTransactionCount" and params[1] == "pending":
+            return 200, {"result": "0x2"}
+        return (200, {"result": "0x" + "22" * 32}) if method == "eth_sendRawTransaction" else None
+
+    text = r"0x[0-9a-f]{64} and is not mined.*2 earlier transactions of 0x.* must be mined before it.*nonce 0 again"
+    with pytest.raises(ChainUnavailable, match=text):
+        approved_through(net, unapproved, held)
+
+
+def test_a_receipt_of_another_transaction_is_no_word_about_this_one(net, unapproved, monkeypatch):
+    """A cache in front of a node can mix answers up."""
+    monkeypatch.setattr(transactions, "_RECEIPT_TIMEOUT_S", 0.5)
+    other = wallet_of(new_payer(net, approved=False)).ensure_opg_approval("1").tx_hash
+
+    def mixed_up(method, params, number):
+        if method == "eth_getTransactionReceipt":
+            return 200, {"result": net.chain.rpc(method, [other])}
+        return (200, {"result": "0x" + "22" * 32}) if method == "eth_sendRawTransaction" else None
+
+    with pytest.raises(ChainUnavailable, match=r"sent as 0x[0-9a-f]{64} and is not mined.*receipt of this transaction"):
+        approved_through(net, unapproved, mixed_up)
+
+
+def test_the_hash_of_a_sent_approval_is_not_lost_when_the_node_that_is_left_serves_another_chain(
+    net, unapproved, monkeypatch
+):
+    monkeypatch.setattr(transactions, "_RECEIPT_TIMEOUT_S", 1.0)
+    with serving(net.chain) as first, serving(net.chain) as second:
+        second.misbehave = lambda method, params, number: (200, {"result": "0x1"}) if method == "eth_chainId" else None
+
+        def dies(method, params, number):
+            sent = first.count("eth_sendRawTransaction")
+            return (401, {}) if sent and method != "eth_sendRawTransaction" else None
+
+        first.misbehave = dies
+        network = replace(unapproved.network, rpc_url=f"{first.url},{second.url}")
+        with pytest.raises(ChainUnavailable, match=r"sent as 0x[0-9a-f]{64} and is not mined"):
+            Wallet(network, unapproved.signer).ensure_opg_approval("1")
+    assert wallet_of(unapproved).allowance() == 2 * ATOMIC
 
 
 def test_a_node_that_is_slow_delays_a_first_payment_by_two_seconds_and_the_next_one_not_at_all(unapproved, facilitator):

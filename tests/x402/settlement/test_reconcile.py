@@ -9,6 +9,7 @@ import pytest
 from opengradient_devnet import Account, Devnet
 from opengradient_devnet.contracts import PERMIT2, contract
 from opengradient_x402.chain.questions import ChainReader
+from opengradient_x402.errors import RpcError
 from opengradient_x402.payment.wallet import Wallet
 from opengradient_x402.settlement.search import (
     Cancelled,
@@ -264,3 +265,48 @@ async def test_coroutines_ask_the_same_questions(net, payer, facilitator):
 def test_nothing_to_ask_about_asks_nothing_but_the_time(payer):
     with ChainReader(payer.network.rpc_url, payer.network.chain_id) as chain:
         assert chain.ask(find_settlements([], network=payer.network)) == {}
+
+
+def test_an_event_that_was_not_asked_for_cancels_nothing(net, payer, facilitator):
+    """A node that does not mind the filter shows events of anybody's contracts: those prove nothing."""
+    signed = payer.sign(facilitator=facilitator.address)
+    settle(net, facilitator, signed, 5)
+    nonce, head = signed.authorization.nonce, net.chain.rpc("eth_getBlockByNumber", ["latest", False])
+
+    def misbehave(method, params, number):
+        if method != "eth_getLogs" or params[0]["address"] != PERMIT2:
+            return (200, {"result": []}) if method == "eth_getLogs" else None
+        burned = {
+            "address": facilitator.address,
+            "topics": params[0]["topics"],
+            "data": f"0x{nonce >> 8:064x}{1 << (nonce & 255):064x}",
+            "blockNumber": head["number"],
+            "blockHash": head["hash"],
+            "transactionHash": "0x" + "77" * 32,
+            "logIndex": "0x0",
+        }
+        return 200, {"result": [burned]}
+
+    with serving(net.chain) as node:
+        node.misbehave = misbehave
+        with pytest.raises(RpcError, match="not a list of logs that were asked for"):
+            outcome(payer, signed, rpc_url=node.url)
+    assert isinstance(outcome(payer, signed), SettlementFound)
+
+
+@pytest.mark.parametrize("method", ["eth_getTransactionReceipt", "eth_getTransactionByHash"])
+def test_answers_about_two_settlements_that_are_mixed_up_settle_neither(net, payer, facilitator, method):
+    one, other = (payer.sign(facilitator=facilitator.address) for _ in range(2))
+    hashes = [settle(net, facilitator, one, 7), settle(net, facilitator, other, 9)]
+    mixed = dict(zip(hashes, reversed(hashes), strict=True))
+
+    def misbehave(asked_method, params, number):
+        return (200, {"result": net.chain.rpc(method, [mixed[params[0]]])}) if asked_method == method else None
+
+    with serving(net.chain) as node:
+        node.misbehave = misbehave
+        with pytest.raises(RpcError, match="The chain was not changed by asking"):
+            outcome(payer, one, rpc_url=node.url)
+    found = outcome(payer, one)
+    assert isinstance(found, SettlementFound)
+    assert (found.tx_hash, found.amount_atomic) == (hashes[0], 7)
