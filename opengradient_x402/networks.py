@@ -114,6 +114,11 @@ class Network:
         """The chain in CAIP-2 form, as x402 writes it: `eip155:8453`."""
         return f"eip155:{self.chain_id}"
 
+    @property
+    def may_set_its_clock(self) -> bool:
+        """Whether its time can be moved on, as on a chain for development; others keep the world's time."""
+        return self.chain_id in _PRIVATE_CHAIN_IDS
+
     def gateway_at(self, chosen: str | None) -> str:
         """The gateway that the user chose, or the network's own. Raises ConfigurationError where there is neither."""
         if url := chosen or self.gateway_url:

@@ -61,6 +61,8 @@ not serve, a plan that does not include it, a fault inside. Another node may ans
 _OWN_TROUBLE_WORDS: Final = ("timed out", "header not found", "missing trie node", "pruned", "not available")
 """With the code -32000: this node does not have the block or the state, or was too slow."""
 _MOST_SHOWN: Final = 300
+_MOST_MEMBERS: Final = 1_000_000
+"""An answer with 20,000 events has a third of it. A member of two bytes takes a hundred once it is read."""
 
 
 class Reply(NamedTuple):
@@ -169,6 +171,8 @@ def _is_about_the_question(message: str, code: Any, status_code: int) -> bool:
 
 
 def _document(reply: Reply) -> dict[str, Any]:
+    if sum(map(reply.content.count, (b",", b"[", b"{"))) > _MOST_MEMBERS:
+        return {}
     try:
         document = strict_json.loads(reply.content)
     except ValueError:

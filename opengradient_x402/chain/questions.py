@@ -53,6 +53,7 @@ _RETURN_TIMESTAMP: Final = "0x4260005260206000f3"
 _HASH: Final = re.compile("0x[0-9a-fA-F]{64}", re.ASCII)
 _DATA: Final = re.compile("0x(?:[0-9a-fA-F]{2})*", re.ASCII)
 _MOST_TOPICS: Final = 4
+_BITS_OF_SMALL: Final = 63
 FIRST_LOG_WINDOW: Final = 2_000
 _LARGEST_LOG_WINDOW: Final = 10_000
 _WINDOWS_BEFORE_GROWTH: Final = 4
@@ -149,9 +150,9 @@ def block(number: int | str = "latest") -> Question[Block]:
     found = yield RpcRequest("eth_getBlockByNumber", (tag, False))
     with _Reading("block"):
         shown = Block(
-            number=quantity(found["number"]),
+            number=_small(found["number"]),
             hash=_hash(found["hash"]),
-            timestamp_s=quantity(found["timestamp"]),
+            timestamp_s=_small(found["timestamp"]),
             parent_hash=str(found.get("parentHash", "")).lower(),
         )
         if isinstance(number, int) and shown.number != number:
@@ -238,7 +239,7 @@ def receipt(tx_hash: str) -> Question[TransactionReceipt | None]:
     with _Reading("receipt of this transaction"):
         done = TransactionReceipt(
             tx_hash=_same(_hash(found["transactionHash"]), tx_hash.lower()),
-            block_number=quantity(found["blockNumber"]),
+            block_number=_small(found["blockNumber"]),
             block_hash=_hash(found["blockHash"]),
             is_success=quantity(found["status"]) == 1,
             logs=tuple(_log(entry) for entry in found["logs"]),
@@ -259,6 +260,13 @@ def quantity(value: Any) -> int:
         return number_in(value)
 
 
+def _small(value: Any) -> int:
+    """A height, a time or a position: at most 63 bits, as databases have it. Raises ValueError, TypeError."""
+    if (number := number_in(value)) >> _BITS_OF_SMALL:
+        raise ValueError(value)
+    return number
+
+
 def _bytes(value: Any) -> bytes:
     if _DATA.fullmatch(value) is None:
         raise ValueError(value[:80])
@@ -273,10 +281,10 @@ def _log(entry: dict[str, Any]) -> Log:
         address=checksum_address(entry["address"]),
         topics=topics,
         data=_bytes(entry["data"]),
-        block_number=quantity(entry["blockNumber"]),
+        block_number=_small(entry["blockNumber"]),
         block_hash=_hash(entry["blockHash"]),
         tx_hash=_hash(entry["transactionHash"]),
-        log_index=quantity(entry["logIndex"]),
+        log_index=_small(entry["logIndex"]),
     )
 
 

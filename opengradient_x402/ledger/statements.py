@@ -269,6 +269,8 @@ class Book(Queries):
             return False
         if authorization.status == "expired" and known.deadline > authorization.deadline:
             return False  # a signature was added meanwhile, and it lives longer
+        if _is_found(known) and not _is_found(authorization):
+            return False  # another process, with another node, has found it meanwhile, and that is final
         found = replace(authorization, signed=known.signed)
         self.update(conn, known, found)
         self._share_out(conn, found)
@@ -392,6 +394,10 @@ class Book(Queries):
 
     def noted(self, conn: Connection, key: str) -> str | None:
         return conn.execute(_NOTED, {"wanted": key}).scalar_one_or_none()
+
+
+def _is_found(authorization: Authorization) -> bool:
+    return authorization.status in ("settled", "cancelled") and authorization.is_final
 
 
 def _dispute_prefix(network: str, origin: str) -> str:

@@ -7,6 +7,7 @@ only in a view that has its block. Does not know the ledger, and writes nothing.
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -56,6 +57,7 @@ __all__ = [
     "settled_nothing_of",
 ]
 
+_log = logging.getLogger(__name__)
 CLOCK_MARGIN_S: Final = 900
 """Seconds that the signing clock may be ahead of the chain's: the scan starts this much earlier."""
 EXPIRY_MARGIN_S: Final = 30
@@ -89,7 +91,8 @@ def find_settlements(
         found: dict[Authorization, Outcome] = {}
         head = yield from block()
         for group in used.values():
-            found.update((yield from _explained(group, head=head, network=network)))
+            group.sort(key=lambda authorization: authorization.signed_at)
+            found.update((yield from _explained_as_far_as_shown(group, head=head, network=network)))
         outcomes |= yield from _confirmed(found, network.confirmations if needed is None else needed)
     return outcomes
 
@@ -101,6 +104,26 @@ def nonce_of(authorization: Authorization, network: Network) -> Nonce:
     if authorization.transfer_method == "eip3009":
         return Nonce(authorization.asset, authorization.payer, authorization.nonce, is_bitmap=False)
     assert_never(authorization.transfer_method)
+
+
+def _explained_as_far_as_shown(
+    group: Sequence[Authorization], *, head: Block, network: Network
+) -> Question[dict[Authorization, Outcome]]:
+    """As `_explained`, oldest first: a node that does not have old events must not hold up what is newer."""
+    try:
+        return (yield from _explained(group, head=head, network=network))
+    except RpcError as exc:
+        if exc.code is None:
+            raise  # the node does not answer, or nothing that can be read
+        problem = exc
+    half = -(-len(group) // 2)
+    older, newer = group[:half], group[half:]
+    _log.warning(
+        "What became of %d authorizations (the oldest is %s) is not known, and they stay reserved: %s",
+        *(len(older), older[0].id, problem.message),
+    )
+    found = (yield from _explained_as_far_as_shown(newer, head=head, network=network)) if newer else {}
+    return found | {authorization: Unexplained() for authorization in older}
 
 
 def _explained(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import secrets
+import tracemalloc
 
 import pytest
 from eth_account import Account as EthAccount
@@ -236,6 +237,30 @@ def test_a_node_that_refuses_even_one_block_stops_the_scan():
 def test_malformed_logs_are_an_error():
     with pytest.raises(RpcError, match="is not a list of logs"):
         answered(logs(ANYONE, [None], from_block=0, to_block=1), lambda request: [{"address": None}])
+
+
+def test_numbers_that_no_chain_has_are_an_error():
+    huge = "0x" + "f" * 64
+    shown = {"number": "0x1", "hash": huge, "timestamp": "0x1"}
+    for member in ("number", "timestamp"):
+        with pytest.raises(RpcError, match="is not a block"):
+            answered(block(), lambda request, member=member: shown | {member: huge})
+    log = {"address": ANYONE, "topics": [], "data": "0x", "transactionHash": huge, "blockHash": huge, "logIndex": "0x0"}
+    done = {"transactionHash": huge, "blockNumber": huge, "blockHash": huge, "status": "0x1"}
+    with pytest.raises(RpcError, match="is not a receipt of this transaction"):
+        answered(receipt(huge), lambda request: done | {"logs": [log | {"blockNumber": huge}]})
+
+
+def test_an_answer_of_millions_of_members_is_refused_before_it_fills_the_memory(net, node):
+    chain = reader(node, net)
+    chain.ask(native_balance(ANYONE))
+    node.misbehave = lambda *_: (200, b'{"jsonrpc": "2.0", "id": 2, "result": [' + b"{}," * 8_000_000 + b"{}]}")
+    tracemalloc.start()
+    with pytest.raises(RpcError, match="not JSON-RPC"):
+        chain.ask(native_balance(ANYONE))
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 200 * 1024 * 1024
 
 
 @pytest.mark.parametrize("data", [b"", b"\x01", secrets.token_bytes(300)])

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
 
+from opengradient_devnet import Devnet
+from opengradient_devnet.contracts import MULTICALL3
 from opengradient_x402.chain.readers import ChainReader
 from opengradient_x402.errors import ChainUnavailable, PaymentOutcomeUnknown
 from opengradient_x402.ledger.ledger import Ledger
@@ -108,6 +111,89 @@ def test_an_expired_authorization_is_looked_at_once_more_and_then_never(net, led
     assert (report.rechecked, report.expired, report.changed) == (1, 0, ())
     assert ledger.authorizations().result() == [replace(expired, recheck_at=None)]
     assert reconciler.reconcile().asked == 0
+
+
+def test_a_node_that_is_ahead_of_the_world_frees_nothing_that_can_still_be_taken(tmp_path):
+    """Only a chain for development may set its clock: of others, a block from tomorrow frees no budget."""
+    with Devnet(chain_id=8453, unsafe_live_chain_id=True) as net, closing(Ledger(tmp_path / "l.sqlite")) as ledger:
+        payer, facilitator = new_payer(net), net.account(opg="0")
+        signed = payer.sign(facilitator=facilitator.address)
+        ledger.authorize(signed.authorization).result()
+        reconciler = Reconciler(payer.network, ledger)
+        with serving(net.chain) as node:
+            node.misbehave = a_day_ahead(net)
+            ahead = Reconciler(replace(payer.network, rpc_url=node.url), ledger)
+            report = ahead.reconcile()
+        assert (report.expired, report.open) == (0, 1)
+        assert spent(ledger, payer) == signed.authorization.amount_atomic
+        settle(net, facilitator, signed, 5)
+        reconciler.reconcile()
+        (found,) = ledger.authorizations().result()
+        assert (found.status, found.settled_atomic) == ("settled", 5)
+
+
+def a_day_ahead(net):
+    """Multicall3's answers, with the time of their block a day later."""
+
+    def misbehave(method, params, number):
+        if method != "eth_call" or params[0].get("to") != MULTICALL3:
+            return None
+        answer = net.chain.rpc(method, params)
+        now_s = int(net.chain.rpc("eth_getBlockByNumber", ["latest", False])["timestamp"], 16)
+        near = (f"{at_s:064x}" for at_s in range(now_s - 5, now_s + 30))
+        word = next((word for word in near if word in answer), None)
+        return None if word is None else (200, {"result": answer.replace(word, f"{now_s + 86_400:064x}")})
+
+    return misbehave
+
+
+@pytest.mark.parametrize("late", ["expired", "open again", "seen by one block"])
+def test_what_another_process_found_and_is_final_is_not_taken_back_by_a_node_on_a_dead_fork(net, ledger, late):
+    """The other one read the ledger before, and its node shows another branch."""
+    payer, facilitator = new_payer(net), net.account(opg="0")
+    signed = payer.sign(facilitator=facilitator.address)
+    ledger.authorize(signed.authorization).result()
+    (read_before,) = ledger.unfinished(network=payer.network.caip2).result()
+    settle(net, facilitator, signed, 5)
+    Reconciler(payer.network, ledger).reconcile()
+    found = ledger.authorizations().result()
+    assert (found[0].status, found[0].settled_atomic) == ("settled", 5)
+    writes = {
+        "expired": replace(read_before, status="expired", confirmations=0, confirmations_needed=0, recheck_at=1),
+        "open again": read_before,
+        "seen by one block": replace(found[0], block_hash="0x" + "1" * 64, confirmations=1, confirmations_needed=3),
+    }
+    assert ledger.record_settlement(writes[late]).result() is False
+    assert ledger.authorizations().result() == found
+    assert spent(ledger, payer) == 5
+
+
+def test_a_node_without_old_events_holds_up_nothing_newer(tmp_path, caplog):
+    with Devnet() as net, closing(Ledger(tmp_path / "l.sqlite")) as ledger:
+        payer, facilitator = new_payer(net), net.account(opg="0")
+        old = payer.sign(facilitator=facilitator.address)
+        pruned = block_of(net, settle(net, facilitator, old, 5))
+        for _ in range(150):
+            net.chain.rpc("evm_mine", [])
+        net.chain.advance(5_000)
+        newer = [payer.sign(facilitator=facilitator.address, ago_s=-5_000) for _ in range(2)]
+        over = payer.sign(facilitator=facilitator.address)
+        for one in (*newer, old, over):
+            ledger.authorize(one.authorization).result()
+        settle(net, facilitator, newer[0], 7)
+
+        def misbehave(method, params, number):
+            is_old = method == "eth_getLogs" and int(params[0]["fromBlock"], 16) <= pruned
+            return (200, {"error": {"code": -32000, "message": "pruned history unavailable"}}) if is_old else None
+
+        with serving(net.chain) as node:
+            node.misbehave = misbehave
+            report = Reconciler(replace(payer.network, rpc_url=node.url), ledger).reconcile()
+        assert (report.settled, report.expired, report.open, report.unexplained) == (1, 1, 1, 1)
+        assert f"(the oldest is {old.authorization.id}) is not known" in caplog.text
+        assert "pruned history" in caplog.text
+        assert Reconciler(payer.network, ledger).reconcile().settled == 1
+        assert spent(ledger, payer) == 5 + 7 + newer[1].authorization.amount_atomic
 
 
 @pytest.mark.parametrize("fault", ["hangs", "drips headers", "drips a chunk's size", "429, later", "limit"])
