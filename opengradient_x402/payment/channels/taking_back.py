@@ -8,7 +8,8 @@ Generators, for threads and coroutines alike.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -23,8 +24,8 @@ from opengradient_x402.channels.channel import Channel
 from opengradient_x402.channels.on_chain import ChannelState, channel_state, finalization_call, withdrawal_call
 from opengradient_x402.channels.rides import Rides
 from opengradient_x402.channels.vouchers import STALE, corrected_base, refund_payload
-from opengradient_x402.effects import Read, Send, Steps, Wait
-from opengradient_x402.errors import ConfigurationError
+from opengradient_x402.effects import Read, Send, Sleep, Steps, Wait
+from opengradient_x402.errors import ChainUnavailable, ConfigurationError
 from opengradient_x402.keys.signer import Signer
 from opengradient_x402.networks import Network
 from opengradient_x402.payment.challenge import (
@@ -40,6 +41,10 @@ from opengradient_x402.payment.policy import SpendPolicy
 
 _MOST_ATTEMPTS: Final = 2
 _TIMEOUT_S: Final = 60.0
+_LAG_S: Final = 20.0
+"""A node may be this far behind the one that mined a transaction."""
+_FIRST_LOOK_S: Final = 0.1
+_LONGEST_LOOK_S: Final = 2.0
 _IN_USE: Final = "a call uses it now; try again when the call has ended"
 
 
@@ -160,6 +165,22 @@ def _looked(wallet: PayerChannels, channel: Channel) -> Steps[tuple[Channel, Cha
     return seen, state
 
 
+def _looked_until(
+    wallet: PayerChannels, channel: Channel, is_shown: Callable[[ChannelState], bool], *, limit_s: float
+) -> Steps[tuple[Channel, ChannelState] | None]:
+    """The channel as soon as a node shows what was done to it. None when none does in time: nodes fail, and lag."""
+    until, pause_s = time.monotonic() + limit_s, _FIRST_LOOK_S
+    while True:
+        with suppress(ChainUnavailable, ConfigurationError):
+            now, state = yield from _looked(wallet, channel)
+            if is_shown(state):
+                return now, state
+        if time.monotonic() + pause_s > until:
+            return None
+        yield Sleep(pause_s)
+        pause_s = min(2 * pause_s, _LONGEST_LOOK_S)
+
+
 # -- withdrawal
 
 
@@ -171,7 +192,8 @@ def _withdrawn(wallet: PayerChannels, channel: Channel) -> Steps[TakenBack]:
     if not state.withdrawing_since:
         yield Wait(wallet.rides.book.close(channel.id, status="closing", is_forced=True))
         tx_hash = yield from _transacted(wallet, withdrawal_call(channel, left))
-        channel, _ = yield from _looked(wallet, channel)
+        seen = yield from _looked_until(wallet, channel, lambda now: bool(now.withdrawing_since), limit_s=_LAG_S)
+        channel = channel if seen is None else seen[0]
         again = f"withdraw once more in {channel.withdraw_delay_s} s to end it"
         begun = f"the withdrawal of {asset.format(left)} has begun; {again}"
         return TakenBack(channel=channel, what=begun, tx_hash=tx_hash)
@@ -181,8 +203,13 @@ def _withdrawn(wallet: PayerChannels, channel: Channel) -> Steps[TakenBack]:
         waits = f"the withdrawal has begun; withdraw once more in {wait_s} s to end it"
         return TakenBack(channel=channel, what=waits, is_done=False)
     tx_hash = yield from _transacted(wallet, finalization_call(channel))
-    channel, after = yield from _looked(wallet, channel)
-    return _back(wallet, channel, state.balance_atomic - after.balance_atomic, tx_hash=tx_hash)
+    seen = yield from _looked_until(
+        wallet, channel, lambda now: now.balance_atomic < state.balance_atomic, limit_s=_LAG_S
+    )
+    if seen is None:
+        mined = "the withdrawal is mined, and the node does not show yet what came back: look at your balance later"
+        return TakenBack(channel=channel, what=mined, tx_hash=tx_hash)
+    return _back(wallet, seen[0], state.balance_atomic - seen[1].balance_atomic, tx_hash=tx_hash)
 
 
 def _transacted(wallet: PayerChannels, data: bytes) -> Steps[str]:
@@ -217,15 +244,17 @@ def _asked_for(wallet: PayerChannels, channel: Channel, before: ChannelState) ->
     asked, why = channel, ""
     for _ in range(_MOST_ATTEMPTS):
         why, base = yield from _asked_back(wallet, asked, before)
-        if not why:
-            now, after = yield from _looked(wallet, channel)
-            if (back := before.balance_atomic - after.balance_atomic) > 0:
-                return _back(wallet, now, back)
-            why = "the gateway says that it was sent back, and the chain does not show it"
-            break
-        if base is None:
-            break
-        asked = replace(asked, charged_atomic=base)
+        if base is not None:
+            asked = replace(asked, charged_atomic=base)
+            continue
+        # The chain decides: an answer can be lost after the refund, and a gateway can say what is not so.
+        seen = yield from _looked_until(
+            wallet, channel, lambda now: now.balance_atomic < before.balance_atomic, limit_s=0.0 if why else _LAG_S
+        )
+        if seen is not None:
+            return _back(wallet, seen[0], before.balance_atomic - seen[1].balance_atomic)
+        why = why or "the gateway says that it was sent back, and the chain does not show it"
+        break
     yield Wait(wallet.rides.book.close(channel.id, status="open"))
     kept = f"nothing came back ({why}); a withdrawal works without the gateway, and costs gas"
     return TakenBack(channel=channel, what=kept, is_done=False)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import closing, contextmanager
+from dataclasses import replace
 
 import pytest
 from typer.testing import CliRunner
@@ -12,7 +14,10 @@ from opengradient_devnet import Devnet, Scheme
 from opengradient_devnet.faults import HangUp, NeverSettle, RefusePayment
 from opengradient_x402.cli.main import build_app
 from opengradient_x402.errors import PaymentOutcomeUnknown
-from support.payers import PROMPT, client_for, payments_for
+from opengradient_x402.payment.channels import taking_back
+from opengradient_x402.payment.payments import Payments
+from support.node import behind, serving
+from support.payers import PROMPT, client_for, network_of, payments_for
 
 pytestmark = pytest.mark.devnet(schemes=[Scheme.BATCH_SETTLEMENT])
 WALLET, DEPOSIT = 10 * 10**18, 10**18
@@ -108,6 +113,66 @@ def test_a_gateway_that_vanishes_with_a_deposit_keeps_nothing(shell, used, tmp_p
             asset = payments.network.asset.address
             spent = payments.ledger.spent(payer=payments.payer, asset=asset, network=payments.network.caip2).result()
         assert (receipt.status, receipt.settled_atomic, spent) == ("settled", 0, 0)
+
+
+@contextmanager
+def seen_through(net, account, path, node):
+    """Payments whose node can be told to misbehave, after one call on a channel."""
+    network = replace(network_of(net), rpc_url=node.url)
+    opened = Payments.open(network=network, private_key=account.private_key, ledger=path)
+    with closing(opened) as payments, client_for(payments) as client:
+        client.chat(PROMPT)
+        yield payments
+
+
+def after_sending(node, misbehave):
+    """This answer to everything but the questions about a sent transaction, once one was sent."""
+
+    def answer(method, params, number):
+        has_sent = node.count("eth_sendRawTransaction") > 0
+        is_about_it = method in ("eth_sendRawTransaction", "eth_getTransactionReceipt")
+        return misbehave(method, params, number) if has_sent and not is_about_it else None
+
+    return answer
+
+
+def dies(method, params, number):
+    return 401, {}
+
+
+@pytest.mark.parametrize("is_behind", [False, True])
+def test_a_withdrawal_that_is_mined_is_named_when_the_node_shows_no_more(tmp_path, monkeypatch, is_behind):
+    monkeypatch.setattr(taking_back, "_LAG_S", 0.5)
+    with Devnet(schemes=[Scheme.BATCH_SETTLEMENT]) as net, serving(net.chain) as node:
+        account = net.account(opg="10", approved=True)
+        with seen_through(net, account, tmp_path / "own.sqlite", node) as payments:
+            net.claim_channels()
+            for what in (" has begun; withdraw once more", "withdrawal is mined, and the node does not show yet"):
+                node.requests.clear()
+                head = int(net.chain.rpc("eth_blockNumber", []), 16)
+                node.misbehave = after_sending(node, behind(net.chain, head) if is_behind else dies)
+                (taken,) = payments.channels.withdraw()
+                assert what in taken.what
+                assert net.chain.rpc("eth_getTransactionReceipt", [taken.tx_hash])["status"] == "0x1"
+                node.misbehave = lambda *_: None
+                net.chain.advance(901)
+        assert net.chain.token_balance(account.address) > WALLET - DEPOSIT // 2
+
+
+def test_a_refund_is_seen_by_a_node_that_is_behind_at_first(net, account, tmp_path):
+    with serving(net.chain) as node, seen_through(net, account, tmp_path / "own.sqlite", node) as payments:
+        lagging = behind(net.chain, int(net.chain.rpc("eth_blockNumber", []), 16))
+        asked: list[int] = []
+
+        def misbehave(method, params, number):
+            asked.append(number)
+            return lagging(method, params, number) if len(asked) < 12 else None
+
+        node.misbehave = misbehave
+        (taken,) = payments.channels.refund()
+        assert (taken.is_done, taken.channel.status) == (True, "closed")
+        assert taken.amount_atomic > DEPOSIT // 2
+        assert net.chain.token_balance(account.address) == WALLET - DEPOSIT + taken.amount_atomic
 
 
 def test_doctor_names_what_is_in_channels(net, account, shell, used):
