@@ -18,6 +18,7 @@ from opengradient_x402.cli.options import (
     signer_of_environment,
 )
 from opengradient_x402.cli.output import can_link, linked, print_json, print_pairs, working
+from opengradient_x402.errors import NotPaid
 from opengradient_x402.money import MAX_UINT256, format_amount
 
 if TYPE_CHECKING:
@@ -136,7 +137,13 @@ def cancel(
         wallet = Wallet(chosen, signer_of_environment())
         with working("Cancelling, and waiting for the block"):
             done = wallet.cancel(entry)
-            now = Reconciler(chosen, book).refresh(receipt)
+            now = receipt
+            try:
+                now = Reconciler(chosen, book).refresh(receipt)
+            except NotPaid as exc:  # the node, or the ledger: the cancellation holds
+                if done.tx_hash is None:
+                    raise
+                typer.echo(f"{exc.message} `opengradient-x402 receipts reconcile` updates the receipt.", err=True)
     if as_json:
         print_json({"call_id": now.call_id, "transaction": done.tx_hash, "status": now.status.value})
     elif done.tx_hash is None:

@@ -17,7 +17,7 @@ from opengradient_x402.chain.questions import Question, block, receipt, transact
 from opengradient_x402.chain.sources import Source, Sources
 from opengradient_x402.chain.transactions import send_transaction
 from opengradient_x402.effects import Steps
-from opengradient_x402.errors import ChainUnavailable, ConfigurationError
+from opengradient_x402.errors import ChainUnavailable, ConfigurationError, LedgerUnavailable
 from opengradient_x402.keys.signer import Signer
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.networks import Network
@@ -80,7 +80,14 @@ def anchor_history(ledger: Ledger, *, network: Network, signer: Signer) -> Ancho
     sending = send_transaction(network, signer, to=signer.address, data=anchor_text(head), what="The anchor")
     tx_hash = look_up(Sources().ask(network, sending))
     anchor = Anchor(size=head.size, root=head.root, tx_hash=tx_hash)
-    ledger.note(f"{_NOTED_AS} {network.chain_id} {head.size}", json.dumps(asdict(anchor))).result()
+    try:
+        ledger.note(f"{_NOTED_AS} {network.chain_id} {head.size}", json.dumps(asdict(anchor))).result()
+    except LedgerUnavailable as exc:
+        raise LedgerUnavailable(
+            f"The head is anchored by the transaction {tx_hash}, and the ledger did not note that, so bundles will not "
+            f"name it. Anchoring again sends another one. {exc.message}",
+            is_retryable=False,
+        ) from exc
     return anchor
 
 

@@ -284,6 +284,23 @@ def test_a_payment_that_is_open_is_cancelled_once(net, run):
     assert run("cancel", "call_nobody").code == 2
 
 
+def test_a_cancellation_that_is_mined_is_named_when_the_node_fails_afterwards(net, run):
+    assert run("chat", "hello").code == 0
+    (receipt,) = run("receipts", "list", "--json").json()
+
+    def dies(method, params, number):
+        is_about_it = method in ("eth_sendRawTransaction", "eth_getTransactionReceipt")
+        return (401, {}) if node.count("eth_sendRawTransaction") and not is_about_it else None
+
+    with serving(net.chain) as node:
+        node.misbehave = dies
+        done = run("cancel", receipt["call_id"], "--rpc-url", node.url, "--json")
+    assert done.code == 0
+    assert net.chain.rpc("eth_getTransactionReceipt", [done.json()["transaction"]])["status"] == "0x1"
+    assert "receipts reconcile" in done.err
+    assert run("receipts", "reconcile", "--json").json()["cancelled"] == 1
+
+
 def test_a_payer_is_found_in_every_spelling_and_a_typing_error_is_refused(net, run):
     assert run("chat", "hello").code == 0
     lower = run.account.address.lower()

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from opengradient_x402.cli.main import build_app
-from opengradient_x402.errors import ConfigurationError, InsufficientFunds
+from opengradient_x402.errors import ConfigurationError, InsufficientFunds, LedgerUnavailable
 from opengradient_x402.keys.signer import LocalSigner
 from opengradient_x402.proofs.anchors import anchor_history
 from opengradient_x402.proofs.export import export_bundle
 from opengradient_x402.proofs.findings import Read, Refuted, Statement, Undecided
 from opengradient_x402.proofs.history import described, leaf_hash
 from opengradient_x402.proofs.verification import verify_bundle
+from support.node import serving
 from support.payers import PROMPT, client_for
 
 
@@ -56,6 +59,22 @@ def test_an_anchor_dates_the_records_that_were_there(net, paid):
 def test_one_head_is_anchored_once(paid):
     exported(paid)
     assert anchored(paid) == anchored(paid)
+
+
+def test_an_anchor_that_the_ledger_cannot_note_names_its_transaction(net, paid):
+    exported(paid)
+
+    def lose_the_ledger(method, params, number):
+        if method == "eth_sendRawTransaction":
+            Path(paid.ledger.url.removeprefix("sqlite:///")).unlink()
+
+    with serving(net.chain) as node:
+        node.misbehave = lose_the_ledger
+        network = replace(paid.network, rpc_url=node.url)
+        with pytest.raises(LedgerUnavailable, match=r"anchored by the transaction 0x") as lost:
+            anchor_history(paid.ledger, network=network, signer=paid.signer)
+    (tx_hash,) = re.findall("0x[0-9a-f]{64}", str(lost.value))
+    assert net.chain.rpc("eth_getTransactionReceipt", [tx_hash])["status"] == "0x1"
 
 
 def test_a_ledger_without_a_history_is_told_so_and_nothing_is_sent(paid):
