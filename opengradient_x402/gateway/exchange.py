@@ -31,7 +31,7 @@ from opengradient_x402.gateway.unread import LEAST_LIMIT_S
 from opengradient_x402.http.time_limits import TimeLimits
 from opengradient_x402.ledger.authorizations import Authorization
 from opengradient_x402.ledger.receipts import SettlementReceipt, proof_id_of
-from opengradient_x402.payment.call import Answer, Call, build_receipt, checked_call_id, new_call_id
+from opengradient_x402.payment.call import Answer, Call, build_receipt, checked_call_id, new_call_id, taken_claim
 from opengradient_x402.payment.handshake import pay
 from opengradient_x402.payment.payments import Payments
 from opengradient_x402.payment.run_limit import RunLimit
@@ -346,7 +346,7 @@ class Exchange:
         # Two threads may end one stream: the second one gets None, so it is reported once.
         receipt = self._payments.finish(self.call, outcome=outcome, error=error, answer=answer)
         for limit in self.call.limits if receipt is not None or self.call.authorization is None else ():
-            limit.ended(self.call.id, self.call.receipt)
+            limit.ended(self.call.id, self.call.receipt, taken_atomic=taken_claim(self.call))
         if receipt is not None and self._on_receipt is not None:
             try:
                 self._on_receipt(receipt)

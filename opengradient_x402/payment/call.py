@@ -219,6 +219,18 @@ def _cost(call: Call, terms: SignedTerms, answer: Answer, asset: Asset) -> int |
     return _amount(amount, decimals=0) if isinstance(amount, str) else None
 
 
+def taken_claim(call: Call) -> int:
+    """What the gateway says that it has taken, in atomic units, with a payment that is for this call alone.
+
+    A gateway without sessions settles before it sends the body, a stream for its worst case: a quote that comes later
+    does not bound that. Never more than was signed.
+    """
+    amount = call.claims.get("amount")
+    if call.authorization is None or call.session is not None or not isinstance(amount, str):
+        return 0
+    return min(_amount(amount, decimals=0) or 0, call.authorization.amount_atomic)
+
+
 def _amount(text: str, *, decimals: int) -> int | None:
     try:
         return parse_amount(text, decimals=decimals)

@@ -33,6 +33,8 @@ class _Counted:
     """What the call cost; what it could cost, while that is not known."""
     is_under_way: bool = False
     is_known: bool = False
+    taken_atomic: int = 0
+    """What the gateway says that it has taken for this call."""
     sum_of: str | None = None
     """The name of a sum of many calls."""
 
@@ -135,8 +137,12 @@ class RunLimit:
             call_id=call_id,
         )
 
-    def ended(self, call_id: str, receipt: SettlementReceipt | None) -> None:
-        """The call is over: it counts with its cost if that is known, and with nothing if nothing was paid for it."""
+    def ended(self, call_id: str, receipt: SettlementReceipt | None, *, taken_atomic: int = 0) -> None:
+        """The call is over: it counts with its cost if that is known, and with nothing if nothing was paid for it.
+
+        A gateway that settled before it quoted says what it has taken (`taken_atomic`): the larger of the two counts,
+        until the chain shows what it was.
+        """
         with self._lock:
             held = self._calls.get(call_id)
             if held is None or not held.is_under_way:
@@ -145,7 +151,9 @@ class RunLimit:
                 del self._calls[call_id]
             else:
                 self._token_of(receipt)
-                self._calls[call_id] = _counted(receipt, unless_known_atomic=held.amount_atomic)
+                self._calls[call_id] = _counted(
+                    receipt, unless_known_atomic=held.amount_atomic, taken_atomic=taken_atomic
+                )
                 self._sum_up_old()
 
     def count(self, receipt: SettlementReceipt) -> None:
@@ -176,7 +184,9 @@ class RunLimit:
             for receipt in receipts:
                 held = self._calls.get(receipt.call_id)
                 if held is not None and not held.is_under_way:
-                    self._calls[receipt.call_id] = _counted(receipt, unless_known_atomic=held.amount_atomic)
+                    self._calls[receipt.call_id] = _counted(
+                        receipt, unless_known_atomic=held.amount_atomic, taken_atomic=held.taken_atomic
+                    )
 
     def clear(self) -> None:
         """Forgets the calls that have ended, for a limit that begins at zero again."""
@@ -198,13 +208,16 @@ class RunLimit:
             ) from exc
 
 
-def _counted(receipt: SettlementReceipt, *, unless_known_atomic: int) -> _Counted:
+def _counted(receipt: SettlementReceipt, *, unless_known_atomic: int, taken_atomic: int = 0) -> _Counted:
     cost = cost_of(receipt)
+    if cost is not None and receipt.settled_atomic is None and not receipt.is_final:
+        cost = max(cost, taken_atomic)
     counted = _Counted(
         token=(receipt.network, receipt.asset),
         authorization_id=receipt.authorization_id,
         cap_atomic=receipt.authorized_atomic,
         amount_atomic=unless_known_atomic,
+        taken_atomic=taken_atomic,
     )
     return counted if cost is None else replace(counted, amount_atomic=cost, is_known=True)
 

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -236,3 +237,29 @@ def test_what_is_not_known_counts_up_to_what_was_authorized():
 def test_what_the_chain_never_took_cost_nothing_whatever_was_quoted_or_signed(status):
     gone = replace(receipt("1", "a", cost_atomic=10), status=status)
     assert spent_at_most_atomic([gone, receipt("2", "b", cost_atomic=5)]) == 5
+
+
+@pytest.mark.parametrize("reads", ["to the end", "one chunk"])
+def test_streams_that_are_settled_before_they_are_quoted_count_with_what_was_taken(
+    devnets: Callable[..., Devnet], tmp_path: Path, reads: str
+):
+    """A gateway without sessions takes a stream's worst case first, and quotes what it was worth at the end."""
+    net = devnets(sessions=False)
+    with closing(Payer(net, tmp_path)) as payer:
+        cost_of_one_call(payer)  # from then on the token's price is known
+        guard, before = SpendGuard("0.05"), net.chain.token_balance(payer.account.address)
+
+        def streams() -> None:
+            for _ in range(60):
+                stream = payer.model(max_tokens=200).stream("Hello", {"callbacks": [guard]})
+                next(stream)
+                if reads == "to the end":
+                    list(stream)
+                else:
+                    stream.close()  # type: ignore[attr-defined]
+
+        with pytest.raises(BudgetExceeded):
+            streams()
+        taken = before - net.chain.token_balance(payer.account.address)
+        assert 0 < taken <= 5 * 10**16
+        assert guard.spent_atomic == taken

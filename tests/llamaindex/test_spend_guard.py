@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from contextvars import copy_context
 
 import pytest
@@ -12,6 +13,7 @@ from llama_index.core.agent.workflow import FunctionAgent
 from llama_index_instrumentation import get_dispatcher
 
 from llama_index_opengradient import OpenGradient, SettlementLedgerHandler, SpendGuard
+from opengradient_devnet import Devnet
 from opengradient_x402.errors import BudgetExceeded
 from opengradient_x402.money import format_amount
 
@@ -89,3 +91,25 @@ def test_threads_that_are_given_the_context_are_heard(llm: OpenGradient) -> None
         pool.submit(llm.complete, "Not heard.").result()
     assert len(inner.receipts) == 1
     assert inner.receipts == outer.receipts
+
+
+def test_streams_that_are_settled_before_they_are_quoted_count_with_what_was_taken(
+    devnets: Callable[..., Devnet],
+) -> None:
+    net = devnets(sessions=False)
+    account = net.account(opg="10", approved=True)
+    llm = OpenGradient(
+        model="openai/gpt-5", network=f"{net.gateway_url}/network", private_key=account.private_key, max_tokens=200
+    )
+    llm.complete("Hello")  # from then on the token's price is known
+    before = net.chain.token_balance(account.address)
+
+    def streams() -> None:
+        for _ in range(60):
+            list(llm.stream_complete("Hello"))
+
+    with closing(llm), SpendGuard("0.05").listening() as guard, pytest.raises(BudgetExceeded):
+        streams()
+    taken = before - net.chain.token_balance(account.address)
+    assert 0 < taken <= 5 * 10**16
+    assert guard.spent_atomic == taken
