@@ -79,6 +79,8 @@ class Failure:
 
     error: ChainUnavailable
     is_refusal: bool = False
+    is_other_chain: bool = False
+    """Whether the node serves another chain than the one that is asked about."""
     attempts: int = 1
     """After this many attempts, asking the same node again does not help."""
     pause_s: float | None = None

@@ -105,7 +105,7 @@ class HttpNode:
             outcome, failures = yield from self._round(asked, request, deadline)
             if isinstance(outcome, Result):
                 return outcome.value
-            if len([failed for _, failed in failures if isinstance(failed.error, _OtherChain)]) == len(self._servers):
+            if sum(failed.is_other_chain for _, failed in failures) == len(self._servers):
                 raise ConfigurationError(outcome.error.message)
             asked = [server for server, failed in failures if attempt < failed.attempts]
             pause_s = min(_pause_s(failed, attempt) for _, failed in failures)
@@ -148,11 +148,11 @@ class HttpNode:
             text = f"{server.shown} gave no chain id. Nothing was paid. Check the network's `rpc_url`."
             return Failure(error=RpcError(text))
         if chain_id != self.chain_id:
-            error = _OtherChain(
+            error = RpcError(
                 f"The node {server.shown} serves chain {chain_id}, and the network is chain {self.chain_id}. "
                 "Nothing was paid by asking. Correct `rpc_url` (OG_RPC_URL) or the network (OG_NETWORK)."
             )
-            return Failure(error=error)
+            return Failure(error=error, is_other_chain=True)
         server.is_checked = True
         return None
 
@@ -177,10 +177,6 @@ class HttpNode:
                 reply, request_id=request_id, method=request.method, node=server.shown, secrets=server.secrets
             )
         return _unanswered(server, request, problem, limit_s=until - began, is_late=time.monotonic() >= until)
-
-
-class _OtherChain(RpcError):
-    """This node serves another chain: an error of the configuration, unless another node of those named answers."""
 
 
 class _Server:
