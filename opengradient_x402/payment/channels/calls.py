@@ -144,7 +144,7 @@ def _reserved(
             if attempt == 2:
                 raise
             with suppress(TimeoutError):
-                yield Wait(payments.reclaim(), call.left_s)
+                yield Wait(payments.doubts.reclaim(), call.left_s)
         else:
             break
     if reserved is None:
