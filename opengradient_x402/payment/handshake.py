@@ -185,7 +185,8 @@ def _repeat(
     else:
         raise CallKnown(
             f"The payment of call {call.id} was or may be taken, and {key.origin} gives no answer twice. Nothing was "
-            "sent.",
+            f"paid now. `opengradient-x402 receipts show {call.id}` shows what became of it. To pay for a new answer, "
+            "make the call under another id.",
             call_id=call.id,
         )
     ticket = Ticket(key, threading.get_ident())
@@ -194,7 +195,7 @@ def _repeat(
         return response
     call.claims = payment_response(response)
     _, why = yield from terms_after(response, payments, key)
-    # It was expected that it is taken: the gateway is not paused for it.
+    # An earlier process may have spent this payment: the gateway is not paused for the refusal.
     reason = str(call.claims.get("errorReason") or why)[:_MAX_REASON_CHARS]
     raise not_served(signed, origin=key.origin, call_id=call.id, reason=reason, asset=payments.network.asset)
 
@@ -202,7 +203,7 @@ def _repeat(
 def _offer_again(
     request: httpx.Request, call: Call, payments: Payments, ticket: Ticket, doubtful: Doubtful
 ) -> Steps[httpx.Response | None]:
-    """Offer an earlier call's payment, whose fate is unknown. None: it is spent or expired, by the chain's word."""
+    """Offer an earlier call's payment, whose fate is unknown. None: the chain shows that it is spent or expired."""
     signed, origin = doubtful.signed, ticket.key.origin
     if doubtful.is_taken:
         if (yield from from_ledger(payments.gateways.open_dispute(origin), call)) is None:  # cleared meanwhile

@@ -198,7 +198,7 @@ class Payments(Resident):
     ) -> PaymentTerms:
         """The terms that the policy accepts; `payees` are all that may be paid at a registered endpoint.
 
-        After an `earlier` signature only terms in its nonce space are. Raises PolicyRefused.
+        After an `earlier` signature only terms in its nonce space are accepted. Raises PolicyRefused.
         """
         return self.policy.choose(
             challenge,
@@ -257,7 +257,7 @@ class Payments(Resident):
         )
 
     def reserve(self, authorization: Authorization, *, is_first: bool = False) -> Future[Authorization]:
-        """Writes it, and its amount into the day's budget, durably; the result has all signatures of its nonce.
+        """Writes the authorization, and its amount in the budget, to disk; the result has all signatures of its nonce.
 
         Raises BudgetExceeded; CallKnown when it `is_first` and the ledger has its call already.
         """
@@ -266,8 +266,8 @@ class Payments(Resident):
     def release(self, drafted: Authorization, reserving: Future[Authorization], *, is_first: bool) -> None:
         """Frees what was reserved for a signature that never left.
 
-        One that `is_first` and was refused is another process's: the same call has the same nonce, and that of the
-        other one may be out.
+        With `is_first`, only what was reserved here: a refused reservation is that of another process, which makes the
+        same call under the same nonce, and its signature may be out.
         """
         if is_first:
             reserving.add_done_callback(lambda done: self._release_own(drafted, done))
@@ -285,7 +285,7 @@ class Payments(Resident):
     def sign(
         self, terms: PaymentTerms, authorization: Authorization, challenge: Challenge, *, is_for_one: bool = False
     ) -> SignedPayment:
-        """The signature over what the ledger already holds; of a payment that `is_for_one`, it names the call."""
+        """The signature over what the ledger already holds. With `is_for_one`, the payment names its call."""
         payload = signed_payload(authorization, accepted=terms, signer=self.signer, network=self.network)
         named = challenge.identified(authorization.call_id) if is_for_one else {}
         extensions = {**(self.funds.approval or {}), **named}
@@ -296,12 +296,12 @@ class Payments(Resident):
     # -- while a payment is out
 
     def attach_session(self, call: Call, session: PaidSession) -> None:
-        """This session pays for the call."""
+        """Notes that this session pays for the call."""
         self.attach(call, session.authorization)
         call.session = session
 
     def attach(self, call: Call, authorization: Authorization) -> None:
-        """This authorization pays for the call, which the ledger knows from here on, however this process ends."""
+        """Notes, for the ledger too, that this authorization pays for the call, however this process ends."""
         call.authorization = authorization
         if authorization.call_id != call.id:  # that of the call that signed is recorded with its authorization
             self.ledger.under_way.begin(call.noted_under(authorization))
@@ -311,7 +311,7 @@ class Payments(Resident):
         return self.ledger.begin_call(authorization, call.noted_under(authorization))
 
     def detach(self, call: Call) -> None:
-        """Nothing pays for the call: what was attached was not sent, or was not taken."""
+        """Undoes `attach`: what was attached was not sent, or was not taken."""
         if call.session is not None:
             self.sessions.leave(call.session)
         if call.ride is not None:
