@@ -140,7 +140,7 @@ class Faults:
     def inject(self, fault: Fault, *, times: int | None = 1, skip: int = 0) -> None:
         """Arm `fault` for `times` occasions (None: all, until `clear`), after `skip` that go well."""
         if times is not None and times < 1:
-            raise ValueError(f"A fault that strikes {times} times is none.")
+            raise ValueError(f"A fault cannot strike {times} times. Give 1 or more, or None for all times.")
         with self._lock:
             self._armed.append(_Armed(fault=fault, left=times, skip=skip))
 

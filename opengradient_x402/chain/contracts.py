@@ -2,7 +2,7 @@
 
 The registry says which enclaves serve, how to reach them, whom to pay and which keys they hold. The relay says
 under which root, or with which hashes, the data of calls were settled. eth-abi reads the bytes; it is imported when
-a contract has answered. This module does not decide what to trust (`gateway.admission`, `proofs`).
+a contract has answered. This module does not decide what to trust (`gateway.enclaves`, `proofs`).
 """
 
 from __future__ import annotations

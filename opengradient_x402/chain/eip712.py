@@ -262,7 +262,7 @@ def transfer_authorization_digest(
 def token_permit(
     network: Network, *, owner: str, amount_atomic: int, nonce: int, deadline_s: int
 ) -> tuple[bytes, dict[str, Any]]:
-    """Digest and typed data of an EIP-2612 permit, in the domain of the network's token: Permit2 may move an amount."""
+    """Digest and typed data of an EIP-2612 permit, by which Permit2 may move an amount of the network's token."""
     asset = network.asset
     permit = keccak256(
         _type_hash(_EIP2612_PERMIT)

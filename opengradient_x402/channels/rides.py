@@ -1,7 +1,7 @@
 """Which call rides on which channel in this process, and what its gateway says that it cost.
 
-A channel serves one call at a time. What is known of channels is in the ledger (`book`); this module only has who uses
-them now.
+A channel serves one call at a time. What is known of channels is in the ledger (`book`); this module only knows who
+uses them now.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Ride:
     channel: Channel
     voucher: Voucher | None = None
     deposit: Deposit | None = None
-    """What goes along with the voucher."""
+    """The deposit that goes along with the voucher."""
     has_left: bool = False
     is_over: bool = False
     is_found: bool = False
@@ -114,7 +114,7 @@ class Rides:
             ride.voucher,
             {name: value for name, value in claims.items() if name not in ("amount", "transaction")},
         )
-        has_failed = claims.get("success") is False  # it says so, and charges nothing: the next sum will show it
+        has_failed = claims.get("success") is False  # it charges nothing then: the next sum will show it
         is_known = False
         if voucher is not None and claims and not has_failed and not ride.is_over:
             said = charge_of(claims, base_atomic=voucher.base_atomic, max_atomic=voucher.max_atomic)

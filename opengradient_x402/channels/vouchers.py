@@ -47,7 +47,7 @@ def id_of(channel: Channel, network: Network) -> str:
 
 
 def voucher_payload(channel: Channel, max_atomic: int, *, signer: Signer, network: Network) -> dict[str, Any]:
-    """The payload of a request on a channel that holds enough: it can take up to `max_atomic`, all in all."""
+    """The payload of a request on a channel that holds enough: it can take up to `max_atomic` in total."""
     return {"type": "voucher", **_signed_voucher(channel, max_atomic, signer, network)}
 
 
@@ -155,7 +155,7 @@ def _receive(
 
 
 def charge_of(claims: Mapping[str, Any], *, base_atomic: int, max_atomic: int) -> Charge | str:
-    """What PAYMENT-RESPONSE says that a call cost; or, in words, why that is not believed."""
+    """What PAYMENT-RESPONSE says that a call cost; or the reason, as text, why that is not believed."""
     extra = claims.get("extra")
     state = extra.get("channelState") if isinstance(extra, Mapping) else None
     charged = _amount(extra, "chargedAmount")
@@ -165,7 +165,7 @@ def charge_of(claims: Mapping[str, Any], *, base_atomic: int, max_atomic: int) -
     if charged > max_atomic - base_atomic:
         return f"it charged {charged} atomic units, and {max_atomic - base_atomic} were allowed for this call"
     if cumulative != base_atomic + charged:
-        return f"it counts {cumulative} atomic units in all, and {base_atomic} before plus {charged} are not that"
+        return f"it counts {cumulative} atomic units in total, but {base_atomic} before plus {charged} is another sum"
     return Charge(charged_atomic=charged, cumulative_atomic=cumulative)
 
 

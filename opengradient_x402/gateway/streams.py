@@ -31,7 +31,7 @@ from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.process import Ending, Resident, belongs
 
 REST_S: Final = 1.0
-"""How long is waited for the end of the body once the content is complete."""
+"""Seconds to wait for the end of the body once the content is complete."""
 _BROKEN_REST = (TimeoutError, httpx.TransportError, httpx.DecodingError, OpenGradientError)
 
 
@@ -217,7 +217,7 @@ class AsyncCompletionStream(AsyncIterator[Delta], Resident):
                     self._ready.extend(self._exchange.released())
                 else:
                     self._ready.extend(self._exchange.take_chunk(chunk))
-            except GeneratorExit:  # thrown away: nothing can be awaited any more
+            except GeneratorExit:  # the generator is thrown away: nothing can be awaited any more
                 self._drop()
                 raise
             except BaseException as exc:  # noqa: BLE001  (every end of the stream ends the call)

@@ -52,7 +52,7 @@ _NEWEST_VOUCHERS = (
 )
 _OPEN = "open"
 _CALLS_BY, _PROCESS, _UNDECIDED = "calls by the process of ", "process ", "undecided "
-"""Keys of notes: which process knows an authorization's calls, that it ended in order, what waits for its word."""
+"""Keys of notes: which process knows an authorization's calls, that it ended in order, what waits for its answer."""
 _STATUS = {"settled": ReceiptStatus.SETTLED, "expired": ReceiptStatus.EXPIRED, "cancelled": ReceiptStatus.CANCELLED}
 
 # Statements of every call, built once: SQLAlchemy takes longer to build one than SQLite takes to run it.
@@ -122,7 +122,7 @@ _MINUTE_S = 60
 
 
 class Book(Queries):
-    """The statements. `knows` says whether a process's calls under way can be seen; `under_way`, an authorization's."""
+    """Statements. `knows` says whether a process's calls under way can be seen; `under_way` has an authorization's."""
 
     def __init__(self, dialect: str, *, knows: Callable[[str], bool], under_way: Callable[[str], set[str]]) -> None:
         super().__init__(dialect)
@@ -156,9 +156,9 @@ class Book(Queries):
         return whole
 
     def _still_claimable(self, conn: Connection, new: Authorization, since: int) -> int:
-        """What vouchers allow beyond what is reserved: a claim that includes a call leaves the rest of its ceiling.
+        """Atomic units that vouchers allow and nothing reserves: a claim for less leaves the rest claimable.
 
-        Of the new authorization's own channel only what that does not reserve anew.
+        Of the new authorization's own channel only what the new reservation does not cover.
         """
         wallet = {"payer": new.payer, "asset": new.asset, "network": new.network, "since": since}
         covered: dict[str, int] = {f"0x{new.nonce:064x}": new.reserved_atomic}
@@ -225,7 +225,7 @@ class Book(Queries):
         self.share_out(conn, authorization_id)
 
     def give_up_call(self, conn: Connection, call_id: str, authorization_id: str) -> bool:
-        """Has a call that was begun never be made again under its id; whether that is so now."""
+        """Blocks the id of a call that was begun. False when the call is paid in another way now."""
         values = {"wanted": call_id, "paid_by": authorization_id, "begun": ReceiptStatus.AUTHORIZED.value}
         conn.execute(_GIVE_UP_CALL, values)
         return conn.execute(_PAYS_FOR, {"wanted": call_id}).scalar_one_or_none() == authorization_id
@@ -262,7 +262,7 @@ class Book(Queries):
             self.record_call(conn, unanswered(authorization, call))
 
     def share_out(self, conn: Connection, authorization_id: str) -> None:
-        """The settlement was seen before a call ended (its stream was slow to close): it is shared again."""
+        """Shares a settlement again that was seen before a call ended (its stream was slow to close)."""
         if (settled := self.authorization(conn, authorization_id)) is not None and settled.status in _STATUS:
             self._share_out(conn, settled)
 
@@ -333,7 +333,7 @@ class Book(Queries):
         self.note(conn, f"{_UNDECIDED}{process} {authorization.id}", "")
         _log.warning(
             "%s The process that paid (authorization %s) runs elsewhere, or was killed and left nothing: calls may be "
-            "missing here. It is no dispute before that process pays again or ends in order.",
+            "missing here. No dispute is recorded before that process pays again or ends in order.",
             *(text, authorization.id),
         )
         return None

@@ -33,7 +33,7 @@ MAX_TEXT_CHARS: Final = 4096
 MAX_TIMEOUT_S: Final = 2**32
 """Longer than any policy allows; a bound so that `now + timeout` stays a sane uint256."""
 IDENTIFIER: Final = "payment-identifier"
-"""What gateways offer that give an answer twice for one payment (docs/wire.md, "Answers that are given again")."""
+"""An extension of gateways that give an answer again for one payment (docs/wire.md, "Answers that are given again")."""
 
 Scheme = Literal["upto", "exact", "batch-settlement"]
 TransferMethod = Literal["permit2", "eip3009"]
@@ -87,7 +87,7 @@ class SkippedTerms:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Challenge:
-    """What a gateway asks for: at least one usable set of terms, the resource, and the verbatim rest."""
+    """What a gateway asks for: at least one usable set of terms, the resource, and the rest, unchanged."""
 
     terms: tuple[PaymentTerms, ...]
     skipped: tuple[SkippedTerms, ...] = ()
@@ -102,7 +102,7 @@ class Challenge:
         return isinstance(self.extensions.get(IDENTIFIER), dict)
 
     def identified(self, payment_id: str) -> dict[str, Any]:
-        """What a payment says to be known again; nothing where the gateway does not offer it."""
+        """The extension by which a gateway knows this payment again; empty where the gateway does not offer it."""
         if not self.gives_again:
             return {}
         offered = self.extensions[IDENTIFIER]

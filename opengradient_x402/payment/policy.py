@@ -143,8 +143,8 @@ class SpendPolicy:
     def _check_asking(self) -> None:
         if (self.approve_above is None) != (self.approval is None):
             raise ConfigurationError(
-                "`approve_above` and `approval` belong together: from which amount on is asked, and who asks. Nothing "
-                'was paid. Give both, such as `approve_above="0.5", approval=ask_in_terminal`.'
+                "`approve_above` and `approval` belong together: the amount above which is asked, and who asks. "
+                'Nothing was paid. Give both, such as `approve_above="0.5", approval=ask_in_terminal`.'
             )
         if self.approval is not None and not callable(self.approval):
             raise ConfigurationError(f"`approval` is {self.approval!r}; it must be a function. Nothing was paid.")
@@ -247,7 +247,7 @@ class SpendPolicy:
         return before_usd / most <= quoted_usd <= before_usd * most
 
     def check_token_price(self, quoted_usd: Decimal, before_usd: Decimal, *, origin: str) -> None:
-        """Refuse to pay a gateway whose token price jumped: costs are reckoned with it. Raises PolicyRefused."""
+        """Refuse to pay a gateway whose token price jumped: costs are calculated with it. Raises PolicyRefused."""
         if self.is_usual(quoted_usd, before_usd):
             return
         raise PolicyRefused(
@@ -256,7 +256,7 @@ class SpendPolicy:
         )
 
     def check_endpoint(self, url: str) -> None:
-        """Refuse to pay over a line, or at an address, that somebody else may own.
+        """Refuse to pay over a connection that others could change, or at an address that may be somebody else's.
 
         https, or plain http on loopback; no private or link-local address unless it is loopback or
         `allow_private_endpoints`. Names are not resolved here. Raises InsecureEndpoint.
