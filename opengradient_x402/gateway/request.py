@@ -38,6 +38,8 @@ _NAMES_BY_PROVIDER: Final = (
     ("", re.compile(rf"[a-zA-Z0-9_-]{{1,{_LONGEST_NAME}}}")),
 )
 """Names of tools that the providers take, by what the names of their models begin with (their API references)."""
+_LISTED: Final = 10
+"""So many models are named to somebody who asked for another one."""
 _ROLES: Final = ("system", "user", "assistant", "tool")
 _ANY: Final = ("any", "required")
 _OF_OTHER_APIS: Final = {
@@ -382,12 +384,7 @@ class ModelDirectory:
             if names:
                 wire = names[0]
             elif listed:
-                close = get_close_matches(name, listed, n=3, cutoff=0.5) or nearest_models(name)
-                hint = f"Did you mean {' or '.join(close)}? " if close else ""
-                raise UnknownModel(
-                    f"{listing.gateway} does not serve a model {name!r}. Nothing was paid. {hint}It serves: "
-                    f"{', '.join(sorted(listed))}."
-                )
+                raise _unserved(name, listing)
         self._known[name] = wire
         return wire
 
@@ -402,6 +399,18 @@ class ModelDirectory:
         request = endpoint.query("/v1/models", timeout_s=_TIMEOUT_S)
         response = yield from fetch(request, timeout_s=_TIMEOUT_S)
         return _listing(endpoint.base_url, response)
+
+
+def _unserved(name: str, listing: Listing) -> UnknownModel:
+    close = get_close_matches(name, listing.names, n=3, cutoff=0.5) or nearest_models(name)
+    hint = f" Did you mean {' or '.join(close)}?" if close else ""
+    count = len(listing.names)
+    serves = (
+        f"It serves: {', '.join(sorted(listing.names))}."
+        if count <= _LISTED
+        else f"It serves {count} models: `opengradient-x402 models --live` lists them."
+    )
+    return UnknownModel(f"{listing.gateway} does not serve a model {name!r}. Nothing was paid.{hint} {serves}")
 
 
 def _warn_unlisted(name: str, gateway: str, *, is_deprecated: bool) -> None:
