@@ -104,9 +104,9 @@ class TeeFields(NamedTuple):
 # -- the registry
 
 
-def active_tees(registry: str, *, tee_type: int = LLM_PROXY) -> Question[tuple[RegisteredTee, ...]]:
-    """The enclaves that the registry calls active. Raises RpcError for an answer that cannot be read."""
-    answer = yield from _called(registry, GET_ACTIVE_TEES, tee_type.to_bytes(_WORD, "big"))
+def active_tees(registry: str) -> Question[tuple[RegisteredTee, ...]]:
+    """The active enclaves for language models. Raises RpcError for an answer that cannot be read."""
+    answer = yield from _called(registry, GET_ACTIVE_TEES, LLM_PROXY.to_bytes(_WORD, "big"))
     try:
         return tuple(_registered(fields) for fields in decode_tees(answer))
     except ValueError as exc:

@@ -253,7 +253,7 @@ def _terms(raw: dict[str, Any]) -> PaymentTerms:
         asset=_address(raw.get("asset"), "asset"),
         amount_atomic=_amount(raw.get("amount"), "amount"),
         pay_to=_address(raw.get("payTo"), "payTo"),
-        max_timeout_s=_timeout(raw.get("maxTimeoutSeconds"), "maxTimeoutSeconds"),
+        max_timeout_s=_timeout(raw.get("maxTimeoutSeconds")),
         transfer_method=_transfer_method(extra.get("assetTransferMethod"), scheme),
         facilitator=None if facilitator is None else _address(facilitator, "extra.facilitatorAddress"),
         asset_name=_optional_text(extra.get("name"), "extra.name"),
@@ -312,9 +312,9 @@ def _amount(value: Any, where: str) -> int:
     return amount
 
 
-def _timeout(value: Any, where: str) -> int:
+def _timeout(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= MAX_TIMEOUT_S:
-        raise _Unusable(f"{where} is {_shown(value)}, not a positive number of seconds")
+        raise _Unusable(f"maxTimeoutSeconds is {_shown(value)}, not a positive number of seconds")
     return value
 
 

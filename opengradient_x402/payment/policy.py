@@ -123,7 +123,7 @@ class SpendPolicy:
         self._check_asking()
         per_model = dict(self.max_per_model)
         for model, limit in per_model.items():
-            check_name("max_per_model", model)
+            check_name(model)
             check_limit(f"max_per_model[{model!r}]", limit)
         object.__setattr__(self, "max_per_model", tuple(sorted(per_model.items())))
         object.__setattr__(self, "schemes", _schemes(self.schemes))
@@ -138,7 +138,7 @@ class SpendPolicy:
         for name in ("payees", "facilitators"):
             object.__setattr__(self, name, allow_list(name, getattr(self, name)))
         if self.pcr_hashes is not None:
-            object.__setattr__(self, "pcr_hashes", _hashes("pcr_hashes", self.pcr_hashes))
+            object.__setattr__(self, "pcr_hashes", _hashes(self.pcr_hashes))
 
     def _check_asking(self) -> None:
         if (self.approve_above is None) != (self.approval is None):
@@ -443,8 +443,8 @@ def _check_count(name: str, value: object) -> None:
         raise ConfigurationError(f"`{name}` is {value!r}; it must be a whole number. Nothing was paid.")
 
 
-def _hashes(name: str, hashes: Collection[str]) -> frozenset[str]:
+def _hashes(hashes: Collection[str]) -> frozenset[str]:
     for value in (hashes := frozenset((hashes,)) if isinstance(hashes, str) else hashes):
         if _HASH.fullmatch(value) is None:
-            raise ConfigurationError(f"`{name}`: {value!r} is not 0x and 64 hex digits. Nothing was paid.")
+            raise ConfigurationError(f"`pcr_hashes`: {value!r} is not 0x and 64 hex digits. Nothing was paid.")
     return frozenset(value.lower() for value in hashes)

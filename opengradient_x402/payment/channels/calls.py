@@ -47,7 +47,6 @@ _LONGEST_PAUSE_S: Final = 1.0
 _LONGEST_BUSY_S: Final = 60.0
 _HOLD_S: Final = 660.0
 """Seconds that a process may hold a channel for a call, or the call's time limit, when nothing is known of it."""
-_TIDY_EVERY_S: Final = 3600.0
 _FRESH_S: Final = 60
 """A channel that no call has used for so long is looked at again: gateways give back what is in idle ones, unasked."""
 _MAX_REASON_CHARS: Final = 300
@@ -103,7 +102,7 @@ def pay_by_channel(
 
 def _tidy_soon(payments: Payments) -> None:
     """Begins to take back what is idle, if the policy says so, and the last time is an hour ago. Reports nothing."""
-    if payments.policy.idle_channels == "keep" or not payments.rides.may_tidy(_TIDY_EVERY_S):
+    if payments.policy.idle_channels == "keep" or not payments.rides.may_tidy():
         return
 
     def tidy() -> None:
