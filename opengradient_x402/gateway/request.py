@@ -57,9 +57,6 @@ _OF_OTHER_APIS: Final = {
     for name in names
 }
 """Members of a request that gateways ignore, so that the answer would be wrong; and what to write instead."""
-_OUR_HEADERS: Final = frozenset(
-    {"accept", "accept-encoding", "content-length", "content-type", "host", "transfer-encoding", "x-settlement-type"}
-)
 _NOT_IN_A_SPEAKER: Final = re.compile(r"[\s<|\\/>]")  # OpenAI API reference, `messages[].name`
 _ANY_OBJECT: Final = {"type": "json_schema", "json_schema": {"name": "json_object", "schema": {"type": "object"}}}
 
@@ -100,18 +97,6 @@ def prepared(body: Mapping[str, Any]) -> dict[str, Any]:
                 f"{name} is sent, but some gateways do not forward it to the provider: the answer may not reflect it."
             )
     return wire
-
-
-def checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
-    """Headers of the user's, in lower case. Raises ConfigurationError for those that say what a call is, or pay it."""
-    lowered = {str(name).lower(): str(value) for name, value in headers.items()}
-    for name in lowered:
-        if name in _OUR_HEADERS or name.startswith(("payment-", "x-payment", "x-upto-")):
-            hint = "Use `settlement_mode`." if name == "x-settlement-type" else "Leave it out."
-            raise refused_request(
-                f"The header {name!r} was given, which is set by the call itself. Nothing was paid. {hint}"
-            )
-    return lowered
 
 
 def check_answer(body: Mapping[str, Any], completion: Completion) -> None:
