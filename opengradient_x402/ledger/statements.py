@@ -272,6 +272,8 @@ class Book(Queries):
             return False
         if authorization.status == "expired" and known.deadline > authorization.deadline:
             return False  # a signature was added meanwhile, and it lives longer
+        if _knows_more(known, authorization):
+            return False
         found = replace(authorization, signed=known.signed)
         self.update(conn, known, found)
         self._share_out(conn, found)
@@ -395,6 +397,18 @@ class Book(Queries):
 
     def noted(self, conn: Connection, key: str) -> str | None:
         return conn.execute(_NOTED, {"wanted": key}).scalar_one_or_none()
+
+
+def _knows_more(known: Authorization, found: Authorization) -> bool:
+    """Whether more was recorded while this was looked for, by another process: its node may be on another fork.
+
+    What is not final is looked at again; and a block that is gone is recorded (`signed`) before anything else is.
+    """
+    if known.status not in ("settled", "cancelled"):
+        return False
+    if known.is_final:
+        return found.status not in ("settled", "cancelled") or not found.is_final
+    return found.status == "expired"
 
 
 def _dispute_prefix(network: str, origin: str) -> str:
