@@ -56,10 +56,7 @@ _OF_OTHER_APIS: Final = {
     }.items()
     for name in names
 }
-"""Members of a request that gateways ignore, and what to write in their place: the answer would miss what they say."""
-_OUR_HEADERS: Final = frozenset(
-    {"accept", "accept-encoding", "content-length", "content-type", "host", "transfer-encoding", "x-settlement-type"}
-)
+"""Members of a request that gateways ignore, so that the answer would be wrong; and what to write instead."""
 _NOT_IN_A_SPEAKER: Final = re.compile(r"[\s<|\\/>]")  # OpenAI API reference, `messages[].name`
 _ANY_OBJECT: Final = {"type": "json_schema", "json_schema": {"name": "json_object", "schema": {"type": "object"}}}
 
@@ -100,18 +97,6 @@ def prepared(body: Mapping[str, Any]) -> dict[str, Any]:
                 f"{name} is sent, but some gateways do not forward it to the provider: the answer may not reflect it."
             )
     return wire
-
-
-def checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
-    """Headers of the user's, in lower case. Raises ConfigurationError for those that say what a call is, or pay it."""
-    lowered = {str(name).lower(): str(value) for name, value in headers.items()}
-    for name in lowered:
-        if name in _OUR_HEADERS or name.startswith(("payment-", "x-payment", "x-upto-")):
-            hint = "Use `settlement_mode`." if name == "x-settlement-type" else "Leave it out."
-            raise refused_request(
-                f"The header {name!r} was given, which is set by the call itself. Nothing was paid. {hint}"
-            )
-    return lowered
 
 
 def check_answer(body: Mapping[str, Any], completion: Completion) -> None:
@@ -289,14 +274,14 @@ def _check_answered(waiting: Mapping[str, str]) -> None:
 
 
 def _tidy_message(message: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Gateways fail on some names after the payment."""
+    """The message without names on which gateways fail after the payment."""
     if (name := message.get("name")) and (plain := _NOT_IN_A_SPEAKER.sub("_", str(name))[:_LONGEST_NAME]) != name:
         return {**message, "name": plain}
     return message
 
 
 def _tidy_tools(wire: dict[str, Any]) -> None:
-    """Without tools nothing is said about them; a choice has to be one of them."""
+    """Removes what is said about tools where there are none; a choice has to be one of the tools."""
     if "tools" not in wire:
         wire_tool_choice(wire.pop("tool_choice", None), {})
         wire.pop("parallel_tool_calls", None)
@@ -308,7 +293,7 @@ def _tidy_tools(wire: dict[str, Any]) -> None:
 
 
 def _check_tool_names(names: Sequence[str], *, model: str) -> None:
-    """Providers refuse other names, and two tools of one name, after the payment."""
+    """Raises ConfigurationError for names that providers refuse after the payment: bad ones, and one given twice."""
     plain = model.rpartition("/")[2]
     allowed = next(pattern for begins, pattern in _NAMES_BY_PROVIDER if plain.startswith(begins))
     for name in names:
