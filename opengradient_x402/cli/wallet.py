@@ -77,7 +77,7 @@ def approve(
     amount: Annotated[str, typer.Argument(help="Tokens that payments must be able to take, such as 5 or 0.5.")],
     approve_amount: Annotated[
         str | None,
-        typer.Option("--approve", help="What to approve if AMOUNT is not allowed yet (twice AMOUNT), or `unlimited`."),
+        typer.Option("--approve", help="Approve more than AMOUNT where AMOUNT is not allowed yet; or `unlimited`."),
     ] = None,
     network: NetworkOption = None,
     rpc_url: RpcOption = None,
@@ -89,7 +89,7 @@ def approve(
     chosen = network_of(network, rpc_url)
     wallet = Wallet(chosen, signer_of_environment())
     with working("Looking at the allowance, and changing it if it is too small"):
-        approval = wallet.ensure_opg_approval(amount, approve_amount)
+        approval = wallet.ensure_opg_approval(amount, amount if approve_amount is None else approve_amount)
     allowed = (
         "everything"
         if approval.allowance_after_atomic == MAX_UINT256
