@@ -262,6 +262,17 @@ def working(what: str) -> Iterator[None]:
         status.stop()
 
 
+@contextmanager
+def sending(what: str, *, shown_by: str) -> Iterator[None]:
+    """As `working`, for what cannot be called back. An interruption names the command that shows what became of it."""
+    try:
+        with working(what):
+            yield
+    except KeyboardInterrupt:
+        note(f"\nInterrupted. What was sent by then can still take effect: `opengradient-x402 {shown_by}` shows it.")
+        raise
+
+
 def note(text: str) -> None:
     """Something to read beside the output, on standard error; in a terminal, no word of it is broken."""
     text = shown(text, keep="\n")
