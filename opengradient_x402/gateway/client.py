@@ -29,8 +29,9 @@ from opengradient_x402.gateway.enclave_keys import EnclaveKeys, ProofCheck
 from opengradient_x402.gateway.enclaves import shared_registry
 from opengradient_x402.gateway.endpoints import REGISTRY, EndpointSource, StaticGateway, checked_gateway
 from opengradient_x402.gateway.exchange import Exchange, Options, ReceiptListener
-from opengradient_x402.gateway.request import Listing, ModelDirectory, checked_headers, prepared
+from opengradient_x402.gateway.request import Listing, ModelDirectory, prepared
 from opengradient_x402.gateway.streams import AsyncCompletionStream, CompletionStream
+from opengradient_x402.http.additions import checked_headers, checked_query
 from opengradient_x402.http.time_limits import TimeLimits, Timeout
 from opengradient_x402.ledger.authorizations import Authorization
 from opengradient_x402.payment.payments import Payments
@@ -152,7 +153,7 @@ class _Client:
         if headers := call.get("headers"):
             options = replace(options, headers=checked_headers(headers))
         if query := call.get("query"):
-            options = replace(options, query={name: str(value) for name, value in query.items()})
+            options = replace(options, query=checked_query(query))
         return options
 
     def _usual_with(self, limits: TimeLimits, mode: SettlementMode) -> Options:

@@ -54,7 +54,7 @@ class Options:
     max_retries: int
     settlement_mode: SettlementMode
     is_blocking: bool
-    query: Mapping[str, str] = field(default_factory=dict)
+    query: Mapping[str, str | list[str]] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property

@@ -40,21 +40,25 @@ class Seen:
     authorizations: int
 
 
+_SEEN_HERE: Final[dict[Path, Seen]] = {}
+"""What this process saw last of each ledger: the file that remembers can be lost together with the database."""
+
+
 class Mark:
     """The file that keeps what was seen. Where no file can be kept, nothing is remembered."""
 
     def __init__(self, place: Path | None) -> None:
-        self.path = None if place is None else place.with_name(place.name + ".mark")
+        self.path = self._name = None if place is None else place.with_name(place.name + ".mark")
         self._file: int | None = None
         self._written: Seen | None = None
 
     def read(self) -> Seen | None:
-        """What was seen last; None for a ledger that was not used from here, and for a file that cannot be read."""
+        """What was seen last; by this process, where the file is gone or cannot be read. None for a new ledger."""
         try:
             known = json.loads(self.path.read_bytes()) if self.path is not None else {}
             return Seen(ledger_id=str(known["ledger"]), authorizations=int(known["authorizations"]))
         except (OSError, ValueError, KeyError, TypeError):
-            return None
+            return None if self._name is None else _SEEN_HERE.get(self._name)
 
     def check_file(self, file: Path | None) -> None:
         """Refuses a SQLite file that is gone or empty now, and was not before. Raises LedgerReplaced."""
@@ -80,9 +84,11 @@ class Mark:
 
     def write(self, seen: Seen) -> None:
         """Remembers what is in the database now, after it was committed there."""
-        if self.path is None or seen == self._written:
+        if self._name is None or seen == self._written:
             return
-        self._written = seen
+        self._written = _SEEN_HERE[self._name] = seen
+        if self.path is None:
+            return
         text = json.dumps({"ledger": seen.ledger_id, "authorizations": seen.authorizations}).ljust(_LENGTH - 1) + "\n"
         try:
             if self._file is None:
@@ -94,6 +100,10 @@ class Mark:
             _log.warning("%s cannot be written (%s): if the ledger is lost, this will not be noticed.", self.path, exc)
             self.close()
             self.path = None
+
+    def check_again(self, now: Seen) -> None:
+        """Refuses a database that lost what it held when it was last looked at from here. Raises LedgerReplaced."""
+        self.check(self._written, now)
 
     def close(self) -> None:
         """Gives up the file; the next `write` opens it again."""

@@ -115,6 +115,9 @@ _NOTED = sa.select(pins.c.value).where(_THIS_KEY)
 _UPDATE_NOTE = pins.update().where(_THIS_KEY).values(_given("value"))
 _INSERT_NOTE = pins.insert().values(_given("key", "value"))
 _DELETE_NOTE = pins.delete().where(_THIS_KEY)
+_KEYS = sa.select(pins.c.key).where(pins.c.key > sa.bindparam("after"), pins.c.key < sa.bindparam("before"))
+_OPEN_KEYS = _KEYS.where(pins.c.value == _OPEN)
+_FIRST_OPEN_KEY = _OPEN_KEYS.limit(1)
 _MINUTE_S = 60
 
 
@@ -269,6 +272,8 @@ class Book(Queries):
             return False
         if authorization.status == "expired" and known.deadline > authorization.deadline:
             return False  # a signature was added meanwhile, and it lives longer
+        if _knows_more(known, authorization):
+            return False
         found = replace(authorization, signed=known.signed)
         self.update(conn, known, found)
         self._share_out(conn, found)
@@ -347,7 +352,7 @@ class Book(Queries):
 
     def _decide(self, conn: Connection, process: str) -> None:
         """What others could not decide about the settlements of this process."""
-        for key in conn.execute(_beginning(f"{_UNDECIDED}{process} ").with_only_columns(pins.c.key)).scalars().all():
+        for key in conn.execute(_KEYS, _beginning(f"{_UNDECIDED}{process} ")).scalars().all():
             conn.execute(_DELETE_NOTE, {"wanted": key})
             self.share_out(conn, key.rpartition(" ")[2])
 
@@ -361,11 +366,11 @@ class Book(Queries):
             conn.execute(_DELETE_NOTE, {"wanted": key})
 
     def open_dispute(self, conn: Connection, network: str, origin: str) -> str | None:
-        found = conn.execute(_disputes(network, origin).with_only_columns(pins.c.key).limit(1)).scalar_one_or_none()
+        found = conn.execute(_FIRST_OPEN_KEY, _beginning(_dispute_prefix(network, origin))).scalar_one_or_none()
         return None if found is None else str(found).rpartition(" ")[2]
 
     def clear_disputes(self, conn: Connection, network: str, origin: str) -> int:
-        keys = list(conn.execute(_disputes(network, origin).with_only_columns(pins.c.key)).scalars())
+        keys = conn.execute(_OPEN_KEYS, _beginning(_dispute_prefix(network, origin))).scalars().all()
         for key in keys:
             self.note(conn, key, "cleared")
         return len(keys)
@@ -394,13 +399,22 @@ class Book(Queries):
         return conn.execute(_NOTED, {"wanted": key}).scalar_one_or_none()
 
 
+def _knows_more(known: Authorization, found: Authorization) -> bool:
+    """Whether more was recorded while this was looked for, by another process: its node may be on another fork.
+
+    What is not final is looked at again; and a block that is gone is recorded (`signed`) before anything else is.
+    """
+    if known.status not in ("settled", "cancelled"):
+        return False
+    if known.is_final:
+        return found.status not in ("settled", "cancelled") or not found.is_final
+    return found.status == "expired"
+
+
 def _dispute_prefix(network: str, origin: str) -> str:
     return f"dispute {network} {origin} "
 
 
-def _disputes(network: str, origin: str) -> sa.Select[Any]:
-    return _beginning(_dispute_prefix(network, origin)).where(pins.c.value == _OPEN)
-
-
-def _beginning(prefix: str) -> sa.Select[Any]:
-    return sa.select(pins).where(pins.c.key > prefix, pins.c.key < prefix + "~")
+def _beginning(prefix: str) -> dict[str, str]:
+    """What picks the keys that begin so."""
+    return {"after": prefix, "before": prefix + "~"}

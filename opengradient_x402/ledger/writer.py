@@ -206,15 +206,13 @@ class Writer:
                     time.sleep(_RETRY_PAUSE_S)
 
     def _transaction(self, batch: list[Job]) -> list[_Reply]:
-        from opengradient_x402.ledger import tables
 
         answers: list[_Reply] = []
         is_durable = any(job.durable for job in batch)
         book, conn = self._ready(batch, durable=is_durable)
         seen = None
         with conn.begin() as transaction:
-            if any(job.writes for job in batch):
-                tables.lock(conn, durable=is_durable)
+            self._begin(batch, conn, is_durable=is_durable)
             if len(batch) == 1:  # the common case needs no savepoint: the transaction is its own
                 answers.append(self._attempt(batch[0], book, conn))
                 if answers[0][2] is not None:
@@ -228,11 +226,24 @@ class Writer:
                     else:
                         savepoint.rollback()
             if is_durable and transaction.is_active:
-                number = tables.number_of_authorizations(conn)
-                seen = Seen(ledger_id=self._ledger_id, authorizations=number)
+                seen = self._seen(conn)
         if seen is not None:
             self._mark.write(seen)
         return answers
+
+    def _begin(self, batch: list[Job], conn: Connection, *, is_durable: bool) -> None:
+        """Keeps other writers out, and sees that the database still has what it had. Raises LedgerReplaced."""
+        from opengradient_x402.ledger import tables
+
+        if any(job.writes for job in batch):
+            tables.lock(conn, durable=is_durable)
+        if is_durable:
+            self._mark.check_again(self._seen(conn))
+
+    def _seen(self, conn: Connection) -> Seen:
+        from opengradient_x402.ledger import tables
+
+        return Seen(ledger_id=self._ledger_id, authorizations=tables.number_of_authorizations(conn))
 
     def _attempt(self, job: Job, book: Book, conn: Connection) -> _Reply:
         from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
@@ -284,8 +295,7 @@ class Writer:
             try:
                 self._ledger_id = schema.create(conn)
                 with conn.begin():
-                    number = tables.number_of_authorizations(conn)
-                now = Seen(ledger_id=self._ledger_id, authorizations=number)
+                    now = self._seen(conn)
                 self._mark.check(before, now)
                 self._mark.write(now)
                 self._take_up(self._book(conn), conn)

@@ -44,7 +44,7 @@ from opengradient_x402.payment.payments import Payments
 from opengradient_x402.payment.permits import SignedPayment
 from opengradient_x402.payment.sessions import SESSION_HEADER, PaidSession, SessionKey, Ticket, Waiting
 from opengradient_x402.payment.steps import (
-    approved,
+    acceptable,
     check_limits,
     from_ledger,
     payment_response,
@@ -150,7 +150,7 @@ def _open(request: httpx.Request, call: Call, payments: Payments, ticket: Ticket
         if response.status_code != httpx.codes.PAYMENT_REQUIRED:
             return response
         challenge = yield from read_challenge(response, payments, ticket.key)
-    terms = yield from _acceptable(challenge, call, payments, ticket.key, None)
+    terms = yield from acceptable(challenge, call, payments, ticket.key, None)
     if terms.channel is not None:
         payments.sessions.sessionless(ticket)  # others need not wait for this call
         return (yield from pay_by_channel(request, call, payments, ticket.key, terms=terms, challenge=challenge))
@@ -175,7 +175,7 @@ def _repeat(
         if response.status_code != httpx.codes.PAYMENT_REQUIRED:
             return response
         challenge = yield from read_challenge(response, payments, key)
-    terms = yield from _acceptable(challenge, call, payments, key, earlier)
+    terms = yield from acceptable(challenge, call, payments, key, earlier)
     is_open = earlier.status in ("signed", "expired") and not call.is_only_given_again
     if payments.is_same(terms, earlier) and (challenge.gives_again or (is_open and not earlier.is_over)):
         yield from check_limits(call, payments, key, earlier)
@@ -252,7 +252,7 @@ def _asked_again(
     current, why = yield from terms_after(response, payments, ticket.key)
     if may_sign and not claims and current is not None and signed.accepted.raw not in [o.raw for o in current.terms]:
         try:
-            terms = yield from _acceptable(current, call, payments, ticket.key, signed.authorization)
+            terms = yield from acceptable(current, call, payments, ticket.key, signed.authorization)
             again = yield from _authorize(
                 terms, current, request, call, payments, ticket.key, earlier=signed.authorization
             )
@@ -280,33 +280,6 @@ def _unresolved(
     payments.gateways.refused(key.origin)
     payments.funds.forget()
     return not_served(signed, origin=key.origin, call_id=call.id, reason=reason, asset=payments.network.asset)
-
-
-def _acceptable(
-    challenge: Challenge, call: Call, payments: Payments, key: SessionKey, earlier: Authorization | None
-) -> Steps[PaymentTerms]:
-    """The terms to sign, when gateway, price, funds, facilitator and clock are as they must be."""
-    if (last := payments.gateways.recall_price(key.origin)) is not None:
-        payments.gateways.recalled_price(key.origin, (yield from from_ledger(last, call)))
-    if (yield from from_ledger(payments.gateways.open_dispute(key.origin), call)) is not None:
-        raise payments.gateways.disputed(key.origin)
-    terms = payments.choose(challenge, key, payees=call.payees, earlier=earlier)
-    payments.check_call(call, key, terms=terms)
-    funds = None if terms.channel is not None else payments.funds.check(terms, challenge)
-    needs_approval = funds is not None and (yield Wait(funds))
-    if (pin := payments.gateways.pin_facilitator(terms, key.origin)) is not None:
-        payments.gateways.confirm_facilitator(terms, key.origin, (yield from from_ledger(pin, call)))
-    yield from _with_right_clock(payments)
-    yield from approved(terms, call, payments)
-    if needs_approval:
-        yield Wait(payments.funds.sponsor(terms, challenge))
-    yield from _with_right_clock(payments)  # it can be set, or the machine can sleep, while one waits
-    return terms
-
-
-def _with_right_clock(payments: Payments) -> Steps[None]:
-    while (asked := payments.clock.check()) is not None:
-        yield Wait(asked)
 
 
 def _authorize(

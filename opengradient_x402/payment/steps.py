@@ -100,6 +100,48 @@ def terms_after(response: httpx.Response, payments: Payments, key: SessionKey) -
     return challenge, challenge.error or "no reason given"
 
 
+def acceptable(
+    challenge: Challenge, call: Call, payments: Payments, key: SessionKey, earlier: Authorization | None
+) -> Steps[PaymentTerms]:
+    """The terms to sign, when gateway, price, funds, facilitator and clock are as they must be, and a person agrees.
+
+    After an `earlier` signature only terms in its nonce space are. Raises NotPaid.
+    """
+    if (last := payments.gateways.recall_price(key.origin)) is not None:
+        payments.gateways.recalled_price(key.origin, (yield from from_ledger(last, call)))
+    if (yield from from_ledger(payments.gateways.open_dispute(key.origin), call)) is not None:
+        raise payments.gateways.disputed(key.origin)
+    terms = payments.choose(challenge, key, payees=call.payees, earlier=earlier)
+    payments.check_call(call, key, terms=terms)
+    funds = None if terms.channel is not None else payments.funds.check(terms, challenge)
+    needs_approval = funds is not None and (yield Wait(funds))
+    if (pin := payments.gateways.pin_facilitator(terms, key.origin)) is not None:
+        payments.gateways.confirm_facilitator(terms, key.origin, (yield from from_ledger(pin, call)))
+    yield from with_right_clock(payments)
+    yield from agreed(terms, challenge, call, payments, needs_approval=needs_approval)
+    return terms
+
+
+def agreed(
+    terms: PaymentTerms, challenge: Challenge, call: Call, payments: Payments, *, needs_approval: bool
+) -> Steps[None]:
+    """Returns when a person agrees, where one must be asked, and the clock can be signed with.
+
+    What the payment needs to settle (`needs_approval`) is signed then. Raises NotPaid.
+    """
+    yield from approved(terms, call, payments)
+    yield from with_right_clock(payments)  # it can be set, or the machine can sleep, while one waits
+    if needs_approval:
+        yield Wait(payments.funds.sponsor(terms, challenge))
+        yield from with_right_clock(payments)
+
+
+def with_right_clock(payments: Payments) -> Steps[None]:
+    """Returns when this machine's clock is known to be right. Raises PolicyRefused."""
+    while (asked := payments.clock.check()) is not None:
+        yield Wait(asked)
+
+
 def approved(terms: PaymentTerms, call: Call, payments: Payments) -> Steps[None]:
     """Returns when the payment may be signed. Raises PaymentNotApproved when it may not, or nobody answered in time.
 

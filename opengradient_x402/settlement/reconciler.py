@@ -122,6 +122,12 @@ class Reconciler:
             if after is None:
                 return
 
+    def reconciling(self, *, payer: str | None = None) -> Steps[None]:
+        """As `reconcile`, as a part of a longer look at the chain, and without a report."""
+        _, after = yield from self._page(payer, None)
+        while after is not None:
+            _, after = yield from self._page(payer, after)
+
     def refresh(self, receipt: SettlementReceipt, *, timeout_s: float | None = None) -> SettlementReceipt:
         """The receipt as the chain has it now. Raises ChainUnavailable, also when it takes longer than `timeout_s`."""
         return _in_time(lambda: self._refreshing(receipt), timeout_s)

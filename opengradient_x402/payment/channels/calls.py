@@ -33,11 +33,13 @@ from opengradient_x402.payment.payments import Payments
 from opengradient_x402.payment.permits import payment_header
 from opengradient_x402.payment.sessions import SessionKey
 from opengradient_x402.payment.steps import (
-    approved,
+    acceptable,
+    agreed,
     check_limits,
     from_ledger,
     payment_response,
     terms_after,
+    with_right_clock,
 )
 
 _CALLS_OF_A_DEPOSIT: Final = 10
@@ -183,9 +185,7 @@ def _prepare_deposit(
         deposited = replace(terms, amount_atomic=amount)
         funds = payments.funds.check(deposited, challenge)
         needs_approval = funds is not None and (yield Wait(funds))
-        yield from approved(deposited, call, payments)
-        if needs_approval:
-            yield Wait(payments.funds.sponsor(deposited, challenge))
+        yield from agreed(deposited, challenge, call, payments, needs_approval=needs_approval)
         salt = payments.signer.nonce_for(f"deposit of {call.id}")
         ride.deposit = Deposit(amount_atomic=amount, salt=salt, deadline=int(time.time()) + terms.max_timeout_s)
 
@@ -204,6 +204,7 @@ def _sponsored_again(payments: Payments, deposited: PaymentTerms, challenge: Cha
     funds = payments.funds.check(deposited, challenge)
     with suppress(NotPaid):  # what is missing shows at the gateway: the deposit may have been collected
         if funds is not None and (yield Wait(funds)):
+            yield from with_right_clock(payments)
             yield Wait(payments.funds.sponsor(deposited, challenge))
 
 
@@ -288,11 +289,10 @@ def _renew(current: Challenge, attempt: _Attempt) -> Steps[None]:
     """Takes the terms that the gateway has now, for the same channel. Raises NotPaid."""
     call, payments, before = attempt.call, attempt.payments, attempt.terms
     attempt.is_renewed = True
-    terms = payments.choose(current, attempt.key, payees=call.payees)
+    terms = yield from acceptable(current, call, payments, attempt.key, None)
     same = ("channel", "pay_to", "asset", "transfer_method")
     if any(getattr(terms, name) != getattr(before, name) for name in same):
         raise PolicyRefused("They are not for this channel.")
-    payments.check_call(call, attempt.key, terms=terms)
     attempt.terms, attempt.challenge = terms, current
     anew = yield from _reserved(attempt.request, call, payments, attempt.key, attempt.ride, terms, current)
     if anew is None:
