@@ -48,9 +48,9 @@ class ChatOpenGradient(ConfiguredChatModel):
     network are checked on first use. Every field can be overridden per call:
     `model.invoke(…, temperature=0, settlement_mode="private")`.
 
-    Each answer names its receipt in `response_metadata["opengradient"]` (`receipt_of(answer)` is the whole of it).
-    Errors subclass LangChain's typed
-    model errors and say what happened to the money; see `langchain_opengradient.errors`.
+    Each answer names its receipt in `response_metadata["opengradient"]` (`receipt_of(answer)` returns all of it).
+    Errors subclass LangChain's typed model errors and say what happened to the money; see
+    `langchain_opengradient.errors`.
     """
 
     # Tools and structured output

@@ -20,7 +20,7 @@ class SpendGuard(SettlementCallbackHandler):
     Calls that have ended count with their cost, calls under way with their worst case: the price of the whole prompt
     and of all the tokens that the answer may have, or all that the payment allows where no price is known. So parallel
     branches cannot all pass while none has a receipt. `reserve_per_call` is counted in place of the worst case.
-    What a call costs that was refused, cancelled before it was paid, or answered from a cache, is nothing.
+    A call that was refused, cancelled before it was paid, or answered from a cache counts nothing.
 
     Raises BudgetExceeded out of the run; nothing is paid for that call. This guards one run or one agent; what a
     wallet may spend at all is the `SpendPolicy`'s business.

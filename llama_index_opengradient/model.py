@@ -114,7 +114,10 @@ class PaidModel(FunctionCallingLLM):
     spend_policy: OptionalSpendPolicy = Field(default=None, description="Limits on payments; None is the safe default.")
     ledger: Any = Field(default=None, repr=False, description="A Ledger, its URL or path; None reads OG_LEDGER_URL.")
     payments: Any = Field(
-        default=None, exclude=True, repr=False, description="An open Payments to share; replaces the four above."
+        default=None,
+        exclude=True,
+        repr=False,
+        description="An open Payments to share; replaces key, network, policy and ledger.",
     )
 
     default_headers: dict[str, str] | None = Field(

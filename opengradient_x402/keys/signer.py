@@ -106,13 +106,13 @@ class Keystore:
         """The key in the file. Raises InvalidPrivateKey. Takes a second: the format makes guessing slow."""
         from eth_account import Account
 
+        content = self._content()
         if self.password is None:
             raise InvalidPrivateKey(
                 f"The keystore {self.path} needs its password. Nothing was paid. Set OG_KEYSTORE_PASSWORD, or "
                 "OG_KEYSTORE_PASSWORD_FILE to the path of a file that holds it."
             )
         password = self.password.get_secret_value() if isinstance(self.password, SecretStr) else self.password
-        content = self._content()
         try:
             signer = LocalSigner(bytes(Account.decrypt(content, password)))
         except ValueError as exc:

@@ -139,6 +139,7 @@ def test_a_keystore_is_opened_with_its_password(keystore):
         ('{"version": 9, "crypto": {}}', "open sesame", "cannot be decrypted"),
         ("good", "wrong", "the password is wrong"),
         ("good", None, "needs its password.*OG_KEYSTORE_PASSWORD_FILE"),
+        (None, None, "it cannot be read"),
     ],
 )
 def test_a_keystore_that_cannot_be_opened_says_why(keystore, tmp_path, content, password, reason):
