@@ -51,11 +51,6 @@ class SpendGuard(SettlementCallbackHandler):
         self._kept.now()
         return self.run_limit.spent
 
-    @property
-    def _open_runs(self) -> tuple[str, ...]:
-        """The ids of the calls for which something is set aside."""
-        return self.run_limit.under_way
-
     def receive(self, receipt: SettlementReceipt) -> None:
         """Count `receipt`, unless its call was counted already."""
         self.run_limit.count(receipt)

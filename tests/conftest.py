@@ -7,6 +7,7 @@ with every module that says the same. A test that closes its devnet, or must be 
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import signal
 from collections.abc import Generator, Iterator
@@ -30,6 +31,16 @@ settings.load_profile("shared-cores")
 # A shell starts background jobs with Ctrl-C ignored; programs that tests start and interrupt would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+class _Loggers(dict[str, object]):
+    """All loggers. pytest (9.2) looks through them for each test, and fails when a thread makes one meanwhile."""
+
+    def values(self) -> list[object]:  # type: ignore[override]
+        return list(super().values())
+
+
+logging.root.manager.loggerDict = _Loggers(logging.root.manager.loggerDict)  # type: ignore[assignment]
 
 
 @pytest.fixture(autouse=True)

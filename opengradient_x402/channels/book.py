@@ -53,7 +53,7 @@ class ChannelBook:
         self._name = secrets.token_hex(4)
 
     def renew(self) -> None:
-        """In a forked child: what the parent holds is not the child's."""
+        """In a forked child: it holds none of the channels that the parent holds."""
         self._name = secrets.token_hex(4)
 
     def channels(self, *, network: str, payer: str | None = None, anew: bool = False) -> Future[list[Channel]]:
@@ -181,8 +181,8 @@ class ChannelBook:
     ) -> Future[Voucher | None]:
         """Takes over what was charged before this voucher, once that was checked; the voucher, made anew on top of it.
 
-        Calls whose outcome was unknown cost what this leaves for them, the oldest first; what others were charged stays
-        as the gateway said before, also when it counts less now. None, and nothing is changed, when other calls of this
+        Calls whose outcome was unknown cost what is left for them, the oldest first. What others were charged stays as
+        the gateway said before, also when it counts less now. None, and nothing is changed, when other calls of this
         ledger cannot have cost so much; unless the gateway has a voucher for `signed_atomic`, higher than any of this
         ledger, so that somebody else uses this key as well, or this is the first call on a channel that was found on
         the chain (`is_found`).
@@ -349,7 +349,7 @@ def _raised(book: Book, conn: Connection, channel: Channel, others: list[Voucher
 
 
 def _include(book: Book, conn: Connection, newest: Sequence[Voucher]) -> None:
-    """These count with their charge from here on; the last ones, while that is unknown, with all that they allow."""
+    """These count with their charge from here on; the last ones, while it is unknown, with all that they allow."""
     last_charged = max((i for i, one in enumerate(newest) if one.charged_atomic is not None), default=-1)
     for earlier in newest[: last_charged + 1]:
         before = book.authorization(conn, earlier.authorization_id)

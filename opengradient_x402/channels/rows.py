@@ -46,11 +46,10 @@ def _channel_in(row: Any) -> Channel:
 
 def channels_in(conn: Connection, *, network: str, payer: str | None) -> list[Channel]:
     """All channels of a network (CAIP-2), or of one payer there, oldest first."""
-    table = table_of("channels")
-    query = table.select().where(table.c.network == network)
+    query, values = _statements().channels_of_network, {"network": network}
     if payer is not None:
-        query = query.where(table.c.payer == payer)
-    return [_channel_in(row) for row in conn.execute(query.order_by(table.c.sequence)).mappings()]
+        query, values = _statements().channels_of_payer, values | {"payer": payer}
+    return [_channel_in(row) for row in conn.execute(query, values).mappings()]
 
 
 def channel_in(conn: Connection, channel_id: str) -> Channel | None:
@@ -136,6 +135,8 @@ class _Statements:
     """What a call on a channel executes, built once: SQLAlchemy takes longer to build one than SQLite to run it."""
 
     channel: Any
+    channels_of_network: Any
+    channels_of_payer: Any
     put_channel: Any
     vouchers: Any
     put_voucher: Any
@@ -154,9 +155,12 @@ def _statements() -> _Statements:
     def given(table: Any, *without: str) -> dict[str, Any]:
         return {column.name: sa.bindparam(column.name) for column in table.c if column.name not in without}
 
+    of_network = channels.select().where(channels.c.network == sa.bindparam("network")).order_by(channels.c.sequence)
     is_one_of = vouchers.c.state.in_(sa.bindparam("states", expanding=True))
     return _Statements(
         channel=channels.select().where(channels.c.id == wanted),
+        channels_of_network=of_network,
+        channels_of_payer=of_network.where(channels.c.payer == sa.bindparam("payer")),
         put_channel=channels.update().where(channels.c.id == wanted).values(given(channels, "sequence")),
         vouchers=vouchers.select().where(vouchers.c.channel_id == wanted, is_one_of).order_by(vouchers.c.sequence),
         put_voucher=vouchers.update().where(this).values(given(vouchers, "sequence", "state")),

@@ -99,6 +99,13 @@ def opened_ledger(choice: str | None) -> Iterator[Ledger]:
         ledger.close()
 
 
+def place_of(ledger: Ledger) -> str:
+    """Where a ledger is, for people: its file, or its URL without the password."""
+    from opengradient_x402.ledger.place import sqlite_file, without_password
+
+    return str(sqlite_file(ledger.url) or without_password(ledger.url))
+
+
 @contextmanager
 def opened_payments(network: str | None, ledger: str | None, rpc_url: str | None = None) -> Iterator[Payments]:
     """The paying side; closed at the end."""

@@ -3,8 +3,7 @@
 A receipt is plain data. The gateway's words (cost, data-settlement hashes, TEE fields) are claims; the
 payment transaction, its block and the settled amount are facts read from the chain, and stay empty until
 they were read. A receipt that a client returned can update itself (`refresh`, `wait_settled`) through its
-`Follower`. This module does not know how a receipt is stored (`ledger`) nor how facts are found
-(`reconcile`).
+`Follower`. This module does not know how a receipt is stored (`ledger`) nor how facts are found (`settlement`).
 """
 
 from __future__ import annotations
@@ -107,7 +106,7 @@ class SettlementReceipt(_Followed):
     cost_atomic: int | None = None
     cost_usd: str | None = None
     opg_usd: str | None = None
-    """The price of one token that the gateway reckoned with."""
+    """The price of one token in USD that the gateway calculated with."""
     claimed_payment_tx_hash: str | None = None
     payment_job: str | None = None
     """The facilitator's job that will settle the payment, where a gateway names no transaction yet."""
@@ -125,7 +124,7 @@ class SettlementReceipt(_Followed):
     tee_uncovered: str | None = None
     """What of a verified call the enclave's signature does not cover, separated by commas: `answer.reasoning`, …"""
 
-    # Reckoned by this client, where the gateway quotes nothing
+    # Calculated by this client, where the gateway quotes nothing
     estimated_cost_atomic: int | None = None
     """Usage at the model's published price and the last known token price. Never a reason for a dispute."""
 
@@ -153,7 +152,7 @@ class SettlementReceipt(_Followed):
 
     @property
     def proof_id(self) -> str | None:
-        """What tells the enclave's proof from others (`proof_id_of`); None without one."""
+        """The id of the enclave's proof (`proof_id_of`); None without a proof."""
         return proof_id_of(self.tee_signature)
 
     @property
@@ -263,12 +262,12 @@ def cost_of(receipt: SettlementReceipt) -> int | None:
 
 
 def _restored() -> Any:
-    """The module that finds a receipt by its call's id: it stands above this one."""
+    """The module that finds a receipt by its call's id: it imports this one, so it is loaded here."""
     return import_module("opengradient_x402.settlement.restored")
 
 
 def proof_id_of(tee_signature: object) -> str | None:
-    """What tells a proof from others, however its base64 text is written: SHA-256 of the signature's bytes (hex)."""
+    """The id of a proof: SHA-256 of the signature's bytes (hex), the same however the base64 text is written."""
     if not isinstance(tee_signature, str) or not tee_signature:
         return None
     try:
@@ -278,7 +277,7 @@ def proof_id_of(tee_signature: object) -> str | None:
 
 
 def transaction_claim(text: object) -> str | None:
-    """`text` if it names a transaction: 0x and 64 hex digits. Anything else, such as a job's id, claims none."""
+    """`text` if it names a transaction: 0x and 64 hex digits. None for anything else, such as a job's id."""
     return text if isinstance(text, str) and _TX_HASH.fullmatch(text) is not None else None
 
 

@@ -123,7 +123,7 @@ class SpendPolicy:
         self._check_asking()
         per_model = dict(self.max_per_model)
         for model, limit in per_model.items():
-            check_name("max_per_model", model)
+            check_name(model)
             check_limit(f"max_per_model[{model!r}]", limit)
         object.__setattr__(self, "max_per_model", tuple(sorted(per_model.items())))
         object.__setattr__(self, "schemes", _schemes(self.schemes))
@@ -138,13 +138,13 @@ class SpendPolicy:
         for name in ("payees", "facilitators"):
             object.__setattr__(self, name, allow_list(name, getattr(self, name)))
         if self.pcr_hashes is not None:
-            object.__setattr__(self, "pcr_hashes", _hashes("pcr_hashes", self.pcr_hashes))
+            object.__setattr__(self, "pcr_hashes", _hashes(self.pcr_hashes))
 
     def _check_asking(self) -> None:
         if (self.approve_above is None) != (self.approval is None):
             raise ConfigurationError(
-                "`approve_above` and `approval` belong together: from which amount on is asked, and who asks. Nothing "
-                'was paid. Give both, such as `approve_above="0.5", approval=ask_in_terminal`.'
+                "`approve_above` and `approval` belong together: the amount above which is asked, and who asks. "
+                'Nothing was paid. Give both, such as `approve_above="0.5", approval=ask_in_terminal`.'
             )
         if self.approval is not None and not callable(self.approval):
             raise ConfigurationError(f"`approval` is {self.approval!r}; it must be a function. Nothing was paid.")
@@ -247,7 +247,7 @@ class SpendPolicy:
         return before_usd / most <= quoted_usd <= before_usd * most
 
     def check_token_price(self, quoted_usd: Decimal, before_usd: Decimal, *, origin: str) -> None:
-        """Refuse to pay a gateway whose token price jumped: costs are reckoned with it. Raises PolicyRefused."""
+        """Refuse to pay a gateway whose token price jumped: costs are calculated with it. Raises PolicyRefused."""
         if self.is_usual(quoted_usd, before_usd):
             return
         raise PolicyRefused(
@@ -256,7 +256,7 @@ class SpendPolicy:
         )
 
     def check_endpoint(self, url: str) -> None:
-        """Refuse to pay over a line, or at an address, that somebody else may own.
+        """Refuse to pay over a connection that others could change, or at an address that may be somebody else's.
 
         https, or plain http on loopback; no private or link-local address unless it is loopback or
         `allow_private_endpoints`. Names are not resolved here. Raises InsecureEndpoint.
@@ -443,8 +443,8 @@ def _check_count(name: str, value: object) -> None:
         raise ConfigurationError(f"`{name}` is {value!r}; it must be a whole number. Nothing was paid.")
 
 
-def _hashes(name: str, hashes: Collection[str]) -> frozenset[str]:
+def _hashes(hashes: Collection[str]) -> frozenset[str]:
     for value in (hashes := frozenset((hashes,)) if isinstance(hashes, str) else hashes):
         if _HASH.fullmatch(value) is None:
-            raise ConfigurationError(f"`{name}`: {value!r} is not 0x and 64 hex digits. Nothing was paid.")
+            raise ConfigurationError(f"`pcr_hashes`: {value!r} is not 0x and 64 hex digits. Nothing was paid.")
     return frozenset(value.lower() for value in hashes)

@@ -51,7 +51,7 @@ def check_limits(call: Call, payments: Payments, key: SessionKey, authorization:
     except BudgetExceeded:
         if not any(limit.unknown for limit in call.limits):
             raise
-        yield Wait(payments.recount(call))
+        yield Wait(payments.doubts.recount(call))
         payments.check_limits(call, key, authorization)
 
 

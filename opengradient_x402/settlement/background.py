@@ -95,7 +95,7 @@ class BackgroundReconciler(Resident):
         except OpenGradientError as exc:
             _log.warning("Settlements could not be looked up; receipts stay as they are. %s", exc)
             return False
-        except Exception:  # noqa: BLE001  the thread's boundary: ended, it would leave all receipts as they are, unsaid
+        except Exception:  # noqa: BLE001  the thread's boundary: if it ended, no receipt would be updated
             _log.exception("Settlements could not be looked up; receipts stay as they are.")
             return False
         return True

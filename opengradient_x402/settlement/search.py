@@ -63,7 +63,7 @@ _LONGEST_MARGIN_S: Final = 6 * 3600
 EXPIRY_MARGIN_S: Final = 30
 """Seconds after the deadline until an authorization counts as expired: no reorganisation changes that."""
 _BLOCKS_OF_SLACK: Final = 64
-"""How far `block_before` may be off."""
+"""Blocks by which `block_before` may be off."""
 _NONCES_PER_QUERY: Final = 100
 
 
@@ -108,7 +108,7 @@ def nonce_of(authorization: Authorization, network: Network) -> Nonce:
 def _explained(
     group: Sequence[Authorization], *, head: Block, network: Network
 ) -> Question[dict[Authorization, Outcome]]:
-    """By what the used nonces of one payer, token and method were used."""
+    """What used the nonces of one payer, token and method: all of them are used."""
     start, end = yield from _span(group, head)
     find = _transfers if group[0].transfer_method == "eip3009" else _permits
     found: dict[Authorization, Outcome] = {}
@@ -243,7 +243,7 @@ def _burned(
             block_hash=event.block_hash,
         )
         for authorization in group
-        for event in reversed(events)  # the first one counts: Permit2 burns a nonce again without a word
+        for event in reversed(events)  # the first one counts: Permit2 burns a nonce again without an error
         if invalidates(event, authorization)
     }
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from eth_account import Account
 from pydantic import SecretStr
 
 from opengradient_x402.addresses import keccak256
@@ -46,15 +47,6 @@ def signed(case: dict[str, Any]) -> tuple[Authorization, dict[str, Any]]:
         signed=(terms_to_sign(terms, network=network, now_s=case["signed_at"]),),
     )
     return authorization, signed_payload(authorization, accepted=terms, signer=signer, network=network)
-
-
-@pytest.fixture(params=["coincurve", "pure python"])
-def implementation(request, monkeypatch):
-    """Both ways to sign: the second as on a machine where coincurve is not installed."""
-    if request.param == "pure python":
-        monkeypatch.setitem(sys.modules, "coincurve", None)
-    assert (signer_module._fast_key(b"\1" * 32) is None) == (request.param == "pure python")
-    return request.param
 
 
 @pytest.mark.parametrize("case", CASES, ids=[f"{i}-{case['scheme']}" for i, case in enumerate(CASES)])
@@ -134,6 +126,14 @@ def test_signatures_are_canonical_and_deterministic(implementation):
         assert len(signature) == 65
         assert signature[64] in (27, 28)
         assert int.from_bytes(signature[32:64], "big") <= signer_module._CURVE_ORDER // 2
+
+
+def test_each_way_to_sign_gives_the_signature_of_eth_account(implementation):
+    seeds = [keccak256(bytes([i])) for i in range(40)]
+    for secret, digest in zip(seeds, [b"\0" * 32, b"\xff" * 32, *map(keccak256, seeds)], strict=False):
+        expected = Account.unsafe_sign_hash(digest, secret)
+        assert LocalSigner(secret).sign_digest(digest) == expected.signature
+        assert LocalSigner(secret).address == Account.from_key(secret).address
 
 
 def test_only_digests_are_signed():

@@ -55,7 +55,7 @@ def _mark(*tallies: _Tally) -> str:
 
 
 def print_tallies(
-    by: str, receipts: Iterable[SettlementReceipt], known: KnownNetworks, *, limit: int, as_json: bool
+    by: str, receipts: Iterable[SettlementReceipt], known: KnownNetworks, *, where: str, limit: int, as_json: bool
 ) -> None:
     """A row for each run, model or day, the newest last, and the sum of all. Tokens are not added to each other."""
     key = KEYS[by]
@@ -68,7 +68,7 @@ def print_tallies(
         print_json([_json(by, name, tally) for (_, _, name), tally in list(ordered.items())[-limit:]])
         return
     if not ordered:
-        typer.echo("There are no such receipts.")
+        typer.echo(f"There are no such receipts in {where}.")
         return
     tokens = list(dict.fromkeys(name[:2] for name in ordered))
     for token in tokens:

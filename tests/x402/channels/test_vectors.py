@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,22 +13,12 @@ from eth_account.messages import encode_typed_data
 from opengradient_x402.chain.eip712 import channel_id, deposit_nonce, voucher_document
 from opengradient_x402.channels.channel import Channel, Deposit
 from opengradient_x402.channels.vouchers import deposit_payload, id_of, voucher_payload
-from opengradient_x402.keys import signer as signer_module
-from opengradient_x402.keys.signer import LocalSigner
+from opengradient_x402.keys.signer import LocalSigner, signer_of
 from opengradient_x402.networks import PRESETS
 
 VECTORS = Path(__file__).parents[2] / "vectors" / "payment_channels.json"
 CASES = json.loads(VECTORS.read_text())["cases"]
 IDS = [f"{number}-{case['requirements']['extra']['assetTransferMethod']}" for number, case in enumerate(CASES)]
-
-
-@pytest.fixture(params=["coincurve", "pure python"])
-def implementation(request, monkeypatch):
-    """Both ways to sign: the second as on a machine where coincurve is not installed."""
-    if request.param == "pure python":
-        monkeypatch.setitem(sys.modules, "coincurve", None)
-    assert (signer_module._fast_key(b"\1" * 32) is None) == (request.param == "pure python")
-    return request.param
 
 
 def network_of(case):
@@ -95,7 +84,7 @@ def test_a_wallet_that_signs_typed_data_only_makes_the_same_payloads(case):
         def sign_typed_data(self, *, full_message):
             return Account.sign_message(encode_typed_data(full_message=full_message), case["private_key"])
 
-    signer = signer_module.signer_of(Wallet())
+    signer = signer_of(Wallet())
     extra = case["requirements"]["extra"]
     payload = deposit_payload(
         channel_of(case),

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 from rich.cells import cell_len
+from typer import BadParameter
 from typer.testing import CliRunner
 
 from opengradient_devnet import Scheme
@@ -303,6 +304,15 @@ def test_every_figure_of_the_page_leads_to_its_records_and_nothing_is_loaded(sho
     assert page.count(f", of the run {RUN}</p>") == 2
     for word in ("proven", "read", "stated", "undecided", "refuted", "disputed", "settled", "quoted"):
         assert f"<dt>{word}</dt>" in page
+
+
+def test_a_page_is_not_poured_into_a_terminal(shop, tmp_path):
+    with pytest.raises(BadParameter, match=r"--output report\.html"):
+        in_terminal("receipts", "report", shop.bundle, "--offline")
+    assert in_terminal("receipts", "report", shop.bundle, "--offline", "--format", "markdown").startswith("#")
+    page = tmp_path / "report.html"
+    in_terminal("receipts", "report", shop.bundle, "--offline", "--output", str(page))
+    assert page.read_text().startswith("<!doctype html>")
 
 
 def test_sums_of_the_report_are_what_the_chain_took_and_shares_are_the_payers_word(shop):
