@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 
 from langchain_opengradient.callbacks import SettlementCallbackHandler
 from opengradient_x402.ledger.receipts import SettlementReceipt
-from opengradient_x402.payment.policy import ApprovalRequest
+from opengradient_x402.payment.approval import ApprovalRequest
 from opengradient_x402.payment.run_limit import RunLimit
 
 

@@ -58,6 +58,8 @@ __all__ = [
 
 CLOCK_MARGIN_S: Final = 900
 """Seconds that the signing clock may be ahead of the chain's: the scan starts this much earlier."""
+_LONGEST_MARGIN_S: Final = 6 * 3600
+"""How much earlier a used nonce is looked for that nothing explains: a policy may allow a clock further ahead."""
 EXPIRY_MARGIN_S: Final = 30
 """Seconds after the deadline until an authorization counts as expired: no reorganisation changes that."""
 _BLOCKS_OF_SLACK: Final = 64
@@ -117,10 +119,13 @@ def _explained(
         diverted = yield from _diverted(
             [authorization for authorization in lost if authorization not in burned], start, head
         )
-        found |= {
-            authorization: burned.get(authorization) or diverted.get(authorization) or Unexplained()
-            for authorization in lost
-        }
+        found |= burned
+        found |= diverted
+        if unexplained := [authorization for authorization in lost if authorization not in found]:
+            signed_s = min(authorization.signed_at for authorization in unexplained)
+            early = yield from block_before(signed_s - _LONGEST_MARGIN_S, head=head)
+            found.update((yield from find(unexplained, early, start - 1)))
+        found |= {authorization: Unexplained() for authorization in lost if authorization not in found}
     return found
 
 
