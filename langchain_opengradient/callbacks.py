@@ -19,7 +19,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 from uuid import UUID
 
 from langchain_core.callbacks import BaseCallbackHandler
@@ -34,6 +34,7 @@ from langchain_opengradient.conversions import RECEIPT_KEY, is_from_cache
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.money import only, shown
 from opengradient_x402.payment.run_limit import RunLimit
+from opengradient_x402.telemetry.blocks import Blocks
 from opengradient_x402.telemetry.kept_receipts import KeptReceipts
 from opengradient_x402.telemetry.spans import annotate, openinference
 
@@ -191,14 +192,17 @@ def get_settlement_callback() -> Iterator[SettlementCallbackHandler]:
     """Get every receipt of the `with` block: chains, agents, parallel branches, tools, dropped streams.
 
     Blocks nest; the outer one gets everything that the inner one gets. A plain `threading.Thread` starts
-    with an empty context: run it through `contextvars.copy_context().run`, as LangChain's own threads are.
+    with an empty context: run it through `contextvars.copy_context().run`, as LangChain's own threads are. A block
+    in a generator gets the calls of all its steps, also where a web server runs each step in another thread.
     """
-    handler = SettlementCallbackHandler(parent=_active.get())
-    token = _active.set(handler)
-    try:
-        yield handler
-    finally:
-        _active.reset(token)
+    handler = SettlementCallbackHandler(parent=_Innermost.get())
+    with _listening.opened(handler):
+        try:
+            yield handler
+        finally:
+            for inner in _listening.values():
+                if inner._parent is handler:  # generators that take turns: the inner block ends later
+                    inner._parent = handler._parent
 
 
 class SettlementReport:
@@ -208,9 +212,9 @@ class SettlementReport:
 
     def __init__(self, run_manager: CallbackManagerForLLMRun | AsyncCallbackManagerForLLMRun | None) -> None:
         # Read now: a dropped async stream is closed later, by the event loop, in somebody else's context.
-        listening = _announced.get() if run_manager is None else run_manager.handlers
-        found = [handler for handler in (*listening, _active.get()) if isinstance(handler, SettlementCallbackHandler)]
-        self._handlers = tuple(dict.fromkeys(found))
+        told = _announced.get() if run_manager is None else run_manager.handlers
+        found = dict.fromkeys((*told, *_listening.values()))
+        self._handlers = tuple(handler for handler in found if isinstance(handler, SettlementCallbackHandler))
         self._run_id, parent = _run.get() if run_manager is None else (run_manager.run_id, run_manager.parent_run_id)
         self._outermost = _RUNS.outermost_above(parent)
         self.receipt: SettlementReceipt | None = None
@@ -313,6 +317,17 @@ def are_ours(handlers: Sequence[BaseCallbackHandler]) -> bool:
 _announced: ContextVar[tuple[SettlementCallbackHandler, ...]] = ContextVar("opengradient_announced", default=())
 """The handlers that were told of the call that core is about to make: it streams without a run manager."""
 
-_active: ContextVar[SettlementCallbackHandler | None] = ContextVar("opengradient_settlements", default=None)
+_listening: Final = Blocks[SettlementCallbackHandler]("settlements")
+
+
+class _Innermost:
+    """What core asks, as it asks context variables, for the handler of the innermost block, which tells the others."""
+
+    @staticmethod
+    def get() -> SettlementCallbackHandler | None:
+        handlers = _listening.values()
+        return handlers[-1] if handlers else None
+
+
 # Once per process: every registered hook is looked at on every run, and hooks cannot be taken back.
-register_configure_hook(_active, inheritable=True)
+register_configure_hook(cast("ContextVar[Any]", _Innermost), inheritable=True)

@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import contextvars
 import logging
-from collections.abc import Callable, Generator, Iterable
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
@@ -25,6 +23,7 @@ from llama_index_instrumentation.base import BaseEvent
 from llama_index_opengradient.runs import RUN_ID_TAG, current_run
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.payment.run_limit import RunLimit
+from opengradient_x402.telemetry.blocks import Blocks
 from opengradient_x402.telemetry.spans import annotate, openinference
 
 if TYPE_CHECKING:
@@ -88,25 +87,8 @@ class Expecting(Protocol):
     def expect(self, group: str, ledger: Ledger) -> None: ...
 
 
-listening: Final[ContextVar[tuple[Listener, ...]]] = ContextVar("opengradient_listening", default=())
-"""The handlers that listen to the calls of this context, and of the tasks and threads that it starts."""
-
-
-_blocks: Final[list[tuple[Listener, ...]]] = []
-"""Who listens in the blocks of this process: a pool pickles in a thread of its own, outside of any block."""
-
-
-@contextmanager
-def listened_by(listener: Listener) -> Generator[None, None, None]:
-    """`listener` gets the calls of this block too, and those of the tasks and threads that it starts."""
-    listeners = (*listening.get(), listener)
-    token = listening.set(listeners)
-    _blocks.append(listeners)
-    try:
-        yield
-    finally:
-        _blocks.remove(listeners)
-        listening.reset(token)
+listening: Final = Blocks[Listener]("listening")
+"""The handlers that listen in `with` blocks."""
 
 
 def expect_calls(ledger: Callable[[], Ledger]) -> str:
@@ -115,10 +97,8 @@ def expect_calls(ledger: Callable[[], Ledger]) -> str:
     They are found by the handlers of this context; where there are none, by those of the only block that listens, and
     by those that listen to the whole process. Empty when nobody listens.
     """
-    listeners = listening.get()
-    if not listeners and _blocks:
-        longest = max(_blocks, key=len)
-        listeners = longest if all(block == longest[: len(block)] for block in list(_blocks)) else ()
+    # A pool pickles in a thread of its own, outside of any block.
+    listeners = listening.values() or listening.alone()
     expecting = [one for one in (*_attached(), *listeners) if isinstance(one, Expecting)]
     group = expecting[-1].group if expecting else ""
     for one in expecting:
@@ -148,7 +128,7 @@ class ReceiptReporter:
         tracing = openinference("llama_index")
         self._span = None if tracing is None else tracing.get_current_span()
         self._listeners = tuple(listeners)
-        self._handlers = listening.get()
+        self._handlers = listening.values()
         self._run = current_run()
         self._told: SettlementReceipt | None = None
 

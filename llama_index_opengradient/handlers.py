@@ -129,9 +129,10 @@ class SettlementLedgerHandler(BaseEventHandler):
         Calls of worker processes (`num_workers`) are found in the ledger, if no other block listens at that time.
 
         Requests that a server answers at the same time do not get each other's calls. A plain `threading.Thread`
-        starts with an empty context: run it through `contextvars.copy_context().run`.
+        starts with an empty context: run it through `contextvars.copy_context().run`. A block in a generator gets the
+        calls of all its steps, also where a web server runs each step in another thread.
         """
-        with events.listened_by(self):
+        with events.listening.opened(self):
             yield self
 
 

@@ -38,6 +38,8 @@ _NAMES_BY_PROVIDER: Final = (
     ("", re.compile(rf"[a-zA-Z0-9_-]{{1,{_LONGEST_NAME}}}")),
 )
 """Names of tools that the providers take, by what the names of their models begin with (their API references)."""
+_LISTED: Final = 10
+"""So many models are named to somebody who asked for another one."""
 _ROLES: Final = ("system", "user", "assistant", "tool")
 _ANY: Final = ("any", "required")
 _OF_OTHER_APIS: Final = {
@@ -54,10 +56,7 @@ _OF_OTHER_APIS: Final = {
     }.items()
     for name in names
 }
-"""Members of a request that gateways ignore, and what to write in their place: the answer would miss what they say."""
-_OUR_HEADERS: Final = frozenset(
-    {"accept", "accept-encoding", "content-length", "content-type", "host", "transfer-encoding", "x-settlement-type"}
-)
+"""Members of a request that gateways ignore, so that the answer would be wrong; and what to write instead."""
 _NOT_IN_A_SPEAKER: Final = re.compile(r"[\s<|\\/>]")  # OpenAI API reference, `messages[].name`
 _ANY_OBJECT: Final = {"type": "json_schema", "json_schema": {"name": "json_object", "schema": {"type": "object"}}}
 
@@ -98,18 +97,6 @@ def prepared(body: Mapping[str, Any]) -> dict[str, Any]:
                 f"{name} is sent, but some gateways do not forward it to the provider: the answer may not reflect it."
             )
     return wire
-
-
-def checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
-    """Headers of the user's, in lower case. Raises ConfigurationError for those that say what a call is, or pay it."""
-    lowered = {str(name).lower(): str(value) for name, value in headers.items()}
-    for name in lowered:
-        if name in _OUR_HEADERS or name.startswith(("payment-", "x-payment", "x-upto-")):
-            hint = "Use `settlement_mode`." if name == "x-settlement-type" else "Leave it out."
-            raise refused_request(
-                f"The header {name!r} was given, which is set by the call itself. Nothing was paid. {hint}"
-            )
-    return lowered
 
 
 def check_answer(body: Mapping[str, Any], completion: Completion) -> None:
@@ -234,23 +221,38 @@ def _refuse(wire: dict[str, Any]) -> None:
 
 
 def _check_contents(messages: Any) -> None:
-    """Raises ConfigurationError for a message whose content is no text and no list; only the assistant may say none."""
-    for message in messages if isinstance(messages, Sequence) else ():
-        if not isinstance(message, Mapping):
-            continue
+    """Raises ConfigurationError for messages that are none, and for contents that are neither text nor parts.
+
+    Only the assistant may say nothing.
+    """
+    if not _is_list(messages) or not messages or not all(isinstance(message, Mapping) for message in messages):
+        raise refused_request(
+            f"The messages are {messages!r:.80}, and gateways take a list of at least one message, each with a role "
+            "and a content: they fail after the payment. Nothing was paid. Give the call its conversation."
+        )
+    for message in messages:
         role, content = message.get("role"), message.get("content")
-        if not isinstance(content, str | Sequence) and not (content is None and role == "assistant"):
+        if not isinstance(content, str) and not _is_list(content) and not (content is None and role == "assistant"):
             raise refused_request(
                 f"A message of the {role} has the content {content!r:.80}, and gateways take text or a list of parts: "
                 "they fail after the payment. Nothing was paid. Give the message a text, or leave it out."
             )
+        for part in () if isinstance(content, str) else content or ():
+            kind = part.get("type") if isinstance(part, Mapping) else None
+            if not isinstance(kind, str) or (kind == "text" and not isinstance(part.get("text"), str)):
+                raise refused_request(
+                    f"A message of the {role} has the part {part!r:.80}, and providers take parts that say their type, "
+                    'such as {"type": "text", "text": "…"}. Nothing was paid. Correct the part, or leave it out.'
+                )
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
 
 
 def _check_conversation(wire: dict[str, Any]) -> None:
     """Messages as providers take them: known roles, names without blanks, and a result for each tool call."""
-    messages = wire.get("messages")
-    if not isinstance(messages, Sequence) or not all(isinstance(message, Mapping) for message in messages):
-        return
+    messages = wire["messages"]
     for message in messages:
         if (role := message.get("role")) not in _ROLES:
             raise refused_request(
@@ -287,14 +289,14 @@ def _check_answered(waiting: Mapping[str, str]) -> None:
 
 
 def _tidy_message(message: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Gateways fail on some names after the payment."""
+    """The message without names on which gateways fail after the payment."""
     if (name := message.get("name")) and (plain := _NOT_IN_A_SPEAKER.sub("_", str(name))[:_LONGEST_NAME]) != name:
         return {**message, "name": plain}
     return message
 
 
 def _tidy_tools(wire: dict[str, Any]) -> None:
-    """Without tools nothing is said about them; a choice has to be one of them."""
+    """Removes what is said about tools where there are none; a choice has to be one of the tools."""
     if "tools" not in wire:
         wire_tool_choice(wire.pop("tool_choice", None), {})
         wire.pop("parallel_tool_calls", None)
@@ -306,7 +308,7 @@ def _tidy_tools(wire: dict[str, Any]) -> None:
 
 
 def _check_tool_names(names: Sequence[str], *, model: str) -> None:
-    """Providers refuse other names, and two tools of one name, after the payment."""
+    """Raises ConfigurationError for names that providers refuse after the payment: bad ones, and one given twice."""
     plain = model.rpartition("/")[2]
     allowed = next(pattern for begins, pattern in _NAMES_BY_PROVIDER if plain.startswith(begins))
     for name in names:
@@ -382,12 +384,7 @@ class ModelDirectory:
             if names:
                 wire = names[0]
             elif listed:
-                close = get_close_matches(name, listed, n=3, cutoff=0.5) or nearest_models(name)
-                hint = f"Did you mean {' or '.join(close)}? " if close else ""
-                raise UnknownModel(
-                    f"{listing.gateway} does not serve a model {name!r}. Nothing was paid. {hint}It serves: "
-                    f"{', '.join(sorted(listed))}."
-                )
+                raise _unserved(name, listing)
         self._known[name] = wire
         return wire
 
@@ -402,6 +399,18 @@ class ModelDirectory:
         request = endpoint.query("/v1/models", timeout_s=_TIMEOUT_S)
         response = yield from fetch(request, timeout_s=_TIMEOUT_S)
         return _listing(endpoint.base_url, response)
+
+
+def _unserved(name: str, listing: Listing) -> UnknownModel:
+    close = get_close_matches(name, listing.names, n=3, cutoff=0.5) or nearest_models(name)
+    hint = f" Did you mean {' or '.join(close)}?" if close else ""
+    count = len(listing.names)
+    serves = (
+        f"It serves: {', '.join(sorted(listing.names))}."
+        if count <= _LISTED
+        else f"It serves {count} models: `opengradient-x402 models --live` lists them."
+    )
+    return UnknownModel(f"{listing.gateway} does not serve a model {name!r}. Nothing was paid.{hint} {serves}")
 
 
 def _warn_unlisted(name: str, gateway: str, *, is_deprecated: bool) -> None:

@@ -25,7 +25,7 @@ from opengradient_x402.settings import platform_of_many, state_directory
 
 _log = logging.getLogger(__name__)
 _LENGTH: Final = 96
-"""The content has always this length, so that one write replaces all of it."""
+"""The content always has this length, so that one write replaces all of it."""
 
 
 class LedgerReplaced(Exception):
@@ -45,7 +45,7 @@ _SEEN_HERE: Final[dict[Path, Seen]] = {}
 
 
 class Mark:
-    """The file that remembers; without a place for it nothing is remembered."""
+    """The file that keeps what was seen. Where no file can be kept, nothing is remembered."""
 
     def __init__(self, place: Path | None) -> None:
         self.path = self._name = None if place is None else place.with_name(place.name + ".mark")
@@ -61,7 +61,7 @@ class Mark:
             return None if self._name is None else _SEEN_HERE.get(self._name)
 
     def check_file(self, file: Path | None) -> None:
-        """Refuses a SQLite file that is gone or empty, and was not. Raises LedgerReplaced."""
+        """Refuses a SQLite file that is gone or empty now, and was not before. Raises LedgerReplaced."""
         seen = self.read()
         if file is not None and seen is not None and seen.authorizations and not _size(file):
             what = "is empty" if file.exists() else "is gone"
@@ -99,7 +99,7 @@ class Mark:
             os.lseek(self._file, 0, os.SEEK_SET)
             os.write(self._file, text.encode())
         except OSError as exc:
-            _log.warning("%s cannot be written (%s): should the ledger be lost, it is not noticed.", self.path, exc)
+            _log.warning("%s cannot be written (%s): if the ledger is lost, this will not be noticed.", self.path, exc)
             self.close()
             self.path = None
 
@@ -217,7 +217,7 @@ _WHAT_TO_SET: Final = (
 
 
 class Scope:
-    """What was found and said in this process."""
+    """What this process knows of the reach of its budgets, and which warnings it has given."""
 
     def __init__(self) -> None:
         self._ledger_of: dict[str, str] = {}
@@ -262,7 +262,7 @@ SCOPE: Final = Scope()
 
 
 def _file_system(file: Path) -> str:
-    """The type of the file system that holds it; empty where nothing tells (other systems than Linux)."""
+    """The type of the file system that holds it; empty where it is not known (on other systems than Linux)."""
     try:
         place = file.absolute().parent
         lines = _MOUNTS.read_text().splitlines()

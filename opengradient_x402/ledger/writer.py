@@ -49,7 +49,7 @@ _MAX_BATCH: Final = 256
 _LONGEST_REST_S: Final = 30.0
 """Seconds after which the writer goes on by itself if it is not told that the fork is over."""
 _RESTART_S: Final = 5.0
-"""How long a server that ended the connection may take to be back, before those who wait are told."""
+"""Seconds that a server which ended the connection has to come back, before those who wait get an error."""
 _RETRY_PAUSE_S: Final = 0.2
 _BROKEN_OFF: Final = ("40P01", "40001", "57P01", "57P02", "57P03")
 """PostgreSQL's codes for a deadlock, a serialization failure, and a server that goes down or comes up."""
@@ -143,7 +143,7 @@ class Writer:
         self._journal.close()
 
     def _take(self) -> tuple[list[Job], object | None]:
-        """What waits, up to the next mark, if one stands behind it."""
+        """The jobs that wait, up to the next mark; and the mark, if there is one."""
         batch: list[Job] = []
         try:
             item = self._jobs.get(timeout=IDLE_S)
@@ -185,7 +185,7 @@ class Writer:
         return others
 
     def _tried(self, batch: list[Job]) -> list[_Reply]:
-        """The transaction; once more when the server broke it off, as soon as the server is there again."""
+        """Runs the transaction; once more if the server broke it off, as soon as the server is back."""
         until = None
         while True:
             try:
@@ -374,7 +374,12 @@ def _advice(exc: BaseException) -> str:
     if name == "LedgerReplaced":
         return (
             "What was reserved in it would not count in your budget. Put the file back, or run `opengradient-x402 "
-            "ledger repair`, which goes on with the ledger as it is."
+            "ledger repair`, which accepts the ledger as it is."
+        )
+    if name in ("ModuleNotFoundError", "ImportError", "NoSuchModuleError"):
+        return (
+            "The database's driver is missing. For PostgreSQL: `pip install 'opengradient-integrations[postgresql]'`. "
+            "A ledger is a SQLite file or a PostgreSQL database."
         )
     if "malformed" in text or "not a database" in text or "corrupt" in text or "no such column" in text:
         return (

@@ -26,6 +26,7 @@ from opengradient_x402.errors import (
     NotPaid,
     OpenGradientError,
     PaidButFailed,
+    PaymentOutcomeUnknown,
 )
 from opengradient_x402.ledger.authorizations import Authorization
 from opengradient_x402.payment.call import (
@@ -40,8 +41,9 @@ from opengradient_x402.payment.call import (
 )
 from opengradient_x402.payment.challenge import CHALLENGE_HEADER, SIGNATURE_HEADER, Challenge, PaymentTerms
 from opengradient_x402.payment.channels.calls import pay_by_channel
+from opengradient_x402.payment.doubts import Doubtful, Fate, not_served
 from opengradient_x402.payment.payments import Payments
-from opengradient_x402.payment.permits import Doubtful, Fate, SignedPayment, not_served, taken_unserved
+from opengradient_x402.payment.permits import SignedPayment
 from opengradient_x402.payment.sessions import SESSION_HEADER, PaidSession, SessionKey, Ticket, Waiting
 from opengradient_x402.payment.steps import (
     acceptable,
@@ -185,7 +187,8 @@ def _repeat(
     else:
         raise CallKnown(
             f"The payment of call {call.id} was or may be taken, and {key.origin} gives no answer twice. Nothing was "
-            "sent.",
+            f"paid now. `opengradient-x402 receipts show {call.id}` shows what became of it. To pay for a new answer, "
+            "make the call under another id.",
             call_id=call.id,
         )
     ticket = Ticket(key, threading.get_ident())
@@ -194,7 +197,7 @@ def _repeat(
         return response
     call.claims = payment_response(response)
     _, why = yield from terms_after(response, payments, key)
-    # It was expected that it is taken: the gateway is not paused for it.
+    # An earlier process may have spent this payment: the gateway is not paused for the refusal.
     reason = str(call.claims.get("errorReason") or why)[:_MAX_REASON_CHARS]
     raise not_served(signed, origin=key.origin, call_id=call.id, reason=reason, asset=payments.network.asset)
 
@@ -202,20 +205,10 @@ def _repeat(
 def _offer_again(
     request: httpx.Request, call: Call, payments: Payments, ticket: Ticket, doubtful: Doubtful
 ) -> Steps[httpx.Response | None]:
-    """Offer an earlier call's payment, whose fate is unknown. None: it is spent or expired, by the chain's word."""
-    signed, origin = doubtful.signed, ticket.key.origin
-    try:
-        if doubtful.is_taken:
-            if (yield from from_ledger(payments.gateways.open_dispute(origin), call)) is None:  # cleared meanwhile
-                return None
-            call.authorization = signed.authorization
-            raise taken_unserved(signed, origin=origin, call_id=call.id)
-        yield from check_limits(call, payments, ticket.key, signed.authorization)
-        if call.is_keyed:
-            yield from from_ledger(payments.begun(call, signed.authorization), call)
-    except BaseException:  # it was not offered, and the next call may offer it
-        payments.doubts.add(ticket.key, doubtful)
-        raise
+    """Offer an earlier call's payment, whose fate is unknown. None: the chain shows that it is spent or expired."""
+    signed = doubtful.signed
+    if not (yield from _may_offer(doubtful, call, payments, ticket.key)):
+        return None
     response = yield from _send_signed(request, call, payments, ticket, signed)
     if response.status_code != httpx.codes.PAYMENT_REQUIRED:
         return response
@@ -223,27 +216,45 @@ def _offer_again(
     if fate is Fate.OPEN:
         return (yield from _asked_again(response, request, call, payments, ticket, signed, may_sign=True))
     if fate is Fate.SETTLED and doubtful.was_refused:
+        taken = payments.doubts.taken(call, doubtful, ticket.key)  # remembered also when this call is cancelled now
         yield Read(response)
-        raise taken_unserved(signed, origin=origin, call_id=call.id)
+        with suppress(TimeoutError, LedgerUnavailable):  # it is recorded as soon as the database can be written
+            yield Wait(payments.doubts.dispute(signed), call.left_s)
+        raise taken
     payments.detach(call)
     call.has_signed_out = False  # that was another call's payment
     yield from read_challenge(response, payments, ticket.key)
     return None
 
 
+def _may_offer(doubtful: Doubtful, call: Call, payments: Payments, key: SessionKey) -> Steps[bool]:
+    """False when its dispute was cleared. Raises what forbids to offer it now; it is kept for the next call then."""
+    try:
+        if doubtful.is_taken:
+            if (yield from from_ledger(payments.gateways.open_dispute(key.origin), call)) is None:
+                return False
+        else:
+            yield from check_limits(call, payments, key, doubtful.signed.authorization)
+            if call.is_keyed:
+                yield from from_ledger(payments.begun(call, doubtful.signed.authorization), call)
+    except BaseException:
+        payments.doubts.add(key, doubtful)
+        raise
+    if doubtful.is_taken:
+        call.authorization = doubtful.signed.authorization
+        raise payments.doubts.taken(call, doubtful, key)
+    return True
+
+
 def _fate_of(doubtful: Doubtful, call: Call, payments: Payments, key: SessionKey) -> Steps[Fate]:
     """What the chain says of a payment that was refused now; open, when that is not found out in the call's time."""
     try:
-        fate: Fate = yield Wait(payments.fate(doubtful.signed.authorization), call.left_s)
+        fate: Fate = yield Wait(payments.doubts.fate(doubtful.signed.authorization), call.left_s)
     except (TimeoutError, OpenGradientError):  # of the ledger, too: a signature has left, so nothing is "not paid"
         return Fate.OPEN
     except BaseException:  # cancelled
         payments.doubts.add(key, doubtful._replace(was_refused=True))
         raise
-    if fate is Fate.SETTLED and doubtful.was_refused:
-        payments.doubts.add(key, doubtful._replace(is_taken=True))
-        with suppress(TimeoutError, LedgerUnavailable):  # it is recorded as soon as the database can be written
-            yield Wait(payments.dispute_refused(doubtful.signed), call.left_s)
     return fate
 
 
@@ -267,14 +278,14 @@ def _asked_again(
         if not may_sign or claims or current is None or signed.accepted.raw in [o.raw for o in current.terms]:
             call.claims = claims
             why = str(claims.get("errorReason") or why)[:_MAX_REASON_CHARS]
-            raise payments.unresolved(call, signed, ticket.key, why)
+            raise _unresolved(call, payments, signed, ticket.key, why)
         try:
             terms = yield from acceptable(current, call, payments, ticket.key, signed.authorization)
             again = yield from _authorize(
                 terms, current, request, call, payments, ticket.key, earlier=signed.authorization
             )
         except NotPaid as exc:
-            raise payments.unresolved(call, signed, ticket.key, f"{why}; its new terms are refused: {exc}") from exc
+            raise _unresolved(call, payments, signed, ticket.key, f"{why}; its new terms are refused: {exc}") from exc
     except BaseException:  # also when it is cancelled now: what the gateway holds is offered again
         payments.doubts.add(ticket.key, Doubtful(signed, was_refused=True))
         raise
@@ -282,6 +293,14 @@ def _asked_again(
     if response.status_code != httpx.codes.PAYMENT_REQUIRED:
         return response
     return (yield from _asked_again(response, request, call, payments, ticket, again, may_sign=False))
+
+
+def _unresolved(
+    call: Call, payments: Payments, signed: SignedPayment, key: SessionKey, reason: str
+) -> PaymentOutcomeUnknown:
+    payments.gateways.refused(key.origin)
+    payments.funds.forget()
+    return not_served(signed, origin=key.origin, call_id=call.id, reason=reason, asset=payments.network.asset)
 
 
 def _authorize(
@@ -308,7 +327,7 @@ def _authorize(
         except BudgetExceeded:
             # Authorizations past their deadline may hold budget that was never spent: ask the chain first.
             with suppress(TimeoutError):
-                yield Wait(payments.reclaim(), call.left_s)
+                yield Wait(payments.doubts.reclaim(), call.left_s)
             if call.left_s is not None and call.left_s <= 0:
                 raise
             reserving = payments.reserve(drafted, is_first=is_first)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Final
 
 from opengradient_x402.errors import ConfigurationError
+from opengradient_x402.telemetry.blocks import Blocks
 
 _MAX_CHARS: Final = 128
-_name: ContextVar[str | None] = ContextVar("opengradient_run", default=None)
+_names: Final = Blocks[str]("run")
 
 
 @contextmanager
@@ -37,13 +37,11 @@ def named_run(name: str) -> Generator[str]:
             f"{name[: _MAX_CHARS + 1]!r} cannot name a run. Nothing was sent or paid. Use 1 to {_MAX_CHARS} printable "
             "characters."
         )
-    token = _name.set(name)
-    try:
+    with _names.opened(name):
         yield name
-    finally:
-        _name.reset(token)
 
 
 def name_of_run() -> str | None:
     """The name that the user gave to the run of this context; None without one."""
-    return _name.get()
+    names = _names.values()
+    return names[-1] if names else None

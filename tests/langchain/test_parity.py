@@ -160,6 +160,14 @@ def tool_named(name: str) -> dict[str, Any]:
         ({"web_search_options": {"search_context_size": "low"}}, "web_search=True"),
         ({"extra_headers": {"Payment-Signature": "x"}}, "set by the call itself"),
         ({"extra_headers": {"X-SETTLEMENT-TYPE": "private"}}, "settlement_mode"),
+        ({"extra_headers": {"X-Title": "Caf\xe9"}}, "printable ASCII"),
+        ({"extra_headers": {"X-Title": "half an emoji: \ud83d"}}, "printable ASCII"),
+        ({"extra_headers": {"X-Token": "read from a file\n"}}, "printable ASCII"),
+        ({"extra_headers": {"X Title": "a"}}, "letters, digits and '-'"),
+        ({"extra_query": {"half": "\ud83d"}}, "Correct the text"),
+        ({"extra_body": {"messages": []}}, "Give the call its conversation"),
+        ({"extra_body": {"messages": "Hello"}}, "Give the call its conversation"),
+        ({"extra_body": {"messages": [{"role": "user", "content": [{}]}]}}, "Correct the part"),
         ({"tools": [{"type": "mcp", "server_url": "x"}]}, "no function"),
         ({"timeout": "soon"}, "seconds to connect"),
         ({"timeout": float("inf")}, "seconds above 0"),
@@ -284,6 +292,19 @@ class Seen(httpx.BaseTransport):
 
     def close(self) -> None:
         self._inner.close()
+
+
+def test_headers_and_a_query_are_sent_as_they_are_meant(make: Make, script: ScriptedServer):
+    script.say(Reply(text="ok"))
+    with Seen() as seen:
+        model = make(http_client=seen, default_headers={"X-Team": "blue", "X-Title": "a"})
+        query = {"none": None, "yes": True, "many": [1, "b"], "v": 2}
+        model.invoke("x", extra_headers={"X-Team": None, "X-Number": 7}, extra_query=query)
+        model.close()
+    (paid, *_) = [request for request in seen.requests if request.url.path == "/v1/chat/completions"]
+    assert "x-team" not in paid.headers
+    assert (paid.headers["x-title"], paid.headers["x-number"]) == ("a", "7")
+    assert str(paid.url.query, "ascii") == "yes=true&many=1&many=b&v=2"
 
 
 @pytest.mark.parametrize("is_client", [True, False])

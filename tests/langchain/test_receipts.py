@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
+from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
 from contextvars import copy_context
 
@@ -18,6 +19,10 @@ from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import AIMessage, messages_from_dict, messages_to_dict
 from langchain_core.runnables import RunnableLambda
 from langgraph.types import StreamMode
+from starlette.applications import Starlette
+from starlette.responses import StreamingResponse
+from starlette.routing import Route
+from starlette.testclient import TestClient
 
 from langchain_opengradient import SettlementCallbackHandler, SpendGuard, get_settlement_callback, receipt_of
 from opengradient_devnet import Devnet
@@ -148,6 +153,75 @@ async def test_an_async_stream_dropped_in_the_middle_of_a_chain_keeps_its_receip
             break
     await asyncio.sleep(0.05)
     assert_complete(payer, ears, active)
+
+
+def test_a_block_in_a_generator_that_a_web_server_reads_hears_the_calls_of_all_steps(payer: Payer):
+    model, heard, ears = payer.model(), [], Ears()
+
+    def pieces() -> Iterator[str]:
+        with get_settlement_callback() as active:
+            yield "Here it comes. "
+            for question in ("Hello", "And now?"):
+                yield from (chunk.text for chunk in model.stream(question, ears.config))
+            heard.append(active)
+
+    app = Starlette(routes=[Route("/", lambda _: StreamingResponse(pieces()))])
+    with TestClient(app) as client:
+        assert client.get("/").text.startswith("Here it comes. ")
+    assert_complete(payer, ears, heard[0], calls=2)
+    with get_settlement_callback() as later:
+        model.invoke("Hello")
+    assert (heard[0].calls, later.calls) == (2, 1)
+
+
+@pytest.mark.parametrize("way", ["closed", "collected"])
+async def test_a_block_in_a_generator_that_is_dropped_ends_quietly_and_hears_nothing_more(payer: Payer, way: str):
+    model, blocks, faults = payer.model(), [], []
+    asyncio.get_running_loop().set_exception_handler(lambda _, fault: faults.append(fault))
+
+    async def pieces() -> AsyncIterator[str]:
+        with get_settlement_callback() as active:
+            blocks.append(active)
+            async for chunk in model.astream("Hello"):
+                yield chunk.text
+
+    stream = pieces()
+    if way == "closed":
+        await asyncio.create_task(anext(stream))
+        await stream.aclose()
+    else:
+        await anext(stream)
+        del stream
+        gc.collect()
+    await asyncio.sleep(0.1)
+    await model.ainvoke("Somebody else's.")
+    await model.aclose()
+    assert ([one.outcome for one in blocks[0].receipts], faults) == (["abandoned"], [])
+    assert len(payer.receipts()) == 2
+
+
+def test_blocks_of_two_generators_that_take_turns_hear_nothing_after_their_end(payer: Payer):
+    model = payer.model()
+
+    def asking(handlers: list[SettlementCallbackHandler]) -> Iterator[None]:
+        with get_settlement_callback() as active:
+            handlers.append(active)
+            yield
+            model.invoke("Hello")
+            yield
+
+    first: list[SettlementCallbackHandler] = []
+    second: list[SettlementCallbackHandler] = []
+    one, other = asking(first), asking(second)
+    for generator in (one, other, one, other):
+        next(generator)
+    assert list(one) == []
+    calls = first[0].calls
+    model.invoke("Between the ends.")
+    assert list(other) == []
+    model.invoke("After both.")
+    assert (first[0].calls, second[0].calls) == (calls, 3)
+    assert len(payer.receipts()) == 4
 
 
 def test_a_plain_thread_needs_the_context_or_an_explicit_handler(payer: Payer):

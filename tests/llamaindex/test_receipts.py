@@ -7,7 +7,7 @@ import copy
 import gc
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
@@ -44,6 +44,7 @@ from opengradient_x402.ledger.receipts import ReceiptStatus
 from opengradient_x402.payment.policy import SpendPolicy
 from opengradient_x402.telemetry.runs import named_run
 from support.payers import opg_balance, settled_receipts
+from support.steps import in_steps
 
 pytestmark = [
     pytest.mark.devnet(pace_s=0.002),
@@ -331,6 +332,41 @@ def test_a_stream_outlives_the_model_that_opened_it(net: Devnet, account: Accoun
     ledger = Ledger(path)
     assert [receipt.to_message() for receipt in ledger.receipts().result()] == [last.raw["x402"]]
     ledger.close()
+
+
+def test_a_block_in_a_generator_that_a_web_server_reads_hears_the_calls_of_all_steps(llm: OpenGradient) -> None:
+    handler = SettlementLedgerHandler()
+
+    def pieces() -> Iterator[str]:
+        with handler.listening():
+            yield "Here it comes. "
+            for question in ("Hello", "And now?"):
+                yield from (piece.delta or "" for piece in llm.stream_complete(question))
+
+    before = ids(llm.payments.ledger.receipts().result())
+    assert "".join(in_steps(pieces())) != "Here it comes. "
+    llm.complete("After it.")
+    paid = ids(llm.payments.ledger.receipts().result()) - before
+    assert (len(handler.receipts), len(paid)) == (2, 3)
+    assert ids(handler.receipts) < paid
+
+
+async def test_a_block_in_a_generator_that_is_dropped_ends_quietly(llm: OpenGradient) -> None:
+    handler, faults = SettlementLedgerHandler(), []
+    asyncio.get_running_loop().set_exception_handler(lambda _, fault: faults.append(fault))
+
+    async def pieces() -> AsyncIterator[str]:
+        with handler.listening():
+            async for piece in await llm.astream_complete("Hello"):
+                yield piece.delta or ""
+
+    async for _ in pieces():
+        break
+    gc.collect()
+    await asyncio.sleep(0.1)
+    await llm.acomplete("Somebody else's.")
+    await llm.aclose()
+    assert ([one.outcome for one in handler.receipts], faults) == (["abandoned"], [])
 
 
 def test_an_abandoned_stream_keeps_its_own_run_though_it_is_closed_elsewhere(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from contextvars import copy_context
@@ -16,6 +16,7 @@ from llama_index_opengradient import OpenGradient, SettlementLedgerHandler, Spen
 from opengradient_devnet import Devnet
 from opengradient_x402.errors import BudgetExceeded
 from opengradient_x402.money import format_amount
+from support.steps import in_steps
 
 
 def cost_of_one_call(llm: OpenGradient) -> int:
@@ -61,6 +62,21 @@ async def test_an_agent_is_stopped_between_its_calls(make_llm: Callable[..., Ope
             await FunctionAgent(tools=[population], llm=llm).run("What is the population of the city of Berlin?")
         assert len(guard.receipts) == 1
     await llm.aclose()
+
+
+def test_it_guards_all_steps_of_a_generator_that_a_web_server_reads(llm: OpenGradient) -> None:
+    cost = format_amount(cost_of_one_call(llm), decimals=18)
+    guard = SpendGuard(cost, reserve_per_call=cost)
+
+    def answers() -> Iterator[str]:
+        with guard.listening():
+            while True:
+                yield llm.complete("Hello").text
+
+    with pytest.raises(BudgetExceeded):
+        in_steps(answers())
+    assert len(guard.receipts) == 1
+    llm.complete("Outside of the block there is no limit.")
 
 
 def test_a_guard_on_a_dispatcher_holds_for_the_whole_process(llm: OpenGradient) -> None:

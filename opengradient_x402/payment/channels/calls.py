@@ -49,8 +49,7 @@ _FIRST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 1.0
 _LONGEST_BUSY_S: Final = 60.0
 _HOLD_S: Final = 660.0
-"""A process that nobody can look at has a channel for its call no longer than this, or the call's time limit."""
-_TIDY_EVERY_S: Final = 3600.0
+"""Seconds that a process may hold a channel for a call, or the call's time limit, when nothing is known of it."""
 _FRESH_S: Final = 60
 """A channel that no call has used for so long is looked at again: gateways give back what is in idle ones, unasked."""
 _MAX_REASON_CHARS: Final = 300
@@ -106,7 +105,7 @@ def pay_by_channel(
 
 def _tidy_soon(payments: Payments) -> None:
     """Begins to take back what is idle, if the policy says so, and the last time is an hour ago. Reports nothing."""
-    if payments.policy.idle_channels == "keep" or not payments.rides.may_tidy(_TIDY_EVERY_S):
+    if payments.policy.idle_channels == "keep" or not payments.rides.may_tidy():
         return
 
     def tidy() -> None:
@@ -147,7 +146,7 @@ def _reserved(
             if attempt == 2:
                 raise
             with suppress(TimeoutError):
-                yield Wait(payments.reclaim(), call.left_s)
+                yield Wait(payments.doubts.reclaim(), call.left_s)
         else:
             break
     if reserved is None:
@@ -325,7 +324,7 @@ def _sent(attempt: _Attempt) -> Steps[httpx.Response]:
 
 
 def _corrected(current: Challenge, attempt: _Attempt) -> Steps[str | None]:
-    """Takes over the gateway's sum, once, if it can be believed; otherwise why not."""
+    """Uses the gateway's sum, once, if it can be believed: None; otherwise the reason, as text."""
     call, payments, ride, terms = attempt.call, attempt.payments, attempt.ride, attempt.terms
     if attempt.is_corrected:
         return "it said another sum before"
