@@ -298,10 +298,10 @@ class Clock:
                 f"since, and the chain did not answer ({exc.message}) Nothing was signed. Try again when the node "
                 "answers."
             ) from exc
-        self._compare(chain_now_s)
+        self._compare(chain_now_s, whose="the chain's")
 
-    def _compare(self, other_now_s: int) -> None:
-        self._policy.check_clock(now_s=int(time.time()), server_now_s=other_now_s)
+    def _compare(self, other_now_s: int, *, whose: str = "the gateway's") -> None:
+        self._policy.check_clock(now_s=int(time.time()), server_now_s=other_now_s, whose=whose)
         self._agreed = (time.time(), time.monotonic())
 
 

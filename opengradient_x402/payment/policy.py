@@ -258,8 +258,8 @@ class SpendPolicy:
                 "If this gateway is yours, set `allow_private_endpoints=True`."
             )
 
-    def check_clock(self, *, now_s: int, server_now_s: int) -> None:
-        """Refuse to sign with a clock that disagrees with the gateway's: deadlines would be wrong.
+    def check_clock(self, *, now_s: int, server_now_s: int, whose: str = "the gateway's") -> None:
+        """Refuse to sign with a clock that disagrees with the gateway's, or the chain's: deadlines would be wrong.
 
         Raises PolicyRefused.
         """
@@ -267,7 +267,7 @@ class SpendPolicy:
         if abs(skew_s) > self.max_clock_skew_s:
             ahead = "ahead of" if skew_s > 0 else "behind"
             raise PolicyRefused(
-                f"This clock is {abs(skew_s)} s {ahead} the gateway's (limit {self.max_clock_skew_s} s): a "
+                f"This clock is {abs(skew_s)} s {ahead} {whose} (limit {self.max_clock_skew_s} s): a "
                 f"signature would live too long or be expired. Nothing was signed. {_CLOCK_ADVICE}"
             )
 

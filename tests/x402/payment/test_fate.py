@@ -15,7 +15,7 @@ from dataclasses import replace
 import pytest
 
 from opengradient_devnet.faults import OmitDate, RefusePayment
-from opengradient_x402.errors import ChainUnavailable, PaymentOutcomeUnknown
+from opengradient_x402.errors import ChainUnavailable, PaymentOutcomeUnknown, PolicyRefused
 from opengradient_x402.payment.payments import Payments
 from support.node import serving
 from support.payers import PROMPT, async_client_for, client_for, network_of, opg_balance, settled_receipts
@@ -103,3 +103,15 @@ def test_the_clock_is_asked_for_no_longer_than_the_call_may_take(net, account, p
     assert time.monotonic() - began < 3.0
     assert payments.ledger.authorizations(status="signed").result() == []
     assert opg_balance(net, account.address) == before
+
+
+def test_a_clock_that_the_chain_contradicts_is_compared_with_the_chains_by_name(net, payments, node):
+    """A node that is an hour behind looks like a clock that is ahead: who disagrees must be told."""
+    net.faults.inject(OmitDate(), times=None)
+    an_hour_ago = f"0x{int(time.time()) - 3600:064x}"
+    node.misbehave = lambda method, params, number: (
+        (200, {"result": an_hour_ago}) if method == "eth_call" and "to" not in params[0] else None
+    )
+    with client_for(payments) as client, pytest.raises(PolicyRefused, match=r"s ahead of the chain's.*Nothing was sig"):
+        client.chat(PROMPT)
+    assert payments.ledger.authorizations(status="signed").result() == []
