@@ -71,7 +71,9 @@ def guarded(app: ASGIApp, *, bodies: tuple[BodyRule, ...] = SITE_BODIES) -> ASGI
 
 
 def _stranger(scope: Scope, headers: Headers) -> JSONResponse | None:
-    """The refusal for a request that a web page of somebody else may have sent."""
+    """The refusal for a request that a web page of somebody else may have sent, or that names a host in its path."""
+    if not scope["path"].startswith("/"):
+        return _refuse(400, "The request names a whole URL where its path belongs. Nothing was done.")
     hosts = headers.getlist("host")
     if len(hosts) != 1 or not _is_loopback(hosts[0]):
         return _refuse(

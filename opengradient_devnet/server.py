@@ -100,7 +100,7 @@ class _Server(uvicorn.Server):
                 access_log=False,
                 log_config=None,
                 server_header=False,
-                date_header=False,  # `dating` writes it, and can be told to err
+                date_header=False,  # `dating` writes it, and a fault can make it wrong
                 proxy_headers=False,
                 timeout_keep_alive=120,
                 timeout_graceful_shutdown=_CONNECTIONS_GRACE_S,

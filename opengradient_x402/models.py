@@ -320,21 +320,21 @@ def _usd(text: str | None) -> Decimal | None:
     return None if text is None else Decimal(text)
 
 
-def check_name(where: str, name: str) -> None:
-    """A model's name in a setting: a misspelled one would never apply.
+def check_name(name: str) -> None:
+    """A model's name in `max_per_model`: a misspelled one would never apply.
 
     Raises ConfigurationError for a pattern. Warns when the catalog has no such model, but one with a similar name.
     """
     if not name.strip() or "*" in name:
         raise ConfigurationError(
-            f"{where} has {name!r}, which is no name of a model. Nothing was paid. Name each model; `max_per_call` "
-            "holds for all."
+            f"max_per_model has {name!r}, which is not the name of a model. Nothing was paid. Name each model; "
+            "`max_per_call` holds for all."
         )
     known = [spelling for model in catalog() for spelling in (model.name, model.wire_name)]
     if find_model(name) is None and (close := get_close_matches(name, known, n=1, cutoff=_SLIP)):
         warnings.warn(
-            f"{where} has {name!r}, which is not in the catalog. Did you mean {close[0]!r}? For a model of your own "
-            "gateway the name must be as in the call.",
+            f"max_per_model has {name!r}, which is not in the catalog. Did you mean {close[0]!r}? For a model of your "
+            "own gateway the name must be as in the call.",
             UserWarning,
             stacklevel=4,
         )

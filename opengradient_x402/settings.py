@@ -210,15 +210,15 @@ def state_directory(environ: Mapping[str, str] | None = None) -> Path:
         ) from exc
 
 
-def platform_of_many(environ: Mapping[str, str] | None = None) -> str | None:
+def platform_of_many() -> str | None:
     """The platform that this process runs on, if it is one that runs several copies of a program."""
-    environ = os.environ if environ is None else environ  # noqa: TID251 - the module that the rule names
+    environ = os.environ  # noqa: TID251 - the module that the rule names
     return next((f"{name} ({variable} is set)" for variable, name in _PLATFORMS.items() if environ.get(variable)), None)
 
 
-def find_dotenv(start: Path | None = None) -> Path | None:
-    """The nearest `.env` in a directory or its parents. Raises OSError where that cannot be seen."""
-    directory = (Path.cwd() if start is None else start).resolve()
+def find_dotenv() -> Path | None:
+    """The nearest `.env` in the working directory or its parents. Raises OSError where that cannot be seen."""
+    directory = Path.cwd().resolve()
     for candidate in (directory, *directory.parents):
         if (path := candidate / ".env").is_file():
             return path

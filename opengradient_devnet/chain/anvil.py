@@ -63,7 +63,7 @@ def arguments(binary: Path, *, chain_id: int) -> list[str]:
     """The command line. Port 0 lets the system choose; no account gets a well-known key."""
     options = {"--host": "127.0.0.1", "--port": "0", "--chain-id": str(chain_id), "--accounts": "0"}
     options |= {"--hardfork": "cancun", "--gas-limit": "30000000", "--order": "fifo"}
-    # No web page may read what it answers; its port is nobody's business but ours.
+    # No web page may read what it answers, and nobody else needs its port.
     return [str(binary), *itertools.chain.from_iterable(options.items()), "--no-cors"]
 
 

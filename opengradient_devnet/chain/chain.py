@@ -29,6 +29,8 @@ FAUCET_WEI = 10**9 * 10**18
 SEND_GAS = 15_000_000
 RECEIPT_TIMEOUT_S = 20.0
 _MINT_LIMIT_ATOMIC = 1_000_000 * 10**18  # OPG.vy refuses more in one mint
+_MOST_MINTS = 100
+"""For one wish: each is a transaction."""
 _DYNAMIC_FEE_TYPE = 2  # EIP-1559
 
 
@@ -204,7 +206,14 @@ class Chain(ABC):
         return int(self.rpc("eth_getBalance", [address, "latest"]), 16)
 
     def fund(self, address: str, *, token_atomic: int = 0, native_wei: int = 0) -> None:
-        """Give native coins and tokens to an address, by real transactions of the faucet account."""
+        """Give native coins and tokens to an address, by real transactions of the faucet account.
+
+        Raises ValueError for more tokens than the faucet gives at once.
+        """
+        if token_atomic > (most := _MOST_MINTS * _MINT_LIMIT_ATOMIC):
+            raise ValueError(
+                f"The faucet gives at most {self.token.text(most)} {self.token.symbol} at once. Nothing was sent."
+            )
         if native_wei:
             self._faucet_send(to=address, data=b"", value=native_wei)
         while token_atomic > 0:

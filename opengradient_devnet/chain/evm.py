@@ -214,7 +214,7 @@ class Evm:
         self._queued[sender][transaction.nonce] = transaction
 
     def _check(self, transaction: SignedTransactionAPI) -> None:
-        """What must be said to the sender before its transaction waits, when it could still hear it."""
+        """Refuses what can never be mined, before it waits: later its sender would not learn of it."""
         signed_for = getattr(transaction, "chain_id", None)
         if signed_for not in (None, self.chain_id):
             raise TransactionRefused(f"invalid chain id: signed for {signed_for}, not {self.chain_id}")
@@ -237,7 +237,7 @@ class Evm:
             self.logs.add(log, block_number=mined.number)
 
     def keep_up(self) -> None:
-        """Mine an empty block when the head is old, as a chain that ticks would have long done.
+        """Mine an empty block when the head is old, as a chain with regular blocks would have done.
 
         Asked for by those who read the head: a deadline could never be seen to pass on an idle chain.
         """

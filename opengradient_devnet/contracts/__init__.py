@@ -28,7 +28,7 @@ OPG = OPG_TOKEN.address
 USDC = USDC_TOKEN.address
 MULTICALL3 = "0xcA11bde05977b3631167028862bE2a173976CA11"  # multicall3.com
 TEE_REGISTRY = "0x703cB174AEadB35D611858369B4b1111dC9Abda6"  # OpenGradient EVM
-# The live relay has no published address; ours is nobody's key.
+# The live relay has no published address; nobody has a key for ours.
 RELAY: str = to_checksum_address(keccak(text="opengradient devnet settlement relay")[12:])
 
 ADDRESSES = {

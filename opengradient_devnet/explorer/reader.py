@@ -133,7 +133,7 @@ def decode_event(log: dict[str, Any]) -> Event:
 
 
 class ChainReader:
-    """Questions about one chain. Every answer is read anew: a page never shows what is no longer so."""
+    """Questions about one chain. Every answer is read anew: a page never shows what is out of date."""
 
     def __init__(self, chain: Chain) -> None:
         self._chain = chain
@@ -145,7 +145,7 @@ class ChainReader:
         return self._chain.now_s()
 
     def block(self, number_or_hash: int | str) -> Block | None:
-        """A block by number or 0x-hash; None when the chain has none such."""
+        """A block by number or 0x-hash; None when the chain does not have it."""
         if isinstance(number_or_hash, int):
             found = self._chain.rpc("eth_getBlockByNumber", [hex(number_or_hash), True])
         else:
@@ -165,7 +165,7 @@ class ChainReader:
                 yield block
 
     def transaction(self, tx_hash: str) -> Transaction | None:
-        """A mined transaction; None when the chain has none such (any more)."""
+        """A mined transaction; None when the chain does not have it (any more)."""
         receipt = self._chain.rpc("eth_getTransactionReceipt", [tx_hash])
         transaction = self._chain.rpc("eth_getTransactionByHash", [tx_hash])
         block = None if receipt is None else self.block(int(receipt["blockNumber"], 16))

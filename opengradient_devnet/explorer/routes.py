@@ -190,7 +190,7 @@ class Explorer:
         return section(
             "Calls",
             payment_pages.calls_table(calls, places, notation),
-            note("The gateway says so; the chain does not show single calls.") if calls else None,
+            note("These are the gateway's words: the chain does not show single calls.") if calls else None,
         )
 
     def _address(self, request: Request) -> Response:
@@ -231,7 +231,7 @@ class Explorer:
             lead("A session is one signed payment that serves many calls, and is settled once, for what they cost."),
             section("Open", payment_pages.sessions_table(self._sessions.views, notation)),
             section("Ended", payment_pages.settlements_table(ended[: 4 * _PAGE], notation)),
-            note("The gateway says so. What the chain shows is under ", link("/payments", "Payments"), "."),
+            note("These are the gateway's words. What the chain shows is under ", link("/payments", "Payments"), "."),
         ]
         return self._page("Sessions", *body, here="/sessions")
 
@@ -260,7 +260,7 @@ class Explorer:
         if len({hit.path for hit in hits}) == 1:
             return RedirectResponse(f"{BASE}{quote(hits[0].path)}", status_code=303, headers=_HEADERS)
         rows: list[Sequence[Node]] = [[hit.meaning, link(hit.path, hit.path)] for hit in hits]
-        found = table(["It is", "Page"], rows, empty="Nothing here goes by that name.")
+        found = table(["It is", "Page"], rows, empty="Nothing here has that name.")
         hint = note(
             "The search knows transaction and block hashes, block numbers, addresses, nonces of signed payments, "
             "Merkle roots, ids of calls, request and output hashes, enclave ids, blob ids, and marks of open sessions."

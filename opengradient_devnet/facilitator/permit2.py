@@ -111,7 +111,7 @@ class Permit2Checks:
         code = self._chain.code(authorization.payer)
         if code:
             signed = self._wallet_accepts(authorization.payer, digest, authorization.signature)
-            # Some wallets judge by the caller; in upto the simulation has the last word about contracts.
+            # Some wallets judge by the caller; in upto the simulation decides about contracts.
             require(signed or upto, "invalid_permit2_signature")
             return
         signer = recover(digest, authorization.signature)

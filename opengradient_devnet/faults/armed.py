@@ -14,83 +14,52 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from opengradient_devnet.faults.answer import (
-    AnswerStatus,
-    DripHeaders,
-    EmptyStream,
-    ErrorEvent,
-    GarbleBody,
-    HangUp,
-    OmitDone,
-    OmitUsage,
-    RawEvent,
-    Redirect,
-    SlowDrip,
-    StreamStyle,
-    TruncateStream,
-)
-from opengradient_devnet.faults.challenge import AlterChallenge, AlterTerms, HugeChallenge, RawChallenge, RefusePayment
-from opengradient_devnet.faults.channels import ForgeCorrection, LieAboutCharge
-from opengradient_devnet.faults.clock import OmitDate, SkewClock
-from opengradient_devnet.faults.node import LagNode, NodeCut, NodeDrip, NodeError, NodeNull, NodeStatus
-from opengradient_devnet.faults.price import AlterOpgPrice, InflateCost
-from opengradient_devnet.faults.proof import AddUnsigned, ForgeAttestation, ForgeProof
-from opengradient_devnet.faults.settlement import (
-    DemandAnew,
-    FailSettlement,
-    ForgeSessionId,
-    KillSession,
-    NeverSettle,
-    SettleAndRefuse,
-    SettleAtCap,
-    SettleForSomebodyElse,
-    WrongTransaction,
-)
+from opengradient_devnet.faults import answer, challenge, channels, clock, node, price, proof, settlement
 from opengradient_devnet.tool_call_styles import ToolCallStyle
 
 Fault = (
-    AlterTerms
-    | AlterChallenge
-    | RawChallenge
-    | HugeChallenge
-    | RefusePayment
-    | KillSession
-    | ForgeSessionId
-    | SettleAtCap
-    | NeverSettle
-    | FailSettlement
-    | SettleForSomebodyElse
-    | WrongTransaction
-    | AnswerStatus
-    | Redirect
-    | HangUp
-    | GarbleBody
-    | TruncateStream
-    | OmitDone
-    | ErrorEvent
-    | EmptyStream
-    | RawEvent
-    | SlowDrip
-    | StreamStyle
-    | OmitUsage
-    | SkewClock
-    | ForgeProof
-    | ForgeAttestation
-    | AddUnsigned
-    | DripHeaders
-    | OmitDate
-    | SettleAndRefuse
-    | DemandAnew
-    | LieAboutCharge
-    | ForgeCorrection
-    | InflateCost
-    | AlterOpgPrice
-    | LagNode
-    | NodeStatus
-    | NodeNull
-    | NodeError
-    | NodeCut
-    | NodeDrip
+    challenge.AlterTerms
+    | challenge.AlterChallenge
+    | challenge.RawChallenge
+    | challenge.HugeChallenge
+    | challenge.RefusePayment
+    | settlement.KillSession
+    | settlement.ForgeSessionId
+    | settlement.SettleAtCap
+    | settlement.NeverSettle
+    | settlement.FailSettlement
+    | settlement.SettleForSomebodyElse
+    | settlement.WrongTransaction
+    | answer.AnswerStatus
+    | answer.Redirect
+    | answer.HangUp
+    | answer.GarbleBody
+    | answer.TruncateStream
+    | answer.OmitDone
+    | answer.ErrorEvent
+    | answer.EmptyStream
+    | answer.RawEvent
+    | answer.SlowDrip
+    | answer.StreamStyle
+    | answer.OmitUsage
+    | clock.SkewClock
+    | proof.ForgeProof
+    | proof.ForgeAttestation
+    | proof.AddUnsigned
+    | answer.DripHeaders
+    | clock.OmitDate
+    | settlement.SettleAndRefuse
+    | settlement.DemandAnew
+    | channels.LieAboutCharge
+    | channels.ForgeCorrection
+    | price.InflateCost
+    | price.AlterOpgPrice
+    | node.LagNode
+    | node.NodeStatus
+    | node.NodeNull
+    | node.NodeError
+    | node.NodeCut
+    | node.NodeDrip
 )
 _Kind = TypeVar("_Kind", bound=Fault)
 
@@ -140,7 +109,7 @@ class Faults:
     def inject(self, fault: Fault, *, times: int | None = 1, skip: int = 0) -> None:
         """Arm `fault` for `times` occasions (None: all, until `clear`), after `skip` that go well."""
         if times is not None and times < 1:
-            raise ValueError(f"A fault that strikes {times} times is none.")
+            raise ValueError(f"A fault cannot strike {times} times. Give 1 or more, or None for all times.")
         with self._lock:
             self._armed.append(_Armed(fault=fault, left=times, skip=skip))
 

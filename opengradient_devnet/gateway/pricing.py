@@ -47,11 +47,6 @@ class ModelPrice:
     input_usd_per_mtok: Decimal
     output_usd_per_mtok: Decimal
 
-    @property
-    def full_name(self) -> str:
-        """`provider/name`, the form that SDKs use."""
-        return f"{self.provider}/{self.name}"
-
     def cost_usd(self, *, prompt_tokens: int, completion_tokens: int) -> Fraction:
         """The exact price of these numbers of tokens."""
         total = prompt_tokens * Fraction(self.input_usd_per_mtok)

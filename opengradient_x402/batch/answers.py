@@ -1,8 +1,8 @@
 """The folder that keeps a job's answers: rows with an answer in it are not called, and not paid, again.
 
 Each process appends to a file of its own, a line an answer, and reads those of all others, so that many workers may
-share the folder (a local one, or one that is mounted on every machine). The end of the process, in any form, loses no
-whole line. A file `job` says which job it is: the ids of its calls follow from it and from their keys.
+share the folder (a local one, or one that is mounted on every machine). However the process ends, no whole line is
+lost. A file `job` says which job it is: the ids of its calls follow from it and from their keys.
 
 Does not know rows, calls or payments.
 """
@@ -172,7 +172,7 @@ def _digest(key: str) -> bytes:
 
 
 def _job_in(folder: Path) -> str:
-    """What tells this job from others: the first process makes it."""
+    """The id of this job; the first process makes it."""
     file = folder / _JOB
     if not file.exists():
         aside = folder / f".{_JOB}.{secrets.token_hex(8)}"

@@ -3,11 +3,11 @@
 A call's id follows from the job and the key of its row, and the ledger has every call before it is sent. So a row that
 was under way when its process was killed is found again, and the chain decides:
 
-* It has a nonce of its own: a gateway that gives answers again is asked for it. From others nothing more is asked
-  while that nonce may hold an open session, which would charge for the row a second time. When none can be open any
-  more, and nothing has settled, the row is called again under that nonce: at most one of the payments settles.
-* A session paid for it: the session's settlement is waited for, which shows whether the row was charged.
-* Not charged: it is called again. Charged: it is paid, and its answer is lost; only `pay_again` pays for it once more.
+* It has a nonce of its own: a gateway that gives answers again is asked for it. Other gateways are asked nothing more
+while that nonce may hold an open session, which would charge for the row a second time. When none can be open any more,
+and nothing has settled, the row is called again under that nonce: at most one of the payments settles. * A session paid
+for it: the session's settlement is waited for, which shows whether the row was charged. * Not charged: it is called
+again. Charged: it is paid, and its answer is lost; only `pay_again` pays for it once more.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class KeyedCalls:
                     if own is not None and again not in refused and await self._is_idle(own):
                         return again
                     raise self._unknown(receipt, f"the chain has shown no settlement within {self._wait_s:g} s")
-            # One that was served counts as paid; should nothing be taken for it after all, a later run finds that out.
+            # One that was served counts as paid; if nothing is taken for it after all, a later run finds that out.
             if not self._pay_again and (cost_of(receipt) or not receipt.is_final):
                 raise self._lost(receipt)
             # The process that began it may live, and be late: it must not go on with it after this.

@@ -225,7 +225,7 @@ class Reader:
                 return json.loads(value)
             except ValueError as exc:
                 raise ConfigurationError(
-                    f"The column {self._column[name]!r} has text that begins like JSON and is none ({exc}). Nothing "
+                    f"The column {self._column[name]!r} has text that begins like JSON, but is none ({exc}). Nothing "
                     "was paid. Correct the row."
                 ) from exc
         if name in _WHOLE and isinstance(value, float) and value.is_integer():
@@ -234,7 +234,7 @@ class Reader:
 
 
 def _check_defaults(given: Mapping[str, Any], *, known: Iterable[str]) -> None:
-    """Raises ConfigurationError for what is no member of a request, and for typing errors."""
+    """Raises ConfigurationError for names that are not members of a request, such as typing errors."""
     members = CHAT_MEMBERS.union(PARAMETERS)
     for name in given:
         if name in known and name not in members:

@@ -73,7 +73,7 @@ class Reply(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """Why there is no result. `is_refusal`: the node answered, and said no to the question itself, as others would."""
+    """Why there is no result. `is_refusal`: the node answered and refused the question itself, as other nodes would."""
 
     error: ChainUnavailable
     is_refusal: bool = False
@@ -186,7 +186,7 @@ def _trouble(status_code: int) -> str:
 
 def _retry_after_s(reply: Reply) -> float | None:
     text = reply.retry_after
-    # At most six digits: a number of seconds that is longer means "not today".
+    # At most six digits: a wait of days ends the request anyway.
     return float(text[:6]) if text is not None and text.isascii() and text.isdigit() else None
 
 

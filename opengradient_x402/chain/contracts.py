@@ -2,7 +2,7 @@
 
 The registry says which enclaves serve, how to reach them, whom to pay and which keys they hold. The relay says
 under which root, or with which hashes, the data of calls were settled. eth-abi reads the bytes; it is imported when
-a contract has answered. This module does not decide what to trust (`gateway.admission`, `proofs`).
+a contract has answered. This module does not decide what to trust (`gateway.enclaves`, `proofs`).
 """
 
 from __future__ import annotations
@@ -104,9 +104,9 @@ class TeeFields(NamedTuple):
 # -- the registry
 
 
-def active_tees(registry: str, *, tee_type: int = LLM_PROXY) -> Question[tuple[RegisteredTee, ...]]:
-    """The enclaves that the registry calls active. Raises RpcError for an answer that cannot be read."""
-    answer = yield from _called(registry, GET_ACTIVE_TEES, tee_type.to_bytes(_WORD, "big"))
+def active_tees(registry: str) -> Question[tuple[RegisteredTee, ...]]:
+    """The active enclaves for language models. Raises RpcError for an answer that cannot be read."""
+    answer = yield from _called(registry, GET_ACTIVE_TEES, LLM_PROXY.to_bytes(_WORD, "big"))
     try:
         return tuple(_registered(fields) for fields in decode_tees(answer))
     except ValueError as exc:

@@ -1,14 +1,14 @@
 """EIP-712 digests of what pays: Permit2 for upto and for exact, EIP-3009, and a channel's vouchers and deposits.
 
 Pure functions from field values to 32 bytes, and to the document of which they are the digest, for wallets that sign
-nothing else. Knows no keys and no policy. Type hashes and domain
-separators are computed once and kept: a digest is then four or five hashes.
+nothing else. Knows no keys and no policy. Type hashes and domain separators are computed once and kept: a digest is
+then four or five hashes.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache, lru_cache, partial
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from opengradient_x402.addresses import address_word, keccak256
@@ -23,11 +23,11 @@ _PERMIT_WITNESS: Final = (  # Permit2, PermitHash.sol: referenced struct types f
     "PermitWitnessTransferFrom(TokenPermissions permitted,address spender,uint256 nonce,uint256 deadline,"
     "Witness witness)" + _PERMISSIONS
 )
-_TRANSFER_WITH_AUTHORIZATION: Final = (  # EIP-3009
+TRANSFER_WITH_AUTHORIZATION: Final = (  # EIP-3009
     "TransferWithAuthorization(address from,address to,uint256 value,uint256 validAfter,uint256 validBefore,"
     "bytes32 nonce)"
 )
-_RECEIVE_WITH_AUTHORIZATION: Final = _TRANSFER_WITH_AUTHORIZATION.replace("Transfer", "Receive")  # EIP-3009
+RECEIVE_WITH_AUTHORIZATION: Final = TRANSFER_WITH_AUTHORIZATION.replace("Transfer", "Receive")  # EIP-3009
 _CHANNEL_CONFIG: Final = (  # x402 batch-settlement, as the two below
     "ChannelConfig(address payer,address payerAuthorizer,address receiver,address receiverAuthorizer,address token,"
     "uint40 withdrawDelay,bytes32 salt)"
@@ -100,23 +100,10 @@ def payment_digest(
     for upto terms without a facilitator, which nobody can settle.
     """
     if terms.transfer_method == "eip3009":
-        return transfer_authorization_digest(
-            chain_id=network.chain_id,
-            token=terms.asset,
-            token_name=network.asset.name if token_name is None else token_name,
-            token_version=network.asset.version if token_version is None else token_version,
-            payer=payer,
-            pay_to=terms.payee,
-            amount_atomic=terms.amount_atomic,
-            nonce=nonce,
-            valid_before_s=terms.deadline,
-        )
-    digest_of = exact_permit_digest
-    if terms.scheme == "upto":
-        if terms.facilitator is None:
-            raise ValueError("upto terms without a facilitator")
-        digest_of = partial(upto_permit_digest, facilitator=terms.facilitator)
-    return digest_of(
+        return transfer_digest(**_transfer_fields(terms, payer, nonce, network, token_name, token_version))
+    if terms.scheme == "upto" and terms.facilitator is None:
+        raise ValueError("upto terms without a facilitator")
+    return permit_digest(
         chain_id=network.chain_id,
         permit2=network.permit2,
         token=terms.asset,
@@ -125,6 +112,7 @@ def payment_digest(
         nonce=nonce,
         deadline_s=terms.deadline,
         pay_to=terms.payee,
+        facilitator=terms.facilitator if terms.scheme == "upto" else None,
     )
 
 
@@ -139,21 +127,7 @@ def payment_document(
 ) -> dict[str, Any]:
     """The typed data of which `payment_digest` is the digest, as `eth_signTypedData_v4` takes it."""
     if terms.transfer_method == "eip3009":
-        domain = {
-            "name": network.asset.name if token_name is None else token_name,
-            "version": network.asset.version if token_version is None else token_version,
-            "chainId": network.chain_id,
-            "verifyingContract": terms.asset,
-        }
-        message: dict[str, Any] = {
-            "from": payer,
-            "to": terms.payee,
-            "value": terms.amount_atomic,
-            "validAfter": 0,
-            "validBefore": terms.deadline,
-            "nonce": "0x" + _word(nonce).hex(),
-        }
-        return _document(_ASSET_DOMAIN, domain, _TRANSFER_WITH_AUTHORIZATION, message)
+        return transfer_document(**_transfer_fields(terms, payer, nonce, network, token_name, token_version))
     witness: dict[str, Any] = {"to": terms.payee, "facilitator": terms.facilitator, "validAfter": 0}
     witness_type = _UPTO_WITNESS
     if terms.scheme != "upto":
@@ -170,6 +144,23 @@ def payment_document(
     return _document(_PERMIT2_DOMAIN, domain, _PERMIT_WITNESS + witness_type, message)
 
 
+def _transfer_fields(
+    terms: Terms, payer: str, nonce: int, network: Network, token_name: str | None, token_version: str | None
+) -> dict[str, Any]:
+    return {
+        "encoded_type": TRANSFER_WITH_AUTHORIZATION,
+        "chain_id": network.chain_id,
+        "token": terms.asset,
+        "token_name": network.asset.name if token_name is None else token_name,
+        "token_version": network.asset.version if token_version is None else token_version,
+        "payer": payer,
+        "pay_to": terms.payee,
+        "amount_atomic": terms.amount_atomic,
+        "nonce": nonce,
+        "valid_before_s": terms.deadline,
+    }
+
+
 def _document(domain_type: str, domain: dict[str, Any], types: str, message: dict[str, Any]) -> dict[str, Any]:
     """`types` is the primary type and those that it refers to, in EIP-712's own spelling."""
     primary, _, _ = types.partition("(")
@@ -180,7 +171,7 @@ def _document(domain_type: str, domain: dict[str, Any], types: str, message: dic
     return {"domain": domain, "types": listed, "primaryType": primary, "message": message}
 
 
-def upto_permit_digest(
+def permit_digest(
     *,
     chain_id: int,
     permit2: str,
@@ -190,51 +181,25 @@ def upto_permit_digest(
     nonce: int,
     deadline_s: int,
     pay_to: str,
-    facilitator: str,
-    valid_after_s: int = 0,
+    facilitator: str | None,
 ) -> bytes:
-    """The Permit2 digest of an upto payment: the witness binds payee and facilitator (x402 upto, EVM)."""
-    witness = keccak256(
-        _type_hash(_UPTO_WITNESS) + address_word(pay_to) + address_word(facilitator) + _word(valid_after_s)
-    )
+    """The Permit2 digest of a payment: the witness binds the payee, and for upto the facilitator (x402 upto, exact)."""
+    witness_type = _EXACT_WITNESS if facilitator is None else _UPTO_WITNESS
+    bound = address_word(pay_to) + (b"" if facilitator is None else address_word(facilitator)) + _word(0)
     permit = keccak256(
-        _type_hash(_PERMIT_WITNESS + _UPTO_WITNESS)
+        _type_hash(_PERMIT_WITNESS + witness_type)
         + _token_permissions(token, amount_atomic)
         + address_word(spender)
         + _word(nonce)
         + _word(deadline_s)
-        + witness
+        + keccak256(_type_hash(witness_type) + bound)
     )
     return _digest(_permit2_domain(chain_id, permit2), permit)
 
 
-def exact_permit_digest(
+def transfer_digest(
     *,
-    chain_id: int,
-    permit2: str,
-    token: str,
-    amount_atomic: int,
-    spender: str,
-    nonce: int,
-    deadline_s: int,
-    pay_to: str,
-    valid_after_s: int = 0,
-) -> bytes:
-    """The Permit2 digest of an exact payment: the witness binds the payee (x402 exact, EVM)."""
-    witness = keccak256(_type_hash(_EXACT_WITNESS) + address_word(pay_to) + _word(valid_after_s))
-    permit = keccak256(
-        _type_hash(_PERMIT_WITNESS + _EXACT_WITNESS)
-        + _token_permissions(token, amount_atomic)
-        + address_word(spender)
-        + _word(nonce)
-        + _word(deadline_s)
-        + witness
-    )
-    return _digest(_permit2_domain(chain_id, permit2), permit)
-
-
-def transfer_authorization_digest(
-    *,
+    encoded_type: str,
     chain_id: int,
     token: str,
     token_name: str,
@@ -244,25 +209,53 @@ def transfer_authorization_digest(
     amount_atomic: int,
     nonce: int,
     valid_before_s: int,
-    valid_after_s: int = 0,
 ) -> bytes:
-    """The digest of an EIP-3009 `transferWithAuthorization`, in the token's own domain."""
+    """The digest of an EIP-3009 transfer, in the token's own domain.
+
+    `encoded_type` is TRANSFER_WITH_AUTHORIZATION, or RECEIVE_WITH_AUTHORIZATION, which only the payee can use.
+    """
     transfer = keccak256(
-        _type_hash(_TRANSFER_WITH_AUTHORIZATION)
+        _type_hash(encoded_type)
         + address_word(payer)
         + address_word(pay_to)
         + _word(amount_atomic)
-        + _word(valid_after_s)
+        + _word(0)
         + _word(valid_before_s)
         + _word(nonce)
     )
     return _digest(_token_domain(chain_id, token, token_name, token_version), transfer)
 
 
+def transfer_document(
+    *,
+    encoded_type: str,
+    chain_id: int,
+    token: str,
+    token_name: str,
+    token_version: str,
+    payer: str,
+    pay_to: str,
+    amount_atomic: int,
+    nonce: int,
+    valid_before_s: int,
+) -> dict[str, Any]:
+    """The typed data of which `transfer_digest` is the digest."""
+    domain = {"name": token_name, "version": token_version, "chainId": chain_id, "verifyingContract": token}
+    message = {
+        "from": payer,
+        "to": pay_to,
+        "value": amount_atomic,
+        "validAfter": 0,
+        "validBefore": valid_before_s,
+        "nonce": "0x" + _word(nonce).hex(),
+    }
+    return _document(_ASSET_DOMAIN, domain, encoded_type, message)
+
+
 def token_permit(
     network: Network, *, owner: str, amount_atomic: int, nonce: int, deadline_s: int
 ) -> tuple[bytes, dict[str, Any]]:
-    """Digest and typed data of an EIP-2612 permit, in the domain of the network's token: Permit2 may move an amount."""
+    """Digest and typed data of an EIP-2612 permit, by which Permit2 may move an amount of the network's token."""
     asset = network.asset
     permit = keccak256(
         _type_hash(_EIP2612_PERMIT)
@@ -324,54 +317,6 @@ def voucher_document(channel: bytes, max_claimable_atomic: int, *, chain_id: int
 def deposit_nonce(channel: bytes, salt: int) -> int:
     """The EIP-3009 nonce that binds a deposit to its channel."""
     return int.from_bytes(keccak256(channel + _word(salt)), "big")
-
-
-def receive_authorization_digest(
-    *,
-    chain_id: int,
-    token: str,
-    token_name: str,
-    token_version: str,
-    payer: str,
-    amount_atomic: int,
-    nonce: int,
-    valid_before_s: int,
-) -> bytes:
-    """The digest of a deposit by EIP-3009 `receiveWithAuthorization`, which only the collector can use."""
-    receive = keccak256(
-        _type_hash(_RECEIVE_WITH_AUTHORIZATION)
-        + address_word(payer)
-        + address_word(ERC3009_COLLECTOR)
-        + _word(amount_atomic)
-        + _word(0)
-        + _word(valid_before_s)
-        + _word(nonce)
-    )
-    return _digest(_token_domain(chain_id, token, token_name, token_version), receive)
-
-
-def receive_authorization_document(
-    *,
-    chain_id: int,
-    token: str,
-    token_name: str,
-    token_version: str,
-    payer: str,
-    amount_atomic: int,
-    nonce: int,
-    valid_before_s: int,
-) -> dict[str, Any]:
-    """The typed data of which `receive_authorization_digest` is the digest."""
-    domain = {"name": token_name, "version": token_version, "chainId": chain_id, "verifyingContract": token}
-    message = {
-        "from": payer,
-        "to": ERC3009_COLLECTOR,
-        "value": amount_atomic,
-        "validAfter": 0,
-        "validBefore": valid_before_s,
-        "nonce": "0x" + _word(nonce).hex(),
-    }
-    return _document(_ASSET_DOMAIN, domain, _RECEIVE_WITH_AUTHORIZATION, message)
 
 
 def deposit_permit_digest(

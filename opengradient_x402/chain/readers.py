@@ -1,4 +1,4 @@
-"""Who answers a question about a chain at once: the node of a place, asked from a thread."""
+"""Answers to questions about a chain, for callers that wait: the node of a place, asked from a thread."""
 
 from __future__ import annotations
 

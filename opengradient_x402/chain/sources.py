@@ -49,7 +49,7 @@ class Source:
 
 
 class Sources:
-    """The live ones. A chain's node is asked once which chain it serves."""
+    """Live sources: nodes and stores are asked now. A chain's node is asked once which chain it serves."""
 
     def __init__(self) -> None:
         self._nodes: dict[tuple[str, int, object], Node] = {}
@@ -94,7 +94,7 @@ class Sources:
         return (yield from self.document(f"{store.rstrip('/')}/{quote(blob_id, safe='')}"))
 
     def document(self, url: str) -> Steps[Document]:
-        """A public document; a `Document` says how that went."""
+        """A public document. When it cannot be read, `problem` says why; nothing is raised."""
         import httpx
 
         content, deadline = bytearray(), time.monotonic() + _LONGEST_S

@@ -27,7 +27,7 @@ _FIRST_LOOK_S: Final = 0.05
 _LONGEST_LOOK_S: Final = 2.0
 _MOST_NONCES: Final = 4
 _USUAL_GAS: Final = 80_000
-"""More than an approval or a cancellation takes: reckoned with when a node estimates nothing for an empty wallet."""
+"""More than an approval or a cancellation takes: used where a node gives no estimate for an empty wallet."""
 _WEI_PER_GWEI: Final = 10**9
 
 # What nodes say. The words of geth (core/error.go, txpool/errors.go) are also those of OP-stack nodes, erigon and reth.
@@ -189,11 +189,12 @@ def _mined(tx_hash: str, what: str, timeout_s: float) -> Question[str]:
     if timeout_s == _DOUBTFUL_TIMEOUT_S:
         raise ChainUnavailable(
             f"{what} may have been sent as {tx_hash} (the node's answer was lost), and is not mined after "
-            f"{timeout_s:.0f} s. No tokens moved. Look it up before you send it again.{problem}"
+            f"{timeout_s:.0f} s. As far as the node shows, no tokens moved. Look it up before you send it again."
+            f"{problem}"
         )
     raise ChainUnavailable(
-        f"{what} was sent as {tx_hash} and is not mined after {timeout_s:.0f} s. No tokens moved. "
-        f"It may still be mined: look it up before you send it again.{problem}"
+        f"{what} was sent as {tx_hash} and is not mined after {timeout_s:.0f} s. As far as the node shows, no tokens "
+        f"moved. It may still be mined: look it up before you send it again.{problem}"
     )
 
 
@@ -248,7 +249,7 @@ def _says(exc: RpcError, words: tuple[str, ...]) -> bool:
 
 
 def _missing(exc: RpcError, unsigned: UnsignedTransaction) -> int:
-    """How much more a node wants to see: as it says, or else what the transaction costs.
+    """The wei that are missing for gas: as the node says, or else what the transaction costs.
 
     A rollup also takes the fee of the chain below, which no estimate of gas holds.
     """

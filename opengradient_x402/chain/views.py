@@ -74,7 +74,7 @@ def nonces_at_one_block(nonces: Sequence[Nonce]) -> Question[list[View]]:
 def confirmations(places: Iterable[Place], *, needed: int) -> Question[dict[Place, int | None]]:
     """How many blocks stand on each place, its own included; 0 where the chain has another block by now.
 
-    None where the node that was asked knows no better: it is behind. More than `needed` need not be counted.
+    None where the node that was asked is behind, and cannot know. More than `needed` need not be counted.
     """
     wanted = list(dict.fromkeys(places))
     found: dict[Place, int | None] = {}

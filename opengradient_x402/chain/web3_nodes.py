@@ -1,8 +1,8 @@
 """A user's own `Web3` or `AsyncWeb3` as the node that answers questions: WebSocket, IPC, middleware, fallbacks.
 
 Both are asked beside the driver, in a thread or on the event loop that the connection belongs to, so that sync and
-async calls can use either. Middleware may have changed results: they are made plain JSON again. Errors are ours.
-The user's own code has imported web3; this module never does so before.
+async calls can use either. Middleware may have changed results: they are made plain JSON again. Errors are those of
+this package. The user's own code has imported web3; this module never does so before.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def _parameters(request: RpcRequest) -> list[Any]:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON-RPC has: middleware makes other mappings, bytes and numbers of it."""
+    """The value as JSON-RPC has it: middleware turns it into other mappings, bytes and numbers."""
     if isinstance(value, Mapping):
         return {str(name): _plain(member) for name, member in value.items()}
     if isinstance(value, list | tuple):
@@ -148,14 +148,15 @@ def _error(exc: Exception, request: RpcRequest, timeout_s: float) -> ChainUnavai
         details: Mapping[str, Any] = error if isinstance(error, Mapping) else {"message": str(error)}
         code, data = details.get("code"), details.get("data")
         return RpcError(
-            f"The node of the `web3` object refused {request.method}: {str(details.get('message', error))[:300]}.",
+            f"The node of the `web3` object refused {request.method}: {str(details.get('message', error))[:300]}. "
+            "The chain was not changed by asking. Try again later, or use another provider.",
             code=code if isinstance(code, int) else None,
             data=data if isinstance(data, str) else None,
         )
     if isinstance(exc, TimeoutError):
         return ChainUnavailable(
             f"The `web3` object did not answer {request.method} in {timeout_s:g} s. The chain was not changed by "
-            "asking. Try again; a sync call on the event loop of an AsyncWeb3's own connection must be an async one."
+            "asking. Try again; on the event loop of an AsyncWeb3's own connection, use the async methods."
         )
     return ChainUnavailable(
         f"The `web3` object did not answer {request.method} ({type(exc).__name__}). The chain was not changed by "

@@ -53,7 +53,7 @@ class ChannelBook:
         self._name = secrets.token_hex(4)
 
     def renew(self) -> None:
-        """In a forked child: what the parent holds is not the child's."""
+        """In a forked child: it holds none of the channels that the parent holds."""
         self._name = secrets.token_hex(4)
 
     def channels(self, *, network: str, payer: str | None = None, anew: bool = False) -> Future[list[Channel]]:
@@ -181,8 +181,8 @@ class ChannelBook:
     ) -> Future[Voucher | None]:
         """Takes over what was charged before this voucher, once that was checked; the voucher, made anew on top of it.
 
-        Calls whose outcome was unknown cost what this leaves for them, the oldest first; what others were charged stays
-        as the gateway said before, also when it counts less now. None, and nothing is changed, when other calls of this
+        Calls whose outcome was unknown cost what is left for them, the oldest first. What others were charged stays as
+        the gateway said before, also when it counts less now. None, and nothing is changed, when other calls of this
         ledger cannot have cost so much; unless the gateway has a voucher for `signed_atomic`, higher than any of this
         ledger, so that somebody else uses this key as well, or this is the first call on a channel that was found on
         the chain (`is_found`).
@@ -326,14 +326,26 @@ def _most_charged(channel: Channel, others: Sequence[Voucher]) -> int:
     return max([channel.charged_atomic, claimed, *(one.end_atomic for one in others)])
 
 
+def _explained(channel: Channel, others: Sequence[Voucher], settled_atomic: int) -> int:
+    """What was taken for settled calls, with all known charges; what was claimed already is taken once only."""
+    taken = channel.foreign_atomic + settled_atomic
+    left = max(0, channel.claimed_atomic - taken)
+    for one in others:
+        charge = one.charged_atomic or 0
+        if charge and one.end_atomic <= channel.claimed_atomic:
+            charge = min(charge, left)
+            left -= charge
+        taken += charge
+    return taken
+
+
 def _raised(book: Book, conn: Connection, channel: Channel, others: list[Voucher], to_atomic: int) -> Channel:
     """The channel, charged up to this sum. Calls whose outcome was unknown cost what that leaves, the oldest first.
 
     What others were charged explains a part of it, also what the gateway forgot and counts again, as after a restart.
     """
     most, known = _most_charged(channel, others), []
-    sum_atomic = channel.foreign_atomic + settled_for_good(conn, channel.id)
-    sum_atomic = max(channel.charged_atomic, sum_atomic + sum(one.charged_atomic or 0 for one in others))
+    sum_atomic = max(channel.charged_atomic, _explained(channel, others, settled_for_good(conn, channel.id)))
     for one in others:
         if one.charged_atomic is not None:
             known.append(one)
@@ -349,7 +361,7 @@ def _raised(book: Book, conn: Connection, channel: Channel, others: list[Voucher
 
 
 def _include(book: Book, conn: Connection, newest: Sequence[Voucher]) -> None:
-    """These count with their charge from here on; the last ones, while that is unknown, with all that they allow."""
+    """These count with their charge from here on; the last ones, while it is unknown, with all that they allow."""
     last_charged = max((i for i, one in enumerate(newest) if one.charged_atomic is not None), default=-1)
     for earlier in newest[: last_charged + 1]:
         before = book.authorization(conn, earlier.authorization_id)

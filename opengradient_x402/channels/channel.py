@@ -28,7 +28,7 @@ class Channel(ChannelConfig):
     status: str = "open"
     """`open`; `closing` while a withdrawal waits, so that no call uses it; `closed` when nothing is left in it."""
     charged_atomic: int = 0
-    """What the calls cost so far, by the gateway's word: checked against what was signed."""
+    """What the calls cost so far: a claim of the gateway, checked against what was signed."""
     signed_atomic: int = 0
     """The highest voucher: all that can ever be claimed."""
     balance_atomic: int = 0
@@ -38,7 +38,7 @@ class Channel(ChannelConfig):
     foreign_atomic: int = 0
     """What calls cost that are in no ledger known here: those of a lost one, or of another user of the key."""
     seen_block: int = 0
-    """The block that balance and claims were read at: what an older one shows is not news."""
+    """The block that balance and claims were read at: an older block shows nothing new."""
     withdrawing_since: int = 0
     used_at: int = 0
     held_by: str = ""
@@ -68,9 +68,9 @@ class Voucher:
     base_atomic: int
     max_atomic: int
     charged_atomic: int | None = None
-    """By the gateway's word; None while the outcome of the call is unknown."""
+    """A claim of the gateway; None while the outcome of the call is unknown."""
     signed_atomic: int = 0
-    """The highest sum that was signed for this call. A correction can lower `max_atomic`; no signature comes back."""
+    """The highest sum that was signed for this call. A correction lowers `max_atomic`, but takes no signature back."""
 
     @property
     def ceiling_atomic(self) -> int:

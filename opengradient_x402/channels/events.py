@@ -83,7 +83,7 @@ def config_words(config: ChannelConfig) -> bytes:
 
 
 def ceilings_in(calldata: bytes, config: ChannelConfig) -> Iterator[tuple[int, int]]:
-    """What vouchers of this channel allow, all in all, that stand in a transaction's calldata, and at which place."""
+    """The vouchers of this channel in a transaction's calldata: what each allows in total, and its place."""
     words = config_words(config)
     start = calldata.find(words)
     while start >= 0:

@@ -1,7 +1,7 @@
 """Which call rides on which channel in this process, and what its gateway says that it cost.
 
-A channel serves one call at a time. What is known of channels is in the ledger (`book`); this module only has who uses
-them now.
+A channel serves one call at a time. What is known of channels is in the ledger (`book`); this module only knows who
+uses them now.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 from opengradient_x402.channels.book import ChannelBook
 from opengradient_x402.channels.channel import Channel, Deposit, Voucher
@@ -19,6 +19,8 @@ from opengradient_x402.channels.vouchers import charge_of, id_of
 from opengradient_x402.keys.signer import Signer
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.networks import Network
+
+_TIDY_EVERY_S: Final = 3600.0
 
 
 @dataclass(slots=True, eq=False)
@@ -28,7 +30,7 @@ class Ride:
     channel: Channel
     voucher: Voucher | None = None
     deposit: Deposit | None = None
-    """What goes along with the voucher."""
+    """The deposit that goes along with the voucher."""
     has_left: bool = False
     is_over: bool = False
     is_found: bool = False
@@ -81,11 +83,11 @@ class Rides:
         """Whether the gateway said that the deposit which is out has been collected; the chain may show it later."""
         return channel.id in self._arrived
 
-    def may_tidy(self, every_s: float) -> bool:
-        """Whether it is time to take back what is idle; then it counts as begun."""
+    def may_tidy(self) -> bool:
+        """Whether it is time to take back what is idle, as it is once an hour; then it counts as begun."""
         now_s = time.monotonic()
         with self._lock:
-            if self._tidied_s is not None and now_s - self._tidied_s < every_s:
+            if self._tidied_s is not None and now_s - self._tidied_s < _TIDY_EVERY_S:
                 return False
             self._tidied_s = now_s
             return True
@@ -114,16 +116,16 @@ class Rides:
             ride.voucher,
             {name: value for name, value in claims.items() if name not in ("amount", "transaction")},
         )
-        has_failed = claims.get("success") is False  # it says so, and charges nothing: the next sum will show it
+        has_failed = claims.get("success") is False  # it charges nothing then: the next sum will show it
         is_known = False
         if voucher is not None and claims and not has_failed and not ride.is_over:
             said = charge_of(claims, base_atomic=voucher.base_atomic, max_atomic=voucher.max_atomic)
             if isinstance(said, str):
                 ride.dispute = f"The gateway's word on this call is not believed: {said}."
             else:
-                self.book.charge(voucher, said.charged_atomic)
+                self.book.charge(voucher, said)
                 is_known = True
-                kept["amount"] = str(said.charged_atomic)
+                kept["amount"] = str(said)
                 if ride.deposit is not None and claims.get("transaction"):
                     self._arrived.add(ride.channel.id)
         self.leave(ride, is_free=is_known)

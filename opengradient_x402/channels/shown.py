@@ -20,7 +20,8 @@ class EventPlace:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShownChannel(ChannelConfig):
-    """A payment channel: its parameters, whose hash is its id, its events, and what they come to by the writer's word.
+    """A payment channel: its parameters, whose hash is its id, its events, and their sums as the writer of the bundle
+    gives them.
 
     Amounts are atomic units. `returned_atomic` is what the payer got back.
     """

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 from opengradient_x402.chain.eip712 import (
+    ERC3009_COLLECTOR,
     PERMIT2_COLLECTOR,
+    RECEIVE_WITH_AUTHORIZATION,
     channel_id,
     deposit_nonce,
     deposit_permit_digest,
     deposit_permit_document,
-    receive_authorization_digest,
-    receive_authorization_document,
+    transfer_digest,
+    transfer_document,
     voucher_digest,
     voucher_document,
 )
@@ -33,21 +34,13 @@ STALE: Final = ("cumulative_amount_mismatch", "cumulative_below_claimed")
 _DECIMAL: Final = re.compile(r"0|[1-9][0-9]{0,38}", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Charge:
-    """What a gateway says that a call cost: checked to be no more than was signed for it."""
-
-    charged_atomic: int
-    cumulative_atomic: int
-
-
 def id_of(channel: Channel, network: Network) -> str:
     """The id that a channel with this configuration has, as 0x-hex."""
     return "0x" + channel_id(channel, chain_id=network.chain_id).hex()
 
 
 def voucher_payload(channel: Channel, max_atomic: int, *, signer: Signer, network: Network) -> dict[str, Any]:
-    """The payload of a request on a channel that holds enough: it can take up to `max_atomic`, all in all."""
+    """The payload of a request on a channel that holds enough: it can take up to `max_atomic` in total."""
     return {"type": "voucher", **_signed_voucher(channel, max_atomic, signer, network)}
 
 
@@ -130,17 +123,18 @@ def _receive(
     channel: Channel, deposit: Deposit, signer: Signer, network: Network, token: tuple[str, str]
 ) -> dict[str, Any]:
     fields: dict[str, Any] = {
+        "encoded_type": RECEIVE_WITH_AUTHORIZATION,
         "chain_id": network.chain_id,
         "token": channel.asset,
         "token_name": token[0],
         "token_version": token[1],
         "payer": channel.payer,
+        "pay_to": ERC3009_COLLECTOR,
         "amount_atomic": deposit.amount_atomic,
         "nonce": deposit_nonce(bytes.fromhex(channel.id[2:]), deposit.salt),
         "valid_before_s": deposit.deadline,
     }
-    digest = receive_authorization_digest(**fields)
-    signature = sign_typed(signer, digest, lambda: receive_authorization_document(**fields))
+    signature = sign_typed(signer, transfer_digest(**fields), lambda: transfer_document(**fields))
     return {
         "erc3009Authorization": {
             "validAfter": "0",
@@ -154,8 +148,8 @@ def _receive(
 # -- what a gateway says
 
 
-def charge_of(claims: Mapping[str, Any], *, base_atomic: int, max_atomic: int) -> Charge | str:
-    """What PAYMENT-RESPONSE says that a call cost; or, in words, why that is not believed."""
+def charge_of(claims: Mapping[str, Any], *, base_atomic: int, max_atomic: int) -> int | str:
+    """What PAYMENT-RESPONSE says that a call cost, in atomic units; or the reason, as text, why it is not believed."""
     extra = claims.get("extra")
     state = extra.get("channelState") if isinstance(extra, Mapping) else None
     charged = _amount(extra, "chargedAmount")
@@ -165,8 +159,8 @@ def charge_of(claims: Mapping[str, Any], *, base_atomic: int, max_atomic: int) -
     if charged > max_atomic - base_atomic:
         return f"it charged {charged} atomic units, and {max_atomic - base_atomic} were allowed for this call"
     if cumulative != base_atomic + charged:
-        return f"it counts {cumulative} atomic units in all, and {base_atomic} before plus {charged} are not that"
-    return Charge(charged_atomic=charged, cumulative_atomic=cumulative)
+        return f"it counts {cumulative} atomic units in total, but {base_atomic} before plus {charged} is another sum"
+    return charged
 
 
 def corrected_base(

@@ -189,10 +189,10 @@ def _print_verification(verification: Verification, known: KnownNetworks, *, is_
     verdict = f"✗ {counted(len(refuted), 'statement')} refuted" if refuted else "✓ Nothing is refuted"
     checked = f"{verdict}: {counted(len(verification.contents.receipts), 'receipt')} checked {where}."
     terminal().print(Text(checked, "bold red" if refuted else "bold green"))
-    are = "is" if counts["proven"] == 1 else "are"
     typer.echo(
-        f"{counted(counts['proven'], 'statement')} {are} proven by a signature, {counts['read']} read from a source, "
-        f"{counts['stated']} only\nstated; {counts['undecided']} are not decided, {counts['refuted']} refuted.\n"
+        f"Of {counted(sum(counts.values()), 'statement')}: {counts['proven']} proven by a signature, "
+        f"{counts['read']} read from a source,\n"
+        f"{counts['stated']} only stated, {counts['undecided']} not decided, {counts['refuted']} refuted.\n"
     )
     _print_costs(verification.contents.receipts, known)
     for kind in CLASSES:

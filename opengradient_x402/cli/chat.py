@@ -60,8 +60,7 @@ def chat(
             completion = _asked(client, body, quietly=as_json)
         receipt = completion.receipt
         if receipt is not None and wait_s:
-            with working(f"Waiting for the settlement, at most {wait_s:g} s"):
-                receipt = receipt.wait_settled(wait_s)
+            receipt = _waited(receipt, wait_s)
         if as_json:
             _print_json(completion, receipt)
         elif receipt is not None:
@@ -105,12 +104,25 @@ def _asked(client: GatewayClient, body: dict[str, Any], *, quietly: bool) -> Com
     except KeyboardInterrupt:
         for receipt in receipts:
             note(f"\nInterrupted; what was served is paid: `opengradient-x402 receipts show {receipt.call_id}`")
+        if not receipts:
+            note("\nInterrupted. If a payment was signed by then, it is in `opengradient-x402 receipts list`.")
         raise
     if not quietly:
         typer.echo()
     if stream.completion is None:
         raise AssertionError("a stream that was read to its end has a completion")
     return stream.completion
+
+
+def _waited(receipt: SettlementReceipt, wait_s: float) -> SettlementReceipt:
+    from opengradient_x402.cli.output import note
+
+    try:
+        with working(f"Waiting for the settlement, at most {wait_s:g} s"):
+            return receipt.wait_settled(wait_s)
+    except KeyboardInterrupt:
+        note(f"\nInterrupted; the answer is paid: `opengradient-x402 receipts show {receipt.call_id} --refresh`")
+        raise
 
 
 def _print_json(completion: Completion, receipt: SettlementReceipt | None) -> None:

@@ -104,12 +104,8 @@ def write(output: Path | None, content: Iterator[bytes], *, as_json: bool, forma
 def _bundle(book: Ledger, *, since: int, payer: str | None, network: str | None, is_signed: bool) -> bytes:
     from opengradient_x402.cli.options import signer_of_environment
     from opengradient_x402.proofs.export import export_bundle
-    from opengradient_x402.settlement.reconciler import Reconciler
 
     signer, chosen = signer_of_environment() if is_signed else None, network_of(network)
-    # The bundle says that it has all settlements so far: what was settled since the last look has to be in the ledger.
-    for _ in Reconciler(chosen, book).reports(payer=payer):
-        pass
     return export_bundle(book, network=chosen, since=since, payer=payer, signer=signer).to_bytes()
 
 

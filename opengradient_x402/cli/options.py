@@ -99,6 +99,13 @@ def opened_ledger(choice: str | None) -> Iterator[Ledger]:
         ledger.close()
 
 
+def place_of(ledger: Ledger) -> str:
+    """Where a ledger is, for people: its file, or its URL without the password."""
+    from opengradient_x402.ledger.place import sqlite_file, without_password
+
+    return str(sqlite_file(ledger.url) or without_password(ledger.url))
+
+
 @contextmanager
 def opened_payments(network: str | None, ledger: str | None, rpc_url: str | None = None) -> Iterator[Payments]:
     """The paying side; closed at the end."""
@@ -124,7 +131,7 @@ class KnownNetworks:
 
         self._by_name: dict[str, Network] = {}
         self._tokens: dict[tuple[str, str], Asset] = {}
-        self._is_own = is_own
+        self.is_own = is_own
         for network in PRESETS.values():
             self._add(network)
         try:
@@ -149,7 +156,7 @@ class KnownNetworks:
 
         if (asset := self._tokens.get((receipt.network, receipt.asset))) is not None:
             return asset.decimals, asset.symbol
-        if self._is_own and receipt.asset_decimals is not None:
+        if self.is_own and receipt.asset_decimals is not None:
             return receipt.asset_decimals, receipt.asset_symbol or receipt.asset
         return 0, units_of(receipt.asset)
 

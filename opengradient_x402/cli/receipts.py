@@ -23,6 +23,7 @@ from opengradient_x402.cli.options import (
     network_of,
     opened_ledger,
     parse_since,
+    place_of,
 )
 from opengradient_x402.cli.output import (
     AMOUNT_WORDS,
@@ -35,6 +36,7 @@ from opengradient_x402.cli.output import (
     linked,
     local_time,
     print_json,
+    print_marks,
     print_pairs,
     print_table,
     rounded,
@@ -85,19 +87,21 @@ def list_receipts(
         return
     if bundle is not None:
         chosen = list(filter(is_wanted, receipts_in(bundle, since=start, payer=payer)))[-limit:]
+        where = str(bundle)
     else:
         with opened_ledger(ledger) as book:
             chosen = book.newest_receipts(limit, since=start, payer=payer, status=wanted, run=run).result()
+            where = place_of(book)
     if as_json:
         print_json([receipt.to_json() for receipt in chosen])
+        return
+    if not chosen:
+        typer.echo(f"There are no such receipts in {where}.")
         return
     _print_chosen(chosen, KnownNetworks(network, is_own=bundle is None), limit=limit, is_full=is_full)
 
 
 def _print_chosen(chosen: list[SettlementReceipt], known: KnownNetworks, *, limit: int, is_full: bool) -> None:
-    if not chosen:
-        typer.echo("There are no such receipts.")
-        return
     of_tokens = grouped(chosen, lambda receipt: (receipt.network, receipt.asset))
     for (caip2, _), receipts in of_tokens.items():
         of_network = known.of(caip2)
@@ -105,10 +109,7 @@ def _print_chosen(chosen: list[SettlementReceipt], known: KnownNetworks, *, limi
         _print_list(receipts, known, is_full=is_full, title=None if len(of_tokens) == 1 else title)
     if len(chosen) == limit:
         typer.echo(f"These are the newest {limit}. For more, use `--limit`.")
-    marks = dict.fromkeys(word for receipt in chosen if AMOUNT_WORDS[word := amount_of(receipt)[1]][0])
-    for word in marks:
-        mark, meaning = AMOUNT_WORDS[word]
-        typer.echo(f"{mark}  {meaning}")
+    print_marks((amount_of(receipt)[1] for receipt in chosen), is_own=known.is_own)
 
 
 def _print_sums(
@@ -130,11 +131,12 @@ def _print_sums(
     known = KnownNetworks(network, is_own=bundle is None)
     if bundle is not None:
         held = filter(is_wanted, receipts_in(bundle, since=since, payer=payer))
-        print_tallies(by, held, known, limit=limit, as_json=as_json)
+        print_tallies(by, held, known, where=str(bundle), limit=limit, as_json=as_json)
         return
     with opened_ledger(ledger) as book:
         recorded = (receipt for page in book.pages_of_receipts(since=since, payer=payer) for receipt in page)
-        print_tallies(by, filter(is_wanted, recorded), known, limit=limit, as_json=as_json)
+        chosen = filter(is_wanted, recorded)
+        print_tallies(by, chosen, known, where=place_of(book), limit=limit, as_json=as_json)
 
 
 def total_of(receipts: Iterable[SettlementReceipt]) -> int:
@@ -305,11 +307,10 @@ def _facts(receipt: SettlementReceipt, known: KnownNetworks) -> Iterator[tuple[s
     yield "network", receipt.network if network is None else f"{network.name} ({receipt.network})"
     yield from _transaction_of("transaction", receipt.network, receipt.payment_tx_hash, known)
     if receipt.block_number is not None:
-        yield (
-            "block",
-            f"{receipt.block_number}, {receipt.confirmations or 0} of {receipt.confirmations_needed} confirmations",
-        )
-    yield "enclave", f"proof {receipt.tee_verified}" if receipt.tee_verified else "no proof was checked"
+        seen = counted(receipt.confirmations or 0, "confirmation")
+        yield "block", f"{receipt.block_number}, {seen} ({receipt.confirmations_needed} needed)"
+    unchecked = "a proof came with the answer; it was not checked" if receipt.tee_signature else "no proof came"
+    yield "enclave", f"proof {receipt.tee_verified}" if receipt.tee_verified else unchecked
     is_here = network is not None and network.relay is not None and network.relay.chain_id == network.chain_id
     yield from _transaction_of("data", receipt.network if is_here else "", receipt.data_tx_hash, known)
     yield "blob", receipt.data_blob_id or ""

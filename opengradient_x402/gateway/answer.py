@@ -252,7 +252,7 @@ class EventDecoder:
         data, self._tail = self._with_plain_line_ends(self._tail + data)
         before = self._pieces[-1][-1:] if self._pieces else b""
         if b"\n\n" not in before + data:
-            # Kept in pieces: joining at every feed would make a large event cost its square.
+            # Kept in pieces: joining at every feed would take quadratic time for a large event.
             self._hold(data)
             return []
         *events, rest = b"".join([*self._pieces, data]).split(b"\n\n")

@@ -152,11 +152,11 @@ class AttestedGateway:
         return None if endpoint in tried else endpoint
 
     def failed(self, endpoint: Endpoint) -> None:  # noqa: ARG002  (there is one)
-        """It is asked again before the next call."""
+        """No connection could be made: the enclave is asked again before the next call."""
         self._attested = None
 
     def doubt(self) -> None:
-        """Another key signed an answer: it is asked again before the next call."""
+        """Another key signed an answer: the enclave is asked again before the next call."""
         self._attested = None
 
     def _ask(self) -> Steps[Endpoint]:

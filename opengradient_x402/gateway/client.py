@@ -11,7 +11,6 @@ import weakref
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from types import TracebackType
 from typing import Any, Final, Self, TypedDict, Unpack
 
 import httpx
@@ -58,8 +57,8 @@ class CallOptions(TypedDict, total=False):
     `call_id` is the call's id, in place of a new one (`call_` and 24 to 64 hex digits). The nonce of a payment follows
     from it. A call that the ledger has already is refused with CallKnown, and nothing is paid, unless `earlier` is the
     authorization that was signed for it before: then it is paid under the same nonce, which settles once at most. A
-    session that is still open charges the same payment a second time: `only_given_again` sends it to a gateway only
-    that gives the answer again for nothing, and raises CallKnown for others.
+    session that is still open would charge the same payment a second time: with `only_given_again` the call is sent
+    only to a gateway that gives its answer again for nothing; other gateways raise CallKnown.
     """
 
     settlement_mode: SettlementMode | str | None
@@ -141,7 +140,7 @@ class _Client:
         )
 
     def _options(self, call: CallOptions) -> Options:
-        """Those of this client, with those that the call gives. Raises ConfigurationError."""
+        """The options of this client, with those that the call gives. Raises ConfigurationError."""
         limits, mode = self._defaults.time_limits, self._defaults.settlement_mode
         if (asked := call.get("settlement_mode")) is not None:
             mode = SettlementMode.parse(asked)
@@ -158,7 +157,7 @@ class _Client:
         return options
 
     def _usual_with(self, limits: TimeLimits, mode: SettlementMode) -> Options:
-        """The options of calls that differ in these alone."""
+        """The options of calls that differ from the client's in these alone."""
         options = self._usual.get((limits, mode))
         if options is None:
             if len(self._usual) >= _MOST_USUAL:
@@ -191,7 +190,7 @@ class _Client:
         return (yield from attest(endpoint, self.payments))
 
     def _check_given(self, transport: object | None) -> None:
-        """A transport of the user's has its own TLS settings: no certificate can be pinned in it."""
+        """Refuses a user's own transport where a certificate must be pinned: it has TLS settings of its own."""
         if transport is not None and not isinstance(self.endpoints, StaticGateway):
             raise ConfigurationError(
                 "`http_transport` cannot be pinned to the certificates in the registry, or to an attested one (as the "
@@ -337,9 +336,7 @@ class AsyncGatewayClient(_Client, Resident):
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
 
@@ -374,7 +371,7 @@ class _Line:
         try:
             yield
         finally:
-            self._guard = None  # it knows the loop, and would keep it alive
+            self._guard = None  # it refers to the loop, and would keep it alive
             await self.wire.aclose()
             await asyncio.gather(*self._closing, return_exceptions=True)  # no task may outlive the loop
 

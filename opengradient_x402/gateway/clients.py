@@ -40,11 +40,11 @@ if TYPE_CHECKING:
     from opengradient_x402.payment.policy import SpendPolicy
 
 REST_S: Final = 3.0
-"""How long connections and the ledger's thread stay that no model uses: idle connections last little longer."""
+"""Seconds that unused connections and an unused ledger's thread stay: idle connections last little longer."""
 LINGER_S: Final = 120.0
-"""How long sessions are remembered that no model uses: twice as long as gateways keep an idle session."""
+"""Seconds that unused sessions are remembered: twice as long as gateways keep an idle session."""
 UNUSED_S: Final = 3600.0
-"""A wallet that no call used for so long is closed even if a model still lives that could use it."""
+"""Seconds without a call after which a wallet is closed, even if a model that could use it still lives."""
 MOST_WALLETS: Final = 256
 """Above this number, those that were not used for longest are closed first, `LINGER_S` or not."""
 _IN_USE_S: Final = 600.0
@@ -83,7 +83,7 @@ class Route:
 
     @property
     def options(self) -> tuple[Hashable, ...]:
-        """What tells apart the clients of one wallet."""
+        """What differs between the clients of one wallet."""
         return self.base_url, self.max_retries, self.verify_tee, self.http_client, self.http_async_client
 
 
@@ -252,7 +252,7 @@ class Registry(Resident):
         return wallet
 
     def _made(self, route: Route) -> tuple[_Wallet, Hashable]:
-        """A wallet, and what makes it the same as another one. Opens nothing yet but a network's file or URL."""
+        """A wallet, and the value by which it is shared. Opens only a network's file or URL so far."""
         if route.payments is not None:
             return _Wallet(route.payments, owns_ledger=False), id(route.payments)
         from opengradient_x402.keys.signer import signer_of

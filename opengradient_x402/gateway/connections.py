@@ -96,7 +96,7 @@ class _Pools(Resident, Generic[T]):
             return pool
 
     def let_go(self, endpoint: Endpoint, holder: object) -> list[T]:
-        """The holder needs the pool no more; returns the transports that nobody holds, to be closed now."""
+        """Ends the holder's use of the pool; returns the transports that nobody holds, to be closed now."""
         with self._lock:
             if (pool := self._by_endpoint.get(endpoint)) is not None:
                 pool.holders.discard(holder)
@@ -311,7 +311,7 @@ def _maker(endpoint: Endpoint) -> Callable[[Callable[[Any], None]], httpx.BaseTr
     """How to make the connections to an endpoint.
 
     Through a proxy, httpx's own transport makes them: it keeps what a proxy must show apart from the endpoint's TLS.
-    Where somebody makes spans of what httpx sends, ours are below a transport that is seen.
+    Where a tracer makes spans of what httpx sends, our transport is below one that the tracer sees.
     """
     context, proxy = context_for(endpoint), proxy_for(endpoint)
     if proxy is not None:

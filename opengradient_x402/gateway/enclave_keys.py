@@ -66,7 +66,7 @@ class ProofCheck:
         self.request = request
 
     def trust(self, endpoint: Endpoint) -> None:
-        """The call goes to this endpoint: where its key is registered or attested, no other one counts."""
+        """Notes the endpoint of the call: where its key is registered or attested, no other one counts."""
         if endpoint.public_key_der is not None:
             self.public_key_der, self.key_source = endpoint.public_key_der, endpoint.key_source
 

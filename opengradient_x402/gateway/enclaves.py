@@ -61,10 +61,9 @@ class _Listing:
 class RegistryGateway(Resident):
     """An `EndpointSource` over a network's TEE registry. Thread-safe; share one among the clients of a payer.
 
-    `max_age_s` bounds how old the listing behind a call can be; it is renewed in the background from half of
-    that age. After a failure it is read again, at most every `min_age_s`. `shuffle` spreads clients over the
-    enclaves. Raises ConfigurationError for a
-    network without a registry.
+    `max_age_s` bounds how old the listing behind a call can be; it is renewed in the background from half of that age.
+    After a failure it is read again, at most every `min_age_s`. `shuffle` spreads clients over the enclaves. Raises
+    ConfigurationError for a network without a registry.
     """
 
     def __init__(
@@ -133,7 +132,7 @@ class RegistryGateway(Resident):
                 self._renew_at = min(self._renew_at, listing.read_at + self._min_age_s)
 
     def doubt(self) -> None:
-        """Has the registry read again before the next call: that one is not to fail for the same reason."""
+        """Has the registry read again before the next call, which must not fail for the same reason."""
         with self._lock:
             if self._listing is not None:
                 self._is_doubted = True
@@ -250,7 +249,7 @@ def _contract_of(network: Network) -> ChainContract:
     parts = urlsplit(network.registry.rpc_url)
     if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(parts.hostname)):
         raise InsecureEndpoint(
-            f"The registry's node {parts.scheme}://{parts.hostname} is not https: somebody on the line could "
+            f"The registry's node {parts.scheme}://{parts.hostname} is not https: somebody in between could "
             "name other enclaves and payees. Nothing was paid. Use https (plain http is fine on loopback)."
         )
     return network.registry

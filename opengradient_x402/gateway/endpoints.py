@@ -59,7 +59,7 @@ class Endpoint:
         return httpx.Request(method, url, extensions={EXTENSION: self, **extensions}, **options)
 
     def post(self, path: str, *, headers: httpx.Headers, content: bytes, **options: Any) -> httpx.Request:
-        """A POST request with exactly these headers, and those that say where it goes and how long it is."""
+        """A POST request with exactly these headers, `Host` and `Content-Length`."""
         sent = httpx.Headers(headers)
         sent["host"] = _url(self.base_url + path).netloc.decode("ascii")
         sent["content-length"] = str(len(content))
@@ -117,15 +117,15 @@ class StaticGateway:
         return self._endpoint
 
     def after(self, tried: Collection[Endpoint]) -> Steps[Endpoint | None]:  # noqa: ARG002  (there is no other)
-        """There is no other."""
+        """None: there is no other one."""
         yield from ()
         return None
 
     def failed(self, endpoint: Endpoint) -> None:
-        """There is no other to prefer."""
+        """Does nothing: there is no other gateway."""
 
     def doubt(self) -> None:
-        """What the user said does not change."""
+        """Does nothing: the user named the gateway."""
 
 
 def reach(source: EndpointSource, attempt: Callable[[Endpoint], Steps[T]], *, until: float = math.inf) -> Steps[T]:

@@ -179,7 +179,7 @@ class Exchange:
         return completion
 
     def recorded(self) -> Steps[None]:
-        """Until the receipt is in the ledger, so that no answer is given out before; a ledger that hangs is left."""
+        """Until the receipt is in the ledger, so that no answer comes before it. Not for long: a ledger may hang."""
         if (recorded := self.call.recorded) is not None and not recorded.done():
             with suppress(TimeoutError, LedgerUnavailable):
                 yield Wait(recorded, _LONGEST_RECORD_S)

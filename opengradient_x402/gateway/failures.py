@@ -103,8 +103,8 @@ def refused(call: Call, status: int | None, body: Mapping[str, Any]) -> OpenGrad
         )
     if call.is_doubtful:
         return PaymentOutcomeUnknown(
-            f"The gateway answered the payment of call {call.id} with an error{shown}: {said}. Whether it takes the "
-            "payment only the chain can say: `opengradient-x402 receipts reconcile` asks it. Nothing else was signed, "
+            f"The gateway answered the payment of call {call.id} with an error{shown}: {said}. Only the chain can say "
+            "whether it takes the payment: `opengradient-x402 receipts reconcile` asks it. Nothing else was signed, "
             "and the next call offers the same payment again.",
             call_id=call.id,
             status_code=status,

@@ -38,6 +38,8 @@ _NAMES_BY_PROVIDER: Final = (
     ("", re.compile(rf"[a-zA-Z0-9_-]{{1,{_LONGEST_NAME}}}")),
 )
 """Names of tools that the providers take, by what the names of their models begin with (their API references)."""
+_LISTED: Final = 10
+"""So many models are named to somebody who asked for another one."""
 _ROLES: Final = ("system", "user", "assistant", "tool")
 _ANY: Final = ("any", "required")
 _OF_OTHER_APIS: Final = {
@@ -54,7 +56,7 @@ _OF_OTHER_APIS: Final = {
     }.items()
     for name in names
 }
-"""Members of a request that gateways ignore, and what to write in their place: the answer would miss what they say."""
+"""Members of a request that gateways ignore, so that the answer would be wrong; and what to write instead."""
 _NOT_IN_A_SPEAKER: Final = re.compile(r"[\s<|\\/>]")  # OpenAI API reference, `messages[].name`
 _ANY_OBJECT: Final = {"type": "json_schema", "json_schema": {"name": "json_object", "schema": {"type": "object"}}}
 
@@ -287,14 +289,14 @@ def _check_answered(waiting: Mapping[str, str]) -> None:
 
 
 def _tidy_message(message: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Gateways fail on some names after the payment."""
+    """The message without names on which gateways fail after the payment."""
     if (name := message.get("name")) and (plain := _NOT_IN_A_SPEAKER.sub("_", str(name))[:_LONGEST_NAME]) != name:
         return {**message, "name": plain}
     return message
 
 
 def _tidy_tools(wire: dict[str, Any]) -> None:
-    """Without tools nothing is said about them; a choice has to be one of them."""
+    """Removes what is said about tools where there are none; a choice has to be one of the tools."""
     if "tools" not in wire:
         wire_tool_choice(wire.pop("tool_choice", None), {})
         wire.pop("parallel_tool_calls", None)
@@ -306,7 +308,7 @@ def _tidy_tools(wire: dict[str, Any]) -> None:
 
 
 def _check_tool_names(names: Sequence[str], *, model: str) -> None:
-    """Providers refuse other names, and two tools of one name, after the payment."""
+    """Raises ConfigurationError for names that providers refuse after the payment: bad ones, and one given twice."""
     plain = model.rpartition("/")[2]
     allowed = next(pattern for begins, pattern in _NAMES_BY_PROVIDER if plain.startswith(begins))
     for name in names:
@@ -382,12 +384,7 @@ class ModelDirectory:
             if names:
                 wire = names[0]
             elif listed:
-                close = get_close_matches(name, listed, n=3, cutoff=0.5) or nearest_models(name)
-                hint = f"Did you mean {' or '.join(close)}? " if close else ""
-                raise UnknownModel(
-                    f"{listing.gateway} does not serve a model {name!r}. Nothing was paid. {hint}It serves: "
-                    f"{', '.join(sorted(listed))}."
-                )
+                raise _unserved(name, listing)
         self._known[name] = wire
         return wire
 
@@ -402,6 +399,18 @@ class ModelDirectory:
         request = endpoint.query("/v1/models", timeout_s=_TIMEOUT_S)
         response = yield from fetch(request, timeout_s=_TIMEOUT_S)
         return _listing(endpoint.base_url, response)
+
+
+def _unserved(name: str, listing: Listing) -> UnknownModel:
+    close = get_close_matches(name, listing.names, n=3, cutoff=0.5) or nearest_models(name)
+    hint = f" Did you mean {' or '.join(close)}?" if close else ""
+    count = len(listing.names)
+    serves = (
+        f"It serves: {', '.join(sorted(listing.names))}."
+        if count <= _LISTED
+        else f"It serves {count} models: `opengradient-x402 models --live` lists them."
+    )
+    return UnknownModel(f"{listing.gateway} does not serve a model {name!r}. Nothing was paid.{hint} {serves}")
 
 
 def _warn_unlisted(name: str, gateway: str, *, is_deprecated: bool) -> None:

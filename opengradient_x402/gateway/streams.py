@@ -17,7 +17,6 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
-from types import TracebackType
 from typing import Final, Self
 
 import httpx
@@ -31,31 +30,56 @@ from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.process import Ending, Resident, belongs
 
 REST_S: Final = 1.0
-"""How long is waited for the end of the body once the content is complete."""
+"""Seconds to wait for the end of the body once the content is complete."""
 _BROKEN_REST = (TimeoutError, httpx.TransportError, httpx.DecodingError, OpenGradientError)
 
 
-class CompletionStream(Iterator[Delta], Resident):
-    """Deltas as they arrive. At the end `completion` is the whole answer, and `receipt` is set."""
+class _Stream(Resident):
+    """An open answer, and how it ended."""
 
     def __init__(self, exchange: Exchange, response: httpx.Response) -> None:
         self._exchange = exchange
         self._response = response
-        self._bytes = pieces(response)
         self._ready: deque[Delta] = deque()
-        self._is_reading = False
         self._is_closed = False
         self._is_inherited = False
         self._is_given_up = False
         self.read_at: float | None = time.monotonic()
         self.completion: Completion | None = None
         belongs(self, Ending.STREAMS)
-        OPEN_STREAMS.add(self)
 
     @property
     def receipt(self) -> SettlementReceipt | None:
         """The receipt: of the payment as soon as the stream is open, of the whole call once it has ended."""
         return self._exchange.receipt
+
+    @property
+    def unread_limit_s(self) -> float:
+        """How long it may stay unread before it is closed, in seconds."""
+        return self._exchange.unread_limit_s
+
+    def _has_ended(self) -> bool:
+        """Whether it was closed. Raises StreamInterrupted where the reader did not close it."""
+        if self._is_inherited:
+            raise _inherited()
+        if self._is_given_up:
+            raise _given_up(self.unread_limit_s)
+        return self._is_closed
+
+    def _renew(self) -> None:
+        """In a child it has ended. The parent goes on with it: its connection and its receipt are not touched here."""
+        self._is_inherited = not self._is_closed
+        self._is_closed = True
+
+
+class CompletionStream(_Stream, Iterator[Delta]):
+    """Deltas as they arrive. At the end `completion` is the whole answer, and `receipt` is set."""
+
+    def __init__(self, exchange: Exchange, response: httpx.Response) -> None:
+        self._bytes = pieces(response)
+        self._is_reading = False
+        super().__init__(exchange, response)
+        OPEN_STREAMS.add(self)
 
     def __iter__(self) -> Self:
         return self
@@ -90,11 +114,7 @@ class CompletionStream(Iterator[Delta], Resident):
                 raise
         finally:
             self._is_reading = False
-        if self._is_inherited:
-            raise _inherited()
-        if self._is_given_up:
-            raise _given_up(self.unread_limit_s)
-        if self._is_closed:
+        if self._has_ended():
             raise StopIteration
         return chunk
 
@@ -127,11 +147,6 @@ class CompletionStream(Iterator[Delta], Resident):
             finally:
                 self.completion = self._exchange.close_stream(was_shown_whole=not self._ready) or self.completion
 
-    @property
-    def unread_limit_s(self) -> float:
-        """How long it may stay unread before it is closed, in seconds."""
-        return self._exchange.unread_limit_s
-
     def give_up(self) -> None:
         """Ends a stream that is not read any more. A later read gets an error that says so."""
         self._is_given_up = not self._is_closed
@@ -145,11 +160,6 @@ class CompletionStream(Iterator[Delta], Resident):
             for chunk in self._bytes if _hang_up_later(self._response, unless=ended) else ():
                 if not self._exchange.take_rest(chunk):
                     break
-
-    def _renew(self) -> None:
-        """In a child it has ended. The parent goes on with it: its connection and its receipt are not touched here."""
-        self._is_inherited = not self._is_closed
-        self._is_closed = True
 
     def _end(self, _timeout_s: float, /) -> None:
         """At the end of the process: the receipt is recorded while there is a ledger."""
@@ -167,28 +177,15 @@ class CompletionStream(Iterator[Delta], Resident):
             self.close()
 
 
-class AsyncCompletionStream(AsyncIterator[Delta], Resident):
+class AsyncCompletionStream(_Stream, AsyncIterator[Delta]):
     """Deltas as they arrive. At the end `completion` is the whole answer, and `receipt` is set."""
 
     def __init__(self, exchange: Exchange, response: httpx.Response) -> None:
-        self._exchange = exchange
-        self._response = response
         self._bytes = apieces(response)
-        self._ready: deque[Delta] = deque()
-        self._is_closed = False
-        self._is_inherited = False
-        self._is_given_up = False
         self._loop = asyncio.get_running_loop()
         self._closing: asyncio.Task[None] | None = None
-        self.read_at: float | None = time.monotonic()
-        self.completion: Completion | None = None
-        belongs(self, Ending.STREAMS)
+        super().__init__(exchange, response)
         OPEN_STREAMS.add(self)
-
-    @property
-    def receipt(self) -> SettlementReceipt | None:
-        """The receipt: of the payment as soon as the stream is open, of the whole call once it has ended."""
-        return self._exchange.receipt
 
     def __aiter__(self) -> Self:
         return self
@@ -202,11 +199,7 @@ class AsyncCompletionStream(AsyncIterator[Delta], Resident):
 
     async def _next(self) -> Delta:
         while not self._ready:
-            if self._is_inherited:
-                raise _inherited()
-            if self._is_given_up:
-                raise _given_up(self.unread_limit_s)
-            if self._is_closed:
+            if self._has_ended():
                 raise StopAsyncIteration
             try:
                 chunk = None if self._exchange.is_done else await anext(self._bytes, None)
@@ -217,7 +210,7 @@ class AsyncCompletionStream(AsyncIterator[Delta], Resident):
                     self._ready.extend(self._exchange.released())
                 else:
                     self._ready.extend(self._exchange.take_chunk(chunk))
-            except GeneratorExit:  # thrown away: nothing can be awaited any more
+            except GeneratorExit:  # the generator is thrown away: nothing can be awaited any more
                 self._drop()
                 raise
             except BaseException as exc:  # noqa: BLE001  (every end of the stream ends the call)
@@ -243,11 +236,6 @@ class AsyncCompletionStream(AsyncIterator[Delta], Resident):
                 self.completion = self._exchange.close_stream(was_shown_whole=not self._ready) or self.completion
             await self._response.aclose()
 
-    @property
-    def unread_limit_s(self) -> float:
-        """How long it may stay unread before it is closed, in seconds."""
-        return self._exchange.unread_limit_s
-
     def give_up(self) -> None:
         """As `CompletionStream.give_up`, from any thread."""
         if not self._is_closed:
@@ -269,11 +257,6 @@ class AsyncCompletionStream(AsyncIterator[Delta], Resident):
                     if not self._exchange.take_rest(chunk):
                         break
 
-    def _renew(self) -> None:
-        """As of a `CompletionStream`."""
-        self._is_inherited = not self._is_closed
-        self._is_closed = True
-
     def _end(self, _timeout_s: float, /) -> None:
         """At the end of the process: the receipt is recorded while there is a ledger; nothing can be awaited."""
         if not self._is_closed:
@@ -282,9 +265,7 @@ class AsyncCompletionStream(AsyncIterator[Delta], Resident):
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
     def __del__(self) -> None:

@@ -22,7 +22,7 @@ LEAST_LIMIT_S: Final = 60.0
 _LOOK_EVERY_S: Final = 0.5
 _LINGER_S: Final = 10.0
 _REST_FACTOR: Final = 10
-"""Looking may take at most this fraction (1/n) of the process's time."""
+"""Looking takes at most one part in this many of the process's time."""
 
 
 class Stream(Protocol):

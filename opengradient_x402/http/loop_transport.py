@@ -17,7 +17,7 @@ import httpx
 from aiohappyeyeballs import start_connection
 
 from opengradient_x402.http.messages import ResponseReader, message_of
-from opengradient_x402.http.places import check_far
+from opengradient_x402.http.places import check_resolved
 from opengradient_x402.http.time_limits import for_connecting
 
 _IN_ONE_PIECE: Final = 1024 * 1024
@@ -121,8 +121,8 @@ class LoopTransport(httpx.AsyncBaseTransport):
             async with asyncio.timeout(for_connecting(limits)):
                 port = url.port or (443 if is_secure else 80)
                 addresses = await self._addresses(host, port)
-                if self._is_far:
-                    check_far([address for *_, address in addresses])
+                found = [address for *_, address in addresses]
+                check_resolved(found, is_far=self._is_far, is_secure=is_secure)
                 made = await start_connection(
                     addresses,
                     loop=self.loop,

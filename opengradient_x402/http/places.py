@@ -85,8 +85,24 @@ class LeadsHome(httpx.ConnectError, OSError):
     """A name that must lead into the public internet leads to a private address. Nothing was sent there."""
 
 
-def check_far(resolved: Iterable[tuple[Any, ...]]) -> None:
-    """Raises LeadsHome when a name has led to a socket address that is not of the public internet."""
+class LeadsAway(httpx.ConnectError, OSError):
+    """A name that must lead to this machine leads to another one. Nothing was sent there."""
+
+
+def check_resolved(resolved: Iterable[tuple[Any, ...]], *, is_far: bool, is_secure: bool) -> None:
+    """Raises LeadsHome or LeadsAway when a name has led to a socket address that it must not lead to.
+
+    One that `is_far` leads into the public internet. Without TLS, a name leads to this machine: `localhost` and the
+    names below it are only names, and a resolver may know other addresses for them.
+    """
     for host, *_ in resolved:
-        if is_private(str(host)):
+        address = address_in(str(host))
+        if is_far and address is not None and not is_public(address):
             raise LeadsHome(f"the name leads to {host}, which is not of the public internet")
+        if not is_secure and address is not None and not _is_here(address):
+            raise LeadsAway(f"the name leads to {host}, which is not this machine, and plain http is for this one only")
+
+
+def _is_here(address: IPv4Address | IPv6Address) -> bool:
+    inner = _carried(address) if isinstance(address, IPv6Address) else None
+    return (inner or address).is_loopback

@@ -18,7 +18,7 @@ from typing import Any, Final
 import httpx
 
 from opengradient_x402.http.messages import ResponseReader, message_of
-from opengradient_x402.http.places import check_far
+from opengradient_x402.http.places import check_resolved
 from opengradient_x402.http.time_limits import for_connecting
 
 _PIECE: Final = 64 * 1024
@@ -97,8 +97,7 @@ class ThreadTransport(httpx.BaseTransport):
         try:
             line = socket.create_connection((host, url.port or (443 if is_secure else 80)), limit_s)
             self._on_socket(line)
-            if self._is_far:
-                check_far([line.getpeername()])
+            check_resolved([line.getpeername()], is_far=self._is_far, is_secure=is_secure)
             line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if is_secure:
                 line = self._verify.wrap_socket(line, server_hostname=host)

@@ -1,6 +1,6 @@
 """What is kept of an authorization, with every signature made under its nonce, and the budget that it must fit into.
 
-Plain data. Amounts are atomic units, times Unix seconds. The signatures' bytes are nowhere in it.
+Plain data. Amounts are atomic units, times Unix seconds. The bytes of a signature are not in it.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Authorization:
     """Oldest first; never empty."""
     asset_symbol: str | None = None
     asset_decimals: int | None = None
-    """How amounts of the asset are written; None where nobody knew it when this was signed."""
+    """Decimals of the asset; None where they were not known when this was signed."""
     status: str = "signed"
     """`signed`, `settled`, `expired`, `cancelled`, `unsent` (the signature provably never left), or `charged`: a
     voucher that a later one of its channel includes, for what its gateway charged (`settled_atomic`, a claim)."""
@@ -74,9 +74,9 @@ class Authorization:
     confirmations: int | None = None
     confirmations_needed: int | None = None
     dispute: str | None = None
-    """What the chain shows and the signed terms do not allow, in words with the numbers."""
+    """What the chain shows that the signed terms do not allow, as a sentence with the numbers."""
     recheck_at: int | None = None
-    """When an expired one is looked at once more, in Unix seconds; None when it is not."""
+    """When an expired authorization is checked once more, in Unix seconds; None when it is not."""
 
     def __post_init__(self) -> None:
         _spell(self, "payer")
@@ -118,19 +118,19 @@ class Authorization:
 
     @property
     def is_over(self) -> bool:
-        """Whether the signature that was made last can be taken no more, or in a moment."""
+        """Whether the latest signature has expired, or is about to."""
         return time.time() > self.terms.deadline - _MOMENT_S
 
     @property
     def is_final(self) -> bool:
-        """Whether the chain has said its last word: found, and confirmed often enough."""
+        """Whether the chain will not change it any more: its end was found, and is confirmed often enough."""
         if self.status in ("signed", "charged"):
             return False
         return self.confirmations_needed is None or (self.confirmations or 0) >= self.confirmations_needed
 
     @property
     def reserved_atomic(self) -> int:
-        """What it takes from a budget: what was settled, once that is final; the most that can be, before."""
+        """What it takes from a budget, in atomic units: the settled amount once that is final, before that the most."""
         if self.status == "unsent":
             return 0
         return (self.settled_atomic or 0) if self.is_final or self.status == "charged" else self.amount_atomic
@@ -152,7 +152,7 @@ def _spell(record: object, *names: str) -> None:
 
 
 def token_fields(record: PaidIn) -> dict[str, Any]:
-    """The token that it is paid in, and how amounts of it are written."""
+    """The address, symbol and decimals of the token that it is paid in."""
     return {name: getattr(record, name) for name in ("asset", "asset_symbol", "asset_decimals")}
 
 
@@ -213,12 +213,12 @@ def authorization_id(network: str, payer: str, nonce: int) -> str:
 
 
 def payer_named(payer: str | None) -> str | None:
-    """As `spelled`, if there is one."""
+    """As `spelled`; None for None."""
     return None if payer is None else spelled(payer)
 
 
 def spelled(address: str) -> str:
-    """The address as records have it. Raises ConfigurationError for text that is no address."""
+    """The address as records have it (EIP-55). Raises ConfigurationError for text that is not an address."""
     try:
         return checksum_address(address)
     except ValueError as exc:

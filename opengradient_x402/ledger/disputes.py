@@ -1,4 +1,4 @@
-"""What contradicts the gateway's word on a call, and how a settlement is shared among the calls that it pays for.
+"""What contradicts a gateway's claims about a call, and how a settlement is shared among its calls.
 
 Pure: it compares what the ledger has of one authorization and of its calls.
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _SHOWN_CALLS = 5
 _FINE = 10**24
-"""Weights are whole numbers; of a USD, this makes even the price of one token exact."""
+"""Parts of a USD. Weights are whole numbers of these parts, so that even the price of one token is exact."""
 
 
 def dispute_of(
@@ -39,7 +39,7 @@ def dispute_of(
     overcharged: str | None,
     recorded: str | None = None,
 ) -> str | None:
-    """Everything that speaks against the gateway's word on this call; None when nothing does.
+    """Everything that contradicts what the gateway said about this call; None when nothing does.
 
     `overcharged` is what `overcharge` says of its session, `recorded` what was found out about this call before.
     """

@@ -3,7 +3,7 @@
 A record that cannot be in the database at once is written here before the caller gets its answer: with one write,
 which a killed process does not lose. It is dropped when the database has it. What a dead process leaves behind (this
 file, and that of its calls under way) is taken up by the next process that opens the ledger, or records a settlement
-in it; the lock on the file tells the living from the dead.
+in it; the lock on the file shows whether its process still lives.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CAN_TELL_WHO_LIVES: Final = flock is not None
 JOURNAL: Final = ".calls-"
 UNDER_WAY: Final = ".under-way-"
 _LONGEST: Final = 65_536
-"""A file that holds nothing any more is cut at this length, not after each record."""
+"""Bytes. A file without records is emptied when it is longer than this, not after each record."""
 
 
 class Journal:
@@ -48,7 +48,7 @@ class Journal:
         return self._path
 
     def keep(self, call_id: str, text: str) -> bool:
-        """Writes the record; whether that was possible."""
+        """Writes the record. False when that was not possible."""
         line = text.encode() + b"\n"
         with self._lock:
             try:
@@ -66,14 +66,14 @@ class Journal:
 
     @property
     def promise(self) -> str:
-        """What it means that a receipt is kept here."""
+        """The sentence for an error: the receipt is kept here, and recorded later."""
         return (
             f"The call was made, and its receipt is kept in {self._path}: it is recorded when the ledger can be "
             "written again."
         )
 
     def drop(self, call_id: str) -> None:
-        """The database has this record."""
+        """Drops a record that the database has."""
         with self._lock:
             self._kept.pop(call_id, None)
             if not self._kept and self._length > _LONGEST and self._file is not None:
@@ -134,12 +134,12 @@ class LeftBehind:
             yield from lines
 
     def remove(self) -> None:
-        """The database has all of it."""
+        """Deletes the file: the database has all of its records."""
         self.path.unlink(missing_ok=True)
         os.close(self.file)
 
     def leave(self) -> None:
-        """For the next opening."""
+        """Leaves the file for the next process that opens the ledger."""
         os.close(self.file)
 
 
@@ -157,7 +157,7 @@ def left_behind(place: Path | None) -> Iterator[LeftBehind]:
 
 
 def noted(place: Path | None) -> Iterator[int]:
-    """The files of calls under way beside this ledger, of the living too; open while they are looked at."""
+    """The files of calls under way beside this ledger, also of living processes; each is open while it is looked at."""
     for path in [] if place is None else place.parent.glob(f"{place.name}{UNDER_WAY}*"):
         with suppress(OSError):  # it has ended meanwhile
             file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

@@ -118,11 +118,11 @@ class Ledger(Resident):
         )
 
     def record_call(self, receipt: SettlementReceipt, *, at_once: bool = True) -> Future[str | None]:
-        """Records how a call ended. When this returns, the receipt survives the end of the process in every form.
+        """Records how a call ended. When this returns, the receipt is kept, however the process ends.
 
-        It is in the database, or in a file beside it which the next opening takes up; the future is done when it is
-        in the database. Not flushed to disk for every call: the authorization is what money needs. Without `at_once`
-        nothing is written by this thread (an event loop's must not wait for a disk): the future says when it is there.
+        It is in the database, or in a file beside it which the next opening takes up; the future is done when it is in
+        the database. Not flushed to disk for every call: the authorization is what money needs. Without `at_once` this
+        thread writes nothing (an event loop must not wait for a disk): the future is done when the receipt is there.
         Its result is the call that the receipt's enclave proof came for first (this one, unless the proof was used
         before); None for a receipt without a proof.
         """
@@ -144,7 +144,7 @@ class Ledger(Resident):
             return when_done(future, lambda: journal.drop(call_id))
         self.under_way.end(call_id)
         waiting = self._recorder.written - self._recorder.moved
-        if waiting >= 2 * CHECKPOINT_EVERY:  # threads that do nothing but record leave the writer's no room
+        if waiting >= 2 * CHECKPOINT_EVERY:  # threads that only record would leave the writer's thread no time
             self._recorder.checkpoint()
         elif waiting >= CHECKPOINT_EVERY and self._queue.empty():
             self._queue.put(MOVE)  # behind the queue's end, it may be lost
@@ -167,7 +167,7 @@ class Ledger(Resident):
         return self._amend(lambda book, conn: book.give_up_call(conn, call_id, authorization_id))
 
     def not_sent(self, call_id: str, authorization_id: str) -> None:
-        """This authorization does not pay the call after all. What was settled is shared without it."""
+        """Records that this authorization does not pay for the call: its settlement is shared without the call."""
         self.under_way.end(call_id)
         self.submit(lambda book, conn: book.forget_call(conn, call_id, authorization_id), otherwise=_AS_BEFORE)
 
@@ -178,7 +178,7 @@ class Ledger(Resident):
     def record_settlement(self, authorization: Authorization) -> Future[bool]:
         """Records what the chain says: frees or fixes the reservation, and shares the amount among the calls.
 
-        The result says whether the status changed: of several processes that find the same, one is told so.
+        The result says whether the status changed: of several processes that find the same, only one gets True.
         `status="signed"` opens the authorization again (its block is gone). With fewer `confirmations` than
         needed the whole amount stays reserved: the block may still go.
         """
@@ -265,7 +265,7 @@ class Ledger(Resident):
         after: str | None = None,
         most: int | None = None,
     ) -> Future[list[Authorization]]:
-        """Authorizations about which the chain may say something new: open, unconfirmed, and expired for a day.
+        """Authorizations that the chain may still change: open, unconfirmed, or expired and to be checked once more.
 
         Oldest first; all of them, or at most so many behind the one whose id is `after`.
         """
@@ -349,7 +349,7 @@ class Ledger(Resident):
                 )
 
     def _may_end(self) -> bool:
-        """Asked by a writer that has nothing to do: True, and the next job begins another one."""
+        """Whether a writer that has nothing to do may end. After True the next job begins another one."""
         with self._lock:
             if self._thread is not threading.current_thread() or not self._queue.empty() or is_in_memory(self.url):
                 return False
@@ -410,7 +410,7 @@ class Ledger(Resident):
     # -- the writer
 
     def submit(self, work: Callable[[Book, Connection], T], *, otherwise: str = _NOT_PAID, **kind: Any) -> Future[T]:
-        """`otherwise` says what it means for the money when this is not done; `kind` are fields of a Job."""
+        """What `work` returns, once it is in the database. `otherwise` says what a failure means for the money."""
         future: Future[T] = Future()
         job = Job(work=work, future=cast("Future[Any]", future), otherwise=otherwise, **kind)
         with self._lock:

@@ -25,7 +25,7 @@ from opengradient_x402.settings import platform_of_many, state_directory
 
 _log = logging.getLogger(__name__)
 _LENGTH: Final = 96
-"""The content has always this length, so that one write replaces all of it."""
+"""The content always has this length, so that one write replaces all of it."""
 
 
 class LedgerReplaced(Exception):
@@ -40,24 +40,28 @@ class Seen:
     authorizations: int
 
 
+_SEEN_HERE: Final[dict[Path, Seen]] = {}
+"""What this process saw last of each ledger: the file that remembers can be lost together with the database."""
+
+
 class Mark:
-    """The file that remembers; without a place for it nothing is remembered."""
+    """The file that keeps what was seen. Where no file can be kept, nothing is remembered."""
 
     def __init__(self, place: Path | None) -> None:
-        self.path = None if place is None else place.with_name(place.name + ".mark")
+        self.path = self._name = None if place is None else place.with_name(place.name + ".mark")
         self._file: int | None = None
         self._written: Seen | None = None
 
     def read(self) -> Seen | None:
-        """What was seen last; None for a ledger that was not used from here, and for a file that cannot be read."""
+        """What was seen last; by this process, where the file is gone or cannot be read. None for a new ledger."""
         try:
             known = json.loads(self.path.read_bytes()) if self.path is not None else {}
             return Seen(ledger_id=str(known["ledger"]), authorizations=int(known["authorizations"]))
         except (OSError, ValueError, KeyError, TypeError):
-            return None
+            return None if self._name is None else _SEEN_HERE.get(self._name)
 
     def check_file(self, file: Path | None) -> None:
-        """Refuses a SQLite file that is gone or empty, and was not. Raises LedgerReplaced."""
+        """Refuses a SQLite file that is gone or empty now, and was not before. Raises LedgerReplaced."""
         seen = self.read()
         if file is not None and seen is not None and seen.authorizations and not _size(file):
             what = "is empty" if file.exists() else "is gone"
@@ -80,9 +84,11 @@ class Mark:
 
     def write(self, seen: Seen) -> None:
         """Remembers what is in the database now, after it was committed there."""
-        if self.path is None or seen == self._written:
+        if self._name is None or seen == self._written:
             return
-        self._written = seen
+        self._written = _SEEN_HERE[self._name] = seen
+        if self.path is None:
+            return
         text = json.dumps({"ledger": seen.ledger_id, "authorizations": seen.authorizations}).ljust(_LENGTH - 1) + "\n"
         try:
             if self._file is None:
@@ -91,9 +97,13 @@ class Mark:
             os.lseek(self._file, 0, os.SEEK_SET)
             os.write(self._file, text.encode())
         except OSError as exc:
-            _log.warning("%s cannot be written (%s): should the ledger be lost, it is not noticed.", self.path, exc)
+            _log.warning("%s cannot be written (%s): if the ledger is lost, this will not be noticed.", self.path, exc)
             self.close()
             self.path = None
+
+    def check_again(self, now: Seen) -> None:
+        """Refuses a database that lost what it held when it was last looked at from here. Raises LedgerReplaced."""
+        self.check(self._written, now)
 
     def close(self) -> None:
         """Gives up the file; the next `write` opens it again."""
@@ -201,7 +211,7 @@ _WHAT_TO_SET: Final = (
 
 
 class Scope:
-    """What was found and said in this process."""
+    """What this process knows of the reach of its budgets, and which warnings it has given."""
 
     def __init__(self) -> None:
         self._ledger_of: dict[str, str] = {}
@@ -246,7 +256,7 @@ SCOPE: Final = Scope()
 
 
 def _file_system(file: Path) -> str:
-    """The type of the file system that holds it; empty where nothing tells (other systems than Linux)."""
+    """The type of the file system that holds it; empty where it is not known (on other systems than Linux)."""
     try:
         place = file.absolute().parent
         lines = _MOUNTS.read_text().splitlines()

@@ -124,7 +124,7 @@ class Queries:
 def _chosen(
     *, since: int, payer: str | None = None, status: str | None = None, run: str | None = None
 ) -> list[sa.ColumnElement[bool]]:
-    """What picks the calls that are asked for. Without a time all are, and no index by time misleads the planner."""
+    """The conditions for the calls that are asked for. A time of 0 adds none, which would mislead the planner."""
     conditions = [calls.c.created_at >= since] if since > 0 else []
     if payer is not None:
         conditions.append(calls.c.payer == payer)

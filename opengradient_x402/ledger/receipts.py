@@ -3,8 +3,7 @@
 A receipt is plain data. The gateway's words (cost, data-settlement hashes, TEE fields) are claims; the
 payment transaction, its block and the settled amount are facts read from the chain, and stay empty until
 they were read. A receipt that a client returned can update itself (`refresh`, `wait_settled`) through its
-`Follower`. This module does not know how a receipt is stored (`ledger`) nor how facts are found
-(`reconcile`).
+`Follower`. This module does not know how a receipt is stored (`ledger`) nor how facts are found (`settlement`).
 """
 
 from __future__ import annotations
@@ -77,6 +76,7 @@ class SettlementReceipt(_Followed):
     """How the call ended: `ok`, `failed`, `abandoned`, or `unknown` while it has not."""
 
     network: str
+    """The CAIP-2 name of the chain."""
     scheme: str
     asset: str
     asset_symbol: str | None = None
@@ -87,8 +87,10 @@ class SettlementReceipt(_Followed):
     facilitator: str | None = None
     authorization_id: str
     nonce: str
+    """A decimal number."""
     deadline: int
     authorized_atomic: int
+    """The most that the authorization allows, for all of its calls together."""
 
     endpoint: str
     model: str
@@ -105,13 +107,16 @@ class SettlementReceipt(_Followed):
 
     # Claims of the gateway
     cost_atomic: int | None = None
+    """What the gateway says that this call cost; `cost_usd` is the same in USD, as decimal text."""
     cost_usd: str | None = None
     opg_usd: str | None = None
-    """The price of one token that the gateway reckoned with."""
+    """The price of one token in USD that the gateway calculated with."""
     claimed_payment_tx_hash: str | None = None
+    """The transaction that the gateway names as the payment's settlement."""
     payment_job: str | None = None
     """The facilitator's job that will settle the payment, where a gateway names no transaction yet."""
     data_tx_hash: str | None = None
+    """The transaction that the gateway names as the settlement of the call's data; `data_blob_id` names its blob."""
     data_settlement_job: str | None = None
     """The facilitator's job that will publish the call's data."""
     data_blob_id: str | None = None
@@ -125,19 +130,22 @@ class SettlementReceipt(_Followed):
     tee_uncovered: str | None = None
     """What of a verified call the enclave's signature does not cover, separated by commas: `answer.reasoning`, …"""
 
-    # Reckoned by this client, where the gateway quotes nothing
+    # Calculated by this client, where the gateway quotes nothing
     estimated_cost_atomic: int | None = None
     """Usage at the model's published price and the last known token price. Never a reason for a dispute."""
 
     # Facts of the chain
     settled_atomic: int | None = None
+    """What was taken for this call."""
     authorization_settled_atomic: int | None = None
     payment_tx_hash: str | None = None
     block_number: int | None = None
     block_hash: str | None = None
     confirmations: int | None = None
     confirmations_needed: int | None = None
+    """With so many blocks, its own included, the settlement is final."""
     dispute: str | None = None
+    """What contradicts the gateway, as sentences with the numbers."""
 
     @property
     def is_final(self) -> bool:
@@ -153,7 +161,7 @@ class SettlementReceipt(_Followed):
 
     @property
     def proof_id(self) -> str | None:
-        """What tells the enclave's proof from others (`proof_id_of`); None without one."""
+        """The id of the enclave's proof (`proof_id_of`); None without a proof."""
         return proof_id_of(self.tee_signature)
 
     @property
@@ -263,12 +271,12 @@ def cost_of(receipt: SettlementReceipt) -> int | None:
 
 
 def _restored() -> Any:
-    """The module that finds a receipt by its call's id: it stands above this one."""
+    """The module that finds a receipt by its call's id: it imports this one, so it is loaded here."""
     return import_module("opengradient_x402.settlement.restored")
 
 
 def proof_id_of(tee_signature: object) -> str | None:
-    """What tells a proof from others, however its base64 text is written: SHA-256 of the signature's bytes (hex)."""
+    """The id of a proof: SHA-256 of the signature's bytes (hex), the same however the base64 text is written."""
     if not isinstance(tee_signature, str) or not tee_signature:
         return None
     try:
@@ -278,7 +286,7 @@ def proof_id_of(tee_signature: object) -> str | None:
 
 
 def transaction_claim(text: object) -> str | None:
-    """`text` if it names a transaction: 0x and 64 hex digits. Anything else, such as a job's id, claims none."""
+    """`text` if it names a transaction: 0x and 64 hex digits. None for anything else, such as a job's id."""
     return text if isinstance(text, str) and _TX_HASH.fullmatch(text) is not None else None
 
 

@@ -56,13 +56,13 @@ USE_PROOF: Final = (
 
 
 class Written(NamedTuple):
-    """What the database says when a receipt is written: whose proof it has."""
+    """What the database answers when a receipt is written: the call that its proof came for first."""
 
     proof_of: str | None
 
 
 def identity_of(file: Path) -> tuple[int, int]:
-    """What tells a file from another one under its name; nothing for one that is gone or empty."""
+    """Device and inode of a file, which another file of the same name has not; zeros for one that is gone or empty."""
     try:
         found = os.stat(file)  # noqa: PTH116  (a call pays for it: it is faster than Path's)
     except OSError:
@@ -126,7 +126,7 @@ class Recorder:
         with self._lock:
             self.moved = self.written
             if self._conn is not None and not self._is_writing:
-                with suppress(sqlite3.Error):  # another process does it, and the next one is not far
+                with suppress(sqlite3.Error):  # another process does it now, and the next checkpoint comes soon
                     self._conn.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
     def renew(self) -> None:
@@ -144,7 +144,7 @@ class Recorder:
     def write(self, receipt: SettlementReceipt, text: str) -> Written | None:
         """Commits the receipt; None when it could not be written now, or when its authorization has ended.
 
-        `text` is its JSON. What several threads bring while one of them writes is committed together.
+        `text` is its JSON. Receipts that other threads bring while one thread writes are committed together.
         """
         slip = _Slip(receipt, text)
         self._slips.append(slip)
@@ -165,9 +165,10 @@ class Recorder:
             return slip.written
 
     def write_all(self, records: Sequence[Record]) -> dict[str, Written]:
-        """Commits the receipts together; what the database says, by call. Without those that `write` leaves out.
+        """Commits the receipts together; the database's answers, by call, without those that `write` leaves out.
 
-        Each statement gives up the interpreter lock, and gets it back from a busy event loop after milliseconds only.
+        One statement for all: each one gives up the interpreter lock, which a busy event loop returns only after
+        milliseconds.
         """
         with self._lock:
             if self._conn is None or self._is_writing or identity_of(self._file) != self._identity:
@@ -260,7 +261,7 @@ class UnderWay:
     """The calls of this process that are paid and not recorded yet, in a file that outlives it. Thread-safe.
 
     The file is mapped into memory: to note a call is to copy 100 bytes, and a killed process loses none of them. It is
-    written before it is mapped, so that a full disk is an OSError here, and no signal at some later call.
+    written before it is mapped, so that a full disk raises OSError here, and sends no signal at a later call.
     """
 
     def __init__(self, place: Path | None, *, is_beside_database: bool) -> None:
@@ -281,14 +282,14 @@ class UnderWay:
         self._path, self._parts, self._free, self._used, self._token = None, [], [], {}, ""
 
     def open(self) -> bool:
-        """Begins the file, if there is none; whether everybody who opens the database finds it. Touches the disk."""
+        """Begins the file, if there is none. True when everybody who opens the database finds it. Touches the disk."""
         if not self._parts:
             self._grow()
         return bool(self._parts) and self._is_beside_database
 
     @property
     def name(self) -> str:
-        """What tells this process from others: the name of its file, if it has one."""
+        """The name of this process in the database: that of its file, or a random one without a file."""
         if self._path is not None:
             return self._path.name
         self._token = self._token or secrets.token_hex(8)
@@ -315,7 +316,7 @@ class UnderWay:
         self._used[call.call_id] = part, start
 
     def end(self, call_id: str) -> None:
-        """It is recorded, or was never sent."""
+        """Removes the note of a call that is recorded, or was never sent."""
         if (slot := self._used.pop(call_id, None)) is not None:
             part, start = slot
             part[start] = 0

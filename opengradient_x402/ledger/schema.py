@@ -104,7 +104,7 @@ _RESERVE = (
 
 
 def _name_assets(conn: Connection) -> None:
-    """What was recorded before the records named their token is in one of a preset."""
+    """Adds symbol and decimals to records of the time before records had them, for the tokens of presets."""
     is_sqlite = conn.dialect.name == "sqlite"
     for address, asset in {network.asset.address: network.asset for network in PRESETS.values()}.items():
         named_so = {"asset_symbol": asset.symbol, "asset_decimals": asset.decimals}
@@ -153,7 +153,7 @@ def _index_anew(conn: Connection) -> None:
 
 
 def complete(conn: Connection) -> None:
-    """Adds the columns that tables of before lack."""
+    """Adds the columns that older tables lack."""
     inspector = sa.inspect(conn)
     for table in (authorizations, calls, reserved, vouchers):
         if not inspector.has_table(table.name):

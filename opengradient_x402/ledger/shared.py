@@ -47,17 +47,17 @@ class Ledgers:
             return ledger
 
     def used(self, ledger: Ledger) -> None:
-        """One user more, who does not close it."""
+        """Counts one more user, who does not close the ledger."""
         with self._lock:
             self._users[ledger] = self._users.get(ledger, 0) + 1
 
     def left(self, ledger: Ledger) -> None:
-        """One of these users less. It stays open: receipts that were given out may still ask it."""
+        """Counts one of these users less. The ledger stays open: receipts that were given out may still ask it."""
         with self._lock:
             self._users[ledger] = max(0, self._users.get(ledger, 0) - 1)
 
     def released(self, ledger: Ledger) -> None:
-        """One user less: the last one closes it, the others have written what waits."""
+        """Counts one user less. The last one closes the ledger; for the others it writes what waits."""
         with self._lock:
             left = self._users[ledger] = self._users.get(ledger, 1) - 1
         if left > 0:

@@ -52,7 +52,7 @@ _NEWEST_VOUCHERS = (
 )
 _OPEN = "open"
 _CALLS_BY, _PROCESS, _UNDECIDED = "calls by the process of ", "process ", "undecided "
-"""Keys of notes: which process knows an authorization's calls, that it ended in order, what waits for its word."""
+"""Keys of notes: which process knows an authorization's calls, that it ended in order, what waits for its answer."""
 _STATUS = {"settled": ReceiptStatus.SETTLED, "expired": ReceiptStatus.EXPIRED, "cancelled": ReceiptStatus.CANCELLED}
 
 # Statements of every call, built once: SQLAlchemy takes longer to build one than SQLite takes to run it.
@@ -115,11 +115,14 @@ _NOTED = sa.select(pins.c.value).where(_THIS_KEY)
 _UPDATE_NOTE = pins.update().where(_THIS_KEY).values(_given("value"))
 _INSERT_NOTE = pins.insert().values(_given("key", "value"))
 _DELETE_NOTE = pins.delete().where(_THIS_KEY)
+_KEYS = sa.select(pins.c.key).where(pins.c.key > sa.bindparam("after"), pins.c.key < sa.bindparam("before"))
+_OPEN_KEYS = _KEYS.where(pins.c.value == _OPEN)
+_FIRST_OPEN_KEY = _OPEN_KEYS.limit(1)
 _MINUTE_S = 60
 
 
 class Book(Queries):
-    """The statements. `knows` says whether a process's calls under way can be seen; `under_way`, an authorization's."""
+    """Statements. `knows` says whether a process's calls under way can be seen; `under_way` has an authorization's."""
 
     def __init__(self, dialect: str, *, knows: Callable[[str], bool], under_way: Callable[[str], set[str]]) -> None:
         super().__init__(dialect)
@@ -153,9 +156,9 @@ class Book(Queries):
         return whole
 
     def _still_claimable(self, conn: Connection, new: Authorization, since: int) -> int:
-        """What vouchers allow beyond what is reserved: a claim that includes a call leaves the rest of its ceiling.
+        """Atomic units that vouchers allow and nothing reserves: a claim for less leaves the rest claimable.
 
-        Of the new authorization's own channel only what that does not reserve anew.
+        Of the new authorization's own channel only what the new reservation does not cover.
         """
         wallet = {"payer": new.payer, "asset": new.asset, "network": new.network, "since": since}
         covered: dict[str, int] = {f"0x{new.nonce:064x}": new.reserved_atomic}
@@ -222,7 +225,7 @@ class Book(Queries):
         self.share_out(conn, authorization_id)
 
     def give_up_call(self, conn: Connection, call_id: str, authorization_id: str) -> bool:
-        """Has a call that was begun never be made again under its id; whether that is so now."""
+        """Blocks the id of a call that was begun. False when the call is paid in another way now."""
         values = {"wanted": call_id, "paid_by": authorization_id, "begun": ReceiptStatus.AUTHORIZED.value}
         conn.execute(_GIVE_UP_CALL, values)
         return conn.execute(_PAYS_FOR, {"wanted": call_id}).scalar_one_or_none() == authorization_id
@@ -259,7 +262,7 @@ class Book(Queries):
             self.record_call(conn, unanswered(authorization, call))
 
     def share_out(self, conn: Connection, authorization_id: str) -> None:
-        """The settlement was seen before a call ended (its stream was slow to close): it is shared again."""
+        """Shares a settlement again that was seen before a call ended (its stream was slow to close)."""
         if (settled := self.authorization(conn, authorization_id)) is not None and settled.status in _STATUS:
             self._share_out(conn, settled)
 
@@ -269,6 +272,8 @@ class Book(Queries):
             return False
         if authorization.status == "expired" and known.deadline > authorization.deadline:
             return False  # a signature was added meanwhile, and it lives longer
+        if _knows_more(known, authorization):
+            return False
         found = replace(authorization, signed=known.signed)
         self.update(conn, known, found)
         self._share_out(conn, found)
@@ -330,7 +335,7 @@ class Book(Queries):
         self.note(conn, f"{_UNDECIDED}{process} {authorization.id}", "")
         _log.warning(
             "%s The process that paid (authorization %s) runs elsewhere, or was killed and left nothing: calls may be "
-            "missing here. It is no dispute before that process pays again or ends in order.",
+            "missing here. No dispute is recorded before that process pays again or ends in order.",
             *(text, authorization.id),
         )
         return None
@@ -347,7 +352,7 @@ class Book(Queries):
 
     def _decide(self, conn: Connection, process: str) -> None:
         """What others could not decide about the settlements of this process."""
-        for key in conn.execute(_beginning(f"{_UNDECIDED}{process} ").with_only_columns(pins.c.key)).scalars().all():
+        for key in conn.execute(_KEYS, _beginning(f"{_UNDECIDED}{process} ")).scalars().all():
             conn.execute(_DELETE_NOTE, {"wanted": key})
             self.share_out(conn, key.rpartition(" ")[2])
 
@@ -361,11 +366,11 @@ class Book(Queries):
             conn.execute(_DELETE_NOTE, {"wanted": key})
 
     def open_dispute(self, conn: Connection, network: str, origin: str) -> str | None:
-        found = conn.execute(_disputes(network, origin).with_only_columns(pins.c.key).limit(1)).scalar_one_or_none()
+        found = conn.execute(_FIRST_OPEN_KEY, _beginning(_dispute_prefix(network, origin))).scalar_one_or_none()
         return None if found is None else str(found).rpartition(" ")[2]
 
     def clear_disputes(self, conn: Connection, network: str, origin: str) -> int:
-        keys = list(conn.execute(_disputes(network, origin).with_only_columns(pins.c.key)).scalars())
+        keys = conn.execute(_OPEN_KEYS, _beginning(_dispute_prefix(network, origin))).scalars().all()
         for key in keys:
             self.note(conn, key, "cleared")
         return len(keys)
@@ -394,13 +399,22 @@ class Book(Queries):
         return conn.execute(_NOTED, {"wanted": key}).scalar_one_or_none()
 
 
+def _knows_more(known: Authorization, found: Authorization) -> bool:
+    """Whether more was recorded while this was looked for, by another process: its node may be on another fork.
+
+    What is not final is looked at again; and a block that is gone is recorded (`signed`) before anything else is.
+    """
+    if known.status not in ("settled", "cancelled"):
+        return False
+    if known.is_final:
+        return found.status not in ("settled", "cancelled") or not found.is_final
+    return found.status == "expired"
+
+
 def _dispute_prefix(network: str, origin: str) -> str:
     return f"dispute {network} {origin} "
 
 
-def _disputes(network: str, origin: str) -> sa.Select[Any]:
-    return _beginning(_dispute_prefix(network, origin)).where(pins.c.value == _OPEN)
-
-
-def _beginning(prefix: str) -> sa.Select[Any]:
-    return sa.select(pins).where(pins.c.key > prefix, pins.c.key < prefix + "~")
+def _beginning(prefix: str) -> dict[str, str]:
+    """What picks the keys that begin so."""
+    return {"after": prefix, "before": prefix + "~"}

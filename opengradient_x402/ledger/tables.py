@@ -27,7 +27,7 @@ from opengradient_x402.ledger.receipts import SettlementReceipt
 _BUSY_TIMEOUT_S = 30.0
 _BUSY_PAUSE_S = 0.01
 _SERVER_LIMITS = {"lock_timeout": "10s", "statement_timeout": "30s", "idle_in_transaction_session_timeout": "30s"}
-"""Of a session with a PostgreSQL server; the last one ends the transaction of a process that was stopped in it."""
+"""Time limits of a session with a PostgreSQL server. The last one is for a process that was stopped."""
 _LINE_LIMITS = {
     "connect_timeout": 10,
     "keepalives_idle": 10,
@@ -35,7 +35,7 @@ _LINE_LIMITS = {
     "keepalives_count": 3,
     "tcp_user_timeout": 30_000,
 }
-"""libpq's words for: a server that does not answer, or is gone, is an error in 30 s."""
+"""Options of libpq: a server that does not answer, or is gone, is an error after 30 s."""
 _LIBPQ = ("psycopg", "psycopg2", "psycopg_async")
 _metadata = sa.MetaData()
 
@@ -112,7 +112,7 @@ calls = sa.Table(
     sa.Column("authorization_id", sa.Text, nullable=False, index=True),
     sa.Column("created_at", sa.BigInteger, nullable=False, index=True),
     sa.Column("receipt", sa.Text, nullable=False),
-    sa.Column("answered_as", sa.Text),  # the status before the chain had a say: a reorganisation leads back to it
+    sa.Column("answered_as", sa.Text),  # the status before a settlement was seen: a reorganisation restores it
     sa.Column("dispute", sa.Text),
     # Derived from the receipt, to find it by
     sa.Column("payer", sa.Text),
@@ -186,13 +186,13 @@ channels = sa.Table(
 vouchers = sa.Table(
     "vouchers",
     _metadata,
-    # One for each call on a channel, written before it is signed: it can be claimed up to `max_atomic`, all in all
+    # One for each call on a channel, written before it is signed: it can be claimed up to `max_atomic` in total
     sa.Column("sequence", sa.Integer, primary_key=True),
     sa.Column("authorization_id", sa.Text, nullable=False, unique=True),
     *(sa.Column(name, sa.Text, nullable=False) for name in ("channel_id", "base_atomic", "max_atomic")),
     sa.Column("charged_atomic", sa.Text),  # by the gateway's word; none while the call's outcome is unknown
     sa.Column("signed_atomic", sa.Text),  # the highest sum that was signed for it; none: max_atomic
-    sa.Column("state", sa.Text, nullable=False),  # newest, included (in a later one), or final (by the chain's word)
+    sa.Column("state", sa.Text, nullable=False),  # newest, included (in a later one), or final (the chain shows it)
     sa.Index("vouchers_of_channel", "channel_id", "state", "sequence"),
 )
 

@@ -50,7 +50,7 @@ _MAX_BATCH: Final = 256
 _LONGEST_REST_S: Final = 30.0
 """Seconds after which the writer goes on by itself if it is not told that the fork is over."""
 _RESTART_S: Final = 5.0
-"""How long a server that ended the connection may take to be back, before those who wait are told."""
+"""Seconds that a server which ended the connection has to come back, before those who wait get an error."""
 _RETRY_PAUSE_S: Final = 0.2
 _BROKEN_OFF: Final = ("40P01", "40001", "57P01", "57P02", "57P03")
 """PostgreSQL's codes for a deadlock, a serialization failure, and a server that goes down or comes up."""
@@ -145,7 +145,7 @@ class Writer:
         self._journal.close()
 
     def _take(self) -> tuple[list[Job], object | None]:
-        """What waits, up to the next mark, if one stands behind it."""
+        """The jobs that wait, up to the next mark; and the mark, if there is one."""
         batch: list[Job] = []
         try:
             item = self._jobs.get(timeout=IDLE_S)
@@ -187,7 +187,7 @@ class Writer:
         return others
 
     def _tried(self, batch: list[Job]) -> list[_Reply]:
-        """The transaction; once more when the server broke it off, as soon as the server is there again."""
+        """Runs the transaction; once more if the server broke it off, as soon as the server is back."""
         until = None
         while True:
             try:
@@ -206,15 +206,13 @@ class Writer:
                     time.sleep(_RETRY_PAUSE_S)
 
     def _transaction(self, batch: list[Job]) -> list[_Reply]:
-        from opengradient_x402.ledger import tables
 
         answers: list[_Reply] = []
         is_durable = any(job.durable for job in batch)
         book, conn = self._ready(batch, durable=is_durable)
         seen = None
         with conn.begin() as transaction:
-            if any(job.writes for job in batch):
-                tables.lock(conn, durable=is_durable)
+            self._begin(batch, conn, is_durable=is_durable)
             if len(batch) == 1:  # the common case needs no savepoint: the transaction is its own
                 answers.append(self._attempt(batch[0], book, conn))
                 if answers[0][2] is not None:
@@ -228,11 +226,24 @@ class Writer:
                     else:
                         savepoint.rollback()
             if is_durable and transaction.is_active:
-                number = tables.number_of_authorizations(conn)
-                seen = Seen(ledger_id=self._ledger_id, authorizations=number)
+                seen = self._seen(conn)
         if seen is not None:
             self._mark.write(seen)
         return answers
+
+    def _begin(self, batch: list[Job], conn: Connection, *, is_durable: bool) -> None:
+        """Keeps other writers out, and sees that the database still has what it had. Raises LedgerReplaced."""
+        from opengradient_x402.ledger import tables
+
+        if any(job.writes for job in batch):
+            tables.lock(conn, durable=is_durable)
+        if is_durable:
+            self._mark.check_again(self._seen(conn))
+
+    def _seen(self, conn: Connection) -> Seen:
+        from opengradient_x402.ledger import tables
+
+        return Seen(ledger_id=self._ledger_id, authorizations=tables.number_of_authorizations(conn))
 
     def _attempt(self, job: Job, book: Book, conn: Connection) -> _Reply:
         from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
@@ -284,8 +295,7 @@ class Writer:
             try:
                 self._ledger_id = schema.create(conn)
                 with conn.begin():
-                    number = tables.number_of_authorizations(conn)
-                now = Seen(ledger_id=self._ledger_id, authorizations=number)
+                    now = self._seen(conn)
                 self._mark.check(before, now)
                 self._mark.write(now)
                 self._take_up(self._book(conn), conn)
@@ -372,7 +382,12 @@ def _advice(exc: BaseException) -> str:
     if name == "LedgerReplaced":
         return (
             "What was reserved in it would not count in your budget. Put the file back, or run `opengradient-x402 "
-            "ledger repair`, which goes on with the ledger as it is."
+            "ledger repair`, which accepts the ledger as it is."
+        )
+    if name in ("ModuleNotFoundError", "ImportError", "NoSuchModuleError"):
+        return (
+            "The database's driver is missing. For PostgreSQL: `pip install 'opengradient-integrations[postgresql]'`. "
+            "A ledger is a SQLite file or a PostgreSQL database."
         )
     if "malformed" in text or "not a database" in text or "corrupt" in text or "no such column" in text:
         return (

@@ -65,7 +65,7 @@ _CALL_ID: Final = re.compile(r"call_[0-9a-f]{24,64}", re.ASCII)
 
 
 def checked_call_id(call_id: str) -> str:
-    """The id that a call was given. Raises ConfigurationError for what is none."""
+    """The id that a call was given. Raises ConfigurationError for text that is not a call id."""
     if _CALL_ID.fullmatch(call_id) is None:
         raise ConfigurationError(
             f"The call id {call_id!r} cannot be used. Nothing was paid. Give `call_` and 24 to 64 hex digits in lower "
@@ -260,7 +260,7 @@ def _payment_claims(call: Call) -> dict[str, Any]:
 
 
 def _own(headers: httpx.Headers | None) -> Mapping[str, str]:
-    """The headers that are a gateway's own; a call pays for each look into httpx's."""
+    """The headers of a gateway's own (`X-…`): few, since httpx is slow to look one up among many."""
     if headers is None:
         return {}
     own = [(name, value) for name, value in headers.raw if name[:2] in (b"X-", b"x-")]
@@ -300,7 +300,7 @@ def _text(value: Any) -> str | None:
 
 def answered(response: httpx.Response, call: Call) -> Steps[httpx.Response]:
     call.is_answered = not call.is_doubtful
-    # The session's id spends its cap: nobody above, and no repr or log of theirs, needs it.
+    # Whoever has the session's id can spend its cap: callers do not get it, nor do their logs.
     response.headers.pop(SESSION_HEADER, None)
     call.headers = response.headers
     if response.has_redirect_location:
@@ -316,7 +316,7 @@ def answered(response: httpx.Response, call: Call) -> Steps[httpx.Response]:
 
 
 def asking(request: httpx.Request, call: Call) -> httpx.Request:
-    """A request that may be answered by a challenge, which is no error where a tracer looks on."""
+    """A request that may be answered by a challenge, which tracers must not show as an error."""
     return unpaid(request, is_blocking=call.is_blocking) if HTTP_TRACER in sys.modules else request
 
 

@@ -33,7 +33,7 @@ MAX_TEXT_CHARS: Final = 4096
 MAX_TIMEOUT_S: Final = 2**32
 """Longer than any policy allows; a bound so that `now + timeout` stays a sane uint256."""
 IDENTIFIER: Final = "payment-identifier"
-"""What gateways offer that give an answer twice for one payment (docs/wire.md, "Answers that are given again")."""
+"""An extension of gateways that give an answer again for one payment (docs/wire.md, "Answers that are given again")."""
 
 Scheme = Literal["upto", "exact", "batch-settlement"]
 TransferMethod = Literal["permit2", "eip3009"]
@@ -87,7 +87,7 @@ class SkippedTerms:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Challenge:
-    """What a gateway asks for: at least one usable set of terms, the resource, and the verbatim rest."""
+    """What a gateway asks for: at least one usable set of terms, the resource, and the rest, unchanged."""
 
     terms: tuple[PaymentTerms, ...]
     skipped: tuple[SkippedTerms, ...] = ()
@@ -102,7 +102,7 @@ class Challenge:
         return isinstance(self.extensions.get(IDENTIFIER), dict)
 
     def identified(self, payment_id: str) -> dict[str, Any]:
-        """What a payment says to be known again; nothing where the gateway does not offer it."""
+        """The extension by which a gateway knows this payment again; empty where the gateway does not offer it."""
         if not self.gives_again:
             return {}
         offered = self.extensions[IDENTIFIER]
@@ -253,7 +253,7 @@ def _terms(raw: dict[str, Any]) -> PaymentTerms:
         asset=_address(raw.get("asset"), "asset"),
         amount_atomic=_amount(raw.get("amount"), "amount"),
         pay_to=_address(raw.get("payTo"), "payTo"),
-        max_timeout_s=_timeout(raw.get("maxTimeoutSeconds"), "maxTimeoutSeconds"),
+        max_timeout_s=_timeout(raw.get("maxTimeoutSeconds")),
         transfer_method=_transfer_method(extra.get("assetTransferMethod"), scheme),
         facilitator=None if facilitator is None else _address(facilitator, "extra.facilitatorAddress"),
         asset_name=_optional_text(extra.get("name"), "extra.name"),
@@ -312,9 +312,9 @@ def _amount(value: Any, where: str) -> int:
     return amount
 
 
-def _timeout(value: Any, where: str) -> int:
+def _timeout(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= MAX_TIMEOUT_S:
-        raise _Unusable(f"{where} is {_shown(value)}, not a positive number of seconds")
+        raise _Unusable(f"maxTimeoutSeconds is {_shown(value)}, not a positive number of seconds")
     return value
 
 

@@ -36,7 +36,7 @@ BREAKER_LIMIT = 3
 """After this many refused payments in a row, an origin is not called for `BREAKER_PAUSE_S`."""
 BREAKER_PAUSE_S = 60.0
 BYTES_PER_TOKEN = 2
-"""A request is taken for at most this many bytes a token: real texts have about four."""
+"""Bytes of a request that count as one token in the worst case of a call: real texts have about four."""
 QUOTE_PAUSE_S = 60.0
 """Seconds between two questions to a gateway that does not quote a price."""
 
@@ -95,7 +95,7 @@ class KnownGateways:
         if noted is None:
             self._last_amount.setdefault(origin, None)
             return
-        last, *first = noted.split()  # ledgers of before know the last amount only
+        last, *first = noted.split()  # older ledgers know only the last amount
         self._last_amount.setdefault(origin, int(last))
         if first:
             self._first_amount.setdefault(origin, (first[0], int(first[1])))
@@ -106,7 +106,10 @@ class KnownGateways:
         return f"price {self._network.caip2} {self._network.asset.address} {origin}"
 
     def accepted(self, origin: str, *, amount_atomic: int) -> None:
-        """A payment to this origin was taken: earlier refusals no longer count, and its price is the measure."""
+        """A payment to this origin was taken: earlier refusals no longer count.
+
+        Later prices are compared with its amount.
+        """
         self._refusals.pop(origin, None)
         if self._noted_usd is None:
             self._noted_usd = self._ledger.noted(self._usd_key())
@@ -153,7 +156,7 @@ class KnownGateways:
         )
 
     def refused(self, origin: str) -> None:
-        """A payment to this origin was refused; too many in a row, and it is left alone for a while."""
+        """A payment to this origin was refused; after too many in a row, it is not called for a while."""
         count, _ = self._refusals.get(origin, (0, 0.0))
         self._refusals[origin] = (count + 1, time.monotonic() + BREAKER_PAUSE_S)
 

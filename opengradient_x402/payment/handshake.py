@@ -24,6 +24,7 @@ from opengradient_x402.errors import (
     GatewayUnreachable,
     NotPaid,
     PaidButFailed,
+    PaymentOutcomeUnknown,
 )
 from opengradient_x402.ledger.authorizations import Authorization
 from opengradient_x402.payment.call import (
@@ -38,11 +39,12 @@ from opengradient_x402.payment.call import (
 )
 from opengradient_x402.payment.challenge import CHALLENGE_HEADER, SIGNATURE_HEADER, Challenge, PaymentTerms
 from opengradient_x402.payment.channels.calls import pay_by_channel
+from opengradient_x402.payment.doubts import Doubtful, Fate, not_served
 from opengradient_x402.payment.payments import Payments
-from opengradient_x402.payment.permits import Doubtful, Fate, SignedPayment, not_served
+from opengradient_x402.payment.permits import SignedPayment
 from opengradient_x402.payment.sessions import SESSION_HEADER, PaidSession, SessionKey, Ticket, Waiting
 from opengradient_x402.payment.steps import (
-    approved,
+    acceptable,
     check_limits,
     from_ledger,
     payment_response,
@@ -148,7 +150,7 @@ def _open(request: httpx.Request, call: Call, payments: Payments, ticket: Ticket
         if response.status_code != httpx.codes.PAYMENT_REQUIRED:
             return response
         challenge = yield from read_challenge(response, payments, ticket.key)
-    terms = yield from _acceptable(challenge, call, payments, ticket.key, None)
+    terms = yield from acceptable(challenge, call, payments, ticket.key, None)
     if terms.channel is not None:
         payments.sessions.sessionless(ticket)  # others need not wait for this call
         return (yield from pay_by_channel(request, call, payments, ticket.key, terms=terms, challenge=challenge))
@@ -173,7 +175,7 @@ def _repeat(
         if response.status_code != httpx.codes.PAYMENT_REQUIRED:
             return response
         challenge = yield from read_challenge(response, payments, key)
-    terms = yield from _acceptable(challenge, call, payments, key, earlier)
+    terms = yield from acceptable(challenge, call, payments, key, earlier)
     is_open = earlier.status in ("signed", "expired") and not call.is_only_given_again
     if payments.is_same(terms, earlier) and (challenge.gives_again or (is_open and not earlier.is_over)):
         yield from check_limits(call, payments, key, earlier)
@@ -183,7 +185,8 @@ def _repeat(
     else:
         raise CallKnown(
             f"The payment of call {call.id} was or may be taken, and {key.origin} gives no answer twice. Nothing was "
-            "sent.",
+            f"paid now. `opengradient-x402 receipts show {call.id}` shows what became of it. To pay for a new answer, "
+            "make the call under another id.",
             call_id=call.id,
         )
     ticket = Ticket(key, threading.get_ident())
@@ -192,7 +195,7 @@ def _repeat(
         return response
     call.claims = payment_response(response)
     _, why = yield from terms_after(response, payments, key)
-    # It was expected that it is taken: the gateway is not paused for it.
+    # An earlier process may have spent this payment: the gateway is not paused for the refusal.
     reason = str(call.claims.get("errorReason") or why)[:_MAX_REASON_CHARS]
     raise not_served(signed, origin=key.origin, call_id=call.id, reason=reason, asset=payments.network.asset)
 
@@ -200,13 +203,13 @@ def _repeat(
 def _offer_again(
     request: httpx.Request, call: Call, payments: Payments, ticket: Ticket, doubtful: Doubtful
 ) -> Steps[httpx.Response | None]:
-    """Offer an earlier call's payment, whose fate is unknown. None: it is spent or expired, by the chain's word."""
+    """Offer an earlier call's payment, whose fate is unknown. None: the chain shows that it is spent or expired."""
     signed, origin = doubtful.signed, ticket.key.origin
     if doubtful.is_taken:
         if (yield from from_ledger(payments.gateways.open_dispute(origin), call)) is None:  # cleared meanwhile
             return None
         call.authorization = signed.authorization
-        raise payments.taken(call, doubtful, ticket.key)
+        raise payments.doubts.taken(call, doubtful, ticket.key)
     try:
         yield from check_limits(call, payments, ticket.key, signed.authorization)
         if call.is_keyed:
@@ -217,14 +220,14 @@ def _offer_again(
     response = yield from _send_signed(request, call, payments, ticket, signed)
     if response.status_code != httpx.codes.PAYMENT_REQUIRED:
         return response
-    fate: Fate = yield Wait(payments.fate(signed.authorization))
+    fate: Fate = yield Wait(payments.doubts.fate(signed.authorization))
     if fate is Fate.OPEN:
         return (yield from _asked_again(response, request, call, payments, ticket, signed, may_sign=True))
     if fate is Fate.SETTLED and doubtful.was_refused:
         yield Read(response)
         with suppress(TimeoutError):  # it is recorded as soon as the database can be written
-            yield Wait(payments.dispute_refused(signed), call.left_s)
-        raise payments.taken(call, doubtful, ticket.key)
+            yield Wait(payments.doubts.dispute(signed), call.left_s)
+        raise payments.doubts.taken(call, doubtful, ticket.key)
     payments.detach(call)
     call.has_signed_out = False  # that was another call's payment
     yield from read_challenge(response, payments, ticket.key)
@@ -249,13 +252,13 @@ def _asked_again(
     current, why = yield from terms_after(response, payments, ticket.key)
     if may_sign and not claims and current is not None and signed.accepted.raw not in [o.raw for o in current.terms]:
         try:
-            terms = yield from _acceptable(current, call, payments, ticket.key, signed.authorization)
+            terms = yield from acceptable(current, call, payments, ticket.key, signed.authorization)
             again = yield from _authorize(
                 terms, current, request, call, payments, ticket.key, earlier=signed.authorization
             )
         except NotPaid as exc:
             payments.doubts.add(ticket.key, Doubtful(signed, was_refused=True))
-            raise payments.unresolved(call, signed, ticket.key, f"{why}; its new terms are refused: {exc}") from exc
+            raise _unresolved(call, payments, signed, ticket.key, f"{why}; its new terms are refused: {exc}") from exc
         except BaseException:
             payments.doubts.add(ticket.key, Doubtful(signed, was_refused=True))
             raise
@@ -268,34 +271,15 @@ def _asked_again(
     call.claims = claims
     payments.doubts.add(ticket.key, Doubtful(signed, was_refused=True))
     why = str(claims.get("errorReason") or why)[:_MAX_REASON_CHARS]
-    raise payments.unresolved(call, signed, ticket.key, why)
+    raise _unresolved(call, payments, signed, ticket.key, why)
 
 
-def _acceptable(
-    challenge: Challenge, call: Call, payments: Payments, key: SessionKey, earlier: Authorization | None
-) -> Steps[PaymentTerms]:
-    """The terms to sign, when gateway, price, funds, facilitator and clock are as they must be."""
-    if (last := payments.gateways.recall_price(key.origin)) is not None:
-        payments.gateways.recalled_price(key.origin, (yield from from_ledger(last, call)))
-    if (yield from from_ledger(payments.gateways.open_dispute(key.origin), call)) is not None:
-        raise payments.gateways.disputed(key.origin)
-    terms = payments.choose(challenge, key, payees=call.payees, earlier=earlier)
-    payments.check_call(call, key, terms=terms)
-    funds = None if terms.channel is not None else payments.funds.check(terms, challenge)
-    needs_approval = funds is not None and (yield Wait(funds))
-    if (pin := payments.gateways.pin_facilitator(terms, key.origin)) is not None:
-        payments.gateways.confirm_facilitator(terms, key.origin, (yield from from_ledger(pin, call)))
-    yield from _with_right_clock(payments)
-    yield from approved(terms, call, payments)
-    if needs_approval:
-        yield Wait(payments.funds.sponsor(terms, challenge))
-    yield from _with_right_clock(payments)  # it can be set, or the machine can sleep, while one waits
-    return terms
-
-
-def _with_right_clock(payments: Payments) -> Steps[None]:
-    while (asked := payments.clock.check()) is not None:
-        yield Wait(asked)
+def _unresolved(
+    call: Call, payments: Payments, signed: SignedPayment, key: SessionKey, reason: str
+) -> PaymentOutcomeUnknown:
+    payments.gateways.refused(key.origin)
+    payments.funds.forget()
+    return not_served(signed, origin=key.origin, call_id=call.id, reason=reason, asset=payments.network.asset)
 
 
 def _authorize(
@@ -322,7 +306,7 @@ def _authorize(
         except BudgetExceeded:
             # Authorizations past their deadline may hold budget that was never spent: ask the chain first.
             with suppress(TimeoutError):
-                yield Wait(payments.reclaim(), call.left_s)
+                yield Wait(payments.doubts.reclaim(), call.left_s)
             if call.left_s is not None and call.left_s <= 0:
                 raise
             reserving = payments.reserve(drafted, is_first=is_first)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 import time
 import weakref
 from concurrent.futures import Future
@@ -21,13 +20,7 @@ import httpx
 from pydantic import SecretStr
 
 from opengradient_x402.channels.rides import Rides
-from opengradient_x402.effects import in_thread
-from opengradient_x402.errors import (
-    ChainUnavailable,
-    OpenGradientError,
-    PaidButFailed,
-    PaymentOutcomeUnknown,
-)
+from opengradient_x402.errors import OpenGradientError
 from opengradient_x402.keys.signer import ForeignSigner, Keystore, Signer, signer_of
 from opengradient_x402.ledger.authorizations import Authorization, Budget, SignedTerms, authorization_id
 from opengradient_x402.ledger.ledger import Ledger
@@ -35,18 +28,9 @@ from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.ledger.shared import OF_THE_PROCESS
 from opengradient_x402.networks import Network, load_network, with_node
 from opengradient_x402.payment.call import Answer, Call, build_receipt
+from opengradient_x402.payment.doubts import Doubts
 from opengradient_x402.payment.gateways import Clock, KnownGateways, origin_of
-from opengradient_x402.payment.permits import (
-    Doubtful,
-    Doubts,
-    Fate,
-    SignedPayment,
-    not_served,
-    payment_header,
-    signed_payload,
-    taken_unserved,
-    terms_to_sign,
-)
+from opengradient_x402.payment.permits import SignedPayment, payment_header, signed_payload, terms_to_sign
 from opengradient_x402.payment.policy import SpendPolicy
 from opengradient_x402.payment.sessions import PaidSession, SessionKey, SessionPool, redact_sessions
 from opengradient_x402.payment.wallet import Funds
@@ -62,8 +46,6 @@ if TYPE_CHECKING:
     from opengradient_x402.settlement.reconciler import Reconciler
 
 _log = logging.getLogger(__name__)
-RECLAIM_EVERY_S = 60.0
-"""Calls that do not fit into the budget ask the chain no more often than this."""
 
 
 class Payments(Resident):
@@ -92,15 +74,12 @@ class Payments(Resident):
         self.sessions = SessionPool(idle_s=network.session_idle_s, on_retired=self.reports.retired)
         self.gateways = KnownGateways(network=network, policy=self.policy, ledger=ledger)
         self._owns_ledger = False
-        self._lock = threading.RLock()
         self._terms: dict[SessionKey, Challenge] = {}
-        self.doubts = Doubts()
+        self.doubts = Doubts(payer=self.payer, network=network, ledger=ledger, reports=self.reports)
         self.clock = Clock(network=network, policy=self.policy)
         self.funds = Funds(network=network, signer=signer, policy=self.policy)
         self.rides = Rides(network=network, signer=signer, ledger=ledger)
         self.budget = Budget(limit_atomic=self.policy.per_day_atomic(network.asset))
-        self._reclaimed: Future[None] | None = None
-        self._reclaimed_at = 0.0
         belongs(self, Ending.CONNECTIONS)
         metrics.opened(self)
         self._listening = None if on_event is None else weakref.finalize(self, listen(on_event, payer=self.payer))
@@ -123,7 +102,8 @@ class Payments(Resident):
         `private_key` is a key in any form that `signer_of` takes. `rpc_url` names the node that reads the chain (or
         several, with commas, asked in turn), in place of OG_RPC_URL; `web3` is a connected Web3 or AsyncWeb3 instead.
 
-        `on_event` is called with each event of this payer in this process (`telemetry.events`), in a thread of its own.
+        `on_event` is called with each event of this payer in this process (`telemetry.events`), in a thread of its
+        own, until these payments are closed.
 
         Raises ConfigurationError for a missing or malformed key, or an unknown network.
         """
@@ -146,7 +126,8 @@ class Payments(Resident):
         )
         payments._owns_ledger = own
         if own:
-            __import__("sqlalchemy")  # here, so that no first token waits for it
+            import sqlalchemy  # noqa: F401  (here, so that no first token waits for it)
+
             payments.ledger.open_soon()
         return payments
 
@@ -158,9 +139,7 @@ class Payments(Resident):
     @cached_property
     def reconciler(self) -> Reconciler:
         """Reads the chain for this ledger; receipts update themselves with it."""
-        from opengradient_x402.settlement.reconciler import Reconciler
-
-        return Reconciler(self.network, self.ledger)
+        return self.doubts.reconciler
 
     @cached_property
     def channels(self) -> PayerChannels:
@@ -186,10 +165,8 @@ class Payments(Resident):
 
     def _renew(self) -> None:
         """A child pays for itself: sessions, known terms and payments in doubt stay with the parent."""
-        self._lock = threading.RLock()
         self._terms = {}
-        self.doubts = Doubts()
-        self._reclaimed = None
+        self.doubts.renew()
         self.sessions.renew()
         self.rides.renew()
 
@@ -221,7 +198,7 @@ class Payments(Resident):
     ) -> PaymentTerms:
         """The terms that the policy accepts; `payees` are all that may be paid at a registered endpoint.
 
-        After an `earlier` signature only terms in its nonce space are. Raises PolicyRefused.
+        After an `earlier` signature only terms in its nonce space are accepted. Raises PolicyRefused.
         """
         return self.policy.choose(
             challenge,
@@ -252,15 +229,6 @@ class Payments(Resident):
                 model=call.model,
             )
 
-    def recount(self, call: Call) -> Future[None]:
-        """Asks the chain, and then the ledger, about the calls whose cost the call's limits do not know yet."""
-        return in_thread(lambda: self._recount(call), name="opengradient-recount")
-
-    def _recount(self, call: Call) -> None:
-        self._reclaim()
-        for limit in call.limits:
-            limit.update(self.ledger.receipts(call_ids=list(limit.unknown)).result())
-
     def draft(
         self, terms: PaymentTerms, call: Call, endpoint: str, *, earlier: Authorization | None = None
     ) -> Authorization:
@@ -289,7 +257,7 @@ class Payments(Resident):
         )
 
     def reserve(self, authorization: Authorization, *, is_first: bool = False) -> Future[Authorization]:
-        """Writes it, and its amount into the day's budget, durably; the result has all signatures of its nonce.
+        """Writes the authorization, and its amount in the budget, to disk; the result has all signatures of its nonce.
 
         Raises BudgetExceeded; CallKnown when it `is_first` and the ledger has its call already.
         """
@@ -298,8 +266,8 @@ class Payments(Resident):
     def release(self, drafted: Authorization, reserving: Future[Authorization], *, is_first: bool) -> None:
         """Frees what was reserved for a signature that never left.
 
-        One that `is_first` and was refused is another process's: the same call has the same nonce, and that of the
-        other one may be out.
+        With `is_first`, only what was reserved here: a refused reservation is that of another process, which makes the
+        same call under the same nonce, and its signature may be out.
         """
         if is_first:
             reserving.add_done_callback(lambda done: self._release_own(drafted, done))
@@ -310,25 +278,6 @@ class Payments(Resident):
         if not reserved.cancelled() and reserved.exception() is None:
             self.ledger.mark_unsent(drafted.id)
 
-    def reclaim(self) -> Future[None]:
-        """Asks the chain about authorizations past their deadline, and frees what was never taken.
-
-        At most once a minute: calls that are refused meanwhile share the answer.
-        """
-        with self._lock:
-            now = time.monotonic()
-            if self._reclaimed is None or (self._reclaimed.done() and now - self._reclaimed_at >= RECLAIM_EVERY_S):
-                self._reclaimed_at = now
-                self._reclaimed = in_thread(self._reclaim, name="opengradient-reclaim")
-            return self._reclaimed
-
-    def _reclaim(self) -> None:
-        try:
-            for _ in self.reconciler.reports(payer=self.payer):
-                pass  # nothing of it is kept: there may be very many
-        except ChainUnavailable:
-            return  # the budget error that follows says what is reserved
-
     def is_same(self, terms: PaymentTerms, earlier: Authorization) -> bool:
         """Whether these terms, signed at the same time, would be what was signed last."""
         return terms_to_sign(terms, network=self.network, now_s=earlier.terms.signed_at) == earlier.terms
@@ -336,7 +285,7 @@ class Payments(Resident):
     def sign(
         self, terms: PaymentTerms, authorization: Authorization, challenge: Challenge, *, is_for_one: bool = False
     ) -> SignedPayment:
-        """The signature over what the ledger already holds; of a payment that `is_for_one`, it names the call."""
+        """The signature over what the ledger already holds. With `is_for_one`, the payment names its call."""
         payload = signed_payload(authorization, accepted=terms, signer=self.signer, network=self.network)
         named = challenge.identified(authorization.call_id) if is_for_one else {}
         extensions = {**(self.funds.approval or {}), **named}
@@ -347,12 +296,12 @@ class Payments(Resident):
     # -- while a payment is out
 
     def attach_session(self, call: Call, session: PaidSession) -> None:
-        """This session pays for the call."""
+        """Notes that this session pays for the call."""
         self.attach(call, session.authorization)
         call.session = session
 
     def attach(self, call: Call, authorization: Authorization) -> None:
-        """This authorization pays for the call, which the ledger knows from here on, however this process ends."""
+        """Notes, for the ledger too, that this authorization pays for the call, however this process ends."""
         call.authorization = authorization
         if authorization.call_id != call.id:  # that of the call that signed is recorded with its authorization
             self.ledger.under_way.begin(call.noted_under(authorization))
@@ -362,7 +311,7 @@ class Payments(Resident):
         return self.ledger.begin_call(authorization, call.noted_under(authorization))
 
     def detach(self, call: Call) -> None:
-        """Nothing pays for the call: what was attached was not sent, or was not taken."""
+        """Undoes `attach`: what was attached was not sent, or was not taken."""
         if call.session is not None:
             self.sessions.leave(call.session)
         if call.ride is not None:
@@ -371,34 +320,6 @@ class Payments(Resident):
         authorization, call.session, call.authorization = call.authorization, None, None
         if authorization is not None and authorization.call_id != call.id:
             self.ledger.not_sent(call.id, authorization.id)
-
-    def fate(self, authorization: Authorization) -> Future[Fate]:
-        """What the chain says of an authorization now; OPEN also when it does not answer."""
-        return in_thread(lambda: self._fate(authorization), name="opengradient-fate")
-
-    def _fate(self, authorization: Authorization) -> Fate:
-        self._reclaim()
-        known = self.ledger.authorizations(authorization_id=authorization.id).result()
-        status = known[0].status if known else "signed"
-        return Fate.OPEN if status == "signed" else Fate.SETTLED if status == "settled" else Fate.GONE
-
-    def dispute_refused(self, signed: SignedPayment) -> Future[None]:
-        """Records that a gateway answered a payment as if it had not taken it, and took it."""
-        text = "The gateway did not serve this payment, and the chain shows that it took it."
-        taken = signed.authorization
-        self.reports.disputed(taken, text)
-        return self.ledger.record_dispute(taken.call_id, text)
-
-    def taken(self, call: Call, doubtful: Doubtful, key: SessionKey) -> PaidButFailed:
-        """The error for a payment that was taken without an answer. It is not offered again, and no other is made."""
-        self.doubts.add(key, doubtful._replace(is_taken=True))
-        return taken_unserved(doubtful.signed, origin=key.origin, call_id=call.id)
-
-    def unresolved(self, call: Call, signed: SignedPayment, key: SessionKey, reason: str) -> PaymentOutcomeUnknown:
-        """The error for a payment that the gateway says it did not take: the chain decides that, not the gateway."""
-        self.gateways.refused(key.origin)
-        self.funds.forget()
-        return not_served(signed, origin=key.origin, call_id=call.id, reason=reason, asset=self.network.asset)
 
     # -- at the end
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import logging
 import re
 import threading
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, Final, Literal, get_args
+from typing import Final, Literal, get_args
 from urllib.parse import urlsplit
 
 from opengradient_x402.addresses import allow_list, checksum_address
@@ -21,6 +21,7 @@ from opengradient_x402.http.places import is_private
 from opengradient_x402.models import check_name, is_same_model
 from opengradient_x402.money import Asset, Limit, check_limit, limit_atomic
 from opengradient_x402.networks import GATEWAY_URL, Network, is_loopback
+from opengradient_x402.payment.approval import Approval
 from opengradient_x402.payment.challenge import Challenge, PaymentTerms, Scheme
 
 logger = logging.getLogger(__name__)
@@ -35,62 +36,34 @@ _CLOCK_ADVICE: Final = "Set this machine's clock (NTP), or raise `max_clock_skew
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ApprovalRequest:
-    """A payment that waits for a person's answer.
-
-    `amount` is the most that the signature allows, in whole tokens of `symbol`; `amount_atomic` is the same in atomic
-    units. An `upto` payment may serve further calls of its session, up to that amount.
-    """
-
-    call_id: str
-    endpoint: str
-    """The gateway's URL."""
-    payee: str
-    payer: str
-    network: str
-    scheme: str
-    amount_atomic: int
-    amount: str
-    symbol: str
-    model: str
-
-    def to_json(self) -> dict[str, Any]:
-        """The request as plain JSON; amounts in atomic units as text."""
-        return {**asdict(self), "amount_atomic": str(self.amount_atomic)}
-
-    @property
-    def question(self) -> str:
-        """One sentence for a person."""
-        most = f"up to {self.amount}" if self.scheme == "upto" else self.amount
-        return f"Pay {most} {self.symbol} to {self.payee} at {self.endpoint} for {self.model}?"
-
-
-Approval = Callable[[ApprovalRequest], bool | Awaitable[bool]]
-"""Answers whether a payment may be signed; sync or async. What it raises ends the call, and nothing is signed."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class SpendPolicy:
     """Limits on payments; the defaults are safe for a developer's machine.
 
-    `payees` and `facilitators` extend the network's own allow-lists. `max_per_call` and `max_per_model` (by model name)
-    bound what a call may cost by published prices: they keep a call from being made. What a gateway then takes is
-    bounded by the signature (`max_per_authorization`) alone, and disputed when it is more. `max_price_increase_percent`
-    bounds how far an asked amount may rise above the last accepted one of the same gateway, and above the first of the
-    day; and how far a quoted token price may be from those before it. `pcr_hashes` are the enclave
-    images (0x-hex, 32 bytes) that may be called: as registered, or as attested by a gateway at a URL; None takes all.
-    `schemes` are the ways to pay that are used, in the order of preference. `max_deposit` is the most that one deposit
-    into a payment channel may move, and `max_channels` how many channels there may be with one gateway: another one is
-    opened only when a call would have to wait. `max_withdraw_delay_s` is how long it may take to get a deposit back
-    without the gateway's help. `idle_channels` says what becomes of channels that no call has used for
-    `channel_idle_s` seconds, looked at when calls are paid by channels: they are kept, a refund is asked for, or they
-    are withdrawn, which costs gas twice. What is in a channel can be claimed up to the last voucher only, so a deposit
-    does not count as spent or as reserved.
+    A limit of money is text in whole tokens (`"0.5"`), or an int in atomic units. `max_per_authorization` bounds what
+    one signature allows, `max_per_day` what is spent or outstanding within 24 hours. `max_per_call` and `max_per_model`
+    (by model name) bound what a call may cost by published prices: they keep a call from being made. What a gateway
+    then takes is bounded by the signature alone, and disputed when it is more. `max_price_increase_percent` bounds how
+    far an asked amount may rise above the last accepted one of the same gateway, and above the first of the day; and
+    how far a quoted token price may be from those before it. `max_deadline_s` is how long a signature may be valid,
+    `max_clock_skew_s` how far this clock may be from a gateway's.
+
+    `payees` and `facilitators` extend the network's own allow-lists. `pcr_hashes` are the enclave images (0x-hex, 32
+    bytes) that may be called: as registered, or as attested by a gateway at a URL; None takes all. `schemes` are the
+    ways to pay that are used, in the order of preference.
+
+    `max_deposit` is the most that one deposit into a payment channel may move, and `max_channels` how many channels
+    there may be with one gateway: another one is opened only when a call would have to wait. `max_withdraw_delay_s` is
+    how long it may take to get a deposit back without the gateway's help. `idle_channels` says what becomes of channels
+    that no call has used for `channel_idle_s` seconds, looked at when calls are paid by channels: they are kept, a
+    refund is asked for, or they are withdrawn, which costs gas twice. What is in a channel can be claimed up to the
+    last voucher only, so a deposit does not count as spent or as reserved.
+
     `sponsored_approval` is how much Permit2 may be allowed to move by a permit (for one payment) or an approval that
     the facilitator sends for a wallet without gas; None (the default) never signs one. `approval` is asked before a
     signature that allows more than `approve_above`: a function, sync or async, that takes an `ApprovalRequest` and
-    returns True or False; without an answer within `approval_timeout_s` seconds nothing is signed. Raises
-    ConfigurationError for limits that cannot be meant (floats, negative, unreadable).
+    returns True or False; without an answer within `approval_timeout_s` seconds nothing is signed.
+
+    Raises ConfigurationError for limits that cannot be meant (floats, negative, unreadable).
     """
 
     max_per_authorization: Limit = "5"
@@ -123,7 +96,7 @@ class SpendPolicy:
         self._check_asking()
         per_model = dict(self.max_per_model)
         for model, limit in per_model.items():
-            check_name("max_per_model", model)
+            check_name(model)
             check_limit(f"max_per_model[{model!r}]", limit)
         object.__setattr__(self, "max_per_model", tuple(sorted(per_model.items())))
         object.__setattr__(self, "schemes", _schemes(self.schemes))
@@ -138,13 +111,13 @@ class SpendPolicy:
         for name in ("payees", "facilitators"):
             object.__setattr__(self, name, allow_list(name, getattr(self, name)))
         if self.pcr_hashes is not None:
-            object.__setattr__(self, "pcr_hashes", _hashes("pcr_hashes", self.pcr_hashes))
+            object.__setattr__(self, "pcr_hashes", _hashes(self.pcr_hashes))
 
     def _check_asking(self) -> None:
         if (self.approve_above is None) != (self.approval is None):
             raise ConfigurationError(
-                "`approve_above` and `approval` belong together: from which amount on is asked, and who asks. Nothing "
-                'was paid. Give both, such as `approve_above="0.5", approval=ask_in_terminal`.'
+                "`approve_above` and `approval` belong together: the amount above which is asked, and who asks. "
+                'Nothing was paid. Give both, such as `approve_above="0.5", approval=ask_in_terminal`.'
             )
         if self.approval is not None and not callable(self.approval):
             raise ConfigurationError(f"`approval` is {self.approval!r}; it must be a function. Nothing was paid.")
@@ -155,7 +128,7 @@ class SpendPolicy:
             )
 
     def per_authorization_atomic(self, asset: Asset) -> int:
-        """The most that one signature may authorize."""
+        """The most that one signature may authorize, in atomic units, as all amounts below."""
         return limit_atomic(self.max_per_authorization, asset)
 
     def sponsored_approval_atomic(self, asset: Asset) -> int | None:
@@ -247,7 +220,7 @@ class SpendPolicy:
         return before_usd / most <= quoted_usd <= before_usd * most
 
     def check_token_price(self, quoted_usd: Decimal, before_usd: Decimal, *, origin: str) -> None:
-        """Refuse to pay a gateway whose token price jumped: costs are reckoned with it. Raises PolicyRefused."""
+        """Refuse to pay a gateway whose token price jumped: costs are calculated with it. Raises PolicyRefused."""
         if self.is_usual(quoted_usd, before_usd):
             return
         raise PolicyRefused(
@@ -256,7 +229,7 @@ class SpendPolicy:
         )
 
     def check_endpoint(self, url: str) -> None:
-        """Refuse to pay over a line, or at an address, that somebody else may own.
+        """Refuse to pay over a connection that others could change, or at an address that may be somebody else's.
 
         https, or plain http on loopback; no private or link-local address unless it is loopback or
         `allow_private_endpoints`. Names are not resolved here. Raises InsecureEndpoint.
@@ -443,8 +416,8 @@ def _check_count(name: str, value: object) -> None:
         raise ConfigurationError(f"`{name}` is {value!r}; it must be a whole number. Nothing was paid.")
 
 
-def _hashes(name: str, hashes: Collection[str]) -> frozenset[str]:
+def _hashes(hashes: Collection[str]) -> frozenset[str]:
     for value in (hashes := frozenset((hashes,)) if isinstance(hashes, str) else hashes):
         if _HASH.fullmatch(value) is None:
-            raise ConfigurationError(f"`{name}`: {value!r} is not 0x and 64 hex digits. Nothing was paid.")
+            raise ConfigurationError(f"`pcr_hashes`: {value!r} is not 0x and 64 hex digits. Nothing was paid.")
     return frozenset(value.lower() for value in hashes)

@@ -1,8 +1,8 @@
 """What one run may spend: the calls that ended count with their cost, those under way with their worst case.
 
-A call asks each of its limits when it is about to be paid, and tells them when it has ended (`handshake`,
-`gateway.exchange`): what never came so far, was refused elsewhere or was cancelled holds nothing. The `SpendGuard`s
-of both faces are made of this. Sans-I/O; what a wallet may spend at all is `policy`.
+A call asks each of its limits before it is paid, and reports to them when it has ended (`handshake`,
+`gateway.exchange`): one that was never paid, was refused elsewhere or was cancelled counts for nothing. The
+`SpendGuard`s of both faces are made of this. Sans-I/O; what a wallet may spend at all is `policy`.
 """
 
 from __future__ import annotations

@@ -49,11 +49,11 @@ SPONSORED_PERMIT: Final = "eip2612GasSponsoring"
 _SPONSORED: Final = (SPONSORED_PERMIT, SPONSORED_APPROVAL)
 _SPONSORING_VERSION: Final = "1"
 _ADVICE_S: Final = 2.0
-"""The look before a first signature may take so long: the gateway looks too, and users wait."""
+"""Seconds for the check before a first signature. It is short: the gateway checks too, and users wait."""
 _ADVICE_PAUSE_S: Final = 60.0
-"""After a look that failed, payments go without one for this long."""
+"""Seconds after a failed check in which payments go without one."""
 _LAG_S: Final = 20.0
-"""Nodes behind one URL may be this far behind each other."""
+"""Seconds that nodes behind one URL may be behind each other."""
 UNLIMITED: Final = "unlimited"
 _MOST_BY_NUMBER: Final = 2**128
 """More than any token has units. An approval without a limit must be asked for by name."""
@@ -79,7 +79,10 @@ class Cancellation:
 
 
 class Wallet:
-    """One account on one network. Each method waits for the chain: coroutines call it by `asyncio.to_thread`."""
+    """One account on one network. Each method waits for the chain, so coroutines call it by `asyncio.to_thread`.
+
+    Raises ChainUnavailable when no node answers.
+    """
 
     def __init__(self, network: Network, signer: Signer, *, chain: ChainReader | None = None) -> None:
         self.network = network

@@ -44,6 +44,7 @@ from opengradient_x402.proofs.evidence import Evidence, Recorded
 from opengradient_x402.proofs.history import IN_HISTORY, described, leaf_hash, name_of
 from opengradient_x402.proofs.nitro import ledger_key
 from opengradient_x402.settlement.channels import SCHEME
+from opengradient_x402.settlement.reconciler import Reconciler
 from opengradient_x402.settlement.search import CLOCK_MARGIN_S
 
 
@@ -53,8 +54,8 @@ def export_bundle(
     """The bundle of all receipts of a network since a time, signed when a signer is given.
 
     A session's calls belong together: those of a session that began earlier are included. So are all calls of a payment
-    channel. Reconcile first: the bundle says that it has all settlements up to now, and one that the ledger does not
-    know yet makes that refuted. Raises ChainUnavailable, LedgerUnavailable.
+    channel. The ledger is reconciled before: the bundle says that it has all settlements up to now.
+    Raises ChainUnavailable, LedgerUnavailable.
     """
     return look_up(_bundled(ledger, network=network, since=since, payer=payer, signer=signer))
 
@@ -69,12 +70,13 @@ async def aexport_bundle(
 def _bundled(
     ledger: Ledger, *, network: Network, since: int, payer: str | None, signer: Signer | None
 ) -> Steps[Bundle]:
-    known: list[Authorization] = yield Wait(ledger.authorizations(payer=payer, network=network.caip2))
-    entries = [uncharged(entry) for entry in known if entry.asset == network.asset.address]
+    # The period ends before the ledger is reconciled: so the ledger knows what was settled until the period's end.
+    period = yield from Sources().ask(network, _blocks_since(since, (yield from _entries(ledger, network, payer))))
+    yield from Reconciler(network, ledger).reconciling(payer=payer)
+    entries = yield from _entries(ledger, network, payer)
     recent: list[SettlementReceipt] = yield Wait(ledger.receipts(since=since, payer=payer))
     everything: list[SettlementReceipt] = yield Wait(ledger.receipts(payer=payer))
     evidence = Evidence()
-    period = yield from Sources().ask(network, _blocks_since(since, entries))
     wanted = {receipt.authorization_id for receipt in recent}
     if period is not None:  # the file says that it has all settlements of these blocks
         wanted |= {entry.id for entry in entries if (entry.block_number or -1) >= period.from_block}
@@ -109,6 +111,11 @@ def _bundled(
     yield from anchor_findings(bundle, network=network, sources=Recorded(evidence))
     bundle = replace(bundle, records=(*records, *evidence.records))
     return bundle if signer is None else bundle.signed(signer)
+
+
+def _entries(ledger: Ledger, network: Network, payer: str | None) -> Steps[list[Authorization]]:
+    known: list[Authorization] = yield Wait(ledger.authorizations(payer=payer, network=network.caip2))
+    return [uncharged(entry) for entry in known if entry.asset == network.asset.address]
 
 
 def uncharged(entry: Authorization) -> Authorization:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from types import TracebackType
 from typing import Self
 
 from opengradient_x402.errors import OpenGradientError
@@ -75,9 +74,7 @@ class BackgroundReconciler(Resident):
         self.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def _run(self, stop: threading.Event) -> None:
@@ -95,7 +92,7 @@ class BackgroundReconciler(Resident):
         except OpenGradientError as exc:
             _log.warning("Settlements could not be looked up; receipts stay as they are. %s", exc)
             return False
-        except Exception:  # noqa: BLE001  the thread's boundary: ended, it would leave all receipts as they are, unsaid
+        except Exception:  # noqa: BLE001  the thread's boundary: if it ended, no receipt would be updated
             _log.exception("Settlements could not be looked up; receipts stay as they are.")
             return False
         return True

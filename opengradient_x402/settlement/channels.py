@@ -30,7 +30,7 @@ SCHEME: Final = "batch-settlement"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Taken:
-    """What was taken for one call; `dispute` says what the charges do not allow.
+    """What was taken for one call; `dispute` says what was taken beyond the charges.
 
     `reached_atomic` is the total of claims that includes it.
     """
@@ -51,8 +51,8 @@ def judge(
     """What the chain says of a channel's calls, by their authorizations' ids; calls that are still open are missing.
 
     `channel` is as the ledger has it after this look, `settled_atomic` what was taken for calls that are not among the
-    vouchers, `write` makes text of an amount. Pure. A call whose charge is known gets that, in order; what is left was
-    taken for those whose outcome is unknown.
+    vouchers, `write` gives the text of an amount. Pure. A call whose charge is known gets that, in order; what is left
+    was taken for those whose outcome is unknown.
     """
     claimed = state.claimed_atomic
     is_news = state.block.number >= channel.seen_block

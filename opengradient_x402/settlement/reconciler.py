@@ -61,8 +61,8 @@ _RECHECK_AFTER_S = 86_400
 class ReconcileReport:
     """How many authorizations were asked about, and what the chain said of them.
 
-    `settled` are those found now, `reopened` those whose block is gone again; `changed` are the receipts whose
-    state this run moved.
+    `settled` are those found now, `reopened` those whose block is gone again; `changed` are the receipts whose state
+    this run changed.
     """
 
     asked: int = 0
@@ -121,6 +121,12 @@ class Reconciler:
             yield report
             if after is None:
                 return
+
+    def reconciling(self, *, payer: str | None = None) -> Steps[None]:
+        """As `reconcile`, as a part of a longer look at the chain, and without a report."""
+        _, after = yield from self._page(payer, None)
+        while after is not None:
+            _, after = yield from self._page(payer, after)
 
     def refresh(self, receipt: SettlementReceipt, *, timeout_s: float | None = None) -> SettlementReceipt:
         """The receipt as the chain has it now. Raises ChainUnavailable, also when it takes longer than `timeout_s`."""
@@ -238,7 +244,7 @@ class Reconciler:
         )
 
     def _confirmed(self, seen: Sequence[Authorization]) -> Steps[list[Authorization]]:
-        """Counts confirmations again. Gives back those whose block is gone, opened again."""
+        """Counts confirmations again. Returns those whose block is gone, opened again."""
         if not seen:
             return []
         places = {entry: Place(entry.block_number or 0, entry.block_hash or "") for entry in seen}
@@ -247,7 +253,7 @@ class Reconciler:
         for authorization, place in places.items():
             count = counts[place]
             if count is None:
-                continue  # a node that lags behind the one that was asked before: it knows no better
+                continue  # a node that lags behind the one that was asked before: it does not have the block yet
             if count > (authorization.confirmations or 0):
                 writes.append(replace(authorization, confirmations=count))
             elif count == 0:
@@ -309,16 +315,7 @@ class Reconciler:
                 )
                 return replace(self._settled(authorization, found), dispute=dispute)
             case Cancelled():
-                return replace(
-                    authorization,
-                    status="cancelled",
-                    tx_hash=outcome.tx_hash,
-                    block_number=outcome.block_number,
-                    block_hash=outcome.block_hash,
-                    confirmations=outcome.confirmations,
-                    confirmations_needed=self._needed,
-                    recheck_at=None,
-                )
+                return self._ended(authorization, outcome, status="cancelled")
             case NotSettled(is_expired=True):
                 recheck_at = int(time.time()) + _RECHECK_AFTER_S
                 return replace(
@@ -332,14 +329,16 @@ class Reconciler:
                 assert_never(outcome)
 
     def _settled(self, authorization: Authorization, found: SettlementFound) -> Authorization:
+        return replace(self._ended(authorization, found, status="settled"), settled_atomic=found.amount_atomic)
+
+    def _ended(self, authorization: Authorization, by: SettlementFound | Cancelled, *, status: str) -> Authorization:
         return replace(
             authorization,
-            status="settled",
-            settled_atomic=found.amount_atomic,
-            tx_hash=found.tx_hash,
-            block_number=found.block_number,
-            block_hash=found.block_hash,
-            confirmations=found.confirmations,
+            status=status,
+            tx_hash=by.tx_hash,
+            block_number=by.block_number,
+            block_hash=by.block_hash,
+            confirmations=by.confirmations,
             confirmations_needed=self._needed,
             recheck_at=None,
         )

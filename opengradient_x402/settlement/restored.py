@@ -1,4 +1,4 @@
-"""Receipts by their call's id: what a message carries, a checkpoint kept or a log names -> the receipt as it is now.
+"""Receipts by their call's id, which messages, checkpoints and logs hold: the receipt as it is now.
 
 The ledgers that are open in this process are asked first, and then the one of the user's settings. Who reads the
 chain for such a receipt is the wallet that paid, where it lives in this process, and else the settings' network.
@@ -45,7 +45,7 @@ async def areceipt_of(call_id: str, *, ledger: Ledger | None = None) -> Settleme
 
 
 def follower_of(receipt: SettlementReceipt) -> Reconciler:
-    """Who reads the chain for a receipt that is plain data.
+    """The reconciler that reads the chain for a receipt that is plain data.
 
     Raises ConfigurationError when no wallet of this process and no setting knows its network.
     """

@@ -58,10 +58,12 @@ __all__ = [
 
 CLOCK_MARGIN_S: Final = 900
 """Seconds that the signing clock may be ahead of the chain's: the scan starts this much earlier."""
+_LONGEST_MARGIN_S: Final = 6 * 3600
+"""How much earlier a used nonce is looked for that nothing explains: a policy may allow a clock further ahead."""
 EXPIRY_MARGIN_S: Final = 30
 """Seconds after the deadline until an authorization counts as expired: no reorganisation changes that."""
 _BLOCKS_OF_SLACK: Final = 64
-"""How far `block_before` may be off."""
+"""Blocks by which `block_before` may be off."""
 _NONCES_PER_QUERY: Final = 100
 
 
@@ -106,7 +108,7 @@ def nonce_of(authorization: Authorization, network: Network) -> Nonce:
 def _explained(
     group: Sequence[Authorization], *, head: Block, network: Network
 ) -> Question[dict[Authorization, Outcome]]:
-    """By what the used nonces of one payer, token and method were used."""
+    """What used the nonces of one payer, token and method: all of them are used."""
     start, end = yield from _span(group, head)
     find = _transfers if group[0].transfer_method == "eip3009" else _permits
     found: dict[Authorization, Outcome] = {}
@@ -117,10 +119,13 @@ def _explained(
         diverted = yield from _diverted(
             [authorization for authorization in lost if authorization not in burned], start, head
         )
-        found |= {
-            authorization: burned.get(authorization) or diverted.get(authorization) or Unexplained()
-            for authorization in lost
-        }
+        found |= burned
+        found |= diverted
+        if unexplained := [authorization for authorization in lost if authorization not in found]:
+            signed_s = min(authorization.signed_at for authorization in unexplained)
+            early = yield from block_before(signed_s - _LONGEST_MARGIN_S, head=head)
+            found.update((yield from find(unexplained, early, start - 1)))
+        found |= {authorization: Unexplained() for authorization in lost if authorization not in found}
     return found
 
 
@@ -238,7 +243,7 @@ def _burned(
             block_hash=event.block_hash,
         )
         for authorization in group
-        for event in reversed(events)  # the first one counts: Permit2 burns a nonce again without a word
+        for event in reversed(events)  # the first one counts: Permit2 burns a nonce again without an error
         if invalidates(event, authorization)
     }
 

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 from opengradient_x402.errors import OpenGradientError
 from opengradient_x402.ledger.authorizations import Authorization, token_fields
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.telemetry import events
-
-
-class _Call(Protocol):
-    id: str
-    model: str
-    base_url: str
-    is_refused: bool
 
 
 class Reports:

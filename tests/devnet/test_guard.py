@@ -62,6 +62,27 @@ def test_page_whose_name_points_here_reads_nothing(client, host, path):
     assert is_unread(client.get(path, headers={"host": f"{host}:{client.base_url.port}"}))
 
 
+@pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS"])
+@pytest.mark.parametrize("target", ["http://evil.example/accounts", "evil.example:80", "*"])
+def test_a_request_that_names_another_host_in_its_first_line_is_refused(net, method, target):
+    url = urlsplit(net.gateway_url)
+    lines = [f"{method} {target} HTTP/1.1", f"Host: {url.netloc}", "Content-Type: application/json"]
+    with socket.create_connection((url.hostname, url.port), timeout=10) as line:
+        line.sendall("\r\n".join([*lines, "Content-Length: 2", "Connection: close", "", "{}"]).encode())
+        answer = b"".join(iter(lambda: line.recv(4096), b""))
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"private_key" not in answer
+
+
+@pytest.mark.parametrize("path", ["/accounts", "/faucet"])
+@pytest.mark.parametrize("amount", ["1000000000000000000000000", 10**30])
+def test_a_wish_for_more_than_the_faucet_has_time_for_is_refused_at_once(net, client, path, amount):
+    wish = {"opg": amount, "address": net.account(opg="0").address}
+    answer = client.post(path, json=wish)
+    assert (answer.status_code, "at most 100000000 OPG" in answer.text) == (400, True)
+    assert rpc(client, "eth_blockNumber")["result"]
+
+
 @pytest.mark.parametrize(("path", "body"), STATE_CHANGES, ids=[path for path, _ in STATE_CHANGES])
 def test_page_whose_name_points_here_changes_nothing(net, client, path, body):
     before = net.chain.rpc("eth_getBlockByNumber", ["latest", False])["transactions"]

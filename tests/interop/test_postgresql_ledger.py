@@ -228,6 +228,16 @@ def test_a_postgresql_ledger_that_was_emptied_is_refused_until_it_is_repaired(se
     compact(database_url)
 
 
+def test_what_a_ledger_in_use_loses_on_the_server_is_missed_before_the_next_signature(server, ledger, database_url):
+    ledger.authorize(entry(1), budget=Budget(limit_atomic=OPG)).result()
+    url = server.admin.rpartition("/")[0] + "/" + database_url.rpartition("/")[2]
+    with psycopg.connect(url, autocommit=True) as admin:
+        admin.execute("TRUNCATE authorizations, signatures, reserved RESTART IDENTITY")
+    for number in (2, 3):
+        with pytest.raises(LedgerUnavailable, match="it holds 0 authorizations, and 1 were recorded in it before"):
+            ledger.authorize(entry(number), budget=Budget(limit_atomic=OPG)).result()
+
+
 def test_a_worker_that_leaves_at_once_loses_no_receipt_that_it_gave_out(database_url, tmp_path):
     program = f"""
 import json, os, sys

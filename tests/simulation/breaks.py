@@ -12,7 +12,6 @@ import pytest
 from opengradient_x402.channels import rides
 from opengradient_x402.channels.book import ChannelBook
 from opengradient_x402.channels.channel import Voucher
-from opengradient_x402.channels.vouchers import Charge
 from opengradient_x402.errors import NotPaid
 from opengradient_x402.ledger import disputes
 from opengradient_x402.ledger.authorizations import authorization_id
@@ -215,7 +214,7 @@ def charge_is_believed(patch: pytest.MonkeyPatch) -> None:
         if "chargedAmount" not in extra:
             return "it says nothing"
         sum_atomic = int(extra["channelState"]["chargedCumulativeAmount"])
-        return Charge(charged_atomic=sum_atomic - base_atomic, cumulative_atomic=sum_atomic)
+        return sum_atomic - base_atomic
 
     patch.setattr(rides, "charge_of", believed)
 

@@ -6,6 +6,11 @@ import base64
 import json
 from typing import Any
 
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
+from eth_utils.crypto import keccak
+
 from opengradient_devnet.gateway.proofs.tee import Proof
 
 
@@ -35,3 +40,16 @@ def proof_of(final: dict[str, Any]) -> Proof:
         timestamp_s=final["tee_timestamp"],
         signature=base64.b64decode(final["tee_signature"]),
     )
+
+
+def verify_proof(proof: Proof, *, public_key_pem: str) -> bool:
+    """Whether `proof` was signed by the key that its `tee_id` names (docs/wire.md, "TEE proof")."""
+    key = serialization.load_pem_public_key(public_key_pem.encode())
+    assert isinstance(key, rsa.RSAPublicKey)
+    der = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    digest = keccak(proof.request_hash + proof.output_hash + proof.timestamp_s.to_bytes(32, "big"))
+    try:
+        key.verify(proof.signature, digest, padding.PSS(padding.MGF1(hashes.SHA256()), salt_length=32), hashes.SHA256())
+    except InvalidSignature:
+        return False
+    return keccak(der) == proof.tee_id

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from opengradient_devnet import Devnet
-from opengradient_x402.chain.eip712 import upto_permit_digest
+from opengradient_x402.chain.eip712 import permit_digest
 from opengradient_x402.chain.questions import ChainReader
 from opengradient_x402.chain.questions import receipt as transaction_receipt
 from opengradient_x402.chain.transactions import send_transaction
@@ -136,7 +136,7 @@ def _pay_oneself(net: Devnet, payments: Payments) -> dict[str, Any]:
 
     network, second = payments.network, LocalSigner(net.account().private_key)
     nonce, deadline, amount = 2**200 + 7, 2**40, 9 * 10**18
-    digest = upto_permit_digest(
+    digest = permit_digest(
         chain_id=network.chain_id,
         permit2=network.permit2,
         token=network.asset.address,

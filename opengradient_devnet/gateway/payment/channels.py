@@ -112,7 +112,7 @@ class ChannelBook:
     def admit(self, content: Mapping[str, Any], requirements: Mapping[str, Any]) -> ChannelCall:
         """Let a request in: its deposit is collected, and its channel is busy from here on. Blocks.
 
-        `content` is that of PAYMENT-SIGNATURE. Raises VoucherRefused, and PaymentMalformed for what is no payment.
+        `content` is that of PAYMENT-SIGNATURE. Raises VoucherRefused, and PaymentMalformed for what is not a payment.
         """
         payment = parse_channel_payment(content["payload"], content.get("extensions"))
         most = 0 if payment.kind == "refund" else int(requirements["amount"])
@@ -141,7 +141,7 @@ class ChannelBook:
     def _reserved(self, payment: ChannelPayment, most: int) -> ChannelRecord:
         with self._lock:
             record = self._records.get(payment.channel_id)
-            if record is None:  # as x402's own servers: who knows nothing of a channel takes the payer's word
+            if record is None:  # as x402's own servers: one that knows nothing of a channel believes the payer
                 charged = max(0, payment.max_claimable - most)
                 record = ChannelRecord(id=payment.channel_id, config=payment.config, charged=charged)
             if record.is_busy:

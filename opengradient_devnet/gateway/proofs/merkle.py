@@ -23,14 +23,6 @@ def pair_hash(one: bytes, other: bytes) -> bytes:
     return keccak(min(one, other) + max(one, other))
 
 
-def root_from_proof(leaf: bytes, proof: Sequence[bytes]) -> bytes:
-    """The root that `proof` leads to from `leaf`."""
-    node = leaf
-    for sibling in proof:
-        node = pair_hash(node, sibling)
-    return node
-
-
 class MerkleTree:
     """A tree over `values`, each a tuple that fits the ABI `types`. It needs at least one value."""
 
@@ -53,18 +45,6 @@ class MerkleTree:
     @property
     def root(self) -> bytes:
         return self._nodes[0]
-
-    def leaf(self, index: int) -> bytes:
-        """The leaf hash of the value at `index`."""
-        return self._nodes[self._tree_index[index]]
-
-    def proof(self, index: int) -> list[bytes]:
-        """The siblings from the value at `index` up to the root."""
-        place, siblings = self._tree_index[index], []
-        while place > 0:
-            siblings.append(self._nodes[place + 1 if place % 2 else place - 1])
-            place = (place - 1) // 2
-        return siblings
 
     def dump(self) -> dict[str, Any]:
         """The tree as OpenZeppelin's `StandardMerkleTree.dump()` writes it, ready for JSON."""

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from eth_utils.crypto import keccak
@@ -146,32 +145,15 @@ def signed_digest(*, request_hash: bytes, output_hash: bytes, timestamp_s: int) 
     return keccak(request_hash + output_hash + timestamp_s.to_bytes(32, "big"))
 
 
-def verify_proof(proof: Proof, *, public_key_pem: str) -> bool:
-    """Whether `proof` was signed by the key that its `tee_id` names."""
-    key = serialization.load_pem_public_key(public_key_pem.encode())
-    if not isinstance(key, rsa.RSAPublicKey) or keccak(_der(key)) != proof.tee_id:
-        return False
-    digest = signed_digest(
-        request_hash=proof.request_hash, output_hash=proof.output_hash, timestamp_s=proof.timestamp_s
-    )
-    try:
-        key.verify(proof.signature, digest, _PSS, hashes.SHA256())
-    except InvalidSignature:
-        return False
-    return True
-
-
-def _der(key: rsa.RSAPublicKey) -> bytes:
-    return key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-
-
 class Enclave:
     """The holder of one signing key, made new for every run."""
 
     def __init__(self, *, style: CanonicalStyle = CanonicalStyle.STRINGIFIED) -> None:
         self._key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
         self.style = style
-        self.public_key_der = _der(self._key.public_key())
+        self.public_key_der = self._key.public_key().public_bytes(
+            serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
         self.public_key_pem = (
             self._key.public_key()
             .public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)

@@ -22,7 +22,7 @@ from opengradient_x402.cli.options import (
     opened_ledger,
     parse_since,
 )
-from opengradient_x402.cli.output import working
+from opengradient_x402.cli.output import is_terminal, working
 
 if TYPE_CHECKING:
     from opengradient_x402.cli.report.page import Report
@@ -56,6 +56,11 @@ def report(
 
     if format_ not in _FORMATS:
         raise typer.BadParameter(f"{format_!r} is not one of {', '.join(_FORMATS)}", param_hint="--format")
+    if format_ == "html" and output is None and is_terminal():
+        raise typer.BadParameter(
+            "a page is for a browser: give `--output report.html`, or read it here with `--format markdown`",
+            param_hint="--output",
+        )
     with working("Checking the receipts"):
         if bundle is not None:
             made = _of_bundle(bundle, parse_since(since), payer, network, rpc_url, is_offline=offline)

@@ -327,7 +327,7 @@ def _records(report: Report, figures: Figures) -> _Html:
             )
         )
     heads = ("Call", "When", "Model", "Status", report.symbol(figures), "Cost is", *(name.title() for name in ASPECTS))
-    return _table(heads, rows, numbers=(4,))
+    return _table(heads, rows, numbers=(4,), kind="wide records")
 
 
 def _decisions(report: Report) -> Iterable[str]:
@@ -382,7 +382,7 @@ def _explained(pairs: Iterable[tuple[str, str]]) -> _Html:
     return _tag("dl", [_tag("div", _tag("dt", name), _tag("dd", value)) for name, value in pairs])
 
 
-def _table(heads: Sequence[str], rows: Sequence[str], *, numbers: Sequence[int] = ()) -> _Html:
+def _table(heads: Sequence[str], rows: Sequence[str], *, numbers: Sequence[int] = (), kind: str = "wide") -> _Html:
     cells = [_tag("th", head, class_="number" if place in numbers else "") for place, head in enumerate(heads)]
     table = _tag("table", _tag("thead", _tag("tr", cells)), _tag("tbody", rows))
-    return _tag("div", table, class_="wide")
+    return _tag("div", table, class_=kind)

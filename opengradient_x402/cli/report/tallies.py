@@ -18,6 +18,7 @@ from opengradient_x402.cli.output import (
     is_terminal,
     local_time,
     print_json,
+    print_marks,
     print_table,
     rounded,
 )
@@ -55,7 +56,7 @@ def _mark(*tallies: _Tally) -> str:
 
 
 def print_tallies(
-    by: str, receipts: Iterable[SettlementReceipt], known: KnownNetworks, *, limit: int, as_json: bool
+    by: str, receipts: Iterable[SettlementReceipt], known: KnownNetworks, *, where: str, limit: int, as_json: bool
 ) -> None:
     """A row for each run, model or day, the newest last, and the sum of all. Tokens are not added to each other."""
     key = KEYS[by]
@@ -68,14 +69,12 @@ def print_tallies(
         print_json([_json(by, name, tally) for (_, _, name), tally in list(ordered.items())[-limit:]])
         return
     if not ordered:
-        typer.echo("There are no such receipts.")
+        typer.echo(f"There are no such receipts in {where}.")
         return
     tokens = list(dict.fromkeys(name[:2] for name in ordered))
     for token in tokens:
         _print_token(by, {name[2]: one for name, one in ordered.items() if name[:2] == token}, known, limit, tokens)
-    used = dict.fromkeys(word for one in ordered.values() for word in one.words if AMOUNT_WORDS[word][0])
-    for mark, meaning in (AMOUNT_WORDS[word] for word in used):
-        typer.echo(f"{mark}  {meaning}")
+    print_marks((word for one in ordered.values() for word in one.words), is_own=known.is_own)
 
 
 def _print_token(

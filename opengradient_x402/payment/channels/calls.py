@@ -33,11 +33,13 @@ from opengradient_x402.payment.payments import Payments
 from opengradient_x402.payment.permits import payment_header
 from opengradient_x402.payment.sessions import SessionKey
 from opengradient_x402.payment.steps import (
-    approved,
+    acceptable,
+    agreed,
     check_limits,
     from_ledger,
     payment_response,
     terms_after,
+    with_right_clock,
 )
 
 _CALLS_OF_A_DEPOSIT: Final = 10
@@ -46,8 +48,7 @@ _FIRST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 1.0
 _LONGEST_BUSY_S: Final = 60.0
 _HOLD_S: Final = 660.0
-"""A process that nobody can look at has a channel for its call no longer than this, or the call's time limit."""
-_TIDY_EVERY_S: Final = 3600.0
+"""Seconds that a process may hold a channel for a call, or the call's time limit, when nothing is known of it."""
 _FRESH_S: Final = 60
 """A channel that no call has used for so long is looked at again: gateways give back what is in idle ones, unasked."""
 _MAX_REASON_CHARS: Final = 300
@@ -103,7 +104,7 @@ def pay_by_channel(
 
 def _tidy_soon(payments: Payments) -> None:
     """Begins to take back what is idle, if the policy says so, and the last time is an hour ago. Reports nothing."""
-    if payments.policy.idle_channels == "keep" or not payments.rides.may_tidy(_TIDY_EVERY_S):
+    if payments.policy.idle_channels == "keep" or not payments.rides.may_tidy():
         return
 
     def tidy() -> None:
@@ -144,7 +145,7 @@ def _reserved(
             if attempt == 2:
                 raise
             with suppress(TimeoutError):
-                yield Wait(payments.reclaim(), call.left_s)
+                yield Wait(payments.doubts.reclaim(), call.left_s)
         else:
             break
     if reserved is None:
@@ -184,9 +185,7 @@ def _prepare_deposit(
         deposited = replace(terms, amount_atomic=amount)
         funds = payments.funds.check(deposited, challenge)
         needs_approval = funds is not None and (yield Wait(funds))
-        yield from approved(deposited, call, payments)
-        if needs_approval:
-            yield Wait(payments.funds.sponsor(deposited, challenge))
+        yield from agreed(deposited, challenge, call, payments, needs_approval=needs_approval)
         salt = payments.signer.nonce_for(f"deposit of {call.id}")
         ride.deposit = Deposit(amount_atomic=amount, salt=salt, deadline=int(time.time()) + terms.max_timeout_s)
 
@@ -205,6 +204,7 @@ def _sponsored_again(payments: Payments, deposited: PaymentTerms, challenge: Cha
     funds = payments.funds.check(deposited, challenge)
     with suppress(NotPaid):  # what is missing shows at the gateway: the deposit may have been collected
         if funds is not None and (yield Wait(funds)):
+            yield from with_right_clock(payments)
             yield Wait(payments.funds.sponsor(deposited, challenge))
 
 
@@ -289,11 +289,10 @@ def _renew(current: Challenge, attempt: _Attempt) -> Steps[None]:
     """Takes the terms that the gateway has now, for the same channel. Raises NotPaid."""
     call, payments, before = attempt.call, attempt.payments, attempt.terms
     attempt.is_renewed = True
-    terms = payments.choose(current, attempt.key, payees=call.payees)
+    terms = yield from acceptable(current, call, payments, attempt.key, None)
     same = ("channel", "pay_to", "asset", "transfer_method")
     if any(getattr(terms, name) != getattr(before, name) for name in same):
         raise PolicyRefused("They are not for this channel.")
-    payments.check_call(call, attempt.key, terms=terms)
     attempt.terms, attempt.challenge = terms, current
     anew = yield from _reserved(attempt.request, call, payments, attempt.key, attempt.ride, terms, current)
     if anew is None:
@@ -323,7 +322,7 @@ def _sent(attempt: _Attempt) -> Steps[httpx.Response]:
 
 
 def _corrected(current: Challenge, attempt: _Attempt) -> Steps[str | None]:
-    """Takes over the gateway's sum, once, if it can be believed; otherwise why not."""
+    """Uses the gateway's sum, once, if it can be believed: None; otherwise the reason, as text."""
     call, payments, ride, terms = attempt.call, attempt.payments, attempt.ride, attempt.terms
     if attempt.is_corrected:
         return "it said another sum before"

@@ -259,7 +259,7 @@ def test_a_hash_with_several_meanings_lists_them(net, payer, look):
     "query", ["", "nothing", "0x" + "ab" * 32, "0x12", "9" * 70, "9" * 5000, "٣", "../../etc", HOSTILE, "\x00"]
 )
 def test_what_is_not_there_is_said_to_be_not_there(look, query):
-    assert "Nothing here goes by that name" in look("/search", status=404, q=query).text
+    assert "Nothing here has that name" in look("/search", status=404, q=query).text
 
 
 @pytest.mark.parametrize(

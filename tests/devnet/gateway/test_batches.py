@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from functools import reduce
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from opengradient_devnet import Devnet
 from opengradient_devnet.contracts import RELAY, contract
 from opengradient_devnet.facilitator.facilitator import DataSettlement
 from opengradient_devnet.gateway.proofs.batches import LEAF_TYPES, BlobStore, DataSettler, SettlementType
-from opengradient_devnet.gateway.proofs.merkle import MerkleTree, root_from_proof
+from opengradient_devnet.gateway.proofs.merkle import MerkleTree, leaf_hash, pair_hash
 from opengradient_devnet.gateway.proofs.tee import Proof
 from support.payer import Payer, chat_body
 
@@ -35,14 +36,15 @@ def relay_logs(net: Devnet, event: str) -> list[dict]:
 
 @pytest.mark.parametrize("batch", BATCHES, ids=lambda batch: f"{len(batch['proofs'])}_calls")
 def test_tree_is_the_one_that_openzeppelin_builds(batch):
-    tree = MerkleTree(values_of(batch), types=LEAF_TYPES)
+    values = values_of(batch)
+    tree = MerkleTree(values, types=LEAF_TYPES)
 
     assert "0x" + tree.root.hex() == batch["root"]
     assert tree.dump() == batch["dump"]
-    for index, leaf in enumerate(batch["leaf_hashes"]):
-        assert "0x" + tree.leaf(index).hex() == leaf
-        assert ["0x" + node.hex() for node in tree.proof(index)] == batch["proofs"][index]
-        assert root_from_proof(tree.leaf(index), tree.proof(index)) == tree.root
+    for value, expected, siblings in zip(values, batch["leaf_hashes"], batch["proofs"], strict=True):
+        leaf = leaf_hash(value, types=LEAF_TYPES)
+        assert "0x" + leaf.hex() == expected
+        assert reduce(pair_hash, (bytes.fromhex(node[2:]) for node in siblings), leaf) == tree.root
 
 
 def test_tree_over_nothing_is_refused():

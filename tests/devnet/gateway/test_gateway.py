@@ -16,9 +16,9 @@ import pytest
 from opengradient_devnet import Devnet, Scheme
 from opengradient_devnet.faults import SlowDrip
 from opengradient_devnet.gateway.pricing import load_prices
-from opengradient_devnet.gateway.proofs.tee import output_hash, request_hash, verify_proof
+from opengradient_devnet.gateway.proofs.tee import output_hash, request_hash
 from opengradient_devnet.model.protocol import Chunk, ModelError
-from support.answers import answer_of, events_of, proof_of
+from support.answers import answer_of, events_of, proof_of, verify_proof
 from support.payer import Payer, chat_body, decode, encode
 
 VECTORS = json.loads((Path(__file__).parents[2] / "vectors" / "gateway_responses.json").read_text())

@@ -42,9 +42,8 @@ from opengradient_devnet.faults import (
     WrongTransaction,
     parse_fault,
 )
-from opengradient_devnet.gateway.proofs.tee import verify_proof
 from opengradient_devnet.tool_call_styles import ToolCallStyle
-from support.answers import answer_of, events_of, proof_of
+from support.answers import answer_of, events_of, proof_of, verify_proof
 from support.payer import Payer, chat_body, decode
 
 pytestmark = pytest.mark.devnet(fault_route=True)

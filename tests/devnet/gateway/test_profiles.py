@@ -15,9 +15,9 @@ from opengradient_devnet import Devnet, Scheme
 from opengradient_devnet.contracts import contract
 from opengradient_devnet.gateway.jobs import Jobs
 from opengradient_devnet.gateway.profile import GATEWAY_2026_04, ProfileUnknown
-from opengradient_devnet.gateway.proofs.tee import output_hash, verify_proof
+from opengradient_devnet.gateway.proofs.tee import output_hash
 from opengradient_devnet.model.protocol import Answer, Chunk, ModelError
-from support.answers import answer_of, events_of, proof_of
+from support.answers import answer_of, events_of, proof_of, verify_proof
 from support.payer import Payer, chat_body, decode
 
 # Its waits are those of reality; a test has no use for them.

@@ -17,9 +17,8 @@ from opengradient_devnet.gateway.proofs.tee import (
     canonical_request,
     output_hash,
     request_hash,
-    verify_proof,
 )
-from support.answers import answer_of, proof_of
+from support.answers import answer_of, proof_of, verify_proof
 
 VECTORS = json.loads((Path(__file__).parents[2] / "vectors" / "gateway_responses.json").read_text())
 CAPTURED = {response["name"]: response for response in VECTORS["responses"]}

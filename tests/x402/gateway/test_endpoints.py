@@ -163,6 +163,39 @@ def test_nothing_is_said_where_a_far_name_leads_into_the_own_network(call, tmp_p
         assert server.heard
 
 
+class Elsewhere(socket.socket):
+    """A connection to this machine that says it leads to another one."""
+
+    @classmethod
+    def connected(cls, port):
+        made = cls()
+        made.connect(("127.0.0.1", port))
+        return made
+
+    def getpeername(self):
+        return "198.51.100.7", 80
+
+
+@pytest.mark.parametrize("traced", [False, True])
+@pytest.mark.parametrize("name", ["localhost", "gateway.localhost"])
+def test_nothing_is_said_in_the_clear_where_a_name_of_this_machine_leads_to_another_one(
+    call, tmp_path, monkeypatch, traced, name
+):
+    """`localhost` and the names below it are paid over plain http; a resolver may know any address for them."""
+    monkeypatch.setenv("NO_PROXY", "*")
+    if traced:
+        monkeypatch.setitem(sys.modules, HTTP_TRACER, sys)
+    with impostor() as server:
+        port = httpx.URL(server.url).port
+        resolve = socket.getaddrinfo
+        with monkeypatch.context() as lying:
+            lying.setattr(socket, "getaddrinfo", lambda host, *rest, **more: resolve("198.51.100.7", *rest, **more))
+            lying.setattr(socket, "create_connection", lambda *_address: Elsewhere.connected(port))
+            with pytest.raises(httpx.ConnectError, match=r"198\.51\.100\.7, which is not this machine"):
+                call(Endpoint(base_url=f"http://{name}:{port}"))
+        assert server.heard == []
+
+
 @pytest.mark.parametrize(
     "url",
     ["https://me:SECRET@gateway.example", "http://SECRET@127.0.0.1:1/v1", "https://gateway.example/v1?key=SECRET"],

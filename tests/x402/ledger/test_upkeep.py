@@ -107,6 +107,45 @@ def test_a_ledger_that_is_deleted_while_it_is_in_use_is_refused(path):
     ledger.close()
 
 
+def _emptied_in_place(path):
+    with closing(sqlite3.connect(path)) as conn, conn:
+        for table in ("authorizations", "signatures", "reserved"):
+            conn.execute(f"DELETE FROM {table}")
+
+
+def _put_back_in_place(path):
+    with closing(sqlite3.connect(path.with_name("backup"))) as old, closing(sqlite3.connect(path)) as conn:
+        old.backup(conn)
+
+
+@pytest.mark.parametrize("lose", [_emptied_in_place, _put_back_in_place])
+def test_what_an_open_ledger_loses_to_another_program_is_missed_before_the_next_signature(path, lose):
+    shutil.copy(path, path.with_name("backup"))
+    ledger = Ledger(path)
+    ledger.authorize(entry(20)).result()
+    lose(path)
+    for _ in range(2):
+        with pytest.raises(LedgerUnavailable, match=r"and 11 were recorded in it before"):
+            ledger.authorize(entry(21)).result()
+    ledger.close()
+
+
+@pytest.mark.parametrize("is_idle", [False, True])
+def test_a_ledger_that_is_gone_with_its_folder_is_not_begun_anew_by_the_process_that_used_it(path, is_idle):
+    ledger = Ledger(path)
+    ledger.authorize(entry(20)).result()
+    if is_idle:
+        ledger.rest()
+    shutil.rmtree(path.parent)
+    for number in (21, 22):
+        with pytest.raises(LedgerUnavailable, match=r"Nothing was signed"):
+            ledger.authorize(entry(number)).result()
+    ledger.close()
+    _refused(path, r"its file is gone, and 11 authorizations were recorded in it")
+    repair(_url(path))
+    assert _counts(path) == (0, 0)
+
+
 def test_a_ledger_that_was_deleted_begins_anew_after_a_repair(path):
     path.unlink()
     assert repair(_url(path)).copy is None

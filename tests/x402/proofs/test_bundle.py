@@ -295,7 +295,41 @@ def test_a_bundle_since_a_time_keeps_sessions_whole(audited):
     assert len(again.of_kind("receipt")) == 5
 
 
-async def test_coroutines_export_the_same(audited, bundle):
+def test_a_bundle_right_after_a_settlement_is_not_refuted(net, tmp_path):
+    with payments_for(net, net.account(approved=True), tmp_path / "l.sqlite") as payments:
+        with client_for(payments) as client:
+            client.chat(PROMPT)
+        net.close_sessions()  # nobody has reconciled since
+        bundle = export_bundle(payments.ledger, network=payments.network, signer=payments.signer)
+        checked = live(bundle.to_bytes(), net)
+        assert checked.of(Refuted) == []
+        assert [receipt.status for receipt in checked.contents.receipts] == [ReceiptStatus.SETTLED]
+        (receipt,) = payments.ledger.receipts().result()
+        assert receipt.status is ReceiptStatus.SETTLED
+
+
+@pytest.mark.parametrize("number", range(1, 9))
+def test_a_settlement_while_the_bundle_is_written_does_not_refute_it(net, tmp_path, number):
+    settled: list[int] = []
+
+    def settling(method, params, asked):
+        if asked >= number and not settled:
+            settled.append(asked)
+            net.close_sessions()
+
+    with payments_for(net, net.account(approved=True), tmp_path / "l.sqlite") as payments:
+        with client_for(payments) as client:
+            client.chat(PROMPT)
+        with serving(net.chain) as node:
+            node.misbehave = settling
+            network = replace(payments.network, rpc_url=node.url)
+            bundle = export_bundle(payments.ledger, network=network, signer=payments.signer)
+        assert settled
+        assert live(bundle.to_bytes(), net).of(Refuted) == []
+
+
+async def test_coroutines_export_the_same(audited):
+    bundle = export_bundle(audited.ledger, network=audited.network, signer=audited.signer)
     other = await aexport_bundle(audited.ledger, network=audited.network, signer=audited.signer)
     assert [item for item in other.records if item.kind in IN_HISTORY] == [
         item for item in bundle.records if item.kind in IN_HISTORY

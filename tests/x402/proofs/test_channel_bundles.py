@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from typer.testing import CliRunner
@@ -14,6 +15,7 @@ from opengradient_x402.errors import PaymentOutcomeUnknown
 from opengradient_x402.proofs.export import export_bundle
 from opengradient_x402.proofs.findings import Finding, Proven, Read, Refuted, Stated, Statement, Undecided
 from opengradient_x402.proofs.verification import Verification, verify_bundle
+from support.node import serving
 from support.payers import PROMPT, client_for, payments_for
 
 pytestmark = pytest.mark.devnet(schemes=[Scheme.BATCH_SETTLEMENT])
@@ -31,6 +33,28 @@ def verified(payments, **options) -> Verification:
 def claimed(net, payments):
     net.claim_channels()
     payments.reconciler.reconcile()
+
+
+PERIOD, RECONCILING, EVENTS, AUDIT = 1, 2, 3, 4
+"""The looks at the chain while a bundle is written, in their order."""
+
+
+def claimed_during_export(net, payments, look) -> Verification:
+    """A bundle that is checked. While it was written, before this look at the chain, the gateway claimed."""
+    looks: list[int] = []
+
+    def claiming(method, params, asked):
+        if method == "eth_chainId":
+            looks.append(asked)
+            if len(looks) == look:
+                net.claim_channels()
+
+    with serving(net.chain) as node:
+        node.misbehave = claiming
+        network = replace(payments.network, rpc_url=node.url)
+        content = export_bundle(payments.ledger, network=network, signer=payments.signer).to_bytes()
+    assert len(looks) == AUDIT
+    return verify_bundle(content, network=payments.network)
 
 
 def one(verification: Verification, statement: Statement) -> Finding:
@@ -76,13 +100,18 @@ def test_what_is_charged_and_not_claimed_yet_is_not_decided(payments, client):
     assert isinstance(one(verification, Statement.COMPLETE), Read)
 
 
-def test_a_claim_that_the_ledger_has_not_seen_yet_is_explained_by_the_charges(net, payments, client):
+def test_a_claim_that_nobody_has_reconciled_is_in_the_file(net, payments, client):
     client.chat(PROMPT)
     net.claim_channels()
     verification = verified(payments)
     assert verification.of(Refuted) == []
-    paid = [item for item in verification.findings if item.statement is Statement.PAID]
-    assert {type(item) for item in paid} == {Undecided, Read}
+    assert isinstance(one(verification, Statement.PAID), Read)
+
+
+@pytest.mark.parametrize("look", [PERIOD, RECONCILING, EVENTS, AUDIT])
+def test_a_claim_while_the_bundle_is_written_is_explained_by_the_charges(net, payments, client, look):
+    client.chat(PROMPT)
+    assert claimed_during_export(net, payments, look).of(Refuted) == []
 
 
 def test_an_overcharge_is_in_the_file_as_the_payers_word_beside_what_was_claimed(net, payments, client):
@@ -99,14 +128,21 @@ def test_an_overcharge_is_in_the_file_as_the_payers_word_beside_what_was_claimed
     assert isinstance(one(verification, Statement.PAID), Read)
 
 
+@pytest.mark.parametrize("look", [PERIOD, RECONCILING])
+def test_an_overcharge_that_nobody_has_reconciled_is_disputed_in_the_file(net, payments, client, look):
+    client.chat(PROMPT)
+    net.faults.inject(SettleAtCap())
+    verification = claimed_during_export(net, payments, look)
+    assert verification.of(Refuted) == []
+    assert "too much" in one(verification, Statement.DISPUTE).why
+
+
 def test_an_overcharge_that_the_ledger_has_not_seen_is_refuted_by_the_claim(net, payments, client):
     client.chat(PROMPT)
     net.faults.inject(SettleAtCap())
-    net.claim_channels()
-    verification = verified(payments)
+    verification = claimed_during_export(net, payments, EVENTS)
     paid = [item for item in verification.findings if item.statement is Statement.PAID]
     assert [item for item in paid if isinstance(item, Refuted) and "were charged" in item.why]
-    assert isinstance(one(verification, Statement.COMPLETE), Refuted)
 
 
 def test_a_deposit_by_the_tokens_own_authorization_is_a_deposit_and_no_settlement(devnets, tmp_path):

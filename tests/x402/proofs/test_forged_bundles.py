@@ -28,7 +28,7 @@ from opengradient_x402.proofs.verification import Verification, verify_bundle
 from support.forging import HASH, OTHER, World, forge
 from support.ledger_rows import entry, served
 from support.made_up import made_up
-from support.node import at_rest, serving
+from support.node import at_rest, behind, serving
 from support.payers import network_of
 
 pytestmark = pytest.mark.devnet(schemes=[Scheme.UPTO, Scheme.BATCH_SETTLEMENT])
@@ -529,15 +529,17 @@ def test_two_nodes_that_tell_different_things_of_one_class_disagree(forged_world
 
 def test_two_nodes_with_two_hashes_of_one_block_disagree(forged_world):
     net = forged_world.net
+    head = int(net.chain.rpc("eth_getBlockByNumber", ["latest", False])["number"], 16)
+    known = behind(net.chain, head)  # an idle session may settle between two looks
 
     def forked(method, params, number):
         if method == "eth_getBlockByNumber" and params[0] == "latest":
-            return 200, {"result": {**net.chain.rpc(method, params), "hash": HASH}}
-        return None
+            return 200, {"result": {**net.chain.rpc(method, [hex(head), False]), "hash": HASH}}
+        return known(method, params, number)
 
-    with serving(net.chain) as other:
-        other.misbehave = forked
-        urls = [net.network["rpc_url"], other.url]
+    with serving(net.chain) as one, serving(net.chain) as other:
+        one.misbehave, other.misbehave = known, forked
+        urls = [one.url, other.url]
         verification = verify_bundle(forged_world.bundle.to_bytes(), network=network_of(net), rpc_url=urls)
     assert not any(item.source.is_chain for item in verification.of(Read))
     (complete,) = about(verification, Statement.COMPLETE)

@@ -136,6 +136,22 @@ def test_a_settlement_is_found_long_after_the_deadline(net, payer, facilitator):
     assert found.tx_hash == tx_hash
 
 
+@pytest.mark.parametrize("scheme", ["upto", "exact"])
+@pytest.mark.parametrize("ahead_s", [3600, 6 * 3600])
+def test_a_settlement_is_found_that_was_signed_by_a_clock_far_ahead_as_a_policy_may_allow(
+    net, payer, facilitator, scheme, ahead_s
+):
+    method = "permit2" if scheme == "upto" else "eip3009"
+    authorization = payer.sign(facilitator=facilitator.address, scheme=scheme, method=method, ago_s=-ahead_s)
+    tx_hash = settle(net, facilitator, authorization, authorization.authorization.amount_atomic)
+    other = net.account(opg="0")
+    for _ in range(130):  # a search that is off by some blocks would not see it any more
+        net.chain.send(other, to=other.address, data=b"")
+    found = outcome(payer, authorization)
+    assert isinstance(found, SettlementFound)
+    assert found.tx_hash == tx_hash
+
+
 @pytest.mark.parametrize("method", ["permit2", "eip3009"])
 def test_a_cancelled_authorization_says_so_with_the_transaction(payer, facilitator, method):
     scheme = "upto" if method == "permit2" else "exact"

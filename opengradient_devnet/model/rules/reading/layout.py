@@ -21,11 +21,6 @@ def ruled_blocks(text: str) -> list[str]:
     return [piece.strip() for piece in pieces[1:-1] if piece.strip()]
 
 
-def after_rules(text: str) -> str:
-    """What stands below the last rule of dashes, or all of `text` if it has none."""
-    return _RULE.split(text)[-1].strip()
-
-
 def section(text: str, label: str, *, until: str = "") -> str | None:
     """The text behind the last `label` (a pattern), up to the first match of `until` or the end."""
     starts = list(re.finditer(label, text, re.IGNORECASE | re.MULTILINE))

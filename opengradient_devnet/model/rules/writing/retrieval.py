@@ -104,7 +104,7 @@ def summary_of(asked: str) -> str | None:
     return summary(body) if body else None
 
 
-def relevant(question: str, context: str, *, limit: int = _ANSWER_SENTENCES) -> list[str]:
+def relevant(question: str, context: str) -> list[str]:
     """The sentences of `context` that share most words with `question`, in the order of the context."""
     wanted = frozenset(content_words(question))
     found = _sentences(context)
@@ -113,7 +113,7 @@ def relevant(question: str, context: str, *, limit: int = _ANSWER_SENTENCES) -> 
     if not best:
         return []
     ranked = sorted(range(len(found)), key=lambda index: (-scores[index], index))
-    return [found[index] for index in sorted(ranked[:limit]) if scores[index] * 2 >= best]
+    return [found[index] for index in sorted(ranked[:_ANSWER_SENTENCES]) if scores[index] * 2 >= best]
 
 
 def summary(text: str) -> str:
