@@ -95,7 +95,7 @@ def test_a_call_that_a_signal_cuts_off_at_its_end_is_in_the_books_once(
     assert rung
     (call_id,) = payer.receipts()
     assert [[one.call_id for one in handler.receipts] for handler in (active, guard, ears)] == [[call_id]] * 3
-    assert guard._open_runs == ()
+    assert guard.run_limit.under_way == ()
     model.invoke("The same session serves the next call.")
     assert len({receipt.authorization_id for receipt in payer.receipts().values()}) == 1
     lost_atomic = payer.settle()
