@@ -148,9 +148,7 @@ def test_one_exact_payment_that_several_calls_offer_counts_once(devnets: Callabl
     net = devnets(schemes=(Scheme.EXACT_EIP3009,), sessions=False, exact_price_opg="0.01")
     payer, guard = Payer(net, tmp_path), SpendGuard("0.025")
     try:
-        net.faults.inject(
-            HangUp(charge=False), times=3
-        )  # unknown: the next call offers it again
+        net.faults.inject(HangUp(charge=False), times=3)  # unknown: the next call offers it again
         with get_settlement_callback() as settlements:
             for _ in range(3):
                 with pytest.raises(PaymentOutcomeUnknown):
