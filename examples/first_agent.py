@@ -65,6 +65,7 @@ def main() -> None:
         answer = agent.invoke({"messages": [("user", QUESTION)]}, config={"callbacks": [guard]})
         print(answer["messages"][-1].text)
 
+        print("Waiting until the gateway settles the session on chain …")
         for receipt in guard.receipts:
             final = receipt.wait_settled(timeout_s=150)
             paid = payments.network.asset.format(final.settled_atomic or 0)

@@ -193,7 +193,7 @@ def get_settlement_callback() -> Iterator[SettlementCallbackHandler]:
 
     Blocks nest; the outer one gets everything that the inner one gets. A plain `threading.Thread` starts
     with an empty context: run it through `contextvars.copy_context().run`, as LangChain's own threads are. A block
-    in a generator hears the calls of all its steps, also where a web server runs each step in another thread.
+    in a generator gets the calls of all its steps, also where a web server runs each step in another thread.
     """
     handler = SettlementCallbackHandler(parent=_Innermost.get())
     with _listening.opened(handler):

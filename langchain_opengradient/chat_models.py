@@ -10,7 +10,6 @@ import asyncio
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
-from types import TracebackType
 from typing import Any, Literal, Self, cast
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
@@ -49,9 +48,9 @@ class ChatOpenGradient(ConfiguredChatModel):
     network are checked on first use. Every field can be overridden per call:
     `model.invoke(…, temperature=0, settlement_mode="private")`.
 
-    Each answer names its receipt in `response_metadata["opengradient"]` (`receipt_of(answer)` is the whole of it).
-    Errors subclass LangChain's typed
-    model errors and say what happened to the money; see `langchain_opengradient.errors`.
+    Each answer names its receipt in `response_metadata["opengradient"]` (`receipt_of(answer)` returns all of it).
+    Errors subclass LangChain's typed model errors and say what happened to the money; see
+    `langchain_opengradient.errors`.
     """
 
     # Tools and structured output
@@ -312,18 +311,14 @@ class ChatOpenGradient(ConfiguredChatModel):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> Literal[False]:
+    def __exit__(self, *_: object) -> Literal[False]:
         self.close()
         return False
 
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> Literal[False]:
+    async def __aexit__(self, *_: object) -> Literal[False]:
         await self.aclose()
         return False
 

@@ -23,7 +23,7 @@ from langchain_opengradient.calls import IN_THE_BODY, OLDER_NAMES, REQUEST_PARAM
 from opengradient_x402.errors import ConfigurationError
 from opengradient_x402.gateway.clients import Connections
 from opengradient_x402.http.time_limits import TimeLimits, Timeout
-from opengradient_x402.keys.signer import given_key
+from opengradient_x402.keys.signer import with_hidden_secrets
 from opengradient_x402.models import find_model
 from opengradient_x402.networks import DescribedNetwork, Network, load_network
 from opengradient_x402.parameters import check_names, checked_base_url, checked_sender
@@ -147,12 +147,7 @@ class ConfiguredChatModel(BaseChatModel):
     model_config = _CONFIG
 
     def __init__(self, **fields: Any) -> None:
-        for name in ("api_key", "private_key"):
-            if (value := fields.get(name)) is not None:
-                fields[name] = given_key(value)  # before validation, whose errors keep their input
-        if isinstance(fields.get("rpc_url"), str):
-            fields["rpc_url"] = SecretStr(fields["rpc_url"])
-        super().__init__(**fields)
+        super().__init__(**with_hidden_secrets(fields))
 
     # Construction
 

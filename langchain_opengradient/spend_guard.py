@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 
 from langchain_opengradient.callbacks import SettlementCallbackHandler
 from opengradient_x402.ledger.receipts import SettlementReceipt
-from opengradient_x402.payment.policy import ApprovalRequest
+from opengradient_x402.payment.approval import ApprovalRequest
 from opengradient_x402.payment.run_limit import RunLimit
 
 
@@ -20,7 +20,7 @@ class SpendGuard(SettlementCallbackHandler):
     Calls that have ended count with their cost, calls under way with their worst case: the price of the whole prompt
     and of all the tokens that the answer may have, or all that the payment allows where no price is known. So parallel
     branches cannot all pass while none has a receipt. `reserve_per_call` is counted in place of the worst case.
-    What a call costs that was refused, cancelled before it was paid, or answered from a cache, is nothing.
+    A call that was refused, cancelled before it was paid, or answered from a cache counts nothing.
 
     Raises BudgetExceeded out of the run; nothing is paid for that call. This guards one run or one agent; what a
     wallet may spend at all is the `SpendPolicy`'s business.

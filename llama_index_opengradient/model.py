@@ -24,13 +24,13 @@ from llama_index.core.bridge.pydantic import (
     model_validator,
 )
 from llama_index.core.llms.function_calling import FunctionCallingLLM
-from pydantic import BaseModel, SecretStr, WithJsonSchema
+from pydantic import BaseModel, WithJsonSchema
 
 from llama_index_opengradient.events import expect_calls
 from opengradient_x402.gateway.clients import Connections, Route
 from opengradient_x402.gateway.request import GATEWAY_MAX_TOKENS
 from opengradient_x402.http.time_limits import TimeLimits, Timeout
-from opengradient_x402.keys.signer import given_key
+from opengradient_x402.keys.signer import with_hidden_secrets
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.ledger.shared import OF_THE_PROCESS
 from opengradient_x402.models import find_model
@@ -114,7 +114,10 @@ class PaidModel(FunctionCallingLLM):
     spend_policy: OptionalSpendPolicy = Field(default=None, description="Limits on payments; None is the safe default.")
     ledger: Any = Field(default=None, repr=False, description="A Ledger, its URL or path; None reads OG_LEDGER_URL.")
     payments: Any = Field(
-        default=None, exclude=True, repr=False, description="An open Payments to share; replaces the four above."
+        default=None,
+        exclude=True,
+        repr=False,
+        description="An open Payments to share; replaces key, network, policy and ledger.",
     )
 
     default_headers: dict[str, str] | None = Field(
@@ -148,12 +151,7 @@ class PaidModel(FunctionCallingLLM):
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
     def __init__(self, **fields: Any) -> None:
-        for name in ("api_key", "private_key"):
-            if (value := fields.get(name)) is not None:
-                fields[name] = given_key(value)  # before validation, whose errors keep their input
-        if isinstance(fields.get("rpc_url"), str):
-            fields["rpc_url"] = SecretStr(fields["rpc_url"])
-        super().__init__(**fields)
+        super().__init__(**with_hidden_secrets(fields))
 
     # -- what the model is
 

@@ -205,7 +205,10 @@ def _summary(net: Devnet) -> str:
     settled = [record for record in net.settlements if record.success]
     failed = len(net.settlements) - len(settled)
     total = sum(record.amount_atomic for record in settled)
-    return f"{len(settled)} settlements of {total} wei OPG, {failed} failed; {len(net.batches)} data batches."
+    count, batches = len(settled), len(net.batches)
+    taken = f"{net.chain.token.text(total)} {net.chain.token.symbol}"
+    payments = f"{count} settlement{'' if count == 1 else 's'}, {taken} together"
+    return f"{payments}, {failed} failed; {batches} data batch{'' if batches == 1 else 'es'}."
 
 
 @contextmanager

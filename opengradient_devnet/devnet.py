@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, Self
 
 from starlette.applications import Starlette
@@ -81,9 +80,10 @@ class Devnet:
 
     `upstream` is who answers: "rules" ("rules:raw" leaves out what live gateways do), "openai:URL" of any
     OpenAI-compatible server (Ollama: "openai:http://127.0.0.1:11434/v1"; `upstream_key` is its bearer token),
-    "langchain:module:attribute" of any LangChain chat model, or a `models.Model` of your own.
+    "langchain:module:attribute" of any LangChain chat model, or an object of your own with `complete`, `stream`
+    and `aclose`.
     `prices` replaces the price list (path, or parsed; see `pricing`), `opg_usd` only its price of OPG. Without
-    `prices`, an upstream sells everything: what is not in the built-in list at a price of the house. With `prices`,
+    `prices`, an upstream sells everything; what is not in the built-in list has one default price. With `prices`,
     it sells what they name.
     `behaves_like` is how the gateway behaves where gateways differ: "helpful", "gateway-2026-04", or a
     `GatewayProfile`; `idle_timeout_s`, `max_timeout_s`, `batch_size`, `batch_interval_s` and `quotes_costs` replace
@@ -182,9 +182,7 @@ class Devnet:
         self.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def start(self) -> None:

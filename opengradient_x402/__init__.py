@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt
     from opengradient_x402.models import TEE_LLM
     from opengradient_x402.networks import Network, load_network
+    from opengradient_x402.payment.approval import ApprovalRequest, ask_in_terminal
     from opengradient_x402.payment.payments import Payments
-    from opengradient_x402.payment.policy import ApprovalRequest, SpendPolicy
-    from opengradient_x402.payment.steps import ask_in_terminal
+    from opengradient_x402.payment.policy import SpendPolicy
     from opengradient_x402.payment.transport import AsyncX402Transport, X402Transport
     from opengradient_x402.payment.wallet import Wallet
     from opengradient_x402.proofs.data_settlement import DataSettlements
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from opengradient_x402.telemetry.runs import named_run
 
 _HOMES = {
-    "ApprovalRequest": "payment.policy",
+    "ApprovalRequest": "payment.approval",
     "AsyncGatewayClient": "gateway.client",
     "AsyncX402Transport": "payment.transport",
     "BackgroundReconciler": "settlement.background",
@@ -77,7 +77,7 @@ _HOMES = {
     "X402Transport": "payment.transport",
     "aexport_bundle": "proofs.export",
     "areceipt_of": "settlement.restored",
-    "ask_in_terminal": "payment.steps",
+    "ask_in_terminal": "payment.approval",
     "export_bundle": "proofs.export",
     "listen": "telemetry.events",
     "load_network": "networks",

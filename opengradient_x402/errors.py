@@ -67,7 +67,7 @@ class MoneyOutcome(StrEnum):
 
 
 class OpenGradientError(Exception):
-    """The root: carries the outcome for the money, and the receipt as soon as there is one.
+    """The root of all errors: what happened to the money, and the receipt as soon as there is one.
 
     `is_retryable` says that calling again is safe for the money *and* could help. After a signature has
     left it is False, for every cause.
@@ -211,7 +211,7 @@ class CallKnown(NotPaid):
 
 
 class PaymentOutcomeUnknown(OpenGradientError):
-    """A signature left and no answer told what became of it. Reconcile before you call again."""
+    """A signature was sent, and no answer says what became of it. Reconcile before you call again."""
 
     kind: ErrorKind = "connection"
 

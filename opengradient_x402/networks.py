@@ -305,8 +305,8 @@ def _fetch(url: str) -> bytes:
     parts = urlsplit(url)
     if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(parts.hostname)):
         raise InsecureEndpoint(
-            f"The network description at {parts.scheme}://{parts.hostname} was not read: somebody on the "
-            "line could name other payees. Nothing was paid. Use https (plain http is fine on loopback)."
+            f"The network description at {parts.scheme}://{parts.hostname} was not read: somebody in "
+            "between could name other payees. Nothing was paid. Use https (plain http is fine on loopback)."
         )
     keep_out_of_logs(url)
     shown = without_secrets(url)

@@ -326,14 +326,26 @@ def _most_charged(channel: Channel, others: Sequence[Voucher]) -> int:
     return max([channel.charged_atomic, claimed, *(one.end_atomic for one in others)])
 
 
+def _explained(channel: Channel, others: Sequence[Voucher], settled_atomic: int) -> int:
+    """What was taken for settled calls, with all known charges; what was claimed already is taken once only."""
+    taken = channel.foreign_atomic + settled_atomic
+    left = max(0, channel.claimed_atomic - taken)
+    for one in others:
+        charge = one.charged_atomic or 0
+        if charge and one.end_atomic <= channel.claimed_atomic:
+            charge = min(charge, left)
+            left -= charge
+        taken += charge
+    return taken
+
+
 def _raised(book: Book, conn: Connection, channel: Channel, others: list[Voucher], to_atomic: int) -> Channel:
     """The channel, charged up to this sum. Calls whose outcome was unknown cost what that leaves, the oldest first.
 
     What others were charged explains a part of it, also what the gateway forgot and counts again, as after a restart.
     """
     most, known = _most_charged(channel, others), []
-    sum_atomic = channel.foreign_atomic + settled_for_good(conn, channel.id)
-    sum_atomic = max(channel.charged_atomic, sum_atomic + sum(one.charged_atomic or 0 for one in others))
+    sum_atomic = max(channel.charged_atomic, _explained(channel, others, settled_for_good(conn, channel.id)))
     for one in others:
         if one.charged_atomic is not None:
             known.append(one)

@@ -88,15 +88,7 @@ def vouchers_of(conn: Connection, channel_id: str, *states: str) -> list[Voucher
 
 def settled_for_good(conn: Connection, channel_id: str) -> int:
     """What was taken for the calls of a channel whose settlement is final, in atomic units."""
-    import sqlalchemy as sa
-
-    vouchers, paid = table_of("vouchers"), table_of("authorizations")
-    query = (
-        sa.select(sa.func.sum(paid.c.reserved_gwei), sa.func.sum(paid.c.reserved_rest))
-        .join_from(vouchers, paid, paid.c.id == vouchers.c.authorization_id)
-        .where(vouchers.c.channel_id == channel_id, vouchers.c.state == "final")
-    )
-    gwei, rest = conn.execute(query).one()
+    gwei, rest = conn.execute(_statements().settled_for_good, {"wanted": channel_id}).one()
     return int(gwei or 0) * 10**9 + int(rest or 0)
 
 
@@ -139,6 +131,7 @@ class _Statements:
     channels_of_payer: Any
     put_channel: Any
     vouchers: Any
+    settled_for_good: Any
     put_voucher: Any
     add_voucher: Any
     set_state: Any
@@ -148,7 +141,7 @@ class _Statements:
 def _statements() -> _Statements:
     import sqlalchemy as sa
 
-    channels, vouchers = table_of("channels"), table_of("vouchers")
+    channels, vouchers, paid = table_of("channels"), table_of("vouchers"), table_of("authorizations")
     wanted: Any = sa.bindparam("wanted")
     this = vouchers.c.authorization_id == wanted
 
@@ -157,12 +150,15 @@ def _statements() -> _Statements:
 
     of_network = channels.select().where(channels.c.network == sa.bindparam("network")).order_by(channels.c.sequence)
     is_one_of = vouchers.c.state.in_(sa.bindparam("states", expanding=True))
+    sums = sa.select(sa.func.sum(paid.c.reserved_gwei), sa.func.sum(paid.c.reserved_rest))
+    sums = sums.join_from(vouchers, paid, paid.c.id == vouchers.c.authorization_id)
     return _Statements(
         channel=channels.select().where(channels.c.id == wanted),
         channels_of_network=of_network,
         channels_of_payer=of_network.where(channels.c.payer == sa.bindparam("payer")),
         put_channel=channels.update().where(channels.c.id == wanted).values(given(channels, "sequence")),
         vouchers=vouchers.select().where(vouchers.c.channel_id == wanted, is_one_of).order_by(vouchers.c.sequence),
+        settled_for_good=sums.where(vouchers.c.channel_id == wanted, vouchers.c.state == "final"),
         put_voucher=vouchers.update().where(this).values(given(vouchers, "sequence", "state")),
         add_voucher=vouchers.insert().values(given(vouchers, "sequence")),
         set_state=vouchers.update().where(this).values(state=sa.bindparam("now")),

@@ -47,10 +47,10 @@ def list_channels(
     as_json: JsonOption = False,
 ) -> None:
     """Show the payment channels of this wallet: what is in them, what was charged, claimed, and can be claimed."""
-    from opengradient_x402.cli.output import columns, note, print_json, print_table, rounded
+    from opengradient_x402.cli.output import columns, note, print_json, print_table, rounded, working
     from opengradient_x402.gateway.exchange import CHAT_PATH
 
-    with opened_payments(network, ledger, rpc_url) as payments:
+    with opened_payments(network, ledger, rpc_url) as payments, working("Reading the chain"):
         found = payments.channels.list()
         asset = payments.network.asset
     if as_json:
@@ -85,7 +85,9 @@ def refund(
     as_json: JsonOption = False,
 ) -> None:
     """Ask gateways to send back what is left in channels. Costs no gas. If a gateway refuses, use `withdraw`."""
-    with opened_payments(network, ledger, rpc_url) as payments:
+    from opengradient_x402.cli.output import sending
+
+    with opened_payments(network, ledger, rpc_url) as payments, sending("Asking gateways", shown_by="channels list"):
         outcomes = payments.channels.refund(channel_id)
     _show(outcomes, as_json=as_json)
 
@@ -102,7 +104,12 @@ def withdraw(
     Each time costs gas. No call uses a channel from the first time on. Until the second time the gateway can still
     claim what was charged, up to the last voucher.
     """
-    with opened_payments(network, ledger, rpc_url) as payments:
+    from opengradient_x402.cli.output import sending
+
+    with (
+        opened_payments(network, ledger, rpc_url) as payments,
+        sending("Sending transactions, and waiting for their blocks", shown_by="channels list"),
+    ):
         outcomes = payments.channels.withdraw(channel_id)
     _show(outcomes, as_json=as_json)
 

@@ -131,7 +131,7 @@ class KnownNetworks:
 
         self._by_name: dict[str, Network] = {}
         self._tokens: dict[tuple[str, str], Asset] = {}
-        self._is_own = is_own
+        self.is_own = is_own
         for network in PRESETS.values():
             self._add(network)
         try:
@@ -156,7 +156,7 @@ class KnownNetworks:
 
         if (asset := self._tokens.get((receipt.network, receipt.asset))) is not None:
             return asset.decimals, asset.symbol
-        if self._is_own and receipt.asset_decimals is not None:
+        if self.is_own and receipt.asset_decimals is not None:
             return receipt.asset_decimals, receipt.asset_symbol or receipt.asset
         return 0, units_of(receipt.asset)
 

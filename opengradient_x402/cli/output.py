@@ -111,7 +111,7 @@ _STATUS: Final = {
 STATUS_WORDS: Final = {
     "settled": "the chain shows the payment, under enough blocks",
     "confirming": "the chain shows the payment; further blocks have to follow",
-    "served": "answered; the gateway has not taken the payment yet",
+    "served": "answered; no settlement of the payment is known yet",
     "authorized": "signed; no answer is known",
     "expired": "the deadline has passed, and nothing was taken",
     "cancelled": "the payer cancelled it, and nothing was taken",
@@ -135,7 +135,7 @@ def status_text(word: str, url: str | None = None) -> Text:
 
 AMOUNT_WORDS: Final = {
     "settled": ("", "taken by the settlement on chain"),
-    "quoted": ("?", "quoted by the gateway, and not taken yet"),
+    "quoted": ("?", "quoted by the gateway; no settlement is known yet"),
     "estimated": ("~", "estimated from usage and published prices; the gateway quoted nothing"),
     "nothing": ("", "nothing was taken, and nothing can be"),
     "unknown": ("-", "not known yet"),
@@ -154,6 +154,16 @@ def amount_of(receipt: SettlementReceipt) -> tuple[int, str]:
     if receipt.estimated_cost_atomic is not None:
         return receipt.estimated_cost_atomic, "estimated"
     return 0, "unknown"
+
+
+def print_marks(words: Iterable[str], *, is_own: bool) -> None:
+    """What the marks after amounts mean, and how the user's own ledger learns more."""
+    for word in dict.fromkeys(words):
+        mark, meaning = AMOUNT_WORDS[word]
+        if mark:
+            typer.echo(f"{mark}  {meaning}")
+        if is_own and word == "quoted":
+            typer.echo("   `opengradient-x402 receipts reconcile` asks the chain")
 
 
 def rounded(amount_atomic: int, *, decimals: int, places: int = 6) -> str:
@@ -250,6 +260,17 @@ def working(what: str) -> Iterator[None]:
         late.cancel()
         late.join()  # it may be starting it just now
         status.stop()
+
+
+@contextmanager
+def sending(what: str, *, shown_by: str) -> Iterator[None]:
+    """As `working`, for what cannot be called back. An interruption names the command that shows what became of it."""
+    try:
+        with working(what):
+            yield
+    except KeyboardInterrupt:
+        note(f"\nInterrupted. What was sent by then can still take effect: `opengradient-x402 {shown_by}` shows it.")
+        raise
 
 
 def note(text: str) -> None:

@@ -36,6 +36,7 @@ from opengradient_x402.cli.output import (
     linked,
     local_time,
     print_json,
+    print_marks,
     print_pairs,
     print_table,
     rounded,
@@ -108,10 +109,7 @@ def _print_chosen(chosen: list[SettlementReceipt], known: KnownNetworks, *, limi
         _print_list(receipts, known, is_full=is_full, title=None if len(of_tokens) == 1 else title)
     if len(chosen) == limit:
         typer.echo(f"These are the newest {limit}. For more, use `--limit`.")
-    marks = dict.fromkeys(word for receipt in chosen if AMOUNT_WORDS[word := amount_of(receipt)[1]][0])
-    for word in marks:
-        mark, meaning = AMOUNT_WORDS[word]
-        typer.echo(f"{mark}  {meaning}")
+    print_marks((amount_of(receipt)[1] for receipt in chosen), is_own=known.is_own)
 
 
 def _print_sums(
@@ -309,10 +307,8 @@ def _facts(receipt: SettlementReceipt, known: KnownNetworks) -> Iterator[tuple[s
     yield "network", receipt.network if network is None else f"{network.name} ({receipt.network})"
     yield from _transaction_of("transaction", receipt.network, receipt.payment_tx_hash, known)
     if receipt.block_number is not None:
-        yield (
-            "block",
-            f"{receipt.block_number}, {receipt.confirmations or 0} of {receipt.confirmations_needed} confirmations",
-        )
+        seen = counted(receipt.confirmations or 0, "confirmation")
+        yield "block", f"{receipt.block_number}, {seen} ({receipt.confirmations_needed} needed)"
     unchecked = "a proof came with the answer; it was not checked" if receipt.tee_signature else "no proof came"
     yield "enclave", f"proof {receipt.tee_verified}" if receipt.tee_verified else unchecked
     is_here = network is not None and network.relay is not None and network.relay.chain_id == network.chain_id

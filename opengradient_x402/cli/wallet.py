@@ -17,7 +17,7 @@ from opengradient_x402.cli.options import (
     opened_ledger,
     signer_of_environment,
 )
-from opengradient_x402.cli.output import can_link, linked, print_json, print_pairs, working
+from opengradient_x402.cli.output import can_link, linked, print_json, print_pairs, sending
 from opengradient_x402.money import MAX_UINT256, format_amount
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def approve(
     amount: Annotated[str, typer.Argument(help="Tokens that payments must be able to take, such as 5 or 0.5.")],
     approve_amount: Annotated[
         str | None,
-        typer.Option("--approve", help="What to approve if AMOUNT is not allowed yet (twice AMOUNT), or `unlimited`."),
+        typer.Option("--approve", help="Approve more than AMOUNT where AMOUNT is not allowed yet; or `unlimited`."),
     ] = None,
     network: NetworkOption = None,
     rpc_url: RpcOption = None,
@@ -88,8 +88,8 @@ def approve(
 
     chosen = network_of(network, rpc_url)
     wallet = Wallet(chosen, signer_of_environment())
-    with working("Looking at the allowance, and changing it if it is too small"):
-        approval = wallet.ensure_opg_approval(amount, approve_amount)
+    with sending("Looking at the allowance, and changing it if it is too small", shown_by="balance"):
+        approval = wallet.ensure_opg_approval(amount, amount if approve_amount is None else approve_amount)
     allowed = (
         "everything"
         if approval.allowance_after_atomic == MAX_UINT256
@@ -134,7 +134,7 @@ def cancel(
                 f"its payment was made on {receipt.network}: name that --network", param_hint="call_id"
             )
         wallet = Wallet(chosen, signer_of_environment())
-        with working("Cancelling, and waiting for the block"):
+        with sending("Cancelling, and waiting for the block", shown_by=f"receipts show {receipt.call_id} --refresh"):
             done = wallet.cancel(entry)
             now = Reconciler(chosen, book).refresh(receipt)
     if as_json:

@@ -116,11 +116,11 @@ class Completion:
     images: tuple[str, ...] = ()
     logprobs: dict[str, Any] | None = None
     message_extras: dict[str, Any] = field(default_factory=dict)
-    """What else the message carries, as the provider said it: `annotations`, `audio`, `reasoning_details`, …"""
+    """What else is in the message, as the provider said it: `annotations`, `audio`, `reasoning_details`, …"""
     choice_extras: dict[str, Any] = field(default_factory=dict)
     """What else is said of the answer: `native_finish_reason`, `content_filter_results`, …"""
     response_extras: dict[str, Any] = field(default_factory=dict)
-    """What else the response carries: `system_fingerprint`, `service_tier`, `citations`, …"""
+    """What else is in the response: `system_fingerprint`, `service_tier`, `citations`, …"""
     raw: dict[str, Any] = field(default_factory=dict, repr=False)
     served_text: str = field(default="", repr=False)
     """The text as the gateway sent and signed it, before `stop` was applied on our side."""

@@ -220,6 +220,7 @@ class AnswerReader:
 
 
 DONE = b"[DONE]"
+_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 _NAMES_OF_ANSWERS: Final = (b"", b"message", b"error")
 _SETTLEMENT: Final = b"x402-settlement"
 """Sent before the end marker by og-x402 2.15.0 (docs/wire.md, "Stream events")."""
@@ -249,9 +250,6 @@ class EventDecoder:
     def feed(self, data: bytes) -> list[bytes]:
         """The payloads that `data` completed, in order; an unfinished event waits for the next call."""
         data, self._tail = self._with_plain_line_ends(self._tail + data)
-        if self._is_first and data:
-            data = data.removeprefix(b"\xef\xbb\xbf")
-            self._is_first = False
         before = self._pieces[-1][-1:] if self._pieces else b""
         if b"\n\n" not in before + data:
             # Kept in pieces: joining at every feed would take quadratic time for a large event.
@@ -260,13 +258,16 @@ class EventDecoder:
         *events, rest = b"".join([*self._pieces, data]).split(b"\n\n")
         self._pieces, self._size = [], 0
         self._hold(rest)
+        if self._is_first:
+            events[0] = events[0].removeprefix(_BYTE_ORDER_MARK)
+            self._is_first = False
         return [payload for event in events if (payload := self._payload(event)) is not None]
 
     def flush(self) -> list[bytes]:
         """What a stream that ended without its last blank line still held."""
         rest = b"".join(self._pieces).rstrip(b"\n")
         self._pieces, self._size, self._tail = [], 0, b""
-        payload = self._payload(rest)
+        payload = self._payload(rest.removeprefix(_BYTE_ORDER_MARK) if self._is_first else rest)
         return [] if payload is None else [payload]
 
     def _hold(self, data: bytes) -> None:
@@ -285,8 +286,9 @@ class EventDecoder:
         return head.replace(b"\r\n", b"\n").replace(b"\r", b"\n"), tail
 
     def _payload(self, event: bytes) -> bytes | None:
+        """The data of one event, without blanks around it. None for what is no part of the answer, or has no data."""
         if event.startswith(b"data: ") and b"\n" not in event:
-            return event[6:]
+            return event[6:].strip() or None
         name, lines = b"", []
         for line in event.split(b"\n"):
             field, _, value = line.partition(b":")
@@ -294,9 +296,9 @@ class EventDecoder:
                 lines.append(value.removeprefix(b" "))
             elif field == b"event":
                 name = value.removeprefix(b" ")
-        if not lines:
+        payload = b"\n".join(lines).strip()
+        if not payload:
             return None
-        payload = b"\n".join(lines)
         # Some servers name the pieces of the answer, too.
         if name in _NAMES_OF_ANSWERS or payload == DONE or b'"choices"' in payload:
             return payload

@@ -61,10 +61,9 @@ class _Listing:
 class RegistryGateway(Resident):
     """An `EndpointSource` over a network's TEE registry. Thread-safe; share one among the clients of a payer.
 
-    `max_age_s` bounds how old the listing behind a call can be; it is renewed in the background from half of
-    that age. After a failure it is read again, at most every `min_age_s`. `shuffle` spreads clients over the
-    enclaves. Raises ConfigurationError for a
-    network without a registry.
+    `max_age_s` bounds how old the listing behind a call can be; it is renewed in the background from half of that age.
+    After a failure it is read again, at most every `min_age_s`. `shuffle` spreads clients over the enclaves. Raises
+    ConfigurationError for a network without a registry.
     """
 
     def __init__(

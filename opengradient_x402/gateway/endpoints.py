@@ -122,10 +122,10 @@ class StaticGateway:
         return None
 
     def failed(self, endpoint: Endpoint) -> None:
-        """Nothing: there is no other one to prefer."""
+        """Does nothing: there is no other gateway."""
 
     def doubt(self) -> None:
-        """Nothing: the user named the gateway."""
+        """Does nothing: the user named the gateway."""
 
 
 def reach(source: EndpointSource, attempt: Callable[[Endpoint], Steps[T]], *, until: float = math.inf) -> Steps[T]:

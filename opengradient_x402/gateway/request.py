@@ -221,23 +221,38 @@ def _refuse(wire: dict[str, Any]) -> None:
 
 
 def _check_contents(messages: Any) -> None:
-    """Raises ConfigurationError for a message whose content is no text and no list; only the assistant may say none."""
-    for message in messages if isinstance(messages, Sequence) else ():
-        if not isinstance(message, Mapping):
-            continue
+    """Raises ConfigurationError for messages that are none, and for contents that are neither text nor parts.
+
+    Only the assistant may say nothing.
+    """
+    if not _is_list(messages) or not messages or not all(isinstance(message, Mapping) for message in messages):
+        raise refused_request(
+            f"The messages are {messages!r:.80}, and gateways take a list of at least one message, each with a role "
+            "and a content: they fail after the payment. Nothing was paid. Give the call its conversation."
+        )
+    for message in messages:
         role, content = message.get("role"), message.get("content")
-        if not isinstance(content, str | Sequence) and not (content is None and role == "assistant"):
+        if not isinstance(content, str) and not _is_list(content) and not (content is None and role == "assistant"):
             raise refused_request(
                 f"A message of the {role} has the content {content!r:.80}, and gateways take text or a list of parts: "
                 "they fail after the payment. Nothing was paid. Give the message a text, or leave it out."
             )
+        for part in () if isinstance(content, str) else content or ():
+            kind = part.get("type") if isinstance(part, Mapping) else None
+            if not isinstance(kind, str) or (kind == "text" and not isinstance(part.get("text"), str)):
+                raise refused_request(
+                    f"A message of the {role} has the part {part!r:.80}, and providers take parts that say their type, "
+                    'such as {"type": "text", "text": "…"}. Nothing was paid. Correct the part, or leave it out.'
+                )
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
 
 
 def _check_conversation(wire: dict[str, Any]) -> None:
     """Messages as providers take them: known roles, names without blanks, and a result for each tool call."""
-    messages = wire.get("messages")
-    if not isinstance(messages, Sequence) or not all(isinstance(message, Mapping) for message in messages):
-        return
+    messages = wire["messages"]
     for message in messages:
         if (role := message.get("role")) not in _ROLES:
             raise refused_request(

@@ -1,6 +1,6 @@
 """What a user adds to the requests of a call: headers, and the query of their URL.
 
-Refused before anything is sent: what says what a call is, or pays it, and what HTTP cannot carry.
+Refused before anything is sent: headers that say what a call is or pay for it, and what HTTP cannot carry.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ def message_of(request: httpx.Request, content: bytes) -> bytes:
     headers = request.headers.raw
     lines = b"".join([b"%b: %b\r\n" % header for header in headers])
     if _HEADER_LINES.fullmatch(lines) is None or lines.count(b"\n") != len(headers):
-        raise httpx.LocalProtocolError("a header of the request has a name or a value that HTTP has not")
+        raise httpx.LocalProtocolError("a header of the request has a name or a value that HTTP does not allow")
     return b"%b %b HTTP/1.1\r\n%b\r\n%b" % (request.method.encode("ascii"), request.url.raw_path, lines, content)
 
 
@@ -58,7 +58,7 @@ class ResponseReader:
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
 
     def feed(self, data: bytes) -> None:
-        """Takes what came. Raises httpx.RemoteProtocolError for what is no response."""
+        """Takes what came. Raises httpx.RemoteProtocolError for bytes that are not a response."""
         if self._parser is None:
             self.keeps_line = False  # nothing was asked that this could answer
             return

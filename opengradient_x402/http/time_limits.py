@@ -39,7 +39,7 @@ class TimeLimits:
     chunk_s: float | None = None
 
     def changed(self, timeout: object = None, *, chunk_s: float | None = None) -> TimeLimits:
-        """These limits, with those that are given. Raises ConfigurationError for what is no time."""
+        """These limits, with those that are given. Raises ConfigurationError for a value that is not a time."""
         connect_s, call_s = _parted(timeout)
         for value in (connect_s, call_s, chunk_s):
             if value is not None and not _is_time(value):

@@ -106,13 +106,13 @@ class Keystore:
         """The key in the file. Raises InvalidPrivateKey. Takes a second: the format makes guessing slow."""
         from eth_account import Account
 
+        content = self._content()
         if self.password is None:
             raise InvalidPrivateKey(
                 f"The keystore {self.path} needs its password. Nothing was paid. Set OG_KEYSTORE_PASSWORD, or "
                 "OG_KEYSTORE_PASSWORD_FILE to the path of a file that holds it."
             )
         password = self.password.get_secret_value() if isinstance(self.password, SecretStr) else self.password
-        content = self._content()
         try:
             signer = LocalSigner(bytes(Account.decrypt(content, password)))
         except ValueError as exc:
@@ -266,11 +266,18 @@ def signer_of(key: Any) -> Signer:
     return LocalSigner(key)
 
 
-def given_key(value: Any) -> Any:
-    """A key as a model's field holds it: hidden, hashable, and not opened yet. Raises InvalidPrivateKey."""
-    if isinstance(value, str):
-        return SecretStr(value)
-    return value if value is None or isinstance(value, SecretStr | Keystore) else signer_of(value)
+def with_hidden_secrets(fields: dict[str, Any]) -> dict[str, Any]:
+    """A model's fields, with what may be secret as fields hold it: hidden, hashable, and no key opened yet.
+
+    To be called before validation, whose errors show their input. Raises InvalidPrivateKey.
+    """
+    for name in ("api_key", "private_key", "rpc_url"):
+        value = fields.get(name)
+        if isinstance(value, str):
+            fields[name] = SecretStr(value)
+        elif value is not None and name != "rpc_url" and not isinstance(value, SecretStr | Keystore):
+            fields[name] = signer_of(value)
+    return fields
 
 
 def sign_typed(signer: Signer, digest: bytes, document: Callable[[], Mapping[str, Any]]) -> bytes:

@@ -410,7 +410,7 @@ class Ledger(Resident):
     # -- the writer
 
     def submit(self, work: Callable[[Book, Connection], T], *, otherwise: str = _NOT_PAID, **kind: Any) -> Future[T]:
-        """`otherwise` says what it means for the money when this is not done; `kind` are fields of a Job."""
+        """What `work` returns, once it is in the database. `otherwise` says what a failure means for the money."""
         future: Future[T] = Future()
         job = Job(work=work, future=cast("Future[Any]", future), otherwise=otherwise, **kind)
         with self._lock:

@@ -76,6 +76,7 @@ class SettlementReceipt(_Followed):
     """How the call ended: `ok`, `failed`, `abandoned`, or `unknown` while it has not."""
 
     network: str
+    """The CAIP-2 name of the chain."""
     scheme: str
     asset: str
     asset_symbol: str | None = None
@@ -86,8 +87,10 @@ class SettlementReceipt(_Followed):
     facilitator: str | None = None
     authorization_id: str
     nonce: str
+    """A decimal number."""
     deadline: int
     authorized_atomic: int
+    """The most that the authorization allows, for all of its calls together."""
 
     endpoint: str
     model: str
@@ -104,13 +107,16 @@ class SettlementReceipt(_Followed):
 
     # Claims of the gateway
     cost_atomic: int | None = None
+    """What the gateway says that this call cost; `cost_usd` is the same in USD, as decimal text."""
     cost_usd: str | None = None
     opg_usd: str | None = None
     """The price of one token in USD that the gateway calculated with."""
     claimed_payment_tx_hash: str | None = None
+    """The transaction that the gateway names as the payment's settlement."""
     payment_job: str | None = None
     """The facilitator's job that will settle the payment, where a gateway names no transaction yet."""
     data_tx_hash: str | None = None
+    """The transaction that the gateway names as the settlement of the call's data; `data_blob_id` names its blob."""
     data_settlement_job: str | None = None
     """The facilitator's job that will publish the call's data."""
     data_blob_id: str | None = None
@@ -130,13 +136,16 @@ class SettlementReceipt(_Followed):
 
     # Facts of the chain
     settled_atomic: int | None = None
+    """What was taken for this call."""
     authorization_settled_atomic: int | None = None
     payment_tx_hash: str | None = None
     block_number: int | None = None
     block_hash: str | None = None
     confirmations: int | None = None
     confirmations_needed: int | None = None
+    """With so many blocks, its own included, the settlement is final."""
     dispute: str | None = None
+    """What contradicts the gateway, as sentences with the numbers."""
 
     @property
     def is_final(self) -> bool:

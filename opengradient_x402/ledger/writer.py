@@ -384,6 +384,11 @@ def _advice(exc: BaseException) -> str:
             "What was reserved in it would not count in your budget. Put the file back, or run `opengradient-x402 "
             "ledger repair`, which accepts the ledger as it is."
         )
+    if name in ("ModuleNotFoundError", "ImportError", "NoSuchModuleError"):
+        return (
+            "The database's driver is missing. For PostgreSQL: `pip install 'opengradient-integrations[postgresql]'`. "
+            "A ledger is a SQLite file or a PostgreSQL database."
+        )
     if "malformed" in text or "not a database" in text or "corrupt" in text or "no such column" in text:
         return (
             "`opengradient-x402 ledger check` says what is wrong with it; `opengradient-x402 ledger repair` keeps a "

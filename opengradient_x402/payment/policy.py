@@ -9,10 +9,10 @@ from __future__ import annotations
 import logging
 import re
 import threading
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, Final, Literal, get_args
+from typing import Final, Literal, get_args
 from urllib.parse import urlsplit
 
 from opengradient_x402.addresses import allow_list, checksum_address
@@ -21,6 +21,7 @@ from opengradient_x402.http.places import is_private
 from opengradient_x402.models import check_name, is_same_model
 from opengradient_x402.money import Asset, Limit, check_limit, limit_atomic
 from opengradient_x402.networks import GATEWAY_URL, Network, is_loopback
+from opengradient_x402.payment.approval import Approval
 from opengradient_x402.payment.challenge import Challenge, PaymentTerms, Scheme
 
 logger = logging.getLogger(__name__)
@@ -35,62 +36,34 @@ _CLOCK_ADVICE: Final = "Set this machine's clock (NTP), or raise `max_clock_skew
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ApprovalRequest:
-    """A payment that waits for a person's answer.
-
-    `amount` is the most that the signature allows, in whole tokens of `symbol`; `amount_atomic` is the same in atomic
-    units. An `upto` payment may serve further calls of its session, up to that amount.
-    """
-
-    call_id: str
-    endpoint: str
-    """The gateway's URL."""
-    payee: str
-    payer: str
-    network: str
-    scheme: str
-    amount_atomic: int
-    amount: str
-    symbol: str
-    model: str
-
-    def to_json(self) -> dict[str, Any]:
-        """The request as plain JSON; amounts in atomic units as text."""
-        return {**asdict(self), "amount_atomic": str(self.amount_atomic)}
-
-    @property
-    def question(self) -> str:
-        """One sentence for a person."""
-        most = f"up to {self.amount}" if self.scheme == "upto" else self.amount
-        return f"Pay {most} {self.symbol} to {self.payee} at {self.endpoint} for {self.model}?"
-
-
-Approval = Callable[[ApprovalRequest], bool | Awaitable[bool]]
-"""Answers whether a payment may be signed; sync or async. What it raises ends the call, and nothing is signed."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class SpendPolicy:
     """Limits on payments; the defaults are safe for a developer's machine.
 
-    `payees` and `facilitators` extend the network's own allow-lists. `max_per_call` and `max_per_model` (by model name)
-    bound what a call may cost by published prices: they keep a call from being made. What a gateway then takes is
-    bounded by the signature (`max_per_authorization`) alone, and disputed when it is more. `max_price_increase_percent`
-    bounds how far an asked amount may rise above the last accepted one of the same gateway, and above the first of the
-    day; and how far a quoted token price may be from those before it. `pcr_hashes` are the enclave
-    images (0x-hex, 32 bytes) that may be called: as registered, or as attested by a gateway at a URL; None takes all.
-    `schemes` are the ways to pay that are used, in the order of preference. `max_deposit` is the most that one deposit
-    into a payment channel may move, and `max_channels` how many channels there may be with one gateway: another one is
-    opened only when a call would have to wait. `max_withdraw_delay_s` is how long it may take to get a deposit back
-    without the gateway's help. `idle_channels` says what becomes of channels that no call has used for
-    `channel_idle_s` seconds, looked at when calls are paid by channels: they are kept, a refund is asked for, or they
-    are withdrawn, which costs gas twice. What is in a channel can be claimed up to the last voucher only, so a deposit
-    does not count as spent or as reserved.
+    A limit of money is text in whole tokens (`"0.5"`), or an int in atomic units. `max_per_authorization` bounds what
+    one signature allows, `max_per_day` what is spent or outstanding within 24 hours. `max_per_call` and `max_per_model`
+    (by model name) bound what a call may cost by published prices: they keep a call from being made. What a gateway
+    then takes is bounded by the signature alone, and disputed when it is more. `max_price_increase_percent` bounds how
+    far an asked amount may rise above the last accepted one of the same gateway, and above the first of the day; and
+    how far a quoted token price may be from those before it. `max_deadline_s` is how long a signature may be valid,
+    `max_clock_skew_s` how far this clock may be from a gateway's.
+
+    `payees` and `facilitators` extend the network's own allow-lists. `pcr_hashes` are the enclave images (0x-hex, 32
+    bytes) that may be called: as registered, or as attested by a gateway at a URL; None takes all. `schemes` are the
+    ways to pay that are used, in the order of preference.
+
+    `max_deposit` is the most that one deposit into a payment channel may move, and `max_channels` how many channels
+    there may be with one gateway: another one is opened only when a call would have to wait. `max_withdraw_delay_s` is
+    how long it may take to get a deposit back without the gateway's help. `idle_channels` says what becomes of channels
+    that no call has used for `channel_idle_s` seconds, looked at when calls are paid by channels: they are kept, a
+    refund is asked for, or they are withdrawn, which costs gas twice. What is in a channel can be claimed up to the
+    last voucher only, so a deposit does not count as spent or as reserved.
+
     `sponsored_approval` is how much Permit2 may be allowed to move by a permit (for one payment) or an approval that
     the facilitator sends for a wallet without gas; None (the default) never signs one. `approval` is asked before a
     signature that allows more than `approve_above`: a function, sync or async, that takes an `ApprovalRequest` and
-    returns True or False; without an answer within `approval_timeout_s` seconds nothing is signed. Raises
-    ConfigurationError for limits that cannot be meant (floats, negative, unreadable).
+    returns True or False; without an answer within `approval_timeout_s` seconds nothing is signed.
+
+    Raises ConfigurationError for limits that cannot be meant (floats, negative, unreadable).
     """
 
     max_per_authorization: Limit = "5"
@@ -155,7 +128,7 @@ class SpendPolicy:
             )
 
     def per_authorization_atomic(self, asset: Asset) -> int:
-        """The most that one signature may authorize."""
+        """The most that one signature may authorize, in atomic units, as all amounts below."""
         return limit_atomic(self.max_per_authorization, asset)
 
     def sponsored_approval_atomic(self, asset: Asset) -> int | None:

@@ -7,28 +7,23 @@ Which way is taken, and in which order, is decided by `handshake` and `channels`
 
 from __future__ import annotations
 
-import asyncio
-import contextvars
-import inspect
 import json
-import sys
 import time
-from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar, cast
 
 import httpx
 
-from opengradient_x402.effects import Read, Steps, Wait, in_thread
+from opengradient_x402.effects import Read, Steps, Wait
 from opengradient_x402.errors import (
     BudgetExceeded,
     ChallengeInvalid,
     LedgerUnavailable,
     NotPaid,
-    PaymentNotApproved,
 )
 from opengradient_x402.ledger.authorizations import DECISION_NOTED_AS, Authorization
 from opengradient_x402.money import format_amount
+from opengradient_x402.payment.approval import Approval, ApprovalRequest, asked, not_approved
 from opengradient_x402.payment.call import Call, payment_claims
 from opengradient_x402.payment.challenge import (
     CHALLENGE_HEADER,
@@ -38,7 +33,6 @@ from opengradient_x402.payment.challenge import (
     parse_challenge,
 )
 from opengradient_x402.payment.payments import Payments
-from opengradient_x402.payment.policy import Approval, ApprovalRequest
 from opengradient_x402.payment.sessions import SessionKey
 
 T = TypeVar("T")
@@ -164,7 +158,7 @@ def approved(terms: PaymentTerms, call: Call, payments: Payments) -> Steps[None]
         model=call.model,
     )
     asked_at, asked_s = int(time.time()), time.monotonic()
-    answer, give_up = _asked(cast("Approval", policy.approval), request, is_blocking=call.is_blocking)
+    answer, give_up = asked(cast("Approval", policy.approval), request, is_blocking=call.is_blocking)
     try:
         verdict = "approved" if (yield Wait(answer, policy.approval_timeout_s)) is True else "refused"
     except TimeoutError:
@@ -175,57 +169,4 @@ def approved(terms: PaymentTerms, call: Call, payments: Payments) -> Steps[None]
     decision = {**request.to_json(), "asked_at": asked_at, "decided_at": int(time.time()), "decision": verdict}
     yield Wait(payments.ledger.note(f"{DECISION_NOTED_AS} {call.id}", json.dumps(decision)), call.left_s)
     if verdict != "approved":
-        raise _not_approved(request, verdict, policy.approval_timeout_s)
-
-
-def ask_in_terminal(request: ApprovalRequest) -> bool:
-    """Asks on the terminal, and takes `y` or `yes` for yes. Without a terminal the answer is no."""
-    if not sys.stdin.isatty():
-        return False
-    print(f"{request.question} [y/N] ", end="", file=sys.stderr, flush=True)
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
-
-
-def _asked(
-    approval: Approval, request: ApprovalRequest, *, is_blocking: bool
-) -> tuple[Future[Any], Callable[[], object]]:
-    """The answer to come, and what gives up asking. Who asks finds the context variables of the caller, such as the
-    run that LangGraph keeps there."""
-    context = contextvars.copy_context()
-    if is_blocking or not inspect.iscoroutinefunction(approval):
-        return in_thread(lambda: _answer(approval, request, context), name="opengradient-approval"), lambda: None
-    answer: Future[Any] = Future()
-    task = asyncio.get_running_loop().create_task(approval(request), context=context)
-    task.add_done_callback(lambda done: _hand_over(done, answer))
-    return answer, task.cancel
-
-
-def _answer(approval: Approval, request: ApprovalRequest, context: contextvars.Context) -> Any:
-    answer = context.run(approval, request)
-    if not inspect.isawaitable(answer):
-        return answer
-
-    async def awaited() -> Any:
-        return await answer
-
-    with asyncio.Runner() as runner:
-        return runner.run(awaited(), context=context)
-
-
-def _hand_over(done: asyncio.Task[Any], answer: Future[Any]) -> None:
-    if done.cancelled():
-        answer.cancel()
-    elif (problem := done.exception()) is not None:
-        answer.set_exception(problem)
-    else:
-        answer.set_result(done.result())
-
-
-def _not_approved(request: ApprovalRequest, verdict: str, timeout_s: float) -> PaymentNotApproved:
-    why = "was refused" if verdict == "refused" else f"was not answered within {timeout_s:g} s"
-    return PaymentNotApproved(
-        f"The payment of up to {request.amount} {request.symbol} to {request.payee} for a call to {request.model} "
-        f"{why}. Nothing was signed. Ask again with a new call, or raise the policy's `approve_above`"
-        f"{'' if verdict == 'refused' else ' or `approval_timeout_s`'}.",
-        call_id=request.call_id,
-    )
+        raise not_approved(request, verdict, policy.approval_timeout_s)

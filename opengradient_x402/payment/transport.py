@@ -52,7 +52,7 @@ class X402Transport(httpx.BaseTransport, Resident):
 
 
 class AsyncX402Transport(httpx.AsyncBaseTransport, Resident):
-    """The same over asyncio. One per event loop; any number may share one `Payments`."""
+    """`X402Transport` over asyncio. One per event loop; any number may share one `Payments`."""
 
     def __init__(self, payments: Payments, *, wrapped: httpx.AsyncBaseTransport | None = None) -> None:
         self._payments = _held(payments)

@@ -79,7 +79,10 @@ class Cancellation:
 
 
 class Wallet:
-    """One account on one network. Each method waits for the chain: coroutines call it by `asyncio.to_thread`."""
+    """One account on one network. Each method waits for the chain, so coroutines call it by `asyncio.to_thread`.
+
+    Raises ChainUnavailable when no node answers.
+    """
 
     def __init__(self, network: Network, signer: Signer, *, chain: ChainReader | None = None) -> None:
         self.network = network

@@ -88,7 +88,7 @@ class Verdict(StrEnum):
 
 _SENTENCES: Final[Mapping[Verdict, str]] = {
     Verdict.VERIFIED: "the enclave signed the covered parts of this request and this answer",
-    Verdict.ABSENT: "the answer carries no enclave signature",
+    Verdict.ABSENT: "the answer has no enclave signature",
     Verdict.MALFORMED: "the enclave's proof cannot be read",
     Verdict.UNKNOWN_KEY: "the enclave's public key is not known, so its signature cannot be checked",
     Verdict.UNUSABLE_KEY: f"the enclave's public key is no RSA key of {MIN_KEY_BITS} to {MAX_KEY_BITS} bits",

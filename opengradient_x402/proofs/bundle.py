@@ -140,7 +140,7 @@ def maker_finding(bundle: Bundle, *, payers: Sequence[str], expected_signer: str
     """Who signed the file."""
     if bundle.signature is None or bundle.signed_by is None:
         make: type[Undecided | Refuted] = Undecided if expected_signer is None else Refuted
-        why = "it carries no signature: anybody could have written it, also after the fact"
+        why = "it has no signature: anybody could have written it, also after the fact"
         return make(statement=Statement.MADE, about=ABOUT, why=why)
     signer = recover_address(text_digest(_statement(bundle.digest)), hex_bytes(bundle.signature))
     if signer is None or signer != bundle.signed_by:

@@ -315,16 +315,7 @@ class Reconciler:
                 )
                 return replace(self._settled(authorization, found), dispute=dispute)
             case Cancelled():
-                return replace(
-                    authorization,
-                    status="cancelled",
-                    tx_hash=outcome.tx_hash,
-                    block_number=outcome.block_number,
-                    block_hash=outcome.block_hash,
-                    confirmations=outcome.confirmations,
-                    confirmations_needed=self._needed,
-                    recheck_at=None,
-                )
+                return self._ended(authorization, outcome, status="cancelled")
             case NotSettled(is_expired=True):
                 recheck_at = int(time.time()) + _RECHECK_AFTER_S
                 return replace(
@@ -338,14 +329,16 @@ class Reconciler:
                 assert_never(outcome)
 
     def _settled(self, authorization: Authorization, found: SettlementFound) -> Authorization:
+        return replace(self._ended(authorization, found, status="settled"), settled_atomic=found.amount_atomic)
+
+    def _ended(self, authorization: Authorization, by: SettlementFound | Cancelled, *, status: str) -> Authorization:
         return replace(
             authorization,
-            status="settled",
-            settled_atomic=found.amount_atomic,
-            tx_hash=found.tx_hash,
-            block_number=found.block_number,
-            block_hash=found.block_hash,
-            confirmations=found.confirmations,
+            status=status,
+            tx_hash=by.tx_hash,
+            block_number=by.block_number,
+            block_hash=by.block_hash,
+            confirmations=by.confirmations,
             confirmations_needed=self._needed,
             recheck_at=None,
         )

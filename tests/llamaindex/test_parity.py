@@ -312,6 +312,9 @@ async def test_and_in_a_coroutine(scripted, script):
         ({"logprobs": "yes"}, "Give True or False"),
         ({"tool_choice": "sometimes"}, "there are no tools"),
         ({"stop": [1]}, "Give a text"),
+        ({"extra_body": {"messages": []}}, "Give the call its conversation"),
+        ({"extra_headers": {"X-Title": "Caf\xe9"}}, "printable ASCII"),
+        ({"extra_query": {"half": "\ud83d"}}, "Correct the text"),
     ],
     ids=lambda given: str(given)[:40],
 )
@@ -326,6 +329,8 @@ def test_what_no_call_can_have_is_refused_before_paying(scripted, script, method
 def test_and_so_it_is_among_the_additional_members_of_a_model(scripted):
     with pytest.raises(ValueError, match="Did you mean 'temperature'"):
         scripted(additional_kwargs={"temperatur": 1})
+    with pytest.raises(ConfigurationError, match="Give the call its conversation"):
+        scripted(additional_kwargs={"messages": []}).complete("x")
 
 
 def test_a_class_as_response_format_and_a_voice_are_sent_as_openai_s_users_give_them(scripted, script):

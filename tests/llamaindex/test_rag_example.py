@@ -19,6 +19,10 @@ def run_example(net: Devnet, account: Account, tmp_path: Path, *arguments: str) 
         "OG_NETWORK": f"{net.gateway_url}/network",
         "OG_LEDGER_URL": f"sqlite:///{tmp_path / 'example.sqlite'}",
     }
+    return run(settings, tmp_path, *arguments)
+
+
+def run(settings: dict[str, str], tmp_path: Path, *arguments: str) -> str:
     ended = subprocess.run(
         [sys.executable, "-W", "error::ResourceWarning", str(EXAMPLE / "rag.py"), *arguments],
         env={**os.environ, **settings},
@@ -41,11 +45,17 @@ def test_it_answers_from_the_documents_and_prints_its_receipts(net: Devnet, acco
         assert fact in told
         assert source in told
     assert len(set(re.findall(r"call_[0-9a-f]{24}", said))) == 3
-    assert "3 calls, 1 payment(s)." in said
+    assert "calls: 3, payments: 1" in said
 
 
 def test_it_answers_questions_of_the_user(net: Devnet, account: Account, tmp_path: Path):
     said = run_example(net, account, tmp_path, "How long is the Kestrel Bridge?", "--model", "openai/gpt-5-nano")
     assert "212" in said
     assert "gpt-5-nano" in said
-    assert "1 calls, 1 payment(s)." in said
+    assert "calls: 1, payments: 1" in said
+
+
+def test_without_a_key_it_pays_with_test_money(tmp_path: Path):
+    said = run({"HOME": str(tmp_path)}, tmp_path)
+    assert "1911" in said
+    assert "calls: 3, payments: 1" in said

@@ -21,11 +21,11 @@ from opengradient_x402.keys.signer import (
     ForeignSigner,
     Keystore,
     LocalSigner,
-    given_key,
     recover_address,
     sign_typed,
     signer_of,
     text_digest,
+    with_hidden_secrets,
 )
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.networks import load_network
@@ -139,6 +139,7 @@ def test_a_keystore_is_opened_with_its_password(keystore):
         ('{"version": 9, "crypto": {}}', "open sesame", "cannot be decrypted"),
         ("good", "wrong", "the password is wrong"),
         ("good", None, "needs its password.*OG_KEYSTORE_PASSWORD_FILE"),
+        (None, None, "it cannot be read"),
     ],
 )
 def test_a_keystore_that_cannot_be_opened_says_why(keystore, tmp_path, content, password, reason):
@@ -334,8 +335,8 @@ def test_both_faces_take_accounts_and_keystores(keystore):
 def test_a_text_is_signed_as_wallets_sign_it():
     signature = LocalSigner(KEY).sign_digest(text_digest("hello é"))
     assert recover_address(text_digest("hello é"), signature) == ACCOUNT.address
-    assert given_key(None) is None
-    assert isinstance(given_key(Kms(ACCOUNT)), ForeignSigner)
+    assert with_hidden_secrets({"private_key": None}) == {"private_key": None}
+    assert isinstance(with_hidden_secrets({"private_key": Kms(ACCOUNT)})["private_key"], ForeignSigner)
 
 
 def test_nothing_of_web3_is_imported_before_a_keystore_is_opened(keystore):

@@ -18,6 +18,7 @@ from opengradient_x402.cli.output import (
     is_terminal,
     local_time,
     print_json,
+    print_marks,
     print_table,
     rounded,
 )
@@ -73,9 +74,7 @@ def print_tallies(
     tokens = list(dict.fromkeys(name[:2] for name in ordered))
     for token in tokens:
         _print_token(by, {name[2]: one for name, one in ordered.items() if name[:2] == token}, known, limit, tokens)
-    used = dict.fromkeys(word for one in ordered.values() for word in one.words if AMOUNT_WORDS[word][0])
-    for mark, meaning in (AMOUNT_WORDS[word] for word in used):
-        typer.echo(f"{mark}  {meaning}")
+    print_marks((word for one in ordered.values() for word in one.words), is_own=known.is_own)
 
 
 def _print_token(

@@ -13,6 +13,7 @@ import pytest
 
 from opengradient_devnet import Scheme
 from opengradient_devnet.faults import AlterTerms, ForgeCorrection, HangUp, InflateCost, LieAboutCharge, SettleAtCap
+from opengradient_x402.channels.book import ChannelBook
 from opengradient_x402.channels.events import CLAIMED
 from opengradient_x402.errors import (
     BudgetExceeded,
@@ -341,6 +342,37 @@ def test_charges_that_a_gateway_forgot_and_counts_again_are_not_booked_as_an_ove
         assert [receipt.settled_atomic for receipt in receipts] == [cost, cost, cost, 0, cost, cost]
         (channel,) = channels_of(payments)
         assert spent(payments) == channel.claimed_atomic == 5 * cost
+
+
+def test_what_was_taken_too_early_frees_no_reservation_when_a_lost_call_is_made_good(devnets, tmp_path, monkeypatch):
+    net = devnets(schemes=[Scheme.BATCH_SETTLEMENT], opg_usd="0.0036")
+    account, look = net.account(opg="10", approved=True), ChannelBook.to_judge
+    with payments_for(net, account, tmp_path / "early.sqlite") as payments, client_for(payments) as client:
+
+        def look_and_call(book, channel_id):
+            found = look(book, channel_id)
+            if len(found.result()[0]) == 1:  # its charge was claimed together with that of the first call
+                client.chat(PROMPT | {"max_tokens": 2})
+            return found
+
+        client.chat(PROMPT)
+        net.faults.inject(SettleAtCap())
+        net.claim_channels()
+        monkeypatch.setattr(ChannelBook, "to_judge", look_and_call)
+        payments.reconciler.reconcile()
+        assert payments.ledger.clear_disputes(network=payments.network.caip2, origin=net.gateway_url).result() == 1
+        client.chat(PROMPT)
+        net.faults.inject(HangUp(charge=True))
+        with pytest.raises(PaymentOutcomeUnknown):
+            client.chat(PROMPT)
+        for _ in range(2):
+            client.chat(PROMPT)
+        payments.reconciler.reconcile()
+        (channel,) = channels_of(payments)
+        assert spent(payments) >= channel.signed_atomic > charged_at(net, payments)
+        receipts = claimed_receipts(net, payments)
+        assert [receipt.settled_atomic for receipt in receipts][:2] == [AMOUNT, 0]
+        assert sum(receipt.settled_atomic for receipt in receipts) == charged_at(net, payments)
 
 
 def test_what_a_gateway_gave_back_unasked_is_seen_before_the_next_call(net, account, payments, client, monkeypatch):

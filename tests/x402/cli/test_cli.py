@@ -336,17 +336,42 @@ def test_a_payer_is_found_in_every_spelling_and_a_typing_error_is_refused(net, r
     assert run("receipts", "list", "--payer", lower[:-1]).code == 2
 
 
-def test_approve_is_bounded_and_does_nothing_the_second_time(net, run):
+def test_approve_allows_what_was_typed_and_does_nothing_the_second_time(net, run):
     fresh = net.account(approved=False)
     run.monkeypatch.setenv("OG_PRIVATE_KEY", fresh.private_key)
     first = run("approve", "2", "--json").json()
-    assert (first["allowance_before_atomic"], first["allowance_after_atomic"]) == ("0", str(4 * 10**18))
+    assert (first["allowance_before_atomic"], first["allowance_after_atomic"]) == ("0", str(2 * 10**18))
     assert net.chain.rpc("eth_getTransactionReceipt", [first["tx_hash"]])["status"] == "0x1"
     again = run("approve", "2")
     assert "nothing was sent" in again.out
-    assert "4 OPG" in again.out
+    assert "2 OPG" in again.out
+    assert "7 OPG" in run("approve", "3", "--approve", "7").out
     assert "everything" in run("approve", "100", "--approve", "unlimited").out
     assert run("approve", "much").code == 2
+
+
+def test_an_approval_that_is_interrupted_says_where_its_effect_shows(net, run, tmp_path):
+    fresh = net.account(approved=False)
+    run.monkeypatch.setenv("OG_PRIVATE_KEY", fresh.private_key)
+    sent, held = threading.Event(), threading.Event()
+
+    def holding(method, params, number):
+        if method == "eth_getTransactionReceipt":
+            sent.set()
+            held.wait(20)
+
+    with serving(net.chain) as node:
+        node.misbehave = holding
+        command = [*COMMAND, "approve", "2", "--rpc-url", node.url]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as approving:
+            assert sent.wait(20)
+            time.sleep(0.2)
+            approving.send_signal(signal.SIGINT)
+            _, said = approving.communicate(timeout=30)
+            held.set()
+    assert approving.returncode == 130
+    assert "What was sent by then can still take effect: `opengradient-x402 balance` shows it" in said
+    assert "2 OPG" in run("balance").out
 
 
 # -- doctor

@@ -197,15 +197,25 @@ def test_a_receipt_is_one_line_with_totals_by_day_and_by_model(shop):
         shown = lines_of(in_terminal("receipts", "list", columns=columns))
         rows = [line for line in shown if line.startswith("call_")]
         assert len(rows) == 5
-        assert len(shown) == 1 + 1 + 5 + 1 + 3 + 1  # heading, day, receipts, total, models, what `?` means
+        assert len(shown) == 1 + 1 + 5 + 1 + 3 + 2  # heading, day, receipts, total, models, what `?` means
         assert all(row.startswith(call["call_id"][:13]) for row, call in zip(rows, shop.calls, strict=True))
         total = next(line for line in shown if line.startswith("total"))
         costs = sum(int(call.get("settled_atomic", call["cost_atomic"])) for call in shop.calls)
         assert "5 calls" in total
         assert rounded(costs, decimals=18) in total
-        assert shown[-1].startswith("?  quoted by the gateway")
+        assert shown[-2].startswith("?  quoted by the gateway")
         points = {line.rindex(".") for line in (*rows, total)} if columns == 80 else set()
         assert len(points) <= 1  # amounts stand below each other
+
+
+def test_a_quote_is_no_word_about_what_was_taken_and_the_list_says_how_to_learn_more(shop):
+    for by in ((), ("--by", "model")):
+        listed = piped("receipts", "list", *by).stdout
+        assert "?  quoted by the gateway; no settlement is known yet\n" in listed
+        assert "`opengradient-x402 receipts reconcile` asks the chain" in listed
+        of_a_file = piped("receipts", "list", shop.bundle, *by).stdout
+        assert "?  quoted by the gateway; no settlement is known yet\n" in of_a_file
+        assert "reconcile" not in of_a_file
 
 
 def test_spending_is_added_up_by_run_of_the_ledger_and_of_a_bundle(shop):

@@ -47,3 +47,12 @@ def test_an_event_named_error_is_still_an_error(net, client):
     net.faults.inject(RawEvent(text='event: error\ndata: {"error": "overloaded"}\n\n'))
     with pytest.raises(GatewayError, match="overloaded"), client.stream(PROMPT) as stream:
         list(stream)
+
+
+@pytest.mark.parametrize("text", ["data:\n\n", "data: \n\ndata\n\n", "event: message\ndata:\n\n"])
+def test_an_event_without_data_loses_no_answer_that_was_paid(net, client, text):
+    net.faults.inject(RawEvent(text=text))
+    with client.stream(PROMPT) as stream:
+        shown = "".join(delta.content for delta in stream)
+    assert "What is x402?" in shown == stream.completion.content
+    assert (stream.receipt.outcome, stream.receipt.error) == ("ok", None)

@@ -30,14 +30,29 @@ from opengradient_x402.parameters import is_anthropic
 from support.payers import PROMPT, payments_for
 
 TOOL = {"type": "function", "function": {"name": "add"}}
+ASKED = [{"role": "user", "content": "Hello"}]
 ADD = {"add": "add", "Box[int]": "Box_int_"}
 
 
 def body_of(**members):
-    return prepared({"model": "openai/gpt-5", **members})
+    return prepared({"model": "openai/gpt-5", "messages": ASKED, **members})
 
 
 # -- refused
+
+
+@pytest.mark.parametrize("messages", [None, [], (), "Hello", {"role": "user"}, 5, [5], ["Hello"], [None]])
+def test_a_body_without_a_conversation_is_refused(messages):
+    with pytest.raises(ConfigurationError, match=r"(?s)at least one message.*Nothing was paid"):
+        body_of(messages=messages)
+    with pytest.raises(ConfigurationError, match="Nothing was paid"):
+        prepared({"model": "openai/gpt-5"})
+
+
+@pytest.mark.parametrize("part", ["Hello", 5, None, {}, {"type": None}, {"type": "text"}, {"type": "text", "text": 5}])
+def test_a_part_that_does_not_say_what_it_is_is_refused(part):
+    with pytest.raises(ConfigurationError, match=r"(?s)parts that say their type.*Nothing was paid"):
+        body_of(messages=[{"role": "user", "content": [{"type": "text", "text": "Hello"}, part]}])
 
 
 def test_more_than_one_answer_is_refused_since_gateways_give_one():
@@ -105,14 +120,16 @@ def test_the_ends_of_the_ranges_are_sent():
 
 def test_empty_and_absent_members_stay_out():
     assert body_of(stop=[], temperature=None, tools=[], tool_choice="auto", parallel_tool_calls=False) == {
-        "model": "openai/gpt-5"
+        "model": "openai/gpt-5",
+        "messages": ASKED,
     }
-    assert body_of(stop=["", "END"], web_search=False) == {"model": "openai/gpt-5", "stop": ["END"]}
-    assert body_of(stop="END", web_search=True) == {"model": "openai/gpt-5", "stop": "END", "web_search": True}
+    asked = {"model": "openai/gpt-5", "messages": ASKED}
+    assert body_of(stop=["", "END"], web_search=False) == {**asked, "stop": ["END"]}
+    assert body_of(stop="END", web_search=True) == {**asked, "stop": "END", "web_search": True}
 
 
 def test_the_newer_name_of_the_longest_answer_is_understood():
-    assert body_of(max_completion_tokens=5) == {"model": "openai/gpt-5", "max_tokens": 5}
+    assert body_of(max_completion_tokens=5) == {"model": "openai/gpt-5", "messages": ASKED, "max_tokens": 5}
 
 
 @pytest.mark.parametrize("model", ["anthropic/claude-sonnet-4-6", "claude-haiku-4-5", TEE_LLM.CLAUDE_SONNET_4_6])
@@ -177,9 +194,9 @@ def test_a_blank_text_beside_an_image_is_left_out_by_both_faces():
 
 
 def test_the_caller_s_body_is_not_touched():
-    given = {"model": "openai/gpt-5", "stop": [""], "n": 1, "tools": []}
+    given = {"model": "openai/gpt-5", "messages": ASKED, "stop": [""], "n": 1, "tools": []}
     prepared(given)
-    assert given == {"model": "openai/gpt-5", "stop": [""], "n": 1, "tools": []}
+    assert given == {"model": "openai/gpt-5", "messages": ASKED, "stop": [""], "n": 1, "tools": []}
 
 
 @pytest.mark.parametrize(

@@ -30,8 +30,16 @@ def test_events_do_not_depend_on_how_the_bytes_are_cut(cuts, line_end):
     assert decode(*(data[a:b] for a, b in pairwise(edges))) == EVENTS
 
 
-def test_a_byte_order_mark_is_ignored():
-    assert decode(b"\xef\xbb\xbfdata: x\n\n") == [b"x"]
+def test_a_byte_order_mark_is_ignored_also_when_it_comes_in_pieces():
+    marked = b"\xef\xbb\xbfdata: x\n\ndata: y\n\n"
+    assert decode(marked) == [b"x", b"y"]
+    assert decode(*(marked[i : i + 1] for i in range(len(marked)))) == [b"x", b"y"]
+    assert decode(b"\xef\xbb", b"\xbfdata: x") == [b"x"]
+
+
+def test_an_event_without_data_is_none_and_blanks_around_data_mean_nothing():
+    assert decode(b"data:\n\ndata: \n\ndata\n\nevent: message\ndata:\ndata:\n\ndata:  x\n\n") == [b"x"]
+    assert decode(b"data:  [DONE]\n\n", b"data: [DONE] \n\n", b"data:[DONE]\t\n\n") == [b"[DONE]"] * 3
 
 
 def test_a_last_event_without_blank_line_is_still_read():

@@ -174,6 +174,13 @@ def test_an_unwritable_ledger_says_so_and_that_nothing_was_paid(tmp_path):
     ledger.close()
 
 
+def test_a_database_without_its_driver_is_answered_with_what_to_install():
+    ledger = Ledger("mysql://payer@127.0.0.1/ledger")
+    with pytest.raises(LedgerUnavailable, match=r"driver is missing.*opengradient-integrations\[postgresql\]"):
+        ledger.authorize(entry()).result()
+    ledger.close()
+
+
 def test_a_corrupt_ledger_file_is_refused_and_not_overwritten(tmp_path):
     path = tmp_path / "ledger.sqlite"
     path.write_bytes(b"this is not a database" * 100)
