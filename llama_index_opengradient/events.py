@@ -150,8 +150,8 @@ class ReceiptReporter:
         if receipt is None or receipt == self._told:
             return
         event_type = SettlementEvent if self._told is None else SettlementUpdateEvent
-        self._told = receipt
         self._context.run(self._tell, event_type, receipt)
+        self._told = receipt
 
     def _tell(self, event_type: type[ReceiptEvent], receipt: SettlementReceipt) -> None:
         annotate(receipt, span=self._span)

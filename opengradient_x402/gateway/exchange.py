@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import httpx
@@ -31,7 +31,15 @@ from opengradient_x402.gateway.unread import LEAST_LIMIT_S
 from opengradient_x402.http.time_limits import TimeLimits
 from opengradient_x402.ledger.authorizations import Authorization
 from opengradient_x402.ledger.receipts import SettlementReceipt, proof_id_of
-from opengradient_x402.payment.call import Answer, Call, build_receipt, checked_call_id, new_call_id, taken_claim
+from opengradient_x402.payment.call import (
+    Answer,
+    Call,
+    build_receipt,
+    checked_call_id,
+    despite_signals,
+    new_call_id,
+    taken_claim,
+)
 from opengradient_x402.payment.handshake import pay
 from opengradient_x402.payment.payments import Payments
 from opengradient_x402.payment.run_limit import RunLimit
@@ -108,6 +116,7 @@ class Exchange:
         self._is_stream = is_stream
         self._is_held_back = proof_check is not None and proof_check.mode is VerifyTee.REQUIRE_BEFORE
         self._held: list[Delta] = []
+        self._has_ended = False
         self.call = Call(
             id=checked_call_id(call_id) if call_id else new_call_id(id_group),
             is_keyed=bool(call_id),
@@ -271,10 +280,12 @@ class Exchange:
         An answer whose proof fails is recorded as such, and nothing is raised: nobody waits for it any more.
         """
         completion = None
-        if was_shown_whole and self.is_done and self.call.receipt is None:
-            with suppress(OpenGradientError):
-                completion = self.finish_stream()
-        self.end("abandoned")
+        try:
+            if was_shown_whole and self.is_done and self.call.receipt is None:
+                with suppress(OpenGradientError):
+                    completion = self.finish_stream()
+        finally:
+            self.end("abandoned")
         return completion
 
     def finish_stream(self) -> Completion:
@@ -337,21 +348,30 @@ class Exchange:
         )
 
     def end(self, outcome: str, *, error: str | None = None, answer: Answer | None = None) -> None:
-        """Ends the call, once: the receipt is recorded, and reported to the listener."""
-        if self.call.receipt is not None:
+        """Ends the call, once: the receipt is recorded, and reported to the listener.
+
+        Also when a signal's exception (a time limit of a job, Ctrl-C) comes in between: it is raised afterwards.
+        """
+        if not self._has_ended:
+            despite_signals(partial(self._end, outcome, error, answer))
+
+    def _end(self, outcome: str, error: str | None, answer: Answer | None) -> None:
+        # Two threads may end one stream: the first one reports it.
+        if self._has_ended or not self.call.ending.acquire(blocking=False):
             return
         if answer is None:
             raw = self._reader.raw
             answer = self._answer(raw, parse_usage(raw.get("usage")))
-        # Two threads may end one stream: the second one gets None, so it is reported once.
-        receipt = self._payments.finish(self.call, outcome=outcome, error=error, answer=answer)
+        self._payments.finish(self.call, outcome=outcome, error=error, answer=answer)
+        receipt = self.call.receipt
         for limit in self.call.limits if receipt is not None or self.call.authorization is None else ():
-            limit.ended(self.call.id, self.call.receipt, taken_atomic=taken_claim(self.call))
+            limit.ended(self.call.id, receipt, taken_atomic=taken_claim(self.call))
         if receipt is not None and self._on_receipt is not None:
             try:
                 self._on_receipt(receipt)
             except Exception:  # noqa: BLE001  the listener's boundary: money has moved, its fault must not hide the answer
                 _log.exception("A receipt listener failed for call %s", self.call.id)
+        self._has_ended = True
 
     def fail(self, exc: BaseException) -> BaseException:
         """Ends the call because of `exc`, and gives back the error to raise: with the receipt, if there is one."""

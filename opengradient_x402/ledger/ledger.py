@@ -301,7 +301,7 @@ class Ledger(Resident):
         return self.read(lambda book, conn: book.noted(conn, key))
 
     def spent(self, *, payer: str, asset: str, network: str, window_s: int = 86_400) -> Future[int]:
-        """Reserved plus settled in the window, in atomic units: what a budget counts."""
+        """Reserved plus settled in the window (atomic units); a budget counts what claimed vouchers still allow too."""
         since = int(time.time()) - window_s
         owner, token = spelled(payer), spelled(asset)
         return self.read(lambda book, conn: book.spent(conn, owner, token, network, since))

@@ -16,7 +16,7 @@ import secrets
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
@@ -129,13 +129,19 @@ class Call:
     """Set once, when the call is finished."""
     recorded: Future[str | None] | None = None
     """Done when the receipt is in the ledger; set with it. The result is the call that the proof came for first."""
-    ending: threading.Lock = field(default_factory=threading.Lock, repr=False)
-    """Taken once, by the one that ends the call: a reader, or another thread that closes the stream."""
+    ending: threading.RLock = field(default_factory=threading.RLock, repr=False)
+    """Taken for good by the thread that ends the call: a reader's, or another one that closes the stream."""
+    is_over: bool = False
+    """Whether it is ended and recorded."""
 
     @property
     def left_s(self) -> float | None:
         """What is left of its time limit; None without one."""
         return None if self.timeout_s is None else max(0.0, self.began_s + self.timeout_s - time.monotonic())
+
+    def may_end(self) -> bool:
+        """Whether this thread is the one that ends the call, and has not done it yet."""
+        return not self.is_over and self.ending.acquire(blocking=False)
 
     def noted_under(self, authorization: Authorization) -> CallUnderWay:
         """What is noted of this call while it is under way, paid by this authorization."""
@@ -379,3 +385,12 @@ def outcome_unknown(call: Call, cause: httpx.TransportError) -> PaymentOutcomeUn
         call_id=call.id,
         kind="timeout" if isinstance(cause, httpx.TimeoutException) else "connection",
     )
+
+
+def despite_signals(step: Callable[[], object]) -> None:
+    """Takes a step that goes on where it was cut off: if a signal's exception does that, it is raised afterwards."""
+    try:
+        step()
+    except BaseException:
+        step()
+        raise

@@ -330,39 +330,37 @@ class Payments(Resident):
             self.reports.refused(call.id, error, endpoint=call.base_url, model=call.model)
 
     def finish(
-        self,
-        call: Call,
-        *,
-        outcome: str,
-        error: str | None = None,
-        answer: Answer | None = None,
+        self, call: Call, *, outcome: str, error: str | None = None, answer: Answer | None = None
     ) -> SettlementReceipt | None:
         """Ends the call: frees its seat, records its receipt, and returns it to the first one that ends the call.
 
         None when nothing was paid, for everybody who comes later (`call.receipt` has it), and in a forked child that
         inherited the call. A call of an earlier process that is not answered now stays as it was recorded then.
         """
-        if call.authorization is None or call.process_id != os.getpid() or not call.ending.acquire(blocking=False):
+        if call.authorization is None or call.process_id != os.getpid() or not call.may_end():
             return None
         if call.earlier is not None and not call.is_answered:
             return None
-        if call.ride is not None:
-            call.claims = self.rides.end(call.ride, call.claims)
-        receipt = self.gateways.estimated(
-            build_receipt(call, outcome=outcome, error=error, answer=answer, asset=self.network.asset)
-        )
-        call.receipt = receipt.followed_by(self.reconciler)
-        if receipt.opg_usd is not None:
-            self.gateways.note_quote(receipt.endpoint, receipt.opg_usd)
-        if call.session is not None:
-            cost_atomic = receipt.estimated_cost_atomic if receipt.cost_atomic is None else receipt.cost_atomic
-            self.sessions.leave(call.session, cost_atomic=cost_atomic or 0)
+        receipt = call.receipt or self._made(call, outcome, error, answer)  # the former if a signal cut this off
         call.recorded = self.ledger.record_call(receipt, at_once=call.is_blocking)
         call.recorded.add_done_callback(_report_lost_record)
         if call.ride is not None and call.ride.dispute is not None:
             self.ledger.record_dispute(call.id, call.ride.dispute)
         if listeners:
             self.reports.ended(receipt)
+        call.is_over = True
+        return receipt
+
+    def _made(self, call: Call, outcome: str, error: str | None, answer: Answer | None) -> SettlementReceipt:
+        if call.ride is not None:
+            call.claims = self.rides.end(call.ride, call.claims)
+        receipt = build_receipt(call, outcome=outcome, error=error, answer=answer, asset=self.network.asset)
+        receipt = call.receipt = self.gateways.estimated(receipt).followed_by(self.reconciler)
+        if receipt.opg_usd is not None:
+            self.gateways.note_quote(receipt.endpoint, receipt.opg_usd)
+        if call.session is not None:
+            cost_atomic = receipt.estimated_cost_atomic if receipt.cost_atomic is None else receipt.cost_atomic
+            self.sessions.leave(call.session, cost_atomic=cost_atomic or 0)
         return receipt
 
 

@@ -215,7 +215,7 @@ def _counted(receipt: SettlementReceipt, *, unless_known_atomic: int, taken_atom
     counted = _Counted(
         token=(receipt.network, receipt.asset),
         authorization_id=receipt.authorization_id,
-        cap_atomic=receipt.authorized_atomic,
+        cap_atomic=max(receipt.authorized_atomic, receipt.authorization_settled_atomic or 0),
         amount_atomic=unless_known_atomic,
         taken_atomic=taken_atomic,
     )
@@ -223,18 +223,12 @@ def _counted(receipt: SettlementReceipt, *, unless_known_atomic: int, taken_atom
 
 
 def _total(calls: Iterable[_Counted]) -> int:
-    """The most that the calls cost together: what is not known of one authorization is below what it has left."""
-    known: dict[str, int] = {}
-    unknown: dict[str, tuple[int, int]] = {}
+    """The most that the calls cost together: those of one authorization are never more than it allows."""
+    sums: dict[str, tuple[int, int]] = {}
     for call in calls:
-        if call.is_known:
-            known[call.authorization_id] = known.get(call.authorization_id, 0) + call.amount_atomic
-        else:
-            cap, amount = unknown.get(call.authorization_id, (0, 0))
-            unknown[call.authorization_id] = max(cap, call.cap_atomic), amount + call.amount_atomic
-    return sum(known.values()) + sum(
-        min(amount, max(0, cap - known.get(authorization, 0))) for authorization, (cap, amount) in unknown.items()
-    )
+        cap, amount = sums.get(call.authorization_id, (0, 0))
+        sums[call.authorization_id] = max(cap, call.cap_atomic), amount + call.amount_atomic
+    return sum(min(cap, amount) for cap, amount in sums.values())
 
 
 def _check(name: str, amount: str) -> None:

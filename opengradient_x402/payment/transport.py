@@ -13,7 +13,7 @@ import httpx
 
 from opengradient_x402.effects import drive, drive_async
 from opengradient_x402.errors import ConfigurationError, OpenGradientError
-from opengradient_x402.payment.call import Call
+from opengradient_x402.payment.call import Call, despite_signals
 from opengradient_x402.payment.handshake import pay
 from opengradient_x402.payment.payments import Payments
 from opengradient_x402.process import Ending, Resident, belongs
@@ -97,7 +97,7 @@ def _held(payments: Payments) -> Payments:
 
 def _end(payments: Payments, call: Call, exc: BaseException) -> None:
     """Ends a call that failed before it had a response."""
-    payments.finish(call, outcome="failed", error=type(exc).__name__)
+    despite_signals(lambda: payments.finish(call, outcome="failed", error=type(exc).__name__))
     if isinstance(exc, OpenGradientError):
         exc.receipt = exc.receipt or call.receipt
         payments.refused(call, exc)
@@ -118,7 +118,8 @@ class _Stream(httpx.SyncByteStream):
         try:
             self._inner.close()
         finally:
-            self._payments.finish(self._call, outcome="ok" if self._is_read else "abandoned")
+            outcome = "ok" if self._is_read else "abandoned"
+            despite_signals(lambda: self._payments.finish(self._call, outcome=outcome))
 
 
 class _AsyncStream(httpx.AsyncByteStream):
@@ -137,4 +138,5 @@ class _AsyncStream(httpx.AsyncByteStream):
         try:
             await self._inner.aclose()
         finally:
-            self._payments.finish(self._call, outcome="ok" if self._is_read else "abandoned")
+            outcome = "ok" if self._is_read else "abandoned"
+            despite_signals(lambda: self._payments.finish(self._call, outcome=outcome))

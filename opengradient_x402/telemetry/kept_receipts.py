@@ -218,19 +218,15 @@ def spent_at_most_atomic(receipts: Iterable[SettlementReceipt]) -> int:
     """What calls that are paid in one token cost, at most, in its atomic units.
 
     A settled share where the chain is known, else the gateway's claim. Where neither is known (a dropped stream), what
-    is left of the authorization: it may still be taken.
+    is left of the authorization: it may still be taken. Calls of one authorization never cost more than it allows.
     """
-    total = 0
     known: dict[str, int] = {}
-    open_ended: dict[str, int] = {}
+    caps: dict[str, int] = {}
     for receipt in receipts:
-        amount = cost_of(receipt)
-        if amount is None:
-            open_ended[receipt.authorization_id] = receipt.authorized_atomic
-        else:
-            total += amount
-            known[receipt.authorization_id] = known.get(receipt.authorization_id, 0) + amount
-    return total + sum(max(cap - known.get(key, 0), 0) for key, cap in open_ended.items())
+        key, cost = receipt.authorization_id, cost_of(receipt)
+        caps[key] = max(caps.get(key, 0), receipt.authorized_atomic, receipt.authorization_settled_atomic or 0)
+        known[key] = known.get(key, 0) + (receipt.authorized_atomic if cost is None else cost)
+    return sum(min(cap, known[key]) for key, cap in caps.items())
 
 
 def _is_behind(recorded: SettlementReceipt, known: SettlementReceipt) -> bool:

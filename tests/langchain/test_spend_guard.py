@@ -12,11 +12,11 @@ from langchain_core.caches import InMemoryCache
 from langchain_core.rate_limiters import InMemoryRateLimiter
 from langchain_core.runnables import RunnableParallel
 
-from langchain_opengradient import SpendGuard
+from langchain_opengradient import SpendGuard, get_settlement_callback
 from opengradient_devnet import Devnet
-from opengradient_devnet.faults import AnswerStatus, SlowDrip
+from opengradient_devnet.faults import AnswerStatus, HangUp, SlowDrip
 from opengradient_devnet.gateway.payment.challenge import Scheme
-from opengradient_x402.errors import BudgetExceeded, NotPaid
+from opengradient_x402.errors import BudgetExceeded, NotPaid, PaymentOutcomeUnknown
 from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt
 from opengradient_x402.money import parse_amount
 from opengradient_x402.telemetry.kept_receipts import spent_at_most_atomic
@@ -141,6 +141,22 @@ def test_an_exact_payment_counts_at_its_signed_amount(devnets: Callable[..., Dev
             payer.model().invoke("Hello", {"callbacks": [guard]})
         assert guard.spent == "0.02 OPG"
         assert payer.settle() == guard.spent_atomic
+    finally:
+        payer.close()
+
+
+def test_one_exact_payment_that_several_calls_offer_counts_once(devnets: Callable[..., Devnet], tmp_path: Path):
+    net = devnets(schemes=(Scheme.EXACT_EIP3009,), sessions=False, exact_price_opg="0.01")
+    payer, guard = Payer(net, tmp_path), SpendGuard("0.025")
+    try:
+        net.faults.inject(HangUp(charge=False), times=3)  # unknown: the next call offers it again
+        with get_settlement_callback() as settlements:
+            for _ in range(3):
+                with pytest.raises(PaymentOutcomeUnknown):
+                    payer.model().invoke("Hello", {"callbacks": [guard]})
+        assert (guard.spent, settlements.spent) == ("0.01 OPG", "0.01 OPG")
+        assert payer.model().invoke("Hello", {"callbacks": [guard]}).text, "there is room for it"
+        assert 0 < payer.settle() <= guard.spent_atomic <= 25 * 10**15
     finally:
         payer.close()
 

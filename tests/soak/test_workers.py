@@ -38,7 +38,8 @@ def test_sixteen_processes_spend_one_budget_exactly_and_take_at_most_half_as_lon
             with payments_for(net, account, url) as payments:
                 settled_receipts(net, payments)
                 authorizations = payments.ledger.authorizations().result()
-            assert {name for result in results for name in result["ended"]} <= {"ok", "BudgetExceeded"}
+            said = {name: text for result in results for name, text in result["said"].items()}
+            assert said.keys() <= {"BudgetExceeded"}, said
             assert sum(result["ended"].get("ok", 0) for result in results) == paid
             taken = before - opg_balance(net, account.address)
             assert taken == sum(one.settled_atomic or 0 for one in authorizations) == paid * PRICE

@@ -44,6 +44,7 @@ def main(task: dict[str, Any]) -> dict[str, Any]:
     )
     body = {"model": "openai/gpt-5", "max_tokens": 20, "messages": [{"role": "user", "content": "What is x402?"}]}
     ended: Counter[str] = Counter()
+    said: dict[str, str] = {}
     with GatewayClient(payments) as client:
         payments.ledger.noted("open it").result()
         print("ready", flush=True)
@@ -55,9 +56,10 @@ def main(task: dict[str, Any]) -> dict[str, Any]:
                 ended["ok"] += 1
             except OpenGradientError as exc:
                 ended[type(exc).__name__] += 1
+                said.setdefault(type(exc).__name__, str(exc))
         took_s = time.perf_counter() - began
     payments.close()
-    return {"ended": ended, "took_s": took_s}
+    return {"ended": ended, "said": said, "took_s": took_s}
 
 
 if __name__ == "__main__":

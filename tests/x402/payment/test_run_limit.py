@@ -101,6 +101,17 @@ def test_calls_of_one_authorization_cost_at_most_what_it_allows():
         admit(limit, "4", authorization("t"), 1)
 
 
+def test_calls_that_offer_one_exact_payment_again_cost_it_once():
+    limit, payment = RunLimit("0.25"), authorization("a", scheme="exact", amount_atomic=100_000)
+    for name in ("one", "two", "three"):  # the outcome of each is unknown: the next one offers the same payment
+        admit(limit, name, payment, 100_000)
+        limit.ended(name, receipt(name, payment, cost_atomic=100_000))
+    assert limit.spent_atomic == 100_000
+    admit(limit, "four", authorization("b", scheme="exact", amount_atomic=100_000), 100_000)
+    with pytest.raises(BudgetExceeded):
+        admit(limit, "five", authorization("c", scheme="exact", amount_atomic=100_000), 100_000)
+
+
 def test_a_reserve_takes_the_place_of_an_estimate_and_not_of_a_signed_price():
     limit = RunLimit("0.01", reserve_per_call="0.001")
     admit(limit, "1", authorization("s"), 1_000_000)
