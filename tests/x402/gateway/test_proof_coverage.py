@@ -210,5 +210,5 @@ def test_a_request_that_no_proof_could_be_checked_for_is_refused_before_paying(p
         client_for(payments, verify_tee="require") as client,
         pytest.raises(ConfigurationError, match="Nothing was sent"),
     ):
-        client.chat(PROMPT | {"messages": ["What is x402?"]})
+        client.chat(PROMPT | {"temperature": "warm"})
     assert payments.ledger.authorizations().result() == []
