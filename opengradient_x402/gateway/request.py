@@ -244,6 +244,17 @@ def _check_contents(messages: Any) -> None:
                     f"A message of the {role} has the part {part!r:.80}, and providers take parts that say their type, "
                     'such as {"type": "text", "text": "…"}. Nothing was paid. Correct the part, or leave it out.'
                 )
+        calls = message.get("tool_calls") or ()
+        if not _is_list(calls) or not all(map(_is_call, calls)):
+            raise refused_request(
+                f"A message of the {role} has the tool calls {calls!r:.80}, and gateways read OpenAI's: "
+                "an id and a function with a name. Nothing was paid. Correct the calls, or leave them out."
+            )
+
+
+def _is_call(value: Any) -> bool:
+    function = value.get("function") if isinstance(value, Mapping) else None
+    return isinstance(function, Mapping) and isinstance(function.get("name"), str)
 
 
 def _is_list(value: Any) -> bool:
@@ -266,7 +277,7 @@ def _check_conversation(wire: dict[str, Any]) -> None:
         if message.get("role") != "tool":
             _check_answered(waiting)
             calls = message.get("tool_calls") or ()
-            waiting = {call.get("id") or "": (call.get("function") or {}).get("name") or "" for call in calls}
+            waiting = {call.get("id") or "": call["function"]["name"] for call in calls}
             known = set(waiting)
         elif (call_id := message.get("tool_call_id") or "") in known:
             waiting.pop(call_id, None)

@@ -49,6 +49,13 @@ def test_a_body_without_a_conversation_is_refused(messages):
         prepared({"model": "openai/gpt-5"})
 
 
+@pytest.mark.parametrize("calls", [5, "add", [5], [{"id": "c1"}], [{"id": "c1", "function": {"arguments": "{}"}}]])
+def test_tool_calls_that_are_none_are_refused_before_paying(calls):
+    messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": None, "tool_calls": calls}]
+    with pytest.raises(ConfigurationError, match=r"(?s)tool calls.*Nothing was paid"):
+        body_of(messages=messages)
+
+
 @pytest.mark.parametrize("part", ["Hello", 5, None, {}, {"type": None}, {"type": "text"}, {"type": "text", "text": 5}])
 def test_a_part_that_does_not_say_what_it_is_is_refused(part):
     with pytest.raises(ConfigurationError, match=r"(?s)parts that say their type.*Nothing was paid"):
