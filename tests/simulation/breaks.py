@@ -66,12 +66,12 @@ def earlier_signature_forgotten(patch: pytest.MonkeyPatch) -> None:
 
 def denial_is_believed(patch: pytest.MonkeyPatch) -> None:
     """A 402 after a signature means "not paid" (threat 15)."""
-    unresolved = Payments.unresolved
+    unresolved = handshake._unresolved
 
-    def rejected(self: Payments, call: Any, *args: Any) -> Any:
-        return NotPaid(unresolved(self, call, *args).message)
+    def rejected(call: Any, *args: Any) -> Any:
+        return NotPaid(unresolved(call, *args).message)
 
-    patch.setattr(Payments, "unresolved", rejected)
+    patch.setattr(handshake, "_unresolved", rejected)
 
 
 def error_is_believed(patch: pytest.MonkeyPatch) -> None:
