@@ -302,6 +302,7 @@ function must(condition) {
 }
 
 const quantity = (text) => (must(typeof text === "string" && /^0x[0-9a-fA-F]{1,64}$/.test(text)), BigInt(text));
+const small = (text) => (must(quantity(text) >> 63n === 0n), BigInt(text));
 const hash = (text) => (must(isHex(text, 64)), text.toLowerCase());
 const data = (text) => (must(typeof text === "string" && /^0x([0-9a-fA-F]{2})*$/.test(text)), raw(text));
 const object = (value) => (must(value !== null && typeof value === "object" && !Array.isArray(value)), value);
@@ -313,10 +314,10 @@ function logOf(entry) {
     address: checksummed(entry.address),
     topics: entry.topics.map(hash),
     data: data(entry.data),
-    block_number: quantity(entry.blockNumber),
+    block_number: small(entry.blockNumber),
     block_hash: hash(entry.blockHash),
     tx_hash: hash(entry.transactionHash),
-    log_index: quantity(entry.logIndex),
+    log_index: small(entry.logIndex),
   };
 }
 
@@ -325,19 +326,38 @@ async function receiptOf(sources, chain, txHash) {
   if (found === null) return null;
   object(found);
   must(Array.isArray(found.logs));
-  const place = { number: quantity(found.blockNumber), hash: hash(found.blockHash) };
-  return { ...place, tx_hash: hash(found.transactionHash), ok: quantity(found.status) === 1n, logs: found.logs.map(logOf) };
+  const [number, block] = [small(found.blockNumber), hash(found.blockHash)];
+  const done = { number, hash: block, tx_hash: hash(found.transactionHash), ok: quantity(found.status) === 1n, logs: found.logs.map(logOf) };
+  must(done.tx_hash === txHash.toLowerCase());
+  for (const log of done.logs) must(log.tx_hash === done.tx_hash && log.block_number === number && log.block_hash === block);
+  return done;
 }
 
 async function transactionOf(sources, chain, txHash) {
   const found = await sources.ask(chain, "eth_getTransactionByHash", [txHash]);
   if (found === null) return null;
-  return { tx_hash: hash(object(found).hash), input: data(found.input) };
+  must(hash(object(found).hash) === txHash.toLowerCase());
+  return { tx_hash: hash(found.hash), input: data(found.input) };
+}
+
+// Events are those that were asked for, or the answer is none.
+async function logsOf(sources, chain, query) {
+  const found = await sources.ask(chain, "eth_getLogs", [query]);
+  must(Array.isArray(found));
+  return found.map(logOf).map((log) => {
+    must(log.address === checksummed(query.address));
+    query.topics.forEach((wanted, at) => {
+      const allowed = typeof wanted === "string" ? [wanted] : wanted;
+      must(allowed === null || allowed.some((one) => one.toLowerCase() === log.topics[at]));
+    });
+    must(log.block_number >= BigInt(query.fromBlock) && log.block_number <= BigInt(query.toBlock));
+    return log;
+  });
 }
 
 async function blockOf(sources, chain, tag) {
   const found = object(await sources.ask(chain, "eth_getBlockByNumber", [tag, false]));
-  const block = { number: quantity(found.number), hash: hash(found.hash), time: quantity(found.timestamp) };
+  const block = { number: small(found.number), hash: hash(found.hash), time: small(found.timestamp) };
   must(tag === "latest" || block.number === BigInt(tag));
   return block;
 }
@@ -937,10 +957,9 @@ class Verifier {
     if ((bitmap >> (nonce & 255n)) & 1n) return true;
     const span = { address: checksummed(entry.signed[0].asset), topics: [TRANSFER, topicOf(entry.payer)] };
     const block = "0x" + height.toString(16);
-    const logs = await this.sources.ask(chain, "eth_getLogs", [{ ...span, fromBlock: block, toBlock: block }]);
-    must(Array.isArray(logs));
+    const logs = await logsOf(this.sources, chain, { ...span, fromBlock: block, toBlock: block });
     const proxies = [this.network.upto_proxy, this.network.exact_proxy].map(checksummed);
-    for (const log of logs.map(logOf)) {
+    for (const log of logs) {
       if (log.log_index >= burned.log_index) continue;
       const done = await receiptOf(this.sources, chain, log.tx_hash);
       if (done && settledTransfers(done, proxies).length) return true;
@@ -1151,7 +1170,7 @@ class Verifier {
     if (!this.sources.rpc) return this.say("stated", statement, payer);
     const [chain, asset] = [this.network.chain_id, this.network.asset.address];
     const span = { address: asset, fromBlock: "0x" + period.from_block.toString(16), toBlock: "0x" + period.to_block.toString(16) };
-    const logs = async (topic) => (await this.sources.ask(chain, "eth_getLogs", [{ ...span, topics: [topic, topicOf(payer)] }])).map(logOf);
+    const logs = (topic) => logsOf(this.sources, chain, { ...span, topics: [topic, topicOf(payer)] });
     const used = new Set((await logs(USED)).map((log) => log.tx_hash));
     const proxies = [this.network.upto_proxy, this.network.exact_proxy].map(checksummed);
     const isMine = (log) => log.address === checksummed(asset) && log.topics[0] === TRANSFER && log.topics[1] === topicOf(payer);
@@ -1166,7 +1185,7 @@ class Verifier {
     }
     if (own.length) {
       const query = { ...span, address: CHANNELS, topics: [CLAIMED, [...new Set(own)]] };
-      found.push(...(await this.sources.ask(chain, "eth_getLogs", [query])).map(logOf));
+      found.push(...(await logsOf(this.sources, chain, query)));
     }
     const head = await blockOf(this.sources, chain, "latest");
     const isMissing = found.some((log) => !this.claims.has(place(log))) || own.some((id) => this.unexplained.has(id));
