@@ -7,7 +7,7 @@ environment, keys, or what is happening on the chain.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Protocol, runtime_checkable
@@ -365,6 +365,7 @@ def _network(document: Mapping[str, Any]) -> Network:
     if document.get("network", f"eip155:{chain_id}") != f"eip155:{chain_id}":
         raise ValueError(f"network {document['network']!r} is not chain id {chain_id}")
     asset = document["asset"]
+    usual = 1 if chain_id in _PRIVATE_CHAIN_IDS else 3
     return Network(
         name=_text(document, "name"),
         chain_id=chain_id,
@@ -380,8 +381,8 @@ def _network(document: Mapping[str, Any]) -> Network:
         permit2=checksum_address(document.get("permit2", PERMIT2)),
         upto_proxy=checksum_address(document.get("upto_proxy", UPTO_PROXY)),
         exact_proxy=checksum_address(document.get("exact_proxy", EXACT_PROXY)),
-        payees=_addresses(document["payees"]),
-        facilitators=_addresses(document.get("facilitators", ())),
+        payees=frozenset(map(checksum_address, document["payees"])),
+        facilitators=frozenset(map(checksum_address, document.get("facilitators", ()))),
         registry=_contract(document.get("registry")),
         relay=_contract(document.get("relay")),
         blob_url=_optional_text(document, "blob_url"),
@@ -392,12 +393,8 @@ def _network(document: Mapping[str, Any]) -> Network:
         attestation_root_sha256=_fingerprint(document),
         session_idle_s=float(document.get("session_idle_s", 60)),
         call_id_header=_header(document, "call_id_header"),
-        confirmations=_integer(document, "confirmations") if "confirmations" in document else _confirmations(chain_id),
+        confirmations=_integer({"confirmations": usual, **document}, "confirmations"),
     )
-
-
-def _confirmations(chain_id: int) -> int:
-    return 1 if chain_id in _PRIVATE_CHAIN_IDS else 3
 
 
 def _text(document: Mapping[str, Any], key: str) -> str:
@@ -439,10 +436,6 @@ def _integer(document: Mapping[str, Any], key: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise TypeError(f"{key} must be a non-negative integer, not {value!r}")
     return value
-
-
-def _addresses(addresses: Iterable[str]) -> frozenset[str]:
-    return frozenset(checksum_address(address) for address in addresses)
 
 
 def _contract(document: Mapping[str, Any] | None) -> ChainContract | None:
