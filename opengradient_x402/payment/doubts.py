@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import Future
+from contextlib import suppress
 from enum import Enum
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
@@ -106,7 +107,8 @@ class Doubts:
     def reclaim(self) -> Future[None]:
         """Asks the chain about authorizations past their deadline, and frees what was never taken.
 
-        At most once a minute: calls that are refused meanwhile share the answer.
+        At most once a minute, and once for all processes that come at the same time: calls that are refused meanwhile
+        share the answer.
         """
         with self._lock:
             now = time.monotonic()
@@ -116,18 +118,24 @@ class Doubts:
             return self._reclaimed
 
     def _reclaim(self) -> None:
-        try:
+        from opengradient_x402.settlement.shared import read_together
+
+        with suppress(ChainUnavailable):  # the budget error that follows says what is reserved
+            read_together(
+                self._ledger, f"{self._network.caip2} {self._payer}", self.reconciler.reports(payer=self._payer)
+            )
+
+    def _reread(self) -> None:
+        with suppress(ChainUnavailable):
             for _ in self.reconciler.reports(payer=self._payer):
                 pass  # nothing of it is kept: there may be very many
-        except ChainUnavailable:
-            return  # the budget error that follows says what is reserved
 
     def recount(self, call: Call) -> Future[None]:
         """Asks the chain, and then the ledger, about the calls whose cost the call's limits do not know yet."""
         return in_thread(lambda: self._recount(call), name="opengradient-recount")
 
     def _recount(self, call: Call) -> None:
-        self._reclaim()
+        self._reread()
         for limit in call.limits:
             limit.update(self._ledger.receipts(call_ids=list(limit.unknown)).result())
 
@@ -136,7 +144,7 @@ class Doubts:
         return in_thread(lambda: self._fate(authorization), name="opengradient-fate")
 
     def _fate(self, authorization: Authorization) -> Fate:
-        self._reclaim()
+        self._reread()
         known = self._ledger.authorizations(authorization_id=authorization.id).result()
         status = known[0].status if known else "signed"
         return Fate.OPEN if status == "signed" else Fate.SETTLED if status == "settled" else Fate.GONE

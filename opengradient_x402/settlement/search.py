@@ -182,10 +182,14 @@ def _settled_in_any(
     candidates: Sequence[Log], group: Sequence[Authorization]
 ) -> Question[dict[Authorization, SettlementFound]]:
     found: dict[Authorization, SettlementFound] = {}
+    waiting = {authorization.id: authorization for authorization in group}
     for tx_hash in dict.fromkeys(log.tx_hash for log in candidates):
-        waiting = [authorization for authorization in group if authorization not in found]
-        if waiting:
-            found |= yield from _settled_in(tx_hash, waiting)
+        if not waiting:
+            break
+        settled = yield from _settled_in(tx_hash, list(waiting.values()))
+        for authorization in settled:
+            del waiting[authorization.id]
+        found |= settled
     return found
 
 

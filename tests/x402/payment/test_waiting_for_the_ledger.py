@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
 
 import pytest
 
 from opengradient_devnet.faults import NeverSettle, SettleAtCap
+from opengradient_x402.chain.views import MULTICALL3
 from opengradient_x402.errors import BudgetExceeded, LedgerUnavailable
+from opengradient_x402.keys.signer import LocalSigner
+from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.payment.payments import Payments
 from opengradient_x402.payment.policy import SpendPolicy
+from opengradient_x402.settlement.shared import read_together
 from support.node import serving
 from support.payers import PROMPT, async_client_for, client_for, network_of, opg_balance
 
@@ -90,6 +95,59 @@ def test_calls_that_the_budget_refuses_ask_the_chain_once_a_minute(net, account,
                 list(pool.map(refused, range(24)))
             assert len(node.requests) == asked
         payments.close()
+
+
+def test_processes_that_a_budget_refuses_at_once_read_the_chain_together(net, account, tmp_path):
+    """Each has a connection of its own to the one database, as processes have."""
+    policy, path = SpendPolicy(max_per_day="0.15"), tmp_path / "spent.sqlite"
+    with serving(net.chain) as node, ExitStack() as stack:
+        network, signer = replace(network_of(net), rpc_url=node.url), LocalSigner(account.private_key)
+        clients = []
+        for _ in range(6):
+            ledger = stack.enter_context(closing(Ledger(path)))
+            payments = Payments(network=network, signer=signer, policy=policy, ledger=ledger)
+            clients.append(stack.enter_context(client_for(payments)))
+        clients[0].chat(PROMPT)
+        net.faults.inject(NeverSettle(), times=None)
+        net.close_sessions(wait_s=0)
+
+        def refused(client):
+            with pytest.raises(BudgetExceeded):
+                client.chat(PROMPT)
+
+        def looked_at_nonces():
+            return sum(method == "eth_call" and asked[0]["to"] == MULTICALL3 for method, asked in node.requests)
+
+        before = looked_at_nonces()
+        with ThreadPoolExecutor(len(clients)) as pool:
+            list(pool.map(refused, clients))
+        assert looked_at_nonces() == before + 1
+
+
+def test_what_waits_for_another_reading_of_the_chain_shares_it_and_outlives_a_killed_one(tmp_path):
+    path, done, may_go_on = tmp_path / "ledger.sqlite", [], threading.Event()
+
+    def slow():
+        may_go_on.wait(30)
+        yield done.append("slow")
+
+    with closing(Ledger(path)) as one, closing(Ledger(path)) as two, ThreadPoolExecutor(2) as pool:
+        first = pool.submit(read_together, one, "wallet", slow())
+        while not str(two.noted("chain wallet").result()).startswith("reading"):
+            time.sleep(0.01)
+        second = pool.submit(read_together, two, "wallet", map(done.append, ["again"]))
+        time.sleep(0.5)
+        assert not second.done()
+        may_go_on.set()
+        first.result(10)
+        second.result(10)
+        assert done == ["slow"]
+        read_together(two, "another wallet", map(done.append, ["another"]))
+        two.note("chain wallet", f"reading {time.time() - 61:.3f}").result()
+        read_together(two, "wallet", map(done.append, ["taken over"]))
+        two.note("chain wallet", f"read {time.time() + 3600:.3f}").result()
+        read_together(one, "wallet", map(done.append, ["by a clock that is right"]))
+    assert done == ["slow", "another", "taken over", "by a clock that is right"]
 
 
 def test_an_old_copy_that_is_written_over_the_ledger_in_use_gives_no_new_budget(net, account, tmp_path):

@@ -1,0 +1,65 @@
+"""One reading of the chain for all processes of a wallet: who comes meanwhile waits for it, and shares what it found.
+
+A budget that is used up is used up for all processes at the same moment. Each of them would ask the node the same
+questions, one after another, for as long as all of them together take. What a reading finds is in the ledger; that it
+is under way, or ended a moment ago, is noted there too.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from enum import Enum
+from typing import TYPE_CHECKING, Final
+
+from opengradient_x402.ledger.ledger import Ledger
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from opengradient_x402.ledger.statements import Book
+
+_LOOK_AGAIN_S: Final = 0.2
+_LONGEST_S: Final = 60.0
+"""After this time without progress, whoever was reading counts as gone."""
+_FRESH_S: Final = 10.0
+"""For this time nobody reads again what somebody else has read."""
+
+
+class _State(Enum):
+    READING = "reading"
+    READ = "read"
+
+
+_VALID_S: Final = {_State.READING: _LONGEST_S, _State.READ: _FRESH_S}
+
+
+def read_together(ledger: Ledger, name: str, parts: Iterable[object]) -> None:
+    """Goes through `parts`, which read the chain into the ledger, unless somebody does so now or did a moment ago.
+
+    `name` says what is read. Returns when it is read, by whom ever.
+    """
+    key = f"chain {name}"
+    while (found := ledger.submit(lambda book, conn: _begun(book, conn, key)).result()) is _State.READING:
+        time.sleep(_LOOK_AGAIN_S)
+    if found is _State.READ:
+        return
+    try:
+        for _ in parts:  # nothing of them is kept: there may be very many
+            ledger.note(key, _now(_State.READING))
+    finally:
+        ledger.note(key, _now(_State.READ))
+
+
+def _begun(book: Book, conn: Connection, key: str) -> _State | None:
+    """What somebody else has noted; None when nothing of it counts any more, and this process begins."""
+    state, _, at = (book.noted(conn, key) or "").partition(" ")
+    for known, valid_s in _VALID_S.items():
+        if state == known.value and 0 <= time.time() - float(at) < valid_s:
+            return known
+    book.note(conn, key, _now(_State.READING))
+    return None
+
+
+def _now(state: _State) -> str:
+    return f"{state.value} {time.time():.3f}"
