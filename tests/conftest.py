@@ -154,7 +154,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
                     if name == "threat":
                         outcomes[row].append(outcome)
     terminalreporter.section("threats")
-    for row, (attack, _) in ROWS.items():
+    for row, threat in ROWS.items():
         seen = outcomes[row]
-        verdict = "no test ran" if not seen else "held" if set(seen) == {"passed"} else "BROKEN"
-        terminalreporter.write_line(f"{row:>6}  {attack:<48} {len(seen):>4} tests  {verdict}")
+        verdict = "NO TEST RAN" if not seen else "held" if set(seen) == {"passed"} else "BROKEN"
+        terminalreporter.write_line(f"{row:>6}  {threat.done:<56} {len(seen):>3}  {verdict}")
+        terminalreporter.write_line(f"        {threat.shown}")

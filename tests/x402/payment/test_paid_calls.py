@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -21,12 +23,14 @@ from opengradient_x402.errors import (
 )
 from opengradient_x402.ledger.receipts import ReceiptStatus
 from opengradient_x402.models import find_model
+from opengradient_x402.payment.payments import Payments
 from opengradient_x402.payment.policy import SpendPolicy
 from opengradient_x402.payment.transport import AsyncX402Transport, X402Transport
 from support.payers import (
     PROMPT,
     async_client_for,
     client_for,
+    network_of,
     opg_balance,
     payments_for,
     settled_receipts,
@@ -317,19 +321,43 @@ def test_an_unusable_session_id_is_not_kept(net, payments, client):
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [
-        (faults.AlterTerms(amount=str(6 * 10**18)), "limit"),
-        (faults.AlterTerms(pay_to="0x" + "11" * 20), "payee"),
-        (faults.AlterTerms(asset="0x" + "22" * 20), "asset|token"),
-        (faults.AlterTerms(network="eip155:8453"), "pays on eip155:31402"),
-        (faults.AlterTerms(facilitator="0x" + "33" * 20), "facilitator"),
-        (faults.AlterTerms(max_timeout_s=10**6), "deadline|seconds| s"),
+        pytest.param(faults.AlterTerms(amount=str(6 * 10**18)), "limit", id="price"),
+        pytest.param(faults.AlterTerms(pay_to="0x" + "11" * 20), "payee", id="payee"),
+        pytest.param(faults.AlterTerms(asset="0x" + "22" * 20), "asset|token", id="token"),
+        pytest.param(faults.AlterTerms(network="eip155:8453"), "pays on eip155:31402", id="network"),
+        pytest.param(faults.AlterTerms(facilitator="0x" + "33" * 20), "facilitator", id="facilitator"),
+        pytest.param(faults.AlterTerms(max_timeout_s=10**9), "deadline|seconds| s", id="deadline"),
     ],
 )
-def test_hostile_terms_are_refused_and_nothing_is_signed(net, payments, client, fault, reason):
+def test_hostile_terms_are_refused_and_nothing_is_signed(net, account, payments, client, fault, reason):
+    before = opg_balance(net, account.address)
     net.faults.inject(fault, times=None)
     with pytest.raises(PolicyRefused, match=reason):
         client.chat(PROMPT)
     assert authorizations(payments) == []
+    net.close_sessions()
+    assert opg_balance(net, account.address) == before
+
+
+def test_a_facilitator_that_changes_gets_no_signature_where_the_network_names_none(net, account, tmp_path):
+    """The first one is kept, also for the processes that come later."""
+    network, path = replace(network_of(net), facilitators=frozenset()), tmp_path / "pinned.sqlite"
+
+    def opened():
+        return Payments.open(network=network, private_key=account.private_key, policy=SpendPolicy(), ledger=path)
+
+    with closing(opened()) as payments, client_for(payments) as client:
+        client.chat(PROMPT)
+        net.close_sessions()
+        settled_receipts(net, payments)
+    before = opg_balance(net, account.address)
+    net.faults.inject(faults.AlterTerms(facilitator="0x" + "33" * 20), times=None)
+    with closing(opened()) as payments, client_for(payments) as client:
+        with pytest.raises(PolicyRefused, match=r"facilitator.*pinned at first use"):
+            client.chat(PROMPT)
+        assert [one.status for one in authorizations(payments)] == ["settled"]
+    net.close_sessions()
+    assert opg_balance(net, account.address) == before
 
 
 def test_an_unknown_model_is_refused_before_anything_is_paid(payments, client):
