@@ -10,8 +10,10 @@ call finds its rows by an index, however many there are. Every wait for a databa
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import time
+from functools import lru_cache
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -205,16 +207,29 @@ versions = sa.Table(
 
 
 def open_engine(url: str) -> Engine:
-    """An engine for `url`; for SQLite the folder is made, and the journal is write-ahead."""
+    """An engine for `url`; for SQLite the folder is made, and the journal is write-ahead.
+
+    It keeps no connection: what `connect` opens ends with it.
+    """
     parsed = sa.make_url(url)
-    if parsed.get_backend_name() != "sqlite":
-        return _server_engine(parsed)
-    if parsed.database:
+    if parsed.get_backend_name() == "sqlite" and parsed.database:
         path = Path(parsed.database)
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         if not path.exists():
             path.touch(mode=0o600)
-    engine = sa.create_engine(parsed, connect_args={"timeout": _BUSY_TIMEOUT_S, "check_same_thread": False})
+    return _engine(url, os.getpid())
+
+
+@lru_cache(maxsize=32)
+def _engine(url: str, process: int) -> Engine:  # noqa: ARG001  (a child shares nothing with its parent)
+    """One engine for each database, also when it is opened again: it remembers the statements that it has built."""
+    parsed = sa.make_url(url)
+    return _file_engine(parsed) if parsed.get_backend_name() == "sqlite" else _server_engine(parsed)
+
+
+def _file_engine(url: sa.URL) -> Engine:
+    own = {"timeout": _BUSY_TIMEOUT_S, "check_same_thread": False}
+    engine = sa.create_engine(url, poolclass=sa.NullPool, connect_args=own)
 
     @event.listens_for(engine, "connect")
     def _configure(dbapi_connection: Any, _record: Any) -> None:
@@ -223,11 +238,13 @@ def open_engine(url: str) -> Engine:
         dbapi_connection.isolation_level = None
         _write_ahead(dbapi_connection)
 
-    @event.listens_for(engine, "begin")
-    def _begin(conn: Connection) -> None:
-        conn.exec_driver_sql("BEGIN IMMEDIATE")
-
+    # A listener for "begin" does the same, and lets every statement look for listeners.
+    engine.dialect.do_begin = _begin  # type: ignore[method-assign]
     return engine
+
+
+def _begin(dbapi_connection: Any) -> None:
+    dbapi_connection.execute("BEGIN IMMEDIATE")
 
 
 def _write_ahead(dbapi_connection: Any) -> None:
@@ -247,7 +264,7 @@ def _write_ahead(dbapi_connection: Any) -> None:
 def _server_engine(url: sa.URL) -> Engine:
     limits = _LINE_LIMITS if url.get_driver_name() in _LIBPQ else {}
     own = {name: value for name, value in limits.items() if name not in url.query}
-    engine = sa.create_engine(url, pool_pre_ping=True, connect_args=own)
+    engine = sa.create_engine(url, poolclass=sa.NullPool, connect_args=own)
 
     @event.listens_for(engine, "connect")
     def _limit(dbapi_connection: Any, _record: Any) -> None:

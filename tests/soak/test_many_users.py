@@ -110,7 +110,7 @@ def test_twenty_minutes_of_fifty_users_leave_nothing_behind_but_equal_books(tmp_
         net.faults.clear()
         *samples, last = map(json.loads, done.stdout.splitlines())
         grown = growth(samples)
-        print(f"{SECONDS} s, {last['ended']}; middle and last third: {grown}", flush=True)
+        print(f"{SECONDS} s, {last['ended']}; middle and last third: {grown}; {last['said']}", flush=True)
         net.close_sessions(wait_s=60)
         books = []
         for account, start in zip(accounts, before, strict=True):

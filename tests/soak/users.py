@@ -7,6 +7,7 @@ calls ended.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import json
 import os
@@ -25,6 +26,7 @@ from opengradient_x402.errors import OpenGradientError
 from opengradient_x402.settlement.background import BackgroundReconciler
 
 MODEL = "openai/gpt-5"
+_C_LIBRARY = ctypes.CDLL("libc.so.6") if sys.platform == "linux" else None
 TEXTS = ("Say hello", "Count to 40, please, and take your time", "What is x402?")
 
 
@@ -34,6 +36,7 @@ class Users:
     def __init__(self, task: dict[str, Any]) -> None:
         self.until = time.monotonic() + task["seconds"]
         self.ended: Counter[str] = Counter()
+        self.said: dict[str, str] = {}
         self.foreign: list[str] = []
         self.payments = [
             Payments.open(
@@ -52,6 +55,8 @@ class Users:
 
     def note(self, exc: Exception | None) -> None:
         self.ended["ok" if exc is None else type(exc).__name__] += 1
+        if exc is not None:
+            self.said.setdefault(type(exc).__name__, str(exc)[:300])
         if exc is not None and not isinstance(exc, OpenGradientError):
             self.foreign.append(f"{type(exc).__name__}: {exc}"[:300])
 
@@ -117,8 +122,10 @@ class Users:
 
 
 def held() -> dict[str, int]:
-    """What the process holds now."""
+    """What the process holds now. What it has freed, and the C library keeps for later, is given back before."""
     gc.collect()
+    if _C_LIBRARY is not None:
+        _C_LIBRARY.malloc_trim(0)
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return {
         "memory_kb": pages * os.sysconf("SC_PAGE_SIZE") // 1024,
@@ -146,7 +153,7 @@ async def main(task: dict[str, Any]) -> None:
     background.stop()
     for one in users.payments:
         one.close()
-    print(json.dumps({"ended": users.ended, "foreign": users.foreign[:5]}), flush=True)
+    print(json.dumps({"ended": users.ended, "said": users.said, "foreign": users.foreign[:5]}), flush=True)
 
 
 if __name__ == "__main__":
