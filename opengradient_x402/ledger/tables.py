@@ -13,6 +13,7 @@ import json
 import os
 import sqlite3
 import time
+from contextvars import ContextVar
 from functools import lru_cache
 from itertools import groupby
 from operator import itemgetter
@@ -206,30 +207,35 @@ versions = sa.Table(
 )
 
 
-def open_engine(url: str) -> Engine:
-    """An engine for `url`; for SQLite the folder is made, and the journal is write-ahead.
-
-    It keeps no connection: what `connect` opens ends with it.
-    """
+def connect(url: str) -> Connection:
+    """A connection of its own to this database; for SQLite the folder is made, and the journal is write-ahead."""
     parsed = sa.make_url(url)
-    if parsed.get_backend_name() == "sqlite" and parsed.database:
+    if parsed.get_backend_name() != "sqlite":
+        return _server_engine(parsed, os.getpid()).connect()
+    if parsed.database:
         path = Path(parsed.database)
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         if not path.exists():
             path.touch(mode=0o600)
-    return _engine(url, os.getpid())
+    file = _FILE.set(parsed)
+    try:
+        return _file_engine(parsed.drivername, os.getpid()).connect()
+    finally:
+        _FILE.reset(file)
 
 
-@lru_cache(maxsize=32)
-def _engine(url: str, process: int) -> Engine:  # noqa: ARG001  (a child shares nothing with its parent)
-    """One engine for each database, also when it is opened again: it remembers the statements that it has built."""
-    parsed = sa.make_url(url)
-    return _file_engine(parsed) if parsed.get_backend_name() == "sqlite" else _server_engine(parsed)
+_FILE: ContextVar[sa.URL] = ContextVar("the file that is being connected to")
 
 
-def _file_engine(url: sa.URL) -> Engine:
-    own = {"timeout": _BUSY_TIMEOUT_S, "check_same_thread": False}
-    engine = sa.create_engine(url, poolclass=sa.NullPool, connect_args=own)
+@lru_cache(maxsize=4)
+def _file_engine(drivername: str, process: int) -> Engine:  # noqa: ARG001  (a child shares nothing with its parent)
+    """One engine for all files: it remembers the statements that it has built, which takes longer than to run them."""
+
+    def opened() -> Any:
+        where, options = engine.dialect.create_connect_args(_FILE.get())
+        return engine.dialect.connect(*where, **{**options, "timeout": _BUSY_TIMEOUT_S, "check_same_thread": False})
+
+    engine = sa.create_engine(f"{drivername}://", poolclass=sa.NullPool, creator=opened)
 
     @event.listens_for(engine, "connect")
     def _configure(dbapi_connection: Any, _record: Any) -> None:
@@ -261,7 +267,8 @@ def _write_ahead(dbapi_connection: Any) -> None:
             return
 
 
-def _server_engine(url: sa.URL) -> Engine:
+@lru_cache(maxsize=32)
+def _server_engine(url: sa.URL, process: int) -> Engine:  # noqa: ARG001  (as above)
     limits = _LINE_LIMITS if url.get_driver_name() in _LIBPQ else {}
     own = {name: value for name, value in limits.items() if name not in url.query}
     engine = sa.create_engine(url, poolclass=sa.NullPool, connect_args=own)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from opengradient_x402.errors import LedgerUnavailable
@@ -277,16 +277,13 @@ def _readable(old: sqlite3.Connection, name: str) -> Iterator[sqlite3.Row]:
 
 @contextmanager
 def _connected(url: str) -> Iterator[Connection]:
-    engine: Engine = tables.open_engine(url)
     try:
-        with engine.connect() as conn:
+        with tables.connect(url) as conn:
             yield conn
     except schema.NewerSchema as exc:
         raise _unavailable(url, exc) from exc
     except DBAPIError as exc:
         raise _unavailable(url, exc.orig or exc) from exc
-    finally:
-        engine.dispose()
 
 
 def _unavailable(url: str, exc: BaseException) -> LedgerUnavailable:

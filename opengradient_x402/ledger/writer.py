@@ -1,6 +1,6 @@
 """The ledger's thread: takes jobs off a queue in order, one database transaction per batch.
 
-It owns engine and connection, and outlives every fault of a job: every caller that waits gets an answer. When it opens
+It owns the connection, and outlives every fault of a job: every caller that waits gets an answer. When it opens
 the database, it checks that it is the one that was used here before, and takes up the receipts that processes left
 behind that are gone. A transaction that a server broke off (a deadlock, a restart) is tried once more. It does not
 know what the jobs do.
@@ -33,7 +33,7 @@ from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.ledger.recorder import CHECKPOINT_EVERY, Record, Recorder, UnderWay, calls_in, identity_of
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection, Engine, RootTransaction
+    from sqlalchemy import Connection, RootTransaction
 
     from opengradient_x402.ledger.statements import Book
 
@@ -112,7 +112,6 @@ class Writer:
         self._under_way = under_way
         self._may_end = may_end
         self._after = after
-        self._engine: Engine | None = None
         self._conn: Connection | None = None
         self._place = beside(url)
         self._file = sqlite_file(url)
@@ -281,9 +280,7 @@ class Writer:
         if self._conn is None:
             self._mark.check_file(self._file)
             before = self._mark.read()  # before the database: another process may add to both meanwhile
-            if self._engine is None:
-                self._engine = tables.open_engine(self._url)
-            conn = self._engine.connect()
+            conn = tables.connect(self._url)
             try:
                 schema.create(conn)
                 with conn.begin():
@@ -346,13 +343,10 @@ class Writer:
 
         self._recorder.close()
         self._mark.close()
-        conn, engine = self._conn, self._engine
-        self._conn = self._engine = self._opened = None
+        conn, self._conn, self._opened = self._conn, None, None
         with suppress(SQLAlchemyError):  # a connection that broke cannot always be closed in good order
             if conn is not None:
                 conn.close()
-        if engine is not None:
-            engine.dispose()
 
 
 def _take_up_receipts(journal: LeftBehind, book: Book, conn: Connection) -> None:

@@ -18,6 +18,7 @@ import pytest
 from opengradient_devnet import Devnet
 from opengradient_devnet.gateway.profile import HELPFUL
 from opengradient_x402.networks import load_network
+from support.warm_python import WarmPython
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -80,6 +81,12 @@ def network(tmp_path_factory) -> Iterator[Devnet]:
         yield net
 
 
+@pytest.fixture(scope="module")
+def python() -> Iterator[WarmPython]:
+    with WarmPython() as warm:
+        yield warm
+
+
 @pytest.fixture
 def environment(network, tmp_path) -> dict[str, str]:
     """A funded and approved wallet, an empty ledger, and nothing else of anybody's."""
@@ -92,27 +99,18 @@ def environment(network, tmp_path) -> dict[str, str]:
         "OG_NETWORK": "devnet",
         "OG_PRIVATE_KEY": account.private_key,
         "OG_LEDGER_URL": f"sqlite:///{tmp_path / 'ledger.sqlite'}",
-        "PYTHONWARNINGS": "error::DeprecationWarning:__main__",
     }
 
 
 @pytest.mark.parametrize("page", pages_with("python"), ids=name)
-def test_the_python_of_a_page_runs_from_top_to_bottom(page, environment, tmp_path):
+def test_the_python_of_a_page_runs_from_top_to_bottom(page, python, environment, tmp_path):
     script = tmp_path / "page.py"
     source = ""
     for block in blocks_of(page):
         if block.language == "python":
             source += "\n" * (block.line - 1 - source.count("\n")) + block.code  # same line numbers as the page
     script.write_text(source)
-    done = subprocess.run(
-        [sys.executable, str(script)],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    done = python.run(script, cwd=tmp_path, env=environment)
     assert done.returncode == 0, f"{name(page)}\n{done.stderr[-4000:]}"
 
 
