@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from opengradient_x402.effects import in_thread
 from opengradient_x402.errors import ChainUnavailable, PaidButFailed, PaymentOutcomeUnknown
-from opengradient_x402.ledger.authorizations import Authorization
+from opengradient_x402.ledger.authorizations import Authorization, unanswered
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.money import Asset
 from opengradient_x402.networks import Network
@@ -125,17 +125,14 @@ class Doubts:
                 self._ledger, f"{self._network.caip2} {self._payer}", self.reconciler.reports(payer=self._payer)
             )
 
-    def _reread(self) -> None:
-        with suppress(ChainUnavailable):
-            for _ in self.reconciler.reports(payer=self._payer):
-                pass  # nothing of it is kept: there may be very many
-
     def recount(self, call: Call) -> Future[None]:
         """Asks the chain, and then the ledger, about the calls whose cost the call's limits do not know yet."""
         return in_thread(lambda: self._recount(call), name="opengradient-recount")
 
     def _recount(self, call: Call) -> None:
-        self._reread()
+        with suppress(ChainUnavailable):
+            for _ in self.reconciler.reports(payer=self._payer):
+                pass  # nothing of it is kept: there may be very many
         for limit in call.limits:
             limit.update(self._ledger.receipts(call_ids=list(limit.unknown)).result())
 
@@ -144,7 +141,8 @@ class Doubts:
         return in_thread(lambda: self._fate(authorization), name="opengradient-fate")
 
     def _fate(self, authorization: Authorization) -> Fate:
-        self._reread()
+        with suppress(ChainUnavailable):
+            self.reconciler.refresh(unanswered(authorization))
         known = self._ledger.authorizations(authorization_id=authorization.id).result()
         status = known[0].status if known else "signed"
         return Fate.OPEN if status == "signed" else Fate.SETTLED if status == "settled" else Fate.GONE
