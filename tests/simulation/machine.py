@@ -6,6 +6,7 @@ in one transaction. A process that has died leaves what was committed, and nothi
 
 from __future__ import annotations
 
+import gc
 import logging
 import ssl
 import sys
@@ -146,9 +147,13 @@ class Stage:
         replace(calls._ids, "draw", calls._ids.draw)
         disabled = logging.root.manager.disable
         logging.disable(logging.CRITICAL)
+        # What is collected ends streams and calls: that happens where a world says so, or a seed would not repeat.
+        gc.disable()
+        gc.freeze()
         try:
             yield
         finally:
+            gc.enable()
             logging.disable(disabled)
             for where, name, value in reversed(changed):
                 setattr(where, name, value)

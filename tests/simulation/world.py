@@ -7,6 +7,7 @@ draws its own weather: which faults there are at all, and how often. The same se
 from __future__ import annotations
 
 import asyncio
+import gc
 import heapq
 import random
 from collections import Counter, deque
@@ -92,10 +93,14 @@ class Task:
     """How many left with it."""
 
 
+_STEPS_A_COLLECTION = 2000
+
+
 class World:
     """One seed's run."""
 
     def __init__(self, seed: int, folder: Path, stage: Stage, rules: Rules) -> None:
+        gc.collect()  # what another world left behind ends in that one
         self.seed = seed
         self.rules = rules
         self.rng = rng = random.Random(seed)
@@ -154,6 +159,8 @@ class World:
 
     def _make_step(self) -> None:
         self.step += 1
+        if self.step % _STEPS_A_COLLECTION == 0:
+            gc.collect()
         if self._ready:
             index = self.rng.randrange(len(self._ready))
             self._ready[index], self._ready[-1] = self._ready[-1], self._ready[index]
