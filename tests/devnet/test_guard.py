@@ -86,8 +86,9 @@ def test_a_wish_for_more_than_the_faucet_has_time_for_is_refused_at_once(net, cl
 @pytest.mark.parametrize(("path", "body"), STATE_CHANGES, ids=[path for path, _ in STATE_CHANGES])
 def test_page_whose_name_points_here_changes_nothing(net, client, path, body):
     before = net.chain.rpc("eth_getBlockByNumber", ["latest", False])["transactions"]
+    struck = len(net.faults.struck)
     assert is_unread(client.post(path, json=body, headers={"host": "evil.example"}))
-    assert not [fault for fault in net.faults.struck if isinstance(fault, SettleAtCap)]
+    assert not [fault for fault in net.faults.struck[struck:] if isinstance(fault, SettleAtCap)]
     assert net.chain.rpc("eth_getBlockByNumber", ["latest", False])["transactions"] in (before, [])
 
 
