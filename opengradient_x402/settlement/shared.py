@@ -24,31 +24,36 @@ _LONGEST_S: Final = 60.0
 """After this time without progress, whoever was reading counts as gone."""
 _FRESH_S: Final = 10.0
 """For this time nobody reads again what somebody else has read."""
+_SHARED_FAILURE_S: Final = 2.0
+"""For this time a reading that failed counts as read: for those who waited. Who comes later has perhaps more luck."""
 
 
 class _State(Enum):
     READING = "reading"
     READ = "read"
+    FAILED = "failed"
 
 
-_VALID_S: Final = {_State.READING: _LONGEST_S, _State.READ: _FRESH_S}
+_VALID_S: Final = {_State.READING: _LONGEST_S, _State.READ: _FRESH_S, _State.FAILED: _SHARED_FAILURE_S}
 
 
 def read_together(ledger: Ledger, name: str, parts: Iterable[object]) -> None:
     """Goes through `parts`, which read the chain into the ledger, unless somebody does so now or did a moment ago.
 
-    `name` says what is read. Returns when it is read, by whom ever.
+    `name` says what is read. Returns when it is read, by whom ever, or when somebody else has tried in vain.
     """
     key = f"chain {name}"
     while (found := ledger.submit(lambda book, conn: _begun(book, conn, key)).result()) is _State.READING:
         time.sleep(_LOOK_AGAIN_S)
-    if found is _State.READ:
+    if found is not None:
         return
+    ended = _State.FAILED
     try:
         for _ in parts:  # nothing of them is kept: there may be very many
             ledger.note(key, _now(_State.READING))
+        ended = _State.READ
     finally:
-        ledger.note(key, _now(_State.READ))
+        ledger.note(key, _now(ended))
 
 
 def _begun(book: Book, conn: Connection, key: str) -> _State | None:

@@ -150,6 +150,31 @@ def test_what_waits_for_another_reading_of_the_chain_shares_it_and_outlives_a_ki
     assert done == ["slow", "another", "taken over", "by a clock that is right"]
 
 
+def test_a_process_whose_node_fails_keeps_the_others_from_reading_for_a_moment_only(net, account, tmp_path):
+    policy, path = SpendPolicy(max_per_day="0.15"), tmp_path / "spent.sqlite"
+    with serving(net.chain) as broken, serving(net.chain) as sound, ExitStack() as stack:
+        clients = []
+        for node in (broken, sound):
+            payments = Payments(
+                network=replace(network_of(net), rpc_url=node.url),
+                signer=LocalSigner(account.private_key),
+                policy=policy,
+                ledger=stack.enter_context(closing(Ledger(path))),
+            )
+            clients.append(stack.enter_context(client_for(payments)))
+        clients[0].chat(PROMPT)
+        net.faults.inject(NeverSettle(), times=None)
+        net.close_sessions(wait_s=0)
+        broken.misbehave = lambda *_: (429, {})
+        with pytest.raises(BudgetExceeded):
+            clients[0].chat(PROMPT)
+        time.sleep(2.1)
+        before = len(sound.requests)
+        with pytest.raises(BudgetExceeded):
+            clients[1].chat(PROMPT)
+        assert any(asked[0]["to"] == MULTICALL3 for method, asked in sound.requests[before:] if method == "eth_call")
+
+
 def test_an_old_copy_that_is_written_over_the_ledger_in_use_gives_no_new_budget(net, account, tmp_path):
     """Each call is charged its whole worst case: what the chain takes shows whether the budget held."""
     path = tmp_path / "budget.sqlite"
