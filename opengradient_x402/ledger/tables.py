@@ -212,14 +212,14 @@ def connect(url: str) -> Connection:
     parsed = sa.make_url(url)
     if parsed.get_backend_name() != "sqlite":
         return _server_engine(parsed, os.getpid()).connect()
-    if parsed.database:
+    if parsed.database and not parsed.database.startswith((":memory:", "file:")):  # SQLite's own names: no paths
         path = Path(parsed.database)
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         if not path.exists():
             path.touch(mode=0o600)
     file = _FILE.set(parsed)
     try:
-        return _file_engine(parsed.drivername, os.getpid()).connect()
+        return _file_engine(parsed.set(database=""), os.getpid()).connect()
     finally:
         _FILE.reset(file)
 
@@ -227,15 +227,18 @@ def connect(url: str) -> Connection:
 _FILE: ContextVar[sa.URL] = ContextVar("the file that is being connected to")
 
 
-@lru_cache(maxsize=4)
-def _file_engine(drivername: str, process: int) -> Engine:  # noqa: ARG001  (a child shares nothing with its parent)
-    """One engine for all files: it remembers the statements that it has built, which takes longer than to run them."""
+@lru_cache(maxsize=32)
+def _file_engine(url: sa.URL, process: int) -> Engine:  # noqa: ARG001  (a child shares nothing with its parent)
+    """One engine for all files: it remembers the statements that it has built, which takes longer than to run them.
+
+    `url` names no file. A driver may read the rest of it for itself, as one that encrypts reads the password.
+    """
 
     def opened() -> Any:
         where, options = engine.dialect.create_connect_args(_FILE.get())
         return engine.dialect.connect(*where, **{**options, "timeout": _BUSY_TIMEOUT_S, "check_same_thread": False})
 
-    engine = sa.create_engine(f"{drivername}://", poolclass=sa.NullPool, creator=opened)
+    engine = sa.create_engine(url, poolclass=sa.NullPool, creator=opened)
 
     @event.listens_for(engine, "connect")
     def _configure(dbapi_connection: Any, _record: Any) -> None:

@@ -7,6 +7,7 @@ is under way, or ended a moment ago, is noted there too.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterable
 from enum import Enum
@@ -20,35 +21,50 @@ if TYPE_CHECKING:
     from opengradient_x402.ledger.statements import Book
 
 _LOOK_AGAIN_S: Final = 0.2
-_LONGEST_S: Final = 60.0
-"""After this time without progress, whoever was reading counts as gone."""
+_SIGN_OF_LIFE_S: Final = 3.0
+_LONGEST_S: Final = 15.0
+"""After this time without a sign of life, whoever was reading counts as gone: it was killed, or its program ended."""
 _FRESH_S: Final = 10.0
 """For this time nobody reads again what somebody else has read."""
+_SHARED_FAILURE_S: Final = 2.0
+"""For this time a reading that failed counts as read: for those who waited. Who comes later has perhaps more luck."""
 
 
 class _State(Enum):
     READING = "reading"
     READ = "read"
+    FAILED = "failed"
 
 
-_VALID_S: Final = {_State.READING: _LONGEST_S, _State.READ: _FRESH_S}
+_VALID_S: Final = {_State.READING: _LONGEST_S, _State.READ: _FRESH_S, _State.FAILED: _SHARED_FAILURE_S}
 
 
 def read_together(ledger: Ledger, name: str, parts: Iterable[object]) -> None:
     """Goes through `parts`, which read the chain into the ledger, unless somebody does so now or did a moment ago.
 
-    `name` says what is read. Returns when it is read, by whom ever.
+    `name` says what is read. Returns when it is read, by whom ever, or when somebody else has tried in vain.
     """
     key = f"chain {name}"
     while (found := ledger.submit(lambda book, conn: _begun(book, conn, key)).result()) is _State.READING:
         time.sleep(_LOOK_AGAIN_S)
-    if found is _State.READ:
+    if found is not None:
         return
-    try:
-        for _ in parts:  # nothing of them is kept: there may be very many
+    ended, is_over = _State.FAILED, threading.Event()
+
+    def say() -> None:
+        while not is_over.wait(_SIGN_OF_LIFE_S):
             ledger.note(key, _now(_State.READING))
+
+    saying = threading.Thread(target=say, name="opengradient-reading", daemon=True)
+    saying.start()
+    try:
+        for _ in parts:
+            pass  # nothing of them is kept: there may be very many
+        ended = _State.READ
     finally:
-        ledger.note(key, _now(_State.READ))
+        is_over.set()
+        saying.join()  # it says nothing behind the last word
+        ledger.note(key, _now(ended))
 
 
 def _begun(book: Book, conn: Connection, key: str) -> _State | None:

@@ -64,10 +64,13 @@ class KeptReceipts:
             return True
 
     def replace(self, receipt: SettlementReceipt) -> None:
-        """Replaces the receipt that is kept of this call, if one is."""
+        """Replaces the receipt that is kept of this call, if one is.
+
+        Not by one that was read before the call ended: it knows less, and the next look at the ledger knows all.
+        """
         with self._lock:
             known = self._latest.get(receipt.call_id)
-            if known is None or known == receipt:
+            if known is None or known == receipt or (receipt.outcome == "unknown" != known.outcome):
                 return
             self._latest[receipt.call_id] = receipt
         if self._on_news is not None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import logging
+from contextlib import closing
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
+from sqlalchemy.dialects import registry
+from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
 
 from opengradient_devnet import Devnet
 from opengradient_x402.errors import ConfigurationError
@@ -111,3 +115,35 @@ def test_the_url_of_a_database_without_its_scheme_is_no_file_name(given, tmp_pat
 )
 def test_a_path_of_any_form_is_a_file(given):
     assert place.as_url(given) == f"sqlite:///{given}"
+
+
+@pytest.mark.parametrize("url", ["sqlite:///:memory:", "sqlite:///file:kept?mode=memory&cache=shared&uri=true"])
+def test_a_ledger_in_memory_leaves_no_file(url, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with closing(Ledger(url)) as ledger:
+        ledger.note("a", "b").result()
+        assert ledger.noted("a").result() == "b"
+    assert list(tmp_path.iterdir()) == []
+
+
+class Keyed(SQLiteDialect_pysqlite):
+    """As SQLAlchemy's `sqlite+pysqlcipher`, without the encryption: the password is taken from the engine's URL."""
+
+    driver = "keyed"
+    supports_statement_cache = True
+    passwords: ClassVar[list[str | None]] = []
+
+    def create_connect_args(self, url):
+        return super().create_connect_args(url._replace(username=None, password=None, host=None, port=None))
+
+    def on_connect_url(self, url):
+        self.passwords.append(url.password)
+        return super().on_connect_url(url)
+
+
+def test_a_driver_that_encrypts_is_given_the_password_of_each_file(tmp_path):
+    registry.register("sqlite.keyed", __name__, "Keyed")
+    for password in ("one", "two"):
+        with closing(Ledger(f"sqlite+keyed://:{password}@/{tmp_path}/{password}.db")) as ledger:
+            ledger.note("a", "b").result()
+    assert Keyed.passwords == ["one", "two"]

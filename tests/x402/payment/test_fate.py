@@ -16,7 +16,10 @@ import pytest
 
 from opengradient_devnet.faults import OmitDate, RefusePayment
 from opengradient_x402.errors import ChainUnavailable, PaymentOutcomeUnknown, PolicyRefused
+from opengradient_x402.ledger.authorizations import unanswered
+from opengradient_x402.payment.doubts import Fate
 from opengradient_x402.payment.payments import Payments
+from opengradient_x402.telemetry.kept_receipts import KeptReceipts, update_kept
 from support.node import serving
 from support.payers import PROMPT, async_client_for, client_for, network_of, opg_balance, settled_receipts
 
@@ -115,3 +118,20 @@ def test_a_clock_that_the_chain_contradicts_is_compared_with_the_chains_by_name(
     with client_for(payments) as client, pytest.raises(PolicyRefused, match=r"s ahead of the chain's.*Nothing was sig"):
         client.chat(PROMPT)
     assert payments.ledger.authorizations(status="signed").result() == []
+
+
+def test_what_was_read_while_a_call_went_on_does_not_replace_how_it_ended(payments, net):
+    """Another call asks for the fate of its payment, and reads the ledger a moment before the call ends."""
+    net.faults.inject(RefusePayment())
+    with client_for(payments) as client, pytest.raises(PaymentOutcomeUnknown) as failed:
+        client.chat(PROMPT)
+    (authorization,) = payments.ledger.authorizations().result()
+    news = []
+    kept = KeptReceipts(on_news=news.append)
+    kept.add(failed.value.receipt)
+    update_kept([unanswered(authorization)])
+    assert kept.latest() == (failed.value.receipt,)
+    assert news == []
+    assert payments.doubts.fate(authorization).result(10) is Fate.OPEN
+    assert [receipt.outcome for receipt in kept.latest()] == ["failed"]
+    assert news == []

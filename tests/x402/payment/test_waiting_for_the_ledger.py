@@ -19,6 +19,7 @@ from opengradient_x402.keys.signer import LocalSigner
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.payment.payments import Payments
 from opengradient_x402.payment.policy import SpendPolicy
+from opengradient_x402.settlement import shared
 from opengradient_x402.settlement.shared import read_together
 from support.node import serving
 from support.payers import PROMPT, async_client_for, client_for, network_of, opg_balance
@@ -143,11 +144,58 @@ def test_what_waits_for_another_reading_of_the_chain_shares_it_and_outlives_a_ki
         second.result(10)
         assert done == ["slow"]
         read_together(two, "another wallet", map(done.append, ["another"]))
-        two.note("chain wallet", f"reading {time.time() - 61:.3f}").result()
+        two.note("chain wallet", f"reading {time.time() - 16:.3f}").result()
         read_together(two, "wallet", map(done.append, ["taken over"]))
         two.note("chain wallet", f"read {time.time() + 3600:.3f}").result()
         read_together(one, "wallet", map(done.append, ["by a clock that is right"]))
     assert done == ["slow", "another", "taken over", "by a clock that is right"]
+
+
+def test_a_reading_that_takes_long_and_goes_on_is_not_done_twice(tmp_path, monkeypatch):
+    monkeypatch.setattr(shared, "_SIGN_OF_LIFE_S", 0.1)
+    monkeypatch.setitem(shared._VALID_S, shared._State.READING, 1.0)
+    path, done, may_go_on = tmp_path / "ledger.sqlite", [], threading.Event()
+
+    def slow():
+        may_go_on.wait(30)
+        yield done.append("slow")
+
+    with closing(Ledger(path)) as one, closing(Ledger(path)) as two, ThreadPoolExecutor(2) as pool:
+        first = pool.submit(read_together, one, "wallet", slow())
+        while not str(two.noted("chain wallet").result()).startswith("reading"):
+            time.sleep(0.01)
+        second = pool.submit(read_together, two, "wallet", map(done.append, ["again"]))
+        time.sleep(2.5)
+        assert done == []
+        may_go_on.set()
+        first.result(10)
+        second.result(10)
+    assert done == ["slow"]
+
+
+def test_a_process_whose_node_fails_keeps_the_others_from_reading_for_a_moment_only(net, account, tmp_path):
+    policy, path = SpendPolicy(max_per_day="0.15"), tmp_path / "spent.sqlite"
+    with serving(net.chain) as broken, serving(net.chain) as sound, ExitStack() as stack:
+        clients = []
+        for node in (broken, sound):
+            payments = Payments(
+                network=replace(network_of(net), rpc_url=node.url),
+                signer=LocalSigner(account.private_key),
+                policy=policy,
+                ledger=stack.enter_context(closing(Ledger(path))),
+            )
+            clients.append(stack.enter_context(client_for(payments)))
+        clients[0].chat(PROMPT)
+        net.faults.inject(NeverSettle(), times=None)
+        net.close_sessions(wait_s=0)
+        broken.misbehave = lambda *_: (429, {})
+        with pytest.raises(BudgetExceeded):
+            clients[0].chat(PROMPT)
+        time.sleep(2.1)
+        before = len(sound.requests)
+        with pytest.raises(BudgetExceeded):
+            clients[1].chat(PROMPT)
+        assert any(asked[0]["to"] == MULTICALL3 for method, asked in sound.requests[before:] if method == "eth_call")
 
 
 def test_an_old_copy_that_is_written_over_the_ledger_in_use_gives_no_new_budget(net, account, tmp_path):
