@@ -51,8 +51,8 @@ def test_two_hundred_wallets_need_no_more_threads_and_files_than_one(tmp_path):
     wallets = [opened(1)]
     threads, files = threading.active_count(), len(list(_FILES.iterdir()))
     wallets += [opened(number) for number in range(2, 201)]
-    assert threading.active_count() == threads
-    assert len(list(_FILES.iterdir())) == files
+    assert threading.active_count() <= threads
+    assert len(list(_FILES.iterdir())) <= files
     for wallet in wallets:
         wallet.close()
 
