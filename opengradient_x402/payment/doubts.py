@@ -121,9 +121,11 @@ class Doubts:
         from opengradient_x402.settlement.shared import read_together
 
         with suppress(ChainUnavailable):  # the budget error that follows says what is reserved
-            read_together(
-                self._ledger, f"{self._network.caip2} {self._payer}", self.reconciler.reports(payer=self._payer)
-            )
+            read_together(self._ledger, f"{self._network.caip2} {self._payer}", self._read_chain)
+
+    def _read_chain(self) -> None:
+        for _ in self.reconciler.reports(payer=self._payer):
+            pass  # nothing of it is kept: there may be very many
 
     def recount(self, call: Call) -> Future[None]:
         """Asks the chain, and then the ledger, about the calls whose cost the call's limits do not know yet."""
@@ -131,8 +133,7 @@ class Doubts:
 
     def _recount(self, call: Call) -> None:
         with suppress(ChainUnavailable):
-            for _ in self.reconciler.reports(payer=self._payer):
-                pass  # nothing of it is kept: there may be very many
+            self._read_chain()
         for limit in call.limits:
             limit.update(self._ledger.receipts(call_ids=list(limit.unknown)).result())
 

@@ -1,4 +1,4 @@
-"""One reading of the chain for all processes of a wallet: who comes meanwhile waits for it, and shares what it found.
+"""One reading of the chain for all processes of a wallet: the others wait for it, and share what it found.
 
 A budget that is used up is used up for all processes at the same moment. Each of them would ask the node the same
 questions, one after another, for as long as all of them together take. What a reading finds is in the ledger; that it
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 _LOOK_AGAIN_S: Final = 0.2
 _SIGN_OF_LIFE_S: Final = 3.0
 _LONGEST_S: Final = 15.0
-"""After this time without a sign of life, whoever was reading counts as gone: it was killed, or its program ended."""
+"""After this time without a sign of life the reader counts as gone: it was killed, or its program ended."""
 _FRESH_S: Final = 10.0
 """For this time nobody reads again what somebody else has read."""
 _SHARED_FAILURE_S: Final = 2.0
-"""For this time a reading that failed counts as read: for those who waited. Who comes later has perhaps more luck."""
+"""For this time a reading that failed counts as read, for those who waited for it. Later ones try for themselves."""
 
 
 class _State(Enum):
@@ -39,10 +39,10 @@ class _State(Enum):
 _VALID_S: Final = {_State.READING: _LONGEST_S, _State.READ: _FRESH_S, _State.FAILED: _SHARED_FAILURE_S}
 
 
-def read_together(ledger: Ledger, name: str, parts: Iterable[object]) -> None:
-    """Goes through `parts`, which read the chain into the ledger, unless somebody does so now or did a moment ago.
+def read_together(ledger: Ledger, name: str, read: Callable[[], None]) -> None:
+    """Calls `read`, which reads the chain into the ledger, unless another process does so now or did a moment ago.
 
-    `name` says what is read. Returns when it is read, by whom ever, or when somebody else has tried in vain.
+    `name` says what is read. Returns when it is read, here or by the other one, or when the other one has failed.
     """
     key = f"chain {name}"
     while (found := ledger.submit(lambda book, conn: _begun(book, conn, key)).result()) is _State.READING:
@@ -58,12 +58,11 @@ def read_together(ledger: Ledger, name: str, parts: Iterable[object]) -> None:
     saying = threading.Thread(target=say, name="opengradient-reading", daemon=True)
     saying.start()
     try:
-        for _ in parts:
-            pass  # nothing of them is kept: there may be very many
+        read()
         ended = _State.READ
     finally:
         is_over.set()
-        saying.join()  # it says nothing behind the last word
+        saying.join()  # it must not note that this goes on, after the end is noted
         ledger.note(key, _now(ended))
 
 

@@ -70,7 +70,9 @@ class KeptReceipts:
         """
         with self._lock:
             known = self._latest.get(receipt.call_id)
-            if known is None or known == receipt or (receipt.outcome == "unknown" != known.outcome):
+            if known is None or known == receipt:
+                return
+            if receipt.outcome == "unknown" and known.outcome != "unknown":
                 return
             self._latest[receipt.call_id] = receipt
         if self._on_news is not None:

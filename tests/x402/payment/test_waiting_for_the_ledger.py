@@ -7,7 +7,7 @@ import sqlite3
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 
 import pytest
@@ -125,51 +125,50 @@ def test_processes_that_a_budget_refuses_at_once_read_the_chain_together(net, ac
         assert looked_at_nonces() == before + 1
 
 
-def test_what_waits_for_another_reading_of_the_chain_shares_it_and_outlives_a_killed_one(tmp_path):
-    path, done, may_go_on = tmp_path / "ledger.sqlite", [], threading.Event()
+@contextmanager
+def _reading_by(one, two):
+    """The first ledger reads the chain until the block ends; the second one's wish to read, and what was read."""
+    done, may_go_on = [], threading.Event()
 
     def slow():
         may_go_on.wait(30)
-        yield done.append("slow")
+        done.append("slow")
 
-    with closing(Ledger(path)) as one, closing(Ledger(path)) as two, ThreadPoolExecutor(2) as pool:
-        first = pool.submit(read_together, one, "wallet", slow())
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(read_together, one, "wallet", slow)
         while not str(two.noted("chain wallet").result()).startswith("reading"):
             time.sleep(0.01)
-        second = pool.submit(read_together, two, "wallet", map(done.append, ["again"]))
-        time.sleep(0.5)
-        assert not second.done()
-        may_go_on.set()
+        second = pool.submit(read_together, two, "wallet", lambda: done.append("again"))
+        try:
+            yield second, done
+        finally:
+            may_go_on.set()
         first.result(10)
         second.result(10)
+
+
+def test_what_waits_for_another_reading_of_the_chain_shares_it_and_outlives_a_killed_one(tmp_path):
+    path = tmp_path / "ledger.sqlite"
+    with closing(Ledger(path)) as one, closing(Ledger(path)) as two:
+        with _reading_by(one, two) as (second, done):
+            time.sleep(0.5)
+            assert not second.done()
         assert done == ["slow"]
-        read_together(two, "another wallet", map(done.append, ["another"]))
+        read_together(two, "another wallet", lambda: done.append("another"))
         two.note("chain wallet", f"reading {time.time() - 16:.3f}").result()
-        read_together(two, "wallet", map(done.append, ["taken over"]))
+        read_together(two, "wallet", lambda: done.append("taken over"))
         two.note("chain wallet", f"read {time.time() + 3600:.3f}").result()
-        read_together(one, "wallet", map(done.append, ["by a clock that is right"]))
+        read_together(one, "wallet", lambda: done.append("by a clock that is right"))
     assert done == ["slow", "another", "taken over", "by a clock that is right"]
 
 
 def test_a_reading_that_takes_long_and_goes_on_is_not_done_twice(tmp_path, monkeypatch):
     monkeypatch.setattr(shared, "_SIGN_OF_LIFE_S", 0.1)
     monkeypatch.setitem(shared._VALID_S, shared._State.READING, 1.0)
-    path, done, may_go_on = tmp_path / "ledger.sqlite", [], threading.Event()
-
-    def slow():
-        may_go_on.wait(30)
-        yield done.append("slow")
-
-    with closing(Ledger(path)) as one, closing(Ledger(path)) as two, ThreadPoolExecutor(2) as pool:
-        first = pool.submit(read_together, one, "wallet", slow())
-        while not str(two.noted("chain wallet").result()).startswith("reading"):
-            time.sleep(0.01)
-        second = pool.submit(read_together, two, "wallet", map(done.append, ["again"]))
+    path = tmp_path / "ledger.sqlite"
+    with closing(Ledger(path)) as one, closing(Ledger(path)) as two, _reading_by(one, two) as (_, done):
         time.sleep(2.5)
         assert done == []
-        may_go_on.set()
-        first.result(10)
-        second.result(10)
     assert done == ["slow"]
 
 
