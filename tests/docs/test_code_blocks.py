@@ -99,6 +99,7 @@ def environment(network, tmp_path) -> dict[str, str]:
         "OG_NETWORK": "devnet",
         "OG_PRIVATE_KEY": account.private_key,
         "OG_LEDGER_URL": f"sqlite:///{tmp_path / 'ledger.sqlite'}",
+        "PYTHONWARNINGS": "error::DeprecationWarning:__main__",
     }
 
 

@@ -73,7 +73,7 @@ ROWS: dict[str, Threat] = {
         ("test_a_redirect_after_payment", "test_redirect_loops_under_a_plain"),
     ),
     "13": Threat(
-        "402 for ever",
+        "402 again and again",
         "one payment, however often it is refused",
         ("test_a_402_for_ever", "test_no_answer_after_a_signature_means_not_paid"),
     ),
@@ -143,7 +143,7 @@ ROWS: dict[str, Threat] = {
     ),
     "26": Threat(
         "huge 402, dripped headers",
-        "no bytes are read for ever; one payment at most",
+        "no more is read than the limits allow; one payment at most",
         ("test_a_hostile_402_body_is_not_read", "test_dripped_headers_end"),
     ),
     "27-28": Threat(

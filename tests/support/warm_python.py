@@ -69,6 +69,7 @@ def _become(order: dict[str, Any]) -> None:
     os.environ.clear()
     os.environ.update(order["env"])
     sys.argv, sys.path[0] = [order["script"]], str(Path(order["script"]).parent)
+    # What Python does with PYTHONWARNINGS of the docs' tests when it starts.
     warnings.filterwarnings("error", category=DeprecationWarning, module="__main__")
     runpy.run_path(order["script"], run_name="__main__")
 
