@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Generator, Iterator
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any, Final, NamedTuple, Protocol, Self, TypeVar, cast
 
 import httpx
@@ -218,7 +219,12 @@ def _pause_s(failed: Failure, attempt: int) -> float:
 def _post(url: str, content: bytes, until: float) -> httpx.Request:
     headers = {"content-type": "application/json", "accept-encoding": "gzip, deflate"}
     limits = limited_to(max(0.001, until - time.monotonic()))
-    return httpx.Request("POST", url, headers=headers, content=content, extensions=limits)
+    return httpx.Request("POST", _parsed(url), headers=headers, content=content, extensions=limits)
+
+
+@lru_cache(maxsize=32)
+def _parsed(url: str) -> httpx.URL:
+    return httpx.URL(url)
 
 
 def limited_to(seconds: float) -> dict[str, Any]:

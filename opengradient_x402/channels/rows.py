@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,14 @@ from opengradient_x402.channels.channel import Channel, Deposit, Voucher
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
+    from opengradient_x402.ledger.tables import Prepared
+
 _NUMBERS = ("salt", "charged_atomic", "signed_atomic", "balance_atomic", "claimed_atomic", "foreign_atomic")
 """Kept as text: they fit no database integer."""
+_DEPOSIT = ("deposit_atomic", "deposit_salt", "deposit_deadline")
+_CHANNEL = (*(field.name for field in fields(Channel) if field.name != "deposit"), *_DEPOSIT)
+"""The columns that are read of a channel, in this order."""
+_VOUCHER = tuple(field.name for field in fields(Voucher))
 
 
 def table_of(name: str) -> Any:
@@ -33,29 +40,28 @@ def row_of(channel: Channel) -> dict[str, Any]:
     return row
 
 
-def _channel_in(row: Any) -> Channel:
-    values = {field.name: row[field.name] for field in fields(Channel) if field.name != "deposit"}
-    values |= {name: int(values[name]) for name in _NUMBERS}
-    deposit = None
-    if row["deposit_salt"] is not None:
-        deposit = Deposit(
-            amount_atomic=int(row["deposit_atomic"]), salt=int(row["deposit_salt"]), deadline=row["deposit_deadline"]
-        )
+def _channel_in(row: Sequence[Any]) -> Channel:
+    values = dict(zip(_CHANNEL, row, strict=True))
+    for name in _NUMBERS:
+        values[name] = int(values[name])
+    deposit, amount_atomic, salt, deadline = None, *(values.pop(name) for name in _DEPOSIT)
+    if salt is not None:
+        deposit = Deposit(amount_atomic=int(amount_atomic), salt=int(salt), deadline=deadline)
     return Channel(**values, deposit=deposit)
 
 
 def channels_in(conn: Connection, *, network: str, payer: str | None) -> list[Channel]:
     """All channels of a network (CAIP-2), or of one payer there, oldest first."""
-    query, values = _statements().channels_of_network, {"network": network}
+    statement, values = _statements().channels_of_network, {"network": network}
     if payer is not None:
-        query, values = _statements().channels_of_payer, values | {"payer": payer}
-    return [_channel_in(row) for row in conn.execute(query, values).mappings()]
+        statement, values = _statements().channels_of_payer, values | {"payer": payer}
+    return [_channel_in(row) for row in statement.rows(conn, values)]
 
 
 def channel_in(conn: Connection, channel_id: str) -> Channel | None:
     """One channel; None if the ledger does not have it."""
-    row = conn.execute(_statements().channel, {"wanted": channel_id}).mappings().one_or_none()
-    return None if row is None else _channel_in(row)
+    rows = _statements().channel.rows(conn, {"wanted": channel_id})
+    return _channel_in(rows[0]) if rows else None
 
 
 def known_channel(conn: Connection, channel_id: str) -> Channel:
@@ -68,43 +74,42 @@ def known_channel(conn: Connection, channel_id: str) -> Channel:
 
 def put_channel(conn: Connection, channel: Channel) -> None:
     """Writes a channel that is there, as it is now."""
-    conn.execute(_statements().put_channel, row_of(channel) | {"wanted": channel.id})
+    _statements().put_channel.change(conn, row_of(channel) | {"wanted": channel.id})
 
 
 def vouchers_of(conn: Connection, channel_id: str, *states: str) -> list[Voucher]:
     """The vouchers of a channel in these states, oldest first."""
-    return [
-        Voucher(
-            authorization_id=row.authorization_id,
-            channel_id=row.channel_id,
-            base_atomic=int(row.base_atomic),
-            max_atomic=int(row.max_atomic),
-            charged_atomic=None if row.charged_atomic is None else int(row.charged_atomic),
-            signed_atomic=int(row.signed_atomic or 0),
-        )
-        for row in conn.execute(_statements().vouchers, {"wanted": channel_id, "states": states})
-    ]
+    found = []
+    of_states = {f"state_{number}": state for number, state in enumerate(states)}
+    for row in _vouchers_in(len(states)).rows(conn, of_states | {"wanted": channel_id}):
+        values = dict(zip(_VOUCHER, row, strict=True))
+        for name in ("base_atomic", "max_atomic"):
+            values[name] = int(values[name])
+        charged_atomic, signed_atomic = values["charged_atomic"], values["signed_atomic"]
+        values["charged_atomic"] = None if charged_atomic is None else int(charged_atomic)
+        values["signed_atomic"] = int(signed_atomic or 0)
+        found.append(Voucher(**values))
+    return found
 
 
 def settled_for_good(conn: Connection, channel_id: str) -> int:
     """What was taken for the calls of a channel whose settlement is final, in atomic units."""
-    gwei, rest = conn.execute(_statements().settled_for_good, {"wanted": channel_id}).one()
+    [(gwei, rest)] = _statements().settled_for_good.rows(conn, {"wanted": channel_id})
     return int(gwei or 0) * 10**9 + int(rest or 0)
 
 
 def has_others(conn: Connection, voucher: Voucher) -> bool:
     """Whether its channel has vouchers of other calls."""
-    table = table_of("vouchers")
-    other = (table.c.channel_id == voucher.channel_id, table.c.authorization_id != voucher.authorization_id)
-    return conn.execute(table.select().where(*other).limit(1)).first() is not None
+    this = {"channel": voucher.channel_id, "authorization": voucher.authorization_id}
+    return _statements().another.value(conn, this) is not None
 
 
 def put_voucher(conn: Connection, voucher: Voucher) -> Voucher:
     """Writes it, and returns it as it was written: a call keeps the highest sum that was signed for it."""
     voucher = replace(voucher, signed_atomic=voucher.ceiling_atomic)
     row = {name: None if value is None else str(value) for name, value in asdict(voucher).items()}
-    if conn.execute(_statements().put_voucher, row | {"wanted": voucher.authorization_id}).rowcount == 0:
-        conn.execute(_statements().add_voucher, row | {"state": "newest"})
+    if _statements().put_voucher.change(conn, row | {"wanted": voucher.authorization_id}) == 0:
+        _statements().add_voucher.change(conn, row | {"state": "newest"})
     return voucher
 
 
@@ -119,27 +124,29 @@ def own_and_others(
 
 def set_state(conn: Connection, authorization_id: str, state: str) -> None:
     """Writes the state of one voucher: `newest`, `included` or `final`."""
-    conn.execute(_statements().set_state, {"wanted": authorization_id, "now": state})
+    _statements().set_state.change(conn, {"wanted": authorization_id, "now": state})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Statements:
-    """What a call on a channel executes, built once: SQLAlchemy takes longer to build one than SQLite to run it."""
+    """What a call on a channel executes, built once."""
 
-    channel: Any
-    channels_of_network: Any
-    channels_of_payer: Any
-    put_channel: Any
-    vouchers: Any
-    settled_for_good: Any
-    put_voucher: Any
-    add_voucher: Any
-    set_state: Any
+    channel: Prepared
+    channels_of_network: Prepared
+    channels_of_payer: Prepared
+    put_channel: Prepared
+    settled_for_good: Prepared
+    another: Prepared
+    put_voucher: Prepared
+    add_voucher: Prepared
+    set_state: Prepared
 
 
 @cache
 def _statements() -> _Statements:
     import sqlalchemy as sa
+
+    from opengradient_x402.ledger.tables import Prepared
 
     channels, vouchers, paid = table_of("channels"), table_of("vouchers"), table_of("authorizations")
     wanted: Any = sa.bindparam("wanted")
@@ -148,18 +155,36 @@ def _statements() -> _Statements:
     def given(table: Any, *without: str) -> dict[str, Any]:
         return {column.name: sa.bindparam(column.name) for column in table.c if column.name not in without}
 
-    of_network = channels.select().where(channels.c.network == sa.bindparam("network")).order_by(channels.c.sequence)
-    is_one_of = vouchers.c.state.in_(sa.bindparam("states", expanding=True))
+    found = sa.select(*(channels.c[name] for name in _CHANNEL))
+    of_network = found.where(channels.c.network == sa.bindparam("network")).order_by(channels.c.sequence)
     sums = sa.select(sa.func.sum(paid.c.reserved_gwei), sa.func.sum(paid.c.reserved_rest))
     sums = sums.join_from(vouchers, paid, paid.c.id == vouchers.c.authorization_id)
+    another = sa.select(vouchers.c.sequence).where(
+        vouchers.c.channel_id == sa.bindparam("channel"), vouchers.c.authorization_id != sa.bindparam("authorization")
+    )
     return _Statements(
-        channel=channels.select().where(channels.c.id == wanted),
-        channels_of_network=of_network,
-        channels_of_payer=of_network.where(channels.c.payer == sa.bindparam("payer")),
-        put_channel=channels.update().where(channels.c.id == wanted).values(given(channels, "sequence")),
-        vouchers=vouchers.select().where(vouchers.c.channel_id == wanted, is_one_of).order_by(vouchers.c.sequence),
-        settled_for_good=sums.where(vouchers.c.channel_id == wanted, vouchers.c.state == "final"),
-        put_voucher=vouchers.update().where(this).values(given(vouchers, "sequence", "state")),
-        add_voucher=vouchers.insert().values(given(vouchers, "sequence")),
-        set_state=vouchers.update().where(this).values(state=sa.bindparam("now")),
+        channel=Prepared(found.where(channels.c.id == wanted)),
+        channels_of_network=Prepared(of_network),
+        channels_of_payer=Prepared(of_network.where(channels.c.payer == sa.bindparam("payer"))),
+        put_channel=Prepared(channels.update().where(channels.c.id == wanted).values(given(channels, "sequence"))),
+        settled_for_good=Prepared(sums.where(vouchers.c.channel_id == wanted, vouchers.c.state == "final")),
+        another=Prepared(another.limit(1)),
+        put_voucher=Prepared(vouchers.update().where(this).values(given(vouchers, "sequence", "state"))),
+        add_voucher=Prepared(vouchers.insert().values(given(vouchers, "sequence"))),
+        set_state=Prepared(vouchers.update().where(this).values(state=sa.bindparam("now"))),
+    )
+
+
+@cache
+def _vouchers_in(states: int) -> Prepared:
+    """The vouchers of a channel that are in one of so many states."""
+    import sqlalchemy as sa
+
+    from opengradient_x402.ledger.tables import Prepared
+
+    vouchers = table_of("vouchers")
+    is_one_of = vouchers.c.state.in_([sa.bindparam(f"state_{number}") for number in range(states)])
+    found = sa.select(*(vouchers.c[name] for name in _VOUCHER))
+    return Prepared(
+        found.where(vouchers.c.channel_id == sa.bindparam("wanted"), is_one_of).order_by(vouchers.c.sequence)
     )

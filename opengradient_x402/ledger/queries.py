@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from functools import cache
+from itertools import product
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
@@ -12,14 +14,15 @@ from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.ledger.tables import (
     IS_OPEN,
     WITH_SIGNATURES,
+    Prepared,
     authorizations,
+    authorizations_in,
     calls,
-    read_authorizations,
     receipt_in,
 )
 
-_AUTHORIZATION = WITH_SIGNATURES.where(authorizations.c.id == sa.bindparam("wanted"))
-_MOST_VARIABLES = 500  # of one statement; SQLite has a limit
+_AUTHORIZATION = Prepared(WITH_SIGNATURES.where(authorizations.c.id == sa.bindparam("wanted")))
+_MOST_IDS = 256  # of one statement; SQLite has a limit
 
 
 class Queries:
@@ -37,13 +40,14 @@ class Queries:
         authorization_ids: list[str] | None,
         payer: str | None,
     ) -> list[SettlementReceipt]:
-        queries = [sa.select(calls.c.sequence, calls.c.receipt).where(*_chosen(since=since, payer=payer))]
-        for column, wanted in ((calls.c.call_id, call_ids), (calls.c.authorization_id, authorization_ids)):
-            if wanted is not None:
-                parts = [wanted[first : first + _MOST_VARIABLES] for first in range(0, len(wanted), _MOST_VARIABLES)]
-                queries = [query.where(column.in_(part)) for query in queries for part in parts]
-        rows = sorted({(row.sequence, row.receipt) for query in queries for row in conn.execute(query)})
-        return [receipt_in(receipt) for _, receipt in rows]
+        found: set[tuple[int, str]] = set()
+        values = {name: value for name, value in (("since", since), ("payer", payer)) if value}
+        for of_calls, of_authorizations in product(_parts(call_ids), _parts(authorization_ids)):
+            statement = _receipts_by(len(of_calls), len(of_authorizations), *values)
+            ids = {f"call_{number}": one for number, one in enumerate(of_calls)}
+            ids |= {f"authorization_{number}": one for number, one in enumerate(of_authorizations)}
+            found.update((sequence, receipt) for sequence, receipt in statement.rows(conn, values | ids))
+        return [receipt_in(receipt) for _, receipt in sorted(found)]
 
     def newest_receipts(
         self, conn: Connection, *, since: int, payer: str | None, status: str | None, run: str | None, most: int
@@ -82,16 +86,9 @@ class Queries:
         network: str | None,
         authorization_id: str | None,
     ) -> list[Authorization]:
-        query = WITH_SIGNATURES
-        for column, value in (
-            (authorizations.c.status, status),
-            (authorizations.c.payer, payer),
-            (authorizations.c.network, network),
-            (authorizations.c.id, authorization_id),
-        ):
-            if value is not None:
-                query = query.where(column == value)
-        return read_authorizations(conn, query)
+        wanted = {"status": status, "payer": payer, "network": network, "id": authorization_id}
+        given = {name: value for name, value in wanted.items() if value is not None}
+        return authorizations_in(_authorizations_by(*given).rows(conn, given))
 
     def unfinished(
         self,
@@ -103,22 +100,61 @@ class Queries:
         after: str | None,
         most: int | None,
     ) -> list[Authorization]:
-        is_due = sa.or_(authorizations.c.recheck_at.is_(None), authorizations.c.recheck_at <= int(time.time()))
-        query = sa.select(authorizations.c.id).where(authorizations.c.network == network, IS_OPEN, is_due)
-        if payer is not None:
-            query = query.where(authorizations.c.payer == payer)
-        if authorization_id is not None:
-            query = query.where(authorizations.c.id == authorization_id)
-        if after is not None:
-            last = sa.select(authorizations.c.sequence).where(authorizations.c.id == after).scalar_subquery()
-            query = query.where(authorizations.c.sequence > last)
-        if most is not None:
-            query = query.order_by(authorizations.c.sequence).limit(most)
-        return read_authorizations(conn, WITH_SIGNATURES.where(authorizations.c.id.in_(query)))
+        wanted = {"payer": payer, "id": authorization_id, "after": after, "most": most}
+        given = {name: value for name, value in wanted.items() if value is not None}
+        values = given | {"network": network, "now": int(time.time())}
+        return authorizations_in(_unfinished_by(*given).rows(conn, values))
 
     def authorization(self, conn: Connection, authorization_id: str) -> Authorization | None:
-        found = read_authorizations(conn, _AUTHORIZATION, {"wanted": authorization_id})
+        found = authorizations_in(_AUTHORIZATION.rows(conn, {"wanted": authorization_id}))
         return found[0] if found else None
+
+
+def _parts(wanted: list[str] | None) -> list[list[str]]:
+    """Ids in lists that one statement can have; the last one is filled up, so that there are few statements."""
+    if wanted is None:
+        return [[]]
+    parts = [wanted[first : first + _MOST_IDS] for first in range(0, len(wanted), _MOST_IDS)]
+    return [part + part[-1:] * ((1 << (len(part) - 1).bit_length()) - len(part)) for part in parts]
+
+
+@cache
+def _receipts_by(call_ids: int, authorization_ids: int, *names: str) -> Prepared:
+    """The receipts of so many calls, or of so many authorizations; since a time, or of one payer."""
+    query = sa.select(calls.c.sequence, calls.c.receipt)
+    if "since" in names:
+        query = query.where(calls.c.created_at >= sa.bindparam("since"))
+    if "payer" in names:
+        query = query.where(calls.c.payer == sa.bindparam("payer"))
+    for column, name, count in (
+        (calls.c.call_id, "call", call_ids),
+        (calls.c.authorization_id, "authorization", authorization_ids),
+    ):
+        if count:
+            query = query.where(column.in_([sa.bindparam(f"{name}_{number}") for number in range(count)]))
+    return Prepared(query)
+
+
+@cache
+def _authorizations_by(*names: str) -> Prepared:
+    """The authorizations that have these values in these columns."""
+    return Prepared(WITH_SIGNATURES.where(*(authorizations.c[name] == sa.bindparam(name) for name in names)))
+
+
+@cache
+def _unfinished_by(*names: str) -> Prepared:
+    """The authorizations that the chain may still change; of one payer or id, behind another one, or so many."""
+    is_due = sa.or_(authorizations.c.recheck_at.is_(None), authorizations.c.recheck_at <= sa.bindparam("now"))
+    query = sa.select(authorizations.c.id).where(authorizations.c.network == sa.bindparam("network"), IS_OPEN, is_due)
+    query = query.where(*(authorizations.c[name] == sa.bindparam(name) for name in ("payer", "id") if name in names))
+    if "after" in names:
+        earlier = authorizations.c.id == sa.bindparam("after")
+        query = query.where(
+            authorizations.c.sequence > sa.select(authorizations.c.sequence).where(earlier).scalar_subquery()
+        )
+    if "most" in names:
+        query = query.order_by(authorizations.c.sequence).limit(sa.bindparam("most"))
+    return Prepared(WITH_SIGNATURES.where(authorizations.c.id.in_(query)))
 
 
 def _chosen(

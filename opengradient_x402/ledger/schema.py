@@ -16,11 +16,11 @@ from opengradient_x402.addresses import checksum_address
 from opengradient_x402.ledger.place import Seen
 from opengradient_x402.ledger.tables import (
     PROOF_KEPT_S,
+    Prepared,
     authorizations,
     calls,
     lock,
     make_missing,
-    member_of_receipt,
     proofs,
     reserved,
     signatures,
@@ -33,11 +33,13 @@ VERSION = 5
 """Of the tables. A change of the tables raises it and adds a step to `create`."""
 
 
-_SEEN = sa.select(
-    versions.c.version,
-    versions.c.ledger_id,
-    # The last number is how many were ever recorded: none is ever deleted.
-    sa.select(sa.func.coalesce(sa.func.max(authorizations.c.sequence), 0)).scalar_subquery().label("authorizations"),
+_SEEN = Prepared(
+    sa.select(
+        versions.c.version,
+        versions.c.ledger_id,
+        # The last number is how many were ever recorded: none is ever deleted.
+        sa.select(sa.func.coalesce(sa.func.max(authorizations.c.sequence), 0)).scalar_subquery(),
+    )
 )
 
 
@@ -73,9 +75,9 @@ def create(conn: Connection) -> None:
 
 def seen_in(conn: Connection) -> Seen:
     """Which ledger this is, and how much is in it, for a database of this version. Raises NewerSchema."""
-    found = conn.execute(_SEEN).one()
-    _check_version(found.version)
-    return Seen(ledger_id=str(found.ledger_id), authorizations=int(found.authorizations))
+    [(version, ledger_id, count)] = _SEEN.rows(conn, {})
+    _check_version(version)
+    return Seen(ledger_id=str(ledger_id), authorizations=int(count))
 
 
 def _check_version(found: int) -> None:
@@ -120,6 +122,11 @@ _RESERVE = (
     f"reserved_rest = CAST(substr('000000000' || {_RESERVED}, length({_RESERVED}) + 1, 9) AS BIGINT) "
     "WHERE EXISTS (SELECT 1 FROM signatures WHERE authorization_id = authorizations.id)"
 )
+
+
+def member_of_receipt(conn: Connection, name: str) -> str:
+    """The SQL for one member of a call's stored receipt."""
+    return f"json_extract(receipt, '$.{name}')" if conn.dialect.name == "sqlite" else f"receipt::json ->> '{name}'"
 
 
 def _name_assets(conn: Connection) -> None:

@@ -25,6 +25,7 @@ from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt
 from opengradient_x402.ledger.recorder import CallUnderWay
 from opengradient_x402.ledger.tables import (
     TERMS,
+    Prepared,
     as_row,
     authorizations,
     calls,
@@ -38,7 +39,7 @@ from opengradient_x402.ledger.tables import (
 )
 
 _log = logging.getLogger(__name__)
-_NEWEST_VOUCHERS = (
+_NEWEST_VOUCHERS = Prepared(
     sa.select(
         channels.c.id,
         channels.c.claimed_atomic,
@@ -64,39 +65,41 @@ def _given(*names: str) -> dict[str, sa.BindParameter[Any]]:
 
 _CALL = ("authorization_id", "created_at", "receipt", "payer", "status", "run")
 _THIS_CALL = calls.c.call_id == sa.bindparam("wanted")
-_UPDATE_CALL = calls.update().where(_THIS_CALL).values(_given(*_CALL))
-_INSERT_CALL = calls.insert().values(_given("call_id", *_CALL))
-_UPDATE_ANSWER = calls.update().where(_THIS_CALL).values(_given(*_CALL, "answered_as"))
-_INSERT_ANSWER = calls.insert().values(_given("call_id", *_CALL, "answered_as"))
-_PAYS_FOR = sa.select(calls.c.authorization_id).where(_THIS_CALL)
-_FORGET_CALL = calls.delete().where(
-    _THIS_CALL, calls.c.authorization_id == sa.bindparam("paid_by"), calls.c.answered_as == sa.bindparam("begun")
+_UPDATE_CALL = Prepared(calls.update().where(_THIS_CALL).values(_given(*_CALL)))
+_INSERT_CALL = Prepared(calls.insert().values(_given("call_id", *_CALL)))
+_UPDATE_ANSWER = Prepared(calls.update().where(_THIS_CALL).values(_given(*_CALL, "answered_as")))
+_INSERT_ANSWER = Prepared(calls.insert().values(_given("call_id", *_CALL, "answered_as")))
+_PAYS_FOR = Prepared(sa.select(calls.c.authorization_id).where(_THIS_CALL))
+_FORGET_CALL = Prepared(
+    calls.delete().where(
+        _THIS_CALL, calls.c.authorization_id == sa.bindparam("paid_by"), calls.c.answered_as == sa.bindparam("begun")
+    )
 )
-_GIVE_UP_CALL = (
+_GIVE_UP_CALL = Prepared(
     calls.update()
     .where(
         _THIS_CALL, calls.c.authorization_id == sa.bindparam("paid_by"), calls.c.answered_as == sa.bindparam("begun")
     )
     .values(answered_as=ReceiptStatus.EXPIRED.value)
 )
-_CALLS_OF = (
+_CALLS_OF = Prepared(
     sa.select(calls.c.receipt, calls.c.answered_as, calls.c.dispute)
     .where(calls.c.authorization_id == sa.bindparam("wanted"))
     .order_by(calls.c.sequence)
 )
 _THIS = authorizations.c.id == sa.bindparam("wanted")
-_STATUS_OF = sa.select(authorizations.c.status).where(_THIS)
+_STATUS_OF = Prepared(sa.select(authorizations.c.status).where(_THIS))
 _STORED = [column.name for column in authorizations.c if column.name != "sequence"]
-_INSERT_AUTHORIZATION = authorizations.insert().values(_given(*_STORED))
-_UPDATE_AUTHORIZATION = authorizations.update().where(_THIS).values(_given(*_STORED))
-_INSERT_SIGNATURE = signatures.insert().values(_given("authorization_id", *TERMS))
+_INSERT_AUTHORIZATION = Prepared(authorizations.insert().values(_given(*_STORED)))
+_UPDATE_AUTHORIZATION = Prepared(authorizations.update().where(_THIS).values(_given(*_STORED)))
+_INSERT_SIGNATURE = Prepared(signatures.insert().values(_given("authorization_id", *TERMS)))
 _MINUTE_KEY = ("payer", "network", "asset", "minute")
-_ADD_RESERVED = (
+_ADD_RESERVED = Prepared(
     reserved.update()
     .where(*(reserved.c[name] == sa.bindparam(f"of_{name}") for name in _MINUTE_KEY))
     .values({name: reserved.c[name] + sa.bindparam(f"of_{name}") for name in ("gwei", "rest")})
 )
-_INSERT_RESERVED = reserved.insert().values(_given(*_MINUTE_KEY, "gwei", "rest"))
+_INSERT_RESERVED = Prepared(reserved.insert().values(_given(*_MINUTE_KEY, "gwei", "rest")))
 
 
 def _sum_of(table: sa.Table, prefix: str, *conditions: sa.ColumnElement[bool]) -> sa.Select[Any]:
@@ -104,20 +107,29 @@ def _sum_of(table: sa.Table, prefix: str, *conditions: sa.ColumnElement[bool]) -
     return sa.select(*(sa.func.sum(table.c[prefix + name]) for name in ("gwei", "rest"))).where(*of_wallet, *conditions)
 
 
-_SUMS = sa.union_all(
-    _sum_of(reserved, "", reserved.c.minute >= sa.bindparam("minute")),
-    _sum_of(
-        authorizations, "reserved_", authorizations.c.signed_at.between(sa.bindparam("since"), sa.bindparam("last"))
-    ),
+_SUMS = Prepared(
+    sa.union_all(
+        _sum_of(reserved, "", reserved.c.minute >= sa.bindparam("minute")),
+        _sum_of(
+            authorizations, "reserved_", authorizations.c.signed_at.between(sa.bindparam("since"), sa.bindparam("last"))
+        ),
+    )
 )
 _THIS_KEY = pins.c.key == sa.bindparam("wanted")
-_NOTED = sa.select(pins.c.value).where(_THIS_KEY)
-_UPDATE_NOTE = pins.update().where(_THIS_KEY).values(_given("value"))
-_INSERT_NOTE = pins.insert().values(_given("key", "value"))
-_DELETE_NOTE = pins.delete().where(_THIS_KEY)
-_KEYS = sa.select(pins.c.key).where(pins.c.key > sa.bindparam("after"), pins.c.key < sa.bindparam("before"))
-_OPEN_KEYS = _KEYS.where(pins.c.value == _OPEN)
-_FIRST_OPEN_KEY = _OPEN_KEYS.limit(1)
+_NOTED = Prepared(sa.select(pins.c.value).where(_THIS_KEY))
+_UPDATE_NOTE = Prepared(pins.update().where(_THIS_KEY).values(_given("value")))
+_INSERT_NOTE = Prepared(pins.insert().values(_given("key", "value")))
+_DELETE_NOTE = Prepared(pins.delete().where(_THIS_KEY))
+_keys = sa.select(pins.c.key).where(pins.c.key > sa.bindparam("after"), pins.c.key < sa.bindparam("before"))
+_KEYS = Prepared(_keys)
+_OPEN_KEYS = Prepared(_keys.where(pins.c.value == _OPEN))
+_FIRST_OPEN_KEY = Prepared(_keys.where(pins.c.value == _OPEN).limit(1))
+_USE_PROOF = Prepared(
+    sa.text(
+        "INSERT INTO proofs (id, call_id, used_at) VALUES (:id, :call_id, :used_at) "
+        "ON CONFLICT (id) DO UPDATE SET id = excluded.id RETURNING call_id"
+    )
+)
 _MINUTE_S = 60
 
 
@@ -146,12 +158,12 @@ class Book(Queries):
             if spent + whole.reserved_atomic > budget.limit_atomic:
                 raise budget_exceeded(spent_atomic=spent, authorization=whole, budget=budget)
         if known is None:
-            conn.execute(_INSERT_AUTHORIZATION, row)
+            _INSERT_AUTHORIZATION.change(conn, row)
         else:
-            conn.execute(_UPDATE_AUTHORIZATION, row | {"wanted": whole.id})
+            _UPDATE_AUTHORIZATION.change(conn, row | {"wanted": whole.id})
         for terms in new:
             stored = asdict(terms) | {"authorization_id": whole.id, "amount_atomic": str(terms.amount_atomic)}
-            conn.execute(_INSERT_SIGNATURE, stored)
+            _INSERT_SIGNATURE.change(conn, stored)
         self._record(conn, unanswered(whole))
         return whole
 
@@ -163,10 +175,10 @@ class Book(Queries):
         wallet = {"payer": new.payer, "asset": new.asset, "network": new.network, "since": since}
         covered: dict[str, int] = {f"0x{new.nonce:064x}": new.reserved_atomic}
         beyond: dict[str, int] = {}
-        for row in conn.execute(_NEWEST_VOUCHERS, wallet):
-            left = int(row.most_atomic) - int(row.claimed_atomic)
-            known = beyond if row.status == "settled" else covered
-            known[row.id] = max(known.get(row.id, 0), left)
+        for channel_id, claimed_atomic, most_atomic, status in _NEWEST_VOUCHERS.rows(conn, wallet):
+            left = int(most_atomic) - int(claimed_atomic)
+            known = beyond if status == "settled" else covered
+            known[channel_id] = max(known.get(channel_id, 0), left)
         return sum(max(0, left - covered.get(channel_id, 0)) for channel_id, left in beyond.items())
 
     def spent(
@@ -183,7 +195,7 @@ class Book(Queries):
         until = -(-since // _MINUTE_S) * _MINUTE_S
         # The minute in which the window begins is added up authorization by authorization, the others as minutes.
         window = {"minute": until // _MINUTE_S, "since": since, "last": until - 1}
-        rows = conn.execute(_SUMS, {"payer": payer, "asset": asset, "network": network} | window)
+        rows = _SUMS.rows(conn, {"payer": payer, "asset": asset, "network": network} | window)
         spent = sum(int(gwei or 0) * tables.ATOMIC_PER_GWEI + int(rest or 0) for gwei, rest in rows)
         if without is not None and without["signed_at"] >= until:
             spent -= without["reserved_gwei"] * tables.ATOMIC_PER_GWEI + without["reserved_rest"]
@@ -200,12 +212,12 @@ class Book(Queries):
         for key, (gwei, rest) in changes.items():
             if gwei or rest:
                 values = dict(zip(_MINUTE_KEY, key, strict=True)) | {"gwei": gwei, "rest": rest}
-                if conn.execute(_ADD_RESERVED, {f"of_{name}": values[name] for name in values}).rowcount == 0:
-                    conn.execute(_INSERT_RESERVED, values)
+                if _ADD_RESERVED.change(conn, {f"of_{name}": values[name] for name in values}) == 0:
+                    _INSERT_RESERVED.change(conn, values)
 
     def check_unknown(self, conn: Connection, call_id: str) -> None:
         """Raises CallKnown for a call that is there."""
-        if conn.execute(_PAYS_FOR, {"wanted": call_id}).scalar_one_or_none() is not None:
+        if _PAYS_FOR.value(conn, {"wanted": call_id}) is not None:
             raise CallKnown(
                 f"The call {call_id} was made before, or another process is making it. It was not sent again, and "
                 f"nothing was paid now. `opengradient-x402 receipts show {call_id}` shows what became of it.",
@@ -219,16 +231,16 @@ class Book(Queries):
 
     def forget_call(self, conn: Connection, call_id: str, authorization_id: str) -> None:
         """The call that was begun was not sent: what was settled is shared without it."""
-        conn.execute(
-            _FORGET_CALL, {"wanted": call_id, "paid_by": authorization_id, "begun": ReceiptStatus.AUTHORIZED.value}
+        _FORGET_CALL.change(
+            conn, {"wanted": call_id, "paid_by": authorization_id, "begun": ReceiptStatus.AUTHORIZED.value}
         )
         self.share_out(conn, authorization_id)
 
     def give_up_call(self, conn: Connection, call_id: str, authorization_id: str) -> bool:
         """Blocks the id of a call that was begun. False when the call is paid in another way now."""
         values = {"wanted": call_id, "paid_by": authorization_id, "begun": ReceiptStatus.AUTHORIZED.value}
-        conn.execute(_GIVE_UP_CALL, values)
-        return conn.execute(_PAYS_FOR, {"wanted": call_id}).scalar_one_or_none() == authorization_id
+        _GIVE_UP_CALL.change(conn, values)
+        return bool(_PAYS_FOR.value(conn, {"wanted": call_id}) == authorization_id)
 
     def mark_unsent(self, conn: Connection, authorization_id: str) -> None:
         if (known := self.authorization(conn, authorization_id)) is not None:
@@ -239,13 +251,16 @@ class Book(Queries):
     def update(self, conn: Connection, known: Authorization, found: Authorization) -> None:
         row = as_row(found)
         self._reserve(conn, row, before=as_row(known))
-        conn.execute(_UPDATE_AUTHORIZATION, row | {"wanted": found.id})
+        _UPDATE_AUTHORIZATION.change(conn, row | {"wanted": found.id})
 
     def record_call(self, conn: Connection, receipt: SettlementReceipt) -> str | None:
         self._record(conn, receipt)
-        if conn.execute(_STATUS_OF, {"wanted": receipt.authorization_id}).scalar_one_or_none() in _STATUS:
+        if _STATUS_OF.value(conn, {"wanted": receipt.authorization_id}) in _STATUS:
             self.share_out(conn, receipt.authorization_id)
-        return tables.use_proof(conn, receipt.proof_id, receipt.call_id, receipt.created_at)
+        if receipt.proof_id is None:
+            return None
+        proof = {"id": receipt.proof_id, "call_id": receipt.call_id, "used_at": receipt.created_at}
+        return str(_USE_PROOF.value(conn, proof))  # this call, unless the proof was used before
 
     def record_missed_call(self, conn: Connection, receipt: SettlementReceipt) -> None:
         """As `record_call`, for a record that waited in a file: what the ledger knows already is newer."""
@@ -290,16 +305,16 @@ class Book(Queries):
     def _share_out(self, conn: Connection, authorization: Authorization) -> None:
         if authorization.status == "charged":  # a claim is no settlement
             authorization = replace(authorization, status="signed", settled_atomic=None)
-        rows = conn.execute(_CALLS_OF, {"wanted": authorization.id}).all()
-        receipts = [receipt_in(row.receipt) for row in rows]
+        rows = _CALLS_OF.rows(conn, {"wanted": authorization.id})
+        receipts = [receipt_in(text) for text, _, _ in rows]
         shares: Sequence[int | None] = [None] * len(receipts)
         if authorization.settled_atomic is not None:
             shares = disputes.split_settlement(authorization.settled_atomic, receipts)
         overcharged, found = self._overcharge(conn, authorization, receipts), []
-        for row, receipt, share in zip(rows, receipts, shares, strict=True):
-            status = _STATUS.get(authorization.status) or ReceiptStatus(row.answered_as or ReceiptStatus.SERVED)
+        for (_, answered_as, recorded), receipt, share in zip(rows, receipts, shares, strict=True):
+            status = _STATUS.get(authorization.status) or ReceiptStatus(answered_as or ReceiptStatus.SERVED)
             dispute = disputes.dispute_of(
-                receipt, authorization=authorization, overcharged=overcharged, recorded=row.dispute
+                receipt, authorization=authorization, overcharged=overcharged, recorded=recorded
             )
             found.append(dispute)
             self._store(
@@ -352,8 +367,8 @@ class Book(Queries):
 
     def _decide(self, conn: Connection, process: str) -> None:
         """What others could not decide about the settlements of this process."""
-        for key in conn.execute(_KEYS, _beginning(f"{_UNDECIDED}{process} ")).scalars().all():
-            conn.execute(_DELETE_NOTE, {"wanted": key})
+        for (key,) in _KEYS.rows(conn, _beginning(f"{_UNDECIDED}{process} ")):
+            _DELETE_NOTE.change(conn, {"wanted": key})
             self.share_out(conn, key.rpartition(" ")[2])
 
     def _note_dispute(self, conn: Connection, authorization: Authorization, *, is_open: bool) -> None:
@@ -363,40 +378,41 @@ class Book(Queries):
         if is_open and known is None:
             self.note(conn, key, _OPEN)
         elif not is_open and known == _OPEN:
-            conn.execute(_DELETE_NOTE, {"wanted": key})
+            _DELETE_NOTE.change(conn, {"wanted": key})
 
     def open_dispute(self, conn: Connection, network: str, origin: str) -> str | None:
-        found = conn.execute(_FIRST_OPEN_KEY, _beginning(_dispute_prefix(network, origin))).scalar_one_or_none()
+        found = _FIRST_OPEN_KEY.value(conn, _beginning(_dispute_prefix(network, origin)))
         return None if found is None else str(found).rpartition(" ")[2]
 
     def clear_disputes(self, conn: Connection, network: str, origin: str) -> int:
-        keys = conn.execute(_OPEN_KEYS, _beginning(_dispute_prefix(network, origin))).scalars().all()
-        for key in keys:
+        keys = _OPEN_KEYS.rows(conn, _beginning(_dispute_prefix(network, origin)))
+        for (key,) in keys:
             self.note(conn, key, "cleared")
         return len(keys)
 
     def _record(self, conn: Connection, receipt: SettlementReceipt) -> None:
         row = row_of_call(receipt) | {"answered_as": receipt.status.value}
-        if conn.execute(_UPDATE_ANSWER, row | {"wanted": receipt.call_id}).rowcount == 0:
-            conn.execute(_INSERT_ANSWER, row | {"call_id": receipt.call_id})
+        if _UPDATE_ANSWER.change(conn, row | {"wanted": receipt.call_id}) == 0:
+            _INSERT_ANSWER.change(conn, row | {"call_id": receipt.call_id})
 
     def _store(self, conn: Connection, receipt: SettlementReceipt) -> None:
         row = row_of_call(receipt)
-        if conn.execute(_UPDATE_CALL, row | {"wanted": receipt.call_id}).rowcount == 0:
-            conn.execute(_INSERT_CALL, row | {"call_id": receipt.call_id})
+        if _UPDATE_CALL.change(conn, row | {"wanted": receipt.call_id}) == 0:
+            _INSERT_CALL.change(conn, row | {"call_id": receipt.call_id})
 
     def pin(self, conn: Connection, key: str, value: str) -> str:
         known = self.noted(conn, key)
         if known is None:
-            conn.execute(_INSERT_NOTE, {"key": key, "value": value})
+            _INSERT_NOTE.change(conn, {"key": key, "value": value})
         return known or value
 
     def note(self, conn: Connection, key: str, value: str) -> None:
-        if conn.execute(_UPDATE_NOTE, {"wanted": key, "value": value}).rowcount == 0:
-            conn.execute(_INSERT_NOTE, {"key": key, "value": value})
+        if _UPDATE_NOTE.change(conn, {"wanted": key, "value": value}) == 0:
+            _INSERT_NOTE.change(conn, {"key": key, "value": value})
 
     def noted(self, conn: Connection, key: str) -> str | None:
-        return conn.execute(_NOTED, {"wanted": key}).scalar_one_or_none()
+        found: str | None = _NOTED.value(conn, {"wanted": key})
+        return found
 
 
 def _knows_more(known: Authorization, found: Authorization) -> bool:

@@ -27,10 +27,10 @@ from opengradient_x402.ledger.tables import (
     WITH_SIGNATURES,
     as_row,
     authorizations,
+    authorizations_in,
     calls,
     heads,
     leaves,
-    read_authorizations,
     reserved,
     signatures,
 )
@@ -189,7 +189,7 @@ def _contradictions(conn: Connection) -> list[str]:
 
 
 def _member(conn: Connection, name: str) -> sa.ColumnElement[str]:
-    return sa.literal_column(tables.member_of_receipt(conn, name))
+    return sa.literal_column(schema.member_of_receipt(conn, name))
 
 
 def _authorizations(conn: Connection) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
@@ -202,7 +202,9 @@ def _authorizations(conn: Connection) -> Iterator[tuple[dict[str, Any], dict[str
             return
         stored = {row["id"]: dict(row) for row in rows}
         last = rows[-1]["sequence"]
-        found: list[Authorization] = read_authorizations(conn, WITH_SIGNATURES.where(authorizations.c.id.in_(stored)))
+        found: list[Authorization] = authorizations_in(
+            conn.execute(WITH_SIGNATURES.where(authorizations.c.id.in_(stored)))
+        )
         for one in found:
             yield as_row(one), stored[one.id]
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import queue
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
@@ -113,6 +114,7 @@ class Writer:
         self._may_end = may_end
         self._after = after
         self._conn: Connection | None = None
+        self._is_durable: bool | None = None
         self._place = beside(url)
         self._file = sqlite_file(url)
         self._opened: tuple[int, int] | None = None
@@ -208,8 +210,9 @@ class Writer:
         is_durable = any(job.durable for job in batch)
         book, conn = self._ready(batch, durable=is_durable)
         seen = None
-        with conn.begin() as transaction:
-            if any(job.writes for job in batch):
+        writes = any(job.writes for job in batch)
+        with tables.begin(conn, writes=writes) as transaction:
+            if writes:
                 tables.lock(conn, durable=is_durable)
             if is_durable:
                 self._mark.check_again(schema.seen_in(conn))
@@ -241,9 +244,9 @@ class Writer:
 
         try:
             return job.future, job.work(book, conn), None
-        except (DataError, IntegrityError) as exc:  # the fault of this job alone
+        except (DataError, IntegrityError, sqlite3.DataError, sqlite3.IntegrityError) as exc:  # the job's own fault
             return job.future, None, self._unavailable(exc, job)
-        except (SQLAlchemyError, OSError):  # the database fails: nothing of the batch can be relied on
+        except (SQLAlchemyError, sqlite3.Error, OSError):  # the database fails: nothing of the batch can be relied on
             raise
         except OpenGradientError as exc:  # e.g. BudgetExceeded: this job is rolled back, the batch goes on
             return job.future, None, exc
@@ -295,7 +298,10 @@ class Writer:
             if self._file is not None:
                 self._opened = identity_of(self._file)
                 self._recorder.open(self._file)
-        tables.set_durable(self._conn, durable=durable)
+            self._is_durable = None
+        if durable != self._is_durable:
+            tables.set_durable(self._conn, durable=durable)
+            self._is_durable = durable
         return self._book(self._conn), self._conn
 
     def _book(self, conn: Connection) -> Book:

@@ -101,6 +101,7 @@ class World:
 
     def __init__(self, seed: int, folder: Path, stage: Stage, rules: Rules) -> None:
         gc.collect()  # what another world left behind ends in that one
+        gc.freeze()  # what is left is of the modules; looking at it again and again would take longer than the steps
         self.seed = seed
         self.rules = rules
         self.rng = rng = random.Random(seed)
