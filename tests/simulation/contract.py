@@ -57,9 +57,9 @@ class ChannelOnChain(NamedTuple):
 def state_of(events: Iterable[ChannelEvent], channel_id: str, head: int, time_of: object) -> ChannelOnChain:
     """The channel at a block; `time_of(number)` is the time of one."""
     state = ChannelOnChain()
-    for event in sorted(events, key=lambda event: event.number):
-        if event.channel_id == channel_id and event.number <= head:
-            state = after(state, event, time_of(event.number))  # type: ignore[operator]
+    of_channel = [event for event in events if event.channel_id == channel_id and event.number <= head]
+    for event in sorted(of_channel, key=lambda event: event.number):
+        state = after(state, event, time_of(event.number))  # type: ignore[operator]
     return state
 
 
