@@ -225,8 +225,8 @@ class _Compared:
         cause = "another ledger of this wallet paid them, or this ledger was put back from an old copy."
         if self.is_problem:
             cause = (
-                "it has nothing of this wallet from before them. It was emptied or replaced, or it is new and another "
-                "ledger paid them."
+                "it has nothing of this wallet from before the first of them. It was emptied or replaced, or it is new "
+                "and another ledger paid them."
             )
         return (
             f"{self.network.name} shows {counted(missing.count, 'payment')} of {self.payer} in the last {hours} hours "

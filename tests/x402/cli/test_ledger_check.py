@@ -64,8 +64,12 @@ def pay(net, account, ledger, calls: int) -> int:
     net.close_sessions()
     taken = before - net.chain.token_balance(account.address)
     assert taken > 0
-    time.sleep(1.1)  # blocks and ledgers have whole seconds: what follows is later
     return int(taken)
+
+
+def wait_for_the_next_second() -> None:
+    """Blocks and authorizations have times of whole seconds: what follows is later than what was before."""
+    time.sleep(1.1)
 
 
 def newest_transaction(net, payer: str) -> str:
@@ -105,6 +109,7 @@ def test_a_ledger_that_was_deleted_with_its_mark_is_noticed_by_what_the_chain_sh
 
 def test_a_new_file_that_was_used_since_is_still_told_from_the_ledger_that_it_replaced(net, account, place, check):
     lost = pay(net, account, place, calls=2)
+    wait_for_the_next_second()
     anew = place.with_name("anew.sqlite")
     pay(net, account, anew, calls=1)
     code, found = check("--ledger", str(anew))
@@ -127,6 +132,7 @@ def test_a_whole_ledger_lacks_nothing_whether_it_was_reconciled_or_not(net, acco
 
 def test_what_a_second_ledger_of_the_wallet_paid_is_said_and_is_no_problem(net, account, place, check, tmp_path):
     pay(net, account, place, calls=1)
+    wait_for_the_next_second()
     second = tmp_path / "second.sqlite"
     by_second = pay(net, account, second, calls=2)
     code, found = check()
