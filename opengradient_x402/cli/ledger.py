@@ -161,7 +161,7 @@ def check(
     """Look for damage, for a ledger that replaced the one used before, and for payments that it does not have.
 
     The payments are those of the wallet that the chain shows in the last 24 hours. Exit code 1: there is a problem.
-    Payments that are not in the ledger are one if the ledger has nothing of the wallet from before the first of them.
+    Missing payments are a problem if the ledger has nothing of the wallet from before the first of them.
     """
     from opengradient_x402.cli.output import print_json
     from opengradient_x402.ledger.upkeep import check as checked

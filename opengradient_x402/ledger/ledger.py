@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from opengradient_x402.effects import when_done
 from opengradient_x402.errors import LedgerUnavailable
 from opengradient_x402.ledger import place
-from opengradient_x402.ledger.authorizations import BUDGET_WINDOW_S, Authorization, Budget, payer_named, spelled
+from opengradient_x402.ledger.authorizations import Authorization, Budget, payer_named, spelled
 from opengradient_x402.ledger.journal import Journal
 from opengradient_x402.ledger.place import as_url, beside, is_in_memory, location, sqlite_file, without_password
 from opengradient_x402.ledger.receipts import SettlementReceipt
@@ -300,7 +300,7 @@ class Ledger(Resident):
         """What was last noted (or pinned) under `key`."""
         return self.read(lambda book, conn: book.noted(conn, key))
 
-    def spent(self, *, payer: str, asset: str, network: str, window_s: int = BUDGET_WINDOW_S) -> Future[int]:
+    def spent(self, *, payer: str, asset: str, network: str, window_s: int = 86_400) -> Future[int]:
         """Reserved plus settled in the window (atomic units); a budget counts what claimed vouchers still allow too."""
         since = int(time.time()) - window_s
         owner, token = spelled(payer), spelled(asset)

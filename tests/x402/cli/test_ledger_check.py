@@ -182,6 +182,16 @@ def test_a_transfer_that_the_wallet_sent_itself_is_no_payment(net, account, chec
     assert (code, found["chain"]["payments_missing"]) == (0, 0)
 
 
+def test_a_transfer_of_nothing_that_a_stranger_made_in_the_wallets_name_costs_no_request(net, account, check):
+    stranger = net.account(opg="0")
+    mined(net.chain.send(stranger, to=OPG, data=contract("OPG").encode("transferFrom", account.address, OPG, 0)))
+    assert newest_transaction(net, account.address)
+    with serving(net.chain) as node:
+        code, found = check("--rpc-url", node.url)
+        assert (code, found["chain"]["payments_missing"]) == (0, 0)
+        assert node.count("eth_getTransactionReceipt") == 0
+
+
 @pytest.mark.parametrize("scheme", [Scheme.BATCH_SETTLEMENT, Scheme.BATCH_SETTLEMENT_EIP3009])
 def test_a_deposit_into_a_channel_that_the_ledger_does_not_have_counts_in_full(
     devnets, place, monkeypatch, check, scheme
