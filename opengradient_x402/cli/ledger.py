@@ -219,7 +219,7 @@ class _Compared:
         limit = "" if missing.is_whole else " Only the newest transactions were read: there may be more."
         if not missing.count:
             return (
-                f"All payments of {self.payer} that {self.network.name} shows of the last {hours} hours are in this "
+                f"All payments of {self.payer} that {self.network.name} shows in the last {hours} hours are in this "
                 f"ledger.{limit}"
             )
         cause = "another ledger of this wallet paid them, or this ledger was put back from an old copy."
