@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Self
 
 import typer
@@ -16,17 +17,30 @@ from opengradient_x402.cli.options import (
     NetworkOption,
     PayerOption,
     RpcOption,
+    address_of,
     network_of,
     opened_ledger,
     signer_of_environment,
 )
-from opengradient_x402.cli.output import can_link, is_terminal, shown, status_text, status_word, terminal, working
+from opengradient_x402.cli.output import (
+    can_link,
+    counted,
+    is_terminal,
+    shown,
+    status_text,
+    status_word,
+    terminal,
+    working,
+)
+from opengradient_x402.ledger.authorizations import BUDGET_WINDOW_S
 
 if TYPE_CHECKING:
     from opengradient_x402.ledger.ledger import Ledger
     from opengradient_x402.ledger.receipts import SettlementReceipt
+    from opengradient_x402.networks import Network
     from opengradient_x402.proofs.data_settlement import DataSettlement
     from opengradient_x402.settlement.reconciler import Reconciler
+    from opengradient_x402.settlement.unrecorded import Unrecorded
 
 
 def reconcile(
@@ -133,22 +147,132 @@ def _reconciled(reconciler: Reconciler, changed: _CallIds, *, payer: str | None,
         time.sleep(min(1.0, max(0.0, deadline - time.monotonic())))
 
 
-def check(ledger: LedgerOption = None, as_json: JsonOption = False) -> None:
-    """Look for damage, and for a ledger that replaced the one used before. Exit code 1: there is a problem."""
+def check(
+    payer: Annotated[
+        str | None,
+        typer.Option("--payer", callback=address_of, help="Another wallet than that of OG_PRIVATE_KEY."),
+    ] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Check only the ledger, without reading a chain.")] = False,
+    network: NetworkOption = None,
+    rpc_url: RpcOption = None,
+    ledger: LedgerOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Look for damage, for a ledger that replaced the one used before, and for payments that it does not have.
+
+    The payments are those of the wallet that the chain shows in the last 24 hours. Exit code 1: there is a problem.
+    Missing payments are a problem if the ledger has nothing of the wallet from before the first of them.
+    """
     from opengradient_x402.cli.output import print_json
     from opengradient_x402.ledger.upkeep import check as checked
 
     url = _url(ledger)
-    problems = checked(url)
-    if as_json:
-        print_json({"problems": problems})
+    damage = checked(url)
+    if damage:
+        seen: _Compared | str = "the ledger has other problems."
     else:
-        for problem in problems:
-            typer.echo(problem)
-        advice = "Run `opengradient-x402 ledger repair`; it keeps a copy." if problems else "The ledger is sound."
-        typer.echo(advice)
+        seen = "`--offline` was given." if offline else _compared(url, payer, network, rpc_url)
+    problems = [*damage, *([seen.sentence] if isinstance(seen, _Compared) and seen.is_problem else [])]
+    if as_json:
+        chain, why_not = (seen.to_json(), None) if isinstance(seen, _Compared) else (None, seen)
+        print_json({"problems": problems, "chain": chain, "chain_not_read": why_not})
+    else:
+        _print_check(damage, seen)
     if problems:
         raise typer.Exit(1)
+
+
+def _print_check(damage: list[str], seen: _Compared | str) -> None:
+    """What was found; `seen` is the comparison with the chain, or why there is none."""
+    from opengradient_x402.cli.output import note
+
+    for sentence in damage:
+        typer.echo(sentence)
+    if damage:
+        typer.echo("Run `opengradient-x402 ledger repair`; it keeps a copy.")
+    elif isinstance(seen, _Compared) and seen.is_problem:
+        typer.echo("The ledger is not damaged.")
+    else:
+        typer.echo("The ledger is sound.")
+    if isinstance(seen, _Compared):
+        terminal().print(shown(seen.sentence), markup=False)
+    else:
+        note(f"The ledger was not compared with the chain: {seen}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Compared:
+    """A ledger beside what the chain shows of a wallet since a time (Unix seconds)."""
+
+    payer: str
+    network: Network
+    since: int
+    missing: Unrecorded
+
+    @property
+    def is_problem(self) -> bool:
+        return self.missing.ledger_begins_later
+
+    @property
+    def sentence(self) -> str:
+        missing, hours = self.missing, BUDGET_WINDOW_S // 3600
+        limit = "" if missing.is_whole else " Only the newest transactions were read: there may be more."
+        if not missing.count:
+            return (
+                f"All payments of {self.payer} that {self.network.name} shows in the last {hours} hours are in this "
+                f"ledger.{limit}"
+            )
+        cause = "another ledger of this wallet paid them, or this ledger was put back from an old copy."
+        if self.is_problem:
+            cause = (
+                "it has nothing of this wallet from before the first of them. It was emptied or replaced, or it is new "
+                "and another ledger paid them."
+            )
+        return (
+            f"{self.network.name} shows {counted(missing.count, 'payment')} of {self.payer} in the last {hours} hours "
+            f"that this ledger does not have: {self.network.asset.format(missing.amount_atomic)} in total.{limit} The "
+            f"newest transaction is {missing.newest_tx_hash}. This ledger's budget does not count them: {cause} If its "
+            "file was lost, put it back from a backup. Use one ledger for all programs of a wallet "
+            '(docs/how-to/budgets.md, "How far a budget reaches").'
+        )
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            "network": self.network.caip2,
+            "payer": self.payer,
+            "since": self.since,
+            "payments_missing": self.missing.count,
+            "missing_atomic": str(self.missing.amount_atomic),
+            "newest_transaction": self.missing.newest_tx_hash,
+            "ledger_begins_later": self.missing.ledger_begins_later,
+            "is_whole": self.missing.is_whole,
+        }
+
+
+def _compared(url: str, payer: str | None, network: str | None, rpc_url: str | None) -> _Compared | str:
+    """The ledger beside the chain; or why they were not compared."""
+    from opengradient_x402.chain.questions import ChainReader
+    from opengradient_x402.errors import OpenGradientError
+    from opengradient_x402.ledger.upkeep import known_of
+    from opengradient_x402.settings import Settings
+    from opengradient_x402.settlement.unrecorded import transfers_since, unrecorded
+
+    if network is not None or rpc_url is not None:
+        network_of(network, rpc_url)  # what was typed must be right
+    try:
+        if payer is None and Settings.load().key is None:
+            return "no wallet is known. Set OG_PRIVATE_KEY, or name its address with `--payer`."
+        wallet, chosen = payer or signer_of_environment().address, network_of(network, rpc_url)
+        since = int(time.time()) - BUDGET_WINDOW_S
+        with working("Reading the chain"), ChainReader.at(chosen) as chain:
+            transfers = chain.ask(transfers_since(since, payer=wallet, network=chosen))
+            known = known_of(url, payer=wallet, network=chosen.caip2, asset=chosen.asset.address, since=since)
+            if known is None:
+                return "its tables have another version. The next call brings them to the version of today."
+            missing = chain.ask(unrecorded(transfers, known, payer=wallet, network=chosen))
+    except OpenGradientError as exc:
+        return exc.message
+    return _Compared(payer=wallet, network=chosen, since=since, missing=missing)
 
 
 def repair(ledger: LedgerOption = None, as_json: JsonOption = False) -> None:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 TransferMethod = Literal["permit2", "eip3009"]
 DECISION_NOTED_AS: Final = "approval"
 """A ledger notes what a person decided about a call's payment under `approval <call id>`."""
+BUDGET_WINDOW_S: Final = 86_400
+"""The time over which a budget counts: the `day` of a SpendPolicy's `max_per_day`."""
 _MOMENT_S: Final = 15.0
 
 
@@ -141,7 +143,7 @@ class Budget:
     """A limit that holds over a sliding window, for one payer, asset and network, in atomic units."""
 
     limit_atomic: int
-    window_s: int = 86_400
+    window_s: int = BUDGET_WINDOW_S
 
 
 def _spell(record: object, *names: str) -> None:

@@ -49,6 +49,48 @@ class Repair:
     copy: Path | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """What a ledger has of one wallet's payments in one token, to compare with the chain."""
+
+    first_signed_at: int | None
+    """When its first authorization was signed, in Unix seconds; None where there is none."""
+    authorizations: list[Authorization]
+    """Those that could be settled in the time that was asked about."""
+    channels: frozenset[str]
+    """The ids of its payment channels."""
+
+
+def known_of(url: str, *, payer: str, network: str, asset: str, since: int) -> Known | None:
+    """What the ledger has of the wallet's payments; `authorizations` are those valid at `since` or later.
+
+    Changes nothing, and makes no ledger where there is none. None for tables of another version. Raises
+    LedgerUnavailable.
+    """
+    nothing = Known(first_signed_at=None, authorizations=[], channels=frozenset())
+    file = sqlite_file(url)
+    if file is not None and not (file.exists() and file.stat().st_size):
+        return nothing
+    with _connected(url) as conn, conn.begin():
+        version = schema.version_of(conn)
+        if version != schema.VERSION:
+            return None if version else nothing
+        of_wallet = [
+            authorizations.c[name] == value
+            for name, value in (("payer", payer), ("network", network), ("asset", asset))
+        ]
+        lately = sa.select(signatures.c.authorization_id).where(signatures.c.deadline >= since)
+        query = WITH_SIGNATURES.where(*of_wallet, authorizations.c.id.in_(lately))
+        own = sa.select(tables.channels.c.id).where(
+            tables.channels.c.payer == payer, tables.channels.c.network == network
+        )
+        return Known(
+            first_signed_at=conn.execute(sa.select(sa.func.min(authorizations.c.signed_at)).where(*of_wallet)).scalar(),
+            authorizations=authorizations_in(conn.execute(query)),
+            channels=frozenset(conn.execute(own).scalars()),
+        )
+
+
 def check(url: str) -> list[str]:
     """What is wrong with the ledger, in sentences; nothing for a sound one. Changes nothing.
 

@@ -21,7 +21,7 @@ from opengradient_x402.gateway.client import GatewayClient
 from opengradient_x402.ledger.authorizations import Budget
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.ledger.receipts import ReceiptStatus
-from opengradient_x402.ledger.upkeep import check, compact, repair
+from opengradient_x402.ledger.upkeep import Known, check, compact, known_of, repair
 from support.ledger_rows import OPG, entry, served
 from support.payers import PROMPT, opg_balance, payments_for, settled_receipts
 from support.postgresql import Server, running_server
@@ -205,7 +205,16 @@ def test_calls_are_reconciled_from_the_chain_into_postgresql(database_url):
             assert {receipt.status for receipt in receipts} == {ReceiptStatus.SETTLED}
             taken = before - opg_balance(net, account.address)
             assert taken == sum(receipt.settled_atomic for receipt in receipts) > 0
+            known = payments.ledger.authorizations().result()
+            wallet = {
+                "payer": payments.payer,
+                "network": payments.network.caip2,
+                "asset": payments.network.asset.address,
+            }
     assert check(database_url) == []
+    to_compare = known_of(database_url, **wallet, since=int(time.time()))
+    assert to_compare == Known(first_signed_at=known[0].signed_at, authorizations=known, channels=frozenset())
+    assert known_of(database_url, **wallet, since=known[0].deadline + 1).authorizations == []
 
 
 def test_a_postgresql_ledger_that_was_emptied_is_refused_until_it_is_repaired(server, database_url):

@@ -178,8 +178,13 @@ ROWS: dict[str, Threat] = {
     ),
     "34": Threat(
         "ledger away, newer, corrupt, emptied",
-        "nothing is signed while the ledger cannot be trusted",
-        ("test_versions.py", "test_upkeep.py", "test_a_ledger_that_is_away_signs_nothing"),
+        "nothing is signed; if its mark is gone too, a check finds what was paid",
+        (
+            "test_versions.py",
+            "test_upkeep.py",
+            "test_a_ledger_that_is_away_signs_nothing",
+            "test_a_ledger_that_was_deleted_with_its_mark_is_noticed",
+        ),
     ),
     "35": Threat(
         "a node that is behind",

@@ -11,14 +11,15 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from opengradient_x402.chain.questions import Log, Question, TransactionReceipt, block, logs, receipt
+from opengradient_x402.chain.questions import Log, Question, block, logs, receipt
 from opengradient_x402.chain.sources import Sources
-from opengradient_x402.channels.events import CLAIMED, COLLECTORS, ChannelMove, move_of, moves_of
+from opengradient_x402.channels.events import CLAIMED, ChannelMove, moves_of
 from opengradient_x402.effects import Steps
 from opengradient_x402.errors import ChainUnavailable
 from opengradient_x402.networks import Network
 from opengradient_x402.proofs.findings import Finding, Read, Refuted, Stated, Statement, Undecided
-from opengradient_x402.settlement.recognition import AUTHORIZATION_USED, TRANSFER, address_topic, settled_transfers
+from opengradient_x402.settlement.outgoing import deposits_in, settled_in
+from opengradient_x402.settlement.recognition import TRANSFER, address_topic
 
 _SHOWN: Final = 5
 Claim = tuple[str, int]
@@ -119,17 +120,15 @@ def outgoings_of(payer: str, period: Period, network: Network, channels: Sequenc
     end = min(period.to_block, head.number)
     span = {"from_block": period.from_block, "to_block": end}
     outgoing = yield from logs(network.asset.address, [TRANSFER, address_topic(payer)], **span)
-    authorized = yield from logs(network.asset.address, [AUTHORIZATION_USED, address_topic(payer)], **span)
-    used = {log.tx_hash for log in authorized}
     settlements: list[Log] = []
     deposits: list[ChannelMove] = []
     for tx_hash in dict.fromkeys(log.tx_hash for log in outgoing):
         done = yield from receipt(tx_hash)
         if done is None or not done.is_success:
             continue
-        paid_in, found = _deposits_in(done, payer, network)
+        paid_in, found = deposits_in(done, payer, network)
         deposits += found
-        settled = _settled_in(done, payer, network, is_authorized=tx_hash in used)
+        settled = settled_in(done, payer, network)
         settlements += [log for log in settled if log not in paid_in]
     own = list(dict.fromkeys([*channels, *(move.channel_id for move in deposits)]))
     claims = yield from moves_of(own, events=(CLAIMED,), **span)
@@ -146,33 +145,3 @@ def outgoings_of(payer: str, period: Period, network: Network, channels: Sequenc
 
 def _outgoing(move: ChannelMove) -> Outgoing:
     return Outgoing(place=(move.log.tx_hash, move.log.log_index), amount_atomic=move.amount_atomic)
-
-
-def _deposits_in(done: TransactionReceipt, payer: str, network: Network) -> tuple[list[Log], list[ChannelMove]]:
-    """The wallet's transfers that a deposit followed, and those deposits."""
-    paid_in: list[Log] = []
-    deposits: list[ChannelMove] = []
-    pending: list[Log] = []
-    targets = {address_topic(collector) for collector in COLLECTORS}
-    for log in sorted(done.logs, key=lambda log: log.log_index):
-        move = move_of(log)
-        if _is_of(log, payer, network) and log.topics[2:] and log.topics[2] in targets:
-            pending.append(log)
-        elif move is not None and move.kind == "deposit":
-            if pending:
-                deposits.append(move)
-                paid_in += pending
-            pending = []
-    return paid_in, deposits
-
-
-def _settled_in(done: TransactionReceipt, payer: str, network: Network, *, is_authorized: bool) -> list[Log]:
-    through_proxies = list(settled_transfers(done, {network.upto_proxy, network.exact_proxy}))
-    candidates = through_proxies
-    if is_authorized:
-        candidates = through_proxies + [log for log in done.logs if log not in through_proxies]
-    return [log for log in candidates if _is_of(log, payer, network)]
-
-
-def _is_of(log: Log, payer: str, network: Network) -> bool:
-    return log.address == network.asset.address and log.topics[:2] == (TRANSFER, address_topic(payer))
