@@ -52,6 +52,7 @@ def charged_at(net, payments):
 
 
 def test_one_deposit_pays_for_twenty_calls_and_the_claims_equal_the_ledger(net, account, payments, client):
+    net.claim_channels()  # of the calls before this test
     before = net.chain.token_balance(account.address)
     payee, paid_before = net.network["payees"][0], net.chain.token_balance(net.network["payees"][0])
     served = [client.chat(PROMPT).receipt for _ in range(18)]
