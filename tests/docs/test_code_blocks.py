@@ -103,6 +103,7 @@ def environment(network, tmp_path) -> dict[str, str]:
     }
 
 
+@pytest.mark.notebook
 @pytest.mark.parametrize("page", pages_with("python"), ids=name)
 def test_the_python_of_a_page_runs_from_top_to_bottom(page, python, environment, tmp_path):
     script = tmp_path / "page.py"
@@ -115,6 +116,7 @@ def test_the_python_of_a_page_runs_from_top_to_bottom(page, python, environment,
     assert done.returncode == 0, f"{name(page)}\n{done.stderr[-4000:]}"
 
 
+@pytest.mark.notebook
 @pytest.mark.parametrize("page", [page for page in PAGES if commands_of(page)], ids=name)
 def test_the_commands_of_a_page_run_as_written_one_after_the_other(page, environment, tmp_path):
     for line in commands_of(page):

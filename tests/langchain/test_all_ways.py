@@ -15,6 +15,7 @@ from langchain_opengradient import ChatOpenGradient
 from llama_index_opengradient import OpenGradient
 from opengradient_x402.payment.payments import Payments
 from support.answer_shapes import SHAPES, Shape, Shaped
+from support.matrix import one_in
 
 WAYS = 8
 _MADE = re.compile(r"call_[0-9a-f]{32}")
@@ -117,8 +118,7 @@ def expected(shape: Shape) -> Mapping[str, Any]:
     return {name: value for name, value in {**means, **shape.found}.items() if value}
 
 
-# Each run tries every fifth shape, and the matrix all the others.
-MARKED = [pytest.param(shape, marks=() if at % 5 == 0 else pytest.mark.matrix) for at, shape in enumerate(SHAPES)]
+MARKED = one_in(5, SHAPES)
 
 
 @pytest.mark.parametrize("shape", MARKED, ids=lambda shape: shape.name)

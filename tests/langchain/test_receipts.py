@@ -30,6 +30,7 @@ from opengradient_devnet.faults import SlowDrip
 from opengradient_x402.errors import ConfigurationError
 from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt
 from opengradient_x402.telemetry.runs import named_run
+from support.matrix import one_in
 
 from .conftest import BETA, HAS_V3, Payer
 from .surfaces import SURFACES, agent, bare, configurable, retried, with_tools
@@ -74,7 +75,7 @@ def assert_complete(payer: Payer, ears: Ears, active: SettlementCallbackHandler,
     assert lost_atomic > 0
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", one_in(3, MODES))
 @pytest.mark.parametrize("surface", SURFACES, ids=lambda surface: surface.__name__)
 async def test_every_surface_and_mode_hears_exactly_the_ledgers_receipts(payer: Payer, surface, mode: str):
     runnable, given = surface(payer.model())
@@ -393,7 +394,7 @@ def test_totals_speak_of_calls_authorizations_and_opg(payer: Payer):
 # -- which run a call belongs to
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", one_in(3, MODES))
 @pytest.mark.parametrize("surface", SURFACES, ids=lambda surface: surface.__name__)
 async def test_every_call_of_a_run_is_recorded_under_its_outermost_run(payer: Payer, surface, mode: str):
     runnable, given = surface(payer.model())

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from opengradient_devnet import Account, Devnet
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "rag_llamaindex"
@@ -48,6 +50,7 @@ def test_it_answers_from_the_documents_and_prints_its_receipts(net: Devnet, acco
     assert "calls: 3, payments: 1" in said
 
 
+@pytest.mark.notebook
 def test_it_answers_questions_of_the_user(net: Devnet, account: Account, tmp_path: Path):
     said = run_example(net, account, tmp_path, "How long is the Kestrel Bridge?", "--model", "openai/gpt-5-nano")
     assert "212" in said
@@ -55,6 +58,7 @@ def test_it_answers_questions_of_the_user(net: Devnet, account: Account, tmp_pat
     assert "calls: 1, payments: 1" in said
 
 
+@pytest.mark.notebook
 def test_without_a_key_it_pays_with_test_money(tmp_path: Path):
     said = run({"HOME": str(tmp_path)}, tmp_path)
     assert "1911" in said
