@@ -353,11 +353,11 @@ class Prepared:
     def _run(self, conn: Connection, values: Mapping[str, Any]) -> Any:
         if not self._sql:
             compiled: Any = self._statement.compile(dialect=conn.dialect)  # type: ignore[attr-defined]
-            self._names, self._own = compiled.positiontup or [], compiled.params
-            self._sql = str(compiled)
+            # Of those that have none here, one that the caller forgets is a KeyError, and never NULL.
+            self._own = {name: one.value for name, one in compiled.binds.items() if not one.required}
+            self._names, self._sql = compiled.positiontup or [], str(compiled)
         raw: Any = conn.connection.dbapi_connection
-        own = self._own
-        return raw.execute(self._sql, [values[name] if name in values else own[name] for name in self._names])
+        return raw.execute(self._sql, [(values if name in values else self._own)[name] for name in self._names])
 
 
 def make_missing(conn: Connection) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
 from opengradient_x402.errors import LedgerUnavailable
 from opengradient_x402.ledger import schema, tables
@@ -71,7 +71,7 @@ def known_of(url: str, *, payer: str, network: str, asset: str, since: int) -> K
     file = sqlite_file(url)
     if file is not None and not (file.exists() and file.stat().st_size):
         return nothing
-    with _connected(url) as conn, conn.begin():
+    with _connected(url) as conn, tables.begin(conn, writes=False):
         version = schema.version_of(conn)
         if version != schema.VERSION:
             return None if version else nothing
@@ -105,7 +105,7 @@ def check(url: str) -> list[str]:
         return []
     if file is not None and (damage := _damage(file)):
         return [f"The file is damaged: {line}." for line in damage]
-    with _connected(url) as conn, conn.begin():
+    with _connected(url) as conn, tables.begin(conn, writes=False):
         version = schema.version_of(conn)
         if version > schema.VERSION:
             return [f"Its tables have version {version}; this package knows version {schema.VERSION}. Upgrade it."]
@@ -326,8 +326,8 @@ def _connected(url: str) -> Iterator[Connection]:
             yield conn
     except schema.NewerSchema as exc:
         raise _unavailable(url, exc) from exc
-    except DBAPIError as exc:
-        raise _unavailable(url, exc.orig or exc) from exc
+    except (SQLAlchemyError, sqlite3.Error) as exc:  # what `Prepared` executes raises errors of SQLite itself
+        raise _unavailable(url, getattr(exc, "orig", None) or exc) from exc
 
 
 def _unavailable(url: str, exc: BaseException) -> LedgerUnavailable:
