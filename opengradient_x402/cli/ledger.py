@@ -216,12 +216,14 @@ class _Compared:
     @property
     def sentence(self) -> str:
         missing, hours = self.missing, BUDGET_WINDOW_S // 3600
-        limit = "" if missing.is_whole else " Only the newest transactions were read: there may be more."
         if not missing.count:
+            which = "All payments" if missing.is_whole else "Not all transactions could be read. All payments"
+            read = "" if missing.is_whole else " and that were read"
             return (
-                f"All payments of {self.payer} that {self.network.name} shows in the last {hours} hours are in this "
-                f"ledger.{limit}"
+                f"{which} of {self.payer} that {self.network.name} shows in the last {hours} hours{read} are in this "
+                "ledger."
             )
+        limit = "" if missing.is_whole else " Not all transactions could be read: there may be more."
         cause = "another ledger of this wallet paid them, or this ledger was put back from an old copy."
         if self.is_problem:
             cause = (
@@ -266,10 +268,11 @@ def _compared(url: str, payer: str | None, network: str | None, rpc_url: str | N
         since = int(time.time()) - BUDGET_WINDOW_S
         with working("Reading the chain"), ChainReader.at(chosen) as chain:
             transfers = chain.ask(transfers_since(since, payer=wallet, network=chosen))
-            known = known_of(url, payer=wallet, network=chosen.caip2, asset=chosen.asset.address, since=since)
+            token = chosen.asset.address
+            known = known_of(url, payer=wallet, network=chosen.caip2, asset=token, since=transfers.since)
             if known is None:
                 return "its tables have another version. The next call brings them to the version of today."
-            missing = chain.ask(unrecorded(transfers, known, payer=wallet, network=chosen))
+            missing = chain.ask(unrecorded(transfers.logs, known, payer=wallet, network=chosen))
     except OpenGradientError as exc:
         return exc.message
     return _Compared(payer=wallet, network=chosen, since=since, missing=missing)

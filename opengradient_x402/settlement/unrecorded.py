@@ -22,6 +22,7 @@ from opengradient_x402.chain.questions import (
     receipt,
     transaction,
 )
+from opengradient_x402.errors import ChainUnavailable
 from opengradient_x402.ledger.authorizations import Authorization
 from opengradient_x402.ledger.upkeep import Known
 from opengradient_x402.networks import Network
@@ -36,6 +37,8 @@ from opengradient_x402.settlement.recognition import (
 
 _MOST_TRANSACTIONS: Final = 500
 """How many transactions are read: each takes one request to the node, or two."""
+_MOST_BLOCKS: Final = 10_000_000
+"""More than any chain makes in a day: a node that says so would be asked without end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,29 +54,45 @@ class Unrecorded:
     """Whether all transactions were read; there may be more payments if not."""
 
 
-def transfers_since(time_s: int, *, payer: str, network: Network) -> Question[list[Log]]:
-    """The wallet's transfers of the network's token, oldest first. Raises ChainUnavailable."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transfers:
+    """The transfers of a wallet, oldest first, from the block of `since` (Unix seconds) on."""
+
+    since: int
+    logs: list[Log]
+
+
+def transfers_since(time_s: int, *, payer: str, network: Network) -> Question[Transfers]:
+    """The wallet's transfers of the network's token since then, or a little earlier. Raises ChainUnavailable."""
     head = yield from block()
     start = yield from block_before(time_s, head=head)
+    if head.number - start > _MOST_BLOCKS:
+        raise ChainUnavailable(
+            f"The node shows {head.number - start} blocks since the time that was asked about, which no chain makes. "
+            "The chain was not changed by asking. Check `rpc_url`, or ask another node."
+        )
+    first = yield from block(start)
     topics = [TRANSFER, address_topic(payer)]
     found = yield from logs(network.asset.address, topics, from_block=start, to_block=head.number)
     # Anybody can transfer nothing in the name of a wallet.
-    return [log for log in found if any(log.data)]
+    return Transfers(since=min(time_s, first.timestamp_s), logs=[log for log in found if any(log.data)])
 
 
 def unrecorded(transfers: Sequence[Log], known: Known, *, payer: str, network: Network) -> Question[Unrecorded]:
     """Which of the transfers are payments that the ledger does not have. Raises ChainUnavailable."""
     left = Counter(log.tx_hash for log in transfers)
-    explained = Counter(entry.tx_hash for entry in known.authorizations if entry.tx_hash is not None)
+    explained = Counter(entry.tx_hash for entry in known.authorizations if entry.status == "settled")
     order = dict.fromkeys(log.tx_hash for log in reversed(transfers))
     unclear = [tx_hash for tx_hash in order if left[tx_hash] > explained[tx_hash]]
     found: list[tuple[TransactionReceipt, list[int]]] = []
+    is_whole = len(unclear) <= _MOST_TRANSACTIONS
     for tx_hash in unclear[:_MOST_TRANSACTIONS]:
         done = yield from receipt(tx_hash)
-        if done is not None and done.is_success:
-            amounts = yield from _unknown_in(done, known, payer, network)
-            found += [(done, amounts)] if amounts else []
-    is_whole = len(unclear) <= _MOST_TRANSACTIONS
+        amounts = [] if done is None else (yield from _unknown_in(done, known, payer, network))
+        if done is None or amounts is None:
+            is_whole = False
+        elif amounts:
+            found.append((done, amounts))
     if not found:
         return Unrecorded(count=0, amount_atomic=0, is_whole=is_whole)
     return Unrecorded(
@@ -91,25 +110,38 @@ def _begins_later(known: Known, first: TransactionReceipt) -> Question[bool]:
     return known.first_signed_at > (yield from block(first.block_number)).timestamp_s
 
 
-def _unknown_in(done: TransactionReceipt, known: Known, payer: str, network: Network) -> Question[list[int]]:
-    """The amounts of the payments in a transaction that the ledger does not have, in atomic units."""
+def _unknown_in(done: TransactionReceipt, known: Known, payer: str, network: Network) -> Question[list[int] | None]:
+    """The amounts of the payments in a transaction that the ledger does not have, in atomic units.
+
+    None when the node, which has its receipt, does not have the transaction.
+    """
+    if not done.is_success:
+        return []
     paid_in, deposits = deposits_in(done, payer, network)
     amounts = [move.amount_atomic for move in deposits if move.channel_id not in known.channels]
     settled = [log for log in settled_in(done, payer, network) if log not in paid_in]
     if settled:
         places = yield from _explained_in(done, known.authorizations)
+        if places is None:
+            return None
         amounts += [settlement(log).amount_atomic for log in settled if log.log_index not in places]
     return amounts
 
 
-def _explained_in(done: TransactionReceipt, authorizations: Sequence[Authorization]) -> Question[Collection[int]]:
+def _explained_in(
+    done: TransactionReceipt, authorizations: Sequence[Authorization]
+) -> Question[Collection[int] | None]:
     """The transfers in a transaction that settle one of these authorizations: the places of their logs.
 
-    Also of those that nobody has looked for since they were signed, or that were taken for expired.
+    Also of those that nobody has looked for since they were signed, that were taken for expired, or whose block of
+    then may be gone. None when the node does not have the transaction.
     """
-    possible = [entry for entry in authorizations if entry.tx_hash in (None, done.tx_hash)]
+    possible = [entry for entry in authorizations if entry.tx_hash in (None, done.tx_hash) or not entry.is_final]
     permits = [entry for entry in possible if entry.transfer_method == "permit2"]
     found = transfer_settlements(done, [entry for entry in possible if entry.transfer_method == "eip3009"])
-    if permits and (mined := (yield from transaction(done.tx_hash))) is not None:
+    if permits:
+        mined = yield from transaction(done.tx_hash)
+        if mined is None:
+            return None
         found |= permit_settlements(mined, done, permits)
     return {one.log_index for one in found.values()}

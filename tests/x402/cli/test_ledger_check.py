@@ -6,21 +6,22 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from opengradient_devnet import Scheme
-from opengradient_devnet.contracts import OPG, contract
+from opengradient_devnet.contracts import MULTICALL3, OPG, contract
 from opengradient_x402.chain.questions import ChainReader, Log
 from opengradient_x402.cli.main import build_app
 from opengradient_x402.ledger.ledger import Ledger
-from opengradient_x402.ledger.upkeep import Known
-from opengradient_x402.settlement.unrecorded import Unrecorded, unrecorded
+from opengradient_x402.ledger.upkeep import Known, known_of
+from opengradient_x402.settlement.unrecorded import Unrecorded, transfers_since, unrecorded
 from support.node import serving
 from support.payers import PROMPT, client_for, network_of, payments_for
-from support.settling import mined, new_payer, settle, settle_together
+from support.settling import mined, new_payer, settle, settle_call, settle_together
 
 pytestmark = pytest.mark.devnet(sessions=False)
 """Each call is a payment of its own."""
@@ -192,6 +193,53 @@ def test_a_transfer_of_nothing_that_a_stranger_made_in_the_wallets_name_costs_no
         assert node.count("eth_getTransactionReceipt") == 0
 
 
+def test_a_transfer_of_nothing_that_a_facilitator_adds_to_a_settlement_is_no_payment(net, account, place, check):
+    payer, facilitator = new_payer(net), net.account(opg="0")
+    signed = payer.sign(facilitator=facilitator.address, scheme="exact", amount_atomic=5)
+    ledger = Ledger(place)
+    ledger.authorize(signed.authorization).result()
+    ledger.close()
+    nothing = contract("OPG").encode("transferFrom", payer.account.address, OPG, 0)
+    data = contract("Multicall3").encode("tryAggregate", True, [(OPG, nothing), settle_call(signed)])
+    mined(net.chain.send(facilitator, to=MULTICALL3, data=data))
+    code, found = check("--payer", payer.account.address)
+    assert (code, found["chain"]["payments_missing"]) == (0, 0)
+
+
+def test_a_payment_whose_block_was_replaced_is_known_though_it_is_in_another_transaction_now(net, place, check):
+    payer, facilitator = new_payer(net), net.account(opg="0")
+    signed = payer.sign(facilitator=facilitator.address, amount_atomic=8)
+    seen = {"status": "settled", "settled_atomic": 8, "tx_hash": f"0x{1:064x}", "block_number": 1}
+    ledger = Ledger(place)
+    ledger.authorize(signed.authorization).result()
+    ledger.record_settlement(replace(signed.authorization, **seen, confirmations=1, confirmations_needed=5)).result()
+    ledger.close()
+    settle(net, facilitator, signed)
+    code, found = check("--payer", payer.account.address)
+    assert (code, found["chain"]["payments_missing"]) == (0, 0)
+
+
+def test_a_payment_from_just_before_the_time_is_known_too_though_its_deadline_is_over_by_then(net, place):
+    payer, facilitator = new_payer(net), net.account(opg="0")
+    signed = payer.sign(facilitator=facilitator.address, amount_atomic=8, timeout_s=3)
+    ledger = Ledger(place)
+    ledger.authorize(signed.authorization).result()
+    ledger.close()
+    settle(net, facilitator, signed)
+    while time.time() <= signed.authorization.deadline + 1:
+        time.sleep(0.1)
+    net.chain.rpc("evm_mine", [])
+    wallet, network = payer.account.address, payer.network
+    with ChainReader.at(network) as chain:
+        transfers = chain.ask(transfers_since(int(time.time()), payer=wallet, network=network))
+        asked = {"payer": wallet, "network": network.caip2, "asset": network.asset.address, "since": transfers.since}
+        known = known_of(f"sqlite:///{place}", **asked)
+        assert known is not None
+        found = chain.ask(unrecorded(transfers.logs, known, payer=wallet, network=network))
+    assert [log.block_number for log in transfers.logs] != []
+    assert found == Unrecorded(count=0, amount_atomic=0)
+
+
 @pytest.mark.parametrize("scheme", [Scheme.BATCH_SETTLEMENT, Scheme.BATCH_SETTLEMENT_EIP3009])
 def test_a_deposit_into_a_channel_that_the_ledger_does_not_have_counts_in_full(
     devnets, place, monkeypatch, check, scheme
@@ -230,6 +278,65 @@ def test_a_node_that_does_not_answer_is_named_and_the_file_is_checked_all_the_sa
         place.write_bytes(b"this is not a database" * 400)
         code, found = check("--rpc-url", url)
     assert (code, found["problems"]) == (1, ["The file is damaged: file is not a database."])
+
+
+@pytest.mark.parametrize("lost", ["eth_getTransactionReceipt", "eth_getTransactionByHash"])
+def test_a_transaction_that_the_node_does_not_give_is_neither_missing_nor_known(net, place, check, lost):
+    payer, facilitator = new_payer(net), net.account(opg="0")
+    signed = payer.sign(facilitator=facilitator.address, amount_atomic=8)
+    ledger = Ledger(place)
+    ledger.authorize(signed.authorization).result()
+    ledger.close()
+    settle(net, facilitator, signed)
+    with serving(net.chain) as node:
+        node.misbehave = lambda method, params, number: (200, {"result": None}) if method == lost else None
+        code, found = check("--rpc-url", node.url, "--payer", payer.account.address)
+        assert (code, found["chain"]["payments_missing"], found["chain"]["is_whole"]) == (0, 0, False)
+        shown = invoked("--rpc-url", node.url, "--payer", payer.account.address).stdout
+    assert "Not all transactions could be read. All payments of" in shown
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"topics": slice(0, 2)}, {"topics": slice(0, 1)}, {"data": "0x"}, {"data": "0x" + "ff" * 100_000}],
+    ids=["no payee", "no payer", "no amount", "an endless amount"],
+)
+def test_events_that_are_no_transfers_of_the_token_are_left_out(net, place, check, change):
+    payer, facilitator = new_payer(net), net.account(opg="0")
+    signed = payer.sign(facilitator=facilitator.address, scheme="exact", method="eip3009", amount_atomic=8)
+    settle(net, facilitator, signed)
+
+    def garbles(method, params, number):
+        if method != "eth_getTransactionReceipt":
+            return None
+        done = json.loads(json.dumps(net.chain.rpc(method, params)))
+        for log in done["logs"]:
+            if log["topics"][0] == contract("OPG").topic("Transfer"):
+                for name, value in change.items():
+                    log[name] = log[name][value] if isinstance(value, slice) else value
+        return 200, {"result": done}
+
+    with serving(net.chain) as node:
+        node.misbehave = garbles
+        code, found = check("--rpc-url", node.url, "--payer", payer.account.address)
+    assert (code, found["chain"]["payments_missing"]) == (0, 0)
+
+
+def test_a_node_with_more_blocks_than_a_chain_makes_is_not_asked_without_end(net, account, check):
+    def endless(method, params, number):
+        if method != "eth_getBlockByNumber":
+            return None
+        place = 2**60 if params[0] == "latest" else int(params[0], 16)
+        shown = net.chain.rpc(method, ["latest", False])
+        return 200, {"result": {**shown, "number": hex(place), "timestamp": hex(int(time.time()))}}
+
+    with serving(net.chain) as node:
+        node.misbehave = endless
+        code, found = check("--rpc-url", node.url)
+        assert (code, found["chain"]) == (0, None)
+        assert "which no chain makes" in found["chain_not_read"]
+        assert node.count("eth_getLogs") == 0
+        assert len(node.requests) < 100
 
 
 def test_without_a_wallet_or_with_offline_no_chain_is_asked(net, account, place, check, monkeypatch):

@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from opengradient_devnet import Scheme
+from opengradient_devnet.contracts import BATCH_SETTLEMENT, OPG, contract
 from opengradient_devnet.faults import HangUp, SettleAtCap
 from opengradient_x402.cli.main import build_app
 from opengradient_x402.errors import PaymentOutcomeUnknown
@@ -98,6 +99,45 @@ def test_what_is_charged_and_not_claimed_yet_is_not_decided(payments, client):
     paid = [item for item in verification.findings if item.statement is Statement.PAID]
     assert {type(item) for item in paid} == {Undecided}
     assert isinstance(one(verification, Statement.COMPLETE), Read)
+
+
+def test_a_strangers_deposit_refutes_no_file_by_a_transfer_of_nothing_in_the_payers_name(
+    net, payments, client, tmp_path
+):
+    client.chat(PROMPT)
+    with (
+        payments_for(net, net.account(opg="10", approved=True), tmp_path / "s.sqlite") as other,
+        client_for(other) as theirs,
+    ):
+        theirs.chat(PROMPT)
+        stranger = other.payer
+    transfer, collector = contract("OPG").topic("Transfer"), "0x" + BATCH_SETTLEMENT[2:].lower().rjust(64, "0")
+    names = {who: "0x" + who[2:].lower().rjust(64, "0") for who in (stranger, payments.payer)}
+    query = {"address": OPG, "topics": [transfer, names[stranger], collector], "fromBlock": "0x0"}
+    (deposit,) = net.chain.rpc("eth_getLogs", [query])
+    nothing = {**deposit, "topics": [transfer, names[payments.payer], collector], "data": "0x" + "00" * 32}
+
+    def with_nothing(method, params, number):
+        if method == "eth_getTransactionReceipt" and params == [deposit["transactionHash"]]:
+            done = net.chain.rpc(method, params)
+            return 200, {"result": {**done, "logs": [{**nothing, "logIndex": "0x0"}, *_later(done["logs"])]}}
+        if method == "eth_getLogs" and params[0]["topics"][:2] == [transfer, names[payments.payer]]:
+            return 200, {"result": [*net.chain.rpc(method, params), nothing]}
+        return None
+
+    content = exported(payments).to_bytes()
+    with serving(net.chain) as node:
+        node.misbehave = with_nothing
+        verification = verify_bundle(content, network=payments.network, rpc_url=node.url)
+        assert node.count("eth_getTransactionReceipt") > 1
+    complete = one(verification, Statement.COMPLETE)
+    assert isinstance(complete, Read)
+    assert "all 0 settlements, 1 deposits" in complete.why
+
+
+def _later(logs):
+    """The same events, one place further back."""
+    return [{**log, "logIndex": hex(int(log["logIndex"], 16) + 1)} for log in logs]
 
 
 def test_a_claim_that_nobody_has_reconciled_is_in_the_file(net, payments, client):
