@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from opengradient_devnet import Scheme
+from opengradient_devnet.contracts import MULTICALL3, OPG, contract
 from opengradient_x402.errors import BundleUnreadable
 from opengradient_x402.proofs.checks.network import describe
+from opengradient_x402.proofs.export import export_bundle
 from opengradient_x402.proofs.findings import Statement
 from opengradient_x402.proofs.verification import verify_bundle
 from support.forgeries import FORGERIES
@@ -19,7 +21,8 @@ from support.forging import World, forge, setting, settled, world
 from support.made_up import made_up
 from support.node_js import run_lines
 from support.odd_forgeries import EARLIER
-from support.payers import network_of
+from support.payers import PROMPT, client_for, network_of, settled_receipts
+from support.settling import mined, new_payer, settle_call
 from support.venvs import PROJECT
 
 pytestmark = pytest.mark.devnet(schemes=[Scheme.UPTO, Scheme.BATCH_SETTLEMENT])
@@ -118,6 +121,21 @@ def test_both_verifiers_say_the_same_of_made_up_evidence(forged_world, reader):
     answers = theirs([task(content, network=reader) for content in files])
     for seed, (content, answer) in enumerate(zip(files, answers, strict=True)):
         assert answer == ours(content, network=network, is_offline=True), seed
+
+
+def test_no_verifier_counts_a_transfer_of_nothing_that_a_stranger_made_in_the_payers_name(net, payments, reader):
+    with client_for(payments) as client:
+        client.chat(PROMPT)
+    settled_receipts(net, payments)
+    stranger, facilitator = new_payer(net), net.account(opg="0")
+    signed = stranger.sign(facilitator=facilitator.address, scheme="exact", amount_atomic=5)
+    nothing = contract("OPG").encode("transferFrom", payments.payer, OPG, 0)
+    data = contract("Multicall3").encode("tryAggregate", True, [(OPG, nothing), settle_call(signed)])
+    mined(net.chain.send(facilitator, to=MULTICALL3, data=data))
+    content = export_bundle(payments.ledger, network=payments.network, signer=payments.signer).to_bytes()
+    [answer] = theirs([task(content, network=reader, rpc=payments.network.rpc_url)])
+    assert answer == ours(content, network=payments.network)
+    assert ["read", Statement.COMPLETE.value, payments.payer] in answer
 
 
 def test_both_verifiers_refuse_two_hundred_single_byte_changes(forged_world):

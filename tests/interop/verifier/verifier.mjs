@@ -1173,7 +1173,8 @@ class Verifier {
     const logs = (topic) => logsOf(this.sources, chain, { ...span, topics: [topic, topicOf(payer)] });
     const used = new Set((await logs(USED)).map((log) => log.tx_hash));
     const proxies = [this.network.upto_proxy, this.network.exact_proxy].map(checksummed);
-    const isMine = (log) => log.address === checksummed(asset) && log.topics[0] === TRANSFER && log.topics[1] === topicOf(payer);
+    const isMine = (log) =>
+      log.address === checksummed(asset) && isTransfer(log) && log.topics[1] === topicOf(payer) && log.data.some((byte) => byte);
     const own = [...this.channels.values()].filter((channel) => checksummed(channel.payer) === payer).map((channel) => channel.id);
     const found = [];
     for (const txHash of new Set((await logs(TRANSFER)).map((log) => log.tx_hash))) {
