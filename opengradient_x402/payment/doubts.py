@@ -118,7 +118,7 @@ class Doubts:
             return self._reclaimed
 
     def _reclaim(self) -> None:
-        from opengradient_x402.settlement.shared import read_together
+        from opengradient_x402.settlement.readings import read_together
 
         with suppress(ChainUnavailable):  # the budget error that follows says what is reserved
             read_together(self._ledger, f"{self._network.caip2} {self._payer}", self._read_chain)

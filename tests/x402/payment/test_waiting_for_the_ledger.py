@@ -20,7 +20,7 @@ from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.payment.payments import Payments
 from opengradient_x402.payment.policy import SpendPolicy
 from opengradient_x402.settlement import shared
-from opengradient_x402.settlement.shared import read_together
+from opengradient_x402.settlement.readings import read_together
 from support.node import serving
 from support.payers import PROMPT, async_client_for, client_for, network_of, opg_balance
 
