@@ -19,7 +19,7 @@ from opengradient_x402.keys.signer import LocalSigner
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.payment.payments import Payments
 from opengradient_x402.payment.policy import SpendPolicy
-from opengradient_x402.settlement import shared
+from opengradient_x402.settlement import readings
 from opengradient_x402.settlement.readings import read_together
 from support.node import serving
 from support.payers import PROMPT, async_client_for, client_for, network_of, opg_balance
@@ -163,8 +163,8 @@ def test_what_waits_for_another_reading_of_the_chain_shares_it_and_outlives_a_ki
 
 
 def test_a_reading_that_takes_long_and_goes_on_is_not_done_twice(tmp_path, monkeypatch):
-    monkeypatch.setattr(shared, "_SIGN_OF_LIFE_S", 0.1)
-    monkeypatch.setitem(shared._VALID_S, shared._State.READING, 1.0)
+    monkeypatch.setattr(readings, "_SIGN_OF_LIFE_S", 0.1)
+    monkeypatch.setitem(readings._VALID_S, readings._State.READING, 1.0)
     path = tmp_path / "ledger.sqlite"
     with closing(Ledger(path)) as one, closing(Ledger(path)) as two, _reading_by(one, two) as (_, done):
         time.sleep(2.5)
