@@ -131,6 +131,7 @@ def test_three_hundred_mixed_calls_of_three_wallets_are_explained_to_the_last_un
         assert all({type(finding) for finding in proof.findings} == {Read} for proof in proofs)
 
 
+@pytest.mark.matrix
 @pytest.mark.timeout(300)
 def test_three_hundred_calls_in_three_schemes_of_one_gateway_are_explained_to_the_last_unit(tmp_path):
     with Devnet(batch_size=32, schemes=[Scheme.UPTO, Scheme.EXACT_PERMIT2, Scheme.BATCH_SETTLEMENT]) as net:

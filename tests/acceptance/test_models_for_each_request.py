@@ -58,12 +58,12 @@ def timed(work: Callable[[], object]) -> float:
 
 FACES = pytest.mark.parametrize(
     ("make", "call"),
-    [(ChatOpenGradient, langchain_call), (OpenGradient, llamaindex_call)],
+    [(ChatOpenGradient, langchain_call), pytest.param(OpenGradient, llamaindex_call, marks=pytest.mark.matrix)],
     ids=["langchain", "llamaindex"],
 )
 ASYNC_FACES = pytest.mark.parametrize(
     ("make", "acall"),
-    [(ChatOpenGradient, langchain_acall), (OpenGradient, llamaindex_acall)],
+    [pytest.param(ChatOpenGradient, langchain_acall, marks=pytest.mark.matrix), (OpenGradient, llamaindex_acall)],
     ids=["langchain", "llamaindex"],
 )
 

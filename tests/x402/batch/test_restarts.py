@@ -18,6 +18,7 @@ from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.ledger.recorder import CallUnderWay
 from opengradient_x402.settlement.reconciler import Reconciler
 from support.batches import SESSIONS, SIGNATURES, Holding, Job, Swallowing, environment
+from support.matrix import one_in
 from support.payers import PROMPT, async_client_for, network_of, opg_balance, payments_for
 
 ROWS = [{"id": number, "prompt": f"Row {number}, please"} for number in range(24)]
@@ -76,7 +77,7 @@ def run(rows, folder, **more):
         return batch(rows)
 
 
-@pytest.mark.parametrize("has_sessions", [True, False], ids=["session", "no session"])
+@pytest.mark.parametrize("has_sessions", one_in(2, [True, False]), ids=["session", "no session"])
 def test_rows_that_were_served_when_the_job_was_killed_are_lost_and_only_paid_again_on_request(
     tmp_path, job, has_sessions
 ):
