@@ -147,7 +147,7 @@ def left_behind(place: Path | None) -> Iterator[LeftBehind]:
     """The files beside this ledger whose processes are gone, journals first."""
     if place is None or flock is None:
         return
-    for path in (path for kind in (JOURNAL, UNDER_WAY) for path in sorted(place.parent.glob(f"{place.name}{kind}*"))):
+    for path in (*_beside(place, JOURNAL), *_beside(place, UNDER_WAY)):
         with suppress(OSError):  # somebody else has taken it up meanwhile
             file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
             if _is_mine(file):
@@ -158,13 +158,21 @@ def left_behind(place: Path | None) -> Iterator[LeftBehind]:
 
 def noted(place: Path | None) -> Iterator[int]:
     """The files of calls under way beside this ledger, also of living processes; each is open while it is looked at."""
-    for path in [] if place is None else place.parent.glob(f"{place.name}{UNDER_WAY}*"):
+    for path in [] if place is None else _beside(place, UNDER_WAY):
         with suppress(OSError):  # it has ended meanwhile
             file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             try:
                 yield file
             finally:
                 os.close(file)
+
+
+def _beside(place: Path, kind: str) -> list[Path]:
+    """The files of this kind, in the order of their names."""
+    with suppress(OSError):
+        names = [name for name in os.listdir(place.parent) if name.startswith(place.name + kind)]  # noqa: PTH208
+        return [place.with_name(name) for name in sorted(names)]
+    return []
 
 
 def _is_mine(file: int) -> bool:

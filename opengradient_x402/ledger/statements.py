@@ -130,6 +130,9 @@ _USE_PROOF = Prepared(
         "ON CONFLICT (id) DO UPDATE SET id = excluded.id RETURNING call_id"
     )
 )
+_SAVEPOINT, _UNDO, _RELEASE = (
+    Prepared(sa.text(f"{what} SAVEPOINT part".strip())) for what in ("", "ROLLBACK TO", "RELEASE")
+)
 _MINUTE_S = 60
 
 
@@ -139,6 +142,16 @@ class Book(Queries):
     def __init__(self, dialect: str, *, knows: Callable[[str], bool], under_way: Callable[[str], set[str]]) -> None:
         super().__init__(dialect)
         self.knows, self._under_way = knows, under_way
+
+    def begin_part(self, conn: Connection) -> None:
+        """Begins a part of the transaction that can be undone by itself."""
+        _SAVEPOINT.change(conn, {})
+
+    def undo_part(self, conn: Connection) -> None:
+        _UNDO.change(conn, {})
+
+    def end_part(self, conn: Connection) -> None:
+        _RELEASE.change(conn, {})
 
     def authorize(self, conn: Connection, authorization: Authorization, budget: Budget | None) -> Authorization:
         known = self.authorization(conn, authorization.id)

@@ -231,12 +231,11 @@ class Writer:
             return answers
         answers = []
         for job in batch:
-            savepoint = conn.begin_nested()
+            book.begin_part(conn)
             answers.append(self._attempt(job, book, conn))
-            if answers[-1][2] is None:
-                savepoint.commit()
-            else:
-                savepoint.rollback()
+            if answers[-1][2] is not None:
+                book.undo_part(conn)
+            book.end_part(conn)
         return answers
 
     def _attempt(self, job: Job, book: Book, conn: Connection) -> _Reply:

@@ -93,7 +93,7 @@ class Task:
     """How many left with it."""
 
 
-_STEPS_A_COLLECTION = 2000
+_STEPS_A_COLLECTION = 10_000
 
 
 class World:
