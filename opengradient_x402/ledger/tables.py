@@ -323,8 +323,8 @@ _LOCK = sa.text("SELECT pg_advisory_xact_lock(402402), set_config('synchronous_c
 class Prepared:
     """A statement of every call: SQLite runs it itself, in a tenth of the time that it takes through SQLAlchemy.
 
-    It is made for the tables above, whose values need no conversion. Other databases run it through SQLAlchemy. Both
-    work in the open transaction, and raise what their database says: errors of `sqlite3`, or of SQLAlchemy.
+    Values of the tables above need no conversion. Other databases run it through SQLAlchemy. Both work in the open
+    transaction, and raise what their database says: errors of `sqlite3`, or of SQLAlchemy.
     """
 
     def __init__(self, statement: sa.Executable) -> None:
@@ -356,8 +356,8 @@ class Prepared:
             # Of those that have none here, one that the caller forgets is a KeyError, and never NULL.
             self._own = {name: one.value for name, one in compiled.binds.items() if not one.required}
             self._names, self._sql = compiled.positiontup or [], str(compiled)
-        raw: Any = conn.connection.dbapi_connection
-        return raw.execute(self._sql, [(values if name in values else self._own)[name] for name in self._names])
+        given, raw = {**self._own, **values} if self._own else values, conn.connection.dbapi_connection
+        return raw.execute(self._sql, [given[name] for name in self._names])  # type: ignore[union-attr]
 
 
 def make_missing(conn: Connection) -> None:
