@@ -7,11 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 PROJECT = Path(__file__).parents[2]
 RATES = ("concurrent 100", "threads 64")
 WORKS = ("call, async", "chunk in a burst", "tool delta, async", "first token", *RATES)
 
 
+@pytest.mark.matrix
 def test_every_kind_of_work_gives_a_figure_and_a_row(tmp_path):
     figures = tmp_path / "figures.json"
     command = [sys.executable, "-m", "benchmarks", "--here", "--rounds=1", "--scale=0.01", f"--json={figures}"]

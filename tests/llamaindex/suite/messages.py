@@ -25,6 +25,7 @@ from llama_index.core.base.llms.types import (
 from llamaindex.suite.base import LLMTestBase
 from llamaindex.suite.forms import CHAT, CHAT_STREAMS, ask, user
 from llamaindex.suite.server import Reply, ScriptedServer
+from support.matrix import one_in
 
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -92,7 +93,7 @@ class MessageTests(LLMTestBase):
         assert history == before
         assert len(history) == 3
 
-    @pytest.mark.parametrize("role", ROLES, ids=lambda role: role.value)
+    @pytest.mark.parametrize("role", one_in(3, ROLES), ids=lambda role: role.value)
     @pytest.mark.parametrize("kind", BLOCKS)
     def test_no_block_is_dropped_in_silence(
         self, scripted_llm: Any, script: ScriptedServer, kind: str, role: MessageRole
