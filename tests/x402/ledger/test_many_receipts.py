@@ -42,7 +42,7 @@ def _filled(path: Path, size: int, **settlement: object) -> Path:
     now = int(time.time())
     ledger = Ledger(path)
     for number in (0, 1):
-        ledger.authorize(entry(number, signed_at=now - 40_000, deadline=now)).result()
+        ledger.authorize(entry(number, signed_at=now - 40_000, deadline=now + 40_000)).result()
     settled = replace(entry(1), status="settled", settled_atomic=7, tx_hash="0x1", block_number=1, block_hash="0x2")
     ledger.record_settlement(replace(settled, **settlement)).result()
     ledger.close()
