@@ -19,7 +19,8 @@ _NUMBERS = ("salt", "charged_atomic", "signed_atomic", "balance_atomic", "claime
 _DEPOSIT = ("deposit_atomic", "deposit_salt", "deposit_deadline")
 _CHANNEL = (*(field.name for field in fields(Channel) if field.name != "deposit"), *_DEPOSIT)
 """The columns that are read of a channel, in this order."""
-_VOUCHER = tuple(field.name for field in fields(Voucher))
+_VOUCHER = ("authorization_id", "channel_id", "base_atomic", "max_atomic", "charged_atomic", "signed_atomic")
+"""The columns that are read of a voucher, in this order."""
 
 
 def table_of(name: str) -> Any:
@@ -79,17 +80,19 @@ def put_channel(conn: Connection, channel: Channel) -> None:
 
 def vouchers_of(conn: Connection, channel_id: str, *states: str) -> list[Voucher]:
     """The vouchers of a channel in these states, oldest first."""
-    found = []
     of_states = {f"state_{number}": state for number, state in enumerate(states)}
-    for row in _vouchers_in(len(states)).rows(conn, of_states | {"wanted": channel_id}):
-        values = dict(zip(_VOUCHER, row, strict=True))
-        for name in ("base_atomic", "max_atomic"):
-            values[name] = int(values[name])
-        charged_atomic, signed_atomic = values["charged_atomic"], values["signed_atomic"]
-        values["charged_atomic"] = None if charged_atomic is None else int(charged_atomic)
-        values["signed_atomic"] = int(signed_atomic or 0)
-        found.append(Voucher(**values))
-    return found
+    rows = _vouchers_in(len(states)).rows(conn, of_states | {"wanted": channel_id})
+    return [
+        Voucher(
+            authorization_id=authorization_id,
+            channel_id=channel,
+            base_atomic=int(base_atomic),
+            max_atomic=int(max_atomic),
+            charged_atomic=None if charged_atomic is None else int(charged_atomic),
+            signed_atomic=int(signed_atomic or 0),
+        )
+        for authorization_id, channel, base_atomic, max_atomic, charged_atomic, signed_atomic in rows
+    ]
 
 
 def settled_for_good(conn: Connection, channel_id: str) -> int:
