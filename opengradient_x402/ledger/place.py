@@ -55,7 +55,7 @@ class Mark:
     def read(self) -> Seen | None:
         """What was seen last; by this process, where the file is gone or cannot be read. None for a new ledger."""
         try:
-            known = json.loads(self.path.read_bytes()) if self.path is not None else {}
+            known = json.loads(_content(self.path)) if self.path is not None else {}
             return Seen(ledger_id=str(known["ledger"]), authorizations=int(known["authorizations"]))
         except (OSError, ValueError, KeyError, TypeError):
             return None if self._name is None else _SEEN_HERE.get(self._name)
@@ -116,6 +116,15 @@ class Mark:
         file, self._file, self._written = self._file, None, None
         if file is not None:
             os.close(file)
+
+
+def _content(file: Path) -> bytes:
+    """The beginning of a file. Every authorization pays for it: it takes half as long as Path's way."""
+    opened = os.open(file, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+    try:
+        return os.read(opened, 4 * _LENGTH)
+    finally:
+        os.close(opened)
 
 
 def _size(file: Path) -> int:

@@ -114,6 +114,7 @@ class Writer:
         self._may_end = may_end
         self._after = after
         self._conn: Connection | None = None
+        self._book: Book  # of the connection
         self._is_durable: bool | None = None
         self._place = beside(url)
         self._file = sqlite_file(url)
@@ -277,7 +278,7 @@ class Writer:
         return book, conn
 
     def _connect(self, *, durable: bool) -> tuple[Book, Connection]:
-        from opengradient_x402.ledger import schema, tables
+        from opengradient_x402.ledger import schema, statements, tables
 
         if self._conn is None:
             self._mark.check_file(self._file)
@@ -289,7 +290,8 @@ class Writer:
                     now = schema.seen_in(conn)
                 self._mark.check(before, now)
                 self._mark.write(now)
-                self._take_up(self._book(conn), conn)
+                self._book = statements.Book(conn.dialect.name, knows=self._knows, under_way=self._paid_by)
+                self._take_up(self._book, conn)
             except BaseException:
                 conn.close()
                 raise
@@ -301,12 +303,7 @@ class Writer:
         if durable != self._is_durable:
             tables.set_durable(self._conn, durable=durable)
             self._is_durable = durable
-        return self._book(self._conn), self._conn
-
-    def _book(self, conn: Connection) -> Book:
-        from opengradient_x402.ledger import statements
-
-        return statements.Book(conn.dialect.name, knows=self._knows, under_way=self._paid_by)
+        return self._book, self._conn
 
     def _check_file(self) -> None:
         """A file that was deleted or replaced under an open connection takes what is written with it."""

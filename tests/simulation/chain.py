@@ -104,6 +104,8 @@ class Chain:
         self._mined: list[Settlement] = []
         self._count = 0
         self._channel_events: list[ChannelEvent] = []
+        self._states: dict[str, ChannelOnChain] = {}
+        """Of channels, since the last event."""
         self.deposited: set[DepositSignature] = set()
         """All that were ever mined."""
         self.used: dict[tuple[str, int], Settlement | ChannelEvent] = {}
@@ -125,7 +127,12 @@ class Chain:
 
     def channel(self, channel_id: str) -> ChannelOnChain:
         """The channel with all that is mined, in the next blocks too."""
-        return state_of(self._channel_events, channel_id, self.head + 9, self._time_of)
+        if (known := self._states.get(channel_id)) is None:
+            until = self.head + 9
+            known = state_of(self._channel_events, channel_id, until, self._time_of)
+            if all(event.number <= until for event in self._channel_events):  # or time alone would change it
+                self._states[channel_id] = known
+        return known
 
     def is_used(self, deposit: DepositSignature) -> bool:
         return (deposit.method, deposit.nonce) in self.used
@@ -159,6 +166,7 @@ class Chain:
         digest = hashlib.sha256(f"{kind} {self._count} {channel_id}".encode()).hexdigest()
         event = ChannelEvent("0x" + digest, number, kind, channel_id, amount_atomic, deposit)
         self._channel_events.append(event)
+        self._states.clear()
         return event
 
     def _time_of(self, number: int) -> int:
@@ -203,6 +211,7 @@ class Chain:
         self._reorganise_channels(head, depth, drops)
 
     def _reorganise_channels(self, head: int, depth: int, drops: list[bool]) -> None:
+        self._states.clear()
         gone = [event for event in self._channel_events if event.number > head - depth]
         self._channel_events = [event for event in self._channel_events if event.number <= head - depth]
         for index, event in enumerate(gone):
