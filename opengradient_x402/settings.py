@@ -210,6 +210,17 @@ def state_directory(environ: Mapping[str, str] | None = None) -> Path:
         ) from exc
 
 
+def cache_directory() -> Path | None:
+    """Where this user's programs keep what may be deleted at any time (XDG Base Directory); None without a home."""
+    base = os.environ.get("XDG_CACHE_HOME", "")  # noqa: TID251 - the module that the rule names
+    if Path(base).is_absolute():
+        return Path(base) / _STATE_NAME
+    try:
+        return Path.home() / ".cache" / _STATE_NAME
+    except RuntimeError:
+        return None
+
+
 def platform_of_many() -> str | None:
     """The platform that this process runs on, if it is one that runs several copies of a program."""
     environ = os.environ  # noqa: TID251 - the module that the rule names

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from opengradient_x402.addresses import checksum_address
 from opengradient_x402.errors import BudgetExceeded, ConfigurationError
@@ -144,6 +144,15 @@ class Budget:
 
     limit_atomic: int
     window_s: int = BUDGET_WINDOW_S
+
+
+class Objections(NamedTuple):
+    """What a ledger knows that stands against a new signature."""
+
+    dispute: str | None
+    """An authorization at the gateway whose dispute is not cleared."""
+    is_loss: bool
+    """Another ledger was at this place within a day, and is gone; whether its payments are missing is not known."""
 
 
 def _spell(record: object, *names: str) -> None:

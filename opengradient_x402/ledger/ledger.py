@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from opengradient_x402.effects import when_done
 from opengradient_x402.errors import LedgerUnavailable
 from opengradient_x402.ledger import place
-from opengradient_x402.ledger.authorizations import Authorization, Budget, payer_named, spelled
+from opengradient_x402.ledger.authorizations import Authorization, Budget, Objections, payer_named, spelled
 from opengradient_x402.ledger.journal import Journal
 from opengradient_x402.ledger.place import as_url, beside, is_in_memory, location, sqlite_file, without_password
 from opengradient_x402.ledger.receipts import SettlementReceipt
@@ -188,9 +188,9 @@ class Ledger(Resident):
         """Marks one call's receipt as disputed: a claim about it was refuted. The money's state is untouched."""
         return self._amend(lambda book, conn: book.record_dispute(conn, call_id, dispute))
 
-    def open_dispute(self, *, network: str, origin: str) -> Future[str | None]:
-        """The id of an authorization at this gateway whose dispute is not cleared, if there is one."""
-        return self.read(lambda book, conn: book.open_dispute(conn, network, origin))
+    def objections(self, *, network: str, payer: str, origin: str) -> Future[Objections]:
+        """What stands against a new signature of this wallet for this gateway."""
+        return self.read(lambda book, conn: book.objections(conn, network, payer, origin))
 
     def clear_disputes(self, *, network: str, origin: str) -> Future[int]:
         """Clears the disputes with a gateway, so that it is paid again; how many. Receipts keep what is disputed."""

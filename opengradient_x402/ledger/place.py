@@ -2,7 +2,8 @@
 
 Beside a ledger stand its id, and how many authorizations it held. A database that was emptied, deleted or put back
 from an old copy does not know them, and a budget that counts in it would begin at zero again. This can only be
-noticed for a ledger that was used from here before.
+noticed for a ledger that was used from here before. For a day the same stands in the user's cache directory: a ledger
+whose whole folder was deleted is noticed too.
 
 A budget in a file is a budget of that file. A container that is started again, a second container, and a second ledger
 of the same wallet each begin with the whole budget. That is said once, with a process's first authorization. Nothing
@@ -16,12 +17,15 @@ import json
 import logging
 import os
 import re
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from opengradient_x402.errors import ConfigurationError
-from opengradient_x402.settings import platform_of_many, state_directory
+from opengradient_x402.ledger.authorizations import BUDGET_WINDOW_S
+from opengradient_x402.settings import cache_directory, platform_of_many, state_directory
 
 _log = logging.getLogger(__name__)
 _LENGTH: Final = 96
@@ -47,10 +51,12 @@ _SEEN_HERE: Final[dict[Path, Seen]] = {}
 class Mark:
     """The file that keeps what was seen. Where no file can be kept, nothing is remembered."""
 
-    def __init__(self, place: Path | None) -> None:
+    def __init__(self, url: str) -> None:
+        place = beside(url)
         self.path = self._name = None if place is None else place.with_name(place.name + ".mark")
         self._file: int | None = None
         self._written: Seen | None = None
+        self._far = _FarMark(url)
 
     def read(self) -> Seen | None:
         """What was seen last; by this process, where the file is gone or cannot be read. None for a new ledger."""
@@ -66,6 +72,19 @@ class Mark:
         if file is not None and seen is not None and seen.authorizations and not _size(file):
             what = "is empty" if file.exists() else "is gone"
             raise LedgerReplaced(f"its file {what}, and {_counted(seen.authorizations)} were recorded in it")
+
+    def is_loss(self, now: Seen) -> bool:
+        """Whether another ledger was used here lately, of which only the user's cache directory knows.
+
+        Raises LedgerReplaced for an older state of the same ledger.
+        """
+        before = self._far.read()
+        if before is None:
+            return False
+        if before.ledger_id == now.ledger_id:
+            self.check(before, now)
+            return False
+        return self._far.is_of_lasting_place
 
     @staticmethod
     def check(before: Seen | None, now: Seen) -> None:
@@ -87,6 +106,7 @@ class Mark:
         if seen == self._written:
             return
         self._written = seen
+        self._far.write(seen)
         if self._name is not None:
             _SEEN_HERE[self._name] = seen
         if self.path is None:
@@ -116,6 +136,69 @@ class Mark:
         file, self._file, self._written = self._file, None, None
         if file is not None:
             os.close(file)
+
+
+_FAR_LENGTH: Final = 128
+_AGAIN_S: Final = 60
+_LATELY_S: Final = BUDGET_WINDOW_S + 3600
+"""What was signed earlier counts in no budget: the hour is more than any signature lives."""
+
+
+class _FarMark:
+    """What the cache directory remembers of a ledger that was used lately.
+
+    Written once a minute at most: the ledger may hold more authorizations by now.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._file = sqlite_file(url)
+        directory = None if beside(url) is None else cache_directory()
+        self._path = None if directory is None else directory / "ledgers" / f"{_hash_of(url)}.mark"
+        self._written = "", 0
+
+    def read(self) -> Seen | None:
+        if self._path is None:
+            return None
+        try:
+            known = json.loads(_content(self._path))
+            seen = Seen(ledger_id=str(known["ledger"]), authorizations=int(known["authorizations"]))
+            return seen if int(known["at"]) > time.time() - _LATELY_S else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    @property
+    def is_of_lasting_place(self) -> bool:
+        """Whether the ledger should still be there. What is in memory or in a container begins anew each time."""
+        return self._file is None or _file_system(self._file) not in _SHORT_LIVED
+
+    def write(self, seen: Seen) -> None:
+        now = int(time.time())
+        if self._path is None or not seen.authorizations:
+            return
+        ledger_id, at = self._written
+        if ledger_id == seen.ledger_id and now - at < _AGAIN_S:
+            return
+        text = json.dumps({"ledger": seen.ledger_id, "authorizations": seen.authorizations, "at": now})
+        try:
+            if not self._path.exists():
+                self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                self._forget_old(now)
+            opened = os.open(self._path, os.O_CREAT | os.O_WRONLY | getattr(os, "O_CLOEXEC", 0), 0o600)
+            try:
+                os.write(opened, (text.ljust(_FAR_LENGTH - 1) + "\n").encode())
+            finally:
+                os.close(opened)
+        except OSError as exc:
+            _log.debug("%s cannot be written (%s).", self._path, exc)
+            self._path = None
+        self._written = seen.ledger_id, now
+
+    def _forget_old(self, now: int) -> None:
+        """Programs that begin a new ledger each time would leave files without end."""
+        for known in self._path.parent.glob("*.mark") if self._path is not None else ():
+            with suppress(OSError):
+                if known.stat().st_mtime < now - _LATELY_S:
+                    known.unlink()
 
 
 def _content(file: Path) -> bytes:
@@ -206,8 +289,13 @@ def beside(url: str) -> Path | None:
         state = state_directory()
     except ConfigurationError:  # no home directory
         return None
-    server = "".join(url.partition("://")[::2]).rpartition("@")[2]  # another password is the same ledger
-    return state / "ledgers" / hashlib.sha256(server.encode()).hexdigest()[:16]
+    return state / "ledgers" / _hash_of(url)
+
+
+def _hash_of(url: str) -> str:
+    if not url.startswith("sqlite"):
+        url = "".join(url.partition("://")[::2]).rpartition("@")[2]  # another password is the same ledger
+    return hashlib.sha256(url.encode()).hexdigest()[:16]
 
 
 # -- how far a budget reaches

@@ -9,7 +9,7 @@ from itertools import product
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from opengradient_x402.ledger.authorizations import Authorization
+from opengradient_x402.ledger.authorizations import BUDGET_WINDOW_S, Authorization, Objections
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.ledger.tables import (
     IS_OPEN,
@@ -18,10 +18,17 @@ from opengradient_x402.ledger.tables import (
     authorizations,
     authorizations_in,
     calls,
+    pins,
     receipt_in,
 )
 
 _AUTHORIZATION = Prepared(WITH_SIGNATURES.where(authorizations.c.id == sa.bindparam("wanted")))
+_NOTED = Prepared(sa.select(pins.c.value).where(pins.c.key == sa.bindparam("wanted")))
+OPEN = "open"
+LOSS = "another ledger was here"
+"""A note's key: the value is when it was found to be gone."""
+KEYS = sa.select(pins.c.key).where(pins.c.key > sa.bindparam("after"), pins.c.key < sa.bindparam("before"))
+_FIRST_OPEN_KEY = Prepared(KEYS.where(pins.c.value == OPEN).limit(1))
 _MOST_IDS = 256  # of one statement; SQLite has a limit
 
 
@@ -30,6 +37,19 @@ class Queries:
 
     def __init__(self, dialect: str) -> None:
         self._is_sqlite = dialect == "sqlite"
+
+    def noted(self, conn: Connection, key: str) -> str | None:
+        found: str | None = _NOTED.value(conn, {"wanted": key})
+        return found
+
+    def objections(self, conn: Connection, network: str, payer: str, origin: str) -> Objections:
+        found = _FIRST_OPEN_KEY.value(conn, beginning(dispute_prefix(network, origin)))
+        is_loss = self.follows_loss(conn) and self.noted(conn, f"{LOSS} {network} {payer}") is None
+        return Objections(None if found is None else str(found).rpartition(" ")[2], is_loss)
+
+    def follows_loss(self, conn: Connection) -> bool:
+        """Whether another ledger was here within a day, and is gone."""
+        return int(self.noted(conn, LOSS) or 0) > time.time() - BUDGET_WINDOW_S
 
     def receipts(
         self,
@@ -169,3 +189,13 @@ def _chosen(
     if run is not None:
         conditions.append(calls.c.run == run)
     return conditions
+
+
+def dispute_prefix(network: str, origin: str) -> str:
+    """How the keys of notes on disputes with a gateway begin."""
+    return f"dispute {network} {origin} "
+
+
+def beginning(prefix: str) -> dict[str, str]:
+    """What picks the keys that begin so."""
+    return {"after": prefix, "before": prefix + "~"}

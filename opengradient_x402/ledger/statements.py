@@ -20,7 +20,7 @@ from sqlalchemy import Connection
 from opengradient_x402.errors import CallKnown
 from opengradient_x402.ledger import disputes, tables
 from opengradient_x402.ledger.authorizations import Authorization, Budget, budget_exceeded, unanswered
-from opengradient_x402.ledger.queries import Queries
+from opengradient_x402.ledger.queries import KEYS, LOSS, OPEN, Queries, beginning, dispute_prefix
 from opengradient_x402.ledger.receipts import ReceiptStatus, SettlementReceipt
 from opengradient_x402.ledger.recorder import CallUnderWay
 from opengradient_x402.ledger.tables import (
@@ -51,7 +51,6 @@ _NEWEST_VOUCHERS = Prepared(
     .where(*(channels.c[name] == sa.bindparam(name) for name in ("payer", "network", "asset")))
     .where(channels.c.status != "closed", channels.c.used_at > sa.bindparam("since"), vouchers.c.state == "newest")
 )
-_OPEN = "open"
 _CALLS_BY, _PROCESS, _UNDECIDED = "calls by the process of ", "process ", "undecided "
 """Keys of notes: which process knows an authorization's calls, that it ended in order, what waits for its answer."""
 _STATUS = {"settled": ReceiptStatus.SETTLED, "expired": ReceiptStatus.EXPIRED, "cancelled": ReceiptStatus.CANCELLED}
@@ -116,14 +115,11 @@ _SUMS = Prepared(
     )
 )
 _THIS_KEY = pins.c.key == sa.bindparam("wanted")
-_NOTED = Prepared(sa.select(pins.c.value).where(_THIS_KEY))
 _UPDATE_NOTE = Prepared(pins.update().where(_THIS_KEY).values(_given("value")))
 _INSERT_NOTE = Prepared(pins.insert().values(_given("key", "value")))
 _DELETE_NOTE = Prepared(pins.delete().where(_THIS_KEY))
-_keys = sa.select(pins.c.key).where(pins.c.key > sa.bindparam("after"), pins.c.key < sa.bindparam("before"))
-_KEYS = Prepared(_keys)
-_OPEN_KEYS = Prepared(_keys.where(pins.c.value == _OPEN))
-_FIRST_OPEN_KEY = Prepared(_keys.where(pins.c.value == _OPEN).limit(1))
+_KEYS = Prepared(KEYS)
+_OPEN_KEYS = Prepared(KEYS.where(pins.c.value == OPEN))
 _USE_PROOF = Prepared(
     sa.text(
         "INSERT INTO proofs (id, call_id, used_at) VALUES (:id, :call_id, :used_at) "
@@ -380,25 +376,21 @@ class Book(Queries):
 
     def _decide(self, conn: Connection, process: str) -> None:
         """What others could not decide about the settlements of this process."""
-        for (key,) in _KEYS.rows(conn, _beginning(f"{_UNDECIDED}{process} ")):
+        for (key,) in _KEYS.rows(conn, beginning(f"{_UNDECIDED}{process} ")):
             _DELETE_NOTE.change(conn, {"wanted": key})
             self.share_out(conn, key.rpartition(" ")[2])
 
     def _note_dispute(self, conn: Connection, authorization: Authorization, *, is_open: bool) -> None:
         parts = urlsplit(authorization.endpoint)
-        key = f"{_dispute_prefix(authorization.network, f'{parts.scheme}://{parts.netloc}')}{authorization.id}"
+        key = f"{dispute_prefix(authorization.network, f'{parts.scheme}://{parts.netloc}')}{authorization.id}"
         known = self.noted(conn, key)
         if is_open and known is None:
-            self.note(conn, key, _OPEN)
-        elif not is_open and known == _OPEN:
+            self.note(conn, key, OPEN)
+        elif not is_open and known == OPEN:
             _DELETE_NOTE.change(conn, {"wanted": key})
 
-    def open_dispute(self, conn: Connection, network: str, origin: str) -> str | None:
-        found = _FIRST_OPEN_KEY.value(conn, _beginning(_dispute_prefix(network, origin)))
-        return None if found is None else str(found).rpartition(" ")[2]
-
     def clear_disputes(self, conn: Connection, network: str, origin: str) -> int:
-        keys = _OPEN_KEYS.rows(conn, _beginning(_dispute_prefix(network, origin)))
+        keys = _OPEN_KEYS.rows(conn, beginning(dispute_prefix(network, origin)))
         for (key,) in keys:
             self.note(conn, key, "cleared")
         return len(keys)
@@ -423,9 +415,13 @@ class Book(Queries):
         if _UPDATE_NOTE.change(conn, {"wanted": key, "value": value}) == 0:
             _INSERT_NOTE.change(conn, {"key": key, "value": value})
 
-    def noted(self, conn: Connection, key: str) -> str | None:
-        found: str | None = _NOTED.value(conn, {"wanted": key})
-        return found
+    def note_loss(self, conn: Connection) -> None:
+        """Another ledger was at this place, and its payments of today may be missing here."""
+        self.note(conn, LOSS, str(int(time.time())))
+
+    def accept_loss(self, conn: Connection, network: str, payer: str) -> None:
+        """Nothing is missing of this wallet's payments."""
+        self.note(conn, f"{LOSS} {network} {payer}", "and nothing is missing")
 
 
 def _knows_more(known: Authorization, found: Authorization) -> bool:
@@ -438,12 +434,3 @@ def _knows_more(known: Authorization, found: Authorization) -> bool:
     if known.is_final:
         return found.status not in ("settled", "cancelled") or not found.is_final
     return found.status == "expired"
-
-
-def _dispute_prefix(network: str, origin: str) -> str:
-    return f"dispute {network} {origin} "
-
-
-def _beginning(prefix: str) -> dict[str, str]:
-    """What picks the keys that begin so."""
-    return {"after": prefix, "before": prefix + "~"}

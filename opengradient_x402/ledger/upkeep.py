@@ -22,7 +22,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from opengradient_x402.errors import LedgerUnavailable
 from opengradient_x402.ledger import schema, tables
 from opengradient_x402.ledger.authorizations import Authorization
-from opengradient_x402.ledger.place import LedgerReplaced, Mark, beside, sqlite_file, without_password
+from opengradient_x402.ledger.place import LedgerReplaced, Mark, sqlite_file, without_password
+from opengradient_x402.ledger.queries import LOSS, Queries
 from opengradient_x402.ledger.tables import (
     WITH_SIGNATURES,
     as_row,
@@ -31,6 +32,7 @@ from opengradient_x402.ledger.tables import (
     calls,
     heads,
     leaves,
+    pins,
     reserved,
     signatures,
 )
@@ -75,20 +77,22 @@ def known_of(url: str, *, payer: str, network: str, asset: str, since: int) -> K
         version = schema.version_of(conn)
         if version != schema.VERSION:
             return None if version else nothing
-        of_wallet = [
-            authorizations.c[name] == value
-            for name, value in (("payer", payer), ("network", network), ("asset", asset))
-        ]
-        lately = sa.select(signatures.c.authorization_id).where(signatures.c.deadline >= since)
-        query = WITH_SIGNATURES.where(*of_wallet, authorizations.c.id.in_(lately))
-        own = sa.select(tables.channels.c.id).where(
-            tables.channels.c.payer == payer, tables.channels.c.network == network
-        )
-        return Known(
-            first_signed_at=conn.execute(sa.select(sa.func.min(authorizations.c.signed_at)).where(*of_wallet)).scalar(),
-            authorizations=authorizations_in(conn.execute(query)),
-            channels=frozenset(conn.execute(own).scalars()),
-        )
+        return known_in(conn, payer=payer, network=network, asset=asset, since=since)
+
+
+def known_in(conn: Connection, *, payer: str, network: str, asset: str, since: int) -> Known:
+    """As `known_of`, for a database that is open."""
+    of_wallet = [
+        authorizations.c[name] == value for name, value in (("payer", payer), ("network", network), ("asset", asset))
+    ]
+    lately = sa.select(signatures.c.authorization_id).where(signatures.c.deadline >= since)
+    query = WITH_SIGNATURES.where(*of_wallet, authorizations.c.id.in_(lately))
+    own = sa.select(tables.channels.c.id).where(tables.channels.c.payer == payer, tables.channels.c.network == network)
+    return Known(
+        first_signed_at=conn.execute(sa.select(sa.func.min(authorizations.c.signed_at)).where(*of_wallet)).scalar(),
+        authorizations=authorizations_in(conn.execute(query)),
+        channels=frozenset(conn.execute(own).scalars()),
+    )
 
 
 def check(url: str) -> list[str]:
@@ -96,7 +100,7 @@ def check(url: str) -> list[str]:
 
     Raises LedgerUnavailable when the database cannot be reached.
     """
-    file, mark = sqlite_file(url), Mark(beside(url))
+    file, mark = sqlite_file(url), Mark(url)
     try:
         mark.check_file(file)
     except LedgerReplaced as exc:
@@ -114,12 +118,17 @@ def check(url: str) -> list[str]:
         return [*_replaced(conn, mark), *_contradictions(conn)]
 
 
+def _loss(conn: Connection) -> list[str]:
+    is_loss = Queries(conn.dialect.name).follows_loss(conn)
+    return ["another ledger was here before, and is gone"] if is_loss else []
+
+
 def repair(url: str) -> Repair:
     """Makes the ledger sound, as far as what it holds allows. End other programs that use it first.
 
     Raises LedgerUnavailable.
     """
-    file, mark, done = sqlite_file(url), Mark(beside(url)), []
+    file, mark, done = sqlite_file(url), Mark(url), []
     before, copy = mark.read(), None
     if file is not None and file.exists() and file.stat().st_size:
         copy = _copied(file)
@@ -133,13 +142,17 @@ def repair(url: str) -> Repair:
             wrong = _contradictions(conn)
             _recompute(conn)
             now = schema.seen_in(conn)
+            loss = _loss(conn)
+            conn.execute(pins.delete().where(pins.c.key == LOSS))
         done += [f"Corrected: {sentence}" for sentence in wrong]
     try:
         mark.check(before, now)
     except LedgerReplaced as exc:
-        done.append(
-            f"Accepted: {exc}. What others have reserved of the day's budget is not counted: spend with care for a day."
-        )
+        loss.append(str(exc))
+    done += [
+        f"Accepted: {one}. What others have reserved of the day's budget is not counted: spend with care for a day."
+        for one in loss
+    ]
     mark.write(now)
     mark.close()
     return Repair(done=done, copy=copy)

@@ -119,7 +119,7 @@ class Writer:
         self._place = beside(url)
         self._file = sqlite_file(url)
         self._opened: tuple[int, int] | None = None
-        self._mark = Mark(self._place)
+        self._mark = Mark(url)
 
     def run(self) -> None:
         if self._after is not None:
@@ -286,11 +286,13 @@ class Writer:
             conn = tables.connect(self._url)
             try:
                 schema.create(conn)
+                self._book = statements.Book(conn.dialect.name, knows=self._knows, under_way=self._paid_by)
                 with conn.begin():
                     now = schema.seen_in(conn)
+                    if before is None and self._mark.is_loss(now):
+                        self._book.note_loss(conn)
                 self._mark.check(before, now)
                 self._mark.write(now)
-                self._book = statements.Book(conn.dialect.name, knows=self._knows, under_way=self._paid_by)
                 self._take_up(self._book, conn)
             except BaseException:
                 conn.close()

@@ -143,10 +143,6 @@ class KnownGateways:
 
     # -- trust
 
-    def open_dispute(self, origin: str) -> Future[str | None]:
-        """A call whose settlement is disputed with this gateway, until the user clears it; None when there is none."""
-        return self._ledger.open_dispute(network=self._network.caip2, origin=origin)
-
     def disputed(self, origin: str) -> PolicyRefused:
         """The error for a gateway with an open dispute."""
         return PolicyRefused(

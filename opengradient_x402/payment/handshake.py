@@ -231,7 +231,7 @@ def _may_offer(doubtful: Doubtful, call: Call, payments: Payments, key: SessionK
     """False when its dispute was cleared. Raises what forbids to offer it now; it is kept for the next call then."""
     try:
         if doubtful.is_taken:
-            if (yield from from_ledger(payments.gateways.open_dispute(key.origin), call)) is None:
+            if (yield from from_ledger(payments.objections(key), call)).dispute is None:
                 return False
         else:
             yield from check_limits(call, payments, key, doubtful.signed.authorization)

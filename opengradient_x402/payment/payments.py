@@ -22,7 +22,13 @@ from pydantic import SecretStr
 from opengradient_x402.channels.rides import Rides
 from opengradient_x402.errors import OpenGradientError
 from opengradient_x402.keys.signer import ForeignSigner, Keystore, Signer, signer_of
-from opengradient_x402.ledger.authorizations import Authorization, Budget, SignedTerms, authorization_id
+from opengradient_x402.ledger.authorizations import (
+    Authorization,
+    Budget,
+    Objections,
+    SignedTerms,
+    authorization_id,
+)
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.ledger.receipts import SettlementReceipt
 from opengradient_x402.ledger.shared import OF_THE_PROCESS
@@ -210,6 +216,10 @@ class Payments(Resident):
             first_amount_atomic=self.gateways.first_amount(key.origin),
             nonce_space=None if earlier is None else (earlier.transfer_method, earlier.asset),
         )
+
+    def objections(self, key: SessionKey) -> Future[Objections]:
+        """What the ledger knows that stands against a signature."""
+        return self.ledger.objections(network=self.network.caip2, payer=self.payer, origin=key.origin)
 
     def check_call(self, call: Call, key: SessionKey, *, terms: PaymentTerms | SignedTerms) -> None:
         """Refuses a call that could cost more than the policy allows. Raises PolicyRefused."""

@@ -15,7 +15,7 @@ from typing import Any, TypeVar, cast
 
 import httpx
 
-from opengradient_x402.effects import Read, Steps, Wait
+from opengradient_x402.effects import Read, Steps, Wait, in_thread
 from opengradient_x402.errors import (
     BudgetExceeded,
     ChainUnavailable,
@@ -118,8 +118,11 @@ def acceptable(
     """
     if (last := payments.gateways.recall_price(key.origin)) is not None:
         payments.gateways.recalled_price(key.origin, (yield from from_ledger(last, call)))
-    if (yield from from_ledger(payments.gateways.open_dispute(key.origin), call)) is not None:
+    against = yield from from_ledger(payments.objections(key), call)
+    if against.dispute is not None:
         raise payments.gateways.disputed(key.origin)
+    if against.is_loss:
+        yield from _with_whole_ledger(payments, call)
     terms = payments.choose(challenge, key, payees=call.payees, earlier=earlier)
     payments.check_call(call, key, terms=terms)
     funds = None if terms.channel is not None else payments.funds.check(terms, challenge)
@@ -129,6 +132,17 @@ def acceptable(
     yield from with_right_clock(payments, call)
     yield from agreed(terms, challenge, call, payments, needs_approval=needs_approval)
     return terms
+
+
+def _with_whole_ledger(payments: Payments, call: Call) -> Steps[None]:
+    """Returns when the chain shows that the ledger misses no payment of today. Raises LedgerUnavailable."""
+    from opengradient_x402.settlement.lost import require_whole
+
+    look = in_thread(
+        lambda: require_whole(payments.ledger, payer=payments.payer, network=payments.network),
+        name="opengradient-ledger-lost",
+    )
+    yield from from_chain(look, call, "What the ledger misses could not be read")
 
 
 def agreed(

@@ -178,12 +178,13 @@ ROWS: dict[str, Threat] = {
     ),
     "34": Threat(
         "ledger away, newer, corrupt, emptied",
-        "nothing is signed; if its mark is gone too, a check finds what was paid",
+        "nothing is signed, also if its folder is gone; a check finds what was paid",
         (
             "test_versions.py",
             "test_upkeep.py",
             "test_a_ledger_that_is_away_signs_nothing",
             "test_a_ledger_that_was_deleted_with_its_mark_is_noticed",
+            "test_a_ledger_that_was_deleted_with_its_folder_is_refused",
         ),
     ),
     "35": Threat(

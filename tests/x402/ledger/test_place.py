@@ -15,11 +15,8 @@ from opengradient_devnet import Devnet
 from opengradient_x402.errors import ConfigurationError
 from opengradient_x402.ledger import place
 from opengradient_x402.ledger.ledger import Ledger
+from support.mounts import mounts
 from support.payers import PROMPT, client_for, payments_for
-
-MOUNTS = """22 1 254:0 / / rw,relatime - ext4 /dev/vda rw
-30 22 0:25 / {point} rw,nosuid shared:1 - {kind} none rw
-"""
 
 
 @pytest.fixture
@@ -29,12 +26,6 @@ def new_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     mounts(monkeypatch, tmp_path, kind="ext4")
     for variable in ("AWS_LAMBDA_FUNCTION_NAME", "KUBERNETES_SERVICE_HOST"):
         monkeypatch.delenv(variable, raising=False)
-
-
-def mounts(monkeypatch: pytest.MonkeyPatch, point: Path, *, kind: str) -> None:
-    table = point / "mountinfo"
-    table.write_text(MOUNTS.format(point=point, kind=kind))
-    monkeypatch.setattr(place, "_MOUNTS", table)
 
 
 def pay(net: Devnet, account, *ledgers: Path) -> None:

@@ -250,15 +250,15 @@ def test_a_settlement_that_pays_for_a_call_under_way_is_judged_when_that_call_en
     tx_hash = "0x" + "1" * 64
     found = replace(paid, status="settled", settled_atomic=1000, tx_hash=tx_hash, block_number=1, confirmations=5)
     other.record_settlement(replace(found, confirmations_needed=1)).result()
-    origin = {"network": paid.network, "origin": "http://127.0.0.1"}
-    assert other.open_dispute(**origin).result() is None
+    gateway = {"network": paid.network, "payer": paid.payer, "origin": "http://127.0.0.1"}
+    assert other.objections(**gateway).result().dispute is None
     if end == "unsent":
         ledger.not_sent("call_2", "auth_1")
     else:
         late = served(entry(1), "call_2", cost_atomic=5 if end == "cheap" else 500)
         ledger.record_call(late, at_once=end != "async").result()
     ledger.flush()
-    assert (other.open_dispute(**origin).result() is not None) is is_disputed
+    assert (other.objections(**gateway).result().dispute is not None) is is_disputed
     ledger.close()
     other.close()
 
