@@ -3,7 +3,7 @@
 Beside a ledger stand its id, and how many authorizations it held. A database that was emptied, deleted or put back
 from an old copy does not know them, and a budget that counts in it would begin at zero again. This can only be
 noticed for a ledger that was used from here before. For a day the same stands in the user's cache directory: a ledger
-whose whole folder was deleted is noticed too.
+whose whole folder was deleted, or put back from an old copy, is noticed too.
 
 A budget in a file is a budget of that file. A container that is started again, a second container, and a second ledger
 of the same wallet each begin with the whole budget. That is said once, with a process's first authorization. Nothing
@@ -63,7 +63,7 @@ class Mark:
         try:
             known = json.loads(_content(self.path)) if self.path is not None else {}
             return Seen(ledger_id=str(known["ledger"]), authorizations=int(known["authorizations"]))
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, OverflowError):
             return None if self._name is None else _SEEN_HERE.get(self._name)
 
     def check_file(self, file: Path | None) -> None:
@@ -73,18 +73,24 @@ class Mark:
             what = "is empty" if file.exists() else "is gone"
             raise LedgerReplaced(f"its file {what}, and {_counted(seen.authorizations)} were recorded in it")
 
-    def is_loss(self, now: Seen) -> bool:
+    def read_far(self) -> Seen | None:
+        """What the user's cache directory remembers of the last day; None where it remembers nothing."""
+        return self._far.read()
+
+    def is_loss(self, before: Seen | None, lately: Seen | None, now: Seen) -> bool:
         """Whether another ledger was used here lately, of which only the user's cache directory knows.
 
-        Raises LedgerReplaced for an older state of the same ledger.
+        `before` and `lately` were read (`read`, `read_far`) before the database: others may write meanwhile. Raises
+        LedgerReplaced for another ledger than that of `before`, and for an older state of either.
         """
-        before = self._far.read()
-        if before is None:
+        self.check(before, now)
+        if lately is None:
             return False
-        if before.ledger_id == now.ledger_id:
-            self.check(before, now)
+        if lately.ledger_id == now.ledger_id:
+            self.check(lately, now)
             return False
-        return self._far.is_of_lasting_place
+        is_known = before is not None and before.ledger_id == now.ledger_id
+        return not is_known and self._far.is_of_lasting_place
 
     @staticmethod
     def check(before: Seen | None, now: Seen) -> None:
@@ -123,6 +129,12 @@ class Mark:
             self.close()
             self.path = None
 
+    def accept(self, seen: Seen) -> None:
+        """From now on this is the ledger of this place, also if it is empty."""
+        self._far.write(seen, also_empty=True)
+        self.write(seen)
+        self.close()
+
     def check_again(self, now: Seen) -> None:
         """Refuses a database that lost what it held: when it was last looked at here, or when another process wrote.
 
@@ -133,6 +145,8 @@ class Mark:
 
     def close(self) -> None:
         """Gives up the file; the next `write` opens it again."""
+        if self._written is not None:
+            self._far.write_rest(self._written)
         file, self._file, self._written = self._file, None, None
         if file is not None:
             os.close(file)
@@ -147,13 +161,13 @@ _LATELY_S: Final = BUDGET_WINDOW_S + 3600
 class _FarMark:
     """What the cache directory remembers of a ledger that was used lately.
 
-    Written once a minute at most: the ledger may hold more authorizations by now.
+    Written once a minute at most, and at the end: of a process that was killed, the ledger may hold more.
     """
 
     def __init__(self, url: str) -> None:
         self._file = sqlite_file(url)
         directory = None if beside(url) is None else cache_directory()
-        self._path = None if directory is None else directory / "ledgers" / f"{_hash_of(url)}.mark"
+        self._path = None if directory is None else directory / "ledgers" / f"{_hash_here(url)}.mark"
         self._written = "", 0
 
     def read(self) -> Seen | None:
@@ -163,7 +177,7 @@ class _FarMark:
             known = json.loads(_content(self._path))
             seen = Seen(ledger_id=str(known["ledger"]), authorizations=int(known["authorizations"]))
             return seen if int(known["at"]) > time.time() - _LATELY_S else None
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, OverflowError):
             return None
 
     @property
@@ -171,13 +185,16 @@ class _FarMark:
         """Whether the ledger should still be there. What is in memory or in a container begins anew each time."""
         return self._file is None or _file_system(self._file) not in _SHORT_LIVED
 
-    def write(self, seen: Seen) -> None:
+    def write(self, seen: Seen, *, also_empty: bool = False) -> None:
         now = int(time.time())
-        if self._path is None or not seen.authorizations:
+        if self._path is None or not (seen.authorizations or also_empty):
             return
         ledger_id, at = self._written
         if ledger_id == seen.ledger_id and now - at < _AGAIN_S:
             return
+        self._written = seen.ledger_id, now
+        if not self.is_of_lasting_place:
+            return  # else a volume that is put there later would be taken for its successor
         text = json.dumps({"ledger": seen.ledger_id, "authorizations": seen.authorizations, "at": now})
         try:
             if not self._path.exists():
@@ -191,7 +208,13 @@ class _FarMark:
         except OSError as exc:
             _log.debug("%s cannot be written (%s).", self._path, exc)
             self._path = None
-        self._written = seen.ledger_id, now
+
+    def write_rest(self, seen: Seen) -> None:
+        """Writes what was left out within a minute, unless another process, or another ledger, came after it."""
+        known = self.read()
+        if known is not None and known.ledger_id == seen.ledger_id and known.authorizations < seen.authorizations:
+            self._written = "", 0
+            self.write(seen)
 
     def _forget_old(self, now: int) -> None:
         """Programs that begin a new ledger each time would leave files without end."""
@@ -296,6 +319,21 @@ def _hash_of(url: str) -> str:
     if not url.startswith("sqlite"):
         url = "".join(url.partition("://")[::2]).rpartition("@")[2]  # another password is the same ledger
     return hashlib.sha256(url.encode()).hexdigest()[:16]
+
+
+_MACHINE: Final = Path("/etc/machine-id")
+"""Its name for each machine (machine-id(5)); containers have none."""
+
+
+def _hash_here(url: str) -> str:
+    """Names a file on this machine, however its URL is written: machines may share a home, and not the file's disk."""
+    if (file := sqlite_file(url)) is None:
+        return _hash_of(url)
+    try:
+        machine = _MACHINE.read_text().strip()
+    except (OSError, ValueError):
+        machine = ""
+    return _hash_of(f"sqlite {machine} {file.absolute()}")
 
 
 # -- how far a budget reaches

@@ -416,7 +416,9 @@ class Book(Queries):
             _INSERT_NOTE.change(conn, {"key": key, "value": value})
 
     def note_loss(self, conn: Connection) -> None:
-        """Another ledger was at this place, and its payments of today may be missing here."""
+        """Another ledger was at this place, and its payments of today may be missing here: of every wallet, again."""
+        for (key,) in _KEYS.rows(conn, beginning(f"{LOSS} ")):
+            _DELETE_NOTE.change(conn, {"wanted": key})
         self.note(conn, LOSS, str(int(time.time())))
 
     def accept_loss(self, conn: Connection, network: str, payer: str) -> None:

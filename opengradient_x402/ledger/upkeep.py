@@ -101,6 +101,7 @@ def check(url: str) -> list[str]:
     Raises LedgerUnavailable when the database cannot be reached.
     """
     file, mark = sqlite_file(url), Mark(url)
+    before, lately = mark.read(), mark.read_far()  # before the database: others may write meanwhile
     try:
         mark.check_file(file)
     except LedgerReplaced as exc:
@@ -115,12 +116,11 @@ def check(url: str) -> list[str]:
             return [f"Its tables have version {version}; this package knows version {schema.VERSION}. Upgrade it."]
         if version < schema.VERSION:
             return []  # the next use brings it to this version
-        return [*_replaced(conn, mark), *_contradictions(conn)]
-
-
-def _loss(conn: Connection) -> list[str]:
-    is_loss = Queries(conn.dialect.name).follows_loss(conn)
-    return ["another ledger was here before, and is gone"] if is_loss else []
+        try:
+            mark.is_loss(before, lately, schema.seen_in(conn))
+        except LedgerReplaced as exc:
+            return [f"This is not the ledger that was used here: {exc}.", *_contradictions(conn)]
+        return _contradictions(conn)
 
 
 def repair(url: str) -> Repair:
@@ -129,7 +129,7 @@ def repair(url: str) -> Repair:
     Raises LedgerUnavailable.
     """
     file, mark, done = sqlite_file(url), Mark(url), []
-    before, copy = mark.read(), None
+    before, lately, copy = mark.read(), mark.read_far(), None
     if file is not None and file.exists() and file.stat().st_size:
         copy = _copied(file)
         if damage := _damage(file):
@@ -142,19 +142,21 @@ def repair(url: str) -> Repair:
             wrong = _contradictions(conn)
             _recompute(conn)
             now = schema.seen_in(conn)
-            loss = _loss(conn)
+            is_loss = Queries(conn.dialect.name).follows_loss(conn)
             conn.execute(pins.delete().where(pins.c.key == LOSS))
         done += [f"Corrected: {sentence}" for sentence in wrong]
+    loss = ""
     try:
-        mark.check(before, now)
+        if mark.is_loss(before, lately, now) or is_loss:
+            loss = "another ledger was here before, and is gone"
     except LedgerReplaced as exc:
-        loss.append(str(exc))
-    done += [
-        f"Accepted: {one}. What others have reserved of the day's budget is not counted: spend with care for a day."
-        for one in loss
-    ]
-    mark.write(now)
-    mark.close()
+        loss = str(exc)
+    if loss:
+        done.append(
+            f"Accepted: {loss}. What others have reserved of the day's budget is not counted: spend with care for a "
+            "day."
+        )
+    mark.accept(now)
     return Repair(done=done, copy=copy)
 
 
@@ -203,14 +205,6 @@ def _damage(file: Path) -> list[str]:
     except sqlite3.DatabaseError as exc:
         return [str(exc)]
     return [line.replace("\n", " ") for line in found if line != "ok"]
-
-
-def _replaced(conn: Connection, mark: Mark) -> list[str]:
-    try:
-        mark.check(mark.read(), schema.seen_in(conn))
-    except LedgerReplaced as exc:
-        return [f"This is not the ledger that was used here: {exc}."]
-    return []
 
 
 def _contradictions(conn: Connection) -> list[str]:

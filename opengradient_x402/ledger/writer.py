@@ -282,16 +282,17 @@ class Writer:
 
         if self._conn is None:
             self._mark.check_file(self._file)
-            before = self._mark.read()  # before the database: another process may add to both meanwhile
+            # Before the database: another process may add to all three meanwhile.
+            before, lately = self._mark.read(), self._mark.read_far()
             conn = tables.connect(self._url)
             try:
                 schema.create(conn)
                 self._book = statements.Book(conn.dialect.name, knows=self._knows, under_way=self._paid_by)
                 with conn.begin():
+                    tables.lock(conn)  # two processes may note it at once
                     now = schema.seen_in(conn)
-                    if before is None and self._mark.is_loss(now):
+                    if self._mark.is_loss(before, lately, now):
                         self._book.note_loss(conn)
-                self._mark.check(before, now)
                 self._mark.write(now)
                 self._take_up(self._book, conn)
             except BaseException:

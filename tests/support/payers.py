@@ -24,7 +24,7 @@ def network_of(net: Devnet) -> Network:
 
 @contextmanager
 def payments_for(
-    net: Devnet, account: Account, ledger: Path, *, policy: SpendPolicy | None = None
+    net: Devnet, account: Account, ledger: Path | str, *, policy: SpendPolicy | None = None
 ) -> Iterator[Payments]:
     """Payments of one wallet with a ledger of its own."""
     payments = Payments.open(network=network_of(net), private_key=account.private_key, policy=policy, ledger=ledger)

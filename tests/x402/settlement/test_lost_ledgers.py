@@ -16,8 +16,9 @@ import pytest
 
 from opengradient_x402.errors import ChainUnavailable, LedgerUnavailable
 from opengradient_x402.ledger import place as places
+from opengradient_x402.ledger import schema
 from opengradient_x402.ledger.ledger import Ledger
-from opengradient_x402.ledger.upkeep import repair
+from opengradient_x402.ledger.upkeep import check, repair
 from opengradient_x402.payment.payments import Payments
 from support.ledger_rows import entry
 from support.mounts import mounts
@@ -46,7 +47,7 @@ def place(tmp_path, mountinfo):
 def pay(net, account):
     """Pays for calls, and waits until they are settled; how much was taken, in atomic units."""
 
-    def paid(ledger: Path, *, calls: int = 1, account=account) -> int:
+    def paid(ledger: Path | str, *, calls: int = 1, account=account) -> int:
         before = opg_balance(net, account.address)
         with payments_for(net, account, ledger) as payments, client_for(payments) as client:
             for _ in range(calls):
@@ -149,7 +150,9 @@ def test_it_can_be_accepted_before_anything_was_tried(place, pay, delete):
     pay(place)
     delete(place)
     place.parent.mkdir()
-    repair(f"sqlite:///{place}")
+    [done] = repair(f"sqlite:///{place}").done
+    assert done.startswith("Accepted: another ledger was here before, and is gone.")
+    assert repair(f"sqlite:///{place}").done == []
     assert pay(place) > 0
 
 
@@ -202,11 +205,15 @@ def _is_garbage(mark: Path) -> None:
     mark.write_bytes(b"\xff{")
 
 
+def _is_endless(mark: Path) -> None:
+    mark.write_text('{"ledger": "1", "authorizations": Infinity, "at": Infinity}')
+
+
 def _is_gone(mark: Path) -> None:
     mark.unlink()
 
 
-@pytest.mark.parametrize("change", [_is_yesterdays, _is_garbage, _is_gone])
+@pytest.mark.parametrize("change", [_is_yesterdays, _is_garbage, _is_endless, _is_gone])
 def test_what_is_not_remembered_of_today_refuses_nothing(place, pay, delete, tmp_path, change: Callable[[Path], None]):
     pay(place)
     change(far_mark(tmp_path))
@@ -214,23 +221,121 @@ def test_what_is_not_remembered_of_today_refuses_nothing(place, pay, delete, tmp
     assert pay(place) > 0
 
 
-def test_an_old_copy_without_its_mark_is_refused_too(place, tmp_path, delete, monkeypatch):
-    monkeypatch.setattr(places, "_AGAIN_S", 0)
-    ledger = Ledger(place)
-    ledger.authorize(entry(1)).result()
-    ledger.close()
-    kept = tmp_path / "backup.sqlite"
-    shutil.copy(place, kept)
-    ledger = Ledger(place)
-    ledger.authorize(entry(2)).result()
-    ledger.close()
+def authorize(ledger: Path | str, *numbers: int) -> None:
+    opened = Ledger(ledger)
+    try:
+        for number in numbers:
+            opened.authorize(entry(number)).result()
+        opened.authorizations().result()
+    finally:
+        opened.close()
+
+
+@pytest.mark.parametrize("kept_numbers", [(), (1,)])
+@pytest.mark.parametrize("is_mark_kept", [False, True])
+def test_an_old_copy_is_refused_with_and_without_its_mark_and_can_be_accepted(
+    place, tmp_path, delete, is_mark_kept, kept_numbers
+):
+    authorize(place, *kept_numbers)
+    kept = tmp_path / "backup"
+    shutil.copytree(place.parent, kept)
+    authorize(place, 2, 3)
+    delete(place)
+    shutil.copytree(kept, place.parent)
+    if not is_mark_kept:
+        (place.parent / f".{place.name}.mark").unlink()
+    held = f"it holds {len(kept_numbers)} authorization.*, and .* recorded in it before"
+    with pytest.raises(LedgerUnavailable, match=held):
+        authorize(place, 4)
+    [problem] = check(f"sqlite:///{place}")
+    assert problem.startswith("This is not the ledger that was used here: it holds")
+    [done] = repair(f"sqlite:///{place}").done
+    assert done.startswith("Accepted: it holds")
+    assert check(f"sqlite:///{place}") == []
+    authorize(place, 4)
+
+
+def test_a_ledger_that_another_process_adds_to_while_it_is_checked_is_no_old_copy(place, monkeypatch):
+    authorize(place, 1)
+    version_of = schema.version_of
+
+    def overtaken(conn):
+        version = version_of(conn)  # from here on the check sees the ledger as it is now
+        monkeypatch.setattr(schema, "version_of", version_of)
+        authorize(place, 2)
+        return version
+
+    monkeypatch.setattr(schema, "version_of", overtaken)
+    assert check(f"sqlite:///{place}") == []
+
+
+def test_deleting_the_new_ledger_too_does_not_hide_the_old_one(place, pay, delete, monkeypatch):
+    pay(place)
+    delete(place)
+    with pytest.raises(LedgerUnavailable, match="does not have"):
+        pay(place)
+    place.unlink()  # and its mark stays: it has never held anything
+    monkeypatch.setattr(places, "_SEEN_HERE", {})
+    with pytest.raises(LedgerUnavailable, match="does not have"):
+        pay(place)
+
+
+def test_what_was_accepted_stays_accepted_where_no_mark_can_be_kept(place, pay, delete, monkeypatch):
+    pay(place)
+    delete(place)
+    with pytest.raises(LedgerUnavailable, match="does not have"):
+        pay(place)
+    assert repair(f"sqlite:///{place}").done
+    (place.parent / f".{place.name}.mark").unlink()
+    monkeypatch.setattr(places, "_SEEN_HERE", {})
+    assert pay(place) > 0
+
+
+def test_what_a_ledger_did_not_miss_before_another_one_it_may_miss_after_it(net, place, pay, delete, tmp_path):
+    authorize(place, 1)
+    delete(place)
+    assert pay(place) > 0  # the second ledger: nothing is missing in it
+    kept = tmp_path / "second"
+    shutil.copytree(place.parent, kept)
     delete(place)
     place.parent.mkdir()
-    shutil.copy(kept, place)
-    ledger = Ledger(place)
-    with pytest.raises(LedgerUnavailable, match="it holds 1 authorization, and 2 were recorded in it before"):
-        ledger.authorize(entry(3)).result()
-    ledger.close()
+    repair(f"sqlite:///{place}")
+    assert pay(place) > 0  # the third
+    delete(place)
+    shutil.copytree(kept, place.parent)
+    (place.parent / f".{place.name}.mark").unlink()
+    with pytest.raises(LedgerUnavailable, match="1 payment of"):
+        pay(place)
+
+
+def test_a_ledger_is_known_however_its_url_is_written(place, pay, delete):
+    pay(place)
+    delete(place)
+    place.parent.mkdir()
+    with pytest.raises(LedgerUnavailable, match="does not have"):
+        pay(f"sqlite:///{place}?timeout=5")
+
+
+def test_another_machine_with_the_same_home_has_its_own_ledger(place, pay, delete, tmp_path, monkeypatch):
+    machine = tmp_path / "machine-id"
+    monkeypatch.setattr(places, "_MACHINE", machine)
+    machine.write_text("1" * 32 + "\n")
+    pay(place)
+    delete(place)  # the disk of another machine has nothing there
+    machine.write_text("2" * 32 + "\n")
+    assert pay(place) > 0
+    delete(place)
+    machine.write_text("1" * 32 + "\n")
+    with pytest.raises(LedgerUnavailable, match="does not have"):
+        pay(place)
+
+
+def test_a_ledger_moves_from_a_containers_own_file_system_to_a_volume(place, pay, delete, tmp_path, monkeypatch):
+    mounts(monkeypatch, tmp_path, kind="overlay")
+    pay(place)
+    delete(place)
+    mounts(monkeypatch, tmp_path, kind="ext4")
+    assert pay(place) > 0
 
 
 @pytest.mark.parametrize("kind", ["overlay", "tmpfs"])
@@ -246,7 +351,7 @@ def test_a_cache_directory_that_cannot_be_written_stops_nothing(place, pay, tmp_
     assert pay(place) > 0
 
 
-def test_programs_that_begin_a_new_ledger_each_time_leave_no_files_without_end(tmp_path):
+def test_programs_that_begin_a_new_ledger_each_time_leave_no_files_without_end(tmp_path, mountinfo):
     for number in range(3):
         ledger = Ledger(tmp_path / f"{number}.sqlite")
         ledger.authorize(entry(1)).result()
