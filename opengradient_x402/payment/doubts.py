@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from opengradient_x402.settlement.reconciler import Reconciler
 
 RECLAIM_EVERY_S = 60.0
-"""Calls that do not fit into the budget ask the chain no more often than this."""
+"""Calls that do not fit into the budget, or into a ledger that misses payments, ask the chain no more often."""
 
 
 class Fate(Enum):
@@ -67,6 +67,8 @@ class Doubts:
         self._waiting: dict[SessionKey, list[Doubtful]] = {}
         self._reclaimed: Future[None] | None = None
         self._reclaimed_at = 0.0
+        self._looked: Future[str | None] | None = None
+        self._looked_at = 0.0
 
     @cached_property
     def reconciler(self) -> Reconciler:
@@ -126,6 +128,29 @@ class Doubts:
     def _read_chain(self) -> None:
         for _ in self.reconciler.reports(payer=self._payer):
             pass  # nothing of it is kept: there may be very many
+
+    def refusal(self) -> Future[str | None]:
+        """Asks the chain whether the ledger misses payments of a lost one: why nothing may be signed, or None.
+
+        Calls that come at the same time share the answer, and a refusal holds for a minute. The look goes on without
+        a call whose time is over: the next one has its answer.
+        """
+        with self._lock:
+            if self._looked is None or (self._looked.done() and not self._is_refusal(self._looked)):
+                self._looked = in_thread(self._look, name="opengradient-ledger-lost")
+            return self._looked
+
+    def _look(self) -> str | None:
+        from opengradient_x402.settlement.lost import refusal
+
+        try:
+            return refusal(self._ledger, payer=self._payer, network=self._network)
+        finally:
+            self._looked_at = time.monotonic()
+
+    def _is_refusal(self, look: Future[str | None]) -> bool:
+        is_new = time.monotonic() - self._looked_at < RECLAIM_EVERY_S
+        return is_new and look.exception() is None and look.result() is not None
 
     def recount(self, call: Call) -> Future[None]:
         """Asks the chain, and then the ledger, about the calls whose cost the call's limits do not know yet."""

@@ -15,7 +15,7 @@ from typing import Any, TypeVar, cast
 
 import httpx
 
-from opengradient_x402.effects import Read, Steps, Wait, in_thread
+from opengradient_x402.effects import Read, Steps, Wait
 from opengradient_x402.errors import (
     BudgetExceeded,
     ChainUnavailable,
@@ -121,10 +121,10 @@ def acceptable(
     against = yield from from_ledger(payments.objections(key), call)
     if against.dispute is not None:
         raise payments.gateways.disputed(key.origin)
-    if against.is_loss:
-        yield from _with_whole_ledger(payments, call)
     terms = payments.choose(challenge, key, payees=call.payees, earlier=earlier)
     payments.check_call(call, key, terms=terms)
+    if against.is_loss:
+        yield from _with_whole_ledger(payments, call)
     funds = None if terms.channel is not None else payments.funds.check(terms, challenge)
     needs_approval = funds is not None and (yield Wait(funds))
     if (pin := payments.gateways.pin_facilitator(terms, key.origin)) is not None:
@@ -136,13 +136,12 @@ def acceptable(
 
 def _with_whole_ledger(payments: Payments, call: Call) -> Steps[None]:
     """Returns when the chain shows that the ledger misses no payment of today. Raises LedgerUnavailable."""
-    from opengradient_x402.settlement.lost import require_whole
+    from opengradient_x402.settlement.lost import found_in
 
-    look = in_thread(
-        lambda: require_whole(payments.ledger, payer=payments.payer, network=payments.network),
-        name="opengradient-ledger-lost",
-    )
-    yield from from_chain(look, call, "What the ledger misses could not be read")
+    problem = f"{found_in(payments.ledger)}. Which of its payments are missing could not be read from the chain"
+    refusal = yield from from_chain(payments.doubts.refusal(), call, problem)
+    if refusal is not None:
+        raise LedgerUnavailable(refusal, is_retryable=False)
 
 
 def agreed(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import subprocess
 import sys
 import threading
@@ -18,6 +19,7 @@ import pytest
 from opengradient_devnet import Devnet
 from opengradient_x402.errors import LedgerUnavailable
 from opengradient_x402.gateway.client import GatewayClient
+from opengradient_x402.ledger import place, statements
 from opengradient_x402.ledger.authorizations import Budget
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.ledger.receipts import ReceiptStatus
@@ -61,6 +63,32 @@ def test_four_processes_open_a_new_ledger_at_once_and_cannot_overdraw_it_togethe
     assert sum(answer["won"] for answer in answers) == 10
     late = venv.run(scripts / "postgresql_ledger.py", tasks[0] | {"first": 900})
     assert late == {"won": 0, "entries": 10}
+
+
+def test_processes_that_find_a_new_ledger_in_place_of_a_lost_one_at_once_all_use_it(
+    database_url, server, tmp_path, monkeypatch
+):
+    class Slow:
+        """Leaves time for another process to note the same."""
+
+        def change(self, conn, values):
+            time.sleep(0.3)
+            return insert.change(conn, values)
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    before = Ledger(database_url)
+    before.authorize(entry(1)).result()
+    before.close()
+    server.make_anew(database_url)
+    shutil.rmtree(tmp_path / "state")
+    monkeypatch.setattr(place, "_SEEN_HERE", {})
+    insert = statements._INSERT_NOTE
+    monkeypatch.setattr(statements, "_INSERT_NOTE", Slow())
+    ledgers = [Ledger(database_url) for _ in range(4)]
+    found = [one.objections(network="eip155:1", payer="0x1", origin="http://127.0.0.1") for one in ledgers]
+    assert [one.result().is_loss for one in found] == [True] * len(ledgers)
+    for one in ledgers:
+        one.close()
 
 
 def test_a_server_that_restarts_between_two_payments_costs_no_payment(server, ledger):

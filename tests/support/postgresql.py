@@ -55,6 +55,13 @@ class Server:
             admin.execute(f"CREATE DATABASE {name}")
         return f"postgresql+psycopg://{self.admin.partition('://')[2].rpartition('/')[0]}/{name}"
 
+    def make_anew(self, url: str) -> None:
+        """Empties a database: it is dropped, and another one has its name."""
+        name = url.rpartition("/")[2]
+        with psycopg.connect(self.admin, autocommit=True) as admin:
+            admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+            admin.execute(f"CREATE DATABASE {name}")
+
     @contextmanager
     def held(self, url: str) -> Iterator[None]:
         """Every process of the server that serves this database stands still."""

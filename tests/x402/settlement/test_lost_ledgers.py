@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,12 +16,13 @@ from pathlib import Path
 
 import pytest
 
-from opengradient_x402.errors import ChainUnavailable, LedgerUnavailable
+from opengradient_x402.errors import ChainUnavailable, LedgerUnavailable, PolicyRefused
 from opengradient_x402.ledger import place as places
 from opengradient_x402.ledger import schema
 from opengradient_x402.ledger.ledger import Ledger
 from opengradient_x402.ledger.upkeep import check, repair
 from opengradient_x402.payment.payments import Payments
+from opengradient_x402.payment.policy import SpendPolicy
 from support.ledger_rows import entry
 from support.mounts import mounts
 from support.node import serving
@@ -88,9 +91,7 @@ def test_a_ledger_that_was_deleted_with_its_folder_is_refused_while_the_chain_sh
         assert payments.ledger.authorizations().result() == []  # they are there before a signature leaves
     net.close_sessions()
     text = str(refused.value)
-    assert (
-        f"Another ledger was in use at the place of {payments.ledger!r} within the last 24 hours, and is gone" in text
-    )
+    assert f"Another ledger was in use at the place of {payments.ledger!r} before, and is gone" in text
     assert f"3 payments of {account.address} in the last 24 hours that this ledger does not have" in text
     assert f"{network_of(net).asset.format(taken)} in total" in text
     assert "Nothing was signed and nothing was paid" in text
@@ -194,6 +195,69 @@ def test_a_node_that_does_not_answer_leaves_it_refused(net, account, place, pay,
         payments.close()
     assert "could not be read from the chain" in str(refused.value)
     assert "Nothing was signed" in str(refused.value)
+
+
+async def test_calls_that_come_together_ask_the_chain_once_and_a_refusal_holds_for_later_ones(
+    net, account, place, pay, delete
+):
+    pay(place)
+    delete(place)
+    with serving(net.chain) as node:
+        payments = Payments.open(
+            network=replace(network_of(net), rpc_url=node.url), private_key=account.private_key, ledger=place
+        )
+        async with async_client_for(payments) as client:
+            with pytest.raises(LedgerUnavailable):
+                await client.chat(PROMPT)
+            once = node.count("eth_getLogs")
+            assert once > 0
+            answers = await asyncio.gather(*(client.chat(PROMPT) for _ in range(8)), return_exceptions=True)
+        payments.close()
+        assert [type(answer) for answer in answers] == [LedgerUnavailable] * 8
+        assert node.count("eth_getLogs") == once
+
+
+def test_a_call_whose_time_is_over_leaves_the_answer_to_the_next_one(net, account, place, pay, delete):
+    pay(place)
+    delete(place)
+    may_answer = threading.Event()
+
+    def slow(method, params, count):
+        may_answer.wait(20)
+
+    with serving(net.chain) as node:
+        node.misbehave = slow
+        payments = Payments.open(
+            network=replace(network_of(net), rpc_url=node.url), private_key=account.private_key, ledger=place
+        )
+        with client_for(payments, timeout_s=1.0) as client:
+            with pytest.raises(ChainUnavailable) as late:
+                client.chat(PROMPT)
+            may_answer.set()
+            payments.doubts.refusal().result(20)
+            asked = node.count("eth_getLogs")
+            node.misbehave = lambda method, params, count: (500, b"")
+            with pytest.raises(LedgerUnavailable, match="does not have"):
+                client.chat(PROMPT)
+        assert node.count("eth_getLogs") == asked
+        payments.close()
+    assert "payments are missing could not be read from the chain within the 1 s of call" in late.value.message
+
+
+def test_a_call_that_the_policy_refuses_asks_no_chain(net, account, place, pay, delete):
+    pay(place)
+    delete(place)
+    with serving(net.chain) as node:
+        payments = Payments.open(
+            network=replace(network_of(net), rpc_url=node.url),
+            private_key=account.private_key,
+            ledger=place,
+            policy=SpendPolicy(max_per_authorization="0.000000001"),
+        )
+        with client_for(payments) as client, pytest.raises(PolicyRefused):
+            client.chat(PROMPT)
+        payments.close()
+        assert node.count("eth_getLogs") == 0
 
 
 def _is_yesterdays(mark: Path) -> None:
