@@ -5,9 +5,12 @@ from __future__ import annotations
 import time
 from functools import cache
 from itertools import product
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
 
 from opengradient_x402.ledger.authorizations import BUDGET_WINDOW_S, Authorization, Objections
 from opengradient_x402.ledger.receipts import SettlementReceipt
@@ -27,7 +30,27 @@ _NOTED = Prepared(sa.select(pins.c.value).where(pins.c.key == sa.bindparam("want
 OPEN = "open"
 LOSS = "another ledger was here"
 """A note's key: the value is when it was found to be gone."""
-KEYS = sa.select(pins.c.key).where(pins.c.key > sa.bindparam("after"), pins.c.key < sa.bindparam("before"))
+
+
+class _ByBytes(FunctionElement[str]):
+    """A text that is compared byte by byte. The order of a server's language puts `~` before letters."""
+
+    type = sa.Text()
+    inherit_cache = True
+
+
+@compiles(_ByBytes)
+def _as_it_is(element: _ByBytes, compiler: Any, **kw: Any) -> str:
+    return str(compiler.process(element.clauses, **kw))
+
+
+@compiles(_ByBytes, "postgresql")
+def _collated(element: _ByBytes, compiler: Any, **kw: Any) -> str:
+    return f'({compiler.process(element.clauses, **kw)} COLLATE "C")'
+
+
+_key = _ByBytes(pins.c.key)
+KEYS = sa.select(pins.c.key).where(_key > sa.bindparam("after"), _key < sa.bindparam("before"))
 _FIRST_OPEN_KEY = Prepared(KEYS.where(pins.c.value == OPEN).limit(1))
 _MOST_IDS = 256  # of one statement; SQLite has a limit
 

@@ -129,7 +129,7 @@ calls = sa.Table(
 pins = sa.Table(
     "pins",
     _metadata,
-    sa.Column("key", sa.Text, primary_key=True),
+    sa.Column("key", sa.Text().with_variant(sa.Text(collation="C"), "postgresql"), primary_key=True),
     sa.Column("value", sa.Text, nullable=False),
 )
 

@@ -91,6 +91,20 @@ def test_processes_that_find_a_new_ledger_in_place_of_a_lost_one_at_once_all_use
         one.close()
 
 
+@pytest.mark.parametrize("is_old", [False, True])
+def test_an_open_dispute_is_found_in_a_database_in_the_order_of_a_language(database_url, server, is_old):
+    url = server.new_database(language="en-US")
+    if is_old:  # made before its keys were in the order of their bytes
+        with psycopg.connect(url.replace("+psycopg", ""), autocommit=True) as conn:
+            conn.execute("CREATE TABLE pins (key TEXT PRIMARY KEY, value TEXT NOT NULL)")
+    gateway = {"network": "eip155:1", "origin": "http://127.0.0.1:80"}
+    ledger = Ledger(url)
+    ledger.note("dispute eip155:1 http://127.0.0.1:80 auth_1", "open").result()
+    assert ledger.objections(payer="0x1", **gateway).result().dispute == "auth_1"
+    assert ledger.clear_disputes(**gateway).result() == 1
+    ledger.close()
+
+
 def test_a_server_that_restarts_between_two_payments_costs_no_payment(server, ledger):
     ledger.authorize(entry(1)).result()
     server.restart()

@@ -47,12 +47,13 @@ class Server:
     def start(self) -> None:
         subprocess.run([*self.control, "start"], check=True, stdout=subprocess.DEVNULL, timeout=60, cwd="/")
 
-    def new_database(self) -> str:
-        """The URL of an empty database."""
+    def new_database(self, *, language: str = "") -> str:
+        """The URL of an empty database, whose texts are in the order of a language."""
         self.databases += 1
         name = f"ledger{self.databases}"
         with psycopg.connect(self.admin, autocommit=True) as admin:
-            admin.execute(f"CREATE DATABASE {name}")
+            order = f"LOCALE_PROVIDER icu ICU_LOCALE '{language}' TEMPLATE template0" if language else ""
+            admin.execute(f"CREATE DATABASE {name} {order}")
         return f"postgresql+psycopg://{self.admin.partition('://')[2].rpartition('/')[0]}/{name}"
 
     def make_anew(self, url: str) -> None:
