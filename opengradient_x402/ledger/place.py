@@ -20,6 +20,7 @@ import re
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
@@ -165,10 +166,15 @@ class _FarMark:
     """
 
     def __init__(self, url: str) -> None:
+        self._url = url
         self._file = sqlite_file(url)
-        directory = None if beside(url) is None else cache_directory()
-        self._path = None if directory is None else directory / "ledgers" / f"{_hash_here(url)}.mark"
         self._written = "", 0
+
+    @cached_property
+    def _path(self) -> Path | None:
+        """Reads a file, and so only in the ledger's thread."""
+        directory = None if beside(self._url) is None else cache_directory()
+        return None if directory is None else directory / "ledgers" / f"{_hash_here(self._url)}.mark"
 
     def read(self) -> Seen | None:
         if self._path is None:

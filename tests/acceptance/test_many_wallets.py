@@ -87,6 +87,7 @@ def test_whatever_names_a_payer_shows_nothing_of_the_others(net: Devnet, tmp_pat
         "pages_of_receipts": lambda: [one for page in ledger.pages_of_receipts(payer=mine) for one in page],
         "unfinished": lambda: ledger.unfinished(payer=mine, network=network.caip2).result(),
         "authorizations": lambda: ledger.authorizations(payer=mine).result(),
+        "objections": lambda: [ledger.objections(network=network.caip2, payer=mine, origin=net.gateway_url).result()],
         "spent": lambda: [ledger.spent(payer=mine, asset=asset, network=network.caip2).result()],
     }
     takes_payer = {
