@@ -196,12 +196,8 @@ def state_directory(environ: Mapping[str, str] | None = None) -> Path:
     Raises ConfigurationError for a user without a home directory, as in a container whose user id has no entry.
     """
     environ = os.environ if environ is None else environ  # noqa: TID251 - the module that the rule names
-    base = environ.get("XDG_STATE_HOME", "")
-    # XDG: relative paths are invalid and must be ignored.
-    if Path(base).is_absolute():
-        return Path(base) / _STATE_NAME
     try:
-        return Path.home() / ".local" / "state" / _STATE_NAME
+        return _xdg_directory(environ, "XDG_STATE_HOME", ".local/state")
     except RuntimeError as exc:
         raise ConfigurationError(
             f"There is no place for {_STATE_NAME}'s files: HOME is not set, and this user has no home directory. "
@@ -212,13 +208,17 @@ def state_directory(environ: Mapping[str, str] | None = None) -> Path:
 
 def cache_directory() -> Path | None:
     """Where this user's programs keep what may be deleted at any time (XDG Base Directory); None without a home."""
-    base = os.environ.get("XDG_CACHE_HOME", "")  # noqa: TID251 - the module that the rule names
-    if Path(base).is_absolute():
-        return Path(base) / _STATE_NAME
     try:
-        return Path.home() / ".cache" / _STATE_NAME
+        return _xdg_directory(os.environ, "XDG_CACHE_HOME", ".cache")  # noqa: TID251 - the module that the rule names
     except RuntimeError:
         return None
+
+
+def _xdg_directory(environ: Mapping[str, str], variable: str, below_home: str) -> Path:
+    """Raises RuntimeError for a user without a home directory."""
+    base = Path(environ.get(variable, ""))
+    # XDG: relative paths are invalid and must be ignored.
+    return (base if base.is_absolute() else Path.home() / below_home) / _STATE_NAME
 
 
 def platform_of_many() -> str | None:
